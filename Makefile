@@ -1,0 +1,30 @@
+# VENV=path uses an environment that exists already, or puts a new one there.
+VENV ?= .venv
+PYTHON ?= python3
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+INSTALLED := $(VENV)/.reparam-installed
+
+.PHONY: run test test-slow lint bench install
+
+run: install  ## the whole pipeline, then its headline numbers
+	dvc repro
+	@reparam summary
+
+test: install  ## everything but the slow tests
+	python -m pytest
+
+test-slow: install  ## the tests that take minutes, or install environments of their own
+	python -m pytest -m slow
+
+lint: install
+	ruff format --check .
+	ruff check .
+	mypy
+
+install: $(INSTALLED)
+
+# The stamp holds what was installed, so another clone or a changed pin that shares the environment installs again.
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@

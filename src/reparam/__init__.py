@@ -1,0 +1,1 @@
+"""Variational autoencoders as a reproducible pipeline."""

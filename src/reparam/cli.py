@@ -1,0 +1,138 @@
+"""The command line: one thin command per stage, and three around them.
+
+Torch and MLflow are imported by the stage that runs, so `--help` answers at once.
+"""
+
+import logging
+import sys
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from reparam.errors import UserError
+
+if TYPE_CHECKING:
+    from reparam.config import Config
+    from reparam.paths import Paths
+
+app = typer.Typer(
+    help="Train variational autoencoders as a reproducible pipeline. "
+    "Parameters stand in params.yaml; `dvc repro` runs the stages in order.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class Device(StrEnum):
+    """Where torch computes."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+DeviceOption = Annotated[
+    Device,
+    typer.Option(envvar="REPARAM_DEVICE", help="Where to compute; auto takes the GPU when there is one."),
+]
+
+
+@app.command(rich_help_panel="Stages")
+def download() -> None:
+    """Fetch the raw data and verify every file."""
+    from reparam.stages import download
+
+    download.run(*_inputs())
+
+
+@app.command(rich_help_panel="Stages")
+def preprocess() -> None:
+    """Split the raw images and write them in the one processed format."""
+    from reparam.stages import preprocess
+
+    preprocess.run(*_inputs())
+
+
+@app.command(rich_help_panel="Stages")
+def train(device: DeviceOption = Device.auto) -> None:
+    """Train a model and keep the weights of its best epoch."""
+    from reparam.stages import train
+
+    train.run(*_inputs(), device.value)
+
+
+@app.command(rich_help_panel="Stages")
+def evaluate(device: DeviceOption = Device.auto) -> None:
+    """Score the trained model on the test split, and draw what it does."""
+    from reparam.stages import evaluate
+
+    evaluate.run(*_inputs(), device.value)
+
+
+@app.command(rich_help_panel="Stages")
+def export() -> None:
+    """Export encoder and decoder to ONNX, and check them against torch."""
+    from reparam.stages import export
+
+    export.run(*_inputs())
+
+
+@app.command(rich_help_panel="Stages")
+def report() -> None:
+    """Bring numbers, figures, parameters and lineage together on one page."""
+    from reparam.stages import report
+
+    report.run(*_inputs())
+
+
+@app.command(rich_help_panel="Around the stages")
+def summary() -> None:
+    """Print the headline numbers of the last run, and where to look next."""
+    from reparam import summary
+    from reparam.paths import Paths
+
+    summary.show(Paths.here())
+
+
+@app.command(rich_help_panel="Around the stages")
+def check() -> None:
+    """Check params.yaml and do nothing else."""
+    _, paths = _inputs()
+    print(f"{paths.relative(paths.params)}: valid")
+
+
+@app.command(rich_help_panel="Around the stages")
+def replay() -> None:
+    """Deliver to MLflow what it missed while it was away."""
+    from reparam import tracking
+    from reparam.paths import Paths
+
+    print(f"delivered {tracking.replay(Paths.here())} calls")
+
+
+def main() -> None:
+    """Run a command; a mistake of the user is one message and exit code 1."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        # No permission, a full disk, a file where a folder should be: the system's own words name the file.
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"error: {where}{error.strerror or error}; nothing half-written was left behind",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+
+
+def _inputs() -> "tuple[Config, Paths]":
+    from reparam.config import load_config
+    from reparam.paths import Paths
+
+    paths = Paths.here()
+    return load_config(paths.params), paths

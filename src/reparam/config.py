@@ -1,0 +1,187 @@
+"""`params.yaml`, read into frozen models: one class per section, no defaults, nothing unknown.
+
+A default kept in code would be a number that DVC cannot see, so every parameter stands in the file.
+"""
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from reparam.errors import ParamsError
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+# A YAML list arrives as a Python list; the tuple keeps the model frozen, and its items stay strict.
+Widths = Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)]
+
+
+class Section(BaseModel):
+    """A strict, frozen, fully spelled-out group of parameters."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DownloadConfig(Section):
+    """Section `download`."""
+
+    source: Literal["digits"]  # a key of SOURCES in data/sources.py
+
+
+class PreprocessConfig(Section):
+    """Section `preprocess`."""
+
+    seed: NonNegativeInt  # of the split, and of the pixels under `static`
+    validation_fraction: Fraction  # of all images; chooses when training stops
+    test_fraction: Fraction  # of all images; scored once, by `evaluate`
+    binarization: Literal["none", "threshold", "static", "dynamic"]
+
+
+class ModelConfig(Section):
+    """Section `model`."""
+
+    hidden: Widths  # units per encoder layer; the decoder mirrors them
+    activation: Literal["relu", "tanh", "softplus", "gelu", "silu"]
+    latent: PositiveInt  # D
+    likelihood: Literal["bernoulli"]  # a key of LIKELIHOODS in models/likelihoods.py
+
+
+class ObjectiveConfig(Section):
+    """Section `objective`."""
+
+    name: Literal["elbo"]  # a key of OBJECTIVES in objectives.py
+    beta: NonNegativeFloat  # weight of the KL; 1 is the ELBO
+    samples: PositiveInt  # posterior samples per image and step
+
+
+class TrainConfig(Section):
+    """Section `train`."""
+
+    seed: NonNegativeInt
+    batch_size: PositiveInt  # images per optimizer step
+    epochs: PositiveInt  # at most
+    patience: PositiveInt  # epochs without a lower validation loss before stopping
+    learning_rate: PositiveFloat  # of Adam
+
+
+class EvaluateConfig(Section):
+    """Section `evaluate`."""
+
+    seed: NonNegativeInt
+    batch_size: PositiveInt
+    elbo_samples: PositiveInt  # posterior samples per image
+    nll_samples: PositiveInt  # importance samples per image, K
+    active_variance: PositiveFloat  # a latent dimension is active when Var_x(E[z|x]) exceeds this
+    grid_steps: Annotated[int, Field(ge=2, le=40)]  # images per side of the latent grid
+    grid_range: PositiveFloat  # the grid spans +- this many standard deviations of the prior
+
+
+class ExportConfig(Section):
+    """Section `export`."""
+
+    opset: Annotated[int, Field(ge=18, le=23)]  # what torch's exporter writes and onnxruntime runs
+    grey_pixels: Literal["keep", "threshold"]  # what the exported encoder does with values between black and white
+
+
+class ReportConfig(Section):
+    """Section `report`."""
+
+    title: Annotated[str, Field(min_length=1)]
+
+
+class Config(Section):
+    """The whole of `params.yaml`."""
+
+    download: DownloadConfig
+    preprocess: PreprocessConfig
+    model: ModelConfig
+    objective: ObjectiveConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    export: ExportConfig
+    report: ReportConfig
+
+
+def load_config(path: Path) -> Config:
+    """Read and check `params.yaml`.
+
+    Raises: ParamsError that lists every wrong parameter with its path, what was wanted and what was found.
+    """
+    try:
+        # ruamel reads YAML 1.2, where 1e-05 (as `dvc exp run -S` writes it) is a number; PyYAML reads a string.
+        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParamsError(f"{path}: not found; run from the root of the project, where params.yaml stands") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ParamsError(f"{path}: wanted sections of parameters, found {values!r}")
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        problems = [_describe(item) for item in error.errors(include_url=False)]
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise ParamsError(f"{path}: {count}\n" + "\n".join(f"  {p}" for p in problems)) from None
+
+
+def flatten(section: Section, prefix: str = "") -> dict[str, Any]:
+    """Name every parameter by its dotted path, as `dvc exp run -S` does."""
+    flat: dict[str, Any] = {}
+    for name, value in section:
+        path = f"{prefix}{name}"
+        flat |= flatten(value, f"{path}.") if isinstance(value, Section) else {path: value}
+    return flat
+
+
+def params_hash(values: dict[str, Any]) -> str:
+    """Hash parameters by value: neither the order nor the layout of the file changes it."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _describe(problem: Any) -> str:
+    path = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "missing":
+        return f"{path}: missing; wanted {_wanted(problem['loc'])}"
+    if problem["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(str(problem["loc"][-1]), _known(problem["loc"][:-1]), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "; remove it"
+        return f"{path}: unknown parameter, found {problem['input']!r}{hint}"
+    message = problem["msg"].removeprefix("Input should be ")
+    return f"{path}: wanted {message}, found {problem['input']!r}"
+
+
+def _known(parents: tuple[int | str, ...]) -> list[str]:
+    fields = Config.model_fields
+    if parents:
+        section = fields[str(parents[0])].annotation
+        assert isinstance(section, type)
+        assert issubclass(section, Section)
+        fields = section.model_fields
+    return list(fields)
+
+
+def _wanted(location: tuple[int | str, ...]) -> str:
+    schema = Config.model_json_schema()
+    definition = schema
+    for part in location:
+        definition = definition["properties"][str(part)]
+        if "$ref" in definition:
+            definition = schema["$defs"][definition["$ref"].rsplit("/", 1)[-1]]
+    if "enum" in definition:
+        return "one of " + ", ".join(map(repr, definition["enum"]))
+    if "const" in definition:
+        return repr(definition["const"])
+    return {"object": "a section", "array": "a list"}.get(definition["type"], f"a value of type {definition['type']}")

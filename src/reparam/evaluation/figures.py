@@ -1,0 +1,210 @@
+"""From arrays to figures, in one quiet style."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Array = npt.NDArray[np.floating]
+
+# Okabe & Ito 2008: distinguishable with every common colour blindness; the last two repeat lighter for ten classes.
+COLOURS = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#56B4E9",
+    "#9A8F1B",
+    "#4D4D4D",
+    "#7F5FA8",
+    "#A0A0A0",
+)
+STYLE: Any = {  # Any, because matplotlib types the keys one by one
+    "axes.edgecolor": "#8A8F98",
+    "axes.labelcolor": "#3A3F47",
+    "axes.linewidth": 0.8,
+    "axes.prop_cycle": cycler(color=COLOURS),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "figure.facecolor": "white",
+    "font.family": "DejaVu Sans",  # ships with matplotlib, so figures are the same on every machine
+    "font.size": 9,
+    "legend.frameon": False,
+    "savefig.dpi": 200,
+    "svg.hashsalt": "reparam",
+    "text.color": "#3A3F47",
+    "xtick.color": "#5A6069",
+    "ytick.color": "#5A6069",
+}
+
+
+def png(figure: Figure) -> bytes:
+    """Render a PNG whose bytes depend on the figure alone."""
+    buffer = io.BytesIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.08, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def reconstructions(originals: Array, means: Array, labels: Sequence[int]) -> Figure:
+    """Show each original above its reconstruction. Shapes: (N, C, H, W) twice, (N,)."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(0.78 * len(labels) + 1.1, 1.75))
+        axes = figure.subplots(2, len(labels), squeeze=False, gridspec_kw={"wspace": 0.06, "hspace": 0.06})
+        for column, label in enumerate(labels):
+            _show(axes[0, column], originals[column])
+            _show(axes[1, column], means[column])
+            axes[0, column].set_title(str(label), loc="center")
+        for row, name in enumerate(["original", "reconstruction"]):
+            axes[row, 0].set_ylabel(name, rotation=0, ha="right", va="center")
+        return figure
+
+
+def image_grid(images: Array, columns: int, title: str) -> Figure:
+    """Tile images row by row. Shapes: (N, C, H, W), N a multiple of `columns`."""
+    with mpl.rc_context(STYLE):
+        rows = len(images) // columns
+        figure = Figure(figsize=(4.6, 4.6 * rows / columns + 0.3))
+        axes = figure.subplots()
+        _show(axes, tile(images, columns, gap=1))
+        axes.set_title(title)
+        return figure
+
+
+def latent_grid(images: Array, limit: float, dimensions: tuple[int, int]) -> Figure:
+    """Show decoded images over a square of two latent dimensions. Shapes: (S*S, C, H, W), rows from top to bottom."""
+    with mpl.rc_context(STYLE):
+        steps = round(len(images) ** 0.5)
+        figure = Figure(figsize=(5.0, 5.0))
+        axes = figure.subplots()
+        half = limit * steps / (steps - 1)  # the outermost images are centred on +-limit
+        canvas = tile(images, steps, gap=0)
+        axes.imshow(_colours(canvas), extent=(-half, half, -half, half), interpolation="nearest", **_grey())
+        axes.set(
+            xlabel=f"$z_{{{dimensions[0]}}}$  (prior standard deviations)",
+            ylabel=f"$z_{{{dimensions[1]}}}$",
+        )
+        axes.set_title("Decoder mean; the other latent dimensions are 0")
+        return figure
+
+
+def latent_scatter(means: Array, labels: npt.NDArray[np.int64], dimensions: tuple[int, int]) -> Figure:
+    """Plot posterior means by class. Shapes: (N, D), (N,)."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(5.6, 4.6))
+        axes = figure.subplots()
+        first, second = dimensions
+        for index, label in enumerate(np.unique(labels)):
+            rows = labels == label
+            colour = COLOURS[index % len(COLOURS)]
+            axes.scatter(
+                means[rows, first],
+                means[rows, second],
+                s=14,
+                color=colour,
+                alpha=0.8,
+                linewidths=0,
+                label=str(label),
+            )
+        axes.set(
+            xlabel=f"posterior mean of $z_{{{first}}}$",
+            ylabel=f"posterior mean of $z_{{{second}}}$",
+        )
+        axes.set_title("Test images in the two most informative latent dimensions")
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.legend(
+            title="class",
+            loc="center left",
+            bbox_to_anchor=(1.0, 0.5),
+            handletextpad=0.2,
+            markerscale=1.5,
+        )
+        return figure
+
+
+def latent_use(kl: Array, active: npt.NDArray[np.bool_]) -> Figure:
+    """Show the KL of each latent dimension, active ones in colour. Shapes: (D,), (D,). Units: nats per image."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(5.6, 2.6))
+        axes = figure.subplots()
+        order = np.argsort(-kl, kind="stable")
+        colours = [COLOURS[0] if active[i] else COLOURS[-1] for i in order]
+        axes.bar(np.arange(len(kl)), kl[order], color=colours, width=0.7)
+        axes.set_xticks(np.arange(len(kl)), [str(i) for i in order], fontsize=min(9, 300 / len(kl)))
+        axes.set(
+            xlabel="latent dimension",
+            ylabel="KL (nats per image)",
+            xlim=(-0.6, max(len(kl), 4) - 0.4),
+        )
+        axes.set_title(f"{int(active.sum())} of {len(kl)} latent dimensions are active")
+        return figure
+
+
+def training_curves(history: Mapping[str, Sequence[float]], best_epoch: int) -> Figure:
+    """Plot loss, reconstruction and KL per epoch, for training and validation. Units: nats per image."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9.2, 2.7), layout="constrained")
+        axes = figure.subplots(1, 3)
+        for plot, term in zip(axes, ("loss", "reconstruction", "kl"), strict=True):
+            for colour, split in zip(COLOURS, ("train", "validation"), strict=False):
+                plot.plot(
+                    history["epoch"],
+                    history[f"{split}_{term}"],
+                    color=colour,
+                    linewidth=1.4,
+                    label=split,
+                )
+            plot.axvline(best_epoch, color="#8A8F98", linewidth=0.8, linestyle=":")
+            plot.set_title("KL" if term == "kl" else term)
+            plot.set_xlabel("epoch")
+            _fit_after_burn_in(plot, [history[f"{split}_{term}"] for split in ("train", "validation")])
+        axes[0].set_ylabel("nats per image")
+        axes[0].legend()
+        return figure
+
+
+def tile(images: Array, columns: int, gap: int) -> Array:
+    """Lay images out row by row on white, `gap` pixels apart.
+
+    Shapes: (N, C, H, W) -> (C, rows*H, columns*W) without gaps.
+    """
+    count, channels, height, width = images.shape
+    rows = -(-count // columns)
+    canvas = np.ones((channels, rows * (height + gap) - gap, columns * (width + gap) - gap), images.dtype)
+    for index, image in enumerate(images):
+        top, left = index // columns * (height + gap), index % columns * (width + gap)
+        canvas[:, top : top + height, left : left + width] = image
+    return canvas
+
+
+def _fit_after_burn_in(axes: Axes, curves: Sequence[Sequence[float]]) -> None:
+    # The first epochs dwarf the rest: the first twentieth of the run may leave the plot at the top.
+    tail = np.concatenate([np.asarray(curve)[len(curve) // 20 :] for curve in curves])
+    margin = 0.06 * (tail.max() - tail.min() or 1.0)
+    axes.set_ylim(tail.min() - margin, tail.max() + margin)
+
+
+def _show(axes: Axes, image: Array) -> None:
+    axes.imshow(_colours(image), interpolation="nearest", **_grey())
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _colours(image: Array) -> Array:
+    return image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)  # (C, H, W) -> (H, W) or (H, W, C)
+
+
+def _grey() -> dict[str, Any]:
+    return {"cmap": "gray", "vmin": 0.0, "vmax": 1.0}

@@ -1,0 +1,114 @@
+"""Write whole files or none, and name files by their content."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from reparam.errors import DamagedInputError, MissingInputError
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a path to write to; `path` appears, complete and on disk, when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        yield partial
+        _flush(partial)
+        partial.replace(path)
+        _flush(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_directory(path: Path) -> Iterator[Path]:
+    """Yield a directory to fill; it takes the place of `path` when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial, old = (
+        path.with_name(f".partial-{path.name}"),
+        path.with_name(f".partial-old-{path.name}"),
+    )
+    _remove(partial)
+    partial.mkdir()
+    try:
+        yield partial
+        for file in partial.rglob("*"):
+            _flush(file)
+        _remove(old)
+        if path.exists():
+            path.rename(old)
+        partial.rename(path)
+        _flush(path.parent)
+    finally:
+        _remove(partial)
+        _remove(old)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON with one spelling per value, so that equal values give equal bytes."""
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, made_by: str) -> Any:
+    """Read a JSON file that the stage `made_by` wrote.
+
+    Raises: MissingInputError, DamagedInputError.
+    """
+    require(path, made_by)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DamagedInputError(f"{path}: not valid JSON ({error}); {rerun(made_by)}") from None
+
+
+def rerun(stage: str) -> str:
+    """Say how to make a stage's outputs anew, for messages about damaged ones."""
+    return f"run `dvc repro --force --single-item {stage}`"
+
+
+def require(path: Path, made_by: str) -> None:
+    """Raise MissingInputError unless `path`, an output of the stage `made_by`, is there."""
+    if not path.exists():
+        raise MissingInputError(f"{path}: not found; run `dvc repro {made_by}` first")
+
+
+def sha256(path: Path) -> str:
+    """Hash the content of one file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def dvc_hash(directory: Path) -> str:
+    """Hash a directory exactly as DVC does, so that the value can be found in `dvc.lock`.
+
+    Source: `dvc_data.hashfile.tree`: the MD5 of a JSON list of (MD5, relative path), sorted by path.
+    """
+    entries = []
+    for file in directory.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "md5").hexdigest()
+            entries.append({"md5": digest, "relpath": file.relative_to(directory).as_posix()})
+    entries.sort(key=lambda entry: entry["relpath"])
+    listing = json.dumps(entries, sort_keys=True).encode()
+    return hashlib.md5(listing, usedforsecurity=False).hexdigest() + ".dir"
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(directory: Path) -> None:
+    if directory.exists():
+        shutil.rmtree(directory)

@@ -1,0 +1,23 @@
+"""Distributions over images, given what the decoder puts out."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from reparam.models.draw import Likelihood
+
+
+class Bernoulli:
+    """Each pixel is white with probability sigmoid(output).
+
+    A density of black and white pixels only: on grey ones the value is a cross-entropy, not a log-likelihood.
+    """
+
+    def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
+        # From the logits: log(sigmoid(output)) would be -inf where the sigmoid underflows.
+        return (target * output - F.softplus(output)).sum((-3, -2, -1))
+
+    def mean(self, output: Tensor) -> Tensor:
+        return output.sigmoid()
+
+
+LIKELIHOODS: dict[str, type[Likelihood]] = {"bernoulli": Bernoulli}

@@ -1,0 +1,57 @@
+"""The files of a trained model: weights as safetensors, everything else as a JSON card. Nothing is ever unpickled."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from reparam.config import ModelConfig
+from reparam.errors import DamagedInputError
+from reparam.files import read_json, require, rerun, sha256, write_json
+from reparam.models.build import build_model
+from reparam.models.vae import VAE
+
+WEIGHTS = "weights.safetensors"
+CARD = "card.json"
+
+
+def save_weights(directory: Path, weights: dict[str, torch.Tensor]) -> str:
+    """Write the weights of a model and return their SHA-256."""
+    save_file({name: tensor.contiguous().cpu() for name, tensor in weights.items()}, directory / WEIGHTS)
+    return sha256(directory / WEIGHTS)
+
+
+def save_card(directory: Path, card: dict[str, Any]) -> None:
+    """Write the model card; `load_model` and export read its `model` (the params section), `data` and `lineage`."""
+    write_json(directory / CARD, card)
+
+
+def read_card(directory: Path) -> Any:
+    """Read the model card.
+
+    Raises: MissingInputError, DamagedInputError.
+    """
+    return read_json(directory / CARD, made_by="train")
+
+
+def load_model(directory: Path, device: torch.device) -> VAE:
+    """Rebuild a trained model from its card and weights, ready for evaluation.
+
+    Raises: MissingInputError, DamagedInputError where the weights are not those that the card names.
+    """
+    card = read_card(directory)
+    path = directory / WEIGHTS
+    require(path, made_by="train")
+    wanted = card["lineage"]["weights_sha256"]
+    found = sha256(path)
+    if found != wanted:
+        raise DamagedInputError(f"{path}: wanted SHA-256 {wanted} (as in {CARD}), found {found}; {rerun('train')}")
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:  # pragma: no cover - the checksum comes first
+        raise DamagedInputError(f"{path}: {error}; {rerun('train')}") from None
+    model = build_model(ModelConfig.model_validate(card["model"]), tuple(card["data"]["shape"]))
+    model.load_state_dict(weights)
+    return model.to(device).eval()

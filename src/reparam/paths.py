@@ -1,0 +1,99 @@
+"""Every file that a stage reads or writes, named once."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Stage files below `root`, the working copy; state shared by all working copies below `shared`.
+
+    `dvc exp run --temp` and queued experiments run in a scratch copy that DVC deletes afterwards, so whatever must
+    outlive an experiment (the tracking database, its artifacts) stands in the real repository, which DVC names in
+    `DVC_ROOT`.
+    """
+
+    root: Path
+    shared: Path
+
+    @classmethod
+    def here(cls) -> "Paths":
+        """Take the current directory as the working copy."""
+        root = Path.cwd()
+        return cls(root, Path(os.environ.get("DVC_ROOT", root)))
+
+    @property
+    def params(self) -> Path:
+        return self.root / "params.yaml"
+
+    # download
+    @property
+    def raw(self) -> Path:
+        return self.root / "data/raw"
+
+    # preprocess
+    @property
+    def processed(self) -> Path:
+        return self.root / "data/processed"
+
+    # train
+    @property
+    def model(self) -> Path:
+        return self.root / "models/vae"
+
+    @property
+    def history(self) -> Path:
+        return self.root / "reports/training/history.csv"
+
+    @property
+    def training_metrics(self) -> Path:
+        return self.root / "reports/training/metrics.json"
+
+    # evaluate
+    @property
+    def evaluation_metrics(self) -> Path:
+        return self.root / "reports/evaluation/metrics.json"
+
+    @property
+    def evaluation_card(self) -> Path:
+        return self.root / "reports/evaluation/card.json"
+
+    @property
+    def latents(self) -> Path:
+        return self.root / "reports/evaluation/latents.csv"
+
+    @property
+    def figures(self) -> Path:
+        return self.root / "reports/evaluation/figures"
+
+    # export
+    @property
+    def onnx(self) -> Path:
+        return self.root / "models/onnx"
+
+    @property
+    def export_metrics(self) -> Path:
+        return self.root / "reports/export/metrics.json"
+
+    # report
+    @property
+    def report(self) -> Path:
+        return self.root / "reports/index.html"
+
+    # tracking
+    @property
+    def tracking_database(self) -> Path:
+        return self.shared / "mlflow.db"
+
+    @property
+    def tracking_artifacts(self) -> Path:
+        return self.shared / "mlartifacts"
+
+    @property
+    def tracking_spool(self) -> Path:
+        return self.shared / ".tracking"
+
+    def relative(self, path: Path) -> str:
+        """Name a path as the user would type it in the working copy."""
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)

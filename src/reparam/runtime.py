@@ -1,0 +1,41 @@
+"""What must hold before torch computes: the device, determinism and seeds."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from reparam.errors import UserError
+
+
+def pick_device(name: str) -> torch.device:
+    """Resolve `auto`, `cpu` or `cuda`; `auto` takes the GPU when there is one."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UserError(
+            "--device cuda: torch finds no CUDA GPU; use --device auto or cpu, or install a CUDA build of torch"
+        )
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def make_deterministic(seed: int) -> None:
+    """Seed torch and refuse kernels whose result depends on scheduling."""
+    # cuBLAS is deterministic only with a fixed workspace, which it reads from the environment at first use.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def random_stream(seed: int, purpose: str) -> Iterator[None]:
+    """Run a block on a random stream of its own, and leave the surrounding stream as it was.
+
+    The stream depends on seed and purpose alone: validation or a figure can be added or left out, and training draws
+    the same numbers.
+    """
+    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        torch.manual_seed(int.from_bytes(digest[:8]))
+        yield

@@ -1,0 +1,40 @@
+"""Every earlier stage's reports, all params -> reports/index.html: one page that needs no network."""
+
+import csv
+
+from reparam import tracking
+from reparam.config import Config, flatten
+from reparam.data import store
+from reparam.evaluation import figures
+from reparam.evaluation.report import Page, render
+from reparam.files import read_json, require, whole_file
+from reparam.models.storage import read_card
+from reparam.paths import Paths
+
+
+def run(config: Config, paths: Paths) -> None:
+    """Bring numbers, figures, parameters and lineage together on one page."""
+    tracker = tracking.connect(paths)
+    card = read_card(paths.model)
+    require(paths.history, made_by="train")
+    require(paths.figures, made_by="evaluate")
+    with paths.history.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    history = {name: [float(row[name]) for row in rows] for name in rows[0]}
+    pictures = {path.stem: path.read_bytes() for path in sorted(paths.figures.glob("*.png"))}
+    pictures["training_curves"] = figures.png(figures.training_curves(history, card["best_epoch"]))
+    page = Page(
+        title=config.report.title,
+        data=store.read_card(paths.processed),
+        model=card,
+        metrics=read_json(paths.evaluation_metrics, made_by="evaluate"),
+        evaluation=read_json(paths.evaluation_card, made_by="evaluate"),
+        parity=read_json(paths.export_metrics, made_by="export"),
+        manifest=read_json(paths.onnx / "manifest.json", made_by="export"),
+        params=flatten(config),
+        pictures=pictures,
+    )
+    with whole_file(paths.report) as partial:
+        partial.write_text(render(page), encoding="utf-8")
+    with tracker.child_run("report", card["lineage"]["weights_sha256"]) as run:
+        run.log_files([paths.report], "report")

@@ -1,0 +1,92 @@
+"""data/processed, params `model`, `objective`, `train` -> models/vae, reports/training."""
+
+import csv
+from typing import Any
+
+from rich.console import Console
+
+from reparam import tracking
+from reparam.config import Config, flatten, params_hash
+from reparam.data import store
+from reparam.data.batches import Batches
+from reparam.files import dvc_hash, whole_directory, whole_file, write_json
+from reparam.lineage import source_hash
+from reparam.models.build import build_model
+from reparam.models.storage import save_card, save_weights
+from reparam.paths import Paths
+from reparam.runtime import make_deterministic, pick_device
+from reparam.training.loop import Fit, Metrics, fit
+from reparam.training.progress import progress
+from reparam.training.step import LossModule, Step
+
+
+def run(config: Config, paths: Paths, device: str = "auto") -> None:
+    """Train a model and keep the weights of its best epoch."""
+    place = pick_device(device)
+    card = store.read_card(paths.processed)
+    tracker = tracking.connect(paths)
+    data_hash = dvc_hash(paths.processed)
+    with tracker.training_run(data_hash) as run:
+        for section in ("download", "preprocess", "model", "objective", "train"):
+            run.log_params(flatten(getattr(config, section), f"{section}."))
+        run.log_dataset(card, data_hash, "train")
+
+        make_deterministic(config.train.seed)
+        module = LossModule(build_model(config.model, tuple(card["shape"])), config.objective).to(place)
+        training, validation = (
+            Batches(
+                store.read_split(paths.processed, split).images, card["binarization"], config.train.batch_size, place
+            )
+            for split in store.SPLITS[:2]
+        )
+        with progress(config.train.epochs, Console(stderr=True)) as show:
+
+            def log(metrics: Metrics, epoch: int) -> None:
+                show(metrics, epoch)
+                run.log_metrics(metrics, epoch)
+
+            step = Step(module, config.train.learning_rate)
+            result = fit(step, module, module.model.state_dict, (training, validation), config.train, log)
+
+        weights_hash = _write_model(config, paths, card, data_hash, result)
+        summary = _write_reports(paths, result)
+        run.set_tags({tracking.WEIGHTS_TAG: weights_hash})
+        run.log_metrics(summary)
+        run.log_files([paths.model / "card.json", paths.history])
+
+
+def _write_model(config: Config, paths: Paths, data_card: dict[str, Any], data_hash: str, result: Fit) -> str:
+    params = {name: getattr(config, name).model_dump(mode="json") for name in ("model", "objective", "train")}
+    with whole_directory(paths.model) as directory:
+        weights_hash = save_weights(directory, result.best_weights)
+        card = {
+            **params,
+            "data": {name: data_card[name] for name in ("source", "binarization", "shape", "layout", "range")},
+            "best_epoch": result.best_epoch,
+            "epochs": len(result.history),
+            "lineage": {
+                "data": data_hash,
+                "code_sha256": source_hash("train"),
+                "params_sha256": params_hash(params),
+                "weights_sha256": weights_hash,
+            },
+        }
+        save_card(directory, card)
+    return weights_hash
+
+
+def _write_reports(paths: Paths, result: Fit) -> Metrics:
+    with (
+        whole_file(paths.history) as partial,
+        partial.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.DictWriter(file, result.history[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in result.history)
+    summary = {
+        "validation_loss": round(result.best_loss, 4),
+        "best_epoch": result.best_epoch,
+        "epochs": len(result.history),
+    }
+    write_json(paths.training_metrics, summary)
+    return summary

@@ -1,0 +1,35 @@
+"""The headline numbers of the last run, and where to look next."""
+
+from rich.console import Console
+from rich.table import Table
+
+from reparam.files import read_json
+from reparam.paths import Paths
+
+
+def show(paths: Paths) -> None:
+    """Print a short table from the stages' metric files.
+
+    Raises: MissingInputError.
+    """
+    metrics = read_json(paths.evaluation_metrics, made_by="evaluate")
+    parity = read_json(paths.export_metrics, made_by="export")
+    table = Table("", "nats per image", "± standard error", title="Test split", title_justify="left")
+    for name, title in {
+        "elbo": "ELBO",
+        "reconstruction": "reconstruction",
+        "bce": "cross-entropy",
+        "kl": "KL",
+        "nll": "NLL",
+    }.items():
+        if name in metrics:
+            table.add_row(title, f"{metrics[name]:.2f}", f"{metrics[f'{name}_se']:.2f}")
+    console = Console()
+    console.print(table)
+    error = max(parity["encoder_max_error"], parity["decoder_max_error"])
+    console.print(f"ONNX parity   largest difference from torch {error:.1e}")
+    console.print(f"report        {paths.relative(paths.report)}", soft_wrap=True)
+    console.print(
+        f"experiments   mlflow ui --backend-store-uri sqlite:///{paths.relative(paths.tracking_database)}",
+        soft_wrap=True,
+    )

@@ -1,0 +1,34 @@
+"""What a person sees of training: a bar on a terminal, one line per epoch elsewhere."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+@contextmanager
+def progress(epochs: int, console: Console) -> Iterator[Callable[[Mapping[str, float], int], None]]:
+    """Yield `show(metrics, epoch)`."""
+    if not console.is_terminal:
+        yield lambda metrics, epoch: console.print(
+            f"epoch {epoch}/{epochs}  {_line(metrics)}", highlight=False, soft_wrap=True
+        )
+        return
+    columns = (
+        TextColumn("training"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=epochs)
+        yield lambda metrics, epoch: bar.update(task, completed=epoch, description=_line(metrics))
+
+
+def _line(metrics: Mapping[str, float]) -> str:
+    return (
+        f"loss {metrics['train_loss']:.2f}  KL {metrics['train_kl']:.2f}  "
+        f"validation {metrics['validation_loss']:.2f}  {metrics['images_per_second']:,.0f} images/s"
+    )
