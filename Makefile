@@ -4,7 +4,7 @@ PYTHON ?= python3
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 INSTALLED := $(VENV)/.reparam-installed
 
-.PHONY: run test test-slow lint bench install
+.PHONY: run test test-slow lint install
 
 run: install  ## the whole pipeline, then its headline numbers
 	dvc repro

@@ -138,11 +138,14 @@ def load_config(path: Path) -> Config:
 
 
 def flatten(section: Section, prefix: str = "") -> dict[str, Any]:
-    """Name every parameter by its dotted path, as `dvc exp run -S` does."""
+    """Name every parameter by its dotted path and spell it as params.yaml does: a list is a list."""
     flat: dict[str, Any] = {}
     for name, value in section:
         path = f"{prefix}{name}"
-        flat |= flatten(value, f"{path}.") if isinstance(value, Section) else {path: value}
+        if isinstance(value, Section):
+            flat |= flatten(value, f"{path}.")
+        else:
+            flat[path] = list(value) if isinstance(value, tuple) else value
     return flat
 
 

@@ -84,7 +84,7 @@ def _write_reports(paths: Paths, result: Fit) -> Metrics:
         writer.writeheader()
         writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in result.history)
     summary = {
-        "validation_loss": round(result.best_loss, 4),
+        "best_validation_loss": round(result.best_loss, 4),
         "best_epoch": result.best_epoch,
         "epochs": len(result.history),
     }

@@ -1,0 +1,61 @@
+"""Fixtures of the whole suite: a small params.yaml, and a working copy that holds nothing else."""
+
+import copy
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from reparam.paths import Paths
+
+SMALL = {
+    "download": {"source": "digits"},
+    "preprocess": {"seed": 0, "validation_fraction": 0.1, "test_fraction": 0.2, "binarization": "dynamic"},
+    "model": {"hidden": [16], "activation": "gelu", "latent": 3, "likelihood": "bernoulli"},
+    "objective": {"name": "elbo", "beta": 1.0, "samples": 1},
+    "train": {"seed": 0, "batch_size": 128, "epochs": 2, "patience": 2, "learning_rate": 0.002},
+    "evaluate": {
+        "seed": 0,
+        "batch_size": 128,
+        "elbo_samples": 2,
+        "nll_samples": 4,
+        "active_variance": 0.01,
+        "grid_steps": 3,
+        "grid_range": 2.5,
+    },
+    "export": {"opset": 20, "grey_pixels": "keep"},
+    "report": {"title": "A small model"},
+}
+
+
+@pytest.fixture
+def params() -> dict[str, Any]:
+    """A valid params.yaml of a model that trains within a second, free to be changed."""
+    return copy.deepcopy(SMALL)
+
+
+@pytest.fixture
+def project(tmp_path: Path, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Paths:
+    """An empty working copy with `params` in its params.yaml, which is also the current directory; tracking is off."""
+    for name in os.environ:
+        if name.startswith(("DVC_", "MLFLOW_", "REPARAM_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "off")
+    monkeypatch.chdir(tmp_path)
+    paths = Paths.here()
+    _write(paths.params, params)
+    return paths
+
+
+@pytest.fixture
+def write_params(project: Paths) -> Callable[[dict[str, Any]], None]:
+    """Write changed `params` to the working copy."""
+    return lambda params: _write(project.params, params)
+
+
+def _write(path: Path, params: dict[str, Any]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        YAML().dump(params, file)

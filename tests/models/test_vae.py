@@ -1,0 +1,176 @@
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Normal, kl_divergence
+
+from reparam.config import ModelConfig
+from reparam.models import likelihoods
+from reparam.models.build import build_model
+from reparam.models.likelihoods import LIKELIHOODS
+from reparam.models.vae import VAE, kl_to_standard_normal
+
+SHAPE = (3, 2, 4)  # (C, H, W), all different, so that no two can be mixed up
+LATENT = 2
+
+
+def some_model() -> VAE:
+    """A model whose posteriors are far from the prior, so that no term is nearly zero."""
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(hidden=(6,), activation="tanh", latent=LATENT, likelihood="bernoulli"), SHAPE)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    return model
+
+
+def some_images(count: int) -> Tensor:
+    return torch.bernoulli(torch.full((count, *SHAPE), 0.5), generator=torch.Generator().manual_seed(1))
+
+
+def grid_of_gaussians() -> tuple[Tensor, Tensor]:
+    mean, log_variance = torch.meshgrid(
+        torch.linspace(-3, 3, 7, dtype=torch.float64), torch.linspace(-6, 3, 10, dtype=torch.float64), indexing="ij"
+    )
+    return mean.flatten(), log_variance.flatten()
+
+
+def test_kl_is_that_of_torch_distributions() -> None:
+    mean, log_variance = grid_of_gaussians()
+    wanted = kl_divergence(Normal(mean, (0.5 * log_variance).exp()), Normal(torch.zeros_like(mean), 1.0))
+    torch.testing.assert_close(kl_to_standard_normal(mean, log_variance), wanted)
+
+
+def test_kl_is_the_integral_that_defines_it() -> None:
+    mean, log_variance = grid_of_gaussians()
+    q, prior = Normal(mean, (0.5 * log_variance).exp()), Normal(torch.zeros_like(mean), 1.0)
+    z = mean + q.scale * torch.linspace(-12, 12, 4001, dtype=torch.float64)[:, None]  # +-12 standard deviations
+    wanted = torch.trapezoid(q.log_prob(z).exp() * (q.log_prob(z) - prior.log_prob(z)), z, dim=0)
+    torch.testing.assert_close(kl_to_standard_normal(mean, log_variance), wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("log_variance", [1e-2, -1e-2, 1e-3, -1e-3, 1e-4, -1e-4])
+def test_kl_keeps_its_digits_near_the_prior(log_variance: float) -> None:
+    v = torch.tensor(log_variance)  # float32, where e^v - 1 - v in this order has no digit left at 1e-4
+    exact = v.double() ** 2 / 4 + v.double() ** 3 / 12 + v.double() ** 4 / 48
+    assert kl_to_standard_normal(torch.zeros(()), v).item() == pytest.approx(exact.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("mean", [1e-3, 1e-8, 1e-15])
+def test_kl_of_a_tiny_mean_is_half_its_square(mean: float) -> None:
+    assert kl_to_standard_normal(torch.tensor(mean), torch.zeros(())).item() == pytest.approx(mean**2 / 2, rel=1e-6)
+
+
+def test_kl_is_zero_at_the_prior_and_never_negative() -> None:
+    generator = torch.Generator().manual_seed(0)
+    magnitude = 10 ** (-8 * torch.rand(100_000, generator=generator))
+    log_variance = magnitude * torch.randn(100_000, generator=generator)
+    assert kl_to_standard_normal(torch.zeros(()), torch.zeros(())).item() == 0.0
+    assert kl_to_standard_normal(torch.zeros(()), log_variance).min().item() >= 0.0
+
+
+def test_a_draw_holds_the_log_densities_of_its_samples() -> None:
+    model, x = some_model(), some_images(4)
+    seen: list[tuple[Tensor, Tensor]] = []
+    model.decoder.register_forward_hook(lambda _module, inputs, output: seen.append((inputs[0], output)))
+    draw = model.draw(x, x, samples=5)
+
+    [(z, logits)] = seen
+    assert z.shape == (5, 4, LATENT)
+    mean, log_variance = model.posterior(x)
+    torch.testing.assert_close(draw.log_pz, Normal(0.0, 1.0).log_prob(z).sum(-1))
+    torch.testing.assert_close(draw.log_qz, Normal(mean, (0.5 * log_variance).exp()).log_prob(z).sum(-1))
+    torch.testing.assert_close(draw.log_px, Bernoulli(logits=logits).log_prob(x.flatten(1)).sum(-1))
+    torch.testing.assert_close(draw.kl, kl_to_standard_normal(mean, log_variance).sum(-1).expand(5, 4))
+    for field in (draw.log_px, draw.log_pz, draw.log_qz, draw.kl):
+        assert field.shape == (5, 4)
+
+
+def test_the_closed_form_kl_is_the_mean_over_draws() -> None:
+    model, x = some_model(), some_images(3)
+    with torch.no_grad():
+        draw = model.draw(x, x, samples=20_000)
+    ratio = (draw.log_qz - draw.log_pz).double()
+    deviation = (ratio.mean(0) - draw.kl[0]).abs() / (ratio.std(0) / len(ratio) ** 0.5)
+    assert deviation.max().item() < 5  # standard errors
+
+
+def test_samples_follow_the_posterior() -> None:
+    model, x = some_model(), some_images(2)
+    seen: list[Tensor] = []
+    model.decoder.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
+    with torch.no_grad():
+        model.draw(x, x, samples=20_000)
+        mean, log_variance = model.posterior(x)
+    standard = ((seen[0] - mean) / (0.5 * log_variance).exp()).double()
+    assert standard.mean(0).abs().max().item() < 5 / 20_000**0.5
+    assert (standard.var(0) - 1).abs().max().item() < 5 * (2 / 20_000) ** 0.5
+    assert len(torch.unique(standard)) > 0.99 * standard.numel()
+
+
+def test_gradients_reach_the_encoder_through_the_samples() -> None:
+    model, x = some_model(), some_images(2)
+    model.draw(x, x, samples=1).log_px.sum().backward()
+    for name, parameter in model.encoder.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max().item() > 0, name
+
+
+def test_the_target_is_scored_and_the_input_encoded() -> None:
+    model, x, target = some_model(), some_images(6)[:3], some_images(6)[3:]
+    torch.manual_seed(0)
+    plain = model.draw(x, x, samples=2)
+    torch.manual_seed(0)
+    crossed = model.draw(x, target, samples=2)
+    for name in ("log_pz", "log_qz", "kl"):
+        assert torch.equal(getattr(plain, name), getattr(crossed, name)), name
+
+    torch.manual_seed(0)
+    noise = torch.randn(2, 3, LATENT)
+    mean, log_variance = model.posterior(x)
+    logits = model.decoder(mean + noise * (0.5 * log_variance).exp())
+    torch.testing.assert_close(crossed.log_px, Bernoulli(logits=logits).log_prob(target.flatten(1)).sum(-1))
+    assert not torch.allclose(plain.log_px, crossed.log_px)
+
+
+def test_posterior_is_the_two_halves_of_what_the_encoder_puts_out() -> None:
+    model = VAE(nn.Identity(), nn.Identity(), likelihoods.Bernoulli(), (1, 2, 3))
+    x = torch.arange(12.0).reshape(2, 1, 2, 3)
+    mean, log_variance = model.posterior(x)
+    assert mean.tolist() == [[0, 1, 2], [6, 7, 8]]
+    assert log_variance.tolist() == [[3, 4, 5], [9, 10, 11]]
+
+
+def test_decode_gives_the_mean_image_row_by_row() -> None:
+    model = VAE(nn.Identity(), nn.Identity(), likelihoods.Bernoulli(), SHAPE)
+    logits = torch.linspace(-3, 3, 48).reshape(2, 24)
+    image = model.decode(logits)
+    assert image.shape == (2, *SHAPE)
+    channel, row, column = 2, 1, 3
+    assert image[1, channel, row, column] == logits[1, (channel * 2 + row) * 4 + column].sigmoid()
+
+
+def test_the_decoder_mirrors_the_encoder() -> None:
+    config = ModelConfig(hidden=(7, 5), activation="silu", latent=3, likelihood="bernoulli")
+    model = build_model(config, SHAPE)
+    widths = [
+        [(layer.in_features, layer.out_features) for layer in network.modules() if isinstance(layer, nn.Linear)]
+        for network in (model.encoder, model.decoder)
+    ]
+    assert widths == [[(24, 7), (7, 5), (5, 6)], [(3, 5), (5, 7), (7, 24)]]
+    assert sum(isinstance(layer, nn.SiLU) for layer in model.modules()) == 4
+    assert model.shape == SHAPE
+
+
+def test_fresh_weights_come_from_the_seed() -> None:
+    def weights(seed: int) -> list[Tensor]:
+        torch.manual_seed(seed)
+        config = ModelConfig(hidden=(6,), activation="tanh", latent=LATENT, likelihood="bernoulli")
+        return list(build_model(config, SHAPE).parameters())
+
+    assert all(torch.equal(*pair) for pair in zip(weights(0), weights(0), strict=True))
+    assert not any(torch.equal(*pair) for pair in zip(weights(0), weights(1), strict=True))
+
+
+def test_the_likelihoods_that_params_may_name_are_those_that_exist() -> None:
+    assert set(get_args(ModelConfig.model_fields["likelihood"].annotation)) == set(LIKELIHOODS)

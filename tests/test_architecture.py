@@ -1,0 +1,268 @@
+"""The rules of the house that a reader cannot see at a glance, held by reading the source."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+from typer.testing import CliRunner
+
+from reparam.cli import app
+from reparam.config import Config
+from reparam.lineage import source_files
+from reparam.paths import Paths
+
+REPOSITORY = Path(__file__).parents[1]
+SOURCE = REPOSITORY / "src"
+PACKAGE = SOURCE / "reparam"
+
+# A module imports from the rows above its own, and inside its own folder; never from another name in its row.
+LAYERS = (
+    ("errors",),
+    ("config", "paths", "files", "lineage", "runtime", "spool"),
+    ("data", "models", "tracking", "client"),
+    ("objectives",),
+    ("training", "evaluation", "export"),
+    ("stages", "summary"),
+    ("cli",),
+    ("__main__",),
+)
+LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
+STAGES = ("download", "preprocess", "train", "evaluate", "export", "report")
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name, `reparam` itself and empty `__init__` files left out."""
+    files = {file for file in PACKAGE.rglob("*.py") if file.stat().st_size}
+    names = {".".join(file.relative_to(PACKAGE).with_suffix("").parts): file for file in files}
+    names.pop("__init__", None)
+    return names
+
+
+MODULES = modules()
+
+
+def imports(file: Path) -> Iterator[tuple[str, int]]:
+    """Every module that a file imports, wherever the import stands, and its line."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: relative import; lineage.py follows absolute ones"
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}", node.lineno
+
+
+def ours(name: str) -> list[str]:
+    """The parts of one of our modules' names below `reparam`; empty for everybody else's."""
+    package, *rest = name.split(".")
+    return rest if package == "reparam" else []
+
+
+def words(file: Path) -> Iterator[tuple[str, str]]:
+    """Every name in a file, and every attribute after the name that it belongs to, where that is a plain name."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Name):
+            yield "", node.id
+        elif isinstance(node, ast.Attribute):
+            yield (node.value.id if isinstance(node.value, ast.Name) else ""), node.attr
+
+
+def test_every_module_has_its_layer() -> None:
+    assert {name.split(".")[0] for name in MODULES} == set(LAYER)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_down(name: str) -> None:
+    mine = name.split(".")[0]
+    wrong = [
+        f"{name} imports {imported} (line {line})"
+        for imported, line in imports(MODULES[name])
+        if (other := ours(imported)) and other[0] != mine and LAYER[other[0]] >= LAYER[mine]
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_stages_meet_only_through_files(name: str) -> None:
+    found = [ours(imported) for imported, _ in imports(MODULES[f"stages.{name}"])]
+    assert [parts for parts in found if parts[:1] == ["stages"]] == []
+
+
+def test_tracking_alone_imports_mlflow() -> None:
+    found = {name for name, file in MODULES.items() for other, _ in imports(file) if other.split(".")[0] == "mlflow"}
+    assert found == {"tracking"}
+
+
+def test_the_client_needs_numpy_and_onnxruntime_alone() -> None:
+    roots, files = {"client"}, [MODULES["client"]]
+    others = set()
+    while files:
+        for name, _ in imports(files.pop()):
+            parts = ours(name)
+            if not parts:
+                others.add(name.split(".")[0])
+            elif parts[0] not in roots:
+                roots.add(parts[0])
+                files.append(MODULES[parts[0]])
+    assert others - set(sys.stdlib_module_names) == {"numpy", "onnxruntime"}
+    assert roots == {"client", "errors"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_nothing_is_imported_by_a_string(name: str) -> None:
+    # Neither a reader nor lineage.py nor the tests above would notice.
+    assert {"import_module", "__import__"} & {word for _, word in words(MODULES[name])} == set()
+
+
+def python(code: str) -> str:
+    """Run code in a fresh interpreter that finds the package, and return what it prints."""
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("name", ["cli", "config", "paths", "client"])
+def test_the_light_modules_load_neither_torch_nor_mlflow(name: str) -> None:
+    loaded = json.loads(python(f"import json, sys, reparam.{name}; print(json.dumps(sorted(sys.modules)))"))
+    assert f"reparam.{name}" in loaded
+    assert {"torch", "mlflow"} & set(loaded) == set()
+
+
+def test_the_client_loads_where_nothing_else_is_installed() -> None:
+    block = """
+import sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] not in {*sys.stdlib_module_names, "numpy", "onnxruntime", "reparam"}:
+            raise ModuleNotFoundError(f"blocked: {name}", name=name)
+
+sys.meta_path.insert(0, Block())
+"""
+    assert python(block + "import reparam.client; print(reparam.client.Client.__name__)") == "Client\n"
+    # The block holds: what it lets through above is not simply everything.
+    with pytest.raises(AssertionError, match="blocked: pydantic"):
+        python(block + "import reparam.config")
+
+
+def test_help_lists_the_six_stages_and_their_purpose() -> None:
+    result = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+    assert result.exit_code == 0
+    lines = [line.strip(" │|").split(maxsplit=1) for line in result.stdout.splitlines()]
+    listed = {line[0]: line[1] for line in lines if len(line) == 2}
+    assert [name for name in listed if name in STAGES] == list(STAGES)
+    for name in STAGES:
+        assert len(listed[name]) > 20
+
+
+# ---- dvc.yaml
+
+
+def pipeline() -> dict[str, Any]:
+    return YAML(typ="safe", pure=True).load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))
+
+
+PIPELINE = pipeline()
+
+
+def entries(stage: str, kind: str) -> dict[str, dict[str, Any]]:
+    """Paths of one kind with their flags: DVC writes either a path or a mapping of a path to its flags."""
+    found: dict[str, dict[str, Any]] = {}
+    for item in PIPELINE["stages"][stage].get(kind, []):
+        found |= item if isinstance(item, dict) else {item: {}}
+    return found
+
+
+def outputs(stage: str) -> set[str]:
+    return {path for kind in ("outs", "metrics", "plots") for path in entries(stage, kind)}
+
+
+def walk(value: Any) -> Iterator[tuple[str, Any]]:
+    """Every key with its value, at any depth; items of lists come under the key ''."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield str(key), item
+            yield from walk(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield "", item
+            yield from walk(item)
+
+
+def test_stage_command_section_and_module_share_one_word() -> None:
+    assert tuple(PIPELINE["stages"]) == STAGES
+    assert tuple(Config.model_fields)[:2] == STAGES[:2]
+    assert set(STAGES) <= set(Config.model_fields)
+    assert {path.stem for path in (PACKAGE / "stages").glob("[!_]*.py")} == set(STAGES)
+    commands = {command.name or command.callback.__name__ for command in app.registered_commands}
+    assert set(STAGES) <= commands
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_runs_the_code_of_its_own_working_copy(stage: str) -> None:
+    assert PIPELINE["stages"][stage]["cmd"] == f"PYTHONPATH=src python -m reparam {stage}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_the_source_that_it_imports(stage: str) -> None:
+    listed = [path for path in PIPELINE["stages"][stage]["deps"] if path.startswith("src/")]
+    followed = [file.relative_to(REPOSITORY).as_posix() for file in source_files(PACKAGE / f"stages/{stage}.py")]
+    assert sorted(listed) == followed
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_reads_what_earlier_stages_wrote(stage: str) -> None:
+    earlier = set().union(*(outputs(name) for name in STAGES[: STAGES.index(stage)]))
+    data = {path for path in PIPELINE["stages"][stage]["deps"] if not path.startswith("src/")}
+    assert data - earlier == set()
+    assert set(PIPELINE["stages"][stage]["params"]) <= set(Config.model_fields)
+    assert stage in PIPELINE["stages"][stage]["params"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dvc_knows_every_file_and_every_section_that_a_stage_uses(stage: str) -> None:
+    used = list(words(MODULES[f"stages.{stage}"]))
+    here = Paths.here()
+    files = {here.relative(getattr(here, name)) for owner, name in used if owner == "paths" and name != "relative"}
+    listed = {path for path in PIPELINE["stages"][stage]["deps"] if not path.startswith("src/")} | outputs(stage)
+    assert files == listed
+    sections = {name for owner, name in used if owner == "config" and name in Config.model_fields}
+    assert sections - set(PIPELINE["stages"][stage]["params"]) == set()
+
+
+def test_every_stage_file_of_paths_is_an_output_once() -> None:
+    paths = Paths(Path("/w"), Path("/shared"))
+    named = {getattr(paths, name) for name, value in vars(Paths).items() if isinstance(value, property)}
+    files = {path.relative_to("/w").as_posix() for path in named if path.is_relative_to("/w")} - {"params.yaml"}
+    written = [path for stage in STAGES for path in outputs(stage)]
+    assert sorted(written) == sorted(files)
+
+
+def test_nothing_in_the_pipeline_disables_the_run_cache() -> None:
+    keys = [key for key, _ in walk(PIPELINE)]
+    assert {"persist", "always_changed", "frozen"} & set(keys) == set()
+    for stage in STAGES:
+        uncached = {path for kind in ("outs", "plots") for path, flags in entries(stage, kind).items() if flags}
+        assert uncached == set()
+        for flags in entries(stage, "metrics").values():
+            assert flags == {"cache": False}
+
+
+def test_nothing_in_the_pipeline_is_named_by_an_absolute_path() -> None:
+    texts = [part for pair in walk(PIPELINE) for part in pair if isinstance(part, str)]
+    found = {word for text in texts for word in text.split()}
+    assert "data/raw" in found
+    assert [word for word in found if word.startswith(("/", "~", "..", "file:")) or ":\\" in word] == []
+
+
+def test_dvc_ignores_what_python_and_a_killed_stage_leave_behind() -> None:
+    ignored = (REPOSITORY / ".dvcignore").read_text(encoding="utf-8").splitlines()
+    assert {"__pycache__/", ".partial-*"} <= set(ignored)

@@ -1,0 +1,47 @@
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import pytest
+
+from reparam.paths import Paths
+
+NAMES = sorted(name for name, value in vars(Paths).items() if isinstance(value, property))
+
+
+def test_the_current_directory_is_the_working_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    assert Paths.here() == Paths(root=tmp_path, shared=tmp_path)
+
+
+def test_an_experiment_in_a_scratch_copy_shares_the_tracking_store_of_the_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", "/repository")
+    paths = Paths.here()
+    shared = {name for name in NAMES if getattr(paths, name).is_relative_to("/repository")}
+    assert shared == {"tracking_artifacts", "tracking_database", "tracking_spool"}
+    assert {name for name in NAMES if getattr(paths, name).is_relative_to(tmp_path)} == set(NAMES) - shared
+    assert paths.tracking_database == Path("/repository/mlflow.db")
+
+
+def test_no_two_names_stand_for_one_file_or_for_a_file_inside_another() -> None:
+    paths = Paths(Path("/w"), Path("/r"))
+    files = [getattr(paths, name) for name in NAMES]
+    assert len(files) > 10
+    assert [(a, b) for a in files for b in files if a is not b and a.is_relative_to(b)] == []
+
+
+def test_a_path_is_named_as_the_user_would_type_it() -> None:
+    paths = Paths(Path("/w"), Path("/r"))
+    assert paths.relative(paths.model) == "models/vae"
+    assert paths.relative(paths.report) == "reports/index.html"
+    assert paths.relative(paths.tracking_database) == "/r/mlflow.db"
+
+
+def test_paths_cannot_be_changed() -> None:
+    paths = Paths(Path("/w"), Path("/r"))
+    with pytest.raises(FrozenInstanceError):
+        paths.root = Path("/elsewhere")
+    assert paths.params == Path("/w/params.yaml")

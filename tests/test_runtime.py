@@ -1,0 +1,114 @@
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from reparam.errors import UserError
+from reparam.runtime import make_deterministic, pick_device, random_stream
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA GPU")
+
+
+@pytest.fixture
+def settings_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Leave torch's global settings, and the environment, as they were."""
+    # Set before it is deleted, so that what the test sets is taken back as well.
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+def draws(seed: int, purpose: str) -> list[float]:
+    with random_stream(seed, purpose):
+        return torch.rand(4).tolist()
+
+
+def test_a_random_stream_leaves_the_surrounding_one_as_it_was() -> None:
+    torch.manual_seed(0)
+    wanted = torch.rand(4).tolist()
+    torch.manual_seed(0)
+    first = torch.rand(2).tolist()
+    with random_stream(7, "validation"):
+        torch.rand(100)
+    assert first + torch.rand(2).tolist() == wanted
+
+
+def test_a_random_stream_leaves_the_surrounding_one_as_it_was_after_an_error() -> None:
+    before = torch.get_rng_state()
+    with pytest.raises(IndexError), random_stream(7, "validation"):
+        torch.rand(100)[100]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_random_stream_depends_on_seed_and_purpose_alone() -> None:
+    torch.manual_seed(0)
+    here = draws(1, "validation")
+    torch.manual_seed(99)
+    assert draws(1, "validation") == here
+    assert draws(2, "validation") != here
+    assert draws(1, "figures") != here
+    assert draws(1, "1") != draws(11, "")  # seed and purpose do not run into each other
+
+
+@needs_gpu
+def test_a_random_stream_leaves_that_of_the_gpu_as_it_was() -> None:
+    torch.manual_seed(0)
+    wanted = torch.rand(4, device="cuda").tolist()
+    torch.manual_seed(0)
+    first = torch.rand(4, device="cuda")
+    torch.manual_seed(0)
+    with random_stream(7, "validation"):
+        inside = torch.rand(4, device="cuda").tolist()
+    assert first.tolist() == wanted
+    assert torch.rand(4, device="cuda").tolist() == wanted
+    assert inside != wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu", "wanted"),
+    [
+        ("auto", True, "cuda"),
+        ("auto", False, "cpu"),
+        ("cpu", True, "cpu"),
+        ("cpu", False, "cpu"),
+        ("cuda", True, "cuda"),
+    ],
+)
+def test_auto_takes_the_gpu_when_there_is_one(
+    name: str, gpu: bool, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert pick_device(name) == torch.device(wanted)
+
+
+def test_cuda_without_a_gpu_tells_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError) as error:
+        pick_device("cuda")
+    assert str(error.value) == (
+        "--device cuda: torch finds no CUDA GPU; use --device auto or cpu, or install a CUDA build of torch"
+    )
+
+
+@pytest.mark.usefixtures("settings_restored")
+def test_determinism_is_seeded_and_strict() -> None:
+    make_deterministic(3)
+    first = torch.rand(4).tolist()
+    make_deterministic(3)
+    assert torch.rand(4).tolist() == first
+    make_deterministic(4)
+    assert torch.rand(4).tolist() != first
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+@pytest.mark.usefixtures("settings_restored")
+def test_a_workspace_that_the_user_chose_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    make_deterministic(0)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"

@@ -1,0 +1,284 @@
+import json
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from reparam.config import ModelConfig, ObjectiveConfig, TrainConfig
+from reparam.data import sources
+from reparam.data.batches import Batches
+from reparam.data.store import Images
+from reparam.errors import NonFiniteError
+from reparam.models.build import build_model
+from reparam.objectives import Terms
+from reparam.runtime import make_deterministic
+from reparam.training.loop import Fit, Metrics, Sums, fit
+from reparam.training.step import LossModule, Step
+
+CPU = torch.device("cpu")
+OBJECTIVE = ObjectiveConfig(name="elbo", beta=1.0, samples=1)
+
+
+def settings(epochs: int, patience: int = 100, seed: int = 0, batch_size: int = 4) -> TrainConfig:
+    return TrainConfig(seed=seed, batch_size=batch_size, epochs=epochs, patience=patience, learning_rate=0.005)
+
+
+def batches(images: int, batch_size: int = 4) -> Batches:
+    return Batches(np.zeros((images, 1, 2, 2), np.uint8), "none", batch_size, CPU)
+
+
+def terms(*loss: float) -> Terms:
+    return {"loss": torch.tensor(loss), "kl": torch.ones(len(loss))}
+
+
+def ignore(metrics: Metrics, epoch: int) -> None:
+    pass
+
+
+# Sums
+
+
+def test_a_ragged_last_batch_weighs_by_its_images() -> None:
+    sums = Sums([terms(1.0, 2.0), terms(6.0)])
+    assert sums.means("train", epoch=1) == {"train_loss": 3.0, "train_kl": 1.0}
+    assert (sums.images, sums.steps) == (3, 2)
+
+
+def test_sums_do_not_lose_images_to_rounding() -> None:
+    # 2^24 + 1 is the first whole number that float32 does not have.
+    assert Sums([terms(2.0**24), terms(1.0)]).means("train", epoch=1)["train_loss"] == (2**24 + 1) / 2
+
+
+def test_summing_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait(*_: object) -> None:
+        raise AssertionError("this would wait for the device once per step")
+
+    given = [terms(1.0, 2.0), terms(3.0)]
+    with monkeypatch.context() as patched:
+        for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__"):
+            patched.setattr(torch.Tensor, name, wait)
+        sums = Sums(given)
+    assert sums.means("train", epoch=1)["train_loss"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("losses", "step", "found"),
+    [
+        ([math.nan, 1.0, 1.0], 1, "loss nan"),
+        ([1.0, math.inf, 1.0], 2, "loss inf"),
+        ([1.0, 1.0, -math.inf], 3, "loss -inf"),
+        ([1.0, math.inf, -math.inf], 2, "loss nan"),
+    ],
+)
+def test_the_first_step_whose_loss_is_not_finite_is_named(losses: list[float], step: int, found: str) -> None:
+    with pytest.raises(NonFiniteError) as error:
+        Sums([terms(1.0, loss) for loss in losses]).means("train", epoch=5)
+    assert str(error.value) == (
+        f"train: the train loss is no longer finite at epoch 5, step {step} of 3 ({found}, kl 1.0); "
+        "lower train.learning_rate in params.yaml"
+    )
+
+
+# Early stopping, with a training whose validation losses are prescribed
+
+
+class Script:
+    """Training that only counts its steps, into its one weight, and validation that reads its losses off a list."""
+
+    def __init__(self, losses: list[float]) -> None:
+        self.losses = iter(losses)
+        self.weight = torch.zeros(())
+        self.logged: list[tuple[int, Metrics]] = []
+
+    def step(self, batch: Tensor) -> Terms:
+        self.weight += 1  # in place, as an optimizer does
+        return terms(*[0.0] * len(batch))
+
+    def score(self, batch: Tensor) -> Terms:
+        assert not torch.is_grad_enabled()
+        return terms(*[next(self.losses)] * len(batch))
+
+    def log(self, metrics: Metrics, epoch: int) -> None:
+        self.logged.append((epoch, metrics))
+
+    def fit(self, config: TrainConfig) -> Fit:
+        return fit(self.step, self.score, lambda: {"w": self.weight}, (batches(4), batches(4)), config, self.log)
+
+
+def test_training_stops_after_patience_epochs_without_a_lower_validation_loss() -> None:
+    script = Script([5.0, 4.0, 3.0, 3.5, 3.0, 4.0, 1.0])  # an equal loss is not a lower one
+    result = script.fit(settings(epochs=100, patience=3))
+    assert [row["validation_loss"] for row in result.history] == [5.0, 4.0, 3.0, 3.5, 3.0, 4.0]
+    assert (result.best_loss, result.best_epoch) == (3.0, 3)
+
+
+def test_the_kept_weights_are_those_of_the_best_epoch() -> None:
+    script = Script([5.0, 4.0, 3.0, 3.5, 3.2, 3.1])
+    result = script.fit(settings(epochs=6))
+    assert script.weight.item() == 6
+    assert result.best_weights["w"].item() == 3
+
+
+def test_patience_begins_anew_at_every_improvement() -> None:
+    result = Script([5.0, 6.0, 4.0, 6.0, 3.0, 6.0, 2.0]).fit(settings(epochs=7, patience=2))
+    assert (len(result.history), result.best_epoch) == (7, 7)
+
+
+def test_patience_of_one_stops_at_the_first_disappointment() -> None:
+    result = Script([5.0, 5.0, 1.0]).fit(settings(epochs=3, patience=1))
+    assert (len(result.history), result.best_epoch) == (2, 1)
+
+
+def test_every_epoch_is_logged_once_and_only_the_log_holds_the_speed() -> None:
+    script = Script([2.0, 1.0])
+    result = script.fit(settings(epochs=2))
+    assert result.history == [
+        {"epoch": 1.0, "train_loss": 0.0, "train_kl": 1.0, "validation_loss": 2.0, "validation_kl": 1.0},
+        {"epoch": 2.0, "train_loss": 0.0, "train_kl": 1.0, "validation_loss": 1.0, "validation_kl": 1.0},
+    ]
+    assert [epoch for epoch, _ in script.logged] == [1, 2]
+    for (_, metrics), row in zip(script.logged, result.history, strict=True):
+        assert metrics.pop("images_per_second") > 0
+        assert metrics == row
+
+
+def test_a_validation_loss_that_is_not_finite_stops_training_before_it_is_logged() -> None:
+    script = Script([2.0, math.nan])
+    with pytest.raises(NonFiniteError) as error:
+        script.fit(settings(epochs=9))
+    assert str(error.value) == (
+        "train: the validation loss is no longer finite at epoch 2, step 1 of 1 (loss nan, kl 1.0); "
+        "lower train.learning_rate in params.yaml"
+    )
+    assert [epoch for epoch, _ in script.logged] == [1]
+
+
+# Real training
+
+
+class Draws:
+    """Wrap a score function so that it draws random numbers of its own, and remembers them."""
+
+    def __init__(self, score: Callable[[Tensor], Terms]) -> None:
+        self.score = score
+        self.drawn: list[float] = []
+
+    def __call__(self, x: Tensor) -> Terms:
+        self.drawn.append(torch.rand(()).item())
+        return self.score(x)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Images:
+    """The real digits, (1797, 1, 8, 8)."""
+    directory = tmp_path_factory.mktemp("raw")
+    sources.download("digits", directory)
+    return sources.read(directory)[1]
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    """Take back what `make_deterministic` sets."""
+    before = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+def module_for(images: Images, device: torch.device = CPU) -> LossModule:
+    config = ModelConfig(hidden=(32,), activation="gelu", latent=4, likelihood="bernoulli")
+    return LossModule(build_model(config, images.shape[1:]), OBJECTIVE).to(device)
+
+
+def train(
+    images: Images, config: TrainConfig, device: torch.device = CPU, wrap: Callable[[LossModule], Draws] | None = None
+) -> Fit:
+    make_deterministic(config.seed)
+    module = module_for(images, device)
+    data = tuple(Batches(part, "dynamic", config.batch_size, device) for part in (images[50:], images[:50]))
+    score = module if wrap is None else wrap(module)
+    step = Step(module, config.learning_rate)
+    return fit(step, score, module.model.state_dict, (data[0], data[1]), config, ignore)
+
+
+def history_bytes(result: Fit) -> str:
+    return json.dumps(result.history)
+
+
+def same_weights(first: Fit, second: Fit) -> bool:
+    assert first.best_weights.keys() == second.best_weights.keys()
+    return all(torch.equal(tensor, second.best_weights[name]) for name, tensor in first.best_weights.items())
+
+
+@pytest.mark.usefixtures("deterministic")
+def test_training_on_real_digits_lowers_the_loss(digits: Images) -> None:
+    result = train(digits, settings(epochs=6, batch_size=64))
+    assert result.history[0]["train_loss"] > 32  # nats; 64 fair coins make 44.4
+    assert result.history[-1]["train_loss"] < 28
+    assert result.history[-1]["validation_loss"] < 28
+    assert result.best_loss == min(row["validation_loss"] for row in result.history)
+
+
+@pytest.mark.usefixtures("deterministic")
+def test_the_same_seed_trains_the_same_model(digits: Images) -> None:
+    first, second, other = (train(digits[:300], settings(epochs=2, seed=seed, batch_size=64)) for seed in (3, 3, 4))
+    assert same_weights(first, second)
+    assert history_bytes(first) == history_bytes(second)
+    assert not same_weights(first, other)
+    assert history_bytes(first) != history_bytes(other)
+
+
+@pytest.mark.usefixtures("deterministic")
+def test_what_validation_draws_does_not_change_training(digits: Images) -> None:
+    config = settings(epochs=2, batch_size=64)
+    plain, drawing = train(digits[:300], config), train(digits[:300], config, wrap=Draws)
+    assert same_weights(plain, drawing)
+    for name in ("train_loss", "train_kl", "train_reconstruction"):
+        assert [row[name] for row in plain.history] == [row[name] for row in drawing.history]
+
+
+def test_validation_sees_the_same_draws_in_every_epoch_whatever_training_drew() -> None:
+    def drawn(validation_seed: int, training_seed: int) -> list[float]:
+        score = Draws(lambda batch: terms(*[1.0] * len(batch)))
+        torch.manual_seed(training_seed)
+        config = settings(epochs=3, seed=validation_seed)
+        fit(Script([]).step, score, dict, (batches(4), batches(8)), config, ignore)  # two batches of validation
+        return score.drawn
+
+    first = drawn(0, training_seed=1)
+    assert first[0:2] == first[2:4] == first[4:6]
+    assert first[0] != first[1]
+    assert drawn(0, training_seed=2) == first
+    assert drawn(1, training_seed=1)[:2] != first[:2]
+
+
+def test_a_loss_that_explodes_in_real_training_names_epoch_and_step() -> None:
+    images = np.zeros((12, 1, 2, 2), np.uint8)
+    torch.manual_seed(0)
+    module = module_for(images)
+    step = Step(module, learning_rate=0.001)
+    seen = 0
+
+    def poisoned(batch: Tensor) -> Terms:
+        nonlocal seen
+        seen += 1
+        if seen == 5:  # the second step of the second epoch
+            batch = batch * math.nan
+        return step(batch)
+
+    with pytest.raises(NonFiniteError, match=r"the train loss is no longer finite at epoch 2, step 2 of 3 \(loss nan,"):
+        fit(poisoned, module, module.model.state_dict, (batches(12), batches(4)), settings(epochs=3), ignore)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA GPU")
+@pytest.mark.usefixtures("deterministic")
+def test_the_same_seed_trains_the_same_model_on_a_gpu(digits: Images) -> None:
+    config, gpu = settings(epochs=2, batch_size=64), torch.device("cuda")
+    first, second = train(digits[:300], config, gpu), train(digits[:300], config, gpu)
+    assert same_weights(first, second)
+    assert history_bytes(first) == history_bytes(second)
+    assert {tensor.device.type for tensor in first.best_weights.values()} == {"cuda"}
+    on_cpu = train(digits[:300], config)  # another noise generator, so near and not equal
+    assert first.best_loss == pytest.approx(on_cpu.best_loss, rel=0.05)
