@@ -1,7 +1,8 @@
-"""Fixtures of the whole suite: a small params.yaml, and a working copy that holds nothing else."""
+"""Fixtures of the whole suite: a small params.yaml, and working copies before and after the pipeline ran."""
 
 import copy
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,30 @@ def project(tmp_path: Path, params: dict[str, Any], monkeypatch: pytest.MonkeyPa
 def write_params(project: Paths) -> Callable[[dict[str, Any]], None]:
     """Write changed `params` to the working copy."""
     return lambda params: _write(project.params, params)
+
+
+@pytest.fixture(scope="session")
+def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working copy in which every stage has run; `finished` copies it, nobody changes it."""
+    # Here and not above, so that tests of light modules need not wait for torch.
+    from reparam.config import load_config
+    from reparam.stages import download, evaluate, export, preprocess, report, train
+
+    root = tmp_path_factory.mktemp("finished")
+    paths = Paths(root, root)
+    _write(paths.params, SMALL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "off")
+        for stage in (download, preprocess, train, evaluate, export, report):
+            stage.run(load_config(paths.params), paths)
+    return root
+
+
+@pytest.fixture
+def finished(project: Paths, finished_once: Path) -> Paths:
+    """`project`, after every stage has run in it."""
+    shutil.copytree(finished_once, project.root, dirs_exist_ok=True)
+    return project
 
 
 def _write(path: Path, params: dict[str, Any]) -> None:

@@ -34,8 +34,7 @@ class Device(StrEnum):
 
 
 DeviceOption = Annotated[
-    Device,
-    typer.Option(envvar="REPARAM_DEVICE", help="Where to compute; auto takes the GPU when there is one."),
+    Device, typer.Option(envvar="REPARAM_DEVICE", help="Where to compute; auto takes the GPU when there is one.")
 ]
 
 
@@ -123,10 +122,7 @@ def main() -> None:
     except OSError as error:
         # No permission, a full disk, a file where a folder should be: the system's own words name the file.
         where = f"{error.filename}: " if error.filename else ""
-        print(
-            f"error: {where}{error.strerror or error}; nothing half-written was left behind",
-            file=sys.stderr,
-        )
+        print(f"error: {where}{error.strerror or error}; nothing half-written was left behind", file=sys.stderr)
         sys.exit(1)
 
 

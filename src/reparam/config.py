@@ -6,8 +6,9 @@ A default kept in code would be a number that DVC cannot see, so every parameter
 import difflib
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -24,6 +25,7 @@ from ruamel.yaml.error import YAMLError
 
 from reparam.errors import ParamsError
 
+T = TypeVar("T")
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 # A YAML list arrives as a Python list; the tuple keeps the model frozen, and its items stay strict.
 Widths = Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)]
@@ -38,7 +40,7 @@ class Section(BaseModel):
 class DownloadConfig(Section):
     """Section `download`."""
 
-    source: Literal["digits"]  # a key of SOURCES in data/sources.py
+    source: str  # a key of SOURCES in data/sources.py
 
 
 class PreprocessConfig(Section):
@@ -54,15 +56,15 @@ class ModelConfig(Section):
     """Section `model`."""
 
     hidden: Widths  # units per encoder layer; the decoder mirrors them
-    activation: Literal["relu", "tanh", "softplus", "gelu", "silu"]
+    activation: str  # a key of ACTIVATIONS in models/networks.py
     latent: PositiveInt  # D
-    likelihood: Literal["bernoulli"]  # a key of LIKELIHOODS in models/likelihoods.py
+    likelihood: str  # a key of LIKELIHOODS in models/likelihoods.py
 
 
 class ObjectiveConfig(Section):
     """Section `objective`."""
 
-    name: Literal["elbo"]  # a key of OBJECTIVES in objectives.py
+    name: str  # a key of OBJECTIVES in objectives.py
     beta: NonNegativeFloat  # weight of the KL; 1 is the ELBO
     samples: PositiveInt  # posterior samples per image and step
 
@@ -135,6 +137,19 @@ def load_config(path: Path) -> Config:
         problems = [_describe(item) for item in error.errors(include_url=False)]
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         raise ParamsError(f"{path}: {count}\n" + "\n".join(f"  {p}" for p in problems)) from None
+
+
+def choose(options: Mapping[str, T], name: str, path: str) -> T:
+    """Look up what the parameter at `path` names.
+
+    The names stand in the dict of their kind alone, so that a new entry is one line.
+    Raises: ParamsError that lists the options.
+    """
+    if name not in options:
+        close = difflib.get_close_matches(name, options, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ParamsError(f"params.yaml: {path}: wanted one of {', '.join(map(repr, options))}, found {name!r}{hint}")
+    return options[name]
 
 
 def flatten(section: Section, prefix: str = "") -> dict[str, Any]:

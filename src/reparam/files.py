@@ -30,10 +30,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_directory(path: Path) -> Iterator[Path]:
     """Yield a directory to fill; it takes the place of `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial, old = (
-        path.with_name(f".partial-{path.name}"),
-        path.with_name(f".partial-old-{path.name}"),
-    )
+    partial, old = (path.with_name(f".partial-{path.name}"), path.with_name(f".partial-old-{path.name}"))
     _remove(partial)
     partial.mkdir()
     try:

@@ -1,4 +1,4 @@
-"""Calls that a tracking server could not take, kept on disk until it can."""
+"""Calls that a tracking store could not take, kept on disk until it can."""
 
 import json
 import shutil
@@ -6,39 +6,42 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 Call = dict[str, Any]
 
 
 class Spool:
-    """The undelivered calls of one run: a file of JSON lines, and copies of the artifacts that they name."""
+    """The undelivered calls of one run: a file of JSON lines, and copies of the files that they name."""
 
     def __init__(self, directory: Path, run_id: str) -> None:
         self.calls = directory / f"{run_id}.jsonl"
         self.attachments = directory / run_id
+        # A run may go on spooling while `reparam replay` empties the spool.
+        self.lock = FileLock(directory / f"{run_id}.lock")
 
     def add(self, call: Call) -> None:
-        """Append a call; a file that it names under `path` is copied, because the next run will overwrite it."""
+        """Append a call; the file that it names under `path` is copied, because the next run will overwrite it."""
         self.calls.parent.mkdir(parents=True, exist_ok=True)
         if "path" in call:
             copy = self.attachments / call["folder"] / Path(call["path"]).name
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(call["path"], copy)
             call = {**call, "path": str(copy)}
-        with self.calls.open("a", encoding="utf-8") as file:
+        with self.lock, self.calls.open("a", encoding="utf-8") as file:
             file.write(json.dumps(call) + "\n")
 
     def replay(self, deliver: Callable[[Call], None]) -> int:
-        """Deliver every call in order, then forget them; return their number.
-
-        Stops, keeping the rest, where one fails.
-        """
-        calls = [json.loads(line) for line in self.calls.read_text(encoding="utf-8").splitlines()]
-        for done, call in enumerate(calls):
-            try:
-                deliver(call)
-            except BaseException:
-                self.calls.write_text("".join(json.dumps(rest) + "\n" for rest in calls[done:]), encoding="utf-8")
-                raise
-        self.calls.unlink()
-        shutil.rmtree(self.attachments, ignore_errors=True)
+        """Deliver every call in order, then forget them; return their number. Where one fails, it and the rest stay."""
+        with self.lock:
+            calls = [json.loads(line) for line in self.calls.read_text(encoding="utf-8").splitlines()]
+            for done, call in enumerate(calls):
+                try:
+                    deliver(call)
+                except BaseException:
+                    rest = "".join(json.dumps(call) + "\n" for call in calls[done:])
+                    self.calls.write_text(rest, encoding="utf-8")
+                    raise
+            self.calls.unlink()
+            shutil.rmtree(self.attachments, ignore_errors=True)
         return len(calls)

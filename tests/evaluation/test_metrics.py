@@ -105,7 +105,7 @@ def test_nll_is_finite_where_the_weights_are_not(log_weight: float, monkeypatch:
 def test_scores_are_per_image_in_the_order_of_the_split() -> None:
     grey = np.arange(0, 250, 25, dtype=np.uint8).reshape(5, 1, 1, 2)  # 5 images in batches of 2
     torch.manual_seed(0)
-    model = LinearGaussian(slope=2.0, variance=0.4)
+    model = LinearGaussian(slope=1.0, variance=0.7)
     scores = score(model, Batches(grey, "none", 2, CPU), settings(elbo_samples=20_000, nll_samples=20_000))
 
     x = torch.from_numpy(grey).float() / 255
@@ -114,10 +114,10 @@ def test_scores_are_per_image_in_the_order_of_the_split() -> None:
     torch.testing.assert_close(scores.means, mean.double())
     torch.testing.assert_close(scores.kl, kl.sum(1), rtol=1e-5, atol=0)
     torch.testing.assert_close(scores.latent_kl, kl.mean(0), rtol=1e-5, atol=0)
-    # The greys of a pixel are 0, 50, ..., 200 or 25, 75, ..., 225: a population variance of 5000, times (slope / 255)^2.
-    assert scores.latent_variance.tolist() == pytest.approx([5_000 * (2 / 255) ** 2] * 2, rel=1e-5)
-    torch.testing.assert_close(scores.nll, -model.log_evidence(x).double(), rtol=0, atol=0.1)
-    torch.testing.assert_close(scores.reconstruction + scores.kl, -model.expected_elbo(x).double(), rtol=0, atol=0.1)
+    # The greys of a pixel are 0, 50, ..., 200 or 25, 75, ..., 225: a population variance of 5000.
+    assert scores.latent_variance.tolist() == pytest.approx([5_000 / 255**2] * 2, rel=1e-5)
+    torch.testing.assert_close(scores.nll, -model.log_evidence(x).double(), rtol=0, atol=0.05)
+    torch.testing.assert_close(scores.reconstruction + scores.kl, -model.expected_elbo(x).double(), rtol=0, atol=0.05)
     for values in vars(scores).values():
         assert (values.dtype, values.device.type) == (torch.float64, "cpu")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from reparam.config import choose
 from reparam.errors import DamagedInputError, UserError
 from reparam.files import read_json, rerun, sha256, write_json
 
@@ -37,7 +38,7 @@ def download(name: str, directory: Path) -> None:
 
     Raises: UserError where a file is not the one that was published.
     """
-    source = SOURCES[name]
+    source = choose(SOURCES, name, "download.source")
     source.fetch(directory)
     for file, wanted in source.checksums.items():
         found = sha256(directory / file)
@@ -50,10 +51,7 @@ def download(name: str, directory: Path) -> None:
         file: {"sha256": digest, "bytes": (directory / file).stat().st_size}
         for file, digest in source.checksums.items()
     }
-    write_json(
-        directory / MANIFEST,
-        {"source": name, "title": source.title, "licence": source.licence, "files": files},
-    )
+    write_json(directory / MANIFEST, {"source": name, "title": source.title, "licence": source.licence, "files": files})
 
 
 def read(directory: Path) -> tuple[str, Images, Labels]:
@@ -96,5 +94,5 @@ SOURCES = {
         checksums={"digits.csv.gz": "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"},
         fetch=_fetch_digits,
         read=_read_digits,
-    ),
+    )
 }

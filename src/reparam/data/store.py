@@ -35,11 +35,7 @@ def split_indices(
     """
     order = np.random.default_rng(seed).permutation(count)
     test, validation = round(count * test_fraction), round(count * validation_fraction)
-    parts = {
-        "test": order[:test],
-        "validation": order[test : test + validation],
-        "train": order[test + validation :],
-    }
+    parts = {"test": order[:test], "validation": order[test : test + validation], "train": order[test + validation :]}
     for name, part in parts.items():
         if not len(part):
             raise UserError(

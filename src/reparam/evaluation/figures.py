@@ -14,18 +14,7 @@ from matplotlib.figure import Figure
 Array = npt.NDArray[np.floating]
 
 # Okabe & Ito 2008: distinguishable with every common colour blindness; the last two repeat lighter for ten classes.
-COLOURS = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#D55E00",
-    "#CC79A7",
-    "#56B4E9",
-    "#9A8F1B",
-    "#4D4D4D",
-    "#7F5FA8",
-    "#A0A0A0",
-)
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#9A8F1B", "#4D4D4D", "#7F5FA8", "#A0A0A0")
 STYLE: Any = {  # Any, because matplotlib types the keys one by one
     "axes.edgecolor": "#8A8F98",
     "axes.labelcolor": "#3A3F47",
@@ -56,17 +45,17 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def reconstructions(originals: Array, means: Array, labels: Sequence[int]) -> Figure:
-    """Show each original above its reconstruction. Shapes: (N, C, H, W) twice, (N,)."""
+def image_rows(rows: Mapping[str, Array], labels: Sequence[int]) -> Figure:
+    """Show named rows of images one above the other, a label above each column. Shapes: each (N, C, H, W); (N,)."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(0.78 * len(labels) + 1.1, 1.75))
-        axes = figure.subplots(2, len(labels), squeeze=False, gridspec_kw={"wspace": 0.06, "hspace": 0.06})
-        for column, label in enumerate(labels):
-            _show(axes[0, column], originals[column])
-            _show(axes[1, column], means[column])
-            axes[0, column].set_title(str(label), loc="center")
-        for row, name in enumerate(["original", "reconstruction"]):
-            axes[row, 0].set_ylabel(name, rotation=0, ha="right", va="center")
+        figure = Figure(figsize=(0.78 * len(labels) + 1.2, 0.78 * len(rows) + 0.3))
+        axes = figure.subplots(len(rows), len(labels), squeeze=False, gridspec_kw={"wspace": 0.06, "hspace": 0.06})
+        for line, (name, images) in zip(axes, rows.items(), strict=True):
+            for plot, image in zip(line, images, strict=True):
+                _show(plot, image)
+            line[0].set_ylabel(name, rotation=0, ha="right", va="center")
+        for plot, label in zip(axes[0], labels, strict=True):
+            plot.set_title(str(label), loc="center")
         return figure
 
 
@@ -90,10 +79,7 @@ def latent_grid(images: Array, limit: float, dimensions: tuple[int, int]) -> Fig
         half = limit * steps / (steps - 1)  # the outermost images are centred on +-limit
         canvas = tile(images, steps, gap=0)
         axes.imshow(_colours(canvas), extent=(-half, half, -half, half), interpolation="nearest", **_grey())
-        axes.set(
-            xlabel=f"$z_{{{dimensions[0]}}}$  (prior standard deviations)",
-            ylabel=f"$z_{{{dimensions[1]}}}$",
-        )
+        axes.set(xlabel=f"$z_{{{dimensions[0]}}}$  (prior standard deviations)", ylabel=f"$z_{{{dimensions[1]}}}$")
         axes.set_title("Decoder mean; the other latent dimensions are 0")
         return figure
 
@@ -108,27 +94,12 @@ def latent_scatter(means: Array, labels: npt.NDArray[np.int64], dimensions: tupl
             rows = labels == label
             colour = COLOURS[index % len(COLOURS)]
             axes.scatter(
-                means[rows, first],
-                means[rows, second],
-                s=14,
-                color=colour,
-                alpha=0.8,
-                linewidths=0,
-                label=str(label),
+                means[rows, first], means[rows, second], s=14, color=colour, alpha=0.8, linewidths=0, label=str(label)
             )
-        axes.set(
-            xlabel=f"posterior mean of $z_{{{first}}}$",
-            ylabel=f"posterior mean of $z_{{{second}}}$",
-        )
+        axes.set(xlabel=f"posterior mean of $z_{{{first}}}$", ylabel=f"posterior mean of $z_{{{second}}}$")
         axes.set_title("Test images in the two most informative latent dimensions")
         axes.set_aspect("equal", adjustable="datalim")
-        axes.legend(
-            title="class",
-            loc="center left",
-            bbox_to_anchor=(1.0, 0.5),
-            handletextpad=0.2,
-            markerscale=1.5,
-        )
+        axes.legend(title="class", loc="center left", bbox_to_anchor=(1.0, 0.5), handletextpad=0.2, markerscale=1.5)
         return figure
 
 
@@ -141,11 +112,7 @@ def latent_use(kl: Array, active: npt.NDArray[np.bool_]) -> Figure:
         colours = [COLOURS[0] if active[i] else COLOURS[-1] for i in order]
         axes.bar(np.arange(len(kl)), kl[order], color=colours, width=0.7)
         axes.set_xticks(np.arange(len(kl)), [str(i) for i in order], fontsize=min(9, 300 / len(kl)))
-        axes.set(
-            xlabel="latent dimension",
-            ylabel="KL (nats per image)",
-            xlim=(-0.6, max(len(kl), 4) - 0.4),
-        )
+        axes.set(xlabel="latent dimension", ylabel="KL (nats per image)", xlim=(-0.6, max(len(kl), 4) - 0.4))
         axes.set_title(f"{int(active.sum())} of {len(kl)} latent dimensions are active")
         return figure
 
@@ -157,13 +124,7 @@ def training_curves(history: Mapping[str, Sequence[float]], best_epoch: int) -> 
         axes = figure.subplots(1, 3)
         for plot, term in zip(axes, ("loss", "reconstruction", "kl"), strict=True):
             for colour, split in zip(COLOURS, ("train", "validation"), strict=False):
-                plot.plot(
-                    history["epoch"],
-                    history[f"{split}_{term}"],
-                    color=colour,
-                    linewidth=1.4,
-                    label=split,
-                )
+                plot.plot(history["epoch"], history[f"{split}_{term}"], color=colour, linewidth=1.4, label=split)
             plot.axvline(best_epoch, color="#8A8F98", linewidth=0.8, linestyle=":")
             plot.set_title("KL" if term == "kl" else term)
             plot.set_xlabel("epoch")

@@ -41,13 +41,7 @@ def _score_batch(model: Model, x: Tensor, config: EvaluateConfig) -> tuple[Tenso
     mean, log_variance = model.posterior(x)  # (B, D)
     draw = model.draw(x, x, config.elbo_samples)
     nll = negative_log_likelihood(model, x, config.nll_samples)
-    return (
-        -draw.log_px.mean(0),
-        draw.kl.mean(0),
-        nll,
-        kl_to_standard_normal(mean, log_variance),
-        mean,
-    )
+    return (-draw.log_px.mean(0), draw.kl.mean(0), nll, kl_to_standard_normal(mean, log_variance), mean)
 
 
 def negative_log_likelihood(model: Model, x: Tensor, samples: int) -> Tensor:

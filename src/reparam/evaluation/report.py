@@ -14,11 +14,7 @@ TEMPLATE = Path(__file__).with_suffix(".html")
 # Metric, name, and what it means in a sentence.
 HEADLINES = (
     ("elbo", "ELBO", "Lower bound on log p(x); higher is better."),
-    (
-        "reconstruction",
-        "Reconstruction",
-        "Expected −log p(x|z) under the posterior; lower is better.",
-    ),
+    ("reconstruction", "Reconstruction", "Expected −log p(x|z) under the posterior; lower is better."),
     (
         "bce",
         "Cross-entropy",
@@ -32,14 +28,10 @@ FIGURES = (
     (
         "reconstructions",
         "Reconstructions",
-        "Test images, as the model saw them, above what it makes of their posterior means.",
+        "Test images above what the model makes of them, which may see a random draw of black and white.",
     ),
     ("samples", "Samples", "What the decoder makes of draws from the prior: no image was given."),
-    (
-        "latent_grid",
-        "Latent grid",
-        "The decoder over the two latent dimensions with the largest KL.",
-    ),
+    ("latent_grid", "Latent grid", "The decoder over the two latent dimensions with the largest KL."),
     ("latent_scatter", "Latent scatter", "Where the test images lie in those two dimensions."),
     ("latent_use", "Latent use", "How much each latent dimension tells about the image."),
 )

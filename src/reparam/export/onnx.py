@@ -87,11 +87,7 @@ def _forget_source_paths(model: Any) -> None:
         for node in part.node:
             del node.metadata_props[:]
             node.doc_string = ""
-        for value in (
-            *getattr(part, "value_info", ()),
-            *getattr(part, "input", ()),
-            *getattr(part, "output", ()),
-        ):
+        for value in (*getattr(part, "value_info", ()), *getattr(part, "input", ()), *getattr(part, "output", ())):
             if hasattr(value, "metadata_props"):
                 del value.metadata_props[:]
     for tensor in model.graph.initializer:

@@ -39,6 +39,8 @@ class Model(Protocol):
 class Likelihood(Protocol):
     """A distribution over images, given what the decoder puts out."""
 
+    needs_binary: bool  # whether it is a probability of black and white pixels only
+
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
         """Sum over pixels. Shapes: output (..., C, H, W), target (C, H, W) and any batch -> (...). Units: nats."""
 

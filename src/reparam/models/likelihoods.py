@@ -12,6 +12,8 @@ class Bernoulli:
     A density of black and white pixels only: on grey ones the value is a cross-entropy, not a log-likelihood.
     """
 
+    needs_binary = True
+
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
         # From the logits: log(sigmoid(output)) would be -inf where the sigmoid underflows.
         return (target * output - F.softplus(output)).sum((-3, -2, -1))

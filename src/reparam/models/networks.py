@@ -13,12 +13,12 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-def mlp(widths: tuple[int, ...], activation: str) -> nn.Sequential:
+def mlp(widths: tuple[int, ...], activation: type[nn.Module]) -> nn.Sequential:
     """Stack linear layers of the given widths, an activation between each two.
 
     Shapes: (B, widths[0]) -> (B, widths[-1]).
     """
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(widths):
-        layers += [nn.Linear(inputs, outputs), ACTIVATIONS[activation]()]
+        layers += [nn.Linear(inputs, outputs), activation()]
     return nn.Sequential(*layers[:-1])

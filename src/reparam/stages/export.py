@@ -77,12 +77,7 @@ def _describe(card: dict[str, Any], grey_pixels: str) -> dict[str, Any]:
     channels, height, width = card["data"]["shape"]
     return {
         "format": 1,
-        "image": {
-            "layout": "NHWC",
-            "shape": [height, width, channels],
-            "dtype": "uint8",
-            "range": [0, 255],
-        },
+        "image": {"layout": "NHWC", "shape": [height, width, channels], "dtype": "uint8", "range": [0, 255]},
         "latent_size": card["model"]["latent"],
         "likelihood": card["model"]["likelihood"],
         "grey_pixels": grey_pixels,

@@ -37,4 +37,5 @@ def run(config: Config, paths: Paths) -> None:
     with whole_file(paths.report) as partial:
         partial.write_text(render(page), encoding="utf-8")
     with tracker.child_run("report", card["lineage"]["weights_sha256"]) as run:
+        run.log_params(flatten(config.report, "report."))
         run.log_files([paths.report], "report")

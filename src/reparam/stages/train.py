@@ -24,21 +24,18 @@ def run(config: Config, paths: Paths, device: str = "auto") -> None:
     """Train a model and keep the weights of its best epoch."""
     place = pick_device(device)
     card = store.read_card(paths.processed)
+    make_deterministic(config.train.seed)
+    module = LossModule(build_model(config.model, tuple(card["shape"])), config.objective).to(place)
+    training, validation = (
+        Batches(store.read_split(paths.processed, split).images, card["binarization"], config.train.batch_size, place)
+        for split in store.SPLITS[:2]
+    )
     tracker = tracking.connect(paths)
     data_hash = dvc_hash(paths.processed)
     with tracker.training_run(data_hash) as run:
         for section in ("download", "preprocess", "model", "objective", "train"):
             run.log_params(flatten(getattr(config, section), f"{section}."))
         run.log_dataset(card, data_hash, "train")
-
-        make_deterministic(config.train.seed)
-        module = LossModule(build_model(config.model, tuple(card["shape"])), config.objective).to(place)
-        training, validation = (
-            Batches(
-                store.read_split(paths.processed, split).images, card["binarization"], config.train.batch_size, place
-            )
-            for split in store.SPLITS[:2]
-        )
         with progress(config.train.epochs, Console(stderr=True)) as show:
 
             def log(metrics: Metrics, epoch: int) -> None:
@@ -76,10 +73,7 @@ def _write_model(config: Config, paths: Paths, data_card: dict[str, Any], data_h
 
 
 def _write_reports(paths: Paths, result: Fit) -> Metrics:
-    with (
-        whole_file(paths.history) as partial,
-        partial.open("w", newline="", encoding="utf-8") as file,
-    ):
+    with whole_file(paths.history) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, result.history[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in result.history)

@@ -50,11 +50,7 @@ def fit(
         # The same draws every epoch, so that epochs differ by their weights alone.
         with random_stream(config.seed, "validation"), torch.no_grad():
             held_out = Sums(score(batch) for batch in validation.ordered())
-        row = {
-            "epoch": float(epoch),
-            **seen.means("train", epoch),
-            **held_out.means("validation", epoch),
-        }
+        row = {"epoch": float(epoch), **seen.means("train", epoch), **held_out.means("validation", epoch)}
         result.history.append(row)
         log(row | {"images_per_second": len(training) / (time.perf_counter() - start)}, epoch)
 

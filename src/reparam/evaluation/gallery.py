@@ -1,0 +1,70 @@
+"""What to draw of a trained model."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from reparam.config import EvaluateConfig
+from reparam.data.batches import Batches
+from reparam.data.store import Labels
+from reparam.evaluation import figures
+from reparam.evaluation.metrics import Scores
+from reparam.models.draw import Model
+from reparam.runtime import random_stream
+
+RECONSTRUCTIONS = 10  # images, one of each class first
+SAMPLES_PER_SIDE = 7
+
+
+@torch.no_grad()
+def draw(model: Model, data: Batches, labels: Labels, scores: Scores, settings: EvaluateConfig) -> dict[str, Figure]:
+    """Draw reconstructions, samples and latent space of the split that `scores` came from; one figure per name."""
+    kl = scores.latent_kl.numpy()
+    largest = np.argsort(-kl, kind="stable")
+    # With a single latent dimension the second axis of grid and scatter repeats the first.
+    plane = (int(largest[0]), int(largest[min(1, len(largest) - 1)]))
+
+    with random_stream(settings.seed, "figures"):
+        rows = _one_of_each_class(labels)
+        grey = data.images[torch.from_numpy(rows).to(data.images.device)]
+        pixels = data.pixels(grey)
+        reconstructed = model.decode(model.posterior(pixels)[0])
+        noise = torch.randn(SAMPLES_PER_SIDE**2, len(kl)).to(pixels.device)
+        samples = model.decode(noise)
+    grid = model.decode(_plane_of_latents(plane, len(kl), settings).to(pixels.device))
+    pictured = {"original": grey.float() / 255, "as seen": pixels, "reconstruction": reconstructed}
+    if data.binarization != "dynamic":  # the model sees the original
+        del pictured["as seen"]
+    return {
+        "reconstructions": figures.image_rows(
+            {name: _array(images) for name, images in pictured.items()}, labels[rows].tolist()
+        ),
+        "samples": figures.image_grid(_array(samples), SAMPLES_PER_SIDE, "Decoder means of draws from the prior"),
+        "latent_grid": figures.latent_grid(_array(grid), settings.grid_range, plane),
+        "latent_scatter": figures.latent_scatter(scores.means.numpy(), np.asarray(labels), plane),
+        "latent_use": figures.latent_use(kl, (scores.latent_variance > settings.active_variance).numpy()),
+    }
+
+
+def _one_of_each_class(labels: Labels) -> npt.NDArray[np.int64]:
+    """Pick rows to show: the first of each class, then the first of the rest. Shapes: (N,) -> (<= RECONSTRUCTIONS,)."""
+    first = np.unique(labels, return_index=True)[1]
+    rest = np.setdiff1d(np.arange(len(labels)), first)
+    chosen = np.concatenate([first, rest])[:RECONSTRUCTIONS]
+    return chosen[np.argsort(labels[chosen], kind="stable")]
+
+
+def _plane_of_latents(plane: tuple[int, int], latent: int, settings: EvaluateConfig) -> Tensor:
+    """Span two latent dimensions, top row first, all others at 0. Shapes: (S*S, D)."""
+    steps = torch.linspace(-settings.grid_range, settings.grid_range, settings.grid_steps)
+    z = torch.zeros(len(steps), len(steps), latent)
+    z[..., plane[1]] = steps.flip(0)[:, None]
+    z[..., plane[0]] = steps[None, :]
+    return z.flatten(0, 1)
+
+
+def _array(images: Tensor) -> npt.NDArray[np.float32]:
+    array: npt.NDArray[np.float32] = images.cpu().numpy()
+    return array

@@ -1,0 +1,79 @@
+"""A small model, and the stage `export` run on it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reparam.config import Config, ExportConfig, ModelConfig
+from reparam.data import store
+from reparam.models.build import build_model
+from reparam.models.storage import save_card, save_weights
+from reparam.models.vae import VAE
+from reparam.paths import Paths
+from reparam.stages import export
+
+SHAPE = (3, 4, 6)  # (C, H, W), all different, so that no two can be mixed up
+LATENT = 2
+OPSET = 20
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What went into the stage `export`; what came out stands in `paths`."""
+
+    paths: Paths
+    model: VAE
+    images: store.Images  # the test split, (N, H, W, C)
+
+    @property
+    def directory(self) -> Path:
+        return self.paths.onnx
+
+
+def torch_images(images: store.Images) -> Tensor:
+    """Shapes: (N, H, W, C) uint8 -> (N, C, H, W) in [0, 1]."""
+    return torch.from_numpy(images.astype(np.float32) / 255).permute(0, 3, 1, 2)
+
+
+def prepare(root: Path, binarization: str = "dynamic") -> Exported:
+    """Write what the stage `export` reads: images of noise, and a model that is not trained."""
+    paths = Paths(root, root)
+    grey = np.random.default_rng(0).integers(0, 256, (40, *SHAPE), dtype=np.uint8)
+    split = store.Split(grey, np.zeros(len(grey), np.int64))
+    paths.processed.mkdir(parents=True)
+    facts = {"source": "noise", "binarization": binarization}
+    store.write_store(paths.processed, dict.fromkeys(store.SPLITS, split), facts)
+
+    torch.manual_seed(0)
+    config = ModelConfig(hidden=(16,), activation="gelu", latent=LATENT, likelihood="bernoulli")
+    model = build_model(config, SHAPE).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)  # so that images reach from dark to bright
+    paths.model.mkdir(parents=True)
+    lineage = {"data": "data-hash.dir", "weights_sha256": save_weights(paths.model, model.state_dict())}
+    card = {
+        "model": config.model_dump(mode="json"),
+        "objective": {"name": "elbo"},
+        "train": {"seed": 7},
+        "data": {**facts, "shape": list(SHAPE)},
+        "lineage": lineage,
+    }
+    save_card(paths.model, card)
+    return Exported(paths, model, np.ascontiguousarray(grey.transpose(0, 2, 3, 1)))
+
+
+def run_stage(paths: Paths, opset: int = OPSET, grey_pixels: str = "keep") -> None:
+    """Run the stage `export` without tracking, and leave torch's global settings as they were."""
+    # The stage reads its own section only.
+    config = Config.model_construct(export=ExportConfig.model_validate({"opset": opset, "grey_pixels": grey_pixels}))
+    before = torch.are_deterministic_algorithms_enabled()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "off")
+        try:
+            export.run(config, paths)
+        finally:
+            torch.use_deterministic_algorithms(before)

@@ -1,0 +1,16 @@
+"""Exported files, made once per session; test modules name this one in `pytest_plugins`, because it needs torch."""
+
+from collections.abc import Iterator
+
+import pytest
+from exported_model import Exported, prepare, run_stage
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
+    """Files that the stage `export` wrote with `grey_pixels: keep`; not to be changed."""
+    result = prepare(tmp_path_factory.mktemp("exported"))
+    run_stage(result.paths)
+    before = {path: path.read_bytes() for path in result.directory.iterdir()}
+    yield result
+    assert {path: path.read_bytes() for path in result.directory.iterdir()} == before, "a test changed these files"
