@@ -1,6 +1,5 @@
 import math
 from dataclasses import dataclass, field
-from typing import get_args
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from torch.distributions import Normal
 from reparam.config import ModelConfig, ObjectiveConfig
 from reparam.models.build import build_model
 from reparam.models.draw import Draw
-from reparam.models.vae import VAE
 from reparam.objectives import OBJECTIVES, elbo, iwae, log_weights
 
 
@@ -149,15 +147,11 @@ def test_the_bound_rises_with_the_samples_from_the_elbo_to_the_evidence() -> Non
     assert evidence - means[-1] < 0.05 * (evidence - means[0])
 
 
-def test_the_objectives_that_params_may_name_are_those_that_exist() -> None:
-    assert set(get_args(ObjectiveConfig.model_fields["name"].annotation)) == set(OBJECTIVES)
-
-
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_gives_its_terms_per_image(name: str) -> None:
     torch.manual_seed(0)
-    model: VAE = build_model(ModelConfig(hidden=(3,), activation="relu", latent=2, likelihood="bernoulli"), (1, 2, 2))
+    model = build_model(ModelConfig(hidden=(3,), activation="relu", latent=2, likelihood="bernoulli"), (1, 2, 2))
     x = torch.ones(5, 1, 2, 2)
-    terms = OBJECTIVES[name](model, x, ObjectiveConfig(name=name, beta=1.0, samples=3))  # type: ignore[arg-type]
+    terms = OBJECTIVES[name](model, x, ObjectiveConfig(name=name, beta=1.0, samples=3))
     assert "loss" in terms
     assert {term: values.shape for term, values in terms.items()} == dict.fromkeys(terms, (5,))

@@ -80,7 +80,7 @@ class Client:
 
         Shapes: (H, W, C) twice -> (steps, H, W, C).
         """
-        start, end = self.encode(np.stack([first, second]))[0]
+        start, end = (self.encode(np.asarray(image)[None])[0] for image in (first, second))  # (1, D) each
         share = np.linspace(0, 1, steps)[:, None]
         return self.decode(start * (1 - share) + end * share)
 

@@ -10,16 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-)
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -28,6 +19,7 @@ from reparam.errors import ParamsError
 T = TypeVar("T")
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 # A YAML list arrives as a Python list; the tuple keeps the model frozen, and its items stay strict.
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch and numpy both take
 Widths = Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)]
 
 
@@ -46,7 +38,7 @@ class DownloadConfig(Section):
 class PreprocessConfig(Section):
     """Section `preprocess`."""
 
-    seed: NonNegativeInt  # of the split, and of the pixels under `static`
+    seed: Seed  # of the split, and of the pixels under `static`
     validation_fraction: Fraction  # of all images; chooses when training stops
     test_fraction: Fraction  # of all images; scored once, by `evaluate`
     binarization: Literal["none", "threshold", "static", "dynamic"]
@@ -72,7 +64,7 @@ class ObjectiveConfig(Section):
 class TrainConfig(Section):
     """Section `train`."""
 
-    seed: NonNegativeInt
+    seed: Seed
     batch_size: PositiveInt  # images per optimizer step
     epochs: PositiveInt  # at most
     patience: PositiveInt  # epochs without a lower validation loss before stopping
@@ -82,7 +74,7 @@ class TrainConfig(Section):
 class EvaluateConfig(Section):
     """Section `evaluate`."""
 
-    seed: NonNegativeInt
+    seed: Seed
     batch_size: PositiveInt
     elbo_samples: PositiveInt  # posterior samples per image
     nll_samples: PositiveInt  # importance samples per image, K
@@ -177,6 +169,10 @@ def _describe(problem: Any) -> str:
         close = difflib.get_close_matches(str(problem["loc"][-1]), _known(problem["loc"][:-1]), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "; remove it"
         return f"{path}: unknown parameter, found {problem['input']!r}{hint}"
+    if problem["type"] == "model_type":
+        return f"{path}: wanted a section of parameters, found {problem['input']!r}"
+    if problem["type"] == "too_short":
+        return f"{path}: wanted at least {problem['ctx']['min_length']} items, found {problem['input']!r}"
     message = problem["msg"].removeprefix("Input should be ")
     return f"{path}: wanted {message}, found {problem['input']!r}"
 

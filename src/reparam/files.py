@@ -1,5 +1,6 @@
 """Write whole files or none, and name files by their content."""
 
+import errno
 import hashlib
 import json
 import os
@@ -29,6 +30,8 @@ def whole_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
     """Yield a directory to fill; it takes the place of `path` when the block ends without an error."""
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "is a file, wanted a directory; move it away", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial, old = (path.with_name(f".partial-{path.name}"), path.with_name(f".partial-old-{path.name}"))
     _remove(partial)
@@ -37,14 +40,9 @@ def whole_directory(path: Path) -> Iterator[Path]:
         yield partial
         for file in partial.rglob("*"):
             _flush(file)
-        _remove(old)
-        if path.exists():
-            path.rename(old)
-        partial.rename(path)
-        _flush(path.parent)
+        _swap(path, partial, old)
     finally:
         _remove(partial)
-        _remove(old)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -96,6 +94,20 @@ def dvc_hash(directory: Path) -> str:
     entries.sort(key=lambda entry: entry["relpath"])
     listing = json.dumps(entries, sort_keys=True).encode()
     return hashlib.md5(listing, usedforsecurity=False).hexdigest() + ".dir"
+
+
+def _swap(path: Path, new: Path, old: Path) -> None:
+    _remove(old)
+    if path.exists():
+        path.rename(old)
+    try:
+        new.rename(path)
+    except OSError:
+        if old.exists():
+            old.rename(path)
+        raise
+    _flush(path.parent)
+    _remove(old)
 
 
 def _flush(path: Path) -> None:

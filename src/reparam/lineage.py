@@ -44,5 +44,6 @@ def _imports(module: Path) -> Iterator[Path]:
         for name in names:
             if name.split(".")[0] == PACKAGE.name:
                 path = PACKAGE.parent.joinpath(*name.split("."))
-                candidates = (path.with_suffix(".py"), path / "__init__.py")
-                yield from (file for file in candidates if file.exists())
+                # To import a module also runs the `__init__` of every package above it.
+                above = [parent / "__init__.py" for parent in (path, *path.parents) if parent.is_relative_to(PACKAGE)]
+                yield from (file for file in (path.with_suffix(".py"), *above) if file.exists())

@@ -11,8 +11,8 @@ delivers it later.
 import logging
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,32 +51,38 @@ class Tracker:
 
     @contextmanager
     def training_run(self, data_hash: str) -> Iterator[Run]:
-        """Open the run that stands for one trained model."""
-        with self._run(self.experiment, {STAGE_TAG: "train", DATA_TAG: data_hash}, None) as run:
+        """Open the run that stands for one trained model.
+
+        Raises: TrackingError, so that training does not start where its run cannot be opened.
+        """
+        with _closing(self._open(self.experiment, {STAGE_TAG: "train", DATA_TAG: data_hash}, None)) as run:
             yield run
 
     @contextmanager
     def child_run(self, stage: str, weights_sha256: str) -> Iterator[Run]:
         """Open a run below the training run that wrote these weights; say so where there is none."""
-        parent = None
-        if self.client is not None:
+
+        def open_child() -> Run:
             parent = self._training_run(weights_sha256)
-            if parent is None:
+            return self._open(self.experiment, {STAGE_TAG: stage, WEIGHTS_TAG: weights_sha256}, parent)
+
+        with _closing(_or_no_run(open_child)) as run:
+            if run.parent is None and not isinstance(run, NoRun):
                 log.warning(
                     "%s: no MLflow run bears the weights %s..., so this run is logged without a parent; the "
                     "model was trained elsewhere or without tracking",
                     stage,
                     weights_sha256[:12],
                 )
-        with self._run(self.experiment, {STAGE_TAG: stage, WEIGHTS_TAG: weights_sha256}, parent) as run:
             yield run
 
     @contextmanager
     def data_run(self, stage: str, data_hash: str) -> Iterator[Run]:
         """Open a run in the experiment of data; where one stands for the same data already, log nothing."""
         experiment, tags = f"{self.experiment}-data", {STAGE_TAG: stage, DATA_TAG: data_hash}
-        is_known = self.client is not None and bool(self._find(experiment, tags))
-        with nullcontext(NoRun()) if is_known else self._run(experiment, tags, None) as run:
+        with _closing(
+            _or_no_run(lambda: NoRun() if self._find(experiment, tags) else self._open(experiment, tags, None))
+        ) as run:
             yield run
 
     def _training_run(self, weights_sha256: str) -> str | None:
@@ -87,32 +93,23 @@ class Tracker:
         return str(found[0].info.run_id) if found else None
 
     def _find(self, experiment: str, tags: Mapping[str, str]) -> list[Any]:
+        if self.client is None:
+            return []
         wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
         wanted += " and attributes.status = 'FINISHED'"
         newest_first = ["attributes.start_time DESC"]
-        with _tracking_errors(self.uri):
+        with _store_errors():
             return list(self.client.search_runs([self._experiment_id(experiment)], wanted, order_by=newest_first))
 
-    @contextmanager
-    def _run(self, experiment: str, tags: dict[str, str], parent: str | None) -> Iterator[Run]:
+    def _open(self, experiment: str, tags: dict[str, str], parent: str | None) -> Run:
         if self.client is None:
-            yield NoRun()
-            return
+            return NoRun()
         tags = tags | _provenance(self.paths.root) | ({"mlflow.parentRunId": parent} if parent else {})
         stage = tags[STAGE_TAG]
         name = tags.get(EXPERIMENT_TAG) if stage == "train" else stage
-        with _tracking_errors(self.uri):
+        with _store_errors():
             run_id = self.client.create_run(self._experiment_id(experiment), tags=tags, run_name=name).info.run_id
-        run = Run(Delivery(self.client), run_id, Spool(self.paths.tracking_spool, run_id), parent)
-        status = "FAILED"
-        try:
-            yield run
-            status = "FINISHED"
-        except KeyboardInterrupt:
-            status = "KILLED"
-            raise
-        finally:
-            run.close(status)
+        return Run(Delivery(self.client), run_id, Spool(self.paths.tracking_spool, run_id), parent)
 
     def _experiment_id(self, name: str) -> str:
         # Locked, because two processes may find at once that the experiment is missing.
@@ -146,9 +143,16 @@ def connect(paths: Paths) -> Tracker:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     # Locked, because two processes that create the tables of a fresh database at once corrupt it.
-    with _lock(paths), _tracking_errors(uri):
-        client = mlflow.MlflowClient(uri)
-        client.search_experiments(max_results=1)
+    try:
+        with _lock(paths), _store_errors():
+            client = mlflow.MlflowClient(uri)
+            client.search_experiments(max_results=1)
+    except TrackingError as error:
+        raise TrackingError(
+            f"MLflow at {uri} cannot be used: {error}\n"
+            "Start the server, unset MLFLOW_TRACKING_URI to use a local file, or set "
+            f"MLFLOW_TRACKING_URI={OFF} to run without tracking"
+        ) from None
     return Tracker(client, uri, name, paths)
 
 
@@ -174,7 +178,7 @@ class Delivery:
     client: Any
 
     def __call__(self, call: Call) -> None:
-        with _tracking_errors(self.client.tracking_uri):
+        with _store_errors():
             self._send(call, call["run"])
 
     def _send(self, call: Call, run: str) -> None:
@@ -255,15 +259,34 @@ def _lock(paths: Paths) -> FileLock:
 
 
 @contextmanager
-def _tracking_errors(uri: str) -> Iterator[None]:
+def _store_errors() -> Iterator[None]:
+    """Turn what a store can raise into a TrackingError of one line."""
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError  # which MLflow lets through where a database is damaged
 
     try:
         yield
-    except (MlflowException, OSError) as error:  # a refused or broken connection is an OSError
-        reason = str(error).strip().partition("\n")[0]
-        raise TrackingError(
-            f"MLflow at {uri} cannot be used: {reason}\n"
-            "Start the server, unset MLFLOW_TRACKING_URI to use a local file, or set "
-            f"MLFLOW_TRACKING_URI={OFF} to run without tracking"
-        ) from None
+    except (MlflowException, SQLAlchemyError, OSError) as error:  # a refused or broken connection is an OSError
+        raise TrackingError(str(error).strip().partition("\n")[0]) from None
+
+
+@contextmanager
+def _closing(run: Run) -> Iterator[Run]:
+    """Close a run with the status that fits how the block ended."""
+    status = "FAILED"
+    try:
+        yield run
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        run.close(status)
+
+
+def _or_no_run(open_run: Callable[[], Run]) -> Run:
+    try:
+        return open_run()
+    except TrackingError as error:
+        log.warning("MLflow does not answer, going on without it: %s", error)
+        return NoRun()

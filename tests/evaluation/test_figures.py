@@ -90,14 +90,14 @@ def test_the_style_does_not_leak() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("count", [1, 3, 10])
-def test_reconstructions_stand_below_their_originals(count: int, channels: int) -> None:
-    originals, means = some_images(count, channels), 1 - some_images(count, channels)
-    figure = figures.reconstructions(originals, means, labels=list(range(count)))
+def test_rows_of_images_have_a_name_each_and_a_label_above_each_column(count: int, channels: int) -> None:
+    rows = {"original": some_images(count, channels), "reconstruction": 1 - some_images(count, channels)}
+    figure = figures.image_rows(rows, labels=list(range(10, 10 + count)))
     axes = figure.axes
-    assert [a.get_title() for a in axes] == [str(i) for i in range(count)] + [""] * count
+    assert [plot.get_title() for plot in axes] == [str(10 + i) for i in range(count)] + [""] * count
     assert [axes[0].get_ylabel(), axes[count].get_ylabel()] == ["original", "reconstruction"]
-    for column in range(count):
-        for row, images in enumerate((originals, means)):
+    for row, images in enumerate(rows.values()):
+        for column in range(count):
             wanted = images[column, 0] if channels == 1 else images[column].transpose(1, 2, 0)
             np.testing.assert_array_equal(axes[row * count + column].images[0].get_array(), wanted)
     assert is_drawn(figure)

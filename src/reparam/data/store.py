@@ -110,7 +110,7 @@ def read_split(directory: Path, name: SplitName) -> Split:
 def _read_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> Any:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:  # a missing file, a short one, or no .npy at all
+    except (EOFError, OSError, ValueError) as error:  # a missing file, a short one, or no .npy at all
         found = str(error)
     else:
         if array.shape == shape and array.dtype == dtype:

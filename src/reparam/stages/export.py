@@ -45,7 +45,7 @@ def run(config: Config, paths: Paths) -> None:
             metrics = verify.measure_parity(model, directory, images, settings.grey_pixels, seed=0)
             verify.write_golden(model, directory, images[:GOLDEN_IMAGES], settings.grey_pixels)
             verify.write_manifest(directory, {**facts, "opset": settings.opset})
-        metrics |= serving_skew(model, split.images, settings.grey_pixels)
+        metrics |= serving_skew(model, split.images, card["data"]["binarization"], settings.grey_pixels)
         write_json(paths.export_metrics, metrics)
         run.log_headline(metrics)
         run.log_files([paths.export_metrics, *sorted(paths.onnx.iterdir())], "export")
@@ -54,7 +54,7 @@ def run(config: Config, paths: Paths) -> None:
 
 
 @torch.no_grad()
-def serving_skew(model: VAE, images: store.Images, grey_pixels: str) -> dict[str, float]:
+def serving_skew(model: VAE, images: store.Images, binarization: str, grey_pixels: str) -> dict[str, float]:
     """Measure what it costs that apps encode grey images where training encoded random binarizations of them.
 
     `served_elbo` scores binarized images under a posterior that saw them as the exported encoder does;
@@ -64,7 +64,7 @@ def serving_skew(model: VAE, images: store.Images, grey_pixels: str) -> dict[str
     grey = torch.from_numpy(images.astype(np.float32) / 255)
     elbos = []
     with random_stream(0, "serving skew"):
-        target = torch.bernoulli(grey)
+        target = torch.bernoulli(grey) if binarization == "dynamic" else grey
     for x in (target, onnx.serve(grey, grey_pixels)):
         with random_stream(0, "serving skew, posterior"):
             draw = model.draw(x, target, SKEW_SAMPLES)

@@ -5,9 +5,10 @@ import csv
 from reparam import tracking
 from reparam.config import Config, flatten
 from reparam.data import store
+from reparam.errors import DamagedInputError
 from reparam.evaluation import figures
 from reparam.evaluation.report import Page, render
-from reparam.files import read_json, require, whole_file
+from reparam.files import read_json, require, rerun, whole_file
 from reparam.models.storage import read_card
 from reparam.paths import Paths
 
@@ -16,11 +17,8 @@ def run(config: Config, paths: Paths) -> None:
     """Bring numbers, figures, parameters and lineage together on one page."""
     tracker = tracking.connect(paths)
     card = read_card(paths.model)
-    require(paths.history, made_by="train")
     require(paths.figures, made_by="evaluate")
-    with paths.history.open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    history = {name: [float(row[name]) for row in rows] for name in rows[0]}
+    history = _read_history(paths)
     pictures = {path.stem: path.read_bytes() for path in sorted(paths.figures.glob("*.png"))}
     pictures["training_curves"] = figures.png(figures.training_curves(history, card["best_epoch"]))
     page = Page(
@@ -39,3 +37,15 @@ def run(config: Config, paths: Paths) -> None:
     with tracker.child_run("report", card["lineage"]["weights_sha256"]) as run:
         run.log_params(flatten(config.report, "report."))
         run.log_files([paths.report], "report")
+
+
+def _read_history(paths: Paths) -> dict[str, list[float]]:
+    require(paths.history, made_by="train")
+    with paths.history.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        return {name: [float(row[name]) for row in rows] for name in rows[0]}
+    except (IndexError, TypeError, ValueError):  # no row, a row cut short, or no number
+        raise DamagedInputError(
+            f"{paths.history}: wanted a table of numbers, found a damaged one; {rerun('train')}"
+        ) from None

@@ -1,0 +1,124 @@
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from reparam.config import EvaluateConfig, ModelConfig
+from reparam.data.batches import Batches
+from reparam.evaluation import figures, gallery
+from reparam.evaluation.metrics import Scores
+from reparam.models.build import build_model
+from reparam.models.vae import VAE
+
+SHAPE = (1, 2, 3)
+SETTINGS = EvaluateConfig(
+    seed=0, batch_size=4, elbo_samples=1, nll_samples=1, active_variance=0.01, grid_steps=3, grid_range=2.0
+)
+
+
+def some_model(latent: int) -> VAE:
+    torch.manual_seed(0)
+    return build_model(ModelConfig(hidden=(5,), activation="tanh", latent=latent, likelihood="bernoulli"), SHAPE)
+
+
+def some_data(images: int, binarization: str) -> Batches:
+    grey = np.random.default_rng(0).integers(0, 256, (images, *SHAPE), dtype=np.uint8)
+    return Batches(grey, binarization, 4, torch.device("cpu"))
+
+
+def some_scores(images: int, kl: list[float]) -> Scores:
+    nothing = torch.zeros(images)
+    means = torch.randn(images, len(kl), generator=torch.Generator().manual_seed(0))
+    variance = torch.tensor([value / 10 for value in kl])
+    return Scores(nothing, nothing, nothing, torch.tensor(kl, dtype=torch.float64), variance, means)
+
+
+def draw(
+    labels: list[int], kl: list[float], binarization: str = "dynamic", model: VAE | None = None
+) -> dict[str, Figure]:
+    data, scores = some_data(len(labels), binarization), some_scores(len(labels), kl)
+    return gallery.draw(model or some_model(len(kl)), data, np.array(labels), scores, SETTINGS)
+
+
+def rows(figure: Figure, columns: int) -> list[np.ndarray]:
+    """Read the images back, row by row. Shapes: each (columns, H, W)."""
+    shown = [np.asarray(axes.images[0].get_array()) for axes in figure.axes]
+    return [np.stack(shown[start : start + columns]) for start in range(0, len(shown), columns)]
+
+
+def titles(figure: Figure) -> list[str]:
+    return [axes.get_title() for axes in figure.axes if axes.get_title()]
+
+
+@pytest.mark.parametrize("latent", [1, 2, 60])
+@pytest.mark.parametrize("labels", [[0] * 12, [4, 4, 2], [7]], ids=["one class", "three images", "one image"])
+def test_every_picture_can_be_drawn(latent: int, labels: list[int]) -> None:
+    pictures = draw(labels, kl=[1.0] * latent)
+    assert list(pictures) == ["reconstructions", "samples", "latent_grid", "latent_scatter", "latent_use"]
+    for figure in pictures.values():
+        assert figures.png(figure).startswith(b"\x89PNG")
+
+
+def test_one_image_of_each_class_is_shown_first_and_in_the_order_of_the_classes() -> None:
+    assert titles(draw([3, 1, 1, 2], kl=[1.0])["reconstructions"]) == ["1", "1", "2", "3"]
+    labels = [9, 9, 9, 0, 1, 2, 3, 4, 5, 6, 7, 8, 8]
+    assert titles(draw(labels, kl=[1.0])["reconstructions"]) == [str(label) for label in range(10)]
+    assert len(titles(draw(list(range(14)), kl=[1.0])["reconstructions"])) == 10
+
+
+def test_reconstructions_are_those_of_the_pixels_that_the_model_saw() -> None:
+    model, data = some_model(2), some_data(3, "dynamic")
+    original, seen, reconstruction = rows(draw([0, 1, 2], kl=[2.0, 1.0], model=model)["reconstructions"], columns=3)
+    np.testing.assert_allclose(original, data.images[:, 0].numpy() / 255, rtol=1e-6)
+    assert set(np.unique(seen)) == {0.0, 1.0}
+    with torch.no_grad():
+        wanted = model.decode(model.posterior(torch.from_numpy(seen)[:, None])[0])
+    np.testing.assert_allclose(reconstruction, wanted[:, 0].numpy(), rtol=1e-6)
+
+
+def test_a_model_of_grey_images_saw_the_originals() -> None:
+    model = some_model(2)
+    original, reconstruction = rows(draw([0, 1, 2], [2.0, 1.0], "none", model)["reconstructions"], columns=3)
+    with torch.no_grad():
+        wanted = model.decode(model.posterior(torch.from_numpy(original)[:, None])[0])
+    np.testing.assert_allclose(reconstruction, wanted[:, 0].numpy(), rtol=1e-6)
+
+
+def test_the_latent_plane_spans_the_two_dimensions_of_the_largest_kl() -> None:
+    model, decoded = some_model(4), list[Tensor]()
+    model.decoder.register_forward_hook(lambda _module, inputs, _output: decoded.append(inputs[0]))
+    pictures = draw([0, 1, 2], kl=[0.5, 3.0, 0.1, 4.0], model=model)
+    reconstructed, sampled, plane = decoded
+    assert (reconstructed.shape, sampled.shape) == ((3, 4), (49, 4))
+    # Row by row from the top: dimension 3 grows to the right, dimension 1 upwards, the others stay 0.
+    assert plane.tolist() == [[0.0, y, 0.0, x] for y in (2.0, 0.0, -2.0) for x in (-2.0, 0.0, 2.0)]
+    for name in ("latent_grid", "latent_scatter"):
+        [axes] = pictures[name].axes
+        assert "z_{3}" in axes.get_xlabel()
+        assert "z_{1}" in axes.get_ylabel()
+
+
+def test_the_samples_are_draws_from_the_prior() -> None:
+    model, decoded = some_model(60), list[Tensor]()
+    model.decoder.register_forward_hook(lambda _module, inputs, _output: decoded.append(inputs[0]))
+    draw([0, 1, 2], kl=[1.0] * 60, model=model)
+    draws = decoded[1].double()
+    assert draws.mean().abs().item() < 5 / draws.numel() ** 0.5
+    assert abs(draws.var().item() - 1) < 5 * (2 / draws.numel()) ** 0.5
+
+
+def test_active_dimensions_are_those_above_the_threshold() -> None:
+    [axes] = draw([0, 1], kl=[0.05, 0.2, 3.0])["latent_use"].axes  # variances 0.005, 0.02, 0.3
+    assert axes.get_title(loc="left") == "2 of 3 latent dimensions are active"
+
+
+def test_pictures_are_the_same_each_time_and_leave_the_random_stream_alone() -> None:
+    before = torch.get_rng_state()
+    model = some_model(2)
+    torch.set_rng_state(before)
+    first = {name: figures.png(figure) for name, figure in draw([0, 1, 2], [2.0, 1.0], model=model).items()}
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(7)
+    second = {name: figures.png(figure) for name, figure in draw([0, 1, 2], [2.0, 1.0], model=model).items()}
+    assert first == second
