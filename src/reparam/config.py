@@ -10,17 +10,38 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PlainValidator,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from reparam.errors import ParamsError
 
 T = TypeVar("T")
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-# A YAML list arrives as a Python list; the tuple keeps the model frozen, and its items stay strict.
+SHARE = "a fraction below 1, or a whole number of images"
+
+
+def _check_share(value: Any) -> float | int:
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    is_fraction = isinstance(value, float) and 0 < value < 1
+    if not is_count and not is_fraction:
+        raise ValueError(SHARE)
+    return value  # type: ignore[no-any-return]
+
+
+Share = Annotated[float | int, PlainValidator(_check_share), Field(description=SHARE)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch and numpy both take
+# A YAML list arrives as a Python list; the tuples keep the model frozen, and their items stay strict.
 Widths = Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)]
+Strings = Annotated[tuple[str, ...], Field(strict=False)]
 
 
 class Section(BaseModel):
@@ -33,15 +54,24 @@ class DownloadConfig(Section):
     """Section `download`."""
 
     source: str  # a key of SOURCES in data/sources.py
+    variant: str | None  # which part of a source that has several: EMNIST
+    path: str | None  # of source `folder`: a directory tree of images, or a .zip or .tar of one
+    mirrors: Strings  # tried before the published addresses: directories, file://, http:// or https:// bases
 
 
 class PreprocessConfig(Section):
     """Section `preprocess`."""
 
     seed: Seed  # of the split, and of the pixels under `static`
-    validation_fraction: Fraction  # of all images; chooses when training stops
-    test_fraction: Fraction  # of all images; scored once, by `evaluate`
+    image_size: PositiveInt | None  # pixels: resize the shorter side and crop the centre; null: as they are
+    channels: Literal[1, 3]
+    classes: Strings | None  # names of the classes to keep; null: all
+    validation: Share  # of the training images; chooses when training stops
+    test: Share  # of all images, where the source publishes no test split; scored once, by `evaluate`
+    limit: PositiveInt | None  # images per split at most, for smoke runs; null: all
     binarization: Literal["none", "threshold", "static", "dynamic"]
+    scaling: Literal["unit", "symmetric", "standard"]  # pixels in [0, 1], in [-1, 1], or of mean 0 and variance 1
+    on_error: Literal["fail", "skip"]  # what an unreadable image does
 
 
 class ModelConfig(Section):
@@ -173,7 +203,7 @@ def _describe(problem: Any) -> str:
         return f"{path}: wanted a section of parameters, found {problem['input']!r}"
     if problem["type"] == "too_short":
         return f"{path}: wanted at least {problem['ctx']['min_length']} items, found {problem['input']!r}"
-    message = problem["msg"].removeprefix("Input should be ")
+    message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     return f"{path}: wanted {message}, found {problem['input']!r}"
 
 
@@ -194,8 +224,15 @@ def _wanted(location: tuple[int | str, ...]) -> str:
         definition = definition["properties"][str(part)]
         if "$ref" in definition:
             definition = schema["$defs"][definition["$ref"].rsplit("/", 1)[-1]]
+    return _describe_type(definition)
+
+
+def _describe_type(definition: Mapping[str, Any]) -> str:
+    if "anyOf" in definition:
+        return " or ".join(_describe_type(option) for option in definition["anyOf"])
     if "enum" in definition:
         return "one of " + ", ".join(map(repr, definition["enum"]))
-    if "const" in definition:
-        return repr(definition["const"])
-    return {"object": "a section", "array": "a list"}.get(definition["type"], f"a value of type {definition['type']}")
+    if "type" not in definition:
+        return str(definition["description"])
+    names = {"object": "a section", "array": "a list", "null": "null"}
+    return names.get(definition["type"], f"a value of type {definition['type']}")

@@ -32,10 +32,18 @@ class Paths:
     def raw(self) -> Path:
         return self.root / "data/raw"
 
+    @property
+    def downloads(self) -> Path:
+        return self.shared / "data/.downloads"
+
     # preprocess
     @property
     def processed(self) -> Path:
         return self.root / "data/processed"
+
+    @property
+    def data_metrics(self) -> Path:
+        return self.root / "reports/data/metrics.json"
 
     # train
     @property

@@ -1,19 +1,22 @@
 """Batches of images that stay on the device."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from reparam.data.scaling import Scaling
 from reparam.data.store import Images
 
 
 class Batches:
     """A split held on the device as uint8, cut into batches, the last one ragged."""
 
-    def __init__(self, images: Images, binarization: str, batch_size: int, device: torch.device) -> None:
+    def __init__(self, images: Images, card: Mapping[str, Any], batch_size: int, device: torch.device) -> None:
         self.images = torch.from_numpy(images.copy()).to(device)  # (N, C, H, W), copied because the map is read-only
-        self.binarization = binarization
+        self.is_dynamic = card["binarization"] == "dynamic"
+        self.scaling = Scaling(card).to(device)
         self.batch_size = batch_size
 
     def __len__(self) -> int:
@@ -33,9 +36,10 @@ class Batches:
             yield self.pixels(batch)
 
     def pixels(self, images: Tensor) -> Tensor:
-        """Turn grey values into what the model is trained on: floats in [0, 1], drawn anew under `dynamic`.
+        """Turn grey values into what the model is trained on: scaled floats, drawn anew under `dynamic`.
 
         Source: Salakhutdinov & Murray 2008, sec. 4: grey values as probabilities of white.
         """
         grey = images.float() / 255
-        return torch.bernoulli(grey) if self.binarization == "dynamic" else grey
+        scaled: Tensor = self.scaling(torch.bernoulli(grey) if self.is_dynamic else grey)
+        return scaled

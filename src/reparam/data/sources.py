@@ -1,61 +1,84 @@
-"""The data sets we know: what they are, how to get them, and how to read what was delivered."""
+"""The data sets we know: what they are, how to get them, and how to read what was delivered.
+
+torchvision's classes name the files, their addresses and checksums, and decode them; `transport` moves the bytes.
+"""
 
 import gzip
 import importlib.util
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from reparam.config import choose
-from reparam.errors import DamagedInputError, UserError
+from reparam.config import DownloadConfig, choose
+from reparam.data import torchvision_sets
+from reparam.data.archives import unpack
+from reparam.data.folder import find_images, list_splits
+from reparam.data.raw import ImageArrays, Raw
+from reparam.data.transport import RemoteFile, fetch
+from reparam.errors import DamagedInputError, ParamsError, UserError
 from reparam.files import read_json, rerun, sha256, write_json
 
-Images = npt.NDArray[np.uint8]  # (N, C, H, W)
-Labels = npt.NDArray[np.int64]  # (N,)
 MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: `fetch` fills a directory with the files as delivered, `read` turns them into images and labels.
+    """A data set: `fetch` fills a directory with the files as delivered; `read` makes images of them.
 
-    `checksums` maps each file's name to the SHA-256 that it must have.
+    `read` is given the directory of files, an empty scratch directory that lives until the images are processed, and
+    the variant. `variants` are what `download.variant` can name; none means that there is one edition.
     """
 
     title: str
     licence: str
-    checksums: dict[str, str]
-    fetch: Callable[[Path], None]
-    read: Callable[[Path], tuple[Images, Labels]]
+    fetch: Callable[[DownloadConfig, Path], None]
+    read: Callable[[Path, Path, str], Raw]
+    variants: tuple[str, ...] = ()
 
 
-def download(name: str, directory: Path) -> None:
-    """Fetch a source into an empty directory, verify every file, and write the manifest last.
+def download(config: DownloadConfig, directory: Path) -> None:
+    """Place the verified files of a source in a directory. Files that are there already are not fetched again.
 
-    Raises: UserError where a file is not the one that was published.
+    Raises: ParamsError, UserError.
     """
-    source = choose(SOURCES, name, "download.source")
-    source.fetch(directory)
-    for file, wanted in source.checksums.items():
-        found = sha256(directory / file)
-        if found != wanted:
-            raise UserError(
-                f"{name}: {file} has SHA-256 {found}, wanted {wanted}: the file differs from the published one; "
-                "reinstall or fetch it again"
-            )
-    files = {
-        file: {"sha256": digest, "bytes": (directory / file).stat().st_size}
-        for file, digest in source.checksums.items()
+    source = choose(SOURCES, config.source, "download.source")
+    if source.variants and config.variant is None:
+        raise ParamsError(
+            f"params.yaml: download.variant: {config.source} has several; wanted one of "
+            f"{', '.join(map(repr, source.variants))}, found None"
+        )
+    if config.variant is not None:
+        choose(dict.fromkeys(source.variants), config.variant, "download.variant")
+    if (config.source == "folder") != (config.path is not None):
+        wanted = "a folder of images, a .zip or a .tar" if config.source == "folder" else "null, for folders only"
+        raise ParamsError(f"params.yaml: download.path: wanted {wanted}, found {config.path!r}")
+    source.fetch(config, directory)
+
+
+def write_manifest(config: DownloadConfig, directory: Path) -> dict[str, Any]:
+    """List every file of a finished download with its checksum, and return the list."""
+    source = SOURCES[config.source]
+    manifest = {
+        "source": config.source,
+        "variant": config.variant,
+        "title": source.title,
+        "licence": source.licence,
+        "files": {
+            path.relative_to(directory).as_posix(): {"sha256": sha256(path), "bytes": path.stat().st_size}
+            for path in sorted(directory.rglob("*"))
+            if path.is_file()
+        },
     }
-    write_json(directory / MANIFEST, {"source": name, "title": source.title, "licence": source.licence, "files": files})
+    write_json(directory / MANIFEST, manifest)
+    return manifest
 
 
-def read(directory: Path) -> tuple[str, Images, Labels]:
-    """Read downloaded files, after checking them against the manifest: the source's name, images and labels.
+def read(directory: Path, scratch: Path) -> tuple[Mapping[str, Any], Raw]:
+    """Read downloaded files, after checking them against the manifest, which is returned too.
 
     Raises: MissingInputError, DamagedInputError.
     """
@@ -68,31 +91,94 @@ def read(directory: Path) -> tuple[str, Images, Labels]:
             raise DamagedInputError(
                 f"{path}: wanted the {facts['bytes']} bytes that were downloaded, found {found}; {rerun('download')}"
             )
-    name = manifest["source"]
-    return name, *SOURCES[name].read(directory)
+    return manifest, SOURCES[manifest["source"]].read(directory, scratch, manifest["variant"] or "")
 
 
-def _fetch_digits(directory: Path) -> None:
+def _fetch_files(list_files: Callable[[], list[RemoteFile]]) -> Callable[[DownloadConfig, Path], None]:
+    def fetch_all(config: DownloadConfig, directory: Path) -> None:
+        for file in list_files():
+            fetch(file, directory, config.mirrors)
+
+    return fetch_all
+
+
+def _digits_files() -> list[RemoteFile]:
     # Located without importing scikit-learn, which takes a second.
     package = importlib.util.find_spec("sklearn")
     if package is None or package.origin is None:
         raise UserError("digits: the images ship inside scikit-learn, which is not installed; run `make install`")
-    shutil.copyfile(Path(package.origin).parent / "datasets/data/digits.csv.gz", directory / "digits.csv.gz")
+    address = (Path(package.origin).parent / "datasets/data/digits.csv.gz").as_uri()
+    digest = "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"
+    return [RemoteFile("digits.csv.gz", f"sha256:{digest}", (address,))]
 
 
-def _read_digits(directory: Path) -> tuple[Images, Labels]:
+def _read_digits(directory: Path, _scratch: Path, _variant: str) -> Raw:
     with gzip.open(directory / "digits.csv.gz", "rt") as file:
         table = np.loadtxt(file, delimiter=",", dtype=np.int64)  # (N, 65): 64 grey values in 0..16, then the class
     grey = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8)
-    return grey.reshape(-1, 1, 8, 8), table[:, -1]
+    digits = ImageArrays(grey.reshape(-1, 1, 8, 8), table[:, -1])
+    return Raw({"all": digits}, tuple("0123456789"))
+
+
+def _fetch_folder(config: DownloadConfig, directory: Path) -> None:
+    path = Path(str(config.path)).expanduser()
+    if path.is_dir():
+        for name in find_images(path):
+            target = directory / "images" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path / name, target)
+    elif path.is_file():
+        shutil.copyfile(path, directory / path.name)
+    else:
+        raise UserError(f"download.path: {path}: not found; wanted a folder of images, a .zip or a .tar")
+
+
+def _read_folder(directory: Path, scratch: Path, _variant: str) -> Raw:
+    root = directory / "images"
+    if not root.is_dir():
+        (archive,) = (path for path in directory.iterdir() if path.name != MANIFEST)
+        root = scratch / "images"
+        unpack(archive, root)
+        root = _without_wrapping(root)
+    splits = list_splits(root)
+    return Raw(dict(splits), next(iter(splits.values())).classes)
+
+
+def _without_wrapping(root: Path) -> Path:
+    """Step into the one folder that many archives put around everything, unless it is itself the one class."""
+    entries = [path for path in root.iterdir() if not path.name.startswith(".") and path.name != "__MACOSX"]
+    is_wrapping = len(entries) == 1 and entries[0].is_dir() and any(path.is_dir() for path in entries[0].iterdir())
+    return entries[0] if is_wrapping else root
+
+
+def _torchvision(title: str, licence: str, name: str, variants: tuple[str, ...] = ()) -> Source:
+    return Source(
+        title,
+        licence,
+        _fetch_files(lambda: torchvision_sets.files(name)),
+        lambda directory, scratch, variant: torchvision_sets.read(name, directory, scratch, variant),
+        variants,
+    )
 
 
 SOURCES = {
     "digits": Source(
         title="Optical recognition of handwritten digits, test part (Alpaydin & Kaynak 1998)",
         licence="CC BY 4.0",
-        checksums={"digits.csv.gz": "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"},
-        fetch=_fetch_digits,
+        fetch=_fetch_files(_digits_files),
         read=_read_digits,
-    )
+    ),
+    "mnist": _torchvision("MNIST (LeCun et al. 1998)", "CC BY-SA 3.0", "MNIST"),
+    "fashion_mnist": _torchvision("Fashion-MNIST (Xiao et al. 2017)", "MIT", "FashionMNIST"),
+    "kmnist": _torchvision("Kuzushiji-MNIST (Clanuwat et al. 2018)", "CC BY-SA 4.0", "KMNIST"),
+    "emnist": _torchvision(
+        "EMNIST (Cohen et al. 2017)",
+        "public domain",
+        "EMNIST",
+        ("byclass", "bymerge", "balanced", "letters", "digits", "mnist"),
+    ),
+    "cifar10": _torchvision("CIFAR-10 (Krizhevsky 2009)", "not stated", "CIFAR10"),
+    "svhn": _torchvision("Street View House Numbers, cropped (Netzer et al. 2011)", "non-commercial use", "SVHN"),
+    "celeba": _torchvision("CelebA, aligned and cropped (Liu et al. 2015)", "non-commercial research", "CelebA"),
+    "folder": Source("A folder of images", "not stated", _fetch_folder, _read_folder),
 }

@@ -3,18 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from reparam.errors import DamagedInputError, UserError
+from reparam.data.splits import SPLITS, SplitName
+from reparam.errors import DamagedInputError
 from reparam.files import read_json, rerun, sha256, write_json
 
 Images = npt.NDArray[np.uint8]  # (N, C, H, W)
 Labels = npt.NDArray[np.int64]  # (N,)
-SplitName = Literal["train", "validation", "test"]
-SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+CHUNK = 8192  # images handled at once
 CARD = "card.json"
 
 
@@ -26,62 +26,50 @@ class Split:
     labels: Labels
 
 
-def split_indices(
-    count: int, validation_fraction: float, test_fraction: float, seed: int
-) -> dict[SplitName, npt.NDArray[np.int64]]:
-    """Partition 0..count-1 at random into the three splits.
-
-    Raises: UserError where a split would be empty.
-    """
-    order = np.random.default_rng(seed).permutation(count)
-    test, validation = round(count * test_fraction), round(count * validation_fraction)
-    parts = {"test": order[:test], "validation": order[test : test + validation], "train": order[test + validation :]}
-    for name, part in parts.items():
-        if not len(part):
-            raise UserError(
-                f"preprocess: the {name} split of {count} images is empty with validation_fraction "
-                f"{validation_fraction} and test_fraction {test_fraction}; change them in params.yaml"
-            )
-    return {name: np.sort(parts[name]) for name in SPLITS}
-
-
-def binarize(images: Images, how: str, seed: int) -> Images:
-    """Make pixels black or white once and for all, where `how` says so.
+def binarize(path: Path, how: str, seed: int) -> None:
+    """Make the pixels of a `.npy` file black or white once and for all, where `how` says so.
 
     `dynamic` keeps the grey values, because training draws from them anew at each visit.
     """
-    if how == "threshold":
-        return np.where(images >= 128, 255, 0).astype(np.uint8)
-    if how == "static":
+    if how not in ("threshold", "static"):
+        return
+    images, rng = np.load(path, mmap_mode="r+"), np.random.default_rng(seed)
+    for start in range(0, len(images), CHUNK):
+        grey = images[start : start + CHUNK]
         # A grey value of 255 is always white, and 0 never, because the draw is below 1.
-        white = np.random.default_rng(seed).random(images.shape, dtype=np.float32) < images / np.float32(255)
-        return np.where(white, 255, 0).astype(np.uint8)
-    return images
+        draw = rng.random(grey.shape, dtype=np.float32) * np.float32(255) if how == "static" else np.float32(127.5)
+        grey[:] = np.where(draw < grey, 255, 0)
+    images.flush()
 
 
-def write_store(directory: Path, splits: Mapping[SplitName, Split], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Write splits into an empty directory, and last the card, which is returned."""
-    train = splits["train"].images
+def write_card(directory: Path, facts: Mapping[str, Any], scaling: str) -> dict[str, Any]:
+    """Describe the arrays in a directory, write the card last of all, and return it.
+
+    Mean and standard deviation are those of the training images, per channel, with pixels in [0, 1].
+    """
+    arrays = {name: _arrays(directory, name) for name in SPLITS}
+    train = arrays["train"][0]
+    mean, deviation = _moments(train)
+    # The model sees (pixel - shift) / scale; an image of one colour is not scaled.
+    shifts = {"unit": [0.0] * len(mean), "symmetric": [0.5] * len(mean), "standard": mean}
+    scales = {"unit": [1.0] * len(mean), "symmetric": [0.5] * len(mean), "standard": [d or 1.0 for d in deviation]}
     card: dict[str, Any] = {
         **facts,
         "shape": list(train.shape[1:]),
         "dtype": "uint8",
         "layout": "NCHW",
         "range": [0, 255],
-        "train_mean": round(float(train.mean()) / 255, 6),
-        "train_standard_deviation": round(float(train.std()) / 255, 6),
+        "train_mean": mean,
+        "train_standard_deviation": deviation,
+        "scaling": {"kind": scaling, "shift": shifts[scaling], "scale": scales[scaling]},
         "splits": {},
     }
-    for name, split in splits.items():
-        files = {"images": split.images, "labels": split.labels}
-        for kind, array in files.items():
-            np.save(directory / f"{name}-{kind}.npy", np.ascontiguousarray(array))
+    for name, (images, labels) in arrays.items():
+        numbers, counts = np.unique(labels, return_counts=True)
         card["splits"][name] = {
-            "count": len(split.images),
-            "classes": {
-                str(label): int(n) for label, n in zip(*np.unique(split.labels, return_counts=True), strict=True)
-            },
-            **{f"{kind}_sha256": sha256(directory / f"{name}-{kind}.npy") for kind in files},
+            "count": len(images),
+            "classes": {facts["classes"][number]: int(count) for number, count in zip(numbers, counts, strict=True)},
+            **{f"{kind}_sha256": sha256(directory / f"{name}-{kind}.npy") for kind in ("images", "labels")},
         }
     write_json(directory / CARD, card)
     return card
@@ -117,3 +105,20 @@ def _read_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> 
             return array
         found = f"{array.dtype} {array.shape}"
     raise DamagedInputError(f"{path}: wanted {np.dtype(dtype).name} {shape}, found {found}; {rerun('preprocess')}")
+
+
+def _arrays(directory: Path, name: SplitName) -> tuple[Images, Labels]:
+    images, labels = (np.load(directory / f"{name}-{kind}.npy", mmap_mode="r") for kind in ("images", "labels"))
+    return images, labels
+
+
+def _moments(images: Images) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation per channel, from exact counts of the 256 values. Units: [0, 1]."""
+    counts = np.zeros((images.shape[1], 256), np.int64)
+    for start in range(0, len(images), CHUNK):
+        for channel, pixels in enumerate(images[start : start + CHUNK].swapaxes(0, 1)):
+            counts[channel] += np.bincount(pixels.ravel(), minlength=256)
+    values = np.arange(256) / 255
+    mean = counts @ values / counts.sum(1)
+    deviation = np.sqrt((counts * (values - mean[:, None]) ** 2).sum(1) / counts.sum(1))
+    return mean.round(6).tolist(), deviation.round(6).tolist()

@@ -1,5 +1,7 @@
 """What to draw of a trained model."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor
 
 from reparam.config import EvaluateConfig
 from reparam.data.batches import Batches
-from reparam.data.store import Labels
+from reparam.data.store import Images, Labels
 from reparam.evaluation import figures
 from reparam.evaluation.metrics import Scores
 from reparam.models.draw import Model
@@ -26,6 +28,7 @@ def draw(model: Model, data: Batches, labels: Labels, scores: Scores, settings: 
     # With a single latent dimension the second axis of grid and scatter repeats the first.
     plane = (int(largest[0]), int(largest[min(1, len(largest) - 1)]))
 
+    show = data.scaling.invert
     with random_stream(settings.seed, "figures"):
         rows = _one_of_each_class(labels)
         grey = data.images[torch.from_numpy(rows).to(data.images.device)]
@@ -34,18 +37,29 @@ def draw(model: Model, data: Batches, labels: Labels, scores: Scores, settings: 
         noise = torch.randn(SAMPLES_PER_SIDE**2, len(kl)).to(pixels.device)
         samples = model.decode(noise)
     grid = model.decode(_plane_of_latents(plane, len(kl), settings).to(pixels.device))
-    pictured = {"original": grey.float() / 255, "as seen": pixels, "reconstruction": reconstructed}
-    if data.binarization != "dynamic":  # the model sees the original
+    pictured = {"original": grey.float() / 255, "as seen": show(pixels), "reconstruction": show(reconstructed)}
+    if not data.is_dynamic:  # the model sees the original
         del pictured["as seen"]
     return {
         "reconstructions": figures.image_rows(
             {name: _array(images) for name, images in pictured.items()}, labels[rows].tolist()
         ),
-        "samples": figures.image_grid(_array(samples), SAMPLES_PER_SIDE, "Decoder means of draws from the prior"),
-        "latent_grid": figures.latent_grid(_array(grid), settings.grid_range, plane),
+        "samples": figures.image_grid(_array(show(samples)), SAMPLES_PER_SIDE, "Decoder means of draws from the prior"),
+        "latent_grid": figures.latent_grid(_array(show(grid)), settings.grid_range, plane),
         "latent_scatter": figures.latent_scatter(scores.means.numpy(), np.asarray(labels), plane),
         "latent_use": figures.latent_use(kl, (scores.latent_variance > settings.active_variance).numpy()),
     }
+
+
+def contact_sheet(splits: Mapping[str, Images]) -> Figure:
+    """Show images from all over each split, a row or two a split. Shapes: each (N, C, H, W) uint8."""
+    columns = 16
+    rows = {}
+    for name, images in splits.items():
+        chosen = images[np.linspace(0, len(images) - 1, min(columns, len(images))).astype(int)] / np.float32(255)
+        blank = np.ones((columns - len(chosen), *chosen.shape[1:]), np.float32)
+        rows[name] = np.concatenate([chosen, blank])
+    return figures.image_rows(rows, [""] * columns)
 
 
 def _one_of_each_class(labels: Labels) -> npt.NDArray[np.int64]:

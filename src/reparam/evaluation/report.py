@@ -24,6 +24,7 @@ HEADLINES = (
     ("nll", "NLL", "Importance-sampled −log p(x); lower is better."),
 )
 FIGURES = (
+    ("contact_sheet", "Data", "Images of each split, as they are stored."),
     ("training_curves", "Training", "The dotted line marks the epoch whose weights were kept."),
     (
         "reconstructions",

@@ -7,6 +7,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from reparam.data.scaling import Scaling
 from reparam.models.vae import VAE
 
 ENCODER = "encoder.onnx"
@@ -18,14 +19,15 @@ class EncoderGraph(nn.Module):
 
     outputs = ("mean", "log_variance")
 
-    def __init__(self, model: VAE, grey_pixels: str) -> None:
+    def __init__(self, model: VAE, scaling: Scaling, grey_pixels: str) -> None:
         super().__init__()
         self.model = model
+        self.scaling = scaling
         self.grey_pixels = grey_pixels
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         grey = images.permute(0, 3, 1, 2).to(torch.float32) / 255
-        return self.model.posterior(serve(grey, self.grey_pixels))
+        return self.model.posterior(self.scaling(serve(grey, self.grey_pixels)))
 
 
 class DecoderGraph(nn.Module):
@@ -33,13 +35,14 @@ class DecoderGraph(nn.Module):
 
     outputs = ("images", "mean")
 
-    def __init__(self, model: VAE) -> None:
+    def __init__(self, model: VAE, scaling: Scaling) -> None:
         super().__init__()
         self.model = model
+        self.scaling = scaling
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        mean = self.model.decode(latents).permute(0, 2, 3, 1)
-        return (mean.clamp(0, 1) * 255).round().to(torch.uint8), mean.contiguous()
+        mean = self.scaling.invert(self.model.decode(latents)).permute(0, 2, 3, 1)
+        return (mean * 255).round().to(torch.uint8), mean.contiguous()
 
 
 def serve(grey: Tensor, grey_pixels: str) -> Tensor:
@@ -48,16 +51,16 @@ def serve(grey: Tensor, grey_pixels: str) -> Tensor:
     return (grey >= 0.5).to(grey.dtype) if grey_pixels == "threshold" else grey
 
 
-def export_encoder(model: VAE, grey_pixels: str, opset: int, metadata: dict[str, str], path: Path) -> None:
+def export_encoder(graph: EncoderGraph, opset: int, metadata: dict[str, str], path: Path) -> None:
     """Write `encoder.onnx`. Its input is `images`, uint8 (batch, H, W, C)."""
-    channels, height, width = model.shape
+    channels, height, width = graph.model.shape
     example = torch.zeros(2, height, width, channels, dtype=torch.uint8)
-    _export(EncoderGraph(model, grey_pixels), example, "images", opset, metadata, path)
+    _export(graph, example, "images", opset, metadata, path)
 
 
-def export_decoder(model: VAE, latent: int, opset: int, metadata: dict[str, str], path: Path) -> None:
+def export_decoder(graph: DecoderGraph, latent: int, opset: int, metadata: dict[str, str], path: Path) -> None:
     """Write `decoder.onnx`. Its input is `latents`, float32 (batch, D)."""
-    _export(DecoderGraph(model), torch.zeros(2, latent), "latents", opset, metadata, path)
+    _export(graph, torch.zeros(2, latent), "latents", opset, metadata, path)
 
 
 def _export(graph: Any, example: Tensor, name: str, opset: int, metadata: dict[str, str], path: Path) -> None:

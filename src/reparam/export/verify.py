@@ -11,7 +11,6 @@ import torch
 from reparam.errors import ParityError
 from reparam.export.onnx import DECODER, ENCODER, DecoderGraph, EncoderGraph
 from reparam.files import sha256, write_json
-from reparam.models.vae import VAE
 
 BATCH_SIZES = (1, 2, 7, 64)
 TOLERANCE = 1e-5  # times the largest absolute value where that exceeds 1
@@ -48,16 +47,17 @@ def check_graph(path: Path, opset: int) -> None:
             raise ParityError(f"export: {path.name}: wanted {what} {wanted}, found {is_found}")
 
 
-def measure_parity(model: VAE, directory: Path, images: Array, grey_pixels: str, seed: int) -> dict[str, float]:
+def measure_parity(
+    encoder: EncoderGraph, decoder: DecoderGraph, directory: Path, images: Array, seed: int
+) -> dict[str, float]:
     """Compare both graphs under onnxruntime with torch, at several batch sizes, on real images and prior samples.
 
     Shapes: images (N, H, W, C) uint8. Returns the largest absolute error of each graph's float outputs, and the largest
     difference in grey levels of the decoder's images.
     Raises: ParityError where a float is off by more than TOLERANCE x max(1, scale), or a grey level by more than one.
     """
-    encoder, decoder = EncoderGraph(model, grey_pixels), DecoderGraph(model)
     rng = np.random.default_rng(seed)
-    latent = model.posterior(torch.zeros(1, *model.shape))[0].shape[1]
+    latent = _torch(encoder, images[:1])[0].shape[1]
     errors = {"encoder_max_error": 0.0, "decoder_max_error": 0.0, "decoder_max_grey_levels": 0.0}
     for size in BATCH_SIZES:
         batch = images[rng.integers(len(images), size=size)]
@@ -79,13 +79,13 @@ def measure_parity(model: VAE, directory: Path, images: Array, grey_pixels: str,
     return errors
 
 
-def write_golden(model: VAE, directory: Path, images: Array, grey_pixels: str) -> None:
+def write_golden(encoder: EncoderGraph, decoder: DecoderGraph, directory: Path, images: Array) -> None:
     """Write inputs and torch's outputs, so that an app in any language can test its own port.
 
     Shapes: images (N, H, W, C).
     """
-    mean, log_variance = _torch(EncoderGraph(model, grey_pixels), images)
-    decoded, decoded_mean = _torch(DecoderGraph(model), mean)
+    mean, log_variance = _torch(encoder, images)
+    decoded, decoded_mean = _torch(decoder, mean)
     np.savez(
         directory / GOLDEN,
         images=images,

@@ -1,5 +1,9 @@
 """params `download` -> data/raw: the files as delivered, and a manifest of their checksums."""
 
+import shutil
+
+from filelock import FileLock
+
 from reparam import tracking
 from reparam.config import Config, flatten
 from reparam.data import sources
@@ -10,10 +14,16 @@ from reparam.paths import Paths
 def run(config: Config, paths: Paths) -> None:
     """Fetch the raw data and verify every file."""
     tracker = tracking.connect(paths)
-    with whole_directory(paths.raw) as directory:
-        sources.download(config.download.source, directory)
+    # Fetched into a folder that outlives a killed run, so that the next one goes on where this one stopped.
+    arriving = paths.downloads / config.download.source
+    arriving.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{arriving}.lock"), whole_directory(paths.raw) as directory:
+        sources.download(config.download, arriving)
+        shutil.copytree(arriving, directory, dirs_exist_ok=True)
+        manifest = sources.write_manifest(config.download, directory)
+        shutil.rmtree(arriving)
     with tracker.data_run("download", dvc_hash(paths.raw)) as run:
         run.log_params(flatten(config.download, "download."))
-        files = [path for path in paths.raw.iterdir() if path.name != sources.MANIFEST]
-        run.log_metrics({"files": len(files), "bytes": sum(path.stat().st_size for path in files)})
+        sizes = [file["bytes"] for file in manifest["files"].values()]
+        run.log_metrics({"files": len(sizes), "bytes": sum(sizes)})
         run.log_files([paths.raw / sources.MANIFEST])

@@ -24,7 +24,7 @@ def run(config: Config, paths: Paths, device: str = "auto") -> None:
     model = load_model(paths.model, place)
     data_card, model_card = store.read_card(paths.processed), read_card(paths.model)
     split = store.read_split(paths.processed, "test")
-    data = Batches(split.images, data_card["binarization"], settings.batch_size, place)
+    data = Batches(split.images, data_card, settings.batch_size, place)
 
     with tracker.child_run("evaluate", model_card["lineage"]["weights_sha256"]) as run:
         run.log_params(flatten(settings, "evaluate."))

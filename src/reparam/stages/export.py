@@ -1,6 +1,7 @@
 """data/processed, models/vae, params `export` -> models/onnx: two verified graphs; reports/export: parity, skew."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from reparam import tracking
 from reparam.config import Config, flatten
 from reparam.data import store
+from reparam.data.scaling import Scaling
 from reparam.export import onnx, verify
 from reparam.files import whole_directory, write_json
 from reparam.lineage import source_hash
@@ -30,6 +32,8 @@ def run(config: Config, paths: Paths) -> None:
     tracker = tracking.connect(paths)
     make_deterministic(0)
     model, card = load_model(paths.model, torch.device("cpu")), read_card(paths.model)
+    scaling = Scaling(card["data"])
+    encoder, decoder = onnx.EncoderGraph(model, scaling, settings.grey_pixels), onnx.DecoderGraph(model, scaling)
     split = store.read_split(paths.processed, "test")
     images = np.ascontiguousarray(split.images.transpose(0, 2, 3, 1))  # (N, H, W, C)
 
@@ -38,14 +42,14 @@ def run(config: Config, paths: Paths) -> None:
         facts = _describe(card, settings.grey_pixels)
         metadata = {"reparam": json.dumps(facts, sort_keys=True)}
         with whole_directory(paths.onnx) as directory:
-            onnx.export_encoder(model, settings.grey_pixels, settings.opset, metadata, directory / onnx.ENCODER)
-            onnx.export_decoder(model, facts["latent_size"], settings.opset, metadata, directory / onnx.DECODER)
+            onnx.export_encoder(encoder, settings.opset, metadata, directory / onnx.ENCODER)
+            onnx.export_decoder(decoder, facts["latent_size"], settings.opset, metadata, directory / onnx.DECODER)
             for name in (onnx.ENCODER, onnx.DECODER):
                 verify.check_graph(directory / name, settings.opset)
-            metrics = verify.measure_parity(model, directory, images, settings.grey_pixels, seed=0)
-            verify.write_golden(model, directory, images[:GOLDEN_IMAGES], settings.grey_pixels)
+            metrics = verify.measure_parity(encoder, decoder, directory, images, seed=0)
+            verify.write_golden(encoder, decoder, directory, images[:GOLDEN_IMAGES])
             verify.write_manifest(directory, {**facts, "opset": settings.opset})
-        metrics |= serving_skew(model, split.images, card["data"]["binarization"], settings.grey_pixels)
+        metrics |= serving_skew(model, split.images, card["data"], settings.grey_pixels)
         write_json(paths.export_metrics, metrics)
         run.log_headline(metrics)
         run.log_files([paths.export_metrics, *sorted(paths.onnx.iterdir())], "export")
@@ -54,7 +58,7 @@ def run(config: Config, paths: Paths) -> None:
 
 
 @torch.no_grad()
-def serving_skew(model: VAE, images: store.Images, binarization: str, grey_pixels: str) -> dict[str, float]:
+def serving_skew(model: VAE, images: store.Images, data_card: Mapping[str, Any], grey_pixels: str) -> dict[str, float]:
     """Measure what it costs that apps encode grey images where training encoded random binarizations of them.
 
     `served_elbo` scores binarized images under a posterior that saw them as the exported encoder does;
@@ -62,12 +66,13 @@ def serving_skew(model: VAE, images: store.Images, binarization: str, grey_pixel
     draws. Shapes: images (N, C, H, W). Units: nats per image.
     """
     grey = torch.from_numpy(images.astype(np.float32) / 255)
+    scaling = Scaling(data_card)
     elbos = []
     with random_stream(0, "serving skew"):
-        target = torch.bernoulli(grey) if binarization == "dynamic" else grey
+        target = torch.bernoulli(grey) if data_card["binarization"] == "dynamic" else grey
     for x in (target, onnx.serve(grey, grey_pixels)):
         with random_stream(0, "serving skew, posterior"):
-            draw = model.draw(x, target, SKEW_SAMPLES)
+            draw = model.draw(scaling(x), scaling(target), SKEW_SAMPLES)
         elbos.append((draw.log_px - draw.kl).mean().item())
     return {"served_elbo": round(elbos[1], 4), "served_elbo_loss": round(elbos[0] - elbos[1], 4)}
 

@@ -1,25 +1,75 @@
 """data/raw, params `preprocess` -> data/processed: uint8 images (N, C, H, W), labels, a seeded split, and a card."""
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
 from reparam import tracking
-from reparam.config import Config, flatten
-from reparam.data import sources, store
-from reparam.files import dvc_hash, whole_directory
+from reparam.config import Config, PreprocessConfig, flatten
+from reparam.data import convert, sources, splits, store
+from reparam.data.folder import ImageFiles
+from reparam.data.raw import Raw
+from reparam.files import dvc_hash, whole_directory, write_json
 from reparam.paths import Paths
 
 
 def run(config: Config, paths: Paths) -> None:
-    """Split the raw images and write them in the one format that later stages read."""
+    """Decode, split and write the raw images in the one format that later stages read."""
     settings = config.preprocess
     tracker = tracking.connect(paths)
-    source, images, labels = sources.read(paths.raw)
-    parts = store.split_indices(len(images), settings.validation_fraction, settings.test_fraction, settings.seed)
-    images = store.binarize(images, settings.binarization, settings.seed)
-    with whole_directory(paths.processed) as directory:
-        splits = {name: store.Split(images[rows], labels[rows]) for name, rows in parts.items()}
-        card = store.write_store(directory, splits, {"source": source, "binarization": settings.binarization})
+    with (
+        TemporaryDirectory(prefix=".partial-", dir=paths.raw.parent if paths.raw.exists() else None) as scratch,
+        whole_directory(paths.processed) as directory,
+    ):
+        manifest, raw = sources.read(paths.raw, Path(scratch))
+        skipped = _write_arrays(raw, settings, directory)
+        kept = list(splits.class_numbers(raw.classes, settings.classes))
+        facts = {
+            "source": manifest["source"],
+            "variant": manifest["variant"],
+            "binarization": settings.binarization,
+            "classes": [raw.classes[label] for label in kept],
+            "skipped": skipped,
+        }
+        card = store.write_card(directory, facts, settings.scaling)
+    metrics = _summarize(card)
+    write_json(paths.data_metrics, metrics)
     data_hash = dvc_hash(paths.processed)
     with tracker.data_run("preprocess", data_hash) as run:
-        run.log_params(flatten(config.preprocess, "preprocess."))
-        run.log_metrics({f"{name}_images": len(rows) for name, rows in parts.items()})
+        run.log_params(flatten(settings, "preprocess."))
+        run.log_metrics(metrics)
         run.log_dataset(card, data_hash, "preprocess")
         run.log_files([paths.processed / store.CARD])
+
+
+def _write_arrays(raw: Raw, settings: PreprocessConfig, directory: Path) -> dict[str, str]:
+    """Write images and labels of each split; return the names of unreadable images with the reason."""
+    parts = splits.assign(raw, settings)
+    numbers = splits.class_numbers(raw.classes, settings.classes)
+    published, rows = parts["train"]
+    shape = convert.common_shape(raw.splits[published], rows, settings)
+    skipped: dict[str, str] = {}
+    for name, (published, rows) in parts.items():
+        collection = raw.splits[published]
+        images = directory / f"{name}-images.npy"
+        unreadable = convert.convert(collection, rows, shape, images)
+        if isinstance(collection, ImageFiles):
+            skipped |= {collection.names[row]: reason for row, reason in sorted(unreadable.items())}
+        store.binarize(images, settings.binarization, settings.seed)
+        labels = [numbers[int(collection.labels[row])] for row in rows if row not in unreadable]
+        np.save(directory / f"{name}-labels.npy", np.asarray(labels, np.int64))
+    if settings.on_error == "fail":
+        convert.refuse_unreadable(skipped)
+    return skipped
+
+
+def _summarize(card: dict[str, Any]) -> dict[str, float]:
+    """Reduce the card to numbers that DVC and MLflow compare."""
+    return {
+        **{f"{name}_images": split["count"] for name, split in card["splits"].items()},
+        "skipped_images": len(card["skipped"]),
+        "train_mean": round(float(np.mean(card["train_mean"])), 6),
+        "train_standard_deviation": round(float(np.mean(card["train_standard_deviation"])), 6),
+    }

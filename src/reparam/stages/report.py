@@ -5,8 +5,9 @@ import csv
 from reparam import tracking
 from reparam.config import Config, flatten
 from reparam.data import store
+from reparam.data.splits import SPLITS
 from reparam.errors import DamagedInputError
-from reparam.evaluation import figures
+from reparam.evaluation import figures, gallery
 from reparam.evaluation.report import Page, render
 from reparam.files import read_json, require, rerun, whole_file
 from reparam.models.storage import read_card
@@ -20,6 +21,9 @@ def run(config: Config, paths: Paths) -> None:
     require(paths.figures, made_by="evaluate")
     history = _read_history(paths)
     pictures = {path.stem: path.read_bytes() for path in sorted(paths.figures.glob("*.png"))}
+    pictures["contact_sheet"] = figures.png(
+        gallery.contact_sheet({name: store.read_split(paths.processed, name).images for name in SPLITS})
+    )
     pictures["training_curves"] = figures.png(figures.training_curves(history, card["best_epoch"]))
     page = Page(
         title=config.report.title,

@@ -1,6 +1,7 @@
 """data/processed, params `model`, `objective`, `train` -> models/vae, reports/training."""
 
 import csv
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -9,10 +10,12 @@ from reparam import tracking
 from reparam.config import Config, flatten, params_hash
 from reparam.data import store
 from reparam.data.batches import Batches
+from reparam.errors import ParamsError
 from reparam.files import dvc_hash, whole_directory, whole_file, write_json
 from reparam.lineage import source_hash
 from reparam.models.build import build_model
 from reparam.models.storage import save_card, save_weights
+from reparam.models.vae import VAE
 from reparam.paths import Paths
 from reparam.runtime import make_deterministic, pick_device
 from reparam.training.loop import Fit, Metrics, fit
@@ -26,9 +29,10 @@ def run(config: Config, paths: Paths, device: str = "auto") -> None:
     card = store.read_card(paths.processed)
     make_deterministic(config.train.seed)
     module = LossModule(build_model(config.model, tuple(card["shape"])), config.objective).to(place)
+    _check_pixels(module.model, card)
     training, validation = (
-        Batches(store.read_split(paths.processed, split).images, card["binarization"], config.train.batch_size, place)
-        for split in store.SPLITS[:2]
+        Batches(store.read_split(paths.processed, split).images, card, config.train.batch_size, place)
+        for split in ("train", "validation")
     )
     tracker = tracking.connect(paths)
     data_hash = dvc_hash(paths.processed)
@@ -52,13 +56,23 @@ def run(config: Config, paths: Paths, device: str = "auto") -> None:
         run.log_files([paths.model / "card.json", paths.history])
 
 
+def _check_pixels(model: VAE, card: Mapping[str, Any]) -> None:
+    kind = card["scaling"]["kind"]
+    if model.likelihood.needs_binary and kind != "unit":
+        raise ParamsError(
+            f"params.yaml: preprocess.scaling: wanted 'unit' with a likelihood of pixels in [0, 1], found {kind!r}"
+        )
+
+
 def _write_model(config: Config, paths: Paths, data_card: dict[str, Any], data_hash: str, result: Fit) -> str:
     params = {name: getattr(config, name).model_dump(mode="json") for name in ("model", "objective", "train")}
     with whole_directory(paths.model) as directory:
         weights_hash = save_weights(directory, result.best_weights)
         card = {
             **params,
-            "data": {name: data_card[name] for name in ("source", "binarization", "shape", "layout", "range")},
+            "data": {
+                name: data_card[name] for name in ("source", "binarization", "scaling", "shape", "layout", "range")
+            },
             "best_epoch": result.best_epoch,
             "epochs": len(result.history),
             "lineage": {
