@@ -11,10 +11,10 @@ run: install  ## the whole pipeline, then its headline numbers
 	@reparam summary
 
 test: install  ## everything but the slow tests
-	python -m pytest
+	python -m pytest -n 2 --dist loadfile
 
 test-slow: install  ## the tests that take minutes, or install environments of their own
-	python -m pytest -m slow
+	python -m pytest -n 2 -m slow
 
 lint: install
 	ruff format --check .

@@ -12,6 +12,9 @@ from ruamel.yaml import YAML
 
 from reparam.paths import Paths
 
+# As `reparam` does, and before a test module imports torch: threads that wait do not take the others' turns.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 SMALL = {
     "download": {"source": "digits"},
     "preprocess": {"seed": 0, "validation_fraction": 0.1, "test_fraction": 0.2, "binarization": "dynamic"},

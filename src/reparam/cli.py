@@ -114,8 +114,8 @@ def replay() -> None:
 
 def main() -> None:
     """Run a command; a mistake of the user is one message and exit code 1."""
-    # Idle OpenMP threads sleep instead of spinning: on a busy machine (two queue workers, say) training is several times
-    # faster, and nothing is lost on an idle one. Read when torch is loaded; the results are the same.
+    # Idle OpenMP threads sleep instead of spinning: on a busy machine (two queue workers, say) training is several
+    # times faster. Read when torch is loaded; the results are the same.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:

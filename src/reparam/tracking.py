@@ -165,7 +165,12 @@ def replay(paths: Paths) -> int:
     if tracker.client is None:
         raise TrackingError(f"MLFLOW_TRACKING_URI is {OFF!r}; name the store to deliver to")
     spools = [Spool(paths.tracking_spool, file.stem) for file in sorted(paths.tracking_spool.glob("*.jsonl"))]
-    return sum(spool.replay(Delivery(tracker.client)) for spool in spools)
+    try:
+        return sum(spool.replay(Delivery(tracker.client)) for spool in spools)
+    except TrackingError as error:
+        raise TrackingError(
+            f"MLflow at {tracker.uri} refused a call: {error}\nWhat it has not got is kept; run `reparam replay` again"
+        ) from None
 
 
 @dataclass(frozen=True)

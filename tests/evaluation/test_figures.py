@@ -99,19 +99,20 @@ def test_rows_of_images_have_a_name_each_and_a_label_above_each_column(count: in
     for row, images in enumerate(rows.values()):
         for column in range(count):
             wanted = images[column, 0] if channels == 1 else images[column].transpose(1, 2, 0)
-            np.testing.assert_array_equal(axes[row * count + column].images[0].get_array(), wanted)
+            [shown] = axes[row * count + column].images
+            np.testing.assert_array_equal(shown.get_array(), wanted)
+            assert shown.get_clim() == (0, 1)  # black is 0 and white is 1, whatever the image holds
     assert is_drawn(figure)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_an_image_grid_shows_every_image_in_full_contrast(channels: int) -> None:
+def test_an_image_grid_shows_every_image(channels: int) -> None:
     images = some_images(6, channels)
     figure = figures.image_grid(images, 3, "Six samples")
     [axes] = figure.axes
     shown = axes.images[0]
     tiled = figures.tile(images, 3, gap=1)
     np.testing.assert_array_equal(shown.get_array(), tiled[0] if channels == 1 else tiled.transpose(1, 2, 0))
-    assert shown.get_clim() == (0, 1)
     assert axes.get_title(loc="left") == "Six samples"
     assert is_drawn(figure)
 

@@ -132,6 +132,27 @@ def test_patience_of_one_stops_at_the_first_disappointment() -> None:
     assert (len(result.history), result.best_epoch) == (2, 1)
 
 
+def test_training_shuffles_anew_in_every_epoch_and_validation_keeps_the_order() -> None:
+    images = np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1)
+    data = Batches(images, "none", 32, CPU)
+    trained, scored = list[float](), list[float]()
+
+    def look(seen: list[float]) -> Callable[[Tensor], Terms]:
+        def visit(batch: Tensor) -> Terms:
+            seen.extend((batch.flatten() * 255).round().tolist())
+            return terms(*[1.0] * len(batch))
+
+        return visit
+
+    torch.manual_seed(0)
+    fit(look(trained), look(scored), dict, (data, data), settings(epochs=2), ignore)
+    everything = [float(value) for value in range(100)]
+    assert scored == everything * 2
+    first, second = trained[:100], trained[100:]
+    assert sorted(first) == sorted(second) == everything
+    assert len({tuple(first), tuple(second), tuple(everything)}) == 3
+
+
 def test_every_epoch_is_logged_once_and_only_the_log_holds_the_speed() -> None:
     script = Script([2.0, 1.0])
     result = script.fit(settings(epochs=2))

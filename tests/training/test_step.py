@@ -50,7 +50,9 @@ def test_the_first_step_is_the_first_step_of_adam(module: LossModule, batch: Ten
     torch.manual_seed(1)
     Step(module, RATE)(batch)
     for found, before in zip(module.parameters(), twin.parameters(), strict=True):
+        assert found.grad is not None
         assert before.grad is not None
+        torch.testing.assert_close(found.grad, before.grad)  # of the mean over images
         # Both moments are corrected for their start at zero, so the first step is g / (|g| + eps).
         wanted = before - RATE * before.grad / (before.grad.abs() + 1e-8)
         torch.testing.assert_close(found, wanted)
