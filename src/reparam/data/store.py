@@ -13,7 +13,7 @@ from reparam.errors import DamagedInputError
 from reparam.files import read_json, rerun, sha256, write_json
 
 Images = npt.NDArray[np.uint8]  # (N, C, H, W)
-Labels = npt.NDArray[np.int64]  # (N,)
+Labels = npt.NDArray[np.int32]  # (N,)
 CHUNK = 8192  # images handled at once
 CARD = "card.json"
 
@@ -91,7 +91,7 @@ def read_split(directory: Path, name: SplitName) -> Split:
     card = read_card(directory)
     count = card["splits"][name]["count"]
     images = _read_array(directory / f"{name}-images.npy", (count, *card["shape"]), np.uint8)
-    labels = _read_array(directory / f"{name}-labels.npy", (count,), np.int64)
+    labels = _read_array(directory / f"{name}-labels.npy", (count,), np.int32)
     return Split(images, labels)
 
 

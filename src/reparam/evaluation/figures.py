@@ -45,7 +45,7 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def image_rows(rows: Mapping[str, Array], labels: Sequence[int]) -> Figure:
+def image_rows(rows: Mapping[str, Array], labels: Sequence[object]) -> Figure:
     """Show named rows of images one above the other, a label above each column. Shapes: each (N, C, H, W); (N,)."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(0.78 * len(labels) + 1.2, 0.78 * len(rows) + 0.3))
@@ -84,7 +84,7 @@ def latent_grid(images: Array, limit: float, dimensions: tuple[int, int]) -> Fig
         return figure
 
 
-def latent_scatter(means: Array, labels: npt.NDArray[np.int64], dimensions: tuple[int, int]) -> Figure:
+def latent_scatter(means: Array, labels: npt.NDArray[np.integer], dimensions: tuple[int, int]) -> Figure:
     """Plot posterior means by class. Shapes: (N, D), (N,)."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.6, 4.6))

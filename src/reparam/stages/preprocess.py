@@ -59,7 +59,7 @@ def _write_arrays(raw: Raw, settings: PreprocessConfig, directory: Path) -> dict
             skipped |= {collection.names[row]: reason for row, reason in sorted(unreadable.items())}
         store.binarize(images, settings.binarization, settings.seed)
         labels = [numbers[int(collection.labels[row])] for row in rows if row not in unreadable]
-        np.save(directory / f"{name}-labels.npy", np.asarray(labels, np.int64))
+        np.save(directory / f"{name}-labels.npy", np.asarray(labels, np.int32))
     if settings.on_error == "fail":
         convert.refuse_unreadable(skipped)
     return skipped
