@@ -4,7 +4,7 @@ PYTHON ?= python3
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 INSTALLED := $(VENV)/.reparam-installed
 
-.PHONY: run test test-slow lint install
+.PHONY: run test test-slow lint bench install
 
 run: install  ## the whole pipeline, then its headline numbers
 	dvc repro
@@ -15,6 +15,9 @@ test: install  ## everything but the slow tests
 
 test-slow: install  ## the tests that take minutes, or install environments of their own
 	python -m pytest -n 2 -m slow
+
+bench: install  ## side-by-side measurements, into benchmarks/RESULTS.md
+	python benchmarks/data.py
 
 lint: install
 	ruff format --check .

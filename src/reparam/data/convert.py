@@ -103,9 +103,12 @@ def _decode_files(files: ImageFiles, rows: Rows, shape: Shape, path: Path) -> di
 
 
 def _workers(chunks: int) -> ProcessPoolExecutor:
-    # Spawned, because a fork of a process that has threads (torch, MLflow) can hang.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return ProcessPoolExecutor(max(1, min(cores, chunks)), mp_context=get_context("spawn"))
+    wanted = os.environ.get("REPARAM_WORKERS", str(cores))
+    if not wanted.isdecimal() or int(wanted) == 0:
+        raise UserError(f"REPARAM_WORKERS: wanted a number of processes, found {wanted!r}")
+    # Spawned, because a fork of a process that has threads (torch, MLflow) can hang.
+    return ProcessPoolExecutor(max(1, min(int(wanted), chunks)), mp_context=get_context("spawn"))
 
 
 def _decode_chunk(root: Path, shape: Shape, path: Path, job: tuple[int, list[tuple[int, str]]]) -> dict[int, str]:
