@@ -16,8 +16,19 @@ from reparam.paths import Paths
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 SMALL = {
-    "download": {"source": "digits"},
-    "preprocess": {"seed": 0, "validation_fraction": 0.1, "test_fraction": 0.2, "binarization": "dynamic"},
+    "download": {"source": "digits", "variant": None, "path": None, "mirrors": []},
+    "preprocess": {
+        "seed": 0,
+        "image_size": None,
+        "channels": 1,
+        "classes": None,
+        "validation": 0.125,
+        "test": 0.2,
+        "limit": None,
+        "binarization": "dynamic",
+        "scaling": "unit",
+        "on_error": "fail",
+    },
     "model": {"hidden": [16], "activation": "gelu", "latent": 3, "likelihood": "bernoulli"},
     "objective": {"name": "elbo", "beta": 1.0, "samples": 1},
     "train": {"seed": 0, "batch_size": 128, "epochs": 2, "patience": 2, "learning_rate": 0.002},
@@ -82,6 +93,15 @@ def finished(project: Paths, finished_once: Path) -> Paths:
     """`project`, after every stage has run in it."""
     shutil.copytree(finished_once, project.root, dirs_exist_ok=True)
     return project
+
+
+@pytest.fixture(scope="session")
+def mnist_files() -> Path:
+    """The directory of the four published files of MNIST; skips where they are not there."""
+    directory = Path(os.environ.get("REPARAM_MNIST", Path(__file__).parents[2] / "shared/data/mnist")).resolve()
+    if not (directory / "train-images-idx3-ubyte.gz").is_file():
+        pytest.skip("the files of MNIST are not there; name their directory in REPARAM_MNIST")
+    return directory
 
 
 def _write(path: Path, params: dict[str, Any]) -> None:

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from reparam.config import Config, ExportConfig, ModelConfig
 from reparam.data import store
+from reparam.data.scaling import Scaling
+from reparam.data.splits import SPLITS
+from reparam.export.onnx import DecoderGraph, EncoderGraph
 from reparam.models.build import build_model
 from reparam.models.storage import save_card, save_weights
 from reparam.models.vae import VAE
@@ -27,11 +30,21 @@ class Exported:
 
     paths: Paths
     model: VAE
+    scaling: Scaling
     images: store.Images  # the test split, (N, H, W, C)
 
     @property
     def directory(self) -> Path:
         return self.paths.onnx
+
+    @property
+    def decoder(self) -> DecoderGraph:
+        """What `decoder.onnx` should compute."""
+        return DecoderGraph(self.model, self.scaling)
+
+    def encoder(self, grey_pixels: str = "keep") -> EncoderGraph:
+        """What `encoder.onnx` should compute."""
+        return EncoderGraph(self.model, self.scaling, grey_pixels)
 
 
 def torch_images(images: store.Images) -> Tensor:
@@ -39,14 +52,16 @@ def torch_images(images: store.Images) -> Tensor:
     return torch.from_numpy(images.astype(np.float32) / 255).permute(0, 3, 1, 2)
 
 
-def prepare(root: Path, binarization: str = "dynamic") -> Exported:
+def prepare(root: Path, binarization: str = "dynamic", scaling: str = "unit") -> Exported:
     """Write what the stage `export` reads: images of noise, and a model that is not trained."""
     paths = Paths(root, root)
     grey = np.random.default_rng(0).integers(0, 256, (40, *SHAPE), dtype=np.uint8)
-    split = store.Split(grey, np.zeros(len(grey), np.int64))
     paths.processed.mkdir(parents=True)
-    facts = {"source": "noise", "binarization": binarization}
-    store.write_store(paths.processed, dict.fromkeys(store.SPLITS, split), facts)
+    for name in SPLITS:
+        np.save(paths.processed / f"{name}-images.npy", grey)
+        np.save(paths.processed / f"{name}-labels.npy", np.zeros(len(grey), np.int32))
+    facts = {"source": "noise", "binarization": binarization, "classes": ["noise"]}
+    data = store.write_card(paths.processed, facts, scaling)
 
     torch.manual_seed(0)
     config = ModelConfig(hidden=(16,), activation="gelu", latent=LATENT, likelihood="bernoulli")
@@ -59,11 +74,11 @@ def prepare(root: Path, binarization: str = "dynamic") -> Exported:
         "model": config.model_dump(mode="json"),
         "objective": {"name": "elbo"},
         "train": {"seed": 7},
-        "data": {**facts, "shape": list(SHAPE)},
+        "data": {name: data[name] for name in ("source", "binarization", "scaling", "shape")},
         "lineage": lineage,
     }
     save_card(paths.model, card)
-    return Exported(paths, model, np.ascontiguousarray(grey.transpose(0, 2, 3, 1)))
+    return Exported(paths, model, Scaling(data), np.ascontiguousarray(grey.transpose(0, 2, 3, 1)))
 
 
 def run_stage(paths: Paths, opset: int = OPSET, grey_pixels: str = "keep") -> None:

@@ -70,6 +70,7 @@ def test_stages_leave_their_outputs_and_nothing_else(finished: Paths) -> None:
         "models/onnx/decoder.onnx",
         "models/onnx/golden.npz",
         "models/onnx/manifest.json",
+        "reports/data/metrics.json",
         "reports/training/history.csv",
         "reports/training/metrics.json",
         "reports/evaluation/card.json",

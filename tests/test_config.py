@@ -42,13 +42,21 @@ def test_every_wrong_parameter_is_named_at_once(project: Paths, params: dict[str
     params["train"]["epoch"] = params["train"].pop("epochs")
     params["evaluate"]["grid_steps"] = 41
     params["export"]["colour"] = "red"
-    params["preprocess"]["test_fraction"] = 1
+    params["preprocess"]["test"] = 1.0
+    params["preprocess"]["channels"] = 2
+    params["preprocess"]["classes"] = ["1", 2]
+    params["preprocess"]["limit"] = 0
+    params["download"]["mirrors"] = "https://example.org"
     del params["report"]
     write_params(params)
     assert sorted(problems(project.params)) == sorted(
         [
             "download.source: wanted a valid string, found 7",
-            "preprocess.test_fraction: wanted less than 1, found 1",
+            "preprocess.test: wanted a fraction below 1, or a whole number of images, found 1.0",
+            "preprocess.channels: wanted 1 or 3, found 2",
+            "preprocess.classes.1: wanted a valid string, found 2",
+            "preprocess.limit: wanted greater than 0, found 0",
+            "download.mirrors: wanted a valid tuple, found 'https://example.org'",
             "model.hidden.1: wanted greater than 0, found 0",
             "model.latent: wanted a valid integer, found 2.5",
             "preprocess.binarization: wanted 'none', 'threshold', 'static' or 'dynamic', found 'dinamic'",
@@ -65,7 +73,12 @@ def test_every_wrong_parameter_is_named_at_once(project: Paths, params: dict[str
     ("section", "name", "wanted"),
     [
         ("download", "source", "a value of type string"),
+        ("download", "path", "a value of type string or null"),
         ("preprocess", "binarization", "one of 'none', 'threshold', 'static', 'dynamic'"),
+        ("preprocess", "channels", "one of 1, 3"),
+        ("preprocess", "classes", "a list or null"),
+        ("preprocess", "limit", "a value of type integer or null"),
+        ("preprocess", "validation", "a fraction below 1, or a whole number of images"),
         ("model", "hidden", "a list"),
         ("objective", "beta", "a value of type number"),
         ("train", "seed", "a value of type integer"),
@@ -104,6 +117,23 @@ def test_a_misspelt_section_is_recognised(project: Paths, params: dict[str, Any]
         ("train", "learning_rate", "true", "wanted a valid number, found True"),
         ("train", "learning_rate", "0", "wanted greater than 0, found 0"),
         ("model", "hidden", "16", "wanted a valid tuple, found 16"),
+        *(
+            ("preprocess", "validation", text, f"wanted a fraction below 1, or a whole number of images, found {found}")
+            for text, found in (
+                ("0", "0"),
+                ("-1", "-1"),
+                ("0.0", "0.0"),
+                ("1.0", "1.0"),
+                ("1.5", "1.5"),
+                (".nan", "nan"),
+                ("true", "True"),
+                ("'0.1'", "'0.1'"),
+                ("", "None"),
+            )
+        ),
+        ("preprocess", "channels", "true", "wanted 1 or 3, found True"),
+        ("preprocess", "image_size", "0", "wanted greater than 0, found 0"),
+        ("preprocess", "classes", "'1'", "wanted a valid tuple, found '1'"),
         ("report", "title", "3", "wanted a valid string, found 3"),
     ],
 )
@@ -149,6 +179,16 @@ def test_every_spelling_of_a_number_is_read_as_a_number(
     project.params.write_text(json.dumps(params).replace('"HERE"', text), encoding="utf-8")
     found = load_config(project.params).train.learning_rate
     assert (found, type(found)) == (value, float)
+
+
+@pytest.mark.parametrize(("text", "value"), [("0.1", 0.1), ("1e-3", 1e-3), ("1", 1), ("5000", 5000)])
+def test_a_share_is_a_fraction_with_a_point_and_a_count_without(
+    text: str, value: float, project: Paths, params: dict[str, Any]
+) -> None:
+    params["preprocess"]["validation"] = "HERE"
+    project.params.write_text(json.dumps(params).replace('"HERE"', text), encoding="utf-8")
+    found = load_config(project.params).preprocess.validation
+    assert (found, type(found)) == (value, type(value))
 
 
 @pytest.mark.parametrize(
@@ -215,6 +255,12 @@ def test_flatten_names_parameters_as_dvc_does(project: Paths, params: dict[str, 
         "model.activation": "gelu",
         "model.latent": 3,
         "model.likelihood": "bernoulli",
+    }
+    assert flatten(config.download, "download.") == {
+        "download.source": "digits",
+        "download.variant": None,
+        "download.path": None,
+        "download.mirrors": [],
     }
     assert set(flatten(config)) == {f"{section}.{name}" for section, values in params.items() for name in values}
 

@@ -14,16 +14,17 @@ def test_the_current_directory_is_the_working_copy(tmp_path: Path, monkeypatch: 
     assert Paths.here() == Paths(root=tmp_path, shared=tmp_path)
 
 
-def test_an_experiment_in_a_scratch_copy_shares_the_tracking_store_of_the_repository(
+def test_an_experiment_in_a_scratch_copy_shares_downloads_and_tracking_store_of_the_repository(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_ROOT", "/repository")
     paths = Paths.here()
     shared = {name for name in NAMES if getattr(paths, name).is_relative_to("/repository")}
-    assert shared == {"tracking_artifacts", "tracking_database", "tracking_spool"}
+    assert shared == {"downloads", "tracking_artifacts", "tracking_database", "tracking_spool"}
     assert {name for name in NAMES if getattr(paths, name).is_relative_to(tmp_path)} == set(NAMES) - shared
     assert paths.tracking_database == Path("/repository/mlflow.db")
+    assert paths.downloads == Path("/repository/data/.downloads")
 
 
 def test_no_two_names_stand_for_one_file_or_for_a_file_inside_another() -> None:

@@ -155,6 +155,7 @@ def test_repro_leaves_every_output_and_nothing_to_do(finished: Project) -> None:
         "data/processed",
         "models/vae",
         "models/onnx",
+        "reports/data/metrics.json",
         "reports/training/history.csv",
         "reports/training/metrics.json",
         "reports/evaluation/card.json",

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from data_card import data_card
 
 from reparam.data.batches import Batches
 
@@ -16,20 +17,20 @@ def numbers(batches: list[torch.Tensor]) -> list[int]:
 
 def test_grey_values_become_floats_between_0_and_1() -> None:
     images = np.array([0, 1, 128, 255], np.uint8).reshape(1, 1, 2, 2)
-    (batch,) = Batches(images, "none", 8, CPU).ordered()
+    (batch,) = Batches(images, data_card("none"), 8, CPU).ordered()
     torch.testing.assert_close(batch, torch.tensor([[[[0.0, 1 / 255], [128 / 255, 1.0]]]]))
     assert batch.dtype == torch.float32
 
 
 def test_ordered_keeps_the_order_and_ends_with_what_is_left() -> None:
-    batches = list(Batches(NUMBERED, "none", 4, CPU).ordered())
+    batches = list(Batches(NUMBERED, data_card("none"), 4, CPU).ordered())
     assert [tuple(batch.shape) for batch in batches] == [(4, 1, 2, 2), (4, 1, 2, 2), (2, 1, 2, 2)]
     assert numbers(batches) == list(range(10))
 
 
 def test_shuffled_visits_each_image_once_and_each_time_in_another_order() -> None:
     torch.manual_seed(0)
-    data = Batches(NUMBERED, "none", 4, CPU)
+    data = Batches(NUMBERED, data_card("none"), 4, CPU)
     epochs = [list(data.shuffled()) for _ in range(2)]
     for batches in epochs:
         assert [len(batch) for batch in batches] == [4, 4, 2]
@@ -41,7 +42,7 @@ def test_shuffled_visits_each_image_once_and_each_time_in_another_order() -> Non
 
 @pytest.mark.parametrize(("batch_size", "sizes"), [(1, [1] * 10), (5, [5, 5]), (10, [10]), (99, [10])])
 def test_every_batch_size_covers_the_split(batch_size: int, sizes: list[int]) -> None:
-    data = Batches(NUMBERED, "none", batch_size, CPU)
+    data = Batches(NUMBERED, data_card("none"), batch_size, CPU)
     assert len(data) == 10
     assert [len(batch) for batch in data.shuffled()] == sizes
     assert [len(batch) for batch in data.ordered()] == sizes
@@ -51,7 +52,7 @@ def test_dynamic_pixels_are_black_or_white_with_the_grey_value_as_mean() -> None
     torch.manual_seed(0)
     visits = 4000
     grey = np.array([0, 51, 128, 255], np.uint8).reshape(1, 1, 2, 2)
-    data = Batches(np.repeat(grey, visits, axis=0), "dynamic", visits, CPU)
+    data = Batches(np.repeat(grey, visits, axis=0), data_card("dynamic"), visits, CPU)
     (batch,) = data.shuffled()
     assert set(batch.unique().tolist()) == {0.0, 1.0}
     mean = batch.mean(0).flatten()
@@ -62,7 +63,7 @@ def test_dynamic_pixels_are_black_or_white_with_the_grey_value_as_mean() -> None
 
 
 def test_dynamic_pixels_are_drawn_anew_at_each_visit_from_the_seeded_generator() -> None:
-    data = Batches(np.full((4, 1, 8, 8), 128, np.uint8), "dynamic", 4, CPU)
+    data = Batches(np.full((4, 1, 8, 8), 128, np.uint8), data_card("dynamic"), 4, CPU)
     torch.manual_seed(0)
     first, second = (torch.cat(list(data.ordered())) for _ in range(2))
     assert not torch.equal(first, second)
@@ -72,7 +73,7 @@ def test_dynamic_pixels_are_drawn_anew_at_each_visit_from_the_seeded_generator()
 
 @pytest.mark.parametrize("binarization", ["none", "threshold", "static"])
 def test_other_pixels_are_never_drawn(binarization: str) -> None:
-    data = Batches(NUMBERED, binarization, 10, CPU)
+    data = Batches(NUMBERED, data_card(binarization), 10, CPU)
     first, second = (torch.cat(list(data.ordered())) for _ in range(2))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     assert numbers([first]) == list(range(10))
@@ -81,6 +82,6 @@ def test_other_pixels_are_never_drawn(binarization: str) -> None:
 def test_a_split_that_is_mapped_read_only_is_copied_not_shared() -> None:
     images = NUMBERED.copy()
     images.flags.writeable = False
-    data = Batches(images, "none", 10, CPU)
+    data = Batches(images, data_card("none"), 10, CPU)
     data.images.zero_()
     assert images.sum() == NUMBERED.sum()

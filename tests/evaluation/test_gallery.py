@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from data_card import data_card
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -24,7 +25,7 @@ def some_model(latent: int) -> VAE:
 
 def some_data(images: int, binarization: str) -> Batches:
     grey = np.random.default_rng(0).integers(0, 256, (images, *SHAPE), dtype=np.uint8)
-    return Batches(grey, binarization, 4, torch.device("cpu"))
+    return Batches(grey, data_card(binarization), 4, torch.device("cpu"))
 
 
 def some_scores(images: int, kl: list[float]) -> Scores:

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from data_card import data_card
 from linear_gaussian import LinearGaussian
 from torch import Tensor
 
@@ -106,7 +107,7 @@ def test_scores_are_per_image_in_the_order_of_the_split() -> None:
     grey = np.arange(0, 250, 25, dtype=np.uint8).reshape(5, 1, 1, 2)  # 5 images in batches of 2
     torch.manual_seed(0)
     model = LinearGaussian(slope=1.0, variance=0.7)
-    scores = score(model, Batches(grey, "none", 2, CPU), settings(elbo_samples=20_000, nll_samples=20_000))
+    scores = score(model, Batches(grey, data_card("none"), 2, CPU), settings(elbo_samples=20_000, nll_samples=20_000))
 
     x = torch.from_numpy(grey).float() / 255
     mean, log_variance = model.posterior(x)
@@ -127,7 +128,7 @@ def test_scoring_asks_for_the_samples_of_the_params_and_keeps_no_graph() -> None
     model = build_model(ModelConfig(hidden=(4,), activation="relu", latent=3, likelihood="bernoulli"), (1, 2, 2))
     asked: list[int] = []
     model.decoder.register_forward_hook(lambda _module, inputs, _output: asked.append(len(inputs[0])))
-    scores = score(model, Batches(np.full((3, 1, 2, 2), 255, np.uint8), "none", 2, CPU), settings())
+    scores = score(model, Batches(np.full((3, 1, 2, 2), 255, np.uint8), data_card("none"), 2, CPU), settings())
     assert asked == [2, 3, 2, 3]  # ELBO and NLL samples, for each of two batches
     assert {name: tuple(values.shape) for name, values in vars(scores).items()} == {
         "reconstruction": (3,),
@@ -187,7 +188,9 @@ def test_without_a_density_there_is_a_cross_entropy_and_neither_elbo_nor_nll() -
 
 
 def test_a_single_image_has_no_standard_error_and_no_active_unit() -> None:
-    scores = score(LinearGaussian(), Batches(np.full((1, 1, 1, 2), 200, np.uint8), "none", 2, CPU), settings())
+    scores = score(
+        LinearGaussian(), Batches(np.full((1, 1, 1, 2), 200, np.uint8), data_card("none"), 2, CPU), settings()
+    )
     found = headline(scores, active_variance=0.01, is_density=True)
     assert [found[f"{name}_se"] for name in ("elbo", "reconstruction", "kl", "nll")] == [0.0] * 4
     assert (found["active_units"], found["images"]) == (0, 1)

@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from data_card import data_card
 from exported_model import LATENT, OPSET, SHAPE, Exported, prepare, run_stage, torch_images
 from torch import Tensor
 
@@ -36,7 +37,7 @@ def metadata(path: Path) -> dict[str, str]:
 def threshold_encoder(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An encoder that sees grey pixels as black or white."""
     path = tmp_path_factory.mktemp("threshold") / "encoder.onnx"
-    export_encoder(exported.model, "threshold", OPSET, {}, path)
+    export_encoder(exported.encoder("threshold"), OPSET, {}, path)
     return path
 
 
@@ -132,7 +133,7 @@ def test_a_file_holds_no_trace_of_the_source_that_it_came_from(name: str, export
 @pytest.mark.parametrize("opset", [18, 23])  # the ends of the range that params.yaml may name
 def test_other_opsets_can_be_written_and_run(opset: int, exported: Exported, tmp_path: Path) -> None:
     path = tmp_path / "decoder.onnx"
-    export_decoder(exported.model, LATENT, opset, {}, path)
+    export_decoder(exported.decoder, LATENT, opset, {}, path)
     check_graph(path, opset)
     latents = np.ones((2, LATENT), np.float32)
     np.testing.assert_allclose(
@@ -159,13 +160,13 @@ def skew(
     images: np.ndarray, grey_pixels: str, binarization: str = "dynamic"
 ) -> tuple[dict[str, float], SquaredDistance]:
     model: Any = SquaredDistance()
-    return serving_skew(model, images, binarization, grey_pixels), model
+    return serving_skew(model, images, data_card(binarization), grey_pixels), model
 
 
 @pytest.mark.parametrize("grey_pixels", ["keep", "threshold"])
 def test_black_and_white_images_lose_nothing(grey_pixels: str, exported: Exported) -> None:
     binary = np.where(exported.images >= 128, 255, 0).astype(np.uint8).transpose(0, 3, 1, 2)
-    found = serving_skew(exported.model, binary, "dynamic", grey_pixels)
+    found = serving_skew(exported.model, binary, data_card("dynamic", channels=3), grey_pixels)
     assert found["served_elbo_loss"] == 0.0
     assert found["served_elbo"] < 0
     assert skew(binary, grey_pixels)[0] == {"served_elbo": -1.0, "served_elbo_loss": 0.0}
@@ -198,10 +199,11 @@ def test_a_threshold_is_part_of_the_skew() -> None:
 def test_the_skew_is_the_same_each_time_and_leaves_the_random_stream_alone(exported: Exported) -> None:
     images = exported.images.transpose(0, 3, 1, 2)
     before = torch.get_rng_state()
-    first = serving_skew(exported.model, images, "dynamic", "keep")
+    card = data_card("dynamic", channels=3)
+    first = serving_skew(exported.model, images, card, "keep")
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(3)
-    assert serving_skew(exported.model, images, "dynamic", "keep") == first
+    assert serving_skew(exported.model, images, card, "keep") == first
     assert first["served_elbo_loss"] != 0.0
 
 

@@ -95,7 +95,7 @@ def test_a_fixed_batch_size_is_refused(directory: Path) -> None:
 
 
 def test_exported_graphs_agree_with_torch(exported: Exported) -> None:
-    errors = measure_parity(exported.model, exported.directory, exported.images, "keep", seed=0)
+    errors = measure_parity(exported.encoder(), exported.decoder, exported.directory, exported.images, seed=0)
     assert list(errors) == ["encoder_max_error", "decoder_max_error", "decoder_max_grey_levels"]
     assert (
         0 < max(errors["encoder_max_error"], errors["decoder_max_error"]) < 5e-6
@@ -106,7 +106,7 @@ def test_exported_graphs_agree_with_torch(exported: Exported) -> None:
 @pytest.mark.parametrize("graph", ["encoder", "decoder"])
 def test_an_error_within_the_tolerance_is_measured(graph: str, exported: Exported, directory: Path) -> None:
     add_to_last_bias(directory / f"{graph}.onnx", 8e-6)
-    errors = measure_parity(exported.model, directory, exported.images, "keep", seed=0)
+    errors = measure_parity(exported.encoder(), exported.decoder, directory, exported.images, seed=0)
     # A bias of the decoder passes through a sigmoid, whose slope is at most a quarter.
     wanted = 8e-6 if graph == "encoder" else 2e-6
     assert errors[f"{graph}_max_error"] == pytest.approx(wanted, abs=1.5e-6)
@@ -117,21 +117,21 @@ def test_an_error_within_the_tolerance_is_measured(graph: str, exported: Exporte
 def test_a_broken_weight_is_caught(graph: str, output: str, value: float, exported: Exported, directory: Path) -> None:
     add_to_last_bias(directory / f"{graph}.onnx", value)
     with pytest.raises(ParityError, match=rf"^export: {graph}\.onnx, output '{output}', batch of 1: ") as error:
-        measure_parity(exported.model, directory, exported.images, "keep", seed=0)
+        measure_parity(exported.encoder(), exported.decoder, directory, exported.images, seed=0)
     assert str(error.value).endswith("; try another export.opset in params.yaml")
 
 
 def test_an_error_of_a_decoder_below_a_grey_level_is_caught_in_its_means(exported: Exported, directory: Path) -> None:
     add_to_last_bias(directory / "decoder.onnx", 1e-3)
     with pytest.raises(ParityError) as error:
-        measure_parity(exported.model, directory, exported.images, "keep", seed=0)
+        measure_parity(exported.encoder(), exported.decoder, directory, exported.images, seed=0)
     assert "output 'mean', batch of 1: onnxruntime differs from torch by 0.0002" in str(error.value)
     assert "wanted at most 1e-05" in str(error.value)
 
 
 def test_an_encoder_that_treats_grey_pixels_otherwise_is_caught(exported: Exported) -> None:
     with pytest.raises(ParityError, match=r"^export: encoder\.onnx, output 'mean', batch of 1: "):
-        measure_parity(exported.model, exported.directory, exported.images, "threshold", seed=0)
+        measure_parity(exported.encoder("threshold"), exported.decoder, exported.directory, exported.images, seed=0)
 
 
 def test_a_graph_that_is_right_for_a_single_image_only_is_caught(exported: Exported, directory: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_graph_that_is_right_for_a_single_image_only_is_caught(exported: Expor
     change(directory / "encoder.onnx", add_batch_size_minus_one)
     check_graph(directory / "encoder.onnx", OPSET)
     with pytest.raises(ParityError, match=r"^export: encoder\.onnx, output 'mean', batch of 2: .* differs .* by 1, "):
-        measure_parity(exported.model, directory, exported.images, "keep", seed=0)
+        measure_parity(exported.encoder(), exported.decoder, directory, exported.images, seed=0)
 
 
 def test_a_failing_export_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

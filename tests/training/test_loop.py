@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
+from data_card import data_card
 from torch import Tensor
 
-from reparam.config import ModelConfig, ObjectiveConfig, TrainConfig
+from reparam.config import DownloadConfig, ModelConfig, ObjectiveConfig, TrainConfig
 from reparam.data import sources
 from reparam.data.batches import Batches
+from reparam.data.raw import ImageArrays
 from reparam.data.store import Images
 from reparam.errors import NonFiniteError
 from reparam.models.build import build_model
@@ -27,7 +29,7 @@ def settings(epochs: int, patience: int = 100, seed: int = 0, batch_size: int = 
 
 
 def batches(images: int, batch_size: int = 4) -> Batches:
-    return Batches(np.zeros((images, 1, 2, 2), np.uint8), "none", batch_size, CPU)
+    return Batches(np.zeros((images, 1, 2, 2), np.uint8), data_card("none"), batch_size, CPU)
 
 
 def terms(*loss: float) -> Terms:
@@ -134,7 +136,7 @@ def test_patience_of_one_stops_at_the_first_disappointment() -> None:
 
 def test_training_shuffles_anew_in_every_epoch_and_validation_keeps_the_order() -> None:
     images = np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1)
-    data = Batches(images, "none", 32, CPU)
+    data = Batches(images, data_card("none"), 32, CPU)
     trained, scored = list[float](), list[float]()
 
     def look(seen: list[float]) -> Callable[[Tensor], Terms]:
@@ -196,8 +198,13 @@ class Draws:
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Images:
     """The real digits, (1797, 1, 8, 8)."""
     directory = tmp_path_factory.mktemp("raw")
-    sources.download("digits", directory)
-    return sources.read(directory)[1]
+    config = DownloadConfig(source="digits", variant=None, path=None, mirrors=())
+    sources.download(config, directory)
+    sources.write_manifest(config, directory)
+    _, raw = sources.read(directory, tmp_path_factory.mktemp("scratch"))
+    split = raw.splits["all"]
+    assert isinstance(split, ImageArrays)
+    return split.images
 
 
 @pytest.fixture
@@ -218,7 +225,7 @@ def train(
 ) -> Fit:
     make_deterministic(config.seed)
     module = module_for(images, device)
-    data = tuple(Batches(part, "dynamic", config.batch_size, device) for part in (images[50:], images[:50]))
+    data = tuple(Batches(part, data_card("dynamic"), config.batch_size, device) for part in (images[50:], images[:50]))
     score = module if wrap is None else wrap(module)
     step = Step(module, config.learning_rate)
     return fit(step, score, module.model.state_dict, (data[0], data[1]), config, ignore)

@@ -19,9 +19,9 @@ TAR_MODES: dict[str, TarMode] = {
     ".tar.bz2": "r:bz2",
     ".tar.xz": "r:xz",
 }
-# Of the members that are refused; None is unpacked.
-TAR_KINDS = {tarfile.SYMTYPE: "a symbolic link", tarfile.LNKTYPE: "a hard link"}
-UNIX_KINDS = {0: None, stat.S_IFREG: None, stat.S_IFDIR: None, stat.S_IFLNK: "a symbolic link"}  # 0: packed elsewhere
+LINKS = {tarfile.SYMTYPE: "a symbolic link", tarfile.LNKTYPE: "a hard link"}
+# What a .zip from Unix says of a member; others say 0.
+MODES = {0: None, stat.S_IFREG: None, stat.S_IFDIR: None, stat.S_IFLNK: "a symbolic link"}
 
 
 def unpack(archive: Path, directory: Path) -> None:
@@ -53,8 +53,8 @@ def unpack(archive: Path, directory: Path) -> None:
 def _unpack_tar(archive: Path, mode: TarMode, directory: Path) -> None:
     with tarfile.open(archive, mode) as tar:
         for member in tar:
-            kind = TAR_KINDS.get(member.type, "a special file")
-            _check(archive, member.name, None if member.isfile() or member.isdir() else kind)
+            plain = member.isfile() or member.isdir()
+            _check(archive, member.name, None if plain else LINKS.get(member.type, "a special file"))
             tar.extract(member, directory, filter="data")
         # tarfile takes a damaged header for the end, and leaves the checksum at the end of a .gz unread.
         assert tar.fileobj
@@ -69,12 +69,12 @@ def _unpack_tar(archive: Path, mode: TarMode, directory: Path) -> None:
 def _unpack_zip(archive: Path, directory: Path) -> None:
     with zipfile.ZipFile(archive) as file:
         for member in file.infolist():
-            kind = UNIX_KINDS.get(stat.S_IFMT(member.external_attr >> 16), "a special file")
-            _check(archive, member.filename, "encrypted" if member.flag_bits & 1 else kind)
+            odd = MODES.get(stat.S_IFMT(member.external_attr >> 16), "a special file")
+            _check(archive, member.filename, "encrypted" if member.flag_bits & 1 else odd)
             file.extract(member, directory)
 
 
-def _check(archive: Path, name: str, refused: str | None) -> None:
+def _check(archive: Path, name: str, odd: str | None) -> None:
     # The Windows reading takes both / and \ for separators and knows drives: what is safe there is safe everywhere.
     path = PureWindowsPath(name)
     if path.anchor or ".." in path.parts:
@@ -82,9 +82,9 @@ def _check(archive: Path, name: str, refused: str | None) -> None:
             f"{archive}: {name!r} would land outside of the directory; nothing was unpacked; "
             "take the archive from a source that you trust"
         )
-    if refused:
+    if odd:
         raise UserError(
-            f"{archive}: {name!r} is {refused}, wanted plain files and folders; nothing was unpacked; "
+            f"{archive}: {name!r} is {odd}, wanted plain files and folders; nothing was unpacked; "
             "pack the files themselves"
         )
 
