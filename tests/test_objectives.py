@@ -102,12 +102,12 @@ def test_iwae_is_exact_when_q_is_the_posterior(samples: int) -> None:
     z = posterior.sample((samples,))
     log_pz, log_qz = Normal(0.0, 1.0).log_prob(z), posterior.log_prob(z)
     draw = Draw(Normal(z, 1.0).log_prob(x), log_pz, log_qz, kl=log_qz - log_pz)
-    torch.testing.assert_close(iwae(draw), -Normal(0.0, 2**0.5).log_prob(x).double(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(iwae(draw), -Normal(0.0, 2**0.5).log_prob(x))
 
 
 def test_iwae_is_minus_the_log_of_the_mean_weight() -> None:
     log_w = torch.tensor([[1.0, 2.0], [3.0, 6.0], [5.0, 1.0]]).log()  # (K, B)
-    torch.testing.assert_close(iwae(weights_of(log_w)), -torch.tensor([3.0, 3.0]).double().log(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(iwae(weights_of(log_w)), -torch.tensor([3.0, 3.0]).log(), rtol=1e-6, atol=0)
 
 
 def test_iwae_of_one_sample_is_a_negated_elbo_sample() -> None:
@@ -119,13 +119,12 @@ def test_iwae_of_one_sample_is_a_negated_elbo_sample() -> None:
 def test_iwae_is_finite_where_the_weights_are_not(log_weight: float) -> None:
     log_w = torch.tensor([[log_weight], [log_weight - 1]])
     wanted = -(log_weight + math.log((1 + math.exp(-1)) / 2))
-    assert iwae(weights_of(log_w)).tolist() == [pytest.approx(wanted, rel=1e-12)]
+    assert iwae(weights_of(log_w)).tolist() == [pytest.approx(wanted, rel=1e-6)]
 
 
-def test_log_weights_are_float64() -> None:
-    log_w = log_weights(weights_of(torch.tensor([[1.5], [-2.0]])))
-    assert log_w.dtype == torch.float64
-    assert log_w.tolist() == [[1.5], [-2.0]]
+def test_log_weights_add_up() -> None:
+    draw = Draw(*torch.tensor([[[-5.0], [1.0]], [[-1.0], [2.0]], [[-0.5], [4.0]], [[0.0], [0.0]]]))
+    assert log_weights(draw).tolist() == [[-5.5], [-1.0]]
 
 
 def test_the_bound_rises_with_the_samples_from_the_elbo_to_the_evidence() -> None:

@@ -36,6 +36,11 @@ class Client:
         self._encoder = _open(directory / "encoder.onnx", providers)
         self._decoder = _open(directory / "decoder.onnx", providers)
         self.metadata: dict[str, Any] = json.loads(self._encoder.get_modelmeta().custom_metadata_map["reparam"])
+        decoder: dict[str, Any] = json.loads(self._decoder.get_modelmeta().custom_metadata_map["reparam"])
+        if decoder != self.metadata:
+            raise DamagedInputError(
+                f"{directory}: encoder.onnx and decoder.onnx come from different exports; run `dvc repro export`"
+            )
         height, width, channels = self.metadata["image"]["shape"]
         self.image_shape: tuple[int, int, int] = (height, width, channels)
         self.latent_size: int = self.metadata["latent_size"]
@@ -97,7 +102,7 @@ def _open(path: Path, providers: tuple[str, ...]) -> Any:
     try:
         session = onnxruntime.InferenceSession(path, providers=list(providers))
     except Exception as error:  # onnxruntime's own exceptions share no public base class
-        raise DamagedInputError(f"{path}: onnxruntime cannot open it: {error}") from error
+        raise DamagedInputError(f"{path}: onnxruntime cannot open it: {error}; run `dvc repro export`") from error
     if "reparam" not in session.get_modelmeta().custom_metadata_map:
         raise DamagedInputError(f"{path}: not exported by reparam, its metadata are missing; run `dvc repro export`")
     return session

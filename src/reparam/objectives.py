@@ -34,8 +34,8 @@ def iwae(draw: Draw) -> Tensor:
 
 
 def log_weights(draw: Draw) -> Tensor:
-    """Log importance weights log p(x, z) - log q(z|x), as float64. Shapes: (K, B)."""
-    return (draw.log_px + draw.log_pz - draw.log_qz).double()
+    """Log importance weights log p(x, z) - log q(z|x). Shapes: (K, B)."""
+    return draw.log_px + draw.log_pz - draw.log_qz
 
 
 Objective = Callable[[Model, Tensor, ObjectiveConfig], Terms]

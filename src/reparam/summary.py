@@ -1,5 +1,7 @@
 """The headline numbers of the last run, and where to look next."""
 
+import os
+
 from rich.console import Console
 from rich.table import Table
 
@@ -28,8 +30,7 @@ def show(paths: Paths) -> None:
     console.print(table)
     error = max(parity["encoder_max_error"], parity["decoder_max_error"])
     console.print(f"ONNX parity   largest difference from torch {error:.1e}")
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{paths.relative(paths.tracking_database)}"
+    store = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else uri
     console.print(f"report        {paths.relative(paths.report)}", soft_wrap=True)
-    console.print(
-        f"experiments   mlflow ui --backend-store-uri sqlite:///{paths.relative(paths.tracking_database)}",
-        soft_wrap=True,
-    )
+    console.print(f"experiments   {store}", soft_wrap=True)

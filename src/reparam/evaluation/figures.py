@@ -76,10 +76,11 @@ def latent_grid(images: Array, limit: float, dimensions: tuple[int, int]) -> Fig
         steps = round(len(images) ** 0.5)
         figure = Figure(figsize=(5.0, 5.0))
         axes = figure.subplots()
+        ordinate = f"$z_{{{dimensions[1]}}}$" if dimensions[0] != dimensions[1] else "(a single dimension: rows repeat)"
         half = limit * steps / (steps - 1)  # the outermost images are centred on +-limit
         canvas = tile(images, steps, gap=0)
         axes.imshow(_colours(canvas), extent=(-half, half, -half, half), interpolation="nearest", **_grey())
-        axes.set(xlabel=f"$z_{{{dimensions[0]}}}$  (prior standard deviations)", ylabel=f"$z_{{{dimensions[1]}}}$")
+        axes.set(xlabel=f"$z_{{{dimensions[0]}}}$  (prior standard deviations)", ylabel=ordinate)
         axes.set_title("Decoder mean; the other latent dimensions are 0")
         return figure
 

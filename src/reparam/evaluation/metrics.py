@@ -52,7 +52,7 @@ def negative_log_likelihood(model: Model, x: Tensor, samples: int) -> Tensor:
     total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
     chunk = max(1, ROWS_AT_ONCE // len(x))
     for start in range(0, samples, chunk):
-        log_w = log_weights(model.draw(x, x, min(chunk, samples - start)))  # (k, B)
+        log_w = log_weights(model.draw(x, x, min(chunk, samples - start))).double()  # (k, B)
         total = torch.logaddexp(total, log_w.logsumexp(0))
     return math.log(samples) - total
 

@@ -22,4 +22,9 @@ class Bernoulli:
         return output.sigmoid()
 
 
+def is_density(likelihood: Likelihood, binarization: str) -> bool:
+    """Whether the likelihood is one of pixels so treated: a Bernoulli of grey pixels is only a cross-entropy."""
+    return binarization != "none" or not likelihood.needs_binary
+
+
 LIKELIHOODS: dict[str, type[Likelihood]] = {"bernoulli": Bernoulli}

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from reparam.config import ModelConfig
@@ -44,14 +44,13 @@ def load_model(directory: Path, device: torch.device) -> VAE:
     card = read_card(directory)
     path = directory / WEIGHTS
     require(path, made_by="train")
-    wanted = card["lineage"]["weights_sha256"]
     found = sha256(path)
+    try:
+        wanted = card["lineage"]["weights_sha256"]
+        model = build_model(ModelConfig.model_validate(card["model"]), tuple(card["data"]["shape"]))
+    except (KeyError, TypeError, ValidationError) as error:
+        raise DamagedInputError(f"{directory / CARD}: no card of a model, {error!r}; {rerun('train')}") from None
     if found != wanted:
         raise DamagedInputError(f"{path}: wanted SHA-256 {wanted} (as in {CARD}), found {found}; {rerun('train')}")
-    try:
-        weights = load_file(path)
-    except SafetensorError as error:  # pragma: no cover - the checksum comes first
-        raise DamagedInputError(f"{path}: {error}; {rerun('train')}") from None
-    model = build_model(ModelConfig.model_validate(card["model"]), tuple(card["data"]["shape"]))
-    model.load_state_dict(weights)
+    model.load_state_dict(load_file(path))
     return model.to(device).eval()

@@ -11,6 +11,7 @@ from reparam.evaluation import figures, gallery
 from reparam.evaluation.metrics import Scores, headline, score
 from reparam.files import whole_directory, whole_file, write_json
 from reparam.lineage import source_hash
+from reparam.models.likelihoods import is_density
 from reparam.models.storage import load_model, read_card
 from reparam.paths import Paths
 from reparam.runtime import make_deterministic, pick_device, random_stream
@@ -30,8 +31,8 @@ def run(config: Config, paths: Paths, device: str = "auto") -> None:
         run.log_params(flatten(settings, "evaluate."))
         with random_stream(settings.seed, "score"):
             scores = score(model, data, settings)
-        is_density = data_card["binarization"] != "none" or not model.likelihood.needs_binary
-        metrics = headline(scores, settings.active_variance, is_density)
+        scores_density = is_density(model.likelihood, data_card["binarization"])
+        metrics = headline(scores, settings.active_variance, scores_density)
         write_json(paths.evaluation_metrics, metrics)
         write_json(paths.evaluation_card, _describe(data_card, model_card, settings, len(data)))
         _write_latents(paths, scores, settings)

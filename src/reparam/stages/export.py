@@ -14,6 +14,7 @@ from reparam.data.scaling import Scaling
 from reparam.export import onnx, verify
 from reparam.files import whole_directory, write_json
 from reparam.lineage import source_hash
+from reparam.models.likelihoods import is_density
 from reparam.models.storage import load_model, read_card
 from reparam.models.vae import VAE
 from reparam.paths import Paths
@@ -49,7 +50,8 @@ def run(config: Config, paths: Paths) -> None:
             metrics = verify.measure_parity(encoder, decoder, directory, images, seed=0)
             verify.write_golden(encoder, decoder, directory, images[:GOLDEN_IMAGES])
             verify.write_manifest(directory, {**facts, "opset": settings.opset})
-        metrics |= serving_skew(model, split.images, card["data"], settings.grey_pixels)
+        if is_density(model.likelihood, card["data"]["binarization"]):
+            metrics |= serving_skew(model, split.images, card["data"], settings.grey_pixels)
         write_json(paths.export_metrics, metrics)
         run.log_headline(metrics)
         run.log_files([paths.export_metrics, *sorted(paths.onnx.iterdir())], "export")
