@@ -28,8 +28,11 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_directory(path: Path) -> Iterator[Path]:
-    """Yield a directory to fill; it takes the place of `path` when the block ends without an error."""
+def whole_directory(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Yield a directory to fill; it takes the place of `path` when the block ends without an error.
+
+    Without `durable`, files may still be on their way to the disk: for what does not outlive the process.
+    """
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "is a file, wanted a directory; move it away", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +41,7 @@ def whole_directory(path: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        for file in partial.rglob("*"):
+        for file in partial.rglob("*") if durable else ():
             _flush(file)
         _swap(path, partial, old)
     finally:

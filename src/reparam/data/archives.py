@@ -37,7 +37,7 @@ def unpack(archive: Path, directory: Path) -> None:
     if mode is None and not name.endswith(".zip"):
         raise UserError(f"{archive}: wanted a name that ends in .zip or {', '.join(TAR_MODES)}; pack the files anew")
     try:
-        with whole_directory(directory) as partial:
+        with whole_directory(directory, durable=False) as partial:
             _unpack_tar(archive, mode, partial) if mode else _unpack_zip(archive, partial)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
         raise _damaged(archive, error) from None

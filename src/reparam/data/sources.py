@@ -40,9 +40,10 @@ class Source:
     variants: tuple[str, ...] = ()
 
 
-def download(config: DownloadConfig, directory: Path) -> None:
+def download(config: DownloadConfig, base: Path, directory: Path) -> None:
     """Place the verified files of a source in a directory. Files that are there already are not fetched again.
 
+    Relative mirrors and paths start at `base`, because queued experiments run in a scratch copy.
     Raises: ParamsError, UserError.
     """
     source = choose(SOURCES, config.source, "download.source")
@@ -56,7 +57,11 @@ def download(config: DownloadConfig, directory: Path) -> None:
     if (config.source == "folder") != (config.path is not None):
         wanted = "a folder of images, a .zip or a .tar" if config.source == "folder" else "null, for folders only"
         raise ParamsError(f"params.yaml: download.path: wanted {wanted}, found {config.path!r}")
-    source.fetch(config, directory)
+    anchored = {
+        "mirrors": tuple(mirror if "://" in mirror else str(base / mirror) for mirror in config.mirrors),
+        "path": config.path and str(base / Path(config.path).expanduser()),
+    }
+    source.fetch(config.model_copy(update=anchored), directory)
 
 
 def write_manifest(config: DownloadConfig, directory: Path) -> dict[str, Any]:
@@ -121,7 +126,7 @@ def _read_digits(directory: Path, _scratch: Path, _variant: str) -> Raw:
 
 
 def _fetch_folder(config: DownloadConfig, directory: Path) -> None:
-    path = Path(str(config.path)).expanduser()
+    path = Path(str(config.path))
     if path.is_dir():
         for name in find_images(path):
             target = directory / "images" / name

@@ -18,7 +18,7 @@ def run(config: Config, paths: Paths) -> None:
     arriving = paths.downloads / config.download.source
     arriving.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{arriving}.lock"), whole_directory(paths.raw) as directory:
-        sources.download(config.download, arriving)
+        sources.download(config.download, paths.shared, arriving)
         shutil.copytree(arriving, directory, dirs_exist_ok=True)
         manifest = sources.write_manifest(config.download, directory)
         shutil.rmtree(arriving)
