@@ -28,6 +28,8 @@ STAGES = {
     "export": export,
     "report": report,
 }
+# Empty, and ignored by git and DVC; it stays, because another process may be waiting for it.
+LOCK = "data/.downloads/digits.lock"
 Write = Callable[[dict[str, Any]], None]
 Command = Callable[..., tuple[int, str]]
 
@@ -56,6 +58,7 @@ def test_stages_leave_their_outputs_and_nothing_else(finished: Paths) -> None:
     found = {name for name in files(finished.root) if not name.endswith(".png")}
     assert found == {
         "params.yaml",
+        LOCK,
         "data/raw/digits.csv.gz",
         "data/raw/manifest.json",
         "data/processed/card.json",
@@ -118,7 +121,10 @@ def test_a_command_runs_its_stage_with_the_parameters_and_the_device(
     ]
 
 
-def test_summary_prints_the_headline_and_where_to_look_next(finished: Paths, reparam: Command) -> None:
+def test_summary_prints_the_headline_and_where_to_look_next(
+    finished: Paths, reparam: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
     finished.evaluation_metrics.write_text('{"elbo": -25.125, "elbo_se": 0.25, "nll": 24.5, "nll_se": 0.125}')
     finished.export_metrics.write_text('{"encoder_max_error": 1e-7, "decoder_max_error": 3e-7}')
     code, printed = reparam("summary")
@@ -325,7 +331,7 @@ def test_replay_without_a_store_says_what_it_needs(project: Paths, reparam: Comm
 @pytest.mark.parametrize(
     ("command", "blocked", "reason"),
     [
-        ("download", "data", ": File exists; nothing half-written was left behind"),
+        ("download", "data", ": Not a directory; nothing half-written was left behind"),
         ("train", "models", ": File exists; nothing half-written was left behind"),
         ("evaluate", "reports", ": Not a directory; nothing half-written was left behind"),
         ("download", "data/raw", ": is a file, wanted a directory; move it away; nothing half-written was left behind"),
@@ -370,7 +376,7 @@ def test_a_full_disk_is_one_message_too(project: Paths, reparam: Command, monkey
 
     monkeypatch.setattr(os, "fsync", fail)
     assert reparam("download") == (1, "error: No space left on device; nothing half-written was left behind\n")
-    assert set(files(project.root)) == {"params.yaml"}
+    assert set(files(project.root)) == {"params.yaml", LOCK}
 
 
 def test_an_interrupted_training_leaves_everything_as_it_was(

@@ -131,7 +131,7 @@ def test_a_misspelt_section_is_recognised(project: Paths, params: dict[str, Any]
                 ("", "None"),
             )
         ),
-        ("preprocess", "channels", "true", "wanted 1 or 3, found True"),
+        ("preprocess", "channels", "'1'", "wanted 1 or 3, found '1'"),
         ("preprocess", "image_size", "0", "wanted greater than 0, found 0"),
         ("preprocess", "classes", "'1'", "wanted a valid tuple, found '1'"),
         ("report", "title", "3", "wanted a valid string, found 3"),

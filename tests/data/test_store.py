@@ -1,14 +1,20 @@
 import hashlib
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from reparam.data.store import SPLITS, Split, binarize, read_card, read_split, split_indices, write_store
-from reparam.errors import DamagedInputError, MissingInputError, UserError
+from reparam import files
+from reparam.data import store
+from reparam.data.splits import SPLITS
+from reparam.data.store import Images, Split, binarize, read_card, read_split, write_card
+from reparam.errors import DamagedInputError, MissingInputError
 
 REMEDY = "run `dvc repro --force --single-item preprocess`"
+FACTS = {"source": "noise", "binarization": "none", "classes": ["red", "green", "blue"]}
 
 
 @pytest.fixture
@@ -17,7 +23,7 @@ def splits() -> dict[Any, Split]:
     random = np.random.default_rng(0)
     return {
         name: Split(
-            random.integers(0, 256, (count, 2, 3, 4), dtype=np.uint8), random.integers(0, 3, count, dtype=np.int64)
+            random.integers(0, 256, (count, 2, 3, 4), dtype=np.uint8), random.integers(0, 3, count, dtype=np.int32)
         )
         for name, count in zip(SPLITS, (7, 2, 3), strict=True)
     }
@@ -26,69 +32,72 @@ def splits() -> dict[Any, Split]:
 @pytest.fixture
 def stored(tmp_path: Path, splits: dict[Any, Split]) -> Path:
     """The splits on disk."""
-    write_store(tmp_path, splits, {"source": "noise", "binarization": "none"})
+    write_arrays(tmp_path, splits)
+    write_card(tmp_path, FACTS, "unit")
     return tmp_path
 
 
-def test_splits_are_a_partition_of_the_wanted_sizes() -> None:
-    parts = split_indices(1797, 0.1, 0.2, seed=0)
-    assert {name: len(rows) for name, rows in parts.items()} == {"train": 1258, "validation": 180, "test": 359}
-    assert list(parts) == list(SPLITS)
-    assert sorted(np.concatenate(list(parts.values())).tolist()) == list(range(1797))
-
-
-def test_splits_are_shuffled_by_the_seed_alone() -> None:
-    first, again, other = (split_indices(1000, 0.1, 0.2, seed) for seed in (0, 0, 1))
-    for name in SPLITS:
-        np.testing.assert_array_equal(first[name], again[name])
-        assert set(first[name]) != set(other[name])
-        assert (np.diff(first[name]) > 0).all()  # in the order of the source
-    # Drawn from everywhere: a test split off one end would have its median there.
-    assert 400 < np.median(first["test"]) < 600
-
-
-@pytest.mark.parametrize(
-    ("count", "validation", "test", "empty"),
-    [(10, 0.01, 0.2, "validation"), (10, 0.2, 0.01, "test"), (10, 0.5, 0.5, "train"), (10, 0.9, 0.9, "train")],
-)
-def test_an_empty_split_is_refused(count: int, validation: float, test: float, empty: str) -> None:
-    with pytest.raises(UserError) as caught:
-        split_indices(count, validation, test, seed=0)
-    assert str(caught.value) == (
-        f"preprocess: the {empty} split of {count} images is empty with validation_fraction {validation} and "
-        f"test_fraction {test}; change them in params.yaml"
-    )
+def write_arrays(directory: Path, splits: Mapping[Any, Split]) -> None:
+    for name, split in splits.items():
+        np.save(directory / f"{name}-images.npy", split.images)
+        np.save(directory / f"{name}-labels.npy", split.labels)
 
 
 GREY = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
 
 
+def binarized(images: Images, how: str, seed: int, path: Path) -> Images:
+    """What becomes of the images of a file."""
+    np.save(path, images)
+    binarize(path, how, seed)
+    return np.load(path)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "images.npy"
+
+
 @pytest.mark.parametrize("how", ["none", "dynamic"])
-def test_grey_pixels_are_kept_where_nothing_is_drawn_yet(how: str) -> None:
-    np.testing.assert_array_equal(binarize(GREY, how, seed=0), GREY)
+def test_grey_pixels_are_kept_where_nothing_is_drawn_yet(how: str, path: Path) -> None:
+    np.save(path, GREY)
+    before = path.read_bytes()
+    binarize(path, how, seed=0)
+    assert path.read_bytes() == before
 
 
-def test_the_threshold_lies_between_127_and_128() -> None:
-    binary = binarize(GREY, "threshold", seed=0).ravel()
-    assert binary.dtype == np.uint8
-    assert binary.tolist() == [0] * 128 + [255] * 128
+def test_the_threshold_lies_between_127_and_128(path: Path) -> None:
+    binary = binarized(GREY, "threshold", 0, path)
+    assert (binary.dtype, binary.shape) == (np.uint8, GREY.shape)
+    assert binary.ravel().tolist() == [0] * 128 + [255] * 128
 
 
-def test_static_pixels_are_white_as_often_as_they_are_grey() -> None:
+def test_static_pixels_are_white_as_often_as_they_are_grey(path: Path) -> None:
     images = np.repeat(GREY, 4000, axis=0)
-    binary = binarize(images, "static", seed=0)
+    binary = binarized(images, "static", 0, path)
     assert set(np.unique(binary)) == {0, 255}
-    assert binary.dtype == np.uint8
+    assert (binary.dtype, binary.shape) == (np.uint8, images.shape)
     # Five standard errors of 4,000 draws with probability one half.
     np.testing.assert_allclose((binary / 255).mean(0), GREY[0] / 255, atol=5 * 0.5 / 4000**0.5)
     assert set(binary[images == 0]) == {0}
     assert set(binary[images == 255]) == {255}
 
 
-def test_static_pixels_are_drawn_by_the_seed_alone() -> None:
-    first, again, other = (binarize(GREY, "static", seed) for seed in (0, 0, 1))
+def test_static_pixels_are_drawn_by_the_seed_alone(path: Path) -> None:
+    first, again, other = (binarized(GREY, "static", seed, path) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
+
+
+@pytest.mark.parametrize("how", ["threshold", "static"])
+@pytest.mark.parametrize("chunk", [1, 2, 5, 6], ids="chunks of {}".format)
+def test_pixels_do_not_depend_on_the_chunks_that_they_are_drawn_in(
+    chunk: int, how: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 3, 4, 3), dtype=np.uint8)
+    whole = binarized(images, how, 0, path)
+    monkeypatch.setattr(store, "CHUNK", chunk)
+    np.testing.assert_array_equal(binarized(images, how, 0, path), whole)
 
 
 def test_what_is_stored_is_read_back(stored: Path, splits: dict[Any, Split]) -> None:
@@ -96,7 +105,7 @@ def test_what_is_stored_is_read_back(stored: Path, splits: dict[Any, Split]) -> 
         found = read_split(stored, name)
         np.testing.assert_array_equal(found.images, split.images)
         np.testing.assert_array_equal(found.labels, split.labels)
-        assert (found.images.dtype, found.labels.dtype) == (np.uint8, np.int64)
+        assert (found.images.dtype, found.labels.dtype) == (np.uint8, np.int32)
 
 
 def test_images_are_mapped_rather_than_read_and_cannot_be_changed(stored: Path) -> None:
@@ -109,12 +118,13 @@ def test_images_are_mapped_rather_than_read_and_cannot_be_changed(stored: Path) 
 def test_the_card_describes_the_store(stored: Path, splits: dict[Any, Split]) -> None:
     card = read_card(stored)
     train = splits["train"].images / 255
-    assert card["train_mean"] == pytest.approx(train.mean(), abs=1e-6)
-    assert card["train_standard_deviation"] == pytest.approx(train.std(), abs=1e-6)
-    facts = {name: card[name] for name in ("source", "binarization", "shape", "dtype", "layout", "range")}
+    assert card["train_mean"] == pytest.approx(train.mean((0, 2, 3)), abs=1e-6)
+    assert card["train_standard_deviation"] == pytest.approx(train.std((0, 2, 3)), abs=1e-6)
+    facts = {name: card[name] for name in ("source", "binarization", "classes", "shape", "dtype", "layout", "range")}
     assert facts == {
         "source": "noise",
         "binarization": "none",
+        "classes": ["red", "green", "blue"],
         "shape": [2, 3, 4],
         "dtype": "uint8",
         "layout": "NCHW",
@@ -124,7 +134,9 @@ def test_the_card_describes_the_store(stored: Path, splits: dict[Any, Split]) ->
     for name, split in splits.items():
         described = card["splits"][name]
         assert described["count"] == len(split.images)
-        assert described["classes"] == {str(c): int((split.labels == c).sum()) for c in np.unique(split.labels)}
+        assert described["classes"] == {
+            FACTS["classes"][c]: int((split.labels == c).sum()) for c in np.unique(split.labels)
+        }
         for kind in ("images", "labels"):
             content = (stored / f"{name}-{kind}.npy").read_bytes()
             assert described[f"{kind}_sha256"] == hashlib.sha256(content).hexdigest()
@@ -132,9 +144,26 @@ def test_the_card_describes_the_store(stored: Path, splits: dict[Any, Split]) ->
 
 def test_equal_data_give_equal_bytes(stored: Path, splits: dict[Any, Split], tmp_path: Path) -> None:
     (tmp_path / "again").mkdir()
-    write_store(tmp_path / "again", splits, {"source": "noise", "binarization": "none"})
+    write_arrays(tmp_path / "again", splits)
+    write_card(tmp_path / "again", FACTS, "unit")
     for path in (tmp_path / "again").iterdir():
         assert path.read_bytes() == (stored / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7], ids="chunks of {}".format)
+def test_the_card_does_not_depend_on_the_chunks_that_it_is_counted_in(
+    chunk: int, stored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = read_card(stored)
+    monkeypatch.setattr(store, "CHUNK", chunk)
+    assert write_card(stored, FACTS, "unit") == before
+
+
+@pytest.mark.parametrize("kind", ["unit", "symmetric", "standard"])
+def test_the_card_that_is_returned_is_the_one_that_is_read(kind: str, stored: Path) -> None:
+    card = write_card(stored, FACTS, kind)
+    assert card["scaling"]["kind"] == kind
+    assert read_card(stored) == card
 
 
 def cut(path: Path) -> None:
@@ -186,10 +215,10 @@ def test_a_damaged_file_is_named_with_what_was_wanted_and_what_to_do(damage: Any
 
 def test_damaged_labels_are_noticed_too(stored: Path) -> None:
     path = stored / "test-labels.npy"
-    np.save(path, np.zeros(4, np.int64))
+    np.save(path, np.zeros(4, np.int32))
     with pytest.raises(DamagedInputError) as caught:
         read_split(stored, "test")
-    assert str(caught.value) == f"{path}: wanted int64 (3,), found int64 (4,); {REMEDY}"
+    assert str(caught.value) == f"{path}: wanted int32 (3,), found int32 (4,); {REMEDY}"
 
 
 def test_a_truncated_card_is_refused(stored: Path) -> None:
@@ -206,16 +235,31 @@ def test_nothing_is_read_before_it_is_preprocessed(tmp_path: Path) -> None:
     assert str(caught.value) == f"{tmp_path}/card.json: not found; run `dvc repro preprocess` first"
 
 
-def test_the_card_is_written_last(tmp_path: Path, splits: dict[Any, Split], monkeypatch: pytest.MonkeyPatch) -> None:
-    save = np.save
+def test_labels_of_another_type_are_refused(stored: Path) -> None:
+    path = stored / "test-labels.npy"
+    np.save(path, np.load(path).astype(np.int64))
+    with pytest.raises(DamagedInputError) as caught:
+        read_split(stored, "test")
+    assert str(caught.value) == f"{path}: wanted int32 (3,), found int64 (3,); {REMEDY}"
 
-    def fail_at_the_test_split(path: Path, array: Any) -> None:
-        if path.name == "test-labels.npy":
-            raise OSError(28, "No space left on device", str(path))
-        save(path, array)
 
-    monkeypatch.setattr(np, "save", fail_at_the_test_split)
-    with pytest.raises(OSError, match="No space left"):
-        write_store(tmp_path, splits, {})
+def test_the_card_is_written_last(tmp_path: Path, splits: dict[Any, Split]) -> None:
+    write_arrays(tmp_path, splits)
+    (tmp_path / "test-labels.npy").unlink()
+    with pytest.raises(FileNotFoundError):
+        write_card(tmp_path, FACTS, "unit")
     assert (tmp_path / "train-images.npy").exists()
     assert not (tmp_path / "card.json").exists()
+
+
+def test_a_disk_that_is_full_at_the_card_leaves_none(
+    tmp_path: Path, splits: dict[Any, Split], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> None:
+        raise OSError(28, os.strerror(28), str(path))
+
+    write_arrays(tmp_path, splits)
+    monkeypatch.setattr(files, "_flush", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_card(tmp_path, FACTS, "unit")
+    assert {path.suffix for path in tmp_path.iterdir()} == {".npy"}

@@ -199,7 +199,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Images:
     """The real digits, (1797, 1, 8, 8)."""
     directory = tmp_path_factory.mktemp("raw")
     config = DownloadConfig(source="digits", variant=None, path=None, mirrors=())
-    sources.download(config, directory)
+    sources.download(config, directory, directory)
     sources.write_manifest(config, directory)
     _, raw = sources.read(directory, tmp_path_factory.mktemp("scratch"))
     split = raw.splits["all"]

@@ -40,11 +40,10 @@ class Source:
     variants: tuple[str, ...] = ()
 
 
-def download(config: DownloadConfig, base: Path, directory: Path) -> None:
-    """Place the verified files of a source in a directory. Files that are there already are not fetched again.
+def find(config: DownloadConfig) -> Source:
+    """Look up the source that the parameters name.
 
-    Relative mirrors and paths start at `base`, because queued experiments run in a scratch copy.
-    Raises: ParamsError, UserError.
+    Raises: ParamsError where they name none, or not one edition of it.
     """
     source = choose(SOURCES, config.source, "download.source")
     if source.variants and config.variant is None:
@@ -52,13 +51,27 @@ def download(config: DownloadConfig, base: Path, directory: Path) -> None:
             f"params.yaml: download.variant: {config.source} has several; wanted one of "
             f"{', '.join(map(repr, source.variants))}, found None"
         )
+    if config.variant is not None and not source.variants:
+        raise ParamsError(f"params.yaml: download.variant: wanted null for {config.source}, found {config.variant!r}")
     if config.variant is not None:
         choose(dict.fromkeys(source.variants), config.variant, "download.variant")
     if (config.source == "folder") != (config.path is not None):
         wanted = "a folder of images, a .zip or a .tar" if config.source == "folder" else "null, for folders only"
         raise ParamsError(f"params.yaml: download.path: wanted {wanted}, found {config.path!r}")
+    return source
+
+
+def download(config: DownloadConfig, base: Path, directory: Path) -> None:
+    """Place the verified files of a source in a directory. Files that are there already are not fetched again.
+
+    Relative mirrors and paths start at `base`, because queued experiments run in a scratch copy.
+    Raises: ParamsError, UserError.
+    """
+    source = find(config)
     anchored = {
-        "mirrors": tuple(mirror if "://" in mirror else str(base / mirror) for mirror in config.mirrors),
+        "mirrors": tuple(
+            mirror if "://" in mirror else str(base / Path(mirror).expanduser()) for mirror in config.mirrors
+        ),
         "path": config.path and str(base / Path(config.path).expanduser()),
     }
     source.fetch(config.model_copy(update=anchored), directory)
@@ -126,6 +139,9 @@ def _read_digits(directory: Path, _scratch: Path, _variant: str) -> Raw:
 
 
 def _fetch_folder(config: DownloadConfig, directory: Path) -> None:
+    # Copied from the start each time: what a killed run left may be of another folder.
+    shutil.rmtree(directory)
+    directory.mkdir()
     path = Path(str(config.path))
     if path.is_dir():
         for name in find_images(path):

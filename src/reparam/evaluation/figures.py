@@ -91,16 +91,17 @@ def latent_scatter(means: Array, labels: npt.NDArray[np.integer], dimensions: tu
         figure = Figure(figsize=(5.6, 4.6))
         axes = figure.subplots()
         first, second = dimensions
-        for index, label in enumerate(np.unique(labels)):
-            rows = labels == label
-            colour = COLOURS[index % len(COLOURS)]
-            axes.scatter(
-                means[rows, first], means[rows, second], s=14, color=colour, alpha=0.8, linewidths=0, label=str(label)
-            )
+        classes, numbers = np.unique(labels, return_inverse=True)
+        colours = [COLOURS[number % len(COLOURS)] for number in numbers]
+        size = float(np.clip(6000 / len(means), 2, 14))  # points; thousands of large ones would hide each other
+        # All classes in one call, in the order of the images: the last class must not cover the others.
+        axes.scatter(means[:, first], means[:, second], s=size, c=colours, alpha=0.8, linewidths=0)
+        for number, label in enumerate(classes):
+            axes.scatter([], [], s=25, color=COLOURS[number % len(COLOURS)], linewidths=0, label=str(label))
         axes.set(xlabel=f"posterior mean of $z_{{{first}}}$", ylabel=f"posterior mean of $z_{{{second}}}$")
         axes.set_title("Test images in the two most informative latent dimensions")
         axes.set_aspect("equal", adjustable="datalim")
-        axes.legend(title="class", loc="center left", bbox_to_anchor=(1.0, 0.5), handletextpad=0.2, markerscale=1.5)
+        axes.legend(title="class", loc="center left", bbox_to_anchor=(1.0, 0.5), handletextpad=0.2)
         return figure
 
 
