@@ -375,7 +375,10 @@ def test_a_full_disk_is_one_message_too(project: Paths, reparam: Command, monkey
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", fail)
-    assert reparam("download") == (1, "error: No space left on device; nothing half-written was left behind\n")
+    assert reparam("download") == (
+        1,
+        f"error: {project.raw}: No space left on device; nothing half-written was left behind\n",
+    )
     assert set(files(project.root)) == {"params.yaml", LOCK}
 
 

@@ -125,7 +125,8 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         # No permission, a full disk, a file where a folder should be: the system's own words name the file.
-        where = f"{error.filename}: " if error.filename else ""
+        name = error.filename2 or error.filename  # of a failed copy, what was to be written
+        where = f"{name}: " if name else ""
         print(f"error: {where}{error.strerror or error}; nothing half-written was left behind", file=sys.stderr)
         sys.exit(1)
 

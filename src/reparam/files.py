@@ -44,6 +44,10 @@ def whole_directory(path: Path, *, durable: bool = True) -> Iterator[Path]:
         for file in partial.rglob("*") if durable else ():
             _flush(file)
         _swap(path, partial, old)
+    except OSError as error:
+        if error.errno:
+            error.filename = error.filename or str(path)  # which the system does not tell of a full disk
+        raise
     finally:
         _remove(partial)
 

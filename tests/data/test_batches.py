@@ -85,3 +85,22 @@ def test_a_split_that_is_mapped_read_only_is_copied_not_shared() -> None:
     data = Batches(images, data_card("none"), 10, CPU)
     data.images.zero_()
     assert images.sum() == NUMBERED.sum()
+
+
+@pytest.mark.parametrize("binarization", ["none", "dynamic"])
+def test_pixels_are_scaled_as_the_card_says_after_they_are_drawn(binarization: str) -> None:
+    images = np.array([0, 51, 204, 255], np.uint8).reshape(1, 1, 2, 2)
+    torch.manual_seed(0)
+    (plain,) = Batches(images, data_card(binarization), 1, CPU).ordered()
+    torch.manual_seed(0)
+    (scaled,) = Batches(images, data_card(binarization, shift=0.5, scale=0.25), 1, CPU).ordered()
+    torch.testing.assert_close(scaled, (plain - 0.5) / 0.25)
+    assert (scaled.min().item(), scaled.max().item()) == (-2.0, 2.0)
+    assert scaled.dtype == torch.float32
+
+
+def test_each_channel_is_scaled_by_its_own_numbers() -> None:
+    card = {"binarization": "none", "scaling": {"shift": [0.0, 1.0], "scale": [1.0, 2.0]}}
+    (batch,) = Batches(np.full((3, 2, 2, 2), 255, np.uint8), card, 3, CPU).shuffled()
+    assert batch[:, 0].unique().tolist() == [1.0]
+    assert batch[:, 1].unique().tolist() == [0.0]

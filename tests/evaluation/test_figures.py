@@ -138,14 +138,25 @@ def test_a_latent_scatter_shows_every_image_once_under_its_class(latent: int, cl
     plane = (latent - 1, 0)
     figure = figures.latent_scatter(means, labels, plane)
     [axes] = figure.axes
-    for label, points in enumerate(axes.collections):
-        np.testing.assert_array_equal(np.asarray(points.get_offsets()), means[labels == label][:, list(plane)])
+    # In the order of the images, so that no class covers the others; behind the points, one empty mark for each class.
+    points, *marks = axes.collections
+    np.testing.assert_array_equal(np.asarray(points.get_offsets()), means[:, list(plane)])
+    assert [len(mark.get_offsets()) for mark in marks] == [0] * classes
+    colours = np.concatenate([mark.get_facecolor() for mark in marks])
+    np.testing.assert_array_equal(points.get_facecolor()[:, :3], colours[labels][:, :3])
+    assert len(np.unique(colours, axis=0)) == min(classes, len(figures.COLOURS))
     legend = axes.get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == [str(label) for label in range(classes)]
     assert f"z_{{{latent - 1}}}" in axes.get_xlabel()
     assert "z_{0}" in axes.get_ylabel()
     assert is_drawn(figure)
+
+
+@pytest.mark.parametrize(("images", "size"), [(1, 14), (1_000, 6), (100_000, 2)])
+def test_the_more_images_a_latent_scatter_shows_the_smaller_they_are(images: int, size: float) -> None:
+    figure = figures.latent_scatter(np.zeros((images, 2)), np.zeros(images, np.int32), (0, 1))
+    assert figure.axes[0].collections[0].get_sizes().tolist() == [size]
 
 
 def test_a_latent_scatter_of_a_single_image_can_be_drawn() -> None:

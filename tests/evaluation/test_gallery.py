@@ -23,9 +23,9 @@ def some_model(latent: int) -> VAE:
     return build_model(ModelConfig(hidden=(5,), activation="tanh", latent=latent, likelihood="bernoulli"), SHAPE)
 
 
-def some_data(images: int, binarization: str) -> Batches:
+def some_data(images: int, binarization: str, shift: float = 0.0, scale: float = 1.0) -> Batches:
     grey = np.random.default_rng(0).integers(0, 256, (images, *SHAPE), dtype=np.uint8)
-    return Batches(grey, data_card(binarization), 4, torch.device("cpu"))
+    return Batches(grey, data_card(binarization, shift, scale), 4, torch.device("cpu"))
 
 
 def some_scores(images: int, kl: list[float]) -> Scores:
@@ -84,6 +84,36 @@ def test_a_model_of_grey_images_saw_the_originals() -> None:
     with torch.no_grad():
         wanted = model.decode(model.posterior(torch.from_numpy(original)[:, None])[0])
     np.testing.assert_allclose(reconstruction, wanted[:, 0].numpy(), rtol=1e-6)
+
+
+def test_pictures_show_pixels_whatever_scale_the_model_sees() -> None:
+    model, data, scores = some_model(2), some_data(3, "dynamic", shift=0.5, scale=0.5), some_scores(3, [2.0, 1.0])
+    pictures = gallery.draw(model, data, np.arange(3), scores, SETTINGS)
+    original, seen, reconstruction = rows(pictures["reconstructions"], columns=3)
+    np.testing.assert_allclose(original, data.images[:, 0].numpy() / 255, rtol=1e-6)
+    assert set(np.unique(seen)) == {0.0, 1.0}
+    with torch.no_grad():
+        decoded = model.decode(model.posterior(torch.from_numpy(seen * 2 - 1)[:, None])[0])
+    np.testing.assert_allclose(reconstruction, decoded[:, 0].numpy() / 2 + 0.5, rtol=1e-6)
+    for name in ("samples", "latent_grid"):
+        [image] = [image for axes in pictures[name].axes for image in axes.images]
+        shown = np.asarray(image.get_array())
+        assert (
+            0.5 < shown.min() < shown.max() <= 1.0
+        )  # a sigmoid lies between 0 and 1, and its pixels in the upper half
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_contact_sheet_shows_images_from_all_over_each_split(channels: int) -> None:
+    def numbered(count: int) -> np.ndarray:
+        return np.broadcast_to(np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1), (count, channels, 2, 3)).copy()
+
+    figure = gallery.contact_sheet({"train": numbered(31), "validation": numbered(16), "test": numbered(1)})
+    shown = [np.asarray(axes.images[0].get_array()) for axes in figure.axes]
+    assert {image.shape for image in shown} == {(2, 3) if channels == 1 else (2, 3, 3)}
+    greys = [round(float(image.max()) * 255) for image in shown]
+    assert greys == [*range(0, 31, 2), *range(16), 0, *[255] * 15]
+    assert [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()] == ["train", "validation", "test"]
 
 
 def test_the_latent_plane_spans_the_two_dimensions_of_the_largest_kl() -> None:

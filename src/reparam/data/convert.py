@@ -43,13 +43,15 @@ def common_shape(collection: ImageArrays | ImageFiles, rows: Rows, config: Prepr
     if isinstance(collection, ImageArrays):
         height, width = collection.images.shape[2:]
         return Shape(config.channels, height, width, size)
+    unreadable = {}
     for row in rows:
         try:
             image = decode(collection.root / collection.names[row], config.channels)
-        except UnreadableImageError:
-            continue
-        return Shape(config.channels, image.height, image.width, size)
-    raise UserError(f"{collection.root}: none of the {len(rows)} images is readable")
+        except UnreadableImageError as error:
+            unreadable[collection.names[row]] = error.reason
+        else:
+            return Shape(config.channels, image.height, image.width, size)
+    raise none_readable("train", unreadable)
 
 
 def convert(collection: ImageArrays | ImageFiles, rows: Rows, shape: Shape, path: Path) -> dict[int, str]:
@@ -58,8 +60,7 @@ def convert(collection: ImageArrays | ImageFiles, rows: Rows, shape: Shape, path
     The file holds the readable images alone, in the order of `rows`.
     """
     full = (len(rows), shape.channels, shape.height, shape.width)
-    # A memory map: workers write into the file, and the pages of a finished chunk can leave memory.
-    np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=full).flush()
+    _create(path, full)
     if isinstance(collection, ImageArrays):
         _copy_arrays(collection, rows, shape, path)
         return {}
@@ -72,13 +73,34 @@ def convert(collection: ImageArrays | ImageFiles, rows: Rows, shape: Shape, path
 def refuse_unreadable(unreadable: dict[str, str]) -> None:
     """Raise UserError that counts and lists the unreadable images, where there are any."""
     if unreadable:
-        listing = [f"  {name}: {reason}" for name, reason in list(unreadable.items())[:LISTED]]
-        more = [f"  and {len(unreadable) - LISTED} more"] if len(unreadable) > LISTED else []
         count = f"{len(unreadable)} unreadable image{'s' if len(unreadable) > 1 else ''}"
         raise UserError(
-            "\n".join([f"preprocess: {count}:", *listing, *more])
-            + "\nmend or remove them, or set preprocess.on_error to skip in params.yaml"
+            f"preprocess: {count}:\n{_list(unreadable)}\n"
+            "mend or remove them, or set preprocess.on_error to skip in params.yaml"
         )
+
+
+def none_readable(split: str, unreadable: dict[str, str]) -> UserError:
+    """Say that of the images of a split none is left."""
+    return UserError(
+        f"preprocess: no image of the {split} split is readable, of {len(unreadable)}:\n{_list(unreadable)}\n"
+        "mend them, or give other images"
+    )
+
+
+def _list(unreadable: dict[str, str]) -> str:
+    lines = [f"  {name}: {reason}" for name, reason in list(unreadable.items())[:LISTED]]
+    more = [f"  and {len(unreadable) - LISTED} more"] if len(unreadable) > LISTED else []
+    return "\n".join([*lines, *more])
+
+
+def _create(path: Path, shape: tuple[int, ...]) -> None:
+    # A memory map: workers write into the file, and the pages of a finished chunk can leave memory.
+    np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape).flush()
+    if hasattr(os, "posix_fallocate"):  # missing on macOS
+        # A full disk is an error here; later, the first page without a place on the disk would kill the process.
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _copy_arrays(collection: ImageArrays, rows: Rows, shape: Shape, path: Path) -> None:
@@ -142,7 +164,8 @@ def _drop(path: Path, positions: Rows) -> None:
     full = np.load(path, mmap_mode="r")
     kept = np.setdiff1d(np.arange(len(full)), positions)
     shorter = path.with_name(f".partial-{path.name}")
-    target = np.lib.format.open_memmap(shorter, mode="w+", dtype=np.uint8, shape=(len(kept), *full.shape[1:]))
+    _create(shorter, (len(kept), *full.shape[1:]))
+    target = np.load(shorter, mmap_mode="r+")
     for start in range(0, len(kept), ARRAY_CHUNK):
         target[start : start + ARRAY_CHUNK] = full[kept[start : start + ARRAY_CHUNK]]
     target.flush()

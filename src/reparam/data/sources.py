@@ -20,7 +20,7 @@ from reparam.data.folder import find_images, list_splits
 from reparam.data.raw import ImageArrays, Raw
 from reparam.data.transport import RemoteFile, fetch
 from reparam.errors import DamagedInputError, ParamsError, UserError
-from reparam.files import read_json, rerun, sha256, write_json
+from reparam.files import read_json, rerun, sha256, whole_directory, whole_file, write_json
 
 MANIFEST = "manifest.json"
 
@@ -144,12 +144,14 @@ def _fetch_folder(config: DownloadConfig, directory: Path) -> None:
     directory.mkdir()
     path = Path(str(config.path))
     if path.is_dir():
-        for name in find_images(path):
-            target = directory / "images" / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path / name, target)
+        list_splits(path)  # which refuses here what could not be read later
+        with whole_directory(directory / "images", durable=False) as images:
+            for name in find_images(path):
+                (images / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path / name, images / name)
     elif path.is_file():
-        shutil.copyfile(path, directory / path.name)
+        with whole_file(directory / path.name) as partial:
+            shutil.copyfile(path, partial)
     else:
         raise UserError(f"download.path: {path}: not found; wanted a folder of images, a .zip or a .tar")
 

@@ -1,6 +1,7 @@
 """params `download` -> data/raw: the files as delivered, and a manifest of their checksums."""
 
 import shutil
+from pathlib import Path
 
 from filelock import FileLock
 
@@ -17,10 +18,11 @@ def run(config: Config, paths: Paths) -> None:
     tracker = tracking.connect(paths)
     # Fetched into a folder that outlives a killed run, so that the next one goes on where this one stopped.
     arriving = paths.downloads / config.download.source
-    arriving.mkdir(parents=True, exist_ok=True)
+    arriving.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{arriving}.lock"), whole_directory(paths.raw) as directory:
+        arriving.mkdir(exist_ok=True)  # not before the lock, whose last holder removed it
         sources.download(config.download, paths.shared, arriving)
-        shutil.copytree(arriving, directory, dirs_exist_ok=True)
+        _copy_files(arriving, directory)
         manifest = sources.write_manifest(config.download, directory)
         shutil.rmtree(arriving)
     with tracker.data_run("download", dvc_hash(paths.raw)) as run:
@@ -28,3 +30,14 @@ def run(config: Config, paths: Paths) -> None:
         sizes = [file["bytes"] for file in manifest["files"].values()]
         run.log_metrics({"files": len(sizes), "bytes": sum(sizes)})
         run.log_files([paths.raw / sources.MANIFEST])
+
+
+def _copy_files(source: Path, target: Path) -> None:
+    # Not by copytree, which goes on after a full disk, and raises a list of all that failed.
+    for path in source.rglob("*"):
+        copy = target / path.relative_to(source)
+        if path.is_dir():
+            copy.mkdir(parents=True, exist_ok=True)
+        else:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)

@@ -1,5 +1,6 @@
 """data/raw, params `preprocess` -> data/processed: uint8 images (N, C, H, W), labels, a seeded split, and a card."""
 
+import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -50,13 +51,20 @@ def _write_arrays(raw: Raw, settings: PreprocessConfig, directory: Path) -> dict
     numbers = splits.class_numbers(raw.classes, settings.classes)
     published, rows = parts["train"]
     shape = convert.common_shape(raw.splits[published], rows, settings)
+    files = [split for split in raw.splits.values() if isinstance(split, ImageFiles)]
+    top = Path(os.path.commonpath([split.root for split in files])) if files else Path()
     skipped: dict[str, str] = {}
     for name, (published, rows) in parts.items():
         collection = raw.splits[published]
         images = directory / f"{name}-images.npy"
         unreadable = convert.convert(collection, rows, shape, images)
         if isinstance(collection, ImageFiles):
-            skipped |= {collection.names[row]: reason for row, reason in sorted(unreadable.items())}
+            # Below what all splits have in common: a published train and test may hold files of the same name.
+            prefix = collection.root.relative_to(top)
+            named = {(prefix / collection.names[row]).as_posix(): why for row, why in sorted(unreadable.items())}
+            if len(named) == len(rows) and settings.on_error == "skip":
+                raise convert.none_readable(name, named)
+            skipped |= named
         store.binarize(images, settings.binarization, settings.seed)
         labels = [numbers[int(collection.labels[row])] for row in rows if row not in unreadable]
         np.save(directory / f"{name}-labels.npy", np.asarray(labels, np.int32))
