@@ -341,9 +341,9 @@ print("done", flush=True)
     for worker in workers:
         worker.stdin.write("go\n")
         worker.stdin.flush()
-    for worker in workers:
-        output, errors = worker.communicate(timeout=60)
-        assert (worker.returncode, output) == (0, "done\n"), errors
+    ends = [(*worker.communicate(timeout=60), worker.returncode) for worker in workers]
+    for output, errors, code in ends:
+        assert (code, output) == (0, "done\n"), errors
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     experiment = client.get_experiment_by_name("reparam")
     found = client.search_runs([experiment.experiment_id])
@@ -561,8 +561,9 @@ def test_a_replay_that_is_refused_keeps_the_rest(shaky: Tracker, absent: Absent,
     with pytest.raises(TrackingError) as caught:
         tracking.replay(paths)
     assert str(caught.value) == (
-        f"MLflow at {shaky.uri} refused a call: The run {run.run_id} must be in the 'active' state. Current state is "
-        "deleted.\nWhat it has not got is kept; run `reparam replay` again"
+        f"MLflow at {shaky.uri} refused some calls:\n"
+        f"  {paths.tracking_spool / run.run_id}.jsonl: The run {run.run_id} must be in the 'active' state. Current state is "
+        "deleted.\nThey are kept: run `reparam replay` again, or delete the file of a run that is gone"
     )
     assert len((paths.tracking_spool / f"{run.run_id}.jsonl").read_text().splitlines()) == 2
     shaky.client.restore_run(run.run_id)
