@@ -562,8 +562,8 @@ def test_a_replay_that_is_refused_keeps_the_rest(shaky: Tracker, absent: Absent,
         tracking.replay(paths)
     assert str(caught.value) == (
         f"MLflow at {shaky.uri} refused some calls:\n"
-        f"  {paths.tracking_spool / run.run_id}.jsonl: The run {run.run_id} must be in the 'active' state. Current state is "
-        "deleted.\nThey are kept: run `reparam replay` again, or delete the file of a run that is gone"
+        f"  {paths.tracking_spool / run.run_id}.jsonl: The run {run.run_id} must be in the 'active' state. Current "
+        "state is deleted.\nThey are kept: run `reparam replay` again, or delete the file of a run that is gone"
     )
     assert len((paths.tracking_spool / f"{run.run_id}.jsonl").read_text().splitlines()) == 2
     shaky.client.restore_run(run.run_id)
