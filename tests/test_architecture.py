@@ -41,8 +41,7 @@ STAGES = ("download", "preprocess", "train", "evaluate", "export", "report")
 
 def modules() -> dict[str, Path]:
     """Every module of the package by its dotted name, `reparam` itself and empty `__init__` files left out."""
-    # Sorted, because pytest-xdist wants the tests in one order in all processes.
-    files = sorted(file for file in PACKAGE.rglob("*.py") if file.stat().st_size)
+    files = sorted(file for file in PACKAGE.rglob("*.py") if file.stat().st_size)  # sorted: every worker the same
     names = {".".join(file.relative_to(PACKAGE).with_suffix("").parts): file for file in files}
     names.pop("__init__", None)
     return names

@@ -124,9 +124,9 @@ def test_a_command_runs_its_stage_with_the_parameters_and_the_device(
 def test_summary_prints_the_headline_and_where_to_look_next(
     finished: Paths, reparam: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
     finished.evaluation_metrics.write_text('{"elbo": -25.125, "elbo_se": 0.25, "nll": 24.5, "nll_se": 0.125}')
     finished.export_metrics.write_text('{"encoder_max_error": 1e-7, "decoder_max_error": 3e-7}')
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
     code, printed = reparam("summary")
     assert code == 0
     rows = [line.strip("│┃ ").replace("│", " ").split() for line in printed.splitlines()]

@@ -53,6 +53,16 @@ def test_a_file_is_kept_as_it_was_when_it_was_logged(tmp_path: Path) -> None:
     }
 
 
+def test_files_of_one_name_in_two_folders_are_kept_apart(tmp_path: Path) -> None:
+    path, spool = tmp_path / "card.json", Spool(tmp_path / "spool", "r")
+    for folder in ("training", "evaluation"):
+        path.write_text(folder)
+        spool.add({"call": "file", "run": "r", "path": str(path), "folder": folder})
+    found: dict[str, str] = {}
+    spool.replay(lambda call: found.update({call["folder"]: Path(call["path"]).read_text()}))
+    assert found == {"training": "training", "evaluation": "evaluation"}
+
+
 @pytest.mark.parametrize("error", [ConnectionError, KeyboardInterrupt])
 def test_what_is_refused_is_kept_with_all_that_follows(error: type[BaseException], tmp_path: Path) -> None:
     spool = Spool(tmp_path, "r")

@@ -65,7 +65,7 @@ class PreprocessConfig(Section):
     seed: Seed  # of the split, and of the pixels under `static`
     image_size: PositiveInt | None  # pixels: resize the shorter side and crop the centre; null: as they are
     channels: Literal[1, 3]
-    classes: Strings | None  # names of the classes to keep; null: all
+    classes: Annotated[Strings, Field(min_length=1)] | None  # names of the classes to keep; null: all
     validation: Share  # of the training images; chooses when training stops
     test: Share  # of all images, where the source publishes no test split; scored once, by `evaluate`
     limit: PositiveInt | None  # images per split at most, for smoke runs; null: all

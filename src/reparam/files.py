@@ -52,6 +52,18 @@ def whole_directory(path: Path, *, durable: bool = True) -> Iterator[Path]:
         _remove(partial)
 
 
+@contextmanager
+def scratch_directory(beside: Path) -> Iterator[Path]:
+    """Yield an empty directory that goes when the block ends; what a killed process left of it goes first."""
+    scratch = beside.with_name(f".partial-scratch-{beside.name}")
+    _remove(scratch)
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+    finally:
+        _remove(scratch)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON with one spelling per value, so that equal values give equal bytes."""
     with whole_file(path) as partial:

@@ -31,6 +31,6 @@ def show(paths: Paths) -> None:
     error = max(parity["encoder_max_error"], parity["decoder_max_error"])
     console.print(f"ONNX parity   largest difference from torch {error:.1e}")
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{paths.relative(paths.tracking_database)}"
-    store = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else uri
     console.print(f"report        {paths.relative(paths.report)}", soft_wrap=True)
-    console.print(f"experiments   {store}", soft_wrap=True)
+    experiments = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else f"tracking: {uri}"
+    console.print(f"experiments   {experiments}", soft_wrap=True)

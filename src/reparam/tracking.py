@@ -165,12 +165,18 @@ def replay(paths: Paths) -> int:
     if tracker.client is None:
         raise TrackingError(f"MLFLOW_TRACKING_URI is {OFF!r}; name the store to deliver to")
     spools = [Spool(paths.tracking_spool, file.stem) for file in sorted(paths.tracking_spool.glob("*.jsonl"))]
-    try:
-        return sum(spool.replay(Delivery(tracker.client)) for spool in spools)
-    except TrackingError as error:
+    delivered, refused = 0, []
+    for spool in spools:
+        try:
+            delivered += spool.replay(Delivery(tracker.client))
+        except TrackingError as error:
+            refused.append(f"  {spool.calls}: {error}")
+    if refused:
         raise TrackingError(
-            f"MLflow at {tracker.uri} refused a call: {error}\nWhat it has not got is kept; run `reparam replay` again"
-        ) from None
+            "\n".join([f"MLflow at {tracker.uri} refused some calls:", *refused])
+            + "\nThey are kept: run `reparam replay` again, or delete the file of a run that is gone"
+        )
+    return delivered
 
 
 @dataclass(frozen=True)

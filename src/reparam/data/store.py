@@ -26,7 +26,7 @@ class Split:
     labels: Labels
 
 
-def binarize(path: Path, how: str, seed: int) -> None:
+def binarize(path: Path, how: str, seed: tuple[int, ...]) -> None:
     """Make the pixels of a `.npy` file black or white once and for all, where `how` says so.
 
     `dynamic` keeps the grey values, because training draws from them anew at each visit.

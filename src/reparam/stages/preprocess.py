@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from reparam.config import Config, PreprocessConfig, flatten
 from reparam.data import convert, sources, splits, store
 from reparam.data.folder import ImageFiles
 from reparam.data.raw import Raw
-from reparam.files import dvc_hash, whole_directory, write_json
+from reparam.files import dvc_hash, scratch_directory, whole_directory, write_json
 from reparam.paths import Paths
 
 
@@ -20,11 +19,8 @@ def run(config: Config, paths: Paths) -> None:
     """Decode, split and write the raw images in the one format that later stages read."""
     settings = config.preprocess
     tracker = tracking.connect(paths)
-    with (
-        TemporaryDirectory(prefix=".partial-", dir=paths.raw.parent if paths.raw.exists() else None) as scratch,
-        whole_directory(paths.processed) as directory,
-    ):
-        manifest, raw = sources.read(paths.raw, Path(scratch))
+    with scratch_directory(paths.processed) as scratch, whole_directory(paths.processed) as directory:
+        manifest, raw = sources.read(paths.raw, scratch)
         skipped = _write_arrays(raw, settings, directory)
         kept = list(splits.class_numbers(raw.classes, settings.classes))
         facts = {
@@ -65,7 +61,7 @@ def _write_arrays(raw: Raw, settings: PreprocessConfig, directory: Path) -> dict
             if len(named) == len(rows) and settings.on_error == "skip":
                 raise convert.none_readable(name, named)
             skipped |= named
-        store.binarize(images, settings.binarization, settings.seed)
+        store.binarize(images, settings.binarization, (settings.seed, splits.SPLITS.index(name)))
         labels = [numbers[int(collection.labels[row])] for row in rows if row not in unreadable]
         np.save(directory / f"{name}-labels.npy", np.asarray(labels, np.int32))
     if settings.on_error == "fail":
