@@ -96,7 +96,7 @@ def prepare(work: Path, changes: dict[str, dict[str, object]]) -> None:
 
 
 def run(work: Path, stage: str, cores: set[int] | None = None, workers: int | None = None) -> tuple[float, float]:
-    """Run a stage in a process of its own; return seconds, and the peak memory in MB of the largest process below it."""
+    """Run a stage in a process of its own; return seconds, and the peak memory in MB of its largest process."""
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "MLFLOW_TRACKING_URI": "off"}
     if workers is not None:
         environment["REPARAM_WORKERS"] = str(workers)

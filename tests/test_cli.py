@@ -12,10 +12,6 @@ import torch
 
 from reparam import cli
 from reparam.config import load_config
-from reparam.data.sources import SOURCES
-from reparam.models.likelihoods import LIKELIHOODS
-from reparam.models.networks import ACTIVATIONS
-from reparam.objectives import OBJECTIVES
 from reparam.paths import Paths
 from reparam.stages import download, evaluate, export, preprocess, report, train
 
@@ -156,36 +152,6 @@ def test_bad_parameters_stop_every_command_with_one_message(
         "  report.title: missing; wanted a value of type string\n",
     )
     assert files(project.root) == before
-
-
-@pytest.mark.parametrize(
-    ("command", "section", "name", "options"),
-    [
-        ("download", "download", "source", SOURCES),
-        ("train", "model", "activation", ACTIVATIONS),
-        ("train", "model", "likelihood", LIKELIHOODS),
-        ("train", "objective", "name", OBJECTIVES),
-    ],
-)
-def test_an_unknown_name_stops_the_stage_that_needs_it(
-    command: str,
-    section: str,
-    name: str,
-    options: dict[str, Any],
-    finished: Paths,
-    params: dict[str, Any],
-    write_params: Write,
-    reparam: Command,
-) -> None:
-    params[section][name] = "unheard-of"
-    write_params(params)
-    before = files(finished.root)
-    wanted = ", ".join(map(repr, options))
-    assert reparam(command) == (
-        1,
-        f"error: params.yaml: {section}.{name}: wanted one of {wanted}, found 'unheard-of'\n",
-    )
-    assert files(finished.root) == before
 
 
 def test_a_mistake_shows_no_traceback_in_a_real_process(project: Paths) -> None:

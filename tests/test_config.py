@@ -8,8 +8,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from reparam.config import Config, choose, flatten, load_config, params_hash
+from reparam.config import Config, flatten, load_config, params_hash
+from reparam.data.sources import SOURCES
 from reparam.errors import ParamsError
+from reparam.models.likelihoods import LIKELIHOODS
+from reparam.models.networks import ACTIVATIONS
+from reparam.objectives import OBJECTIVES
 from reparam.paths import Paths
 
 REPOSITORY = Path(__file__).parents[1]
@@ -237,15 +241,26 @@ def test_no_parameter_has_a_default() -> None:
     assert [(section, name) for section, name, field in fields if not field.is_required()] == []
 
 
-def test_a_name_is_looked_up_in_the_dict_of_its_kind() -> None:
-    assert choose({"relu": 1, "tanh": 2}, "tanh", "model.activation") == 2
-
-
-@pytest.mark.parametrize(("name", "hint"), [("rleu", "; did you mean 'relu'?"), ("swish", ""), ("", "")])
-def test_an_unknown_name_is_refused_with_all_there_are(name: str, hint: str) -> None:
-    with pytest.raises(ParamsError) as caught:
-        choose({"relu": 1, "tanh": 2}, name, "model.activation")
-    assert str(caught.value) == (f"params.yaml: model.activation: wanted one of 'relu', 'tanh', found {name!r}{hint}")
+@pytest.mark.parametrize(
+    ("section", "name", "options"),
+    [
+        ("download", "source", SOURCES),
+        ("model", "activation", ACTIVATIONS),
+        ("model", "likelihood", LIKELIHOODS),
+        ("objective", "name", OBJECTIVES),
+    ],
+)
+def test_names_are_the_keys_of_the_dict_of_their_kind(
+    section: str, name: str, options: dict[str, Any], project: Paths, params: dict[str, Any], write_params: Write
+) -> None:
+    for option in options:
+        params[section][name] = option
+        write_params(params)
+        assert getattr(getattr(load_config(project.params), section), name) == option
+    params[section][name] = "unheard-of"
+    write_params(params)
+    wanted = ", ".join(map(repr, options))
+    assert problems(project.params) == [f"{section}.{name}: wanted one of {wanted}, found 'unheard-of'"]
 
 
 def test_flatten_names_parameters_as_dvc_does(project: Paths, params: dict[str, Any]) -> None:

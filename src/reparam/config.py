@@ -3,14 +3,16 @@
 A default kept in code would be a number that DVC cannot see, so every parameter stands in the file.
 """
 
+import ast
 import difflib
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -25,7 +27,27 @@ from ruamel.yaml.error import YAMLError
 
 from reparam.errors import ParamsError
 
-T = TypeVar("T")
+
+def _key_of(table: str, module: str) -> AfterValidator:
+    """Accept the keys of a dict in another module, which is read as text: to import it would import torch.
+
+    So the names stand in that dict alone, and a wrong one is still listed with all other mistakes.
+    """
+
+    def check(name: str) -> str:
+        tree = ast.parse((Path(__file__).parent / module).read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+            if isinstance(target, ast.Name) and target.id == table:
+                names = [ast.literal_eval(key) for key in node.value.keys]  # type: ignore[attr-defined]
+                if name not in names:
+                    raise ValueError("one of " + ", ".join(map(repr, names)))
+                return name
+        raise AssertionError(f"{module}: no dict {table}")
+
+    return AfterValidator(check)
+
+
 SHARE = "a fraction below 1, or a whole number of images"
 
 
@@ -53,7 +75,7 @@ class Section(BaseModel):
 class DownloadConfig(Section):
     """Section `download`."""
 
-    source: str  # a key of SOURCES in data/sources.py
+    source: Annotated[str, _key_of("SOURCES", "data/sources.py")]
     variant: str | None  # which part of a source that has several: EMNIST
     path: str | None  # of source `folder`: a directory tree of images, or a .zip or .tar of one
     mirrors: Strings  # tried before the published addresses: directories, file://, http:// or https:// bases
@@ -78,15 +100,15 @@ class ModelConfig(Section):
     """Section `model`."""
 
     hidden: Widths  # units per encoder layer; the decoder mirrors them
-    activation: str  # a key of ACTIVATIONS in models/networks.py
+    activation: Annotated[str, _key_of("ACTIVATIONS", "models/networks.py")]
     latent: PositiveInt  # D
-    likelihood: str  # a key of LIKELIHOODS in models/likelihoods.py
+    likelihood: Annotated[str, _key_of("LIKELIHOODS", "models/likelihoods.py")]
 
 
 class ObjectiveConfig(Section):
     """Section `objective`."""
 
-    name: str  # a key of OBJECTIVES in objectives.py
+    name: Annotated[str, _key_of("OBJECTIVES", "objectives.py")]
     beta: NonNegativeFloat  # weight of the KL; 1 is the ELBO
     samples: PositiveInt  # posterior samples per image and step
 
@@ -159,19 +181,6 @@ def load_config(path: Path) -> Config:
         problems = [_describe(item) for item in error.errors(include_url=False)]
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         raise ParamsError(f"{path}: {count}\n" + "\n".join(f"  {p}" for p in problems)) from None
-
-
-def choose(options: Mapping[str, T], name: str, path: str) -> T:
-    """Look up what the parameter at `path` names.
-
-    The names stand in the dict of their kind alone, so that a new entry is one line.
-    Raises: ParamsError that lists the options.
-    """
-    if name not in options:
-        close = difflib.get_close_matches(name, options, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ParamsError(f"params.yaml: {path}: wanted one of {', '.join(map(repr, options))}, found {name!r}{hint}")
-    return options[name]
 
 
 def flatten(section: Section, prefix: str = "") -> dict[str, Any]:

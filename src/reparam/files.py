@@ -82,6 +82,14 @@ def read_json(path: Path, made_by: str) -> Any:
         raise DamagedInputError(f"{path}: not valid JSON ({error}); {rerun(made_by)}") from None
 
 
+def require_writable(*paths: Path) -> None:
+    """Raise PermissionError before long work whose output could not be stored."""
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, "no permission to write", str(path.parent))
+
+
 def rerun(stage: str) -> str:
     """Say how to make a stage's outputs anew, for messages about damaged ones."""
     return f"run `dvc repro --force --single-item {stage}`"

@@ -23,13 +23,14 @@ class Spool:
     def add(self, call: Call) -> None:
         """Append a call; the file that it names under `path` is copied, because the next run will overwrite it."""
         self.calls.parent.mkdir(parents=True, exist_ok=True)
-        if "path" in call:
-            copy = self.attachments / call["folder"] / Path(call["path"]).name
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(call["path"], copy)
-            call = {**call, "path": str(copy)}
-        with self.lock, self.calls.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(call) + "\n")
+        with self.lock:
+            if "path" in call:
+                copy = self.attachments / call["folder"] / Path(call["path"]).name
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(call["path"], copy)
+                call = {**call, "path": str(copy)}
+            with self.calls.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(call) + "\n")
 
     def replay(self, deliver: Callable[[Call], None]) -> int:
         """Deliver every call in order, then forget them; return their number. Where one fails, it and the rest stay."""

@@ -147,7 +147,7 @@ def connect(paths: Paths) -> Tracker:
         with _lock(paths), _store_errors():
             client = mlflow.MlflowClient(uri)
             client.search_experiments(max_results=1)
-    except TrackingError as error:
+    except (TrackingError, ImportError) as error:  # a store may want a driver that is not installed
         raise TrackingError(
             f"MLflow at {uri} cannot be used: {error}\n"
             "Start the server, unset MLFLOW_TRACKING_URI to use a local file, or set "

@@ -151,11 +151,6 @@ def test_of_many_classes_the_first_fifty_are_listed() -> None:
     assert "'class 49'; found 'none'" in str(caught.value)
 
 
-def test_no_class_at_all_leaves_nothing() -> None:
-    with pytest.raises(UserError, match=r"^preprocess: the test split of 0 images is empty"):
-        assign(raw(all=30), settings(classes=[]))
-
-
 # Limits
 
 

@@ -4,7 +4,6 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from reparam.config import ModelConfig
-from reparam.errors import ParamsError
 from reparam.models import likelihoods
 from reparam.models.build import build_model
 from reparam.models.vae import VAE, kl_to_standard_normal
@@ -173,22 +172,3 @@ def test_fresh_weights_come_from_the_seed() -> None:
 
     assert all(torch.equal(*pair) for pair in zip(weights(0), weights(0), strict=True))
     assert not any(torch.equal(*pair) for pair in zip(weights(0), weights(1), strict=True))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            {"activation": "rellu"},
-            "params.yaml: model.activation: wanted one of 'relu', 'tanh', 'softplus', 'gelu', 'silu', found 'rellu'; "
-            "did you mean 'relu'?",
-        ),
-        ({"likelihood": "xyz"}, "params.yaml: model.likelihood: wanted one of 'bernoulli', found 'xyz'"),
-    ],
-    ids=["activation", "likelihood"],
-)
-def test_a_name_that_we_do_not_know_is_refused_with_those_that_we_do(change: dict[str, str], message: str) -> None:
-    names = {"activation": "relu", "likelihood": "bernoulli"} | change
-    with pytest.raises(ParamsError) as error:
-        build_model(ModelConfig(hidden=(4,), latent=2, **names), SHAPE)
-    assert str(error.value) == message

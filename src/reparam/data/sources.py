@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from reparam.config import DownloadConfig, choose
+from reparam.config import DownloadConfig
 from reparam.data import torchvision_sets
 from reparam.data.archives import unpack
 from reparam.data.folder import find_images, list_splits
@@ -45,16 +45,12 @@ def find(config: DownloadConfig) -> Source:
 
     Raises: ParamsError where they name none, or not one edition of it.
     """
-    source = choose(SOURCES, config.source, "download.source")
-    if source.variants and config.variant is None:
+    source = SOURCES[config.source]
+    if config.variant not in (source.variants or (None,)):
+        wanted = "one of " + ", ".join(map(repr, source.variants)) if source.variants else "null"
         raise ParamsError(
-            f"params.yaml: download.variant: {config.source} has several; wanted one of "
-            f"{', '.join(map(repr, source.variants))}, found None"
+            f"params.yaml: download.variant: wanted {wanted} for {config.source}, found {config.variant!r}"
         )
-    if config.variant is not None and not source.variants:
-        raise ParamsError(f"params.yaml: download.variant: wanted null for {config.source}, found {config.variant!r}")
-    if config.variant is not None:
-        choose(dict.fromkeys(source.variants), config.variant, "download.variant")
     if (config.source == "folder") != (config.path is not None):
         wanted = "a folder of images, a .zip or a .tar" if config.source == "folder" else "null, for folders only"
         raise ParamsError(f"params.yaml: download.path: wanted {wanted}, found {config.path!r}")

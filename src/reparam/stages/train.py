@@ -11,7 +11,7 @@ from reparam.config import Config, flatten, params_hash
 from reparam.data import store
 from reparam.data.batches import Batches
 from reparam.errors import ParamsError
-from reparam.files import dvc_hash, whole_directory, whole_file, write_json
+from reparam.files import dvc_hash, require_writable, whole_directory, whole_file, write_json
 from reparam.lineage import source_hash
 from reparam.models.build import build_model
 from reparam.models.storage import save_card, save_weights
@@ -25,6 +25,7 @@ from reparam.training.step import LossModule, Step
 
 def run(config: Config, paths: Paths, device: str = "auto") -> None:
     """Train a model and keep the weights of its best epoch."""
+    require_writable(paths.model, paths.history)
     place = pick_device(device)
     card = store.read_card(paths.processed)
     make_deterministic(config.train.seed)

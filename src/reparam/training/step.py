@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from reparam.config import ObjectiveConfig, choose
+from reparam.config import ObjectiveConfig
 from reparam.models.vae import VAE
 from reparam.objectives import OBJECTIVES, Terms
 
@@ -15,7 +15,7 @@ class LossModule(nn.Module):
         super().__init__()
         self.model = model
         self.config = config
-        self.objective = choose(OBJECTIVES, config.name, "objective.name")
+        self.objective = OBJECTIVES[config.name]
 
     def forward(self, x: Tensor) -> Terms:
         """Return the loss terms, each (B,)."""
