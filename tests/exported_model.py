@@ -74,6 +74,8 @@ def prepare(root: Path, binarization: str = "dynamic", scaling: str = "unit") ->
         "model": config.model_dump(mode="json"),
         "objective": {"name": "elbo"},
         "train": {"seed": 7},
+        "best_epoch": 1,
+        "epochs": 1,
         "data": {name: data[name] for name in ("source", "binarization", "scaling", "shape")},
         "lineage": lineage,
     }

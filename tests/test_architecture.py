@@ -36,7 +36,7 @@ LAYERS = (
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 # A part is a folder or a file, but for these, which are tracking in files of their own.
 PARTS = {"run": "tracking", "spool": "tracking"}
-STAGES = ("download", "preprocess", "train", "evaluate", "export", "report")
+STAGES = tuple(YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"])
 
 
 def modules() -> dict[str, Path]:
@@ -276,3 +276,8 @@ def test_nothing_in_the_pipeline_is_named_by_an_absolute_path() -> None:
 def test_dvc_ignores_what_python_and_a_killed_stage_leave_behind() -> None:
     ignored = (REPOSITORY / ".dvcignore").read_text(encoding="utf-8").splitlines()
     assert {"__pycache__/", ".partial-*"} <= set(ignored)
+
+
+def test_the_report_runs_again_when_any_parameter_changes() -> None:
+    # It prints them all, which the test above cannot see.
+    assert set(PIPELINE["stages"]["report"]["params"]) == set(Config.model_fields)

@@ -267,7 +267,7 @@ def test_a_loss_that_is_no_number_names_epoch_step_and_what_to_lower(
     assert reparam("train", "--device", "cpu") == (
         1,
         "error: train: the train loss is no longer finite at epoch 1, step 2 of 10 (loss nan, reconstruction nan, "
-        "kl nan); lower train.learning_rate in params.yaml\n",
+        "kl nan); lower train.learning_rate in params.yaml, or objective.beta where it is large\n",
     )
     assert files(finished.root) == before
     assert not finished.model.exists()
@@ -297,10 +297,10 @@ def test_replay_without_a_store_says_what_it_needs(project: Paths, reparam: Comm
 @pytest.mark.parametrize(
     ("command", "blocked", "reason"),
     [
-        ("download", "data", ": Not a directory; nothing half-written was left behind"),
-        ("train", "models", ": File exists; nothing half-written was left behind"),
-        ("evaluate", "reports", ": Not a directory; nothing half-written was left behind"),
-        ("download", "data/raw", ": is a file, wanted a directory; move it away; nothing half-written was left behind"),
+        ("download", "data", ": Not a directory"),
+        ("train", "models", ": File exists"),
+        ("evaluate", "reports", ": Not a directory"),
+        ("download", "data/raw", ": is a file, wanted a directory; move it away"),
     ],
 )
 def test_a_file_where_a_folder_should_be_is_named_and_left_alone(
@@ -332,7 +332,7 @@ def test_without_the_permission_to_write_a_stage_leaves_everything_as_it_was(
     assert code == 1
     last = printed.splitlines()[-1]
     assert last.startswith(f"error: {finished.root}/")
-    assert last.endswith(": Permission denied; nothing half-written was left behind")
+    assert last.endswith(": Permission denied")
     assert files(finished.root) == before
 
 
@@ -341,10 +341,7 @@ def test_a_full_disk_is_one_message_too(project: Paths, reparam: Command, monkey
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", fail)
-    assert reparam("download") == (
-        1,
-        f"error: {project.raw}: No space left on device; nothing half-written was left behind\n",
-    )
+    assert reparam("download") == (1, f"error: {project.raw}: No space left on device\n")
     assert set(files(project.root)) == {"params.yaml", LOCK}
 
 
@@ -358,3 +355,24 @@ def test_an_interrupted_training_leaves_everything_as_it_was(
     before = files(finished.root)
     assert reparam("train")[0] == 130  # 128 + SIGINT, as shells have it
     assert files(finished.root) == before
+
+
+def test_a_request_to_end_ends_the_stage_with_the_conventional_code_and_no_half_written_model(
+    finished: Paths, params: dict[str, Any], write_params: Write
+) -> None:
+    shutil.rmtree(finished.model)
+    params["train"].update(epochs=100_000, patience=100_000)
+    write_params(params)
+    stage = subprocess.Popen(
+        [sys.executable, "-m", "reparam", "train"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])},
+    )
+    assert stage.stderr is not None
+    assert "epoch 1/100000" in stage.stderr.readline()  # training has begun
+    stage.terminate()
+    stage.communicate(timeout=60)
+    assert stage.returncode == 143
+    assert not finished.model.exists()
+    assert list(finished.model.parent.glob(".partial-*")) == []

@@ -206,3 +206,16 @@ def test_a_directory_is_hashed_as_dvc_hashes_it(tmp_path: Path) -> None:
     moved = dvc_hash(directory)
     assert moved == hash_by_dvc(directory, tmp_path / "cache")
     assert moved != first
+
+
+@pytest.mark.parametrize(
+    ("text", "missing"), [("{}", "a, b"), ('{"a": 1}', "b"), ("[]", "an object"), ("3", "an object")]
+)
+def test_json_that_lacks_what_it_should_hold_is_refused(text: str, missing: str, tmp_path: Path) -> None:
+    path = tmp_path / "card.json"
+    path.write_text(text)
+    with pytest.raises(DamagedInputError) as caught:
+        read_json(path, "train", ("b", "a"))
+    assert str(caught.value) == (
+        f"{path}: wanted {missing}, which is not there; run `dvc repro --force --single-item train`"
+    )

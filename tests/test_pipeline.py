@@ -22,7 +22,6 @@ from ruamel.yaml import YAML
 
 from reparam.client import Client
 from reparam.files import dvc_hash, sha256
-from reparam.paths import Paths
 
 PROJECT = Path(__file__).parent.parent
 STAGES = ("download", "preprocess", "train", "evaluate", "export", "report")
@@ -293,6 +292,19 @@ def test_two_workers_share_a_fresh_database_and_run_their_own_snapshots(project:
         assert run.data.metrics["nll"] > 0
 
 
+def test_mnist_passes_through_the_whole_pipeline(project: Project, mnist_files: Path) -> None:
+    mirror = f"download.mirrors=[{mnist_files}]"
+    project(
+        f"dvc exp run --quiet -S download.source=mnist -S {mirror} -S preprocess.limit=300 -S preprocess.validation=500"
+    )
+    (run,) = project.training_runs().values()
+    assert project.stages_below(run) == ["evaluate", "export", "report"]
+    assert run.inputs.dataset_inputs[0].dataset.name == "mnist"
+    counts = project.metrics("data")
+    assert [counts[f"{split}_images"] for split in ("train", "validation", "test")] == [300, 300, 300]
+    assert Client(project.root / "models/onnx").sample(2, seed=0).shape == (2, 28, 28, 1)
+
+
 # ---- what DVC shows, and what it runs again
 
 
@@ -320,18 +332,3 @@ def _wait(done: Callable[[], Any], seconds: float = 180) -> None:
     while not done():
         assert time.monotonic() < deadline, f"not done after {seconds} s"
         time.sleep(1)
-
-
-def test_paths_and_dvc_agree_on_every_file() -> None:
-    pipeline = YAML(typ="safe").load(PROJECT / "dvc.yaml")
-    outs: set[str] = set()
-    for stage in pipeline["stages"].values():
-        outs.update(stage["outs"])
-        outs.update(name for entry in stage.get("metrics", []) for name in entry)
-    paths = Paths(PROJECT, PROJECT)
-    named = {
-        paths.relative(value)
-        for name in dir(Paths)
-        if isinstance(value := getattr(paths, name, None), Path) and "tracking" not in name
-    }
-    assert outs == named - {"params.yaml", "."}

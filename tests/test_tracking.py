@@ -155,7 +155,7 @@ def test_the_experiment_is_called_reparam_unless_the_environment_says_otherwise(
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(ZeroDivisionError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "FAILED")]
+    ("error", "status"), [(ZeroDivisionError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")]
 )
 def test_a_run_tells_how_its_stage_ended(error: type[BaseException], status: str, tracker: Tracker) -> None:
     def fail() -> None:
@@ -176,7 +176,7 @@ def test_a_run_tells_how_its_stage_ended(error: type[BaseException], status: str
 def test_a_child_hangs_below_the_run_of_its_weights_and_mirrors_its_headline(tracker: Tracker, paths: Paths) -> None:
     (paths.root / "metrics.json").write_text("{}")
     others, parent = train(tracker, "other-weights"), train(tracker, "weights")
-    with tracker.child_run("evaluate", "weights") as run:
+    with tracker.child_run("evaluate", {"weights_sha256": "weights"}) as run:
         run.log_headline({"elbo": -25.5, "nll": 24.0})
         run.log_metrics({"latent_kl.0": 1.5})
         run.log_files([paths.root / "metrics.json"], "evaluation")
@@ -196,7 +196,7 @@ def test_a_failing_evaluation_leaves_the_finished_training_as_it_is(tracker: Tra
     before = tracker.client.get_run(parent).info
 
     def fail() -> None:
-        with tracker.child_run("evaluate", "weights") as run:
+        with tracker.child_run("evaluate", {"weights_sha256": "weights"}) as run:
             run.log_headline({"elbo": -25.5})
             raise ZeroDivisionError
 
@@ -211,7 +211,7 @@ def test_a_child_without_a_training_run_is_logged_alone_and_says_so(
     tracker: Tracker, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(tracker, "other-weights")
-    with tracker.child_run("evaluate", "0123456789abcdef") as run:
+    with tracker.child_run("evaluate", {"weights_sha256": "0123456789abcdef"}) as run:
         run.log_headline({"elbo": -25.5})
     assert [record.getMessage() for record in caplog.records if record.name == "reparam.tracking"] == [
         "evaluate: no MLflow run bears the weights 0123456789ab..., so this run is logged without a parent; the model "
@@ -230,9 +230,9 @@ def test_only_a_finished_training_is_a_parent(tracker: Tracker, caplog: pytest.L
 
     with pytest.raises(ZeroDivisionError):
         fail_after_tagging()
-    with tracker.child_run("evaluate", "weights") as run:
+    with tracker.child_run("evaluate", {"weights_sha256": "weights"}) as run:
         pass
-    with tracker.child_run("export", "weights") as sibling:  # and an evaluation bears the tag too
+    with tracker.child_run("export", {"weights_sha256": "weights"}) as sibling:  # and an evaluation bears the tag too
         pass
     assert (run.parent, sibling.parent) == (None, None)
     assert caplog.text.count("is logged without a parent") == 2
@@ -247,11 +247,11 @@ def test_of_equal_weights_those_of_the_running_experiment_go_first_then_the_newe
         trained[name] = train(tracker, "weights")
     for name in ("first", "third", "second"):
         monkeypatch.setenv("DVC_EXP_NAME", name)
-        with tracker.child_run("evaluate", "weights") as run:
+        with tracker.child_run("evaluate", {"weights_sha256": "weights"}) as run:
             assert run.parent == trained[name]
     for name in ("", "a fourth"):
         monkeypatch.setenv("DVC_EXP_NAME", name)
-        with tracker.child_run("evaluate", "weights") as run:
+        with tracker.child_run("evaluate", {"weights_sha256": "weights"}) as run:
             assert run.parent == trained["third"]
 
 
@@ -360,7 +360,8 @@ from pathlib import Path
 from reparam import tracking
 from reparam.paths import Paths
 tracker = tracking.connect(Paths(Path.cwd(), Path.cwd()))
-for opened in (tracker.training_run("h"), tracker.child_run("evaluate", "w"), tracker.data_run("download", "h")):
+child = tracker.child_run("evaluate", {"weights_sha256": "w"})
+for opened in (tracker.training_run("h"), child, tracker.data_run("download", "h")):
     with opened as run:
         run.log_params({"a": 1})
         run.set_tags({"b": "c"})
@@ -543,7 +544,7 @@ def test_a_store_that_comes_back_before_the_end_gets_everything_at_once(
 
 def test_the_headline_reaches_the_training_run_by_replay_too(shaky: Tracker, absent: Absent, paths: Paths) -> None:
     parent = train(shaky, "weights")
-    with shaky.child_run("evaluate", "weights") as run:
+    with shaky.child_run("evaluate", {"weights_sha256": "weights"}) as run:
         absent.away = True
         run.log_headline({"elbo": -25.5})
     absent.away = False
@@ -591,7 +592,11 @@ def test_a_store_that_goes_away_before_the_run_opens_does_not_stop_the_stage(
     # `download` and `preprocess` open their run when their work is done, `report` too.
     train(shaky, "weights")
     absent.away = True
-    with shaky.child_run("report", "weights") if kind == "child" else shaky.data_run("download", "h") as run:
+    with (
+        shaky.child_run("report", {"weights_sha256": "weights"})
+        if kind == "child"
+        else shaky.data_run("download", "h") as run
+    ):
         run.log_metrics({"files": 1})
     assert warnings(caplog) == [GONE]
 
@@ -654,7 +659,7 @@ def test_a_graph_is_logged_as_a_model_that_mlflow_loads_and_runs(
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracker.uri)  # MLflow sets it itself, and would leave it to other tests
     parent = train(tracker, "weights")
-    with tracker.child_run("export", "weights") as run:
+    with tracker.child_run("export", {"weights_sha256": "weights"}) as run:
         run.log_onnx(graph)
         run.log_metrics({"after": 1.0})
     row = tracker.client.get_run(run.run_id)
@@ -699,3 +704,29 @@ def test_a_call_that_cannot_even_be_spooled_costs_a_warning(
     first, second, *_ = warnings(caplog)
     assert first == GONE
     assert second.startswith("tags: a call to MLflow is lost, because it cannot be spooled: ")
+
+
+# ---- one repository, one store
+
+
+def test_a_moved_repository_does_not_write_into_the_old_one(
+    tracker: Tracker, tmp_path: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tracker, "weights")
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    shutil.copyfile(paths.tracking_database, moved / "mlflow.db")
+    with pytest.raises(TrackingError, match="the repository was moved or copied; move mlflow"):
+        train(tracking.connect(Paths(moved, moved)), "weights")
+    assert not (moved / "mlartifacts").exists()
+
+
+def test_of_equal_weights_those_of_the_same_parameters_go_first(tracker: Tracker) -> None:
+    ids = {}
+    for params in ("patience 60", "patience 61"):
+        with tracker.training_run("data-hash") as run:
+            run.set_tags({tracking.WEIGHTS_TAG: "weights", tracking.PARAMS_TAG: params})
+        ids[params] = run.run_id
+    for params, run_id in ids.items():
+        with tracker.child_run("evaluate", {"weights_sha256": "weights", "params_sha256": params}) as child:
+            assert child.parent == run_id

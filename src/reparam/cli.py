@@ -5,6 +5,7 @@ Torch and MLflow are imported by the stage that runs, so `--help` answers at onc
 
 import logging
 import os
+import signal
 import sys
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -117,6 +118,8 @@ def main() -> None:
     # Idle OpenMP threads sleep instead of spinning: on a busy machine (two queue workers, say) training is several
     # times faster. Read when torch is loaded; the results are the same.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # As Ctrl-C does, a request to end closes the MLflow run and removes what is half-written; 143 is the shell's code.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         app()
@@ -127,7 +130,7 @@ def main() -> None:
         # No permission, a full disk, a file where a folder should be: the system's own words name the file.
         name = error.filename2 or error.filename  # of a failed copy, what was to be written
         where = f"{name}: " if name else ""
-        print(f"error: {where}{error.strerror or error}; nothing half-written was left behind", file=sys.stderr)
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,16 +70,20 @@ def write_json(path: Path, value: Any) -> None:
         partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path, made_by: str) -> Any:
-    """Read a JSON file that the stage `made_by` wrote.
+def read_json(path: Path, made_by: str, keys: Iterable[str] = ()) -> Any:
+    """Read a JSON file that the stage `made_by` wrote, an object with at least these keys.
 
     Raises: MissingInputError, DamagedInputError.
     """
     require(path, made_by)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DamagedInputError(f"{path}: not valid JSON ({error}); {rerun(made_by)}") from None
+    missing = sorted(set(keys) - set(value)) if isinstance(value, dict) else ["an object"]
+    if missing:
+        raise DamagedInputError(f"{path}: wanted {', '.join(missing)}, which is not there; {rerun(made_by)}")
+    return value
 
 
 def require_writable(*paths: Path) -> None:
@@ -124,6 +128,8 @@ def dvc_hash(directory: Path) -> str:
 
 
 def _swap(path: Path, new: Path, old: Path) -> None:
+    if path.exists() and not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, "no permission to replace it", str(path))
     _remove(old)
     if path.exists():
         path.rename(old)

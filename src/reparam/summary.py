@@ -14,8 +14,8 @@ def show(paths: Paths) -> None:
 
     Raises: MissingInputError.
     """
-    metrics = read_json(paths.evaluation_metrics, made_by="evaluate")
-    parity = read_json(paths.export_metrics, made_by="export")
+    metrics = read_json(paths.evaluation_metrics, "evaluate")
+    parity = read_json(paths.export_metrics, "export", ("encoder_max_error", "decoder_max_error"))
     table = Table("", "nats per image", "± standard error", title="Test split", title_justify="left")
     for name, title in {
         "elbo": "ELBO",

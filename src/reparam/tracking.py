@@ -25,6 +25,7 @@ from reparam.run import NoRun, Run
 from reparam.spool import Call, Spool
 
 WEIGHTS_TAG = "reparam.weights_sha256"
+PARAMS_TAG = "reparam.params_sha256"
 DATA_TAG = "reparam.data_hash"
 STAGE_TAG = "reparam.stage"
 EXPERIMENT_TAG = "dvc.experiment"
@@ -38,6 +39,10 @@ QUICK_TO_FAIL = {
 }
 
 log = logging.getLogger(__name__)
+
+
+class StoreError(TrackingError):
+    """What a store itself says, in one line."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +60,20 @@ class Tracker:
 
         Raises: TrackingError, so that training does not start where its run cannot be opened.
         """
-        with _closing(self._open(self.experiment, {STAGE_TAG: "train", DATA_TAG: data_hash}, None)) as run:
+        try:
+            opened = self._open(self.experiment, {STAGE_TAG: "train", DATA_TAG: data_hash}, None)
+        except StoreError as error:
+            raise _unusable(self.uri, error) from None
+        with _closing(opened) as run:
             yield run
 
     @contextmanager
-    def child_run(self, stage: str, weights_sha256: str) -> Iterator[Run]:
-        """Open a run below the training run that wrote these weights; say so where there is none."""
+    def child_run(self, stage: str, lineage: Mapping[str, str]) -> Iterator[Run]:
+        """Open a run below the training run that a model card's `lineage` tells of; say so where there is none."""
 
         def open_child() -> Run:
-            parent = self._training_run(weights_sha256)
-            return self._open(self.experiment, {STAGE_TAG: stage, WEIGHTS_TAG: weights_sha256}, parent)
+            tags = {STAGE_TAG: stage, WEIGHTS_TAG: lineage["weights_sha256"]}
+            return self._open(self.experiment, tags, self._training_run(lineage))
 
         with _closing(_or_no_run(open_child)) as run:
             if run.parent is None and not isinstance(run, NoRun):
@@ -72,7 +81,7 @@ class Tracker:
                     "%s: no MLflow run bears the weights %s..., so this run is logged without a parent; the "
                     "model was trained elsewhere or without tracking",
                     stage,
-                    weights_sha256[:12],
+                    lineage["weights_sha256"][:12],
                 )
             yield run
 
@@ -85,11 +94,12 @@ class Tracker:
         ) as run:
             yield run
 
-    def _training_run(self, weights_sha256: str) -> str | None:
-        found = self._find(self.experiment, {STAGE_TAG: "train", WEIGHTS_TAG: weights_sha256})
-        # Equal weights can come from several experiments; the one that runs now goes first, then the newest.
-        here = os.environ.get("DVC_EXP_NAME", "")
-        found.sort(key=lambda run: run.data.tags.get(EXPERIMENT_TAG, "") != here)
+    def _training_run(self, lineage: Mapping[str, str]) -> str | None:
+        found = self._find(self.experiment, {STAGE_TAG: "train", WEIGHTS_TAG: lineage["weights_sha256"]})
+        # Equal weights can come from several parameters and experiments: these parameters and this experiment go first,
+        # then the newest.
+        wanted = {PARAMS_TAG: lineage.get("params_sha256"), EXPERIMENT_TAG: os.environ.get("DVC_EXP_NAME")}
+        found.sort(key=lambda run: [run.data.tags.get(tag) != value for tag, value in wanted.items()])
         return str(found[0].info.run_id) if found else None
 
     def _find(self, experiment: str, tags: Mapping[str, str]) -> list[Any]:
@@ -123,6 +133,12 @@ class Tracker:
                 f"MLflow experiment {name!r} at {self.uri} is deleted; restore it with `mlflow experiments restore`, "
                 "or choose another name with MLFLOW_EXPERIMENT_NAME"
             )
+        here = self.paths.tracking_artifacts.as_uri()
+        if self.uri == _local(self.paths) and experiment.artifact_location != here:
+            raise TrackingError(
+                f"{self.paths.tracking_database}: wanted artifacts at {here}, found {experiment.artifact_location}: "
+                "the repository was moved or copied; move mlflow.db away to start a new one, or set MLFLOW_TRACKING_URI"
+            )
         return str(experiment.experiment_id)
 
 
@@ -131,7 +147,7 @@ def connect(paths: Paths) -> Tracker:
 
     Raises: TrackingError, within seconds, when the store cannot be used.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or f"sqlite:///{paths.tracking_database}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or _local(paths)
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "reparam")
     if uri == OFF:
         return Tracker(None, uri, name, paths)
@@ -147,12 +163,8 @@ def connect(paths: Paths) -> Tracker:
         with _lock(paths), _store_errors():
             client = mlflow.MlflowClient(uri)
             client.search_experiments(max_results=1)
-    except (TrackingError, ImportError) as error:  # a store may want a driver that is not installed
-        raise TrackingError(
-            f"MLflow at {uri} cannot be used: {error}\n"
-            "Start the server, unset MLFLOW_TRACKING_URI to use a local file, or set "
-            f"MLFLOW_TRACKING_URI={OFF} to run without tracking"
-        ) from None
+    except (StoreError, ImportError) as error:  # a store may want a driver that is not installed
+        raise _unusable(uri, error) from None
     return Tracker(client, uri, name, paths)
 
 
@@ -265,20 +277,34 @@ def _provenance(root: Path) -> dict[str, str]:
     return {name: value for name, value in tags.items() if value}
 
 
+def _local(paths: Paths) -> str:
+    return f"sqlite:///{paths.tracking_database}"
+
+
 def _lock(paths: Paths) -> FileLock:
     return FileLock(f"{paths.tracking_database}.lock")
 
 
+def _unusable(uri: str, error: Exception) -> TrackingError:
+    return TrackingError(
+        f"MLflow at {uri} cannot be used: {error}\n"
+        "Start the server, unset MLFLOW_TRACKING_URI to use a local file, or set "
+        f"MLFLOW_TRACKING_URI={OFF} to run without tracking"
+    )
+
+
 @contextmanager
 def _store_errors() -> Iterator[None]:
-    """Turn what a store can raise into a TrackingError of one line."""
+    """Turn what a store can raise into a StoreError of one line."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError  # which MLflow lets through where a database is damaged
 
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:  # a refused or broken connection is an OSError
-        raise TrackingError(str(error).strip().partition("\n")[0]) from None
+        lines = str(error).strip().splitlines()
+        # SQLAlchemy puts remarks before the line that says what is wrong.
+        raise StoreError(next((line for line in lines if "Error) " in line), lines[0])) from None
 
 
 @contextmanager
@@ -288,7 +314,7 @@ def _closing(run: Run) -> Iterator[Run]:
     try:
         yield run
         status = "FINISHED"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # SIGTERM ends in SystemExit
         status = "KILLED"
         raise
     finally:

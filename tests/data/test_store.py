@@ -186,6 +186,12 @@ def other_dtype(path: Path) -> None:
     np.save(path, np.zeros((7, 2, 3, 4), np.float32))
 
 
+def other_values(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
 def pickled(path: Path) -> None:
     np.save(path, np.array([{"never": "unpickled"}], dtype=object), allow_pickle=True)
 
@@ -200,6 +206,7 @@ def pickled(path: Path) -> None:
         (other_dtype, "found float32 (7, 2, 3, 4);"),
         (pickled, "found Array can't be memory-mapped: Python objects in dtype."),
         (empty, "No data left in file"),
+        (other_values, "found other values, by their checksum;"),
     ],
 )
 def test_a_damaged_file_is_named_with_what_was_wanted_and_what_to_do(damage: Any, found: str, stored: Path) -> None:

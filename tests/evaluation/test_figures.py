@@ -1,4 +1,8 @@
 import io
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import matplotlib.image
 import numpy as np
@@ -205,3 +209,21 @@ def test_training_curves_let_the_first_epochs_leave_at_the_top() -> None:
 def test_constant_curves_can_be_drawn() -> None:
     history = {name: [1.0] * len(values) for name, values in some_history(3).items()} | {"epoch": [1.0, 2.0, 3.0]}
     assert is_drawn(figures.training_curves(history, best_epoch=1))
+
+
+def test_a_matplotlibrc_of_the_user_changes_nothing(tmp_path: Path) -> None:
+    code = (
+        "import hashlib, numpy as np; from reparam.evaluation import figures; "
+        "picture = figures.png(figures.latent_use(np.array([1.0, 0.5]), np.array([True, False]))); "
+        "print(hashlib.sha256(picture).hexdigest())"
+    )
+    rc = tmp_path / "matplotlibrc"
+    rc.write_text("axes.grid: True\naxes.facecolor: yellow\nfont.size: 20\n")
+    source = str(Path(figures.__file__).parents[2])
+    environments = [os.environ | {"PYTHONPATH": source} | extra for extra in ({}, {"MATPLOTLIBRC": str(rc)})]
+    plain, coloured = (
+        subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
+        for env in environments
+    )
+    assert len(plain.strip()) == 64
+    assert coloured == plain

@@ -191,7 +191,8 @@ def test_names_of_parameters_and_files_are_escaped(page: Page) -> None:
 def grey_page(page: Page) -> Page:
     """The page of a Bernoulli model of grey pixels."""
     metrics = {"bce": 17.25, "bce_se": 0.2, "kl": 8.0, "kl_se": 0.1, "active_units": 9, "images": 359}
-    return replace(page, metrics=metrics, data={"source": "digits", "binarization": "none"})
+    parity = {"encoder_max_error": 1e-7, "decoder_max_error": 3e-7}
+    return replace(page, metrics=metrics, parity=parity, data={"source": "digits", "binarization": "none"})
 
 
 def test_grey_pixels_get_a_cross_entropy_instead_of_elbo_and_nll(grey_page: Page) -> None:

@@ -27,18 +27,29 @@ def some_output(*batch: int) -> Tensor:
     return 2 * torch.randn(*batch, *SHAPE, generator=torch.Generator().manual_seed(0))
 
 
-@every_likelihood
-def test_probabilities_of_all_images_sum_to_one(name: str) -> None:
-    log_probabilities = LIKELIHOODS[name]().log_prob(some_output(), IMAGES)
-    assert log_probabilities.shape == (16,)
-    torch.testing.assert_close(log_probabilities.exp().sum(), torch.tensor(1.0))
+def images_and_volumes(name: str) -> tuple[Tensor, float]:
+    """Every image of one pixel, or a fine grid of them where pixels are real, and the volume that each stands for."""
+    if LIKELIHOODS[name].needs_binary:
+        return torch.tensor([0.0, 1.0]).reshape(-1, 1, 1, 1), 1.0
+    return torch.linspace(-40, 40, 160_001).double().reshape(-1, 1, 1, 1), 80 / 160_000
 
 
 @every_likelihood
-def test_mean_is_the_probability_weighted_image(name: str) -> None:
-    likelihood, output = LIKELIHOODS[name](), some_output()
-    probabilities = likelihood.log_prob(output, IMAGES).exp()
-    torch.testing.assert_close(likelihood.mean(output), torch.einsum("n,nchw->chw", probabilities, IMAGES))
+@pytest.mark.parametrize("output", [-3.0, 0.0, 0.7])
+def test_probabilities_of_all_images_sum_to_one(name: str, output: float) -> None:
+    images, volume = images_and_volumes(name)
+    probabilities = LIKELIHOODS[name]().log_prob(torch.full((1, 1, 1), output), images).exp()
+    assert probabilities.shape == (len(images),)
+    assert probabilities.sum().item() * volume == pytest.approx(1, abs=1e-6)
+
+
+@every_likelihood
+@pytest.mark.parametrize("output", [-3.0, 0.0, 0.7])
+def test_mean_is_the_probability_weighted_image(name: str, output: float) -> None:
+    likelihood, single = LIKELIHOODS[name](), torch.full((1, 1, 1), output)
+    images, volume = images_and_volumes(name)
+    weighted = (likelihood.log_prob(single, images).exp() * images.flatten()).sum().item() * volume
+    assert likelihood.mean(single).item() == pytest.approx(weighted, abs=1e-6)
 
 
 @every_likelihood

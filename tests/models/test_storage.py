@@ -31,6 +31,7 @@ def card_of(weights_sha256: str) -> dict[str, Any]:
         "model": CONFIG.model_dump(mode="json"),
         "data": {"shape": list(SHAPE)},
         "lineage": {"weights_sha256": weights_sha256},
+        **{name: {} for name in ("objective", "train", "epochs", "best_epoch")},
     }
 
 

@@ -627,7 +627,7 @@ def test_a_full_disk_is_named_and_nothing_half_written_is_left(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(target, name, fail)
-    message = f"error: {project.processed}: No space left on device; nothing half-written was left behind"
+    message = f"error: {project.processed}: No space left on device"
     assert run_command(monkeypatch, capsys) == message
     assert nothing_is_left(project)
 
@@ -656,9 +656,7 @@ def test_a_disk_that_is_really_full_kills_no_worker(
     )
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "MLFLOW_TRACKING_URI": "off"}
     done = subprocess.run([*small_disk, "sh", "-c", commands], env=environment, capture_output=True, text=True)
-    assert done.stderr == (
-        f"error: {small_disk[-1]}/data/processed: No space left on device; nothing half-written was left behind\n"
-    )
+    assert done.stderr == (f"error: {small_disk[-1]}/data/processed: No space left on device\n")
     assert done.stdout == "1\n"
 
 

@@ -80,7 +80,7 @@ def test_the_first_step_whose_loss_is_not_finite_is_named(losses: list[float], s
         Sums([terms(1.0, loss) for loss in losses]).means("train", epoch=5)
     assert str(error.value) == (
         f"train: the train loss is no longer finite at epoch 5, step {step} of 3 ({found}, kl 1.0); "
-        "lower train.learning_rate in params.yaml"
+        "lower train.learning_rate in params.yaml, or objective.beta where it is large"
     )
 
 
@@ -174,7 +174,7 @@ def test_a_validation_loss_that_is_not_finite_stops_training_before_it_is_logged
         script.fit(settings(epochs=9))
     assert str(error.value) == (
         "train: the validation loss is no longer finite at epoch 2, step 1 of 1 (loss nan, kl 1.0); "
-        "lower train.learning_rate in params.yaml"
+        "lower train.learning_rate in params.yaml, or objective.beta where it is large"
     )
     assert [epoch for epoch, _ in script.logged] == [1]
 

@@ -96,7 +96,7 @@ def read(directory: Path, scratch: Path) -> tuple[Mapping[str, Any], Raw]:
 
     Raises: MissingInputError, DamagedInputError.
     """
-    manifest = read_json(directory / MANIFEST, made_by="download")
+    manifest = read_json(directory / MANIFEST, "download", ("source", "variant", "files"))
     for file, facts in manifest["files"].items():
         path = directory / file
         size = path.stat().st_size if path.exists() else None

@@ -80,7 +80,8 @@ def read_card(directory: Path) -> Any:
 
     Raises: MissingInputError, DamagedInputError.
     """
-    return read_json(directory / CARD, made_by="preprocess")
+    keys = ("source", "binarization", "scaling", "shape", "dtype", "layout", "range", "splits")
+    return read_json(directory / CARD, "preprocess", keys)
 
 
 def read_split(directory: Path, name: SplitName) -> Split:
@@ -89,21 +90,24 @@ def read_split(directory: Path, name: SplitName) -> Split:
     Raises: MissingInputError, DamagedInputError.
     """
     card = read_card(directory)
-    count = card["splits"][name]["count"]
-    images = _read_array(directory / f"{name}-images.npy", (count, *card["shape"]), np.uint8)
-    labels = _read_array(directory / f"{name}-labels.npy", (count,), np.int32)
+    facts = card["splits"][name]
+    shape = (facts["count"], *card["shape"])
+    images = _read_array(directory / f"{name}-images.npy", shape, np.uint8, facts["images_sha256"])
+    labels = _read_array(directory / f"{name}-labels.npy", shape[:1], np.int32, facts["labels_sha256"])
     return Split(images, labels)
 
 
-def _read_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> Any:
+def _read_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic], digest: str) -> Any:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (EOFError, OSError, ValueError) as error:  # a missing file, a short one, or no .npy at all
         found = str(error)
     else:
-        if array.shape == shape and array.dtype == dtype:
-            return array
         found = f"{array.dtype} {array.shape}"
+        if array.shape == shape and array.dtype == dtype:
+            if sha256(path) == digest:
+                return array
+            found = "other values, by their checksum"
     raise DamagedInputError(f"{path}: wanted {np.dtype(dtype).name} {shape}, found {found}; {rerun('preprocess')}")
 
 

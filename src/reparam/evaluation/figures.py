@@ -1,7 +1,8 @@
 """From arrays to figures, in one quiet style."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 
 Array = npt.NDArray[np.floating]
 
-# Okabe & Ito 2008: distinguishable with every common colour blindness; the last two repeat lighter for ten classes.
+# The first six: Okabe & Ito 2008, distinguishable with every common colour blindness; four more for ten classes.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#9A8F1B", "#4D4D4D", "#7F5FA8", "#A0A0A0")
 STYLE: Any = {  # Any, because matplotlib types the keys one by one
     "axes.edgecolor": "#8A8F98",
@@ -30,24 +31,31 @@ STYLE: Any = {  # Any, because matplotlib types the keys one by one
     "font.size": 9,
     "legend.frameon": False,
     "savefig.dpi": 200,
-    "svg.hashsalt": "reparam",
     "text.color": "#3A3F47",
     "xtick.color": "#5A6069",
     "ytick.color": "#5A6069",
 }
 
 
+@contextmanager
+def _style() -> Iterator[None]:
+    with mpl.rc_context():
+        mpl.rcdefaults()  # a matplotlibrc of the user must not change what a stage writes
+        mpl.rcParams.update(STYLE)
+        yield
+
+
 def png(figure: Figure) -> bytes:
     """Render a PNG whose bytes depend on the figure alone."""
     buffer = io.BytesIO()
-    with mpl.rc_context(STYLE):
+    with _style():
         figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.08, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def image_rows(rows: Mapping[str, Array], labels: Sequence[object]) -> Figure:
     """Show named rows of images one above the other, a label above each column. Shapes: each (N, C, H, W); (N,)."""
-    with mpl.rc_context(STYLE):
+    with _style():
         figure = Figure(figsize=(0.78 * len(labels) + 1.2, 0.78 * len(rows) + 0.3))
         axes = figure.subplots(len(rows), len(labels), squeeze=False, gridspec_kw={"wspace": 0.06, "hspace": 0.06})
         for line, (name, images) in zip(axes, rows.items(), strict=True):
@@ -61,7 +69,7 @@ def image_rows(rows: Mapping[str, Array], labels: Sequence[object]) -> Figure:
 
 def image_grid(images: Array, columns: int, title: str) -> Figure:
     """Tile images row by row. Shapes: (N, C, H, W), N a multiple of `columns`."""
-    with mpl.rc_context(STYLE):
+    with _style():
         rows = len(images) // columns
         figure = Figure(figsize=(4.6, 4.6 * rows / columns + 0.3))
         axes = figure.subplots()
@@ -72,13 +80,13 @@ def image_grid(images: Array, columns: int, title: str) -> Figure:
 
 def latent_grid(images: Array, limit: float, dimensions: tuple[int, int]) -> Figure:
     """Show decoded images over a square of two latent dimensions. Shapes: (S*S, C, H, W), rows from top to bottom."""
-    with mpl.rc_context(STYLE):
+    with _style():
         steps = round(len(images) ** 0.5)
         figure = Figure(figsize=(5.0, 5.0))
         axes = figure.subplots()
         ordinate = f"$z_{{{dimensions[1]}}}$" if dimensions[0] != dimensions[1] else "(a single dimension: rows repeat)"
         half = limit * steps / (steps - 1)  # the outermost images are centred on +-limit
-        canvas = tile(images, steps, gap=0)
+        canvas = tile(images, steps, gap=1)
         axes.imshow(_colours(canvas), extent=(-half, half, -half, half), interpolation="nearest", **_grey())
         axes.set(xlabel=f"$z_{{{dimensions[0]}}}$  (prior standard deviations)", ylabel=ordinate)
         axes.set_title("Decoder mean; the other latent dimensions are 0")
@@ -87,7 +95,7 @@ def latent_grid(images: Array, limit: float, dimensions: tuple[int, int]) -> Fig
 
 def latent_scatter(means: Array, labels: npt.NDArray[np.integer], dimensions: tuple[int, int]) -> Figure:
     """Plot posterior means by class. Shapes: (N, D), (N,)."""
-    with mpl.rc_context(STYLE):
+    with _style():
         figure = Figure(figsize=(5.6, 4.6))
         axes = figure.subplots()
         first, second = dimensions
@@ -107,7 +115,7 @@ def latent_scatter(means: Array, labels: npt.NDArray[np.integer], dimensions: tu
 
 def latent_use(kl: Array, active: npt.NDArray[np.bool_]) -> Figure:
     """Show the KL of each latent dimension, active ones in colour. Shapes: (D,), (D,). Units: nats per image."""
-    with mpl.rc_context(STYLE):
+    with _style():
         figure = Figure(figsize=(5.6, 2.6))
         axes = figure.subplots()
         order = np.argsort(-kl, kind="stable")
@@ -121,7 +129,7 @@ def latent_use(kl: Array, active: npt.NDArray[np.bool_]) -> Figure:
 
 def training_curves(history: Mapping[str, Sequence[float]], best_epoch: int) -> Figure:
     """Plot loss, reconstruction and KL per epoch, for training and validation. Units: nats per image."""
-    with mpl.rc_context(STYLE):
+    with _style():
         figure = Figure(figsize=(9.2, 2.7), layout="constrained")
         axes = figure.subplots(1, 3)
         for plot, term in zip(axes, ("loss", "reconstruction", "kl"), strict=True):

@@ -18,6 +18,7 @@ from reparam.runtime import random_stream
 
 RECONSTRUCTIONS = 10  # images, one of each class first
 SAMPLES_PER_SIDE = 7
+FIGURES = ("reconstructions", "samples", "latent_grid", "latent_scatter", "latent_use")
 
 
 @torch.no_grad()

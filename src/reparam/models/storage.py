@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from reparam.config import ModelConfig
 from reparam.errors import DamagedInputError
@@ -19,7 +19,8 @@ CARD = "card.json"
 
 def save_weights(directory: Path, weights: dict[str, torch.Tensor]) -> str:
     """Write the weights of a model and return their SHA-256."""
-    save_file({name: tensor.contiguous().cpu() for name, tensor in weights.items()}, directory / WEIGHTS)
+    # Serialized here, because safetensors' own writer makes a file that only its owner may read.
+    (directory / WEIGHTS).write_bytes(save({name: tensor.contiguous().cpu() for name, tensor in weights.items()}))
     return sha256(directory / WEIGHTS)
 
 
@@ -33,7 +34,9 @@ def read_card(directory: Path) -> Any:
 
     Raises: MissingInputError, DamagedInputError.
     """
-    return read_json(directory / CARD, made_by="train")
+    return read_json(
+        directory / CARD, "train", ("model", "objective", "train", "data", "best_epoch", "epochs", "lineage")
+    )
 
 
 def load_model(directory: Path, device: torch.device) -> VAE:

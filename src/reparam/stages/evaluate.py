@@ -27,7 +27,7 @@ def run(config: Config, paths: Paths, device: str = "auto") -> None:
     split = store.read_split(paths.processed, "test")
     data = Batches(split.images, data_card, settings.batch_size, place)
 
-    with tracker.child_run("evaluate", model_card["lineage"]["weights_sha256"]) as run:
+    with tracker.child_run("evaluate", model_card["lineage"]) as run:
         run.log_params(flatten(settings, "evaluate."))
         with random_stream(settings.seed, "score"):
             scores = score(model, data, settings)

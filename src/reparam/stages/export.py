@@ -38,7 +38,7 @@ def run(config: Config, paths: Paths) -> None:
     split = store.read_split(paths.processed, "test")
     images = np.ascontiguousarray(split.images.transpose(0, 2, 3, 1))  # (N, H, W, C)
 
-    with tracker.child_run("export", card["lineage"]["weights_sha256"]) as run:
+    with tracker.child_run("export", card["lineage"]) as run:
         run.log_params(flatten(settings, "export."))
         facts = _describe(card, settings.grey_pixels)
         metadata = {"reparam": json.dumps(facts, sort_keys=True)}
@@ -50,7 +50,9 @@ def run(config: Config, paths: Paths) -> None:
             metrics = verify.measure_parity(encoder, decoder, directory, images, seed=0)
             verify.write_golden(encoder, decoder, directory, images[:GOLDEN_IMAGES])
             verify.write_manifest(directory, {**facts, "opset": settings.opset})
-        if is_density(model.likelihood, card["data"]["binarization"]):
+        # Under `threshold` and `static` the grey values, which an app would send, are not stored.
+        binarization = card["data"]["binarization"]
+        if binarization in ("none", "dynamic") and is_density(model.likelihood, binarization):
             metrics |= serving_skew(model, split.images, card["data"], settings.grey_pixels)
         write_json(paths.export_metrics, metrics)
         run.log_headline(metrics)

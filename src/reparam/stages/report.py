@@ -18,7 +18,8 @@ def run(config: Config, paths: Paths) -> None:
     """Bring numbers, figures, parameters and lineage together on one page."""
     tracker = tracking.connect(paths)
     card = read_card(paths.model)
-    require(paths.figures, made_by="evaluate")
+    for name in gallery.FIGURES:
+        require(paths.figures / f"{name}.png", made_by="evaluate")
     history = _read_history(paths)
     pictures = {path.stem: path.read_bytes() for path in sorted(paths.figures.glob("*.png"))}
     pictures["contact_sheet"] = figures.png(
@@ -29,27 +30,31 @@ def run(config: Config, paths: Paths) -> None:
         title=config.report.title,
         data=store.read_card(paths.processed),
         model=card,
-        metrics=read_json(paths.evaluation_metrics, made_by="evaluate"),
-        evaluation=read_json(paths.evaluation_card, made_by="evaluate"),
-        parity=read_json(paths.export_metrics, made_by="export"),
-        manifest=read_json(paths.onnx / "manifest.json", made_by="export"),
+        metrics=read_json(paths.evaluation_metrics, "evaluate", ("kl", "kl_se", "active_units")),
+        evaluation=read_json(paths.evaluation_card, "evaluate", ("images", "units", "lineage")),
+        parity=read_json(paths.export_metrics, "export", ("encoder_max_error", "decoder_max_error")),
+        manifest=read_json(paths.onnx / "manifest.json", "export", ("latent_size", "image", "lineage", "files")),
         params=flatten(config),
         pictures=pictures,
     )
     with whole_file(paths.report) as partial:
         partial.write_text(render(page), encoding="utf-8")
-    with tracker.child_run("report", card["lineage"]["weights_sha256"]) as run:
+    with tracker.child_run("report", card["lineage"]) as run:
         run.log_params(flatten(config.report, "report."))
         run.log_files([paths.report], "report")
 
 
 def _read_history(paths: Paths) -> dict[str, list[float]]:
     require(paths.history, made_by="train")
-    with paths.history.open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    wanted = [
+        "epoch",
+        *(f"{split}_{term}" for split in ("train", "validation") for term in ("loss", "reconstruction", "kl")),
+    ]
     try:
-        return {name: [float(row[name]) for row in rows] for name in rows[0]}
-    except (IndexError, TypeError, ValueError):  # no row, a row cut short, or no number
+        with paths.history.open(encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return {name: [float(row[name]) for row in rows or [{}]] for name in wanted}
+    except (KeyError, TypeError, ValueError):  # no row, a row cut short, a column missing, or no number
         raise DamagedInputError(
-            f"{paths.history}: wanted a table of numbers, found a damaged one; {rerun('train')}"
+            f"{paths.history}: wanted a table of {', '.join(wanted)}, found a damaged one; {rerun('train')}"
         ) from None

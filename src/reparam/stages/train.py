@@ -50,9 +50,9 @@ def run(config: Config, paths: Paths, device: str = "auto") -> None:
             step = Step(module, config.train.learning_rate)
             result = fit(step, module, module.model.state_dict, (training, validation), config.train, log)
 
-        weights_hash = _write_model(config, paths, card, data_hash, result)
+        lineage = _write_model(config, paths, card, data_hash, result)
         summary = _write_reports(paths, result)
-        run.set_tags({tracking.WEIGHTS_TAG: weights_hash})
+        run.set_tags({tracking.WEIGHTS_TAG: lineage["weights_sha256"], tracking.PARAMS_TAG: lineage["params_sha256"]})
         run.log_metrics(summary)
         run.log_files([paths.model / "card.json", paths.history])
 
@@ -65,10 +65,18 @@ def _check_pixels(model: VAE, card: Mapping[str, Any]) -> None:
         )
 
 
-def _write_model(config: Config, paths: Paths, data_card: dict[str, Any], data_hash: str, result: Fit) -> str:
+def _write_model(
+    config: Config, paths: Paths, data_card: Mapping[str, Any], data_hash: str, result: Fit
+) -> dict[str, str]:
+    """Write weights and card, and return the card's lineage."""
     params = {name: getattr(config, name).model_dump(mode="json") for name in ("model", "objective", "train")}
     with whole_directory(paths.model) as directory:
-        weights_hash = save_weights(directory, result.best_weights)
+        lineage = {
+            "data": data_hash,
+            "code_sha256": source_hash("train"),
+            "params_sha256": params_hash(params),
+            "weights_sha256": save_weights(directory, result.best_weights),
+        }
         card = {
             **params,
             "data": {
@@ -76,15 +84,10 @@ def _write_model(config: Config, paths: Paths, data_card: dict[str, Any], data_h
             },
             "best_epoch": result.best_epoch,
             "epochs": len(result.history),
-            "lineage": {
-                "data": data_hash,
-                "code_sha256": source_hash("train"),
-                "params_sha256": params_hash(params),
-                "weights_sha256": weights_hash,
-            },
+            "lineage": lineage,
         }
         save_card(directory, card)
-    return weights_hash
+    return lineage
 
 
 def _write_reports(paths: Paths, result: Fit) -> Metrics:

@@ -91,6 +91,6 @@ class Sums:
             bad = ", ".join(f"{name} {value}" for name, value in means.items())
             raise NonFiniteError(
                 f"train: the {split} loss is no longer finite at epoch {epoch}, step {self.steps - int(spoilt) + 1} of "
-                f"{self.steps} ({bad}); lower train.learning_rate in params.yaml"
+                f"{self.steps} ({bad}); lower train.learning_rate in params.yaml, or objective.beta where it is large"
             )
         return {f"{split}_{name}": value for name, value in means.items()}
