@@ -142,7 +142,6 @@ def _decode_chunk(root: Path, shape: Shape, path: Path, job: tuple[int, list[tup
             target[start + offset] = _decode_one(root / name, shape)
         except UnreadableImageError as error:
             unreadable[row] = error.reason
-    target.flush()
     return unreadable
 
 

@@ -1,9 +1,9 @@
 """The processed format: per split one `.npy` of uint8 images and one of labels, and a JSON card that describes them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,8 @@ from reparam.files import read_json, rerun, sha256, write_json
 
 Images = npt.NDArray[np.uint8]  # (N, C, H, W)
 Labels = npt.NDArray[np.int32]  # (N,)
-CHUNK = 8192  # images handled at once
+CHUNK = 8192  # images handled at once, unless they are large
+CHUNK_BYTES = 1 << 22
 CARD = "card.json"
 
 
@@ -33,13 +34,11 @@ def binarize(path: Path, how: str, seed: tuple[int, ...]) -> None:
     """
     if how not in ("threshold", "static"):
         return
-    images, rng = np.load(path, mmap_mode="r+"), np.random.default_rng(seed)
-    for start in range(0, len(images), CHUNK):
-        grey = images[start : start + CHUNK]
+    rng = np.random.default_rng(seed)
+    for grey in _pieces(path, "r+"):
         # A grey value of 255 is always white, and 0 never, because the draw is below 1.
         draw = rng.random(grey.shape, dtype=np.float32) * np.float32(255) if how == "static" else np.float32(127.5)
         grey[:] = np.where(draw < grey, 255, 0)
-    images.flush()
 
 
 def write_card(directory: Path, facts: Mapping[str, Any], scaling: str) -> dict[str, Any]:
@@ -49,7 +48,7 @@ def write_card(directory: Path, facts: Mapping[str, Any], scaling: str) -> dict[
     """
     arrays = {name: _arrays(directory, name) for name in SPLITS}
     train = arrays["train"][0]
-    mean, deviation = _moments(train)
+    mean, deviation = _moments(directory / "train-images.npy", train.shape[1])
     # The model sees (pixel - shift) / scale; an image of one colour is not scaled.
     shifts = {"unit": [0.0] * len(mean), "symmetric": [0.5] * len(mean), "standard": mean}
     scales = {"unit": [1.0] * len(mean), "symmetric": [0.5] * len(mean), "standard": [d or 1.0 for d in deviation]}
@@ -116,11 +115,19 @@ def _arrays(directory: Path, name: SplitName) -> tuple[Images, Labels]:
     return images, labels
 
 
-def _moments(images: Images) -> tuple[list[float], list[float]]:
+def _pieces(path: Path, mode: Literal["r", "r+"]) -> Iterator[Images]:
+    """Map a `.npy` file piece by piece: mapped pages count as memory of the process. Shapes: (n, C, H, W)."""
+    whole = np.load(path, mmap_mode="r")
+    rows = min(CHUNK, max(1, CHUNK_BYTES // max(1, whole[:1].nbytes)))
+    for start in range(0, len(whole), rows):
+        yield np.load(path, mmap_mode=mode)[start : start + rows]
+
+
+def _moments(path: Path, channels: int) -> tuple[list[float], list[float]]:
     """Return mean and standard deviation per channel, from exact counts of the 256 values. Units: [0, 1]."""
-    counts = np.zeros((images.shape[1], 256), np.int64)
-    for start in range(0, len(images), CHUNK):
-        for channel, pixels in enumerate(images[start : start + CHUNK].swapaxes(0, 1)):
+    counts = np.zeros((channels, 256), np.int64)
+    for images in _pieces(path, "r"):
+        for channel, pixels in enumerate(images.swapaxes(0, 1)):
             counts[channel] += np.bincount(pixels.ravel(), minlength=256)
     values = np.arange(256) / 255
     mean = counts @ values / counts.sum(1)
