@@ -1,6 +1,7 @@
 """Archives, unpacked as a whole or not at all, and never out of their directory."""
 
 import lzma
+import shutil
 import stat
 import tarfile
 import zipfile
@@ -55,7 +56,7 @@ def _unpack_tar(archive: Path, mode: TarMode, directory: Path) -> None:
         for member in tar:
             plain = member.isfile() or member.isdir()
             _check(archive, member.name, None if plain else LINKS.get(member.type, "a special file"))
-            tar.extract(member, directory, filter="data")
+            _write(tar, member, directory / member.name)
         # tarfile takes a damaged header for the end, and leaves the checksum at the end of a .gz unread.
         assert tar.fileobj
         tar.fileobj.seek(tar.offset)
@@ -64,6 +65,18 @@ def _unpack_tar(archive: Path, mode: TarMode, directory: Path) -> None:
             pass
     if end != tarfile.NUL * tarfile.BLOCKSIZE:
         raise tarfile.ReadError("no end of archive after the last readable member")
+
+
+def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
+    # Not by `extract`: its filter, which keeps it from owners and modes, is missing before Python 3.11.4.
+    if member.isdir():
+        target.mkdir(parents=True, exist_ok=True)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    content = tar.extractfile(member)
+    assert content is not None  # of a regular file
+    with content, target.open("wb") as file:
+        shutil.copyfileobj(content, file)
 
 
 def _unpack_zip(archive: Path, directory: Path) -> None:
