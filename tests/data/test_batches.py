@@ -17,13 +17,13 @@ def numbers(batches: list[torch.Tensor]) -> list[int]:
 
 def test_grey_values_become_floats_between_0_and_1() -> None:
     images = np.array([0, 1, 128, 255], np.uint8).reshape(1, 1, 2, 2)
-    (batch,) = Batches(images, data_card("none"), 8, CPU).ordered()
+    (batch,) = Batches(images, data_card("none"), 8, CPU).ordered(0)
     torch.testing.assert_close(batch, torch.tensor([[[[0.0, 1 / 255], [128 / 255, 1.0]]]]))
     assert batch.dtype == torch.float32
 
 
 def test_ordered_keeps_the_order_and_ends_with_what_is_left() -> None:
-    batches = list(Batches(NUMBERED, data_card("none"), 4, CPU).ordered())
+    batches = list(Batches(NUMBERED, data_card("none"), 4, CPU).ordered(0))
     assert [tuple(batch.shape) for batch in batches] == [(4, 1, 2, 2), (4, 1, 2, 2), (2, 1, 2, 2)]
     assert numbers(batches) == list(range(10))
 
@@ -45,7 +45,7 @@ def test_every_batch_size_covers_the_split(batch_size: int, sizes: list[int]) ->
     data = Batches(NUMBERED, data_card("none"), batch_size, CPU)
     assert len(data) == 10
     assert [len(batch) for batch in data.shuffled()] == sizes
-    assert [len(batch) for batch in data.ordered()] == sizes
+    assert [len(batch) for batch in data.ordered(0)] == sizes
 
 
 def test_dynamic_pixels_are_black_or_white_with_the_grey_value_as_mean() -> None:
@@ -62,19 +62,37 @@ def test_dynamic_pixels_are_black_or_white_with_the_grey_value_as_mean() -> None
     assert mean[2].item() == pytest.approx(128 / 255, abs=5 * 0.5 / visits**0.5)
 
 
-def test_dynamic_pixels_are_drawn_anew_at_each_visit_from_the_seeded_generator() -> None:
+def test_dynamic_pixels_are_drawn_anew_at_each_visit_of_training() -> None:
     data = Batches(np.full((4, 1, 8, 8), 128, np.uint8), data_card("dynamic"), 4, CPU)
     torch.manual_seed(0)
-    first, second = (torch.cat(list(data.ordered())) for _ in range(2))
+    first, second = (torch.cat(list(data.shuffled())) for _ in range(2))
     assert not torch.equal(first, second)
     torch.manual_seed(0)
-    torch.testing.assert_close(torch.cat(list(data.ordered())), first)
+    torch.testing.assert_close(torch.cat(list(data.shuffled())), first)
+
+
+def test_held_out_pixels_are_one_draw_whatever_the_model_draws_and_however_they_are_batched() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (50, 1, 3, 5), dtype=np.uint8)
+
+    def seen(batch_size: int, seed: int, noise: int) -> torch.Tensor:
+        batches = []
+        for batch in Batches(images, data_card("dynamic"), batch_size, CPU).ordered(seed):
+            torch.randn(noise)  # as a model does between batches
+            batches.append(batch)
+        return torch.cat(batches)
+
+    once = seen(50, seed=0, noise=0)
+    for batch_size in (1, 7, 16, 50):
+        assert torch.equal(seen(batch_size, seed=0, noise=3), once)
+    assert not torch.equal(seen(50, seed=1, noise=0), once)
+    assert set(once.unique().tolist()) == {0.0, 1.0}
+    assert once.mean().item() == pytest.approx((images / 255).mean(), abs=5 * 0.5 / images.size**0.5)
 
 
 @pytest.mark.parametrize("binarization", ["none", "threshold", "static"])
 def test_other_pixels_are_never_drawn(binarization: str) -> None:
     data = Batches(NUMBERED, data_card(binarization), 10, CPU)
-    first, second = (torch.cat(list(data.ordered())) for _ in range(2))
+    first, second = (torch.cat(list(data.ordered(0))) for _ in range(2))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     assert numbers([first]) == list(range(10))
 
@@ -91,9 +109,9 @@ def test_a_split_that_is_mapped_read_only_is_copied_not_shared() -> None:
 def test_pixels_are_scaled_as_the_card_says_after_they_are_drawn(binarization: str) -> None:
     images = np.array([0, 51, 204, 255], np.uint8).reshape(1, 1, 2, 2)
     torch.manual_seed(0)
-    (plain,) = Batches(images, data_card(binarization), 1, CPU).ordered()
+    (plain,) = Batches(images, data_card(binarization), 1, CPU).ordered(0)
     torch.manual_seed(0)
-    (scaled,) = Batches(images, data_card(binarization, shift=0.5, scale=0.25), 1, CPU).ordered()
+    (scaled,) = Batches(images, data_card(binarization, shift=0.5, scale=0.25), 1, CPU).ordered(0)
     torch.testing.assert_close(scaled, (plain - 0.5) / 0.25)
     assert (scaled.min().item(), scaled.max().item()) == (-2.0, 2.0)
     assert scaled.dtype == torch.float32

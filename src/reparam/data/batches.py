@@ -30,16 +30,26 @@ class Batches:
         for rows in torch.split(order, self.batch_size):
             yield self.pixels(self.images[rows])
 
-    def ordered(self) -> Iterator[Tensor]:
-        """Visit every image once, in the order of the store; yield pixels (B, C, H, W)."""
-        for batch in torch.split(self.images, self.batch_size):
-            yield self.pixels(batch)
+    def ordered(self, seed: int) -> Iterator[Tensor]:
+        """Visit every image once, in the order of the store; yield pixels (B, C, H, W).
 
-    def pixels(self, images: Tensor) -> Tensor:
+        Under `dynamic`, the draw is a function of seed and image alone: neither the model, nor the batch size, nor the
+        device changes what is scored.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for batch in torch.split(self.images, self.batch_size):
+            yield self.pixels(batch, generator)
+
+    def pixels(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Turn grey values into what the model is trained on: scaled floats, drawn anew under `dynamic`.
 
+        Without a generator of the CPU, the draw comes from torch's own.
         Source: Salakhutdinov & Murray 2008, sec. 4: grey values as probabilities of white.
         """
-        grey = images.float() / 255
-        scaled: Tensor = self.scaling(torch.bernoulli(grey) if self.is_dynamic else grey)
+        pixels = images.float() / 255
+        if self.is_dynamic and generator is None:
+            pixels = torch.bernoulli(pixels)
+        elif self.is_dynamic:
+            pixels = (torch.rand(pixels.shape, generator=generator).to(pixels.device) < pixels).float()
+        scaled: Tensor = self.scaling(pixels)
         return scaled

@@ -2,6 +2,7 @@
 
 import os
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -116,11 +117,16 @@ def _decode_files(files: ImageFiles, rows: Rows, shape: Shape, path: Path) -> di
     work = partial(_decode_chunk, files.root, shape, path)
     jobs = ((start, [(int(row), files.names[row]) for row in chunk]) for start, chunk in chunks)
     unreadable: dict[int, str] = {}
-    with _workers(len(chunks)) as pool:
-        console = Console(stderr=True)
-        results = pool.map(work, jobs)
-        for failed in track(results, "images", len(chunks), console=console, disable=not console.is_terminal):
-            unreadable |= failed
+    console = Console(stderr=True)
+    try:
+        with _workers(len(chunks)) as pool:
+            results = pool.map(work, jobs)
+            for failed in track(results, "images", len(chunks), console=console, disable=not console.is_terminal):
+                unreadable |= failed
+    except BrokenProcessPool:
+        raise UserError(
+            "preprocess: a process that decodes images was killed, probably for its memory; set REPARAM_WORKERS=1"
+        ) from None
     return unreadable
 
 

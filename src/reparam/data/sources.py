@@ -97,6 +97,8 @@ def read(directory: Path, scratch: Path) -> tuple[Mapping[str, Any], Raw]:
     Raises: MissingInputError, DamagedInputError.
     """
     manifest = read_json(directory / MANIFEST, "download", ("source", "variant", "files"))
+    if manifest["source"] not in SOURCES or not manifest["files"]:
+        raise DamagedInputError(f"{directory / MANIFEST}: names no data set of ours, or no files; {rerun('download')}")
     for file, facts in manifest["files"].items():
         path = directory / file
         size = path.stat().st_size if path.exists() else None
@@ -158,16 +160,15 @@ def _read_folder(directory: Path, scratch: Path, _variant: str) -> Raw:
         (archive,) = (path for path in directory.iterdir() if path.name != MANIFEST)
         root = scratch / "images"
         unpack(archive, root)
-        root = _without_wrapping(root)
-    splits = list_splits(root)
+    splits = list_splits(_without_wrapping(root))
     return Raw(dict(splits), next(iter(splits.values())).classes)
 
 
 def _without_wrapping(root: Path) -> Path:
-    """Step into the one folder that many archives put around everything, unless it is itself the one class."""
-    entries = [path for path in root.iterdir() if not path.name.startswith(".") and path.name != "__MACOSX"]
-    is_wrapping = len(entries) == 1 and entries[0].is_dir() and any(path.is_dir() for path in entries[0].iterdir())
-    return entries[0] if is_wrapping else root
+    """Step into the one folder that is often put around everything, unless its images lie in it directly."""
+    names = [name.split("/") for name in find_images(root)]
+    is_wrapped = bool(names) and len({parts[0] for parts in names}) == 1 and all(len(parts) > 2 for parts in names)
+    return root / names[0][0] if is_wrapped else root
 
 
 def _torchvision(title: str, licence: str, name: str, variants: tuple[str, ...] = ()) -> Source:

@@ -49,9 +49,12 @@ def write_card(directory: Path, facts: Mapping[str, Any], scaling: str) -> dict[
     arrays = {name: _arrays(directory, name) for name in SPLITS}
     train = arrays["train"][0]
     mean, deviation = _moments(directory / "train-images.npy", train.shape[1])
+    # Under `dynamic` the model sees draws of black and white, whose variance is m (1 - m), not the grey values.
+    is_drawn = facts.get("binarization") == "dynamic"
+    deviation_seen = [round((m * (1 - m)) ** 0.5, 6) for m in mean] if is_drawn else deviation
     # The model sees (pixel - shift) / scale; an image of one colour is not scaled.
     shifts = {"unit": [0.0] * len(mean), "symmetric": [0.5] * len(mean), "standard": mean}
-    scales = {"unit": [1.0] * len(mean), "symmetric": [0.5] * len(mean), "standard": [d or 1.0 for d in deviation]}
+    scales = {"unit": [1.0] * len(mean), "symmetric": [0.5] * len(mean), "standard": [d or 1.0 for d in deviation_seen]}
     card: dict[str, Any] = {
         **facts,
         "shape": list(train.shape[1:]),

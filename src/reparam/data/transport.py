@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote
 
 import requests
@@ -19,6 +20,7 @@ from reparam.files import whole_file
 
 CONNECT_SECONDS = 10.0  # time for four SYN packets, sent after 0, 1, 3 and 7 s (RFC 6298)
 READ_SECONDS = 30.0  # of silence; pip gives its index 15 s, the servers of universities are slower
+LEAST_RATE = 1024  # bytes/s over READ_SECONDS; a server that trickles would never time out
 TRIES = 5  # of one source; with the waits between them, 15 s of trouble are survived
 FIRST_WAIT_SECONDS = 1.0  # doubled after every try; both as `curl --retry` does
 LONGEST_WAIT_SECONDS = 60.0  # beyond it, waiting as a server asks would pass for hanging
@@ -134,19 +136,19 @@ def _sources(file: RemoteFile, mirrors: Sequence[str]) -> Iterator[str]:
 
 def _obtain(file: RemoteFile, source: str, partial: Path, meter: _Meter) -> None:
     """Fill `partial` with the verified file."""
-    for _ in range(2):  # the second time from zero, where the part that was resumed may have been of another file
-        resumed = _transfer(source, partial, meter)
+    for _ in range(2):  # the second time from zero, where the first may have failed for what came before or was missing
+        is_unsure = _transfer(source, partial, meter)
         found = file.checksum_of(partial)
         if found == file.checksum:
             return
         partial.unlink()
-        if not resumed:
+        if not is_unsure:
             break
     raise _SourceError(f"wrong checksum: wanted {file.checksum}, found {found}")
 
 
 def _transfer(source: str, partial: Path, meter: _Meter) -> bool:
-    """Fill `partial` from one source; return whether a part from before was kept."""
+    """Fill `partial` from one source; return whether a part from before was kept, or the end was not to be told."""
     scheme, separator, rest = source.partition("://")
     if not separator:
         return _copy(Path(source), partial, meter)
@@ -193,9 +195,12 @@ def _write(blocks: Iterable[bytes], partial: Path, mode: str, meter: _Meter) -> 
 def _download(url: str, partial: Path, meter: _Meter) -> bool:
     tries = 1
     while True:
+        before = _size(partial)
         try:
             return _request(url, partial, meter)
         except _TransientError as error:
+            if _size(partial) - before >= LEAST_RATE * READ_SECONDS:
+                tries = 1  # a connection that is cut again and again still gets there, a trickle does not
             if tries == TRIES:
                 raise _SourceError(f"{error} after {TRIES} tries") from None
             if error.seconds > LONGEST_WAIT_SECONDS:
@@ -207,9 +212,13 @@ def _download(url: str, partial: Path, meter: _Meter) -> bool:
             tries += 1
 
 
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
 def _request(url: str, partial: Path, meter: _Meter) -> bool:
-    """Receive what is missing in `partial`; return whether the part that was there was kept."""
-    present = partial.stat().st_size if partial.exists() else 0
+    """Receive what is missing in `partial`; return whether a part was kept, or no length was announced."""
+    present = _size(partial)
     # Neither compressed on the way nor decompressed here: some servers mark a .gz itself as an encoding.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={present}-"} if present else {})
     try:
@@ -221,12 +230,24 @@ def _request(url: str, partial: Path, meter: _Meter) -> bool:
             if kept and not response.headers.get("Content-Range", "").startswith(f"bytes {present}-"):
                 partial.unlink()
                 raise _TransientError("sent another range than asked for")
-            meter.begin(present if kept else 0, response.raw.length_remaining)
+            length = response.raw.length_remaining
+            meter.begin(present if kept else 0, length)
             # urllib3 raises when fewer bytes come than Content-Length promised.
-            _write(response.raw.stream(BLOCK, decode_content=False), partial, "ab" if kept else "wb", meter)
-            return kept
+            _write(_receive(response.raw), partial, "ab" if kept else "wb", meter)
+            return kept or length is None
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         raise _in_words(error) from None
+
+
+def _receive(raw: Any) -> Iterator[bytes]:
+    start, count = time.monotonic(), 0
+    while block := raw.read1(BLOCK, decode_content=False):  # what is there, without waiting for a whole block
+        count += len(block)
+        yield block
+        if time.monotonic() - start > READ_SECONDS:
+            if count < LEAST_RATE * READ_SECONDS:
+                raise _TransientError(f"slower than {LEAST_RATE} bytes/s")
+            start, count = time.monotonic(), 0
 
 
 def _check_status(response: requests.Response, present: int) -> None:
@@ -234,7 +255,7 @@ def _check_status(response: requests.Response, present: int) -> None:
     if status == 200 or (status == 206 and present):
         return
     message = f"HTTP {status} {response.reason}".rstrip()
-    if status != 429 and status < 500:
+    if status not in (408, 425, 429) and status < 500:
         raise _SourceError(message)
     try:
         seconds = urllib3.Retry().parse_retry_after(response.headers.get("Retry-After", "0"))

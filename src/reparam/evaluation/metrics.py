@@ -31,7 +31,7 @@ class Scores:
 @torch.no_grad()
 def score(model: Model, data: Batches, config: EvaluateConfig) -> Scores:
     """Score every image of a split, drawing from torch's generator."""
-    parts = [_score_batch(model, x, config) for x in data.ordered()]
+    parts = [_score_batch(model, x, config) for x in data.ordered(config.seed)]
     reconstruction, kl, nll, latent_kl, means = (torch.cat(part).double().cpu() for part in zip(*parts, strict=True))
     # The population variance, as an activity statistic of this very split, and 0 for a single image.
     return Scores(reconstruction, kl, nll, latent_kl.mean(0), means.var(0, correction=0), means)

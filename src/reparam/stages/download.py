@@ -19,11 +19,12 @@ def run(config: Config, paths: Paths) -> None:
     # Fetched into a folder that outlives a killed run, so that the next one goes on where this one stopped.
     arriving = paths.downloads / config.download.source
     arriving.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{arriving}.lock"), whole_directory(paths.raw) as directory:
-        arriving.mkdir(exist_ok=True)  # not before the lock, whose last holder removed it
-        sources.download(config.download, paths.shared, arriving)
-        _copy_files(arriving, directory)
-        manifest = sources.write_manifest(config.download, directory)
+    with FileLock(f"{arriving}.lock"):
+        with whole_directory(paths.raw) as directory:
+            arriving.mkdir(exist_ok=True)  # not before the lock, whose last holder removed it
+            sources.download(config.download, paths.shared, arriving)
+            _copy_files(arriving, directory)
+            manifest = sources.write_manifest(config.download, directory)
         shutil.rmtree(arriving)
     with tracker.data_run("download", dvc_hash(paths.raw)) as run:
         run.log_params(flatten(config.download, "download."))

@@ -1,5 +1,6 @@
 """data/raw, params `preprocess` -> data/processed: uint8 images (N, C, H, W), labels, a seeded split, and a card."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from reparam.data.folder import ImageFiles
 from reparam.data.raw import Raw
 from reparam.files import dvc_hash, scratch_directory, whole_directory, write_json
 from reparam.paths import Paths
+
+log = logging.getLogger(__name__)
 
 
 def run(config: Config, paths: Paths) -> None:
@@ -66,6 +69,8 @@ def _write_arrays(raw: Raw, settings: PreprocessConfig, directory: Path) -> dict
         np.save(directory / f"{name}-labels.npy", np.asarray(labels, np.int32))
     if settings.on_error == "fail":
         convert.refuse_unreadable(skipped)
+    elif skipped:
+        log.warning("preprocess: %d unreadable images are left out; data/processed/card.json names them", len(skipped))
     return skipped
 
 

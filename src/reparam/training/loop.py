@@ -49,7 +49,7 @@ def fit(
         seen = Sums(step(batch) for batch in training.shuffled())
         # The same draws every epoch, so that epochs differ by their weights alone.
         with random_stream(config.seed, "validation"), torch.no_grad():
-            held_out = Sums(score(batch) for batch in validation.ordered())
+            held_out = Sums(score(batch) for batch in validation.ordered(config.seed))
         row = {"epoch": float(epoch), **seen.means("train", epoch), **held_out.means("validation", epoch)}
         result.history.append(row)
         log(row | {"images_per_second": len(training) / (time.perf_counter() - start)}, epoch)
