@@ -74,8 +74,8 @@ def measure_folder(scratch: Path, count: int) -> str:
         rows.append([f"{number:,}", str(workers), f"{seconds:.1f}", f"{number / seconds:,.0f}", f"{peak:.0f}"])
     header = ["64x64 RGB JPEGs", "processes", "seconds", "images/s", "peak MB of the largest process"]
     note = (
-        "The peak is that of the largest process, the one that lists the files: names and checksums, about 1 kB per image, "
-        "are all that grows. Process start, listing, checksums and statistics are not spread over processes."
+        "The peak is that of the largest process, the one that lists the files: names and checksums, about 1 kB per "
+        "image, are all that grows. Process start, listing, checksums and statistics are not spread over processes."
     )
     return f"{table(header, rows)}\n\n{note}"
 
