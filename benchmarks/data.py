@@ -54,15 +54,15 @@ def measure_mnist(work: Path, files: Path) -> str:
 
 def measure_folder(scratch: Path, count: int) -> str:
     """Measure peak memory for few and many JPEGs, and throughput with one process and with all cores."""
-    few, many = scratch / "few", scratch / "many"
-    folders = {few: 2_000, many: count}
-    for folder, number in folders.items():
-        draw_jpegs(folder / "jpegs", number)
+    few, many, large = scratch / "few", scratch / "many", scratch / "large"
+    folders = {few: (2_000, 64), many: (count, 64), large: (3_000, 512)}
+    for folder, (number, size) in folders.items():
+        draw_jpegs(folder / "jpegs", number, size)
         section = {"source": "folder", "path": str(folder / "jpegs")}
         prepare(folder, {"download": section, "preprocess": {"channels": 3, "image_size": 64, "binarization": "none"}})
         run(folder, "download")
     cores = len(os.sched_getaffinity(0))
-    kinds = [(few, cores), (many, cores), (many, 1)]
+    kinds = [(few, cores), (many, cores), (many, 1), (large, cores), (large, 1)]
     measured: dict[tuple[Path, int], list[tuple[float, float]]] = {kind: [] for kind in kinds}
     for _ in range(REPEATS):
         for kind in kinds:
@@ -70,9 +70,11 @@ def measure_folder(scratch: Path, count: int) -> str:
     rows = []
     for (folder, workers), runs in measured.items():
         seconds, peak = (statistics.median(values) for values in zip(*runs, strict=True))
-        number = folders[folder]
-        rows.append([f"{number:,}", str(workers), f"{seconds:.1f}", f"{number / seconds:,.0f}", f"{peak:.0f}"])
-    header = ["64x64 RGB JPEGs", "processes", "seconds", "images/s", "peak MB of the largest process"]
+        number, size = folders[folder]
+        rows.append(
+            [f"{number:,} of {size}x{size}", str(workers), f"{seconds:.1f}", f"{number / seconds:,.0f}", f"{peak:.0f}"]
+        )
+    header = ["RGB JPEGs, to 64x64", "processes", "seconds", "images/s", "peak MB of the largest process"]
     note = (
         "The peak is that of the largest process, the one that lists the files: names and checksums, about 1 kB per "
         "image, are all that grows. Process start, listing, checksums and statistics are not spread over processes."
@@ -80,13 +82,13 @@ def measure_folder(scratch: Path, count: int) -> str:
     return f"{table(header, rows)}\n\n{note}"
 
 
-def draw_jpegs(folder: Path, count: int) -> None:
+def draw_jpegs(folder: Path, count: int, size: int) -> None:
     """Write smooth random colour images."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for number in range(count):
         coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
-        coarse.resize((64, 64), Image.Resampling.BICUBIC).save(folder / f"{number:06}.jpg", quality=90)
+        coarse.resize((size, size), Image.Resampling.BICUBIC).save(folder / f"{number:06}.jpg", quality=90)
 
 
 def prepare(work: Path, changes: dict[str, dict[str, object]]) -> None:

@@ -179,11 +179,12 @@ def test_mixed_sizes_without_an_image_size_say_what_gives_them_one(tmp_path: Pat
     for name, size in (("a.png", (4, 3)), ("b.png", (3, 4)), ("c.png", (4, 3))):
         Image.new("L", size, 9).save(tmp_path / name)
     files = ImageFiles(tmp_path, ("a.png", "b.png", "c.png"), (0,) * 3, ("all",))
-    unreadable = convert(files, rows(0, 1, 2), common_shape(files, rows(0, 1, 2), settings()), store)
-    assert unreadable == {
-        1: "wanted 4x3 pixels like the first image, found 3x4; preprocess.image_size gives all one size"
-    }
-    assert np.load(store).shape == (2, 1, 3, 4)
+    with pytest.raises(UserError) as caught:
+        convert(files, rows(0, 1, 2), common_shape(files, rows(0, 1, 2), settings()), store)
+    assert str(caught.value) == (
+        f"preprocess: {tmp_path}/b.png: wanted 4x3 pixels like the first image, found 3x4; set "
+        "preprocess.image_size in params.yaml to give all one size"
+    )
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 256], ids="chunks of {}".format)

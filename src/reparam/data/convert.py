@@ -156,10 +156,10 @@ def _decode_one(path: Path, shape: Shape) -> Pixels:
     if shape.size is not None:
         return fit(image, shape.size)
     if (image.height, image.width) != (shape.height, shape.width):
-        raise UnreadableImageError(
-            path,
-            f"wanted {shape.width}x{shape.height} pixels like the first image, found {image.width}x{image.height}; "
-            "preprocess.image_size gives all one size",
+        # Not "unreadable": which image came first must not decide which ones are left out.
+        raise UserError(
+            f"preprocess: {path}: wanted {shape.width}x{shape.height} pixels like the first image, found "
+            f"{image.width}x{image.height}; set preprocess.image_size in params.yaml to give all one size"
         )
     return np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
 
