@@ -122,7 +122,7 @@ def test_what_stood_in_the_directory_is_replaced_as_a_whole(tmp_path: Path) -> N
         "../evil.png",
         "cats/../../evil.png",
         "cats/..",
-        "/tmp/evil.png",
+        "/evil.png",
         "//host/share/evil.png",
         "..\\evil.png",
         "\\evil.png",

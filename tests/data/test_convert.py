@@ -276,7 +276,7 @@ def test_a_split_without_a_readable_image_says_why() -> None:
 
 
 def test_readable_images_are_no_mistake() -> None:
-    refuse_unreadable({})
+    assert refuse_unreadable({}) is None  # type: ignore[func-returns-value]
 
 
 @pytest.mark.parametrize(("count", "title"), [(1, "1 unreadable image:"), (20, "20 unreadable images:")])

@@ -489,9 +489,13 @@ def test_the_error_survives_the_way_from_a_worker_process() -> None:
 
 
 def test_worker_processes_load_no_torch() -> None:
-    code = "import sys, reparam.data.images, reparam.data.folder; sys.exit('torch' in sys.modules)"
+    code = "import sys, reparam.data.images, reparam.data.folder; print('torch' in sys.modules)"
     source = Path(images.__file__).parents[2]
-    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(source)}, timeout=60)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(source)}, timeout=60
+    )
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])

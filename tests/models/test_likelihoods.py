@@ -40,7 +40,7 @@ def test_probabilities_of_all_images_sum_to_one(name: str, output: float) -> Non
     images, volume = images_and_volumes(name)
     probabilities = LIKELIHOODS[name]().log_prob(torch.full((1, 1, 1), output), images).exp()
     assert probabilities.shape == (len(images),)
-    assert probabilities.sum().item() * volume == pytest.approx(1, abs=1e-5)
+    assert probabilities.sum().item() * volume == pytest.approx(1, abs=1e-6)
 
 
 @every_likelihood
@@ -49,7 +49,7 @@ def test_mean_is_the_probability_weighted_image(name: str, output: float) -> Non
     likelihood, single = LIKELIHOODS[name](), torch.full((1, 1, 1), output)
     images, volume = images_and_volumes(name)
     weighted = (likelihood.log_prob(single, images).exp() * images.flatten()).sum().item() * volume
-    assert likelihood.mean(single).item() == pytest.approx(weighted, abs=1e-5)
+    assert likelihood.mean(single).item() == pytest.approx(weighted, abs=1e-6)
 
 
 @every_likelihood
