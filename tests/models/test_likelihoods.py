@@ -31,7 +31,7 @@ def images_and_volumes(name: str) -> tuple[Tensor, float]:
     """Every image of one pixel, or a fine grid of them where pixels are real, and the volume that each stands for."""
     if LIKELIHOODS[name].needs_binary:
         return torch.tensor([0.0, 1.0]).reshape(-1, 1, 1, 1), 1.0
-    return torch.linspace(-40, 40, 160_001).double().reshape(-1, 1, 1, 1), 80 / 160_000
+    return torch.linspace(-40, 40, 160_001, dtype=torch.float64).reshape(-1, 1, 1, 1), 80 / 160_000
 
 
 @every_likelihood
