@@ -63,6 +63,10 @@ Share = Annotated[float | int, PlainValidator(_check_share), Field(description=S
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch and numpy both take
 # A YAML list arrives as a Python list; the tuples keep the model frozen, and their items stay strict.
 Widths = Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)]
+MaybeWidths = Annotated[tuple[PositiveInt, ...], Field(strict=False)]
+Epochs = Annotated[tuple[PositiveInt, ...], Field(strict=False)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Betas = Annotated[tuple[Decay, ...], Field(strict=False, min_length=2, max_length=2)]
 Strings = Annotated[tuple[str, ...], Field(strict=False)]
 
 
@@ -97,20 +101,45 @@ class PreprocessConfig(Section):
 
 
 class ModelConfig(Section):
-    """Section `model`."""
+    """Section `model`. A parameter `of` some choice is ignored under the others: one `-S` can change the choice."""
 
-    hidden: Widths  # units per encoder layer; the decoder mirrors them
+    kind: Literal["autoencoder", "vae", "hierarchical"]
+    network: Literal["mlp", "conv"]
+    channels: Widths  # of conv: channels of each strided convolution; the decoder mirrors them
+    kernel: PositiveInt  # of conv: pixels
+    stride: PositiveInt  # of conv: pixels
+    hidden: MaybeWidths  # units of each fully connected layer of the encoder; the decoder mirrors them
     activation: Annotated[str, _key_of("ACTIVATIONS", "models/networks.py")]
-    latent: PositiveInt  # D
+    norm: Literal["none", "batch", "layer"]
+    init: Literal["torch", "glorot"]  # torch's own, or uniform weights and zero biases (Glorot & Bengio 2010)
+    start_at_mean: bool  # whether the untrained decoder puts out the mean training image
+    latent: PositiveInt  # D; of hierarchical: of the layer next to the image
+    upper: Widths  # of hierarchical: D of each layer of latents above it
+    upper_hidden: MaybeWidths  # of hierarchical: units of each network between two layers of latents
+    inference: Literal["bottom_up", "top_down"]  # of hierarchical
     likelihood: Annotated[str, _key_of("LIKELIHOODS", "models/likelihoods.py")]
+    output: Literal["linear", "sigmoid"]  # of gaussian* and laplace: how the decoder's output becomes the mean
+    sigma: PositiveFloat  # of gaussian and laplace: standard deviation; of gaussian_learned: the one it starts from
+    components: PositiveInt  # of logistic_mixture
 
 
 class ObjectiveConfig(Section):
-    """Section `objective`."""
+    """Section `objective`. A parameter `of` some objectives is ignored by the others."""
 
     name: Annotated[str, _key_of("OBJECTIVES", "objectives.py")]
-    beta: NonNegativeFloat  # weight of the KL; 1 is the ELBO
-    samples: PositiveInt  # posterior samples per image and step
+    samples: PositiveInt  # posterior samples per image and step; of iwae and dreg: K of the bound
+    beta: NonNegativeFloat  # weight of the KL, of beta_tc: of the total correlation; 1 is the ELBO
+    kl: Literal["analytic", "monte_carlo"]
+    free_bits: NonNegativeFloat  # nats of KL that are free in each latent dimension, as a mean over the batch
+    warmup: Literal["none", "linear", "cyclic"]  # how beta rises from 0
+    warmup_epochs: PositiveInt  # until beta is reached; of cyclic: length of a cycle, beta is reached in its middle
+    weight: NonNegativeFloat  # of sparse, contractive and mmd: of the penalty; of capacity: of the distance to it
+    capacity: NonNegativeFloat  # of capacity: nats of KL wanted in the end
+    capacity_epochs: PositiveInt  # of capacity: how long the wanted KL rises from 0
+    noise: Literal["gaussian", "salt_and_pepper", "masking"]  # of denoising: what is done to the input
+    noise_level: NonNegativeFloat  # of denoising: standard deviation, or share of the pixels
+    sparsity: Literal["l1", "kl"]  # of sparse
+    rho: Annotated[float, Field(gt=0, lt=1)]  # of sparsity kl: wanted mean activation
 
 
 class TrainConfig(Section):
@@ -119,8 +148,18 @@ class TrainConfig(Section):
     seed: Seed
     batch_size: PositiveInt  # images per optimizer step
     epochs: PositiveInt  # at most
-    patience: PositiveInt  # epochs without a lower validation loss before stopping
-    learning_rate: PositiveFloat  # of Adam
+    patience: PositiveInt  # epochs without a better validation score before stopping
+    monitor: Literal["loss", "elbo"]  # what a better score is: the objective at the end of its schedules, or the ELBO
+    optimizer: Annotated[str, _key_of("OPTIMIZERS", "training/optimizers.py")]
+    learning_rate: PositiveFloat
+    betas: Betas  # of adam, adamw, adamax: decay of the two moments
+    epsilon: PositiveFloat  # of adam, adamw, adamax, rmsprop
+    momentum: Annotated[float, Field(ge=0, lt=1)]  # of sgd, rmsprop
+    weight_decay: NonNegativeFloat
+    schedule: Literal["constant", "cosine", "step", "milestones"]  # of the learning rate
+    milestones: Epochs  # of milestones: epochs after which it is multiplied; of step: the one period
+    factor: Annotated[float, Field(gt=0, lt=1)]  # of step, milestones
+    warmup_epochs: NonNegativeFloat  # the learning rate rises from 0 for so long
 
 
 class EvaluateConfig(Section):
@@ -133,6 +172,8 @@ class EvaluateConfig(Section):
     active_variance: PositiveFloat  # a latent dimension is active when Var_x(E[z|x]) exceeds this
     grid_steps: Annotated[int, Field(ge=2, le=40)]  # images per side of the latent grid
     grid_range: PositiveFloat  # the grid spans +- this many standard deviations of the prior
+    sampler: Annotated[str, _key_of("SAMPLERS", "evaluation/samplers.py")]  # where generated images start from
+    mixture_components: PositiveInt  # of sampler mixture
 
 
 class ExportConfig(Section):

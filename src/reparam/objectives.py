@@ -2,24 +2,150 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from reparam.config import ObjectiveConfig
-from reparam.models.draw import Draw, Model
+from reparam.models.draw import Draw, Layer, Model, gaussian_log_prob
 
-# Each term has shape (B,), in nats per image; `loss` is what the optimizer lowers.
+# Each term has shape (B,), in nats per image; `loss` is what the optimizer lowers. What belongs to a batch as a whole
+# (a penalty on batch means, say) is the same number for each of its images.
 Terms = dict[str, Tensor]
 
 
-def elbo(model: Model, x: Tensor, config: ObjectiveConfig) -> Terms:
-    """Negate the evidence lower bound, its KL weighted by beta.
+@dataclass(frozen=True)
+class Setting:
+    """What an objective may know beyond model and batch."""
 
-    Source: Kingma & Welling 2014, eq. 7; Higgins et al. 2017, eq. 4.
+    epoch: Tensor  # scalar: epochs done, a fraction within one; infinite where schedules are to be at their end
+    images: int  # in the training split
+    black: Tensor  # (C, 1, 1) values of a black and of a white pixel, as the model sees them
+    white: Tensor
+
+
+def reconstruction(model: Model, x: Tensor, config: ObjectiveConfig, _setting: Setting) -> Terms:
+    """Expected negative log p(x|z) alone. Source: Hinton & Salakhutdinov 2006."""
+    draw = model.draw(x, x, config.samples)
+    return _terms(model, draw, -draw.log_px.mean(0))
+
+
+def denoising(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> Terms:
+    """Score the clean image after encoding a corrupted one. Source: Vincent et al. 2008, sec. 2.3; Im et al. 2017."""
+    draw = model.draw(corrupt(x, config.noise, config.noise_level, setting), x, config.samples)
+    return _terms(model, draw, _weighted(draw, config, setting))
+
+
+def sparse(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> Terms:
+    """Charge for codes away from 0 (`l1`), or for sigmoid units that are active more often than rho (`kl`).
+
+    Source: Ng 2011, sec. 3.
     """
     draw = model.draw(x, x, config.samples)
-    reconstruction, kl = -draw.log_px.mean(0), draw.kl.mean(0)
-    return {"loss": reconstruction + config.beta * kl, "reconstruction": reconstruction, "kl": kl}
+    code = draw.layers[0].mean  # (B, D)
+    if config.sparsity == "l1":
+        penalty = code.abs().sum(-1)
+    else:
+        rho, found = config.rho, code.sigmoid().mean(0).clamp(1e-6, 1 - 1e-6)  # (D,)
+        distance = rho * (rho / found).log() + (1 - rho) * ((1 - rho) / (1 - found)).log()
+        penalty = distance.sum().expand(len(x))
+    return _terms(model, draw, _weighted(draw, config, setting) + config.weight * penalty, penalty=penalty)
+
+
+def contractive(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> Terms:
+    """Charge for codes that move with the image: the squared Frobenius norm of the encoder's Jacobian.
+
+    Source: Rifai et al. 2011, eq. 1 and 7.
+    """
+    draw = model.draw(x, x, config.samples)
+    penalty = squared_jacobian_norm(model, x)
+    return _terms(model, draw, _weighted(draw, config, setting) + config.weight * penalty, penalty=penalty)
+
+
+def elbo(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> Terms:
+    """Negate the evidence lower bound, its KL weighted by beta.
+
+    Source: Kingma & Welling 2014, eq. 7; Higgins et al. 2017, eq. 4; Kingma et al. 2016, app. C (free bits).
+    """
+    draw = model.draw(x, x, config.samples)
+    return _terms(model, draw, _weighted(draw, config, setting))
+
+
+def capacity(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> Terms:
+    """Hold the mean KL at a capacity that rises with the epochs. Source: Burgess et al. 2018, eq. 8."""
+    draw = model.draw(x, x, config.samples)
+    wanted = config.capacity * (setting.epoch / config.capacity_epochs).clamp(0, 1)
+    distance = (_kl(draw, config).mean() - wanted).abs()
+    return _terms(model, draw, -draw.log_px.mean(0) + config.weight * distance, capacity=wanted.expand(len(x)))
+
+
+def beta_tc(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> Terms:
+    """Weight only the part of the KL that makes latents dependent on each other, their total correlation.
+
+    Source: Chen et al. 2018, eq. 2 and, for the minibatch-weighted estimate of the aggregate posterior, app. C.1.
+    """
+    draw = model.draw(x, x, config.samples)
+    [layer] = draw.layers
+    log_q, log_q_dimensions = aggregate_posterior(layer, setting.images)  # (K, B), (K, B, D)
+    mutual_information = (draw.log_qz - log_q).mean(0)
+    total_correlation = (log_q - log_q_dimensions.sum(-1)).mean(0)
+    dimensions = (log_q_dimensions.sum(-1) - draw.log_pz).mean(0)
+    loss = -draw.log_px.mean(0) + mutual_information + _beta(config, setting) * total_correlation + dimensions
+    more = {"mutual_information": mutual_information, "total_correlation": total_correlation}
+    return _terms(model, draw, loss, **more)
+
+
+def mmd(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> Terms:
+    """Charge for an aggregate posterior unlike the prior; beta = 0 leaves only that (MMD-VAE), beta > 0 is InfoVAE.
+
+    Source: Zhao et al. 2019, eq. 6.
+    """
+    draw = model.draw(x, x, config.samples)
+    z = draw.layers[0].z.flatten(0, 1)  # (K*B, D)
+    discrepancy = maximum_mean_discrepancy(z, torch.randn_like(z)).expand(len(x))
+    loss = _weighted(draw, config, setting) + config.weight * discrepancy
+    return _terms(model, draw, loss, mmd=discrepancy)
+
+
+def importance_weighted(model: Model, x: Tensor, config: ObjectiveConfig, _setting: Setting) -> Terms:
+    """Negate the importance-weighted bound with K = `samples`. Source: Burda et al. 2016, eq. 8."""
+    draw = model.draw(x, x, config.samples)
+    return _terms(model, draw, iwae(draw))
+
+
+def dreg(model: Model, x: Tensor, config: ObjectiveConfig, _setting: Setting) -> Terms:
+    """Negate the same bound; its gradient to the encoder is doubly reparameterised, so its noise falls with K.
+
+    Source: Tucker et al. 2019, eq. 8.
+    """
+    draw = model.draw(x, x, config.samples, "stopped")
+    log_w = log_weights(draw)  # (K, B)
+    share = log_w.detach().softmax(0)
+    z = draw.layers[0].z
+    if z.requires_grad:
+        # The decoder's gradient has the shares once, the encoder's, which comes through z, twice.
+        z.register_hook(  # type: ignore[no-untyped-call]
+            lambda gradient: share[..., None] * gradient
+        )
+    return _terms(model, draw, _with_gradient_of(iwae(draw), -(share * log_w).sum(0)))
+
+
+def reinforce(model: Model, x: Tensor, config: ObjectiveConfig, _setting: Setting) -> Terms:
+    """Negate the ELBO; its gradient to the encoder comes from the density of the samples, not through them.
+
+    Control variate: the mean over the other samples of the image or, with one sample, over the other images.
+    Source: Williams 1992; Mnih & Rezende 2016, sec. 2.4.
+    """
+    draw = model.draw(x, x, config.samples, "score")
+    value = log_weights(draw)  # (K, B)
+    signal = value.detach()
+    others = 0 if config.samples > 1 else 1
+    count = signal.shape[others] - 1
+    if count:
+        signal = signal - (signal.sum(others, keepdim=True) - signal) / count
+    surrogate = -(signal * draw.log_qz + draw.log_px + draw.log_pz).mean(0)
+    return _terms(model, draw, _with_gradient_of(-value.mean(0), surrogate))
 
 
 def iwae(draw: Draw) -> Tensor:
@@ -38,5 +164,111 @@ def log_weights(draw: Draw) -> Tensor:
     return draw.log_px + draw.log_pz - draw.log_qz
 
 
-Objective = Callable[[Model, Tensor, ObjectiveConfig], Terms]
-OBJECTIVES: dict[str, Objective] = {"elbo": elbo}
+def corrupt(x: Tensor, noise: str, level: float, setting: Setting) -> Tensor:
+    """Add Gaussian noise of standard deviation `level`, or replace a share `level` of the pixels.
+
+    `masking` makes them black, `salt_and_pepper` black or white. Shapes: (B, C, H, W), unchanged. Units: `level` of
+    Gaussian noise in the range from black to white. Source: Vincent et al. 2010, sec. 3.3.
+    """
+    if noise == "gaussian":
+        return x + level * (setting.white - setting.black) * torch.randn_like(x)
+    # All channels of a pixel share its fate.
+    draw = torch.rand(len(x), 1, *x.shape[2:], device=x.device)
+    grain = setting.black
+    if noise == "salt_and_pepper":
+        grain = torch.where(draw < level / 2, setting.black, setting.white)
+    return torch.where(draw < level, grain, x)
+
+
+def squared_jacobian_norm(model: Model, x: Tensor) -> Tensor:
+    """Sum the squared derivatives of each code by each pixel. Shapes: (B, C, H, W) -> (B,)."""
+    is_training = torch.is_grad_enabled()
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        code = model.posterior(x)[0]  # (B, D)
+        # One dimension at a time: an image's code depends on no other image, so the sum over B separates.
+        total = torch.zeros(len(x), device=x.device, dtype=x.dtype)
+        for dimension in code.sum(0):
+            [slope] = torch.autograd.grad(dimension, x, retain_graph=True, create_graph=is_training)
+            total = total + slope.square().flatten(1).sum(1)
+    return total if is_training else total.detach()
+
+
+def aggregate_posterior(layer: Layer, images: int) -> tuple[Tensor, Tensor]:
+    """Estimate log q(z), and log q(z_d) of each dimension, from the posteriors of the batch.
+
+    Shapes: -> (K, B), (K, B, D). Source: Chen et al. 2018, app. C.1.
+    """
+    pairs = gaussian_log_prob(layer.z[:, :, None], layer.mean, layer.log_variance)  # (K, B, B, D)
+    scale = math.log(images * layer.z.shape[1])
+    return pairs.sum(-1).logsumexp(-1) - scale, pairs.logsumexp(-2) - scale
+
+
+def maximum_mean_discrepancy(first: Tensor, second: Tensor) -> Tensor:
+    """Squared MMD of two samples under the inverse multiquadratic kernel c / (c + |a - b|^2), c = 2D.
+
+    Shapes: (N, D), (M, D) -> (). Source: Gretton et al. 2012, eq. 5; Tolstikhin et al. 2018, sec. 4, for the kernel.
+    """
+    c = 2 * first.shape[1]
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (c / (c + (a[:, None] - b).square().sum(-1))).mean()
+
+    return kernel(first, first) + kernel(second, second) - 2 * kernel(first, second)
+
+
+def _weighted(draw: Draw, config: ObjectiveConfig, setting: Setting) -> Tensor:
+    return -draw.log_px.mean(0) + _beta(config, setting) * _kl(draw, config)
+
+
+def _kl(draw: Draw, config: ObjectiveConfig) -> Tensor:
+    """Reduce the KL to (B,): closed form or sampled, with or without free bits."""
+    is_sampled = config.kl == "monte_carlo"
+    if not config.free_bits:
+        return (draw.log_qz - draw.log_pz if is_sampled else draw.kl).mean(0)
+    dimensions = torch.cat([layer.log_qz - layer.log_pz if is_sampled else layer.kl for layer in draw.layers], -1)
+    free = dimensions.mean((0, 1)).clamp_min(config.free_bits)  # (D,)
+    return free.sum().expand(draw.kl.shape[1])
+
+
+def _beta(config: ObjectiveConfig, setting: Setting) -> Tensor:
+    """Source: Bowman et al. 2016, sec. 3.1 (linear); Fu et al. 2019, sec. 4, R = 1/2 (cyclic)."""
+    share = setting.epoch / config.warmup_epochs
+    if config.warmup == "none":
+        share = torch.ones_like(share)
+    elif config.warmup == "cyclic":
+        share = torch.where(share.isinf(), 1.0, 2 * share.remainder(1))
+    return config.beta * share.clamp(0, 1)
+
+
+def _terms(model: Model, draw: Draw, loss: Tensor, **more: Tensor) -> Terms:
+    reconstruction, kl = -draw.log_px.mean(0), draw.kl.mean(0)
+    bound = {"elbo": -(reconstruction + kl)} if model.stochastic_layers else {}
+    return {"loss": loss, "reconstruction": reconstruction, "kl": kl, **bound, **more}
+
+
+def _with_gradient_of(value: Tensor, surrogate: Tensor) -> Tensor:
+    return value.detach() + surrogate - surrogate.detach()
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A function of model, images and parameters, and the models that it is defined for."""
+
+    terms: Callable[[Model, Tensor, ObjectiveConfig, Setting], Terms]
+    layers: tuple[int, float] = (0, math.inf)  # of latents with a posterior: at least, at most
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "reconstruction": Objective(reconstruction),
+    "denoising": Objective(denoising),
+    "sparse": Objective(sparse, layers=(0, 1)),
+    "contractive": Objective(contractive, layers=(0, 1)),
+    "elbo": Objective(elbo, layers=(1, math.inf)),
+    "capacity": Objective(capacity, layers=(1, math.inf)),
+    "beta_tc": Objective(beta_tc, layers=(1, 1)),
+    "mmd": Objective(mmd, layers=(0, 1)),
+    "iwae": Objective(importance_weighted, layers=(1, math.inf)),
+    "dreg": Objective(dreg, layers=(1, 1)),
+    "reinforce": Objective(reinforce, layers=(1, math.inf)),
+}

@@ -23,6 +23,12 @@ class Batches:
         """Count images, not batches."""
         return len(self.images)
 
+    def mean_image(self) -> Tensor:
+        """Return the mean of all images, as the model sees them. Shapes: (C, H, W)."""
+        sums = torch.stack([batch.double().sum(0) for batch in torch.split(self.images, 4096)])
+        mean: Tensor = self.scaling((sums.sum(0) / len(self) / 255).float())
+        return mean
+
     def shuffled(self) -> Iterator[Tensor]:
         """Visit every image once, in an order drawn from torch's generator; yield pixels (B, C, H, W)."""
         # Drawn on the CPU, so that the order is the same on every device.

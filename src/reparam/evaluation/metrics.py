@@ -8,8 +8,7 @@ from torch import Tensor
 
 from reparam.config import EvaluateConfig
 from reparam.data.batches import Batches
-from reparam.models.draw import Model
-from reparam.models.vae import kl_to_standard_normal
+from reparam.models.draw import Model, kl_to_standard_normal
 from reparam.objectives import log_weights
 
 # Importance samples drawn at once, times images: bounds memory, and at this size the CPU is already busy.

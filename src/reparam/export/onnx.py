@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.data.scaling import Scaling
-from reparam.models.vae import VAE
+from reparam.models.build import AnyModel
 
 ENCODER = "encoder.onnx"
 DECODER = "decoder.onnx"
@@ -19,7 +19,7 @@ class EncoderGraph(nn.Module):
 
     outputs = ("mean", "log_variance")
 
-    def __init__(self, model: VAE, scaling: Scaling, grey_pixels: str) -> None:
+    def __init__(self, model: AnyModel, scaling: Scaling, grey_pixels: str) -> None:
         super().__init__()
         self.model = model
         self.scaling = scaling
@@ -35,7 +35,7 @@ class DecoderGraph(nn.Module):
 
     outputs = ("images", "mean")
 
-    def __init__(self, model: VAE, scaling: Scaling) -> None:
+    def __init__(self, model: AnyModel, scaling: Scaling) -> None:
         super().__init__()
         self.model = model
         self.scaling = scaling

@@ -1,16 +1,37 @@
 """What a model says about a batch, and the two protocols that the rest of the package relies on."""
 
+import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
+
+# How gradients reach the posterior through its samples:
+# "pathwise" through the sample and its density (Kingma & Welling 2014), "stopped" through the sample alone (Roeder et
+# al. 2017), "score" through the density alone (Williams 1992).
+Estimator = Literal["pathwise", "stopped", "score"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of latents, dimension by dimension.
+
+    Shapes: (K, B, D); mean and log_variance may lack K. Units: nats.
+    """
+
+    z: Tensor
+    mean: Tensor  # of the posterior
+    log_variance: Tensor  # of the posterior
+    log_pz: Tensor  # log p(z) given the layer above
+    log_qz: Tensor  # log q(z|x) given the samples that it depends on
+    kl: Tensor  # KL(q || p): the closed form where there is one, else log_qz - log_pz
 
 
 @dataclass(frozen=True)
 class Draw:
     """Log densities at K posterior samples of a batch of B images.
 
-    ELBO, importance-weighted bounds, log-likelihood and every objective are read off these four.
+    ELBO, importance-weighted bounds, log-likelihood and every objective are read off these.
     Shapes: (K, B). Units: nats.
     """
 
@@ -18,12 +39,23 @@ class Draw:
     log_pz: Tensor  # log p(z)
     log_qz: Tensor  # log q(z|x)
     kl: Tensor  # KL(q(z|x) || p(z)): the closed form where there is one, else log_qz - log_pz
+    layers: tuple[Layer, ...] = ()  # the latents, the layer next to the image first; their sums are the three above
+
+    @classmethod
+    def of(cls, log_px: Tensor, *layers: Layer) -> "Draw":
+        """Sum the layers."""
+        log_pz, log_qz, kl = (
+            sum(getattr(layer, name).sum(-1) for layer in layers) for name in ("log_pz", "log_qz", "kl")
+        )
+        return cls(log_px, log_pz, log_qz, kl, layers)
 
 
 class Model(Protocol):
     """Anything that can be trained, evaluated and exported."""
 
-    def draw(self, x: Tensor, target: Tensor, samples: int) -> Draw:
+    stochastic_layers: int  # layers of latents with a posterior; 0: a deterministic code, which has no log-likelihood
+
+    def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
         """Encode `x`, sample the posterior, and score `target`.
 
         Shapes: x and target (B, C, H, W); fields (samples, B).
@@ -33,16 +65,38 @@ class Model(Protocol):
         """Return mean and log variance of q(z|x). Shapes: (B, C, H, W) -> (B, D), (B, D)."""
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return the mean image. Shapes: (N, D) -> (N, C, H, W). Units: [0, 1]."""
+        """Return the mean image. Shapes: (N, D) -> (N, C, H, W). Units: those of the pixels that `draw` is given."""
 
 
 class Likelihood(Protocol):
-    """A distribution over images, given what the decoder puts out."""
+    """A distribution over images, given what the decoder puts out: P numbers a pixel and channel."""
 
+    outputs: int  # P
     needs_binary: bool  # whether it is a probability of black and white pixels only
+    needs_unit: bool  # whether pixels must lie in [0, 1]
+    is_discrete: bool  # whether it is a probability of the 256 grey values, so that bits per dimension are true
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
-        """Sum over pixels. Shapes: output (..., C, H, W), target (C, H, W) and any batch -> (...). Units: nats."""
+        """Sum over pixels. Shapes: output (..., P*C, H, W), target (C, H, W) and any batch -> (...). Units: nats."""
 
     def mean(self, output: Tensor) -> Tensor:
-        """Return the expected image. Shapes: (..., C, H, W), unchanged."""
+        """Return the expected image. Shapes: (..., P*C, H, W) -> (..., C, H, W)."""
+
+    def output_of(self, mean: Tensor) -> Tensor:
+        """Return an output whose expected image is about `mean`. Shapes: (..., C, H, W) -> (..., P*C, H, W)."""
+
+
+def gaussian_log_prob(z: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Log N(z; mean, exp(log_variance)), elementwise. Units: nats."""
+    return -0.5 * ((z - mean).square() * (-log_variance).exp() + log_variance + math.log(2 * math.pi))
+
+
+def standard_normal_log_prob(z: Tensor) -> Tensor:
+    """Log N(z; 0, 1), elementwise. Units: nats."""
+    return -0.5 * (z.square() + math.log(2 * math.pi))
+
+
+def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(mean, exp(log_variance)) || N(0, 1)), elementwise. Units: nats. Source: Kingma & Welling 2014, app. B."""
+    # expm1(v) - v instead of exp(v) - 1 - v: near the prior the difference of large terms would round to noise.
+    return 0.5 * (mean.square() + log_variance.expm1() - log_variance)

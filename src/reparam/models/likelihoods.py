@@ -1,9 +1,20 @@
 """Distributions over images, given what the decoder puts out."""
 
-import torch.nn.functional as F
-from torch import Tensor
+import math
+from collections.abc import Callable
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reparam.config import ModelConfig
 from reparam.models.draw import Likelihood
+
+# Bounds of log sigma (of log scale, for logistics) where the decoder puts it out: from half a grey level to 7 times the
+# range of [0, 1]. Without them, pixels that never vary let the density grow without end.
+LOG_SIGMA = (-6.0, 2.0)
+CLIP = 1e-3  # a pixel that is black in all training images: a logit of -6.9 instead of -inf (Burda et al. 2016, code)
+PIXELS = (-3, -2, -1)
 
 
 class Bernoulli:
@@ -12,14 +23,224 @@ class Bernoulli:
     A density of black and white pixels only: on grey ones the value is a cross-entropy, not a log-likelihood.
     """
 
+    outputs = 1
     needs_binary = True
+    needs_unit = True
+    is_discrete = False
+
+    def __init__(self, _config: ModelConfig) -> None:
+        pass
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
         # From the logits: log(sigmoid(output)) would be -inf where the sigmoid underflows.
-        return (target * output - F.softplus(output)).sum((-3, -2, -1))
+        return (target * output - F.softplus(output)).sum(PIXELS)
 
     def mean(self, output: Tensor) -> Tensor:
         return output.sigmoid()
+
+    def output_of(self, mean: Tensor) -> Tensor:
+        return mean.clamp(CLIP, 1 - CLIP).logit()
+
+
+class ContinuousBernoulli:
+    """A density proportional to exp(output * pixel) on [0, 1]. Source: Loaiza-Ganem & Cunningham 2019, eq. 4 to 8."""
+
+    outputs = 1
+    needs_binary = False
+    needs_unit = True
+    is_discrete = False
+
+    def __init__(self, _config: ModelConfig) -> None:
+        pass
+
+    def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
+        # The normaliser is log((e^o - 1) / o) = o / 2 + log(sinh(o / 2) / (o / 2)).
+        half = _away_from_zero(output.abs() / 2)
+        log_sinhc = half + torch.log1p(-(-2 * half).exp()) - math.log(2) - half.log()
+        log_sinhc = torch.where(output.abs() < SMALL, output.square() / 24, log_sinhc)
+        return ((target - 0.5) * output - log_sinhc).sum(PIXELS)
+
+    def mean(self, output: Tensor) -> Tensor:
+        safe = torch.where(output.abs() < SMALL, torch.ones_like(output), output)
+        return torch.where(output.abs() < SMALL, 0.5 + output / 12, -1 / torch.expm1(-safe) - 1 / safe)
+
+    def output_of(self, mean: Tensor) -> Tensor:
+        """Invert `mean` by bisection, because it has no closed inverse."""
+        wanted = mean.clamp(CLIP, 1 - CLIP)
+        low, high = torch.full_like(wanted, -1 / CLIP), torch.full_like(wanted, 1 / CLIP)
+        for _ in range(60):
+            middle = (low + high) / 2
+            is_below = self.mean(middle) < wanted
+            low, high = torch.where(is_below, middle, low), torch.where(is_below, high, middle)
+        return (low + high) / 2
+
+
+SMALL = 0.05  # below, the series is exact to float32: its next term is output ** 4 / 2880
+
+
+class Gaussian:
+    """Independent pixels of one fixed standard deviation."""
+
+    outputs = 1
+    needs_binary = False
+    needs_unit = False
+    is_discrete = False
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.sigma = config.sigma
+        self.link = LINKS[config.output]
+
+    def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
+        distance = (target - self.mean(output)) / self.sigma
+        return (-0.5 * distance.square() - math.log(self.sigma) - 0.5 * math.log(2 * math.pi)).sum(PIXELS)
+
+    def mean(self, output: Tensor) -> Tensor:
+        return self.link.to_mean(output)
+
+    def output_of(self, mean: Tensor) -> Tensor:
+        return self.link.to_output(mean)
+
+
+class LearnedGaussian(nn.Module):
+    """Independent pixels of one standard deviation, learned as a weight of the model."""
+
+    outputs = 1
+    needs_binary = False
+    needs_unit = False
+    is_discrete = False
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.log_sigma = nn.Parameter(torch.tensor(math.log(config.sigma)))
+        self.link = LINKS[config.output]
+
+    def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
+        return _gaussian(target, self.mean(output), _bound(self.log_sigma, *LOG_SIGMA)).sum(PIXELS)
+
+    def mean(self, output: Tensor) -> Tensor:
+        return self.link.to_mean(output)
+
+    def output_of(self, mean: Tensor) -> Tensor:
+        return self.link.to_output(mean)
+
+
+class PixelGaussian:
+    """Independent pixels; the decoder puts out mean and log sigma of each, sigma bounded by LOG_SIGMA."""
+
+    outputs = 2
+    needs_binary = False
+    needs_unit = False
+    is_discrete = False
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.link = LINKS[config.output]
+
+    def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
+        log_sigma = _bound(output.chunk(2, dim=-3)[1], *LOG_SIGMA)
+        return _gaussian(target, self.mean(output), log_sigma).sum(PIXELS)
+
+    def mean(self, output: Tensor) -> Tensor:
+        return self.link.to_mean(output.chunk(2, dim=-3)[0])
+
+    def output_of(self, mean: Tensor) -> Tensor:
+        return torch.cat([self.link.to_output(mean), torch.zeros_like(mean)], dim=-3)
+
+
+class Laplace:
+    """Independent Laplace pixels of one fixed standard deviation: the scale is sigma / sqrt(2)."""
+
+    outputs = 1
+    needs_binary = False
+    needs_unit = False
+    is_discrete = False
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.scale = config.sigma / math.sqrt(2)
+        self.link = LINKS[config.output]
+
+    def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
+        return (-(target - self.mean(output)).abs() / self.scale - math.log(2 * self.scale)).sum(PIXELS)
+
+    def mean(self, output: Tensor) -> Tensor:
+        return self.link.to_mean(output)
+
+    def output_of(self, mean: Tensor) -> Tensor:
+        return self.link.to_output(mean)
+
+
+class LogisticMixture:
+    """A mixture of logistics for each pixel and channel, rounded to the 256 grey values; the ends take the tails.
+
+    The decoder puts out the logits of the shares, the centres and the log scales, M numbers each.
+    Source: Salimans et al. 2017, eq. 2, with the channels independent.
+    """
+
+    needs_binary = False
+    needs_unit = True
+    is_discrete = True
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.components = config.components
+        self.outputs = 3 * self.components
+
+    def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
+        log_shares, centre, log_scale = self._parts(output)  # (..., M, C, H, W)
+        pixel, step = target.unsqueeze(-4), 1 / 510
+        upper = torch.where(pixel > 1 - step, torch.inf, (pixel + step - centre) * (-log_scale).exp())
+        lower = torch.where(pixel < step, -torch.inf, (pixel - step - centre) * (-log_scale).exp())
+        return (log_shares + _log_logistic_between(lower, upper)).logsumexp(-4).sum(PIXELS)
+
+    def mean(self, output: Tensor) -> Tensor:
+        """Return the mean of the logistics cut off at [0, 1]; rounding moves it by half a grey level at most."""
+        log_shares, centre, log_scale = self._parts(output)
+        scale = log_scale.exp()
+        means = scale * (F.softplus(centre / scale) - F.softplus((centre - 1) / scale))
+        return (log_shares.exp() * means).sum(-4)
+
+    def output_of(self, mean: Tensor) -> Tensor:
+        shares = torch.zeros_like(mean)
+        centres = [mean + offset for offset in torch.linspace(-0.5, 0.5, self.components + 2)[1:-1].tolist()]
+        scales = torch.full_like(mean, -2.0)  # wide enough for the components to overlap: exp(-2) = 0.14
+        return torch.cat([shares] * self.components + centres + [scales] * self.components, dim=-3)
+
+    def _parts(self, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        split = torch.unflatten(output, -3, (3, self.components, -1))  # (..., 3, M, C, H, W)
+        logits, centre, log_scale = split.unbind(-5)
+        return logits.log_softmax(-4), centre, _bound(log_scale, *LOG_SIGMA)
+
+
+class DiscretisedLogistic(LogisticMixture):
+    """A mixture of one. Source: Kingma et al. 2016, app. B."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config.model_copy(update={"components": 1}))
+
+
+class Linear:
+    """The mean is the output itself."""
+
+    @staticmethod
+    def to_mean(output: Tensor) -> Tensor:
+        return output
+
+    @staticmethod
+    def to_output(mean: Tensor) -> Tensor:
+        return mean
+
+
+class Sigmoid:
+    """The mean lies between black and white, in [0, 1]."""
+
+    @staticmethod
+    def to_mean(output: Tensor) -> Tensor:
+        return output.sigmoid()
+
+    @staticmethod
+    def to_output(mean: Tensor) -> Tensor:
+        return mean.clamp(CLIP, 1 - CLIP).logit()
+
+
+LINKS: dict[str, type[Linear] | type[Sigmoid]] = {"linear": Linear, "sigmoid": Sigmoid}
 
 
 def is_density(likelihood: Likelihood, binarization: str) -> bool:
@@ -27,4 +248,36 @@ def is_density(likelihood: Likelihood, binarization: str) -> bool:
     return binarization != "none" or not likelihood.needs_binary
 
 
-LIKELIHOODS: dict[str, type[Likelihood]] = {"bernoulli": Bernoulli}
+def _gaussian(target: Tensor, mean: Tensor, log_sigma: Tensor) -> Tensor:
+    distance = (target - mean) * (-log_sigma).exp()
+    return -0.5 * distance.square() - log_sigma - 0.5 * math.log(2 * math.pi)
+
+
+def _bound(values: Tensor, low: float, high: float) -> Tensor:
+    """Keep values between bounds, smoothly, so that a gradient leads back. Source: Chua et al. 2018, app. A.1."""
+    values = high - F.softplus(high - values)
+    return low + F.softplus(values - low)
+
+
+def _away_from_zero(values: Tensor) -> Tensor:
+    # What `where` does not choose still has a gradient, and infinity times 0 is NaN.
+    return values.clamp_min(SMALL / 4)
+
+
+def _log_logistic_between(lower: Tensor, upper: Tensor) -> Tensor:
+    """log(sigmoid(upper) - sigmoid(lower)), without cancellation. Shapes: unchanged."""
+    # = logsigmoid(upper) + logsigmoid(-lower) + log(1 - exp(lower - upper))
+    width = (upper - lower).clamp_min(1e-12)
+    return F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-width))
+
+
+LIKELIHOODS: dict[str, Callable[[ModelConfig], Likelihood]] = {
+    "bernoulli": Bernoulli,
+    "continuous_bernoulli": ContinuousBernoulli,
+    "gaussian": Gaussian,
+    "gaussian_learned": LearnedGaussian,
+    "gaussian_per_pixel": PixelGaussian,
+    "laplace": Laplace,
+    "discretised_logistic": DiscretisedLogistic,
+    "logistic_mixture": LogisticMixture,
+}

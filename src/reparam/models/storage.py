@@ -10,8 +10,7 @@ from safetensors.torch import load_file, save
 from reparam.config import ModelConfig
 from reparam.errors import DamagedInputError
 from reparam.files import read_json, require, rerun, sha256, write_json
-from reparam.models.build import build_model
-from reparam.models.vae import VAE
+from reparam.models.build import AnyModel, build_model
 
 WEIGHTS = "weights.safetensors"
 CARD = "card.json"
@@ -39,7 +38,7 @@ def read_card(directory: Path) -> Any:
     )
 
 
-def load_model(directory: Path, device: torch.device) -> VAE:
+def load_model(directory: Path, device: torch.device) -> AnyModel:
     """Rebuild a trained model from its card and weights, ready for evaluation.
 
     Raises: MissingInputError, DamagedInputError where the weights are not those that the card names.

@@ -1,19 +1,28 @@
 """The variational autoencoder with one layer of Gaussian latents."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from reparam.models.draw import Draw, Likelihood
+from reparam.models.draw import (
+    Draw,
+    Estimator,
+    Layer,
+    Likelihood,
+    gaussian_log_prob,
+    kl_to_standard_normal,
+    standard_normal_log_prob,
+)
 
 
 class VAE(nn.Module):
     """A diagonal Gaussian posterior, a standard normal prior, any likelihood.
 
-    The encoder maps (B, C*H*W) to mean and log variance side by side, (B, 2D); the decoder maps (B, D) to (B, C*H*W).
+    The encoder maps (B, C, H, W) to mean and log variance side by side, (B, 2D); the decoder maps (N, D) to the P
+    numbers a pixel that the likelihood wants, (N, P*C, H, W).
     Source: Kingma & Welling 2014, sec. 3.
     """
+
+    stochastic_layers = 1
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, likelihood: Likelihood, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -23,32 +32,38 @@ class VAE(nn.Module):
         self.shape = shape  # (C, H, W)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_variance = self.encoder(x.flatten(1)).chunk(2, dim=-1)
+        mean, log_variance = self.encoder(x).chunk(2, dim=-1)
         return mean, log_variance
 
     def decode(self, z: Tensor) -> Tensor:
-        return self.likelihood.mean(self._output(z))
+        return self.likelihood.mean(self.decoder(z))
 
-    def draw(self, x: Tensor, target: Tensor, samples: int) -> Draw:
+    def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
         mean, log_variance = self.posterior(x)  # (B, D)
-        noise = torch.randn(samples, *mean.shape, device=mean.device)  # (K, B, D)
-        z = mean + noise * (0.5 * log_variance).exp()
-        log_px = self.likelihood.log_prob(self._output(z), target)  # (K, B)
-        log_pz = _standard_normal_log_prob(z)
-        log_qz = _standard_normal_log_prob(noise) - 0.5 * log_variance.sum(-1)
-        kl = kl_to_standard_normal(mean, log_variance).sum(-1).expand(samples, -1)
-        return Draw(log_px, log_pz, log_qz, kl)
-
-    def _output(self, z: Tensor) -> Tensor:
-        output: Tensor = self.decoder(z)
-        return torch.unflatten(output, -1, self.shape)  # (..., D) -> (..., C, H, W)
+        z, log_qz = sample_gaussian(mean, log_variance, samples, estimator)
+        kl = kl_to_standard_normal(mean, log_variance).expand_as(z)
+        layer = Layer(z, mean, log_variance, standard_normal_log_prob(z), log_qz, kl)
+        return Draw.of(self.likelihood.log_prob(each_sample(self.decoder, z), target), layer)
 
 
-def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(N(mean, exp(log_variance)) || N(0, 1)), elementwise. Units: nats. Source: Kingma & Welling 2014, app. B."""
-    # expm1(v) - v instead of exp(v) - 1 - v: near the prior the difference of large terms would round to noise.
-    return 0.5 * (mean.square() + log_variance.expm1() - log_variance)
+def sample_gaussian(mean: Tensor, log_variance: Tensor, samples: int, estimator: Estimator) -> tuple[Tensor, Tensor]:
+    """Draw from N(mean, exp(log_variance)), and say how likely that was, in each dimension.
+
+    Shapes: (B, D) twice -> (samples, B, D) twice; (K, B, D) twice, already sampled below, -> the same shape.
+    """
+    shape = mean.shape if mean.dim() == 3 else (samples, *mean.shape)
+    noise = torch.randn(shape, device=mean.device, dtype=mean.dtype)
+    z = mean + noise * (0.5 * log_variance).exp()  # (K, B, D)
+    if estimator == "pathwise":
+        # (z - mean) / sigma is the noise: its rounding need not be undone.
+        return z, standard_normal_log_prob(noise) - 0.5 * log_variance
+    if estimator == "stopped":
+        return z, gaussian_log_prob(z, mean.detach(), log_variance.detach())
+    z = z.detach()
+    return z, gaussian_log_prob(z, mean, log_variance)
 
 
-def _standard_normal_log_prob(z: Tensor) -> Tensor:
-    return -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)  # (..., D) -> (...)
+def each_sample(network: nn.Module, z: Tensor) -> Tensor:
+    """Apply a network of rows to every sample of every image. Shapes: (K, B, D) -> (K, B, ...)."""
+    rows: Tensor = network(z.flatten(0, 1))
+    return torch.unflatten(rows, 0, z.shape[:2])

@@ -14,9 +14,9 @@ from reparam.data.scaling import Scaling
 from reparam.export import onnx, verify
 from reparam.files import whole_directory, write_json
 from reparam.lineage import source_hash
+from reparam.models.build import AnyModel
 from reparam.models.likelihoods import is_density
 from reparam.models.storage import load_model, read_card
-from reparam.models.vae import VAE
 from reparam.paths import Paths
 from reparam.runtime import make_deterministic, random_stream
 
@@ -62,7 +62,9 @@ def run(config: Config, paths: Paths) -> None:
 
 
 @torch.no_grad()
-def serving_skew(model: VAE, images: store.Images, data_card: Mapping[str, Any], grey_pixels: str) -> dict[str, float]:
+def serving_skew(
+    model: AnyModel, images: store.Images, data_card: Mapping[str, Any], grey_pixels: str
+) -> dict[str, float]:
     """Measure what it costs that apps encode grey images where training encoded random binarizations of them.
 
     `served_elbo` scores binarized images under a posterior that saw them as the exported encoder does;

@@ -13,14 +13,13 @@ from reparam.data.batches import Batches
 from reparam.errors import ParamsError
 from reparam.files import dvc_hash, require_writable, whole_directory, whole_file, write_json
 from reparam.lineage import source_hash
-from reparam.models.build import build_model
+from reparam.models.build import AnyModel, build_model, start_at_mean
 from reparam.models.storage import save_card, save_weights
-from reparam.models.vae import VAE
 from reparam.paths import Paths
 from reparam.runtime import make_deterministic, pick_device
 from reparam.training.loop import Fit, Metrics, fit
 from reparam.training.progress import progress
-from reparam.training.step import LossModule, Step
+from reparam.training.step import LossModule, Step, check_fit
 
 
 def run(config: Config, paths: Paths, device: str = "auto") -> None:
@@ -29,12 +28,15 @@ def run(config: Config, paths: Paths, device: str = "auto") -> None:
     place = pick_device(device)
     card = store.read_card(paths.processed)
     make_deterministic(config.train.seed)
-    module = LossModule(build_model(config.model, tuple(card["shape"])), config.objective).to(place)
-    _check_pixels(module.model, card)
+    model = build_model(config.model, tuple(card["shape"]))
+    _check(model, config, card)
     training, validation = (
         Batches(store.read_split(paths.processed, split).images, card, config.train.batch_size, place)
         for split in ("train", "validation")
     )
+    if config.model.start_at_mean:
+        start_at_mean(model, training.mean_image().cpu())
+    module = LossModule(model, config.objective, training.scaling, len(training)).to(place)
     tracker = tracking.connect(paths)
     data_hash = dvc_hash(paths.processed)
     with tracker.training_run(data_hash) as run:
@@ -47,8 +49,8 @@ def run(config: Config, paths: Paths, device: str = "auto") -> None:
                 show(metrics, epoch)
                 run.log_metrics(metrics, epoch)
 
-            step = Step(module, config.train.learning_rate)
-            result = fit(step, module, module.model.state_dict, (training, validation), config.train, log)
+            step = Step(module, config.train)
+            result = fit(step, module.score, model.state_dict, (training, validation), config.train, log)
 
         lineage = _write_model(config, paths, card, data_hash, result)
         summary = _write_reports(paths, result)
@@ -57,11 +59,24 @@ def run(config: Config, paths: Paths, device: str = "auto") -> None:
         run.log_files([paths.model / "card.json", paths.history])
 
 
-def _check_pixels(model: VAE, card: Mapping[str, Any]) -> None:
+def _check(model: AnyModel, config: Config, card: Mapping[str, Any]) -> None:
+    """Refuse parts that do not go together.
+
+    Raises: ParamsError.
+    """
+    check_fit(model, config.model, config.objective)
     kind = card["scaling"]["kind"]
-    if model.likelihood.needs_binary and kind != "unit":
+    has_sigmoid = config.model.output == "sigmoid" and config.model.likelihood not in ("bernoulli",)
+    if kind != "unit" and (model.likelihood.needs_unit or has_sigmoid):
         raise ParamsError(
             f"params.yaml: preprocess.scaling: wanted 'unit' with a likelihood of pixels in [0, 1], found {kind!r}"
+        )
+    if config.train.monitor == "elbo" and not model.stochastic_layers:
+        raise ParamsError("params.yaml: train.monitor: wanted 'loss' with an autoencoder, which has no ELBO")
+    if config.train.schedule == "step" and len(config.train.milestones) != 1:
+        raise ParamsError(
+            "params.yaml: train.milestones: wanted one number, the period, with train.schedule 'step', "
+            f"found {list(config.train.milestones)}"
         )
 
 
@@ -95,8 +110,9 @@ def _write_reports(paths: Paths, result: Fit) -> Metrics:
         writer = csv.DictWriter(file, result.history[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in result.history)
-    summary = {
-        "best_validation_loss": round(result.best_loss, 4),
+    best = result.history[result.best_epoch - 1]
+    summary: Metrics = {
+        **({"best_validation_loss": round(best["validation_loss"], 4)} if "validation_loss" in best else {}),
         "best_epoch": result.best_epoch,
         "epochs": len(result.history),
     }

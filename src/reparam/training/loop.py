@@ -19,10 +19,10 @@ Metrics = dict[str, float]
 
 @dataclass
 class Fit:
-    """What training leaves behind: metrics per epoch, and the weights of the epoch with the lowest validation loss."""
+    """What training leaves behind: metrics per epoch, and the weights of the epoch with the best validation score."""
 
     history: list[Metrics] = field(default_factory=list)
-    best_loss: float = math.inf
+    best_score: float = math.inf  # lower is better
     best_epoch: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
 
@@ -35,10 +35,11 @@ def fit(
     config: TrainConfig,
     log: Callable[[Metrics, int], None],
 ) -> Fit:
-    """Train until the validation loss has not fallen for `patience` epochs.
+    """Train until the validation score has not improved for `patience` epochs.
 
     `step` trains on a batch and `score` only looks at it; `weights` reads the current weights; `data` is training and
-    validation. The device is waited for once per epoch.
+    validation, which may hold no image: then all epochs are trained and the last is the best. The device is waited
+    for once per epoch.
 
     Raises: NonFiniteError.
     """
@@ -50,16 +51,22 @@ def fit(
         # The same draws every epoch, so that epochs differ by their weights alone.
         with random_stream(config.seed, "validation"), torch.no_grad():
             held_out = Sums(score(batch) for batch in validation.ordered(config.seed))
-        row = {"epoch": float(epoch), **seen.means("train", epoch), **held_out.means("validation", epoch)}
+        row = {"epoch": float(epoch), **seen.means("train", epoch)}
+        row |= held_out.means("validation", epoch) if held_out.images else {}
         result.history.append(row)
         log(row | {"images_per_second": len(training) / (time.perf_counter() - start)}, epoch)
 
-        if row["validation_loss"] < result.best_loss:
-            result.best_loss, result.best_epoch = row["validation_loss"], epoch
+        score_now = _to_minimise(row, config.monitor)
+        if not held_out.images or score_now < result.best_score:
+            result.best_score, result.best_epoch = score_now, epoch
             result.best_weights = {name: tensor.clone() for name, tensor in weights().items()}
         elif epoch - result.best_epoch >= config.patience:
             break
     return result
+
+
+def _to_minimise(row: Metrics, monitor: str) -> float:
+    return -row.get("validation_elbo", math.nan) if monitor == "elbo" else row.get("validation_loss", math.nan)
 
 
 class Sums:

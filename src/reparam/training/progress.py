@@ -28,7 +28,8 @@ def progress(epochs: int, console: Console) -> Iterator[Callable[[Mapping[str, f
 
 
 def _line(metrics: Mapping[str, float]) -> str:
+    validation = f"validation {metrics['validation_loss']:.2f}  " if "validation_loss" in metrics else ""
     return (
-        f"loss {metrics['train_loss']:.2f}  KL {metrics['train_kl']:.2f}  "
-        f"validation {metrics['validation_loss']:.2f}  {metrics['images_per_second']:,.0f} images/s"
+        f"loss {metrics['train_loss']:.2f}  KL {metrics['train_kl']:.2f}  {validation}"
+        f"{metrics['images_per_second']:,.0f} images/s"
     )

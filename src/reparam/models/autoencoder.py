@@ -1,0 +1,40 @@
+"""The autoencoder: a deterministic code, no prior."""
+
+import torch
+from torch import Tensor, nn
+
+from reparam.models.draw import Draw, Estimator, Layer, Likelihood
+from reparam.models.vae import each_sample
+
+
+class Autoencoder(nn.Module):
+    """An encoder (B, C, H, W) -> (B, D), a decoder (N, D) -> (N, P*C, H, W), any likelihood.
+
+    It has no distribution of codes: prior, posterior and KL of its draws are 0, and there is no log-likelihood.
+    Source: Hinton & Salakhutdinov 2006.
+    """
+
+    stochastic_layers = 0
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, likelihood: Likelihood, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.likelihood = likelihood
+        self.shape = shape  # (C, H, W)
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the code, and the log of its variance, which is 0. Shapes: (B, C, H, W) -> (B, D), (B, D)."""
+        code = self.encoder(x)
+        return code, torch.full_like(code, -torch.inf)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.likelihood.mean(self.decoder(z))
+
+    def draw(self, x: Tensor, target: Tensor, samples: int, _estimator: Estimator = "pathwise") -> Draw:
+        """Encode `x` once and score `target`; all samples are the same. Shapes: fields (samples, B)."""
+        code, log_variance = self.posterior(x)
+        z = code[None]  # (1, B, D)
+        log_px = self.likelihood.log_prob(each_sample(self.decoder, z), target).expand(samples, -1)
+        nothing = torch.zeros_like(z).expand(samples, -1, -1)
+        return Draw.of(log_px, Layer(z.expand(samples, -1, -1), code, log_variance, nothing, nothing, nothing))

@@ -1,0 +1,147 @@
+"""The variational autoencoder with several layers of Gaussian latents."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from reparam.models.draw import (
+    Draw,
+    Estimator,
+    Layer,
+    Likelihood,
+    gaussian_log_prob,
+    kl_to_standard_normal,
+    standard_normal_log_prob,
+)
+from reparam.models.vae import each_sample, sample_gaussian
+
+Gaussian = tuple[Tensor, Tensor]  # mean and log variance
+
+
+class HierarchicalVAE(nn.Module):
+    """Latents z_1 (next to the image) to z_L, each given the one above: p(z_L) p(z_{L-1}|z_L) ... p(x|z_1).
+
+    Without `features`, the posterior goes up, q(z_1|x) q(z_2|z_1) ... (Burda et al. 2016, sec. 2): encoders[l] sees the
+    layer below. With them it goes down again after a deterministic way up, q(z_L|x) q(z_{L-1}|z_L, x) ...: features[l]
+    carries features of the image up, encoders[l] reads what they say about z_l, and this is merged with the prior of
+    z_l by their precisions (Sonderby et al. 2016, eq. 17). All but features put out mean and log variance side by side.
+
+    `posterior` and `decode` speak of the latents in units of their prior, (z_l - mean_l) / sigma_l, side by side: those
+    are standard normal and independent, so that apps, figures and samplers need not know of layers.
+    """
+
+    def __init__(
+        self,
+        networks: tuple[Sequence[nn.Module], Sequence[nn.Module], Sequence[nn.Module]],
+        decoder: nn.Module,
+        likelihood: Likelihood,
+        sizes: Sequence[int],
+        shape: tuple[int, ...],
+    ) -> None:
+        super().__init__()
+        # Priors: of z_1 given z_2, of z_2 given z_3, ...; the last layer's is standard normal.
+        self.features, self.encoders, self.priors = map(nn.ModuleList, networks)
+        self.decoder = decoder
+        self.likelihood = likelihood
+        self.sizes = list(sizes)  # D_1, ..., D_L
+        self.shape = shape  # (C, H, W)
+        self.stochastic_layers = len(sizes)
+
+    def posterior(self, x: Tensor) -> Gaussian:
+        """Return mean and log variance in units of the prior, with the latents that they depend on at their means.
+
+        Shapes: (B, C, H, W) -> (B, D), (B, D), where D = D_1 + ... + D_L.
+        """
+        whitened = []
+        for mean, log_variance, prior_mean, prior_log_variance in self._at_means(x):
+            scaled = (mean - prior_mean) * (-0.5 * prior_log_variance).exp()
+            whitened.append((scaled, log_variance - prior_log_variance))
+        means, log_variances = zip(*whitened, strict=True)
+        return torch.cat(means, -1), torch.cat(log_variances, -1)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Return the mean image of latents in units of their prior. Shapes: (N, D) -> (N, C, H, W)."""
+        *lower, above = torch.split(z, self.sizes, dim=-1)
+        for prior, noise in zip(reversed(self.priors), reversed(lower), strict=True):
+            mean, log_variance = _halves(prior(above))
+            above = mean + noise * (0.5 * log_variance).exp()
+        return self.likelihood.mean(self.decoder(above))
+
+    def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
+        layers = (self._draw_down if len(self.features) else self._draw_up)(x, samples, estimator)
+        return Draw.of(self.likelihood.log_prob(each_sample(self.decoder, layers[0].z), target), *layers)
+
+    def _draw_up(self, x: Tensor, samples: int, estimator: Estimator) -> list[Layer]:
+        posteriors: list[Gaussian] = []
+        drawn: list[tuple[Tensor, Tensor]] = []  # of each layer, z and log q(z)
+        for encoder in self.encoders:
+            posteriors.append(_halves(each_sample(encoder, drawn[-1][0]) if drawn else encoder(x)))
+            drawn.append(sample_gaussian(*posteriors[-1], samples, estimator))
+        layers = []
+        for prior, posterior, (z, log_qz), (above, _) in zip(self.priors, posteriors, drawn, drawn[1:], strict=False):
+            log_pz = gaussian_log_prob(z, *_halves(each_sample(prior, above)))
+            # The prior of z given the sample above, which was drawn after z: there is no closed form.
+            layers.append(Layer(z, *posterior, log_pz, log_qz, kl=log_qz - log_pz))
+        return [*layers, _top(posteriors[-1], *drawn[-1])]
+
+    def _draw_down(self, x: Tensor, samples: int, estimator: Estimator) -> list[Layer]:
+        *evidence, highest = self._evidence(x)
+        layers = [_top(highest, *sample_gaussian(*highest, samples, estimator))]
+        for prior_network, found in zip(reversed(self.priors), reversed(evidence), strict=True):
+            prior = _halves(each_sample(prior_network, layers[0].z))
+            posterior = _merge(found, prior)
+            z, log_qz = sample_gaussian(*posterior, samples, estimator)
+            log_pz = gaussian_log_prob(z, *prior)
+            layers.insert(0, Layer(z, *posterior, log_pz, log_qz, kl=_kl(posterior, prior)))
+        return layers
+
+    def _evidence(self, x: Tensor) -> list[Gaussian]:
+        """Collect what the image says about each layer."""
+        found = []
+        for feature, encoder in zip(self.features, self.encoders, strict=True):
+            x = feature(x)
+            found.append(_halves(encoder(x)))
+        return found
+
+    def _at_means(self, x: Tensor) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Walk through the layers without noise; list posterior and prior of each."""
+        if len(self.features):
+            *evidence, above = self._evidence(x)
+            walked = [(*above, *_standard(above))]
+            for prior_network, found in zip(reversed(self.priors), reversed(evidence), strict=True):
+                prior = _halves(prior_network(walked[0][0]))
+                walked.insert(0, (*_merge(found, prior), *prior))
+            return walked
+        posteriors: list[Gaussian] = []
+        for encoder in self.encoders:
+            posteriors.append(_halves(encoder(posteriors[-1][0] if posteriors else x)))
+        priors = [_halves(prior(above)) for prior, (above, _) in zip(self.priors, posteriors[1:], strict=True)]
+        priors.append(_standard(posteriors[-1]))
+        return [(*posterior, *prior) for posterior, prior in zip(posteriors, priors, strict=True)]
+
+
+def _top(posterior: Gaussian, z: Tensor, log_qz: Tensor) -> Layer:
+    kl = kl_to_standard_normal(*posterior).expand_as(z)
+    return Layer(z, *posterior, standard_normal_log_prob(z), log_qz, kl)
+
+
+def _merge(first: Gaussian, second: Gaussian) -> Gaussian:
+    """Multiply two Gaussian densities, and normalise."""
+    log_variance = -torch.logaddexp(-first[1], -second[1])
+    mean = sum(mean * (log_variance - other).exp() for mean, other in (first, second))
+    return mean, log_variance  # type: ignore[return-value]
+
+
+def _kl(q: Gaussian, p: Gaussian) -> Tensor:
+    """KL(q || p), elementwise: that to a standard normal, in units of p. Units: nats."""
+    return kl_to_standard_normal((q[0] - p[0]) * (-0.5 * p[1]).exp(), q[1] - p[1])
+
+
+def _standard(like: Gaussian) -> Gaussian:
+    return torch.zeros_like(like[0]), torch.zeros_like(like[1])
+
+
+def _halves(output: Tensor) -> Gaussian:
+    mean, log_variance = output.chunk(2, dim=-1)
+    return mean, log_variance
