@@ -48,6 +48,8 @@ class Client:
     def encode(self, images: Images) -> tuple[Floats, Floats]:
         """Return mean and log variance of the posterior. Shapes: (B, H, W, C) -> (B, D), (B, D).
 
+        An autoencoder's code has no variance: its logarithm is minus infinity.
+
         Raises: UserError where images are not uint8 of the model's size.
         """
         found = np.asarray(images)
@@ -56,8 +58,8 @@ class Client:
                 f"encode: wanted uint8 images of shape (B, {', '.join(map(str, self.image_shape))}), "
                 f"found {found.dtype} {found.shape}"
             )
-        mean, log_variance = self._encoder.run(["mean", "log_variance"], {"images": found})
-        return mean, log_variance
+        mean, *log_variance = self._encoder.run(None, {"images": found})
+        return mean, log_variance[0] if log_variance else np.full_like(mean, -np.inf)
 
     def decode(self, latents: npt.ArrayLike) -> Images:
         """Return the mean images as grey levels. Shapes: (B, D) -> (B, H, W, C).
@@ -77,7 +79,14 @@ class Client:
         return self.decode(self.encode(images)[0])
 
     def sample(self, count: int, seed: int) -> Images:
-        """Decode draws from the prior. Shapes: (count, H, W, C)."""
+        """Decode draws from the prior. Shapes: (count, H, W, C).
+
+        Raises: UserError where the model is an autoencoder, which has no prior.
+        """
+        if self.metadata["kind"] == "autoencoder":
+            raise UserError(
+                "sample: wanted a model with a prior, found an autoencoder; decode codes of your own instead"
+            )
         return self.decode(np.random.default_rng(seed).standard_normal((count, self.latent_size)))
 
     def interpolate(self, first: Images, second: Images, steps: int) -> Images:

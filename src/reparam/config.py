@@ -108,7 +108,8 @@ class ModelConfig(Section):
     channels: Widths  # of conv: channels of each strided convolution; the decoder mirrors them
     kernel: PositiveInt  # of conv: pixels
     stride: PositiveInt  # of conv: pixels
-    hidden: MaybeWidths  # units of each fully connected layer of the encoder; the decoder mirrors them
+    hidden: MaybeWidths  # units of each fully connected layer of the encoder
+    decoder_hidden: MaybeWidths | None  # null: those of the encoder, in reverse
     activation: Annotated[str, _key_of("ACTIVATIONS", "models/networks.py")]
     norm: Literal["none", "batch", "layer"]
     init: Literal["torch", "glorot"]  # torch's own, or uniform weights and zero biases (Glorot & Bengio 2010)

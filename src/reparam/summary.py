@@ -23,6 +23,7 @@ def show(paths: Paths) -> None:
         "bce": "cross-entropy",
         "kl": "KL",
         "nll": "NLL",
+        "bits_per_dim": "bits per dimension",
     }.items():
         if name in metrics:
             table.add_row(title, f"{metrics[name]:.2f}", f"{metrics[f'{name}_se']:.2f}")

@@ -78,17 +78,18 @@ def image_grid(images: Array, columns: int, title: str) -> Figure:
         return figure
 
 
-def latent_grid(images: Array, limit: float, dimensions: tuple[int, int]) -> Figure:
+def latent_grid(images: Array, limit: float, dimensions: tuple[int, int], is_code: bool = False) -> Figure:
     """Show decoded images over a square of two latent dimensions. Shapes: (S*S, C, H, W), rows from top to bottom."""
     with _style():
         steps = round(len(images) ** 0.5)
         figure = Figure(figsize=(5.0, 5.0))
         axes = figure.subplots()
         ordinate = f"$z_{{{dimensions[1]}}}$" if dimensions[0] != dimensions[1] else "(a single dimension: rows repeat)"
+        unit = "units of the code" if is_code else "prior standard deviations"
         half = limit * steps / (steps - 1)  # the outermost images are centred on +-limit
         canvas = tile(images, steps, gap=1)
         axes.imshow(_colours(canvas), extent=(-half, half, -half, half), interpolation="nearest", **_grey())
-        axes.set(xlabel=f"$z_{{{dimensions[0]}}}$  (prior standard deviations)", ylabel=ordinate)
+        axes.set(xlabel=f"$z_{{{dimensions[0]}}}$  ({unit})", ylabel=ordinate)
         axes.set_title("Decoder mean; the other latent dimensions are 0")
         return figure
 
@@ -113,17 +114,21 @@ def latent_scatter(means: Array, labels: npt.NDArray[np.integer], dimensions: tu
         return figure
 
 
-def latent_use(kl: Array, active: npt.NDArray[np.bool_]) -> Figure:
-    """Show the KL of each latent dimension, active ones in colour. Shapes: (D,), (D,). Units: nats per image."""
+def latent_use(use: Array, active: npt.NDArray[np.bool_], is_code: bool = False) -> Figure:
+    """Show the KL of each latent dimension (of a code: its variance), active ones in colour. Shapes: (D,), (D,)."""
     with _style():
         figure = Figure(figsize=(5.6, 2.6))
         axes = figure.subplots()
-        order = np.argsort(-kl, kind="stable")
+        order = np.argsort(-use, kind="stable")
         colours = [COLOURS[0] if active[i] else COLOURS[-1] for i in order]
-        axes.bar(np.arange(len(kl)), kl[order], color=colours, width=0.7)
-        axes.set_xticks(np.arange(len(kl)), [str(i) for i in order], fontsize=min(9, 300 / len(kl)))
-        axes.set(xlabel="latent dimension", ylabel="KL (nats per image)", xlim=(-0.6, max(len(kl), 4) - 0.4))
-        axes.set_title(f"{int(active.sum())} of {len(kl)} latent dimensions are active")
+        axes.bar(np.arange(len(use)), use[order], color=colours, width=0.7)
+        axes.set_xticks(np.arange(len(use)), [str(i) for i in order], fontsize=min(9, 300 / len(use)))
+        axes.set(
+            xlabel="latent dimension",
+            ylabel="variance over images" if is_code else "KL (nats per image)",
+            xlim=(-0.6, max(len(use), 4) - 0.4),
+        )
+        axes.set_title(f"{int(active.sum())} of {len(use)} latent dimensions are active")
         return figure
 
 

@@ -18,37 +18,46 @@ from reparam.runtime import random_stream
 
 RECONSTRUCTIONS = 10  # images, one of each class first
 SAMPLES_PER_SIDE = 7
+SAMPLED_FROM = {"prior": "the prior", "mixture": "a Gaussian mixture fitted to the codes"}
 FIGURES = ("reconstructions", "samples", "latent_grid", "latent_scatter", "latent_use")
 
 
 @torch.no_grad()
-def draw(model: Model, data: Batches, labels: Labels, scores: Scores, settings: EvaluateConfig) -> dict[str, Figure]:
-    """Draw reconstructions, samples and latent space of the split that `scores` came from; one figure per name."""
-    kl = scores.latent_kl.numpy()
-    largest = np.argsort(-kl, kind="stable")
+def draw(
+    model: Model, data: tuple[Batches, Labels], scores: Scores, settings: EvaluateConfig, start: Tensor
+) -> dict[str, Figure]:
+    """Draw reconstructions, samples and latent space of the split that `scores` came from; one figure per name.
+
+    Shapes: start (SAMPLES_PER_SIDE ** 2, D), the latents to generate images from.
+    """
+    images, labels = data
+    is_code = not model.stochastic_layers
+    use = (scores.latent_variance if is_code else scores.latent_kl).numpy()
+    largest = np.argsort(-use, kind="stable")
     # With a single latent dimension the second axis of grid and scatter repeats the first.
     plane = (int(largest[0]), int(largest[min(1, len(largest) - 1)]))
 
-    show = data.scaling.invert
+    show = images.scaling.invert
     with random_stream(settings.seed, "figures"):
         rows = _one_of_each_class(labels)
-        grey = data.images[torch.from_numpy(rows).to(data.images.device)]
-        pixels = data.pixels(grey)
+        grey = images.images[torch.from_numpy(rows).to(images.images.device)]
+        pixels = images.pixels(grey)
         reconstructed = model.decode(model.posterior(pixels)[0])
-        noise = torch.randn(SAMPLES_PER_SIDE**2, len(kl)).to(pixels.device)
-        samples = model.decode(noise)
-    grid = model.decode(_plane_of_latents(plane, len(kl), settings).to(pixels.device))
+    samples = model.decode(start.to(pixels.device))
+    grid = model.decode(_plane_of_latents(plane, len(use), settings).to(pixels.device))
     pictured = {"original": grey.float() / 255, "as seen": show(pixels), "reconstruction": show(reconstructed)}
-    if not data.is_dynamic:  # the model sees the original
+    if not images.is_dynamic:  # the model sees the original
         del pictured["as seen"]
     return {
         "reconstructions": figures.image_rows(
             {name: _array(images) for name, images in pictured.items()}, labels[rows].tolist()
         ),
-        "samples": figures.image_grid(_array(show(samples)), SAMPLES_PER_SIDE, "Decoder means of draws from the prior"),
-        "latent_grid": figures.latent_grid(_array(show(grid)), settings.grid_range, plane),
+        "samples": figures.image_grid(
+            _array(show(samples)), SAMPLES_PER_SIDE, f"Decoder means of draws from {SAMPLED_FROM[settings.sampler]}"
+        ),
+        "latent_grid": figures.latent_grid(_array(show(grid)), settings.grid_range, plane, is_code),
         "latent_scatter": figures.latent_scatter(scores.means.numpy(), np.asarray(labels), plane),
-        "latent_use": figures.latent_use(kl, (scores.latent_variance > settings.active_variance).numpy()),
+        "latent_use": figures.latent_use(use, (scores.latent_variance > settings.active_variance).numpy(), is_code),
     }
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from reparam.config import EvaluateConfig
 from reparam.data.batches import Batches
-from reparam.models.draw import Model, kl_to_standard_normal
+from reparam.models.draw import Model
 from reparam.objectives import log_weights
 
 # Importance samples drawn at once, times images: bounds memory, and at this size the CPU is already busy.
@@ -21,26 +21,37 @@ class Scores:
 
     reconstruction: Tensor  # (N,) expected negative log p(x|z)
     kl: Tensor  # (N,)
-    nll: Tensor  # (N,) importance-sampled estimate of -log p(x)
-    latent_kl: Tensor  # (D,) mean over images
+    nll: Tensor  # (N,) importance-sampled estimate of -log p(x); NaN where a code has no density
+    latent_kl: Tensor  # (D,) mean over images; layer by layer, that next to the image first
     latent_variance: Tensor  # (D,) variance over images of the posterior mean
     means: Tensor  # (N, D) posterior means
+    layer_sizes: tuple[int, ...]  # D of each layer of latents
+
+
+@dataclass(frozen=True)
+class Reports:
+    """Which numbers mean something."""
+
+    density: bool  # the likelihood is one of these pixels; else (grey ones under a Bernoulli) it is a `bce`
+    posterior: bool  # there is one, and a prior, so that there are ELBO, KL and log-likelihood
+    bits: bool  # the likelihood is one of 256 grey values
 
 
 @torch.no_grad()
 def score(model: Model, data: Batches, config: EvaluateConfig) -> Scores:
     """Score every image of a split, drawing from torch's generator."""
-    parts = [_score_batch(model, x, config) for x in data.ordered(config.seed)]
+    parts: list[tuple[Tensor, ...]] = []
+    for x in data.ordered(config.seed):
+        draw = model.draw(x, x, config.elbo_samples)
+        latent_kl = torch.cat([layer.kl.mean(0) for layer in draw.layers], -1)  # (B, D)
+        nll = torch.full((len(x),), torch.nan)
+        if model.stochastic_layers:
+            nll = negative_log_likelihood(model, x, config.nll_samples)
+        parts.append((-draw.log_px.mean(0), draw.kl.mean(0), nll, latent_kl, model.posterior(x)[0]))
     reconstruction, kl, nll, latent_kl, means = (torch.cat(part).double().cpu() for part in zip(*parts, strict=True))
+    sizes = tuple(layer.z.shape[-1] for layer in draw.layers)
     # The population variance, as an activity statistic of this very split, and 0 for a single image.
-    return Scores(reconstruction, kl, nll, latent_kl.mean(0), means.var(0, correction=0), means)
-
-
-def _score_batch(model: Model, x: Tensor, config: EvaluateConfig) -> tuple[Tensor, ...]:
-    mean, log_variance = model.posterior(x)  # (B, D)
-    draw = model.draw(x, x, config.elbo_samples)
-    nll = negative_log_likelihood(model, x, config.nll_samples)
-    return (-draw.log_px.mean(0), draw.kl.mean(0), nll, kl_to_standard_normal(mean, log_variance), mean)
+    return Scores(reconstruction, kl, nll, latent_kl.mean(0), means.var(0, correction=0), means, sizes)
 
 
 def negative_log_likelihood(model: Model, x: Tensor, samples: int) -> Tensor:
@@ -56,25 +67,25 @@ def negative_log_likelihood(model: Model, x: Tensor, samples: int) -> Tensor:
     return math.log(samples) - total
 
 
-def headline(scores: Scores, active_variance: float, is_density: bool) -> dict[str, float]:
+def headline(scores: Scores, active_variance: float, reports: Reports, pixels: int) -> dict[str, float]:
     """Reduce scores to means over images with their standard errors (`_se`). Units: nats per image.
 
-    Where the likelihood is no density of the data (`is_density` false: grey pixels under a Bernoulli), the
-    reconstruction is reported as `bce`, and there is neither an ELBO nor a log-likelihood to report.
+    `pixels` counts channels too: `bits_per_dim` is the NLL in bits, per pixel and channel.
     """
-    if is_density:
-        per_image = {
-            "elbo": -(scores.reconstruction + scores.kl),
-            "reconstruction": scores.reconstruction,
-            "kl": scores.kl,
-            "nll": scores.nll,
-        }
-    else:
-        per_image = {"bce": scores.reconstruction, "kl": scores.kl}
+    per_image = {"reconstruction" if reports.density else "bce": scores.reconstruction}
+    if reports.density and reports.posterior:
+        per_image = {"elbo": -(scores.reconstruction + scores.kl), **per_image, "kl": scores.kl, "nll": scores.nll}
+    elif reports.posterior:
+        per_image["kl"] = scores.kl
+    if "nll" in per_image and reports.bits:
+        per_image["bits_per_dim"] = scores.nll / (math.log(2) * pixels)
     metrics = {}
     for name, values in per_image.items():
         metrics[name] = round(values.mean().item(), 4)
         metrics[f"{name}_se"] = round(_standard_error(values), 4)
+    if len(scores.layer_sizes) > 1:
+        for number, part in enumerate(torch.split(scores.latent_kl, list(scores.layer_sizes)), start=1):
+            metrics[f"kl_layer_{number}"] = round(part.sum().item(), 4)
     metrics["active_units"] = int((scores.latent_variance > active_variance).sum())
     metrics["images"] = len(scores.kl)
     return metrics

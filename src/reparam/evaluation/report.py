@@ -22,6 +22,7 @@ HEADLINES = (
     ),
     ("kl", "KL", "What the posterior tells beyond the prior; lower is cheaper."),
     ("nll", "NLL", "Importance-sampled −log p(x); lower is better."),
+    ("bits_per_dim", "Bits per dimension", "The NLL in bits, per pixel and channel; lower is better."),
 )
 FIGURES = (
     ("contact_sheet", "Data", "Images of each split, as they are stored."),
@@ -31,8 +32,8 @@ FIGURES = (
         "Reconstructions",
         "Test images above what the model makes of them, which may see a random draw of black and white.",
     ),
-    ("samples", "Samples", "What the decoder makes of draws from the prior: no image was given."),
-    ("latent_grid", "Latent grid", "The decoder over the two latent dimensions with the largest KL."),
+    ("samples", "Samples", "What the decoder makes of latents drawn at random: no image was given."),
+    ("latent_grid", "Latent grid", "The decoder over the two latent dimensions in most use."),
     ("latent_scatter", "Latent scatter", "Where the test images lie in those two dimensions."),
     ("latent_use", "Latent use", "How much each latent dimension tells about the image."),
 )

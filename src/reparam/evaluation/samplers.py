@@ -6,25 +6,39 @@ import torch
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-# Codes drawn per posterior would only blur: the mixture's own covariances widen it where posteriors are wide.
-CODES = 10_000  # at most, drawn from the training images; a mixture of tens of Gaussians needs no more
+from reparam.data.batches import Batches
+from reparam.models.draw import Model
+
+CODES = 10_000  # at most, because a mixture of tens of Gaussians needs no more
 
 
-def prior(count: int, _codes: Tensor, _components: int, generator: torch.Generator) -> Tensor:
-    """Draw from the standard normal. Shapes: -> (count, D)."""
-    return torch.randn(count, _codes.shape[1], generator=generator)
+def prior(count: int, latent: int, _codes: Callable[[], Tensor], _components: int) -> Tensor:
+    """Draw from the standard normal. Shapes: -> (count, latent)."""
+    return torch.randn(count, latent)
 
 
-def mixture(count: int, codes: Tensor, components: int, generator: torch.Generator) -> Tensor:
-    """Fit a Gaussian mixture to the codes of images, samples of the aggregate posterior, and draw from it.
+def mixture(count: int, _latent: int, codes: Callable[[], Tensor], components: int) -> Tensor:
+    """Fit a Gaussian mixture to codes of images, samples of the aggregate posterior, and draw from it.
 
-    Shapes: codes (N, D) -> (count, D). Source: Ghosh et al. 2020, sec. 4.1.
+    Shapes: codes() (N, D) -> (count, D). Source: Ghosh et al. 2020, sec. 4.1.
     """
-    seed = int(torch.randint(2**31, (), generator=generator))
-    fitted = GaussianMixture(min(components, len(codes)), random_state=seed, reg_covar=1e-4)
-    fitted.fit(codes.double().numpy())
-    return torch.from_numpy(fitted.sample(count)[0]).float()
+    found = codes().double().cpu().numpy()
+    seed = int(torch.randint(2**31, ()))
+    fitted = GaussianMixture(min(components, len(found)), random_state=seed, reg_covar=1e-4).fit(found)
+    drawn = torch.from_numpy(fitted.sample(count)[0]).float()
+    return drawn[torch.randperm(count)]  # scikit-learn sorts its draws by component
 
 
-Sampler = Callable[[int, Tensor, int, torch.Generator], Tensor]
+@torch.no_grad()
+def draw_codes(model: Model, data: Batches, seed: int) -> Tensor:
+    """Draw one code each of up to CODES images, chosen at random. Shapes: -> (N, D)."""
+    codes = []
+    for x in data.ordered(seed):
+        mean, log_variance = model.posterior(x)
+        codes.append(mean + torch.randn_like(mean) * (0.5 * log_variance).exp())
+    every = torch.cat(codes)
+    return every[torch.randperm(len(every))[:CODES].to(every.device)]
+
+
+Sampler = Callable[[int, int, Callable[[], Tensor], int], Tensor]
 SAMPLERS: dict[str, Sampler] = {"prior": prior, "mixture": mixture}

@@ -15,19 +15,18 @@ DECODER = "decoder.onnx"
 
 
 class EncoderGraph(nn.Module):
-    """uint8 images (B, H, W, C) -> mean and log variance of q(z|x), each (B, D)."""
-
-    outputs = ("mean", "log_variance")
+    """uint8 images (B, H, W, C) -> mean and log variance of q(z|x), each (B, D); of an autoencoder, the code alone."""
 
     def __init__(self, model: AnyModel, scaling: Scaling, grey_pixels: str) -> None:
         super().__init__()
         self.model = model
         self.scaling = scaling
         self.grey_pixels = grey_pixels
+        self.outputs = ("mean", "log_variance") if model.stochastic_layers else ("mean",)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         grey = images.permute(0, 3, 1, 2).to(torch.float32) / 255
-        return self.model.posterior(self.scaling(serve(grey, self.grey_pixels)))
+        return self.model.posterior(self.scaling(serve(grey, self.grey_pixels)))[: len(self.outputs)]
 
 
 class DecoderGraph(nn.Module):

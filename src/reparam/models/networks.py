@@ -45,7 +45,8 @@ def features(config: ModelConfig, shape: tuple[int, ...]) -> tuple[nn.Sequential
 
 def decoder(config: ModelConfig, inputs: int, shape: tuple[int, ...]) -> nn.Sequential:
     """Mirror the encoder. Shapes: `shape` is (C, H, W); (N, inputs) -> (N, C, H, W)."""
-    widths = (inputs, *reversed(config.hidden))
+    mirrored = tuple(reversed(config.hidden))
+    widths = (inputs, *(mirrored if config.decoder_hidden is None else config.decoder_hidden))
     if config.network == "mlp":
         return nn.Sequential(*mlp((*widths, math.prod(shape)), config), nn.Unflatten(1, shape))
     _check_size(config, shape)

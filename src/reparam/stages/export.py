@@ -21,6 +21,7 @@ from reparam.paths import Paths
 from reparam.runtime import make_deterministic, random_stream
 
 GOLDEN_IMAGES = 8
+SKEW_BATCH = 128  # images at once: memory
 SKEW_SAMPLES = 16  # posterior samples per image; enough to tell differences of a hundredth of a nat
 
 
@@ -40,19 +41,21 @@ def run(config: Config, paths: Paths) -> None:
 
     with tracker.child_run("export", card["lineage"]) as run:
         run.log_params(flatten(settings, "export."))
-        facts = _describe(card, settings.grey_pixels)
+        latent = model.posterior(torch.zeros(1, *model.shape))[0].shape[1]
+        facts = _describe(card, latent, settings.grey_pixels)
         metadata = {"reparam": json.dumps(facts, sort_keys=True)}
         with whole_directory(paths.onnx) as directory:
             onnx.export_encoder(encoder, settings.opset, metadata, directory / onnx.ENCODER)
-            onnx.export_decoder(decoder, facts["latent_size"], settings.opset, metadata, directory / onnx.DECODER)
-            for name in (onnx.ENCODER, onnx.DECODER):
-                verify.check_graph(directory / name, settings.opset)
+            onnx.export_decoder(decoder, latent, settings.opset, metadata, directory / onnx.DECODER)
+            for name, graph in ((onnx.ENCODER, encoder), (onnx.DECODER, decoder)):
+                verify.check_graph(directory / name, graph.outputs, settings.opset)
             metrics = verify.measure_parity(encoder, decoder, directory, images, seed=0)
             verify.write_golden(encoder, decoder, directory, images[:GOLDEN_IMAGES])
             verify.write_manifest(directory, {**facts, "opset": settings.opset})
         # Under `threshold` and `static` the grey values, which an app would send, are not stored.
         binarization = card["data"]["binarization"]
-        if binarization in ("none", "dynamic") and is_density(model.likelihood, binarization):
+        has_elbo = model.stochastic_layers and is_density(model.likelihood, binarization)
+        if binarization in ("none", "dynamic") and has_elbo:
             metrics |= serving_skew(model, split.images, card["data"], settings.grey_pixels)
         write_json(paths.export_metrics, metrics)
         run.log_headline(metrics)
@@ -78,18 +81,22 @@ def serving_skew(
         target = torch.bernoulli(grey) if data_card["binarization"] == "dynamic" else grey
     for x in (target, onnx.serve(grey, grey_pixels)):
         with random_stream(0, "serving skew, posterior"):
-            draw = model.draw(scaling(x), scaling(target), SKEW_SAMPLES)
-        elbos.append((draw.log_px - draw.kl).mean().item())
+            draws = [
+                model.draw(scaling(some), scaling(its), SKEW_SAMPLES)
+                for some, its in zip(torch.split(x, SKEW_BATCH), torch.split(target, SKEW_BATCH), strict=True)
+            ]
+        elbos.append(torch.cat([draw.log_px - draw.kl for draw in draws], 1).mean().item())
     return {"served_elbo": round(elbos[1], 4), "served_elbo_loss": round(elbos[0] - elbos[1], 4)}
 
 
-def _describe(card: dict[str, Any], grey_pixels: str) -> dict[str, Any]:
+def _describe(card: dict[str, Any], latent: int, grey_pixels: str) -> dict[str, Any]:
     """Collect what an app must know, and the way back to the parameters; goes into both graphs and the manifest."""
     channels, height, width = card["data"]["shape"]
     return {
         "format": 1,
         "image": {"layout": "NHWC", "shape": [height, width, channels], "dtype": "uint8", "range": [0, 255]},
-        "latent_size": card["model"]["latent"],
+        "kind": card["model"]["kind"],
+        "latent_size": latent,
         "likelihood": card["model"]["likelihood"],
         "grey_pixels": grey_pixels,
         "source": card["data"]["source"],

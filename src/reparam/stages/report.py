@@ -30,7 +30,7 @@ def run(config: Config, paths: Paths) -> None:
         title=config.report.title,
         data=store.read_card(paths.processed),
         model=card,
-        metrics=read_json(paths.evaluation_metrics, "evaluate", ("kl", "kl_se", "active_units")),
+        metrics=read_json(paths.evaluation_metrics, "evaluate", ("active_units", "images")),
         evaluation=read_json(paths.evaluation_card, "evaluate", ("images", "units", "lineage")),
         parity=read_json(paths.export_metrics, "export", ("encoder_max_error", "decoder_max_error")),
         manifest=read_json(paths.onnx / "manifest.json", "export", ("latent_size", "image", "lineage", "files")),

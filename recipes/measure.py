@@ -1,0 +1,158 @@
+"""Run one recipe, for several seeds and values of a parameter, and write down what came of it.
+
+    python recipes/measure.py kingma-mlp --seed 0 --seed 1 --seed 2
+    python recipes/measure.py beta-sweep --sweep objective.beta=0.1,1,10 --set train.epochs=5
+
+Each run goes through the stages `download` to `evaluate` in a scratch directory. What determines the result and the
+result itself go to results/<recipe>.json, the pictures of the first run to figures/<recipe>/.
+"""
+
+import csv
+import shutil
+import tempfile
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from ruamel.yaml import YAML
+
+from reparam.config import Config, load_config
+from reparam.data import store
+from reparam.data.batches import Batches
+from reparam.data.scaling import Scaling
+from reparam.errors import ParamsError, UserError
+from reparam.files import read_json, write_json
+from reparam.models.storage import load_model
+from reparam.objectives import Setting, corrupt, squared_jacobian_norm
+from reparam.paths import Paths
+from reparam.runtime import pick_device, random_stream
+from reparam.stages import download, evaluate, preprocess, train
+
+HERE = Path(__file__).parent
+PICTURES = ("samples", "latent_grid", "reconstructions")
+NOISE_LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # standard deviations, black to white being 1
+CODES_FOR_JACOBIAN = 1000  # test images; their mean is known to a percent
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One run of a recipe: what was changed in its file."""
+
+    recipe: str
+    changes: dict[str, Any]
+
+
+def main(
+    recipe: str,
+    seed: Annotated[list[int], typer.Option(help="train.seed; may be given several times.")] = [0],  # noqa: B006
+    set_: Annotated[list[str], typer.Option("--set", help="section.name=value, the budget.")] = [],  # noqa: B006
+    sweep: Annotated[str, typer.Option(help="section.name=value,value,...")] = "",
+    codes: Annotated[bool, typer.Option(help="Also measure how codes react to noise and to the image.")] = False,
+) -> None:
+    """Run a recipe and write results/<recipe>.json."""
+    name, _, values = sweep.partition("=")
+    budget = dict(_assignment(text) for text in set_)
+    swept = [{name: _parse(value)} for value in values.split(",")] if sweep else [{}]
+    figures = HERE / "figures" / recipe
+    shutil.rmtree(figures, ignore_errors=True)
+    runs = []
+    for change, number in product(swept, seed):
+        variant = Variant(recipe, {**budget, **change, "train.seed": number})
+        runs.append({**_run(variant, figures if not runs else None, codes), "seed": number, "swept": change})
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    write_json(
+        HERE / "results" / f"{recipe}.json", {"recipe": recipe, "budget": budget, "device": device, "runs": runs}
+    )
+
+
+def _run(variant: Variant, figures: Path | None, codes: bool) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="reparam-") as scratch:
+        paths = Paths(Path(scratch), HERE.parent)
+        config = _write_params(variant, paths)
+        for stage in (download, preprocess, train, evaluate):
+            stage.run(config, paths)
+        found: dict[str, Any] = {
+            "metrics": read_json(paths.evaluation_metrics, "evaluate"),
+            "history": _read_history(paths.history),
+        }
+        if codes:
+            found["codes"] = _measure_codes(paths, config)
+        if figures:
+            figures.mkdir(parents=True)
+            for picture in PICTURES:
+                shutil.copyfile(paths.figures / f"{picture}.png", figures / f"{picture}.png")
+        return found
+
+
+def _write_params(variant: Variant, paths: Paths) -> Config:
+    yaml = YAML()
+    params = yaml.load(HERE / f"{variant.recipe}.yaml")
+    for path, value in variant.changes.items():
+        section, _, name = path.partition(".")
+        if name not in params.get(section, {}):
+            raise ParamsError(f"{variant.recipe}.yaml: {path}: no such parameter; mend --set or --sweep")
+        params[section][name] = value
+    yaml.dump(params, paths.params)
+    return load_config(paths.params)
+
+
+def _read_history(path: Path) -> dict[str, list[float]]:
+    with path.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name]) for row in rows] for name in rows[0]}
+
+
+def _measure_codes(paths: Paths, config: Config) -> dict[str, Any]:
+    """Measure reconstruction under noise, the spread of codes, and how fast they change with the image."""
+    place = pick_device("auto")
+    card = store.read_card(paths.processed)
+    model = load_model(paths.model, place)
+    data = Batches(store.read_split(paths.processed, "test").images, card, config.evaluate.batch_size, place)
+    scaling = Scaling(card).to(place)
+    black, white = (scaling(torch.full((1, 1, 1), value, device=place)) for value in (0.0, 1.0))
+    setting = Setting(torch.tensor(torch.inf), len(data), black, white)
+    errors = dict.fromkeys(NOISE_LEVELS, 0.0)
+    codes, norms = [], []
+    with random_stream(0, "codes"), torch.no_grad():
+        for x in data.ordered(0):
+            codes.append(model.posterior(x)[0])
+            if sum(map(len, norms)) < CODES_FOR_JACOBIAN:
+                norms.append(squared_jacobian_norm(model, x))
+            for level in NOISE_LEVELS:
+                seen = model.decode(model.posterior(corrupt(x, "gaussian", level, setting))[0])
+                # In units of pixels from black to white, per pixel.
+                error = ((seen - x) / (white - black)).square().mean((1, 2, 3)).sum()
+                errors[level] += error.item() / len(data)
+    every = torch.cat(codes)
+    # In units of the root mean square of all codes, because a penalty must not win by making all codes small.
+    relative = every / every.square().mean().sqrt()
+    histogram = torch.histc(relative.clamp(-4, 4).float().cpu(), bins=40, min=-4, max=4) / relative.numel()
+    return {
+        "squared_error_under_noise": {str(level): round(error, 6) for level, error in errors.items()},
+        "activation_histogram": [round(share, 6) for share in histogram.tolist()],
+        "near_zero_fraction": round((relative.abs() < 0.1).float().mean().item(), 4),
+        "squared_jacobian_norm": round(torch.cat(norms).mean().item(), 4),
+        # The same in units of the codes' own variance: a small code is not yet a contracted one.
+        "relative_squared_jacobian_norm": round(
+            (torch.cat(norms).mean() / every.var(0, correction=0).sum()).item(), 6
+        ),
+    }
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    path, _, value = text.partition("=")
+    return path, _parse(value)
+
+
+def _parse(value: str) -> Any:
+    return YAML(typ="safe", pure=True).load(value)
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
