@@ -136,9 +136,7 @@ def _measure_codes(paths: Paths, config: Config) -> dict[str, Any]:
         "near_zero_fraction": round((relative.abs() < 0.1).float().mean().item(), 4),
         "squared_jacobian_norm": round(torch.cat(norms).mean().item(), 4),
         # The same in units of the codes' own variance: a small code is not yet a contracted one.
-        "relative_squared_jacobian_norm": round(
-            (torch.cat(norms).mean() / every.var(0, correction=0).sum()).item(), 6
-        ),
+        "relative_squared_jacobian_norm": round((torch.cat(norms).mean() / every.var(0, correction=0).sum()).item(), 6),
     }
 
 

@@ -44,8 +44,9 @@ def main() -> None:
     lines = [
         "# What the recipes measured",
         "",
-        "Written by `dvc repro recipes/dvc.yaml`. Test split; nats per image unless the number says otherwise; ± is the standard deviation",
-        "over seeds where there are several. The budget is what was changed in the recipe's file; nothing else was.",
+        "Written by `dvc repro recipes/dvc.yaml`. Test split; nats per image unless the number says otherwise;",
+        "± is the standard deviation over seeds where there are several. The budget is what was changed in the",
+        "recipe's file; nothing else was.",
         "",
         "| recipe | published | measured | | seeds | budget | device |",
         "|---|---|---|---|---|---|---|",
@@ -64,11 +65,13 @@ def _rows(name: str, facts: dict[str, str], result: dict[str, Any] | None) -> li
         return [f"| `{name}` | {facts['published']} | not measured | | | | |"]
     title, measure = MEASURES[facts["measure"]]
     budget = ", ".join(f"{path} {value}" for path, value in result["budget"].items()) or "as in its file"
-    return [
-        f"| `{name}`{_change(runs)} | {facts['published']} | {_spread([measure(run['metrics']) for run in runs])} | {title} "
-        f"| {', '.join(str(run['seed']) for run in runs)} | {budget} | {result['device']} |"
-        for runs in _by_change(result)
-    ]
+    rows = []
+    for runs in _by_change(result):
+        measured = _spread([measure(run["metrics"]) for run in runs])
+        seeds = ", ".join(str(run["seed"]) for run in runs)
+        cells = (f"`{name}`{_change(runs)}", facts["published"], measured, title, seeds, budget, result["device"])
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
 
 
 def _parts(name: str, runs: Sequence[dict[str, Any]]) -> str:
@@ -100,9 +103,7 @@ def _spread(values: Sequence[float]) -> str:
 
 def _pictures(results: dict[str, Any]) -> list[str]:
     lines = []
-    pictures = {
-        "curves": ("Loss per epoch", "Training loss of the first run of each recipe.", _curves(results)),
-    }
+    pictures = {"curves": ("Loss per epoch", "Training loss of the first run of each recipe.", _curves(results))}
     if "beta-sweep" in results:
         pictures["rate-distortion"] = (
             "Rate and distortion",
@@ -164,8 +165,12 @@ def _penalties(results: dict[str, Any]) -> Figure:
         noise, activations, jacobian = figure.subplots(1, 3)
         for run in results["denoising-ae"]["runs"]:
             found = run["codes"]["squared_error_under_noise"]
-            noise.plot([float(level) for level in found], list(found.values()), marker="o", markersize=3, label=_name(run))
-        noise.set(xlabel="noise on the input (black to white is 1)", ylabel="squared error per pixel", title="denoising")
+            noise.plot(
+                [float(level) for level in found], list(found.values()), marker="o", markersize=3, label=_name(run)
+            )
+        noise.set(
+            xlabel="noise on the input (black to white is 1)", ylabel="squared error per pixel", title="denoising"
+        )
         noise.legend()
         centres = np.linspace(-4, 4, 41)[:-1] + 0.1
         for run in results["sparse-ae"]["runs"]:
@@ -182,7 +187,7 @@ def _penalties(results: dict[str, Any]) -> Figure:
 
 def _penalty_table(results: dict[str, Any]) -> list[str]:
     lines = [
-        "| recipe | objective | squared error per pixel, clean | under noise 0.5 | codes within 0.1 of 0 | squared Jacobian norm | over code variance |",
+        "| recipe | objective | squared error per pixel | under noise 0.5 | codes near 0 | Jacobian norm² | over code variance |",
         "|---|---|---|---|---|---|---|",
     ]
     for kind in ("denoising", "sparse", "contractive"):

@@ -105,6 +105,16 @@ def check() -> None:
 
 
 @app.command(rich_help_panel="Around the stages")
+def gradients(device: DeviceOption = Device.auto) -> None:
+    """Compare the reparameterisation trick with the score function on the trained model."""
+    from reparam import gradients
+
+    config, paths = _inputs()
+    gradients.run(config, paths, device.value)
+    print(f"{paths.relative(paths.gradients)}: written")
+
+
+@app.command(rich_help_panel="Around the stages")
 def replay() -> None:
     """Deliver to MLflow what it missed while it was away."""
     from reparam import tracking

@@ -134,16 +134,11 @@ def dreg(model: Model, x: Tensor, config: ObjectiveConfig, _setting: Setting) ->
 def reinforce(model: Model, x: Tensor, config: ObjectiveConfig, _setting: Setting) -> Terms:
     """Negate the ELBO; its gradient to the encoder comes from the density of the samples, not through them.
 
-    Control variate: the mean over the other samples of the image or, with one sample, over the other images.
-    Source: Williams 1992; Mnih & Rezende 2016, sec. 2.4.
+    Source: Williams 1992; Mnih & Rezende 2016, sec. 2.4 (control variate).
     """
     draw = model.draw(x, x, config.samples, "score")
     value = log_weights(draw)  # (K, B)
-    signal = value.detach()
-    others = 0 if config.samples > 1 else 1
-    count = signal.shape[others] - 1
-    if count:
-        signal = signal - (signal.sum(others, keepdim=True) - signal) / count
+    signal = leave_one_out(value.detach())
     surrogate = -(signal * draw.log_qz + draw.log_px + draw.log_pz).mean(0)
     return _terms(model, draw, _with_gradient_of(-value.mean(0), surrogate))
 
@@ -162,6 +157,17 @@ def iwae(draw: Draw) -> Tensor:
 def log_weights(draw: Draw) -> Tensor:
     """Log importance weights log p(x, z) - log q(z|x). Shapes: (K, B)."""
     return draw.log_px + draw.log_pz - draw.log_qz
+
+
+def leave_one_out(values: Tensor) -> Tensor:
+    """Subtract from each the mean over the other samples of its image or, with one sample, over the other images.
+
+    A control variate: it does not depend on the sample itself, so the score-function gradient stays unbiased.
+    Shapes: (K, B), unchanged.
+    """
+    others = 0 if len(values) > 1 else 1
+    count = values.shape[others] - 1
+    return values - (values.sum(others, keepdim=True) - values) / count if count else values
 
 
 def corrupt(x: Tensor, noise: str, level: float, setting: Setting) -> Tensor:

@@ -89,6 +89,11 @@ class Paths:
     def report(self) -> Path:
         return self.root / "reports/index.html"
 
+    # gradients, outside the pipeline
+    @property
+    def gradients(self) -> Path:
+        return self.root / "reports/gradients"
+
     # tracking
     @property
     def tracking_database(self) -> Path:

@@ -149,6 +149,21 @@ def training_curves(history: Mapping[str, Sequence[float]], best_epoch: int) -> 
         return figure
 
 
+def gradient_noise(noise: Mapping[str, Mapping[int, float]]) -> Figure:
+    """Plot variance over squared mean of gradient estimators by the number of samples."""
+    with _style():
+        figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+        axes = figure.subplots()
+        for name, row in noise.items():
+            axes.loglog(list(row), list(row.values()), marker="o", markersize=4, linewidth=1.4, label=name)
+        axes.set_xticks(list(row), [str(samples) for samples in row])
+        axes.minorticks_off()
+        axes.set(xlabel="posterior samples per image", ylabel="variance / squared gradient")
+        axes.set_title("Noise of the gradient that the encoder gets")
+        axes.legend()
+        return figure
+
+
 def tile(images: Array, columns: int, gap: int) -> Array:
     """Lay images out row by row on white, `gap` pixels apart.
 
