@@ -65,14 +65,7 @@ class ContinuousBernoulli:
         return torch.where(output.abs() < SMALL, 0.5 + output / 12, -1 / torch.expm1(-safe) - 1 / safe)
 
     def output_of(self, mean: Tensor) -> Tensor:
-        """Invert `mean` by bisection, because it has no closed inverse."""
-        wanted = mean.clamp(CLIP, 1 - CLIP)
-        low, high = torch.full_like(wanted, -1 / CLIP), torch.full_like(wanted, 1 / CLIP)
-        for _ in range(60):
-            middle = (low + high) / 2
-            is_below = self.mean(middle) < wanted
-            low, high = torch.where(is_below, middle, low), torch.where(is_below, high, middle)
-        return (low + high) / 2
+        return _invert(self.mean, mean, limit=1 / CLIP)
 
 
 SMALL = 0.05  # below, the series is exact to float32: its next term is output ** 4 / 2880
@@ -111,7 +104,7 @@ class LearnedGaussian(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.log_sigma = nn.Parameter(torch.tensor(math.log(config.sigma)))
+        self.log_sigma = nn.Parameter(_unbound(torch.tensor(config.sigma).log(), *LOG_SIGMA))
         self.link = LINKS[config.output]
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
@@ -198,9 +191,13 @@ class LogisticMixture:
         return (log_shares.exp() * means).sum(-4)
 
     def output_of(self, mean: Tensor) -> Tensor:
-        shares = torch.zeros_like(mean)
-        centres = [mean + offset for offset in torch.linspace(-0.5, 0.5, self.components + 2)[1:-1].tolist()]
-        scales = torch.full_like(mean, -2.0)  # wide enough for the components to overlap: exp(-2) = 0.14
+        # The tails cut off pull the mean to grey, so that the middle of the components must lie beyond it.
+        return self._spread(_invert(lambda middle: self.mean(self._spread(middle)), mean, limit=3))
+
+    def _spread(self, middle: Tensor) -> Tensor:
+        shares = torch.zeros_like(middle)
+        centres = [middle + offset for offset in torch.linspace(-0.5, 0.5, self.components + 2)[1:-1].tolist()]
+        scales = torch.full_like(middle, -2.0)  # wide enough for the components to overlap: exp(-2) = 0.14
         return torch.cat([shares] * self.components + centres + [scales] * self.components, dim=-3)
 
     def _parts(self, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -257,6 +254,28 @@ def _bound(values: Tensor, low: float, high: float) -> Tensor:
     """Keep values between bounds, smoothly, so that a gradient leads back. Source: Chua et al. 2018, app. A.1."""
     values = high - F.softplus(high - values)
     return low + F.softplus(values - low)
+
+
+def _unbound(values: Tensor, low: float, high: float) -> Tensor:
+    """Invert `_bound`; of values at the bounds or beyond, which nothing is mapped to, take one just inside."""
+    values = values.clamp(low + 1e-3, high - 1e-3)
+    values = low + _inverse_softplus(values - low)
+    return high - _inverse_softplus(high - values)
+
+
+def _inverse_softplus(values: Tensor) -> Tensor:
+    return values + torch.log(-torch.expm1(-values))
+
+
+def _invert(function: Callable[[Tensor], Tensor], mean: Tensor, limit: float) -> Tensor:
+    """Solve function(x) = mean by bisection between -limit and limit, for a rising function without closed inverse."""
+    wanted = mean.clamp(CLIP, 1 - CLIP)
+    low, high = torch.full_like(wanted, -limit), torch.full_like(wanted, limit)
+    for _ in range(60):
+        middle = (low + high) / 2
+        is_below = function(middle) < wanted
+        low, high = torch.where(is_below, middle, low), torch.where(is_below, high, middle)
+    return (low + high) / 2
 
 
 def _away_from_zero(values: Tensor) -> Tensor:
