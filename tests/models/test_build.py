@@ -1,4 +1,3 @@
-import itertools
 import math
 from typing import Any
 
@@ -207,18 +206,8 @@ def test_convolutions_start_at_the_mean_of_each_channel(likelihood: str, output:
     torch.testing.assert_close(found, mean, rtol=0, atol=2e-6)
 
 
-# The bias is the mean of the outputs, which is not the output of the mean where outputs are not linear in the mean.
-NOT_LINEAR = pytest.mark.xfail(reason="set_output_bias averages logits instead of pixels")
-LINEAR = {"gaussian", "gaussian_learned", "gaussian_per_pixel", "laplace"}
-
-
-@pytest.mark.parametrize(
-    ("likelihood", "output"),
-    [
-        pytest.param(*pair, marks=() if pair[0] in LINEAR and pair[1] == "linear" else NOT_LINEAR)
-        for pair in itertools.product(LIKELIHOODS, ["linear", "sigmoid"])
-    ],
-)
+@every_likelihood
+@pytest.mark.parametrize("output", ["linear", "sigmoid"])
 def test_convolutions_start_at_the_mean_of_pixels_that_differ(likelihood: str, output: str) -> None:
     mean = torch.linspace(0, 1, math.prod(SHAPE)).square().reshape(SHAPE)
     found = started_at(mean, network="conv", likelihood=likelihood, output=output)

@@ -272,7 +272,7 @@ def test_the_continuous_bernoulli_is_normalised_by_its_integral(white: float) ->
         assert math.log(continuous_bernoulli_constant(white)) == pytest.approx(-math.log(integral), abs=1e-12)
 
 
-NEAR_ZERO = [0.0, 1e-8, -1e-8, 0.049, -0.049, 0.0499999, 0.0500001, 0.051, -0.051, 0.4, -3.0]
+NEAR_ZERO = [0.0, 1e-8, -1e-8, 0.049, -0.5, 0.999, -0.999, 0.9999999, 1.0000001, 1.001, -1.001, -3.0]
 
 
 def log_normaliser(output: float) -> float:

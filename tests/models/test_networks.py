@@ -298,7 +298,7 @@ def without_last_weights(decoder: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("hidden", [[], [5]])
 def test_the_output_bias_of_an_mlp_is_the_output_pixel_by_pixel(hidden: list[int]) -> None:
     decoder, output = networks.decoder(config(hidden=hidden), 3, (2, 4, 8)), some_images(2, 4, 8)
-    networks.set_output_bias(decoder, output)
+    networks.set_output_bias(decoder, output, lambda mean: mean)
     assert without_last_weights(decoder)(some_images(5, 3)).tolist() == output.expand(5, -1, -1, -1).tolist()
 
 
@@ -306,7 +306,7 @@ def test_the_output_bias_of_an_mlp_is_the_output_pixel_by_pixel(hidden: list[int
 def test_the_output_bias_of_convolutions_is_one_number_per_channel(norm: str) -> None:
     decoder = networks.decoder(conv(norm=norm), 3, (2, 4, 8))
     output = torch.tensor([0.25, -3.0]).reshape(2, 1, 1).expand(2, 4, 8)
-    networks.set_output_bias(decoder, output)
+    networks.set_output_bias(decoder, output, lambda mean: mean)
     assert without_last_weights(decoder)(some_images(5, 3)).tolist() == output.expand(5, -1, -1, -1).tolist()
 
 

@@ -2,7 +2,6 @@
 
 import itertools
 
-import torch
 from torch import Tensor, nn
 
 from reparam.config import ModelConfig
@@ -38,12 +37,13 @@ def build_model(config: ModelConfig, shape: tuple[int, ...]) -> AnyModel:
 
 
 def start_at_mean(model: AnyModel, mean: Tensor) -> None:
-    """Let the output bias alone put out the mean training image. Shapes: `mean` (C, H, W).
+    """Let the output bias alone put out the mean training image; convolutions, its mean per channel.
+
+    Shapes: `mean` (C, H, W).
 
     Source: Burda et al. 2016, sec. 5.
     """
-    with torch.no_grad():
-        networks.set_output_bias(model.decoder, model.likelihood.output_of(mean))
+    networks.set_output_bias(model.decoder, mean, model.likelihood.output_of)
 
 
 def _layers(

@@ -55,20 +55,23 @@ class ContinuousBernoulli:
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
         # The normaliser is log((e^o - 1) / o) = o / 2 + log(sinh(o / 2) / (o / 2)).
-        half = _away_from_zero(output.abs() / 2)
-        log_sinhc = half + torch.log1p(-(-2 * half).exp()) - math.log(2) - half.log()
-        log_sinhc = torch.where(output.abs() < SMALL, output.square() / 24, log_sinhc)
+        is_small, half, square = output.abs() < SMALL, _away_from_zero(output.abs() / 2), output.square()
+        series = square * (1 / 24 - square * (1 / 2880 - square * (1 / 181440 - square / 9676800)))
+        log_sinhc = torch.where(is_small, series, half + torch.log1p(-(-2 * half).exp()) - math.log(2) - half.log())
         return ((target - 0.5) * output - log_sinhc).sum(PIXELS)
 
     def mean(self, output: Tensor) -> Tensor:
-        safe = torch.where(output.abs() < SMALL, torch.ones_like(output), output)
-        return torch.where(output.abs() < SMALL, 0.5 + output / 12, -1 / torch.expm1(-safe) - 1 / safe)
+        is_small, square = output.abs() < SMALL, output.square()
+        series = 0.5 + output * (1 / 12 - square * (1 / 720 - square * (1 / 30240 - square / 1209600)))
+        safe = torch.where(is_small, torch.ones_like(output), output)
+        # exp(80) is as good as infinity here, but has a gradient.
+        return torch.where(is_small, series, -1 / torch.expm1((-safe).clamp_max(80)) - 1 / safe)
 
     def output_of(self, mean: Tensor) -> Tensor:
         return _invert(self.mean, mean, limit=1 / CLIP)
 
 
-SMALL = 0.05  # below, the series is exact to float32: its next term is output ** 4 / 2880
+SMALL = 1.0  # below, the series are exact to float32, while the closed forms lose digits as 1 / output
 
 
 class Gaussian:

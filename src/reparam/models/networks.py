@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -92,16 +93,17 @@ def initialise(module: nn.Module, init: str) -> None:
             nn.init.zeros_(layer.bias)
 
 
-def set_output_bias(decoder: nn.Module, output: Tensor) -> None:
-    """Make `output` the bias of the last layer; of a convolution, which has one per channel, its mean over pixels.
+def set_output_bias(decoder: nn.Module, mean: Tensor, output_of: Callable[[Tensor], Tensor]) -> None:
+    """Make the bias of the last layer put out `mean`; that of a convolution, one per channel, its mean over pixels.
 
-    Shapes: `output` (C, H, W).
+    Shapes: `mean` (C, H, W).
     """
     last = [layer for layer in decoder.modules() if isinstance(layer, nn.Linear | nn.ConvTranspose2d)][-1]
     assert last.bias is not None
-    bias = output.flatten() if isinstance(last, nn.Linear) else output.mean((1, 2))
+    if isinstance(last, nn.ConvTranspose2d):
+        mean = mean.mean((1, 2), keepdim=True)
     with torch.no_grad():
-        last.bias.copy_(bias)
+        last.bias.copy_(output_of(mean).flatten())
 
 
 def _after(config: ModelConfig, width: int, *, is_image: bool) -> list[nn.Module]:
