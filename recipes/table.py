@@ -187,7 +187,7 @@ def _penalties(results: dict[str, Any]) -> Figure:
 
 def _penalty_table(results: dict[str, Any]) -> list[str]:
     lines = [
-        "| recipe | objective | error per pixel | under noise 0.5 | codes near 0 | Jacobian norm² | over code variance |",
+        "| recipe | objective | error per pixel | under noise 0.5 | codes near 0 | Jacobian² | over code variance |",
         "|---|---|---|---|---|---|---|",
     ]
     for kind in ("denoising", "sparse", "contractive"):

@@ -38,7 +38,8 @@ STYLE: Any = {  # Any, because matplotlib types the keys one by one
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
+    """Draw in our style, whatever the user has set."""
     with mpl.rc_context():
         mpl.rcdefaults()  # a matplotlibrc of the user must not change what a stage writes
         mpl.rcParams.update(STYLE)
@@ -48,14 +49,14 @@ def _style() -> Iterator[None]:
 def png(figure: Figure) -> bytes:
     """Render a PNG whose bytes depend on the figure alone."""
     buffer = io.BytesIO()
-    with _style():
+    with style():
         figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.08, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def image_rows(rows: Mapping[str, Array], labels: Sequence[object]) -> Figure:
     """Show named rows of images one above the other, a label above each column. Shapes: each (N, C, H, W); (N,)."""
-    with _style():
+    with style():
         figure = Figure(figsize=(0.78 * len(labels) + 1.2, 0.78 * len(rows) + 0.3))
         axes = figure.subplots(len(rows), len(labels), squeeze=False, gridspec_kw={"wspace": 0.06, "hspace": 0.06})
         for line, (name, images) in zip(axes, rows.items(), strict=True):
@@ -69,7 +70,7 @@ def image_rows(rows: Mapping[str, Array], labels: Sequence[object]) -> Figure:
 
 def image_grid(images: Array, columns: int, title: str) -> Figure:
     """Tile images row by row. Shapes: (N, C, H, W), N a multiple of `columns`."""
-    with _style():
+    with style():
         rows = len(images) // columns
         figure = Figure(figsize=(4.6, 4.6 * rows / columns + 0.3))
         axes = figure.subplots()
@@ -80,7 +81,7 @@ def image_grid(images: Array, columns: int, title: str) -> Figure:
 
 def latent_grid(images: Array, limit: float, dimensions: tuple[int, int], is_code: bool = False) -> Figure:
     """Show decoded images over a square of two latent dimensions. Shapes: (S*S, C, H, W), rows from top to bottom."""
-    with _style():
+    with style():
         steps = round(len(images) ** 0.5)
         figure = Figure(figsize=(5.0, 5.0))
         axes = figure.subplots()
@@ -96,7 +97,7 @@ def latent_grid(images: Array, limit: float, dimensions: tuple[int, int], is_cod
 
 def latent_scatter(means: Array, labels: npt.NDArray[np.integer], dimensions: tuple[int, int]) -> Figure:
     """Plot posterior means by class. Shapes: (N, D), (N,)."""
-    with _style():
+    with style():
         figure = Figure(figsize=(5.6, 4.6))
         axes = figure.subplots()
         first, second = dimensions
@@ -116,7 +117,7 @@ def latent_scatter(means: Array, labels: npt.NDArray[np.integer], dimensions: tu
 
 def latent_use(use: Array, active: npt.NDArray[np.bool_], is_code: bool = False) -> Figure:
     """Show the KL of each latent dimension (of a code: its variance), active ones in colour. Shapes: (D,), (D,)."""
-    with _style():
+    with style():
         figure = Figure(figsize=(5.6, 2.6))
         axes = figure.subplots()
         order = np.argsort(-use, kind="stable")
@@ -134,7 +135,7 @@ def latent_use(use: Array, active: npt.NDArray[np.bool_], is_code: bool = False)
 
 def training_curves(history: Mapping[str, Sequence[float]], best_epoch: int) -> Figure:
     """Plot loss, reconstruction and KL per epoch, for training and validation. Units: nats per image."""
-    with _style():
+    with style():
         figure = Figure(figsize=(9.2, 2.7), layout="constrained")
         axes = figure.subplots(1, 3)
         for plot, term in zip(axes, ("loss", "reconstruction", "kl"), strict=True):
@@ -151,7 +152,7 @@ def training_curves(history: Mapping[str, Sequence[float]], best_epoch: int) -> 
 
 def gradient_noise(noise: Mapping[str, Mapping[int, float]]) -> Figure:
     """Plot variance over squared mean of gradient estimators by the number of samples."""
-    with _style():
+    with style():
         figure = Figure(figsize=(5.6, 3.6), layout="constrained")
         axes = figure.subplots()
         for name, row in noise.items():

@@ -18,7 +18,7 @@ from reparam.runtime import random_stream
 
 RECONSTRUCTIONS = 10  # images, one of each class first
 SAMPLES_PER_SIDE = 7
-SAMPLED_FROM = {"prior": "the prior", "mixture": "a Gaussian mixture fitted to the codes"}
+SAMPLED_FROM = {"prior": "the prior", "mixture": "a fitted mixture"}
 FIGURES = ("reconstructions", "samples", "latent_grid", "latent_scatter", "latent_use")
 
 
