@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import SMALL
 from pydantic import ValidationError
 
 from reparam.config import Config, flatten, load_config, params_hash
 from reparam.data.sources import SOURCES
 from reparam.errors import ParamsError
+from reparam.evaluation.samplers import SAMPLERS
 from reparam.models.likelihoods import LIKELIHOODS
 from reparam.models.networks import ACTIVATIONS
 from reparam.objectives import OBJECTIVES
 from reparam.paths import Paths
+from reparam.training.optimizers import OPTIMIZERS
 
 REPOSITORY = Path(__file__).parents[1]
 Write = Callable[[dict[str, Any]], None]
@@ -34,7 +37,10 @@ def test_the_shipped_parameters_are_valid_and_are_read_as_they_stand() -> None:
     assert config.download.source == "digits"
     assert config.preprocess.binarization == "dynamic"
     assert config.model.hidden == (256, 256)
+    assert config.objective.beta == 1.0
     assert config.train.learning_rate == 0.002
+    assert config.train.betas == (0.9, 0.999)
+    assert config.train.milestones == ()
     assert config.report.title == "A variational autoencoder of handwritten digits"
 
 
@@ -42,6 +48,11 @@ def test_every_wrong_parameter_is_named_at_once(project: Paths, params: dict[str
     params["download"]["source"] = 7
     params["model"]["hidden"] = [16, 0]
     params["model"]["latent"] = 2.5
+    params["model"]["stochastic"] = {"layers": 2}
+    params["objective"]["free_bit"] = params["objective"].pop("free_bits")
+    params["objective"]["rho"] = 1
+    params["train"]["betas"] = [0.9, 1.0]
+    params["train"]["milestones"] = [1, 2.5]
     params["preprocess"]["binarization"] = "dinamic"
     params["train"]["epoch"] = params["train"].pop("epochs")
     params["evaluate"]["grid_steps"] = 41
@@ -63,6 +74,12 @@ def test_every_wrong_parameter_is_named_at_once(project: Paths, params: dict[str
             "download.mirrors: wanted a valid tuple, found 'https://example.org'",
             "model.hidden.1: wanted greater than 0, found 0",
             "model.latent: wanted a valid integer, found 2.5",
+            "model.stochastic: unknown parameter, found {'layers': 2}; remove it",
+            "objective.free_bits: missing; wanted a value of type number",
+            "objective.free_bit: unknown parameter, found 0.0; did you mean 'free_bits'?",
+            "objective.rho: wanted less than 1, found 1",
+            "train.betas.1: wanted less than 1, found 1.0",
+            "train.milestones.1: wanted a valid integer, found 2.5",
             "preprocess.binarization: wanted 'none', 'threshold', 'static' or 'dynamic', found 'dinamic'",
             "train.epochs: missing; wanted a value of type integer",
             "train.epoch: unknown parameter, found 2; did you mean 'epochs'?",
@@ -82,9 +99,15 @@ def test_every_wrong_parameter_is_named_at_once(project: Paths, params: dict[str
         ("preprocess", "channels", "one of 1, 3"),
         ("preprocess", "classes", "a list or null"),
         ("preprocess", "limit", "a value of type integer or null"),
-        ("preprocess", "validation", "a fraction below 1, or a whole number of images"),
+        ("preprocess", "validation", "0, a fraction below 1, or a whole number of images"),
+        ("preprocess", "test", "a fraction below 1, or a whole number of images"),
+        ("model", "kind", "one of 'autoencoder', 'vae', 'hierarchical'"),
         ("model", "hidden", "a list"),
+        ("model", "start_at_mean", "a value of type boolean"),
         ("objective", "beta", "a value of type number"),
+        ("train", "betas", "a list"),
+        ("train", "monitor", "one of 'loss', 'elbo'"),
+        ("train", "optimizer", "a value of type string"),
         ("train", "seed", "a value of type integer"),
         ("report", "title", "a value of type string"),
     ],
@@ -120,21 +143,41 @@ def test_a_misspelt_section_is_recognised(project: Paths, params: dict[str, Any]
         ("train", "learning_rate", "'0.1'", "wanted a valid number, found '0.1'"),
         ("train", "learning_rate", "true", "wanted a valid number, found True"),
         ("train", "learning_rate", "0", "wanted greater than 0, found 0"),
+        ("train", "betas", "[0.9]", "wanted at least 2 items, found [0.9]"),
+        ("train", "betas", "[0.9, 0.99, 0.999]", "wanted at most 2 items, found [0.9, 0.99, 0.999]"),
+        ("train", "betas", "0.9", "wanted a valid tuple, found 0.9"),
+        ("train", "betas", "[]", "wanted at least 2 items, found []"),
+        ("train", "momentum", "1", "wanted less than 1, found 1"),
+        ("train", "momentum", "-0.1", "wanted greater than or equal to 0, found -0.1"),
+        ("train", "factor", "1.0", "wanted less than 1, found 1.0"),
+        ("train", "factor", "0", "wanted greater than 0, found 0"),
+        ("train", "warmup_epochs", "-1", "wanted greater than or equal to 0, found -1"),
+        ("train", "schedule", "linear", "wanted 'constant', 'cosine', 'step' or 'milestones', found 'linear'"),
+        ("train", "monitor", "kl", "wanted 'loss' or 'elbo', found 'kl'"),
+        ("objective", "beta", "-1", "wanted greater than or equal to 0, found -1"),
+        ("objective", "samples", "0", "wanted greater than 0, found 0"),
+        ("objective", "warmup_epochs", "0", "wanted greater than 0, found 0"),
+        ("objective", "rho", "0", "wanted greater than 0, found 0"),
         ("model", "hidden", "16", "wanted a valid tuple, found 16"),
+        ("model", "sigma", "0", "wanted greater than 0, found 0"),
+        ("model", "start_at_mean", "1", "wanted a valid boolean, found 1"),
         *(
-            ("preprocess", "validation", text, f"wanted a fraction below 1, or a whole number of images, found {found}")
+            ("preprocess", name, text, f"wanted {zero}a fraction below 1, or a whole number of images, found {found}")
+            for name, zero in (("validation", "0, "), ("test", ""))
             for text, found in (
-                ("0", "0"),
                 ("-1", "-1"),
-                ("0.0", "0.0"),
+                ("-0.1", "-0.1"),
                 ("1.0", "1.0"),
                 ("1.5", "1.5"),
                 (".nan", "nan"),
                 ("true", "True"),
+                ("false", "False"),
                 ("'0.1'", "'0.1'"),
                 ("", "None"),
             )
         ),
+        ("preprocess", "test", "0", "wanted a fraction below 1, or a whole number of images, found 0"),
+        ("preprocess", "test", "0.0", "wanted a fraction below 1, or a whole number of images, found 0.0"),
         ("preprocess", "channels", "'1'", "wanted 1 or 3, found '1'"),
         ("preprocess", "image_size", "0", "wanted greater than 0, found 0"),
         ("preprocess", "classes", "'1'", "wanted a valid tuple, found '1'"),
@@ -151,10 +194,34 @@ def test_a_value_of_another_type_or_range_is_refused(
     assert problems(project.params) == [f"{section}.{name}: {complaint}"]
 
 
-def test_an_empty_list_is_refused(project: Paths, params: dict[str, Any], write_params: Write) -> None:
-    params["model"]["hidden"] = []
+@pytest.mark.parametrize(("section", "name"), [("preprocess", "classes"), ("model", "channels"), ("model", "upper")])
+def test_an_empty_list_is_refused_where_it_means_nothing(
+    section: str, name: str, project: Paths, params: dict[str, Any], write_params: Write
+) -> None:
+    params[section][name] = []
     write_params(params)
-    assert problems(project.params) == ["model.hidden: wanted at least 1 items, found []"]
+    assert problems(project.params) == [f"{section}.{name}: wanted at least 1 items, found []"]
+
+
+@pytest.mark.parametrize("name", ["channels", "upper", "hidden"])
+def test_a_list_of_one_wrong_number_is_not_called_too_short(
+    name: str, project: Paths, params: dict[str, Any], write_params: Write
+) -> None:
+    params["model"][name] = [0]
+    write_params(params)
+    assert problems(project.params) == [f"model.{name}.0: wanted greater than 0, found 0"]
+
+
+@pytest.mark.parametrize(
+    ("section", "name"),
+    [("model", "hidden"), ("model", "upper_hidden"), ("train", "milestones"), ("download", "mirrors")],
+)
+def test_an_empty_list_is_allowed_where_it_means_none(
+    section: str, name: str, project: Paths, params: dict[str, Any], write_params: Write
+) -> None:
+    params[section][name] = []
+    write_params(params)
+    assert getattr(getattr(load_config(project.params), section), name) == ()
 
 
 def test_a_section_that_is_no_section_is_refused(project: Paths, params: dict[str, Any], write_params: Write) -> None:
@@ -185,7 +252,9 @@ def test_every_spelling_of_a_number_is_read_as_a_number(
     assert (found, type(found)) == (value, float)
 
 
-@pytest.mark.parametrize(("text", "value"), [("0.1", 0.1), ("1e-3", 1e-3), ("1", 1), ("5000", 5000)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("0.1", 0.1), ("1e-3", 1e-3), ("1", 1), ("5000", 5000), ("0", 0), ("0.0", 0.0)]
+)
 def test_a_share_is_a_fraction_with_a_point_and_a_count_without(
     text: str, value: float, project: Paths, params: dict[str, Any]
 ) -> None:
@@ -248,6 +317,8 @@ def test_no_parameter_has_a_default() -> None:
         ("model", "activation", ACTIVATIONS),
         ("model", "likelihood", LIKELIHOODS),
         ("objective", "name", OBJECTIVES),
+        ("train", "optimizer", OPTIMIZERS),
+        ("evaluate", "sampler", SAMPLERS),
     ],
 )
 def test_names_are_the_keys_of_the_dict_of_their_kind(
@@ -265,12 +336,8 @@ def test_names_are_the_keys_of_the_dict_of_their_kind(
 
 def test_flatten_names_parameters_as_dvc_does(project: Paths, params: dict[str, Any]) -> None:
     config = load_config(project.params)
-    assert flatten(config.model, "model.") == {
-        "model.hidden": [16],
-        "model.activation": "gelu",
-        "model.latent": 3,
-        "model.likelihood": "bernoulli",
-    }
+    assert flatten(config.model, "model.") == {f"model.{name}": value for name, value in SMALL["model"].items()}
+    assert (SMALL["model"]["hidden"], SMALL["model"]["likelihood"]) == ([16], "bernoulli")
     assert flatten(config.download, "download.") == {
         "download.source": "digits",
         "download.variant": None,

@@ -49,6 +49,7 @@ def _key_of(table: str, module: str) -> AfterValidator:
 
 
 SHARE = "a fraction below 1, or a whole number of images"
+MAYBE_SHARE = f"0, {SHARE}"
 
 
 def _check_share(value: Any) -> float | int:
@@ -59,7 +60,17 @@ def _check_share(value: Any) -> float | int:
     return value  # type: ignore[no-any-return]
 
 
+def _check_maybe_share(value: Any) -> float | int:
+    if value == 0 and not isinstance(value, bool):
+        return value  # type: ignore[no-any-return]
+    try:
+        return _check_share(value)
+    except ValueError:
+        raise ValueError(MAYBE_SHARE) from None
+
+
 Share = Annotated[float | int, PlainValidator(_check_share), Field(description=SHARE)]
+MaybeShare = Annotated[float | int, PlainValidator(_check_maybe_share), Field(description=MAYBE_SHARE)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch and numpy both take
 # A YAML list arrives as a Python list; the tuples keep the model frozen, and their items stay strict.
 Widths = Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)]
@@ -92,7 +103,7 @@ class PreprocessConfig(Section):
     image_size: PositiveInt | None  # pixels: resize the shorter side and crop the centre; null: as they are
     channels: Literal[1, 3]
     classes: Annotated[Strings, Field(min_length=1)] | None  # names of the classes to keep; null: all
-    validation: Share  # of the training images; chooses when training stops
+    validation: MaybeShare  # of the training images; chooses when training stops; 0: trains on all, to the last epoch
     test: Share  # of all images, where the source publishes no test split; scored once, by `evaluate`
     limit: PositiveInt | None  # images per split at most, for smoke runs; null: all
     binarization: Literal["none", "threshold", "static", "dynamic"]
@@ -220,7 +231,10 @@ def load_config(path: Path) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        problems = [_describe(item) for item in error.errors(include_url=False)]
+        found = error.errors(include_url=False)
+        parents = {item["loc"][:-1] for item in found}
+        # pydantic does not count a wrong item, so a list that holds one may pass for too short.
+        problems = [_describe(item) for item in found if item["type"] != "too_short" or item["loc"] not in parents]
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         raise ParamsError(f"{path}: {count}\n" + "\n".join(f"  {p}" for p in problems)) from None
 
@@ -254,6 +268,8 @@ def _describe(problem: Any) -> str:
         return f"{path}: wanted a section of parameters, found {problem['input']!r}"
     if problem["type"] == "too_short":
         return f"{path}: wanted at least {problem['ctx']['min_length']} items, found {problem['input']!r}"
+    if problem["type"] == "too_long":
+        return f"{path}: wanted at most {problem['ctx']['max_length']} items, found {problem['input']!r}"
     message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     return f"{path}: wanted {message}, found {problem['input']!r}"
 

@@ -48,6 +48,14 @@ def test_every_batch_size_covers_the_split(batch_size: int, sizes: list[int]) ->
     assert [len(batch) for batch in data.ordered(0)] == sizes
 
 
+@pytest.mark.parametrize("binarization", ["none", "dynamic"])
+def test_a_split_without_images_has_no_batches(binarization: str) -> None:
+    data = Batches(NUMBERED[:0], data_card(binarization), 4, CPU)
+    assert len(data) == 0
+    assert list(data.shuffled()) == []
+    assert list(data.ordered(0)) == []
+
+
 def test_dynamic_pixels_are_black_or_white_with_the_grey_value_as_mean() -> None:
     torch.manual_seed(0)
     visits = 4000

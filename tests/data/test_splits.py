@@ -78,7 +78,21 @@ def test_another_validation_share_leaves_the_test_split_alone() -> None:
     assert set(few["validation"]) < set(many["validation"])
 
 
+@pytest.mark.parametrize("validation", [0, 0.0])
+def test_no_validation_share_leaves_all_other_images_to_training(validation: float) -> None:
+    parts = assign(raw(all=100), settings(validation=validation))
+    assert sizes(parts) == {"train": ("all", 80), "validation": ("all", 0), "test": ("all", 20)}
+    assert list(parts) == list(SPLITS)
+    assert rows_of(parts)["test"] == rows_of(assign(raw(all=100), settings(validation=0.5)))["test"]
+
+
 # With published splits
+
+
+def test_no_validation_share_trains_on_the_whole_published_training_split() -> None:
+    parts = assign(raw(train=60, test=7), settings(validation=0))
+    assert sizes(parts) == {"train": ("train", 60), "validation": ("train", 0), "test": ("test", 7)}
+    assert rows_of(parts)["train"] == list(range(60))
 
 
 def test_a_published_test_split_is_kept_whole_and_in_its_order() -> None:
@@ -89,8 +103,9 @@ def test_a_published_test_split_is_kept_whole_and_in_its_order() -> None:
     assert sorted(found["train"] + found["validation"]) == list(range(60))
 
 
-def test_all_published_splits_are_kept_whatever_the_shares() -> None:
-    parts = assign(raw(train=5, validation=3, test=2), settings(validation=0.9, test=0.9))
+@pytest.mark.parametrize("validation", [0, 0.9])
+def test_all_published_splits_are_kept_whatever_the_shares(validation: float) -> None:
+    parts = assign(raw(train=5, validation=3, test=2), settings(validation=validation, test=0.9))
     assert sizes(parts) == {"train": ("train", 5), "validation": ("validation", 3), "test": ("test", 2)}
     assert rows_of(parts) == {"train": list(range(5)), "validation": list(range(3)), "test": list(range(2))}
 
@@ -195,6 +210,8 @@ def test_a_limit_cuts_only_the_splits_that_exceed_it() -> None:
         ({"train": 4, "test": 3}, 4, 0.2, "train"),
         ({"train": 4, "test": 0}, 1, 0.2, "test"),
         ({"train": 0, "validation": 2, "test": 2}, 1, 0.2, "train"),
+        ({"train": 4, "validation": 0, "test": 2}, 0, 0.2, "validation"),  # it was published to be used
+        ({"all": 1}, 0, 1, "train"),
     ],
     ids=str,
 )

@@ -108,6 +108,19 @@ def test_what_is_stored_is_read_back(stored: Path, splits: dict[Any, Split]) -> 
         assert (found.images.dtype, found.labels.dtype) == (np.uint8, np.int32)
 
 
+@pytest.mark.parametrize("how", ["none", "threshold", "static"])
+def test_a_split_without_images_is_stored_and_read_back(how: str, tmp_path: Path, splits: dict[Any, Split]) -> None:
+    splits["validation"] = Split(splits["validation"].images[:0], splits["validation"].labels[:0])
+    write_arrays(tmp_path, splits)
+    binarize(tmp_path / "validation-images.npy", how, (0, 1))
+    card = write_card(tmp_path, FACTS, "standard")
+    facts = {name: card["splits"]["validation"][name] for name in ("count", "classes")}
+    assert facts == {"count": 0, "classes": {}}
+    found = read_split(tmp_path, "validation")
+    assert (found.images.shape, found.labels.shape) == ((0, 2, 3, 4), (0,))
+    assert (found.images.dtype, found.labels.dtype) == (np.uint8, np.int32)
+
+
 def test_images_are_mapped_rather_than_read_and_cannot_be_changed(stored: Path) -> None:
     images = read_split(stored, "train").images
     assert isinstance(images, np.memmap)

@@ -197,6 +197,20 @@ def test_training_curves_show_both_splits_and_the_best_epoch(epochs: int) -> Non
     assert is_drawn(figure)
 
 
+def test_training_curves_without_validation_show_training_alone() -> None:
+    history = {name: curve for name, curve in some_history(4).items() if not name.startswith("validation")}
+    figure = figures.training_curves(history, best_epoch=4)
+    for axes, term in zip(figure.axes, ("loss", "reconstruction", "kl"), strict=True):
+        train, best = axes.lines
+        assert (train.get_label(), list(train.get_ydata())) == ("train", history[f"train_{term}"])
+        assert set(best.get_xdata()) == {4}
+        assert axes.get_ylim()[0] < min(history[f"train_{term}"]) < max(history[f"train_{term}"]) < axes.get_ylim()[1]
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["train"]
+    assert is_drawn(figure)
+
+
 def test_training_curves_let_the_first_epochs_leave_at_the_top() -> None:
     history = some_history(100)
     figure = figures.training_curves(history, best_epoch=100)

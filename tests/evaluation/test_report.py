@@ -1,12 +1,23 @@
 import base64
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from reparam.config import load_config
+from reparam.data import store
+from reparam.data.splits import SPLITS
+from reparam.errors import DamagedInputError
+from reparam.evaluation import figures, gallery
 from reparam.evaluation.report import FIGURES, Page, render
+from reparam.paths import Paths
+from reparam.stages import report
 
 PICTURE = b"\x89PNG not really"
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -212,3 +223,72 @@ def test_grey_pixels_lose_no_elbo_to_the_serving_skew(grey_page: Page) -> None:
 
 def test_equal_pages_give_equal_bytes(page: Page) -> None:
     assert render(page) == render(replace(page))
+
+
+# The stage
+
+
+TERMS = ("loss", "reconstruction", "kl")
+
+
+def lay_out(paths: Paths, page: Page, validation: int, curves: list[str]) -> None:
+    """What the stage reads, as earlier stages leave it: so many validation images, and these columns of a history."""
+
+    def write(path: Path, content: Any) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+    paths.processed.mkdir(parents=True)
+    for name, count in zip(SPLITS, (5, validation, 3), strict=True):
+        np.save(paths.processed / f"{name}-images.npy", np.full((count, 1, 4, 4), 200, np.uint8))
+        np.save(paths.processed / f"{name}-labels.npy", np.zeros(count, np.int32))
+    store.write_card(paths.processed, {"source": "noise", "binarization": "none", "classes": ["all"]}, "unit")
+    write(paths.model / "card.json", {**page.model, "model": {}, "objective": {}, "train": {}, "data": {}})
+    write(paths.evaluation_metrics, page.metrics)
+    write(paths.evaluation_card, page.evaluation)
+    write(paths.export_metrics, page.parity)
+    write(paths.onnx / "manifest.json", page.manifest)
+    names = ["epoch", *curves]
+    write(paths.history, "".join(",".join(row) + "\n" for row in (names, ["1"] * len(names), ["2"] * len(names))))
+    paths.figures.mkdir(parents=True)
+    for name in gallery.FIGURES:
+        (paths.figures / f"{name}.png").write_bytes(PICTURE)
+
+
+@pytest.mark.parametrize(("validation", "splits"), [(2, ["train", "validation"]), (0, ["train"])])
+def test_the_page_draws_the_splits_that_there_are(
+    validation: int, splits: list[str], page: Page, project: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictured: list[Any] = []
+    sheet, curves = gallery.contact_sheet, figures.training_curves
+    columns = [f"{split}_{term}" for split in splits for term in TERMS]
+
+    def note_sheet(images: Mapping[str, store.Images]) -> Any:
+        pictured.append(list(images))
+        return sheet(images)
+
+    def note_curves(history: Mapping[str, list[float]], best_epoch: int) -> Any:
+        pictured.append(history)
+        return curves(history, best_epoch)
+
+    monkeypatch.setattr(gallery, "contact_sheet", note_sheet)
+    monkeypatch.setattr(figures, "training_curves", note_curves)
+    lay_out(project, page, validation, [*columns, "train_elbo"])
+    report.run(load_config(project.params), project)
+    assert pictured == [[*splits, "test"], {name: [1.0, 2.0] for name in ("epoch", *columns)}]
+    assert Outline(project.report.read_text(encoding="utf-8")).tags.count("img") == len(FIGURES)
+
+
+@pytest.mark.parametrize("missing", ["train_kl", "validation_loss", "validation_kl"])
+def test_a_history_without_a_curve_of_a_split_that_there_is_is_damaged(
+    missing: str, page: Page, project: Paths
+) -> None:
+    columns = [f"{split}_{term}" for split in ("train", "validation") for term in TERMS]
+    lay_out(project, page, 2, [name for name in columns if name != missing])
+    with pytest.raises(DamagedInputError) as caught:
+        report.run(load_config(project.params), project)
+    assert str(caught.value) == (
+        f"{project.history}: wanted a table of epoch, {', '.join(columns)}, found a damaged one; "
+        "run `dvc repro --force --single-item train`"
+    )
+    assert not project.report.exists()

@@ -257,6 +257,63 @@ def test_a_mirror_may_start_at_the_home_directory(
     assert set(contents(project.raw)) == {"manifest.json", *MNIST}
 
 
+def test_mirrors_of_the_environment_are_tried_before_those_of_the_parameters(
+    fetch: Fetch, project: Paths, mnist: Path, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near = tmp_path / "near"
+    near.mkdir()
+    shutil.copyfile(mnist / MNIST[0], near / MNIST[0])
+    fetch("mnist", mirrors=[str(mnist)])
+    without = contents(project.raw)
+    monkeypatch.setenv("REPARAM_MIRRORS", f"  {near}\n\t{server.url} ")
+    fetch("mnist", mirrors=["nowhere"])
+    assert sorted(path for path, _ in server.seen) == sorted(f"/{name}" for name in MNIST[1:])
+    assert contents(project.raw) == without  # the mirrors stand nowhere in the result
+
+
+def test_a_relative_mirror_of_the_environment_starts_at_the_repository_even_in_a_scratch_copy(
+    fetch: Fetch, project: Paths, mnist: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(mnist, project.root / "mirrors/mnist")
+    monkeypatch.setenv("REPARAM_MIRRORS", "mirrors/mnist")
+    queued = Paths(project.root / ".dvc/tmp/exps/abc", project.root)
+    fetch("mnist", queued)
+    assert set(contents(queued.raw)) == {"manifest.json", *MNIST}
+
+
+@pytest.mark.parametrize("mirrors", ["", " \n"], ids=repr)
+def test_an_empty_variable_names_no_mirror(
+    mirrors: str, fetch: Fetch, project: Paths, mnist: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REPARAM_MIRRORS", mirrors)
+    with pytest.raises(UserError) as caught:
+        fetch("mnist")
+    assert [line.split(": ")[0].strip() for line in str(caught.value).splitlines()[1:-1]] == [f"{NOWHERE}{MNIST[2]}"]
+
+
+def test_what_a_wrong_mirror_of_the_environment_holds_is_refused(
+    fetch: Fetch, project: Paths, mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
+    for name in MNIST:
+        (wrong / name).write_bytes(b"none of the published files")
+    monkeypatch.setenv("REPARAM_MIRRORS", str(wrong))
+    fetch("mnist", mirrors=[str(mnist)])
+    for name in MNIST:
+        assert (project.raw / name).read_bytes() == (mnist / name).read_bytes()
+
+
+def test_mirrors_of_the_environment_are_not_recorded_as_parameters(
+    fetch: Fetch, mnist: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[dict[str, Any]] = []
+    monkeypatch.setattr("reparam.tracking.Run.log_params", lambda _, values: logged.append(values))
+    monkeypatch.setenv("REPARAM_MIRRORS", f"{mnist} https://example.org/?signature=secret")
+    fetch("mnist", mirrors=["nowhere"])
+    assert [values["download.mirrors"] for values in logged] == [["nowhere"]]
+
+
 def test_one_wrong_file_in_a_mirror_is_refused_and_the_right_ones_are_kept_for_the_next_run(
     fetch: Fetch, project: Paths, mnist: Path, before: dict[str, bytes]
 ) -> None:

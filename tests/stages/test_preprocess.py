@@ -336,6 +336,35 @@ def test_shares_are_fractions_or_numbers_of_images(
     assert counts(prepare(validation=validation, test=test)) == expected
 
 
+def test_without_a_validation_share_all_other_images_are_trained_on(project: Paths, prepare: Prepare) -> None:
+    card = prepare(validation=0)
+    assert counts(card) == [1438, 0, 359]
+    assert card["splits"]["validation"]["classes"] == {}
+    assert images(project.processed, "validation") == labels(project.processed, "validation") == []
+    assert np.load(project.processed / "validation-images.npy").shape == (0, 1, 8, 8)
+    metrics = json.loads(project.data_metrics.read_text())
+    assert [metrics[f"{name}_images"] for name in SPLITS] == [1438, 0, 359]
+
+
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+@pytest.mark.parametrize("workers", [None, "2"])
+def test_a_folder_without_a_validation_share_is_trained_on_too(
+    workers: str | None, on_error: str, project: Paths, prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if workers:
+        monkeypatch.setattr(convert, "_workers", WORKERS)
+        monkeypatch.setenv("REPARAM_WORKERS", workers)
+    folder = draw_flat(project.root / "photos", {f"{value}.png": value for value in range(5)})
+    card = prepare(folder, test=2, validation=0, on_error=on_error)
+    assert counts(card) == [3, 0, 2]
+    assert pairs(project.processed) == [(value, 0) for value in range(5)]
+
+
+def test_a_published_validation_folder_is_kept_without_a_share(project: Paths, prepare: Prepare) -> None:
+    folder = draw_flat(project.root / "photos", {"train/1.png": 1, "val/2.png": 2, "test/3.png": 3})
+    assert counts(prepare(folder, validation=0)) == [1, 1, 1]
+
+
 def test_every_digit_is_in_one_split_with_its_label(project: Paths, prepare: Prepare) -> None:
     prepare(validation=0.3, test=0.3)
     published = load_digits()

@@ -1,10 +1,12 @@
 import json
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL
 from data_card import data_card
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from reparam.config import DownloadConfig, ModelConfig, ObjectiveConfig, TrainCo
 from reparam.data import sources
 from reparam.data.batches import Batches
 from reparam.data.raw import ImageArrays
+from reparam.data.scaling import Scaling
 from reparam.data.store import Images
 from reparam.errors import NonFiniteError
 from reparam.models.build import build_model
@@ -21,11 +24,11 @@ from reparam.training.loop import Fit, Metrics, Sums, fit
 from reparam.training.step import LossModule, Step
 
 CPU = torch.device("cpu")
-OBJECTIVE = ObjectiveConfig(name="elbo", beta=1.0, samples=1)
 
 
-def settings(epochs: int, patience: int = 100, seed: int = 0, batch_size: int = 4) -> TrainConfig:
-    return TrainConfig(seed=seed, batch_size=batch_size, epochs=epochs, patience=patience, learning_rate=0.005)
+def settings(epochs: int, **changes: Any) -> TrainConfig:
+    values = {"epochs": epochs, "patience": 100, "seed": 0, "batch_size": 4, "learning_rate": 0.005}
+    return TrainConfig.model_validate(SMALL["train"]).model_copy(update=values | changes)
 
 
 def batches(images: int, batch_size: int = 4) -> Batches:
@@ -43,7 +46,7 @@ def ignore(metrics: Metrics, epoch: int) -> None:
 # Sums
 
 
-def test_a_ragged_last_batch_weighs_by_its_images() -> None:
+def test_a_mean_over_images_is_no_mean_of_batch_means_where_the_last_batch_is_ragged() -> None:
     sums = Sums([terms(1.0, 2.0), terms(6.0)])
     assert sums.means("train", epoch=1) == {"train_loss": 3.0, "train_kl": 1.0}
     assert (sums.images, sums.steps) == (3, 2)
@@ -88,10 +91,11 @@ def test_the_first_step_whose_loss_is_not_finite_is_named(losses: list[float], s
 
 
 class Script:
-    """Training that only counts its steps, into its one weight, and validation that reads its losses off a list."""
+    """Training that only counts its steps, into its one weight, and validation that reads its terms off lists."""
 
-    def __init__(self, losses: list[float]) -> None:
+    def __init__(self, losses: list[float], elbos: list[float] | None = None) -> None:
         self.losses = iter(losses)
+        self.elbos = iter(elbos or [])
         self.weight = torch.zeros(())
         self.logged: list[tuple[int, Metrics]] = []
 
@@ -101,23 +105,26 @@ class Script:
 
     def score(self, batch: Tensor) -> Terms:
         assert not torch.is_grad_enabled()
-        return terms(*[next(self.losses)] * len(batch))
+        elbo = next(self.elbos, None)
+        more = {} if elbo is None else {"elbo": torch.full((len(batch),), elbo)}
+        return terms(*[next(self.losses)] * len(batch)) | more
 
     def log(self, metrics: Metrics, epoch: int) -> None:
         self.logged.append((epoch, metrics))
 
-    def fit(self, config: TrainConfig) -> Fit:
-        return fit(self.step, self.score, lambda: {"w": self.weight}, (batches(4), batches(4)), config, self.log)
+    def fit(self, config: TrainConfig, validation: int = 4) -> Fit:
+        data = batches(4), batches(validation)
+        return fit(self.step, self.score, lambda: {"w": self.weight}, data, config, self.log)
 
 
 def test_training_stops_after_patience_epochs_without_a_lower_validation_loss() -> None:
     script = Script([5.0, 4.0, 3.0, 3.5, 3.0, 4.0, 1.0])  # an equal loss is not a lower one
     result = script.fit(settings(epochs=100, patience=3))
     assert [row["validation_loss"] for row in result.history] == [5.0, 4.0, 3.0, 3.5, 3.0, 4.0]
-    assert (result.best_loss, result.best_epoch) == (3.0, 3)
+    assert (result.best_score, result.best_epoch) == (3.0, 3)
 
 
-def test_the_kept_weights_are_those_of_the_best_epoch() -> None:
+def test_the_kept_weights_are_those_of_the_best_epoch_and_not_of_the_last() -> None:
     script = Script([5.0, 4.0, 3.0, 3.5, 3.2, 3.1])
     result = script.fit(settings(epochs=6))
     assert script.weight.item() == 6
@@ -132,6 +139,49 @@ def test_patience_begins_anew_at_every_improvement() -> None:
 def test_patience_of_one_stops_at_the_first_disappointment() -> None:
     result = Script([5.0, 5.0, 1.0]).fit(settings(epochs=3, patience=1))
     assert (len(result.history), result.best_epoch) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("monitor", "epoch", "score", "epochs"),
+    [("loss", 3, 1.0, 5), ("elbo", 2, 4.0, 4)],  # lower is better, and a score of 4 is an ELBO of -4
+)
+def test_loss_and_elbo_choose_different_epochs(monitor: str, epoch: int, score: float, epochs: int) -> None:
+    script = Script([3.0, 2.0, 1.0, 2.0, 2.0, 2.0], [-5.0, -4.0, -6.0, -7.0, -4.0, -4.0])
+    result = script.fit(settings(epochs=6, patience=2, monitor=monitor))
+    assert (result.best_epoch, result.best_score, len(result.history)) == (epoch, score, epochs)
+    assert result.best_weights["w"].item() == epoch
+    assert [row["validation_loss"] for row in result.history] == [3.0, 2.0, 1.0, 2.0, 2.0][:epochs]
+    assert [row["validation_elbo"] for row in result.history] == [-5.0, -4.0, -6.0, -7.0, -4.0][:epochs]
+
+
+@pytest.mark.parametrize("monitor", ["loss", "elbo"])
+def test_without_validation_every_epoch_is_trained_and_the_last_weights_are_kept(monitor: str) -> None:
+    script = Script([])  # any score would raise StopIteration
+    result = script.fit(settings(epochs=5, patience=1, monitor=monitor), validation=0)
+    assert (len(result.history), result.best_epoch) == (5, 5)
+    assert result.best_weights["w"].item() == 5
+    assert result.history[0] == {"epoch": 1.0, "train_loss": 0.0, "train_kl": 1.0}
+    assert [set(metrics) for _, metrics in script.logged] == [
+        {"epoch", "train_loss", "train_kl", "images_per_second"}
+    ] * 5
+
+
+def test_a_score_is_the_mean_over_images_and_no_mean_of_batch_means() -> None:
+    values = iter([terms(1.0, 1.0, 1.0, 1.0), terms(1.0, 1.0, 1.0, 1.0), terms(11.0, 11.0)])
+    step, data = Script([]).step, (batches(4), batches(10))
+    result = fit(step, lambda _: next(values), dict, data, settings(epochs=1), ignore)
+    assert result.history[0]["validation_loss"] == result.best_score == 3.0  # of batch means it would be 13 / 3
+
+
+@pytest.mark.parametrize("found", [math.nan, -math.inf])
+def test_a_monitored_elbo_that_is_not_finite_stops_training_although_the_loss_is(found: float) -> None:
+    script = Script([3.0, 2.0], [-5.0, found])
+    with pytest.raises(NonFiniteError) as error:
+        script.fit(settings(epochs=9, monitor="elbo"))
+    assert str(error.value) == (
+        f"train: the validation elbo is no longer finite at epoch 2 (found {found}); set train.monitor to loss in "
+        "params.yaml, or lower train.learning_rate"
+    )
 
 
 def test_training_shuffles_anew_in_every_epoch_and_validation_keeps_the_order() -> None:
@@ -215,20 +265,26 @@ def deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(before)
 
 
-def module_for(images: Images, device: torch.device = CPU) -> LossModule:
-    config = ModelConfig(hidden=(32,), activation="gelu", latent=4, likelihood="bernoulli")
-    return LossModule(build_model(config, images.shape[1:]), OBJECTIVE).to(device)
+def module_for(images: Images, scaling: Scaling, device: torch.device = CPU, **objective: Any) -> LossModule:
+    config = ModelConfig.model_validate(SMALL["model"]).model_copy(update={"hidden": (32,), "latent": 4})
+    wanted = ObjectiveConfig.model_validate(SMALL["objective"]).model_copy(update=objective)
+    return LossModule(build_model(config, images.shape[1:]), wanted, scaling, len(images)).to(device)
 
 
 def train(
-    images: Images, config: TrainConfig, device: torch.device = CPU, wrap: Callable[[LossModule], Draws] | None = None
+    images: Images,
+    config: TrainConfig,
+    device: torch.device = CPU,
+    wrap: Callable[[Callable[[Tensor], Terms]], Draws] | None = None,
+    **objective: Any,
 ) -> Fit:
     make_deterministic(config.seed)
-    module = module_for(images, device)
-    data = tuple(Batches(part, data_card("dynamic"), config.batch_size, device) for part in (images[50:], images[:50]))
-    score = module if wrap is None else wrap(module)
-    step = Step(module, config.learning_rate)
-    return fit(step, score, module.model.state_dict, (data[0], data[1]), config, ignore)
+    training, validation = (
+        Batches(part, data_card("dynamic"), config.batch_size, device) for part in (images[50:], images[:50])
+    )
+    module = module_for(images[50:], training.scaling, device, **objective)
+    score = module.score if wrap is None else wrap(module.score)
+    return fit(Step(module, config), score, module.model.state_dict, (training, validation), config, ignore)
 
 
 def history_bytes(result: Fit) -> str:
@@ -246,7 +302,25 @@ def test_training_on_real_digits_lowers_the_loss(digits: Images) -> None:
     assert result.history[0]["train_loss"] > 32  # nats; 64 fair coins make 44.4
     assert result.history[-1]["train_loss"] < 28
     assert result.history[-1]["validation_loss"] < 28
-    assert result.best_loss == min(row["validation_loss"] for row in result.history)
+    assert result.best_score == min(row["validation_loss"] for row in result.history)
+
+
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("warmup", ["none", "linear"])
+def test_model_selection_weighs_the_kl_with_the_beta_of_training(warmup: str, digits: Images) -> None:
+    config = settings(epochs=3, batch_size=64)
+    result = train(digits[:300], config, beta=10.0, warmup=warmup, warmup_epochs=1000)
+    for row in result.history:
+        wanted = row["validation_reconstruction"] + 10 * row["validation_kl"]
+        assert row["validation_loss"] == pytest.approx(wanted, rel=1e-5)
+        assert row["validation_elbo"] == pytest.approx(
+            -row["validation_reconstruction"] - row["validation_kl"], rel=1e-5
+        )
+    assert result.best_score == min(row["validation_loss"] for row in result.history)
+    first = result.history[0]
+    beta = {"none": 10.0, "linear": 0.0}[warmup]  # of the first epoch of 1,000: nearly 0
+    wanted = first["train_reconstruction"] + beta * first["train_kl"]
+    assert first["train_loss"] == pytest.approx(wanted, rel=1e-3)
 
 
 @pytest.mark.usefixtures("deterministic")
@@ -285,8 +359,8 @@ def test_validation_sees_the_same_draws_in_every_epoch_whatever_training_drew() 
 def test_a_loss_that_explodes_in_real_training_names_epoch_and_step() -> None:
     images = np.zeros((12, 1, 2, 2), np.uint8)
     torch.manual_seed(0)
-    module = module_for(images)
-    step = Step(module, learning_rate=0.001)
+    module = module_for(images, Scaling(data_card("none")))
+    step = Step(module, settings(epochs=3, learning_rate=0.001))
     seen = 0
 
     def poisoned(batch: Tensor) -> Terms:
@@ -297,7 +371,7 @@ def test_a_loss_that_explodes_in_real_training_names_epoch_and_step() -> None:
         return step(batch)
 
     with pytest.raises(NonFiniteError, match=r"the train loss is no longer finite at epoch 2, step 2 of 3 \(loss nan,"):
-        fit(poisoned, module, module.model.state_dict, (batches(12), batches(4)), settings(epochs=3), ignore)
+        fit(poisoned, module.score, module.model.state_dict, (batches(12), batches(4)), settings(epochs=3), ignore)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA GPU")
@@ -309,4 +383,4 @@ def test_the_same_seed_trains_the_same_model_on_a_gpu(digits: Images) -> None:
     assert history_bytes(first) == history_bytes(second)
     assert {tensor.device.type for tensor in first.best_weights.values()} == {"cuda"}
     on_cpu = train(digits[:300], config)  # another noise generator, so near and not equal
-    assert first.best_loss == pytest.approx(on_cpu.best_loss, rel=0.05)
+    assert first.best_score == pytest.approx(on_cpu.best_score, rel=0.05)

@@ -41,3 +41,14 @@ def test_a_terminal_gets_a_bar_that_ends_full(width: int) -> None:
     if width == 120:
         assert last.startswith("training ")
         assert " 2/2 loss 12.35  KL 1.50  validation 15.00  12,346 images/s" in last
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_without_validation_the_line_says_nothing_of_it(is_terminal: bool) -> None:
+    console = Console(file=io.StringIO(), force_terminal=is_terminal, width=120)
+    with progress(1, console) as show:
+        show({name: value for name, value in METRICS.items() if name != "validation_loss"}, 1)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "loss 12.35  KL 1.50  12,346 images/s" in text
+    assert "validation" not in text

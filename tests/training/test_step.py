@@ -1,23 +1,41 @@
 import copy
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from conftest import SMALL
+from data_card import data_card
+from torch import Tensor, nn
 
-from reparam.config import ModelConfig, ObjectiveConfig
+from reparam.config import ModelConfig, ObjectiveConfig, TrainConfig
+from reparam.data.scaling import Scaling
 from reparam.models.build import build_model
-from reparam.objectives import elbo
+from reparam.models.draw import Model
+from reparam.objectives import OBJECTIVES, Setting, Terms
 from reparam.training.step import LossModule, Step
 
-OBJECTIVE = ObjectiveConfig(name="elbo", beta=3.0, samples=2)
 RATE = 0.01
+MODEL: dict[str, Any] = {"hidden": (5,), "activation": "tanh", "latent": 2}
+OBJECTIVE: dict[str, Any] = {"beta": 3.0, "samples": 2}
+
+
+def settings(**changes: Any) -> TrainConfig:
+    return TrainConfig.model_validate(SMALL["train"]).model_copy(update={"learning_rate": RATE, **changes})
+
+
+def module_with(
+    objective: dict[str, Any] | None = None, model: dict[str, Any] | None = None, images: int = 4
+) -> LossModule:
+    """A small model of black and white images, and its objective."""
+    torch.manual_seed(0)
+    config = ModelConfig.model_validate(SMALL["model"]).model_copy(update=MODEL | (model or {}))
+    wanted = ObjectiveConfig.model_validate(SMALL["objective"]).model_copy(update=OBJECTIVE | (objective or {}))
+    return LossModule(build_model(config, (1, 2, 3)), wanted, Scaling(data_card("none")), images)
 
 
 @pytest.fixture
 def module() -> LossModule:
-    torch.manual_seed(0)
-    config = ModelConfig(hidden=(5,), activation="tanh", latent=2, likelihood="bernoulli")
-    return LossModule(build_model(config, (1, 2, 3)), OBJECTIVE)
+    return module_with()
 
 
 @pytest.fixture
@@ -25,13 +43,121 @@ def batch() -> Tensor:
     return torch.bernoulli(torch.full((4, 1, 2, 3), 0.5), generator=torch.Generator().manual_seed(0))
 
 
-def test_the_loss_module_gives_the_terms_of_the_objective(module: LossModule, batch: Tensor) -> None:
+class Settings:
+    """An objective that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.seen: list[Setting] = []
+
+    def __call__(self, model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> Terms:
+        self.seen.append(setting)
+        return OBJECTIVES["elbo"].terms(model, x, config, setting)
+
+
+# The loss
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_loss_module_gives_the_terms_of_the_objective(name: str, batch: Tensor) -> None:
+    kind = "autoencoder" if OBJECTIVES[name].layers[0] == 0 else "vae"
+    module = module_with({"name": name}, {"kind": kind})
+    setting = Setting(torch.tensor(0.0), 4, torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
     torch.manual_seed(1)
-    wanted = elbo(module.model, batch, OBJECTIVE)
+    wanted = OBJECTIVES[name].terms(module.model, batch, module.config, setting)
     torch.manual_seed(1)
     found = module(batch)
     assert found.keys() == wanted.keys()
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    for term, values in found.items():
+        assert values.shape == (4,), term
+        assert torch.equal(values, wanted[term]), term
+
+
+def test_an_objective_is_told_how_the_model_sees_black_and_white() -> None:
+    card = {"scaling": {"shift": [0.5, 0.0], "scale": [0.5, 2.0]}}
+    module = LossModule(module_with().model, module_with().config, Scaling(card), 4)
+    assert module.black.tolist() == [[[-1.0]], [[0.0]]]
+    assert module.white.tolist() == [[[1.0]], [[0.5]]]
+
+
+def test_a_scaling_on_another_device_than_the_cpu_will_do() -> None:
+    # As `train` builds it: the scaling of the batches is where they are. No GPU is needed to see it.
+    scaling = Scaling(data_card("none")).to("meta")
+    module = LossModule(module_with().model, module_with().config, scaling, 4)
+    assert (module.black.device.type, module.white.device.type) == ("meta", "meta")
+
+
+def test_nothing_but_the_model_is_trained_or_kept(module: LossModule) -> None:
+    assert {f"model.{name}" for name in module.model.state_dict()} == set(module.state_dict())
+    assert len(list(module.parameters())) == len(list(module.model.parameters()))
+
+
+# Held-out images
+
+
+def test_a_warm_up_starts_at_beta_0_and_scores_held_out_images_with_the_whole_beta(batch: Tensor) -> None:
+    module = module_with({"beta": 4.0, "warmup": "linear", "warmup_epochs": 10})
+    first = module(batch)
+    assert torch.equal(first["loss"], first["reconstruction"])
+    held_out = module.score(batch)
+    torch.testing.assert_close(held_out["loss"], held_out["reconstruction"] + 4.0 * held_out["kl"])
+    module.seen += 5 * 4  # half of the ten epochs, of four images each
+    half = module(batch)
+    torch.testing.assert_close(half["loss"], half["reconstruction"] + 2.0 * half["kl"])
+
+
+@pytest.mark.parametrize("warmup", ["none", "linear", "cyclic"])
+@pytest.mark.parametrize("seen", [0, 20, 40, 400])
+def test_the_beta_of_training_is_not_forgotten_in_model_selection(warmup: str, seen: int, batch: Tensor) -> None:
+    module = module_with({"beta": 4.0, "warmup": warmup, "warmup_epochs": 10})
+    module.seen += seen  # whichever epoch it is, a score is comparable to that of any other
+    held_out = module.score(batch)
+    torch.testing.assert_close(held_out["loss"], held_out["reconstruction"] + 4.0 * held_out["kl"])
+    torch.testing.assert_close(held_out["elbo"], -held_out["reconstruction"] - held_out["kl"])
+
+
+def test_a_capacity_is_whole_where_held_out_images_are_scored(batch: Tensor) -> None:
+    module = module_with({"name": "capacity", "capacity": 7.0, "capacity_epochs": 100})
+    assert module(batch)["capacity"].tolist() == [0.0] * 4
+    assert module.score(batch)["capacity"].tolist() == [7.0] * 4
+
+
+def test_held_out_images_leave_the_statistics_of_a_batch_norm_alone(batch: Tensor) -> None:
+    module = module_with(model={"norm": "batch"})
+    module(batch)  # so that they are not those of a fresh layer
+    before = copy.deepcopy(module.state_dict())
+    held_out = module.score(batch)
+    after = module.state_dict()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+    assert any("running_mean" in name for name in before)
+    assert all(part.training for part in module.modules())
+    # An image's score depends on no other image of its batch.
+    torch.manual_seed(0)
+    [alone] = module.score(batch[:1])["kl"].tolist()
+    assert alone == pytest.approx(held_out["kl"][0].item(), rel=1e-5)
+
+
+def test_a_training_batch_does_change_the_statistics_of_a_batch_norm(batch: Tensor) -> None:
+    module = module_with(model={"norm": "batch"})
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm1d)]
+    module(batch)
+    assert norms
+    assert [norm.num_batches_tracked.item() for norm in norms if norm.num_batches_tracked is not None] == [1] * len(
+        norms
+    )
+
+
+def test_training_goes_on_after_a_score_that_failed(module: LossModule, batch: Tensor) -> None:
+    with pytest.raises(RuntimeError):
+        module.score(batch[..., :1])
+    assert all(part.training for part in module.modules())
+
+
+def test_a_score_does_not_count_as_images_seen(module: LossModule, batch: Tensor) -> None:
+    module.score(batch)
+    assert module.seen.item() == 0
+
+
+# Steps
 
 
 def test_the_first_step_is_the_first_step_of_adam(module: LossModule, batch: Tensor) -> None:
@@ -39,7 +165,7 @@ def test_the_first_step_is_the_first_step_of_adam(module: LossModule, batch: Ten
     torch.manual_seed(1)
     (twin(batch)["loss"].sum() / 4).backward()
     torch.manual_seed(1)
-    Step(module, RATE)(batch)
+    Step(module, settings())(batch)
     for found, before in zip(module.parameters(), twin.parameters(), strict=True):
         assert found.grad is not None
         assert before.grad is not None
@@ -61,19 +187,54 @@ def test_later_steps_start_from_fresh_gradients(module: LossModule, batch: Tenso
             parameter.grad = gradient
         reference.step()
     torch.manual_seed(1)
-    step = Step(module, RATE)
+    step = Step(module, settings())
     for _ in range(3):
         step(batch)
     for found, wanted in zip(module.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(found, wanted)
 
 
+def test_the_weights_of_a_likelihood_are_trained_too(batch: Tensor) -> None:
+    module = module_with(model={"likelihood": "gaussian_learned"})
+    before = dict(copy.deepcopy(module.state_dict()))
+    Step(module, settings())(batch)
+    changed = {name for name, tensor in module.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == set(before)
+    assert "model.likelihood.log_sigma" in changed
+
+
 def test_a_step_returns_the_terms_before_the_step_without_their_graph(module: LossModule, batch: Tensor) -> None:
     torch.manual_seed(1)
     wanted = {name: values.detach() for name, values in module(batch).items()}
     torch.manual_seed(1)
-    found = Step(module, RATE)(batch)
+    found = Step(module, settings())(batch)
     assert found.keys() == wanted.keys()
     for name, values in found.items():
         assert torch.equal(values, wanted[name])
         assert not values.requires_grad
+
+
+def test_a_ragged_last_batch_counts_its_images_and_not_as_a_whole_batch(batch: Tensor) -> None:
+    module = module_with(images=10)
+    objective = Settings()
+    module.objective = objective
+    step = Step(module, settings(warmup_epochs=2.0))
+    rates = []
+    for size in (4, 4, 2, 4, 4, 2, 4):
+        step(batch[:size])
+        rates.append(step.optimizer.param_groups[0]["lr"])
+    epochs = [0.0, 0.4, 0.8, 1.0, 1.4, 1.8, 2.0]
+    assert [setting.epoch.item() for setting in objective.seen] == pytest.approx(epochs, rel=1e-6)
+    assert [setting.epoch.item() for setting in objective.seen][::3] == [0.0, 1.0, 2.0]  # to the last bit
+    assert [setting.images for setting in objective.seen] == [10] * 7
+    assert rates == pytest.approx([RATE * epoch / 2 for epoch in epochs], rel=1e-12)
+    assert (rates[3], rates[6]) == (RATE / 2, RATE)
+
+
+def test_the_rate_of_a_step_is_that_of_the_images_before_it(module: LossModule, batch: Tensor) -> None:
+    before = copy.deepcopy(module.state_dict())
+    step = Step(module, settings(warmup_epochs=1.0))
+    step(batch)  # at a rate of 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    step(batch)
+    assert not any(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())

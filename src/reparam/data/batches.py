@@ -11,7 +11,7 @@ from reparam.data.store import Images
 
 
 class Batches:
-    """A split held on the device as uint8, cut into batches, the last one ragged."""
+    """A split held on the device as uint8, cut into batches, the last one ragged; without images, into none."""
 
     def __init__(self, images: Images, card: Mapping[str, Any], batch_size: int, device: torch.device) -> None:
         self.images = torch.from_numpy(images.copy()).to(device)  # (N, C, H, W), copied because the map is read-only
@@ -33,7 +33,7 @@ class Batches:
         """Visit every image once, in an order drawn from torch's generator; yield pixels (B, C, H, W)."""
         # Drawn on the CPU, so that the order is the same on every device.
         order = torch.randperm(len(self)).to(self.images.device)
-        for rows in torch.split(order, self.batch_size):
+        for rows in self._cut(order):
             yield self.pixels(self.images[rows])
 
     def ordered(self, seed: int) -> Iterator[Tensor]:
@@ -43,7 +43,7 @@ class Batches:
         device changes what is scored.
         """
         generator = torch.Generator().manual_seed(seed)
-        for batch in torch.split(self.images, self.batch_size):
+        for batch in self._cut(self.images):
             yield self.pixels(batch, generator)
 
     def pixels(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -59,3 +59,7 @@ class Batches:
             pixels = (torch.rand(pixels.shape, generator=generator).to(pixels.device) < pixels).float()
         scaled: Tensor = self.scaling(pixels)
         return scaled
+
+    def _cut(self, rows: Tensor) -> tuple[Tensor, ...]:
+        # torch cuts nothing into one empty batch, whose means are NaN.
+        return torch.split(rows, self.batch_size) if len(rows) else ()

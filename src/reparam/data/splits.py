@@ -20,7 +20,8 @@ def assign(raw: Raw, config: PreprocessConfig) -> dict[SplitName, tuple[str, Row
     """Name, for each of our splits, the published split and the rows of it, in rising order.
 
     A published test or validation split is kept; what is missing is drawn at random from the images that are left.
-    Raises: UserError where a class is unknown or a split would be empty.
+    A validation share of 0 asks for an empty split.
+    Raises: UserError where a class is unknown or a split would be empty against the parameters.
     """
     rng = np.random.default_rng(config.seed)
     kept = list(class_numbers(raw.classes, config.classes))
@@ -37,7 +38,7 @@ def assign(raw: Raw, config: PreprocessConfig) -> dict[SplitName, tuple[str, Row
             parts[name], rest = (source, rest[:count]), rest[count:]
     parts["train"] = source, rest
     for name, (_, rows) in parts.items():
-        if not len(rows):
+        if not len(rows) and (name in pools or shares.get(name) != 0):
             raise UserError(
                 f"preprocess: the {name} split of {sum(map(len, pools.values()))} images is empty with validation "
                 f"{config.validation} and test {config.test}; change them in params.yaml"

@@ -134,17 +134,21 @@ def latent_use(use: Array, active: npt.NDArray[np.bool_], is_code: bool = False)
 
 
 def training_curves(history: Mapping[str, Sequence[float]], best_epoch: int) -> Figure:
-    """Plot loss, reconstruction and KL per epoch, for training and validation. Units: nats per image."""
+    """Plot loss, reconstruction and KL per epoch, for training and, where there was any, validation.
+
+    Units: nats per image.
+    """
     with style():
         figure = Figure(figsize=(9.2, 2.7), layout="constrained")
         axes = figure.subplots(1, 3)
+        splits = [split for split in ("train", "validation") if f"{split}_loss" in history]
         for plot, term in zip(axes, ("loss", "reconstruction", "kl"), strict=True):
-            for colour, split in zip(COLOURS, ("train", "validation"), strict=False):
+            for colour, split in zip(COLOURS, splits, strict=False):
                 plot.plot(history["epoch"], history[f"{split}_{term}"], color=colour, linewidth=1.4, label=split)
             plot.axvline(best_epoch, color="#8A8F98", linewidth=0.8, linestyle=":")
             plot.set_title("KL" if term == "kl" else term)
             plot.set_xlabel("epoch")
-            _fit_after_burn_in(plot, [history[f"{split}_{term}"] for split in ("train", "validation")])
+            _fit_after_burn_in(plot, [history[f"{split}_{term}"] for split in splits])
         axes[0].set_ylabel("nats per image")
         axes[0].legend()
         return figure

@@ -1,12 +1,13 @@
 """params `download` -> data/raw: the files as delivered, and a manifest of their checksums."""
 
+import os
 import shutil
 from pathlib import Path
 
 from filelock import FileLock
 
 from reparam import tracking
-from reparam.config import Config, flatten
+from reparam.config import Config, DownloadConfig, flatten
 from reparam.data import sources
 from reparam.files import dvc_hash, whole_directory
 from reparam.paths import Paths
@@ -22,7 +23,7 @@ def run(config: Config, paths: Paths) -> None:
     with FileLock(f"{arriving}.lock"):
         with whole_directory(paths.raw) as directory:
             arriving.mkdir(exist_ok=True)  # not before the lock, whose last holder removed it
-            sources.download(config.download, paths.shared, arriving)
+            sources.download(_with_more_mirrors(config.download), paths.shared, arriving)
             _copy_files(arriving, directory)
             manifest = sources.write_manifest(config.download, directory)
         shutil.rmtree(arriving)
@@ -31,6 +32,12 @@ def run(config: Config, paths: Paths) -> None:
         sizes = [file["bytes"] for file in manifest["files"].values()]
         run.log_metrics({"files": len(sizes), "bytes": sum(sizes)})
         run.log_files([paths.raw / sources.MANIFEST])
+
+
+def _with_more_mirrors(config: DownloadConfig) -> DownloadConfig:
+    # From the environment, because what belongs to a machine and changes no result has no place in params.yaml.
+    more = os.environ.get("REPARAM_MIRRORS", "").split()
+    return config.model_copy(update={"mirrors": (*more, *config.mirrors)})
 
 
 def _copy_files(source: Path, target: Path) -> None:

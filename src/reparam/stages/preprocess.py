@@ -61,7 +61,7 @@ def _write_arrays(raw: Raw, settings: PreprocessConfig, directory: Path) -> dict
             # Below what all splits have in common: a published train and test may hold files of the same name.
             prefix = collection.root.relative_to(top)
             named = {(prefix / collection.names[row]).as_posix(): why for row, why in sorted(unreadable.items())}
-            if len(named) == len(rows) and settings.on_error == "skip":
+            if 0 < len(named) == len(rows) and settings.on_error == "skip":
                 raise convert.none_readable(name, named)
             skipped |= named
         store.binarize(images, settings.binarization, (settings.seed, splits.SPLITS.index(name)))

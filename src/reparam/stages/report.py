@@ -1,6 +1,7 @@
 """Every earlier stage's reports, all params -> reports/index.html: one page that needs no network."""
 
 import csv
+from collections.abc import Sequence
 
 from reparam import tracking
 from reparam.config import Config, flatten
@@ -20,15 +21,17 @@ def run(config: Config, paths: Paths) -> None:
     card = read_card(paths.model)
     for name in gallery.FIGURES:
         require(paths.figures / f"{name}.png", made_by="evaluate")
-    history = _read_history(paths)
+    data = store.read_card(paths.processed)
+    filled = [name for name in SPLITS if data["splits"][name]["count"]]  # there may be no validation split
+    history = _read_history(paths, [name for name in filled if name != "test"])
     pictures = {path.stem: path.read_bytes() for path in sorted(paths.figures.glob("*.png"))}
     pictures["contact_sheet"] = figures.png(
-        gallery.contact_sheet({name: store.read_split(paths.processed, name).images for name in SPLITS})
+        gallery.contact_sheet({name: store.read_split(paths.processed, name).images for name in filled})
     )
     pictures["training_curves"] = figures.png(figures.training_curves(history, card["best_epoch"]))
     page = Page(
         title=config.report.title,
-        data=store.read_card(paths.processed),
+        data=data,
         model=card,
         metrics=read_json(paths.evaluation_metrics, "evaluate", ("active_units", "images")),
         evaluation=read_json(paths.evaluation_card, "evaluate", ("images", "units", "lineage")),
@@ -44,12 +47,9 @@ def run(config: Config, paths: Paths) -> None:
         run.log_files([paths.report], "report")
 
 
-def _read_history(paths: Paths) -> dict[str, list[float]]:
+def _read_history(paths: Paths, splits: Sequence[str]) -> dict[str, list[float]]:
     require(paths.history, made_by="train")
-    wanted = [
-        "epoch",
-        *(f"{split}_{term}" for split in ("train", "validation") for term in ("loss", "reconstruction", "kl")),
-    ]
+    wanted = ["epoch", *(f"{split}_{term}" for split in splits for term in ("loss", "reconstruction", "kl"))]
     try:
         with paths.history.open(encoding="utf-8") as file:
             rows = list(csv.DictReader(file))

@@ -66,13 +66,22 @@ def _check(model: AnyModel, config: Config, card: Mapping[str, Any]) -> None:
     """
     check_fit(model, config.model, config.objective)
     kind = card["scaling"]["kind"]
-    has_sigmoid = config.model.output == "sigmoid" and config.model.likelihood not in ("bernoulli",)
-    if kind != "unit" and (model.likelihood.needs_unit or has_sigmoid):
+    if kind != "unit" and (model.likelihood.needs_unit or config.model.output == "sigmoid"):
+        name = "likelihood" if model.likelihood.needs_unit else "output"
         raise ParamsError(
-            f"params.yaml: preprocess.scaling: wanted 'unit' with a likelihood of pixels in [0, 1], found {kind!r}"
+            f"params.yaml: preprocess.scaling: wanted 'unit' with model.{name} {getattr(config.model, name)!r}, "
+            f"which is of pixels in [0, 1], found {kind!r}"
+        )
+    images, size = card["splits"]["train"]["count"], config.train.batch_size
+    if config.model.norm == "batch" and (images % size == 1 or min(images, size) == 1):
+        raise ParamsError(
+            f"params.yaml: train.batch_size: wanted more than one image in every batch with model.norm 'batch', "
+            f"found {size}, which leaves one of the {images} training images alone; take another number"
         )
     if config.train.monitor == "elbo" and not model.stochastic_layers:
-        raise ParamsError("params.yaml: train.monitor: wanted 'loss' with an autoencoder, which has no ELBO")
+        raise ParamsError(
+            "params.yaml: train.monitor: wanted 'loss' with an autoencoder, which has no ELBO, found 'elbo'"
+        )
     if config.train.schedule == "step" and len(config.train.milestones) != 1:
         raise ParamsError(
             "params.yaml: train.milestones: wanted one number, the period, with train.schedule 'step', "

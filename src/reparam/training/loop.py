@@ -57,6 +57,12 @@ def fit(
         log(row | {"images_per_second": len(training) / (time.perf_counter() - start)}, epoch)
 
         score_now = _to_minimise(row, config.monitor)
+        if held_out.images and not math.isfinite(score_now):  # of an ELBO, which the loss need not contain
+            raise NonFiniteError(
+                f"train: the validation {config.monitor} is no longer finite at epoch {epoch} (found "
+                f"{row[f'validation_{config.monitor}']}); set train.monitor to loss in params.yaml, or lower "
+                "train.learning_rate"
+            )
         if not held_out.images or score_now < result.best_score:
             result.best_score, result.best_epoch = score_now, epoch
             result.best_weights = {name: tensor.clone() for name, tensor in weights().items()}

@@ -27,7 +27,8 @@ class LossModule(nn.Module):
         # On the device, because reading it from the host would be one more wait per step.
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64), persistent=False)
         for name, value in (("black", 0.0), ("white", 1.0)):
-            self.register_buffer(name, scaling(torch.full((1, 1), value)), persistent=False)
+            pixel = torch.full((1, 1), value, device=scaling.shift.device)
+            self.register_buffer(name, scaling(pixel), persistent=False)
 
     def forward(self, x: Tensor) -> Terms:
         """Return the loss terms of a training batch, each (B,)."""
@@ -37,9 +38,8 @@ class LossModule(nn.Module):
         """Return the loss terms of a held-out batch, with every schedule at its end, so that epochs can be compared."""
         self.eval()
         try:
-            return self.objective(
-                self.model, x, self.config, self._setting(torch.full_like(self.black[0, 0, 0], torch.inf))
-            )
+            end = torch.full((), torch.inf, device=self.seen.device)
+            return self.objective(self.model, x, self.config, self._setting(end))
         finally:
             self.train()
 
