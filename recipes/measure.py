@@ -15,9 +15,12 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
+from PIL import Image
 from ruamel.yaml import YAML
+from sklearn.datasets import load_sample_image
 
 from reparam.config import Config, load_config
 from reparam.data import store
@@ -33,6 +36,7 @@ from reparam.stages import download, evaluate, preprocess, train
 
 HERE = Path(__file__).parent
 PICTURES = ("samples", "latent_grid", "reconstructions")
+CUT_OUTS = 1000  # of each photograph
 NOISE_LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # standard deviations, black to white being 1
 CODES_FOR_JACOBIAN = 1000  # test images; their mean is known to a percent
 
@@ -51,6 +55,7 @@ def main(
     set_: Annotated[list[str], typer.Option("--set", help="section.name=value, the budget.")] = [],  # noqa: B006
     sweep: Annotated[str, typer.Option(help="section.name=value,value,...")] = "",
     codes: Annotated[bool, typer.Option(help="Also measure how codes react to noise and to the image.")] = False,
+    photographs: Annotated[bool, typer.Option(help="Train on a folder of cut-outs from two photographs.")] = False,
 ) -> None:
     """Run a recipe and write results/<recipe>.json."""
     name, _, values = sweep.partition("=")
@@ -58,6 +63,8 @@ def main(
     swept = [{name: _parse(value)} for value in values.split(",")] if sweep else [{}]
     figures = HERE / "figures" / recipe
     shutil.rmtree(figures, ignore_errors=True)
+    if photographs:
+        budget |= {"download.source": "folder", "download.path": "cut-outs of two photographs"}
     runs = []
     for change, number in product(swept, seed):
         variant = Variant(recipe, {**budget, **change, "train.seed": number})
@@ -71,6 +78,8 @@ def main(
 def _run(variant: Variant, figures: Path | None, codes: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="reparam-") as scratch:
         paths = Paths(Path(scratch), HERE.parent)
+        if variant.changes.get("download.source") == "folder":
+            variant.changes["download.path"] = str(_write_photographs(Path(scratch) / "photographs"))
         config = _write_params(variant, paths)
         for stage in (download, preprocess, train, evaluate):
             stage.run(config, paths)
@@ -85,6 +94,20 @@ def _run(variant: Variant, figures: Path | None, codes: bool) -> dict[str, Any]:
             for picture in PICTURES:
                 shutil.copyfile(paths.figures / f"{picture}.png", figures / f"{picture}.png")
         return found
+
+
+def _write_photographs(directory: Path) -> Path:
+    """Write colour images of things, for want of faces: cut-outs of the two photographs that scikit-learn brings."""
+    directory.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("china.jpg", "flower.jpg"):
+        photograph = Image.fromarray(load_sample_image(name))
+        for number in range(CUT_OUTS):
+            side = int(rng.integers(64, 160))
+            left, top = (int(rng.integers(extent - side)) for extent in photograph.size)
+            cut = photograph.crop((left, top, left + side, top + side))
+            cut.save(directory / f"{name.removesuffix('.jpg')}-{number:04}.png")
+    return directory
 
 
 def _write_params(variant: Variant, paths: Paths) -> Config:
