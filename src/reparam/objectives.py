@@ -34,7 +34,7 @@ def reconstruction(model: Model, x: Tensor, config: ObjectiveConfig, _setting: S
 def denoising(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> Terms:
     """Score the clean image after encoding a corrupted one. Source: Vincent et al. 2008, sec. 2.3; Im et al. 2017."""
     draw = model.draw(corrupt(x, config.noise, config.noise_level, setting), x, config.samples)
-    return _terms(model, draw, _weighted(draw, config, setting))
+    return _terms(model, draw, _weighted(model, draw, config, setting))
 
 
 def sparse(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> Terms:
@@ -50,7 +50,7 @@ def sparse(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -
         rho, found = config.rho, code.sigmoid().mean(0).clamp(1e-6, 1 - 1e-6)  # (D,)
         distance = rho * (rho / found).log() + (1 - rho) * ((1 - rho) / (1 - found)).log()
         penalty = distance.sum().expand(len(x))
-    return _terms(model, draw, _weighted(draw, config, setting) + config.weight * penalty, penalty=penalty)
+    return _terms(model, draw, _weighted(model, draw, config, setting) + config.weight * penalty, penalty=penalty)
 
 
 def contractive(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> Terms:
@@ -60,7 +60,7 @@ def contractive(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setti
     """
     draw = model.draw(x, x, config.samples)
     penalty = squared_jacobian_norm(model, x)
-    return _terms(model, draw, _weighted(draw, config, setting) + config.weight * penalty, penalty=penalty)
+    return _terms(model, draw, _weighted(model, draw, config, setting) + config.weight * penalty, penalty=penalty)
 
 
 def elbo(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> Terms:
@@ -69,7 +69,7 @@ def elbo(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> 
     Source: Kingma & Welling 2014, eq. 7; Higgins et al. 2017, eq. 4; Kingma et al. 2016, app. C (free bits).
     """
     draw = model.draw(x, x, config.samples)
-    return _terms(model, draw, _weighted(draw, config, setting))
+    return _terms(model, draw, _weighted(model, draw, config, setting))
 
 
 def capacity(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> Terms:
@@ -104,7 +104,7 @@ def mmd(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> T
     draw = model.draw(x, x, config.samples)
     z = draw.layers[0].z.flatten(0, 1)  # (K*B, D)
     discrepancy = maximum_mean_discrepancy(z, torch.randn_like(z)).expand(len(x))
-    loss = _weighted(draw, config, setting) + config.weight * discrepancy
+    loss = _weighted(model, draw, config, setting) + config.weight * discrepancy
     return _terms(model, draw, loss, mmd=discrepancy)
 
 
@@ -223,7 +223,9 @@ def maximum_mean_discrepancy(first: Tensor, second: Tensor) -> Tensor:
     return kernel(first, first) + kernel(second, second) - 2 * kernel(first, second)
 
 
-def _weighted(draw: Draw, config: ObjectiveConfig, setting: Setting) -> Tensor:
+def _weighted(model: Model, draw: Draw, config: ObjectiveConfig, setting: Setting) -> Tensor:
+    if not model.stochastic_layers:
+        return -draw.log_px.mean(0)  # a KL that there is not has no free bits, for which the loss would be charged
     return -draw.log_px.mean(0) + _beta(config, setting) * _kl(draw, config)
 
 

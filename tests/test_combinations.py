@@ -1,0 +1,73 @@
+"""Every kind of model with every likelihood and every objective: it trains, or it is refused by name."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from conftest import SMALL
+
+from reparam.config import ModelConfig, ObjectiveConfig, TrainConfig
+from reparam.data.scaling import Scaling
+from reparam.errors import ParamsError
+from reparam.models.build import build_model
+from reparam.models.likelihoods import LIKELIHOODS
+from reparam.objectives import OBJECTIVES
+from reparam.training.step import LossModule, Step, check_fit
+
+KINDS: dict[str, dict[str, Any]] = {
+    "autoencoder": {"kind": "autoencoder"},
+    "vae": {"kind": "vae"},
+    "bottom_up": {"kind": "hierarchical", "inference": "bottom_up"},
+    "top_down": {"kind": "hierarchical", "inference": "top_down"},
+}
+NEEDS_A_POSTERIOR = ["elbo", "capacity", "beta_tc", "iwae", "dreg", "reinforce"]
+NEEDS_ONE_LAYER = ["sparse", "contractive", "beta_tc", "mmd", "dreg"]
+REFUSED = {("autoencoder", name) for name in NEEDS_A_POSTERIOR} | {
+    (kind, name) for kind in ("bottom_up", "top_down") for name in NEEDS_ONE_LAYER
+}
+MODEL = ModelConfig.model_validate(SMALL["model"])
+OBJECTIVE = ObjectiveConfig.model_validate(SMALL["objective"])
+TRAIN = TrainConfig.model_validate(SMALL["train"])
+SIZES = {"hidden": (8,), "channels": (4, 6), "latent": 3, "upper": (3, 2), "upper_hidden": (5,)}
+IMAGES = torch.bernoulli(torch.full((4, 1, 8, 8), 0.5), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """With tensors so small, and other tests beside this one, most time would go by in waiting for a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_combination_trains_or_is_refused(kind: str, likelihood: str, objective: str) -> None:
+    # Each kind and objective has half of its likelihoods with either network.
+    is_conv = (list(LIKELIHOODS).index(likelihood) + list(OBJECTIVES).index(objective)) % 2
+    changes = KINDS[kind] | SIZES | {"likelihood": likelihood, "network": "conv" if is_conv else "mlp"}
+    config = MODEL.model_copy(update=changes)
+    wanted = OBJECTIVE.model_copy(update={"name": objective, "samples": 2})
+    torch.manual_seed(0)
+    model = build_model(config, IMAGES.shape[1:])
+    if (kind, objective) in REFUSED:
+        with pytest.raises(ParamsError, match=rf"^params\.yaml: model\.kind: .*'{objective}', found '{config.kind}'$"):
+            check_fit(model, config, wanted)
+        return
+
+    check_fit(model, config, wanted)
+    scaling = Scaling({"scaling": {"shift": [0.0], "scale": [1.0]}})
+    module = LossModule(model, wanted, scaling, images=100)
+    step = Step(module, TRAIN)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    with torch.no_grad():
+        held_out = module.score(IMAGES)
+    for terms in (step(IMAGES), step(IMAGES), held_out):
+        assert {name: values.shape for name, values in terms.items()} == dict.fromkeys(held_out, (4,))
+        assert all(values.isfinite().all() for values in terms.values()), terms
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    moved = [not torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True)]
+    assert any(moved)
