@@ -31,7 +31,7 @@ class Autoencoder(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         return self.likelihood.mean(self.decoder(z))
 
-    def draw(self, x: Tensor, target: Tensor, samples: int, _estimator: Estimator = "pathwise") -> Draw:
+    def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:  # noqa: ARG002
         """Encode `x` once and score `target`; all samples are the same. Shapes: fields (samples, B)."""
         code, log_variance = self.posterior(x)
         z = code[None]  # (1, B, D)
