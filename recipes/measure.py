@@ -138,11 +138,12 @@ def _measure_codes(paths: Paths, config: Config) -> dict[str, Any]:
     black, white = (scaling(torch.full((1, 1, 1), value, device=place)) for value in (0.0, 1.0))
     setting = Setting(torch.tensor(torch.inf), len(data), black, white)
     errors = dict.fromkeys(NOISE_LEVELS, 0.0)
-    codes, norms = [], []
+    codes: list[torch.Tensor] = []
+    norms: list[torch.Tensor] = []
     with random_stream(0, "codes"), torch.no_grad():
         for x in data.ordered(0):
             codes.append(model.posterior(x)[0])
-            if sum(map(len, norms)) < CODES_FOR_JACOBIAN:
+            if sum(len(part) for part in norms) < CODES_FOR_JACOBIAN:
                 norms.append(squared_jacobian_norm(model, x))
             for level in NOISE_LEVELS:
                 seen = model.decode(model.posterior(corrupt(x, "gaussian", level, setting))[0])

@@ -103,14 +103,17 @@ def _spread(values: Sequence[float]) -> str:
 
 def _pictures(results: dict[str, Any]) -> list[str]:
     lines = []
-    pictures = {"curves": ("Loss per epoch", "Training loss of the first run of each recipe.", _curves(results))}
+    pictures = {}
+    if results:
+        pictures["curves"] = ("Loss per epoch", "Training loss of the first run of each recipe.", _curves(results))
     if "beta-sweep" in results:
         pictures["rate-distortion"] = (
             "Rate and distortion",
             "`beta-sweep`: what beta buys.",
             _rate_distortion(results["beta-sweep"]),
         )
-    if all(f"{kind}-ae" in results for kind in ("denoising", "sparse", "contractive")):
+    penalised = [results.get(f"{kind}-ae", {"runs": [{}]}) for kind in ("denoising", "sparse", "contractive")]
+    if all("codes" in run for result in penalised for run in result["runs"]):
         pictures["penalties"] = (
             "What the penalties buy",
             "Each beside the plain autoencoder of its own file, trained for the same epochs.",
@@ -203,7 +206,8 @@ def _penalty_table(results: dict[str, Any]) -> list[str]:
 
 
 def _name(run: dict[str, Any]) -> str:
-    return {"reconstruction": "plain"}.get(run["swept"]["objective.name"], run["swept"]["objective.name"])
+    name: str = run["swept"]["objective.name"]
+    return {"reconstruction": "plain"}.get(name, name)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL
 from torch import Tensor, nn
 
 from reparam.config import Config, ExportConfig, ModelConfig
@@ -13,9 +15,8 @@ from reparam.data import store
 from reparam.data.scaling import Scaling
 from reparam.data.splits import SPLITS
 from reparam.export.onnx import DecoderGraph, EncoderGraph
-from reparam.models.build import build_model
+from reparam.models.build import AnyModel, build_model
 from reparam.models.storage import save_card, save_weights
-from reparam.models.vae import VAE
 from reparam.paths import Paths
 from reparam.stages import export
 
@@ -29,7 +30,7 @@ class Exported:
     """What went into the stage `export`; what came out stands in `paths`."""
 
     paths: Paths
-    model: VAE
+    model: AnyModel
     scaling: Scaling
     images: store.Images  # the test split, (N, H, W, C)
 
@@ -52,8 +53,8 @@ def torch_images(images: store.Images) -> Tensor:
     return torch.from_numpy(images.astype(np.float32) / 255).permute(0, 3, 1, 2)
 
 
-def prepare(root: Path, binarization: str = "dynamic", scaling: str = "unit") -> Exported:
-    """Write what the stage `export` reads: images of noise, and a model that is not trained."""
+def prepare(root: Path, binarization: str = "dynamic", scaling: str = "unit", **changes: Any) -> Exported:
+    """Write what the stage `export` reads: images of noise, and a model that is not trained; `changes` are of it."""
     paths = Paths(root, root)
     grey = np.random.default_rng(0).integers(0, 256, (40, *SHAPE), dtype=np.uint8)
     paths.processed.mkdir(parents=True)
@@ -64,10 +65,15 @@ def prepare(root: Path, binarization: str = "dynamic", scaling: str = "unit") ->
     data = store.write_card(paths.processed, facts, scaling)
 
     torch.manual_seed(0)
-    config = ModelConfig(hidden=(16,), activation="gelu", latent=LATENT, likelihood="bernoulli")
+    small = {"hidden": [16], "channels": [4], "latent": LATENT, "upper": [3], "upper_hidden": [5]}
+    config = ModelConfig.model_validate(SMALL["model"] | small | changes)
     model = build_model(config, SHAPE).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)  # so that images reach from dark to bright
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):  # as if it had been trained
+            nn.init.normal_(layer.running_mean, std=0.3)  # type: ignore[arg-type]
+            nn.init.uniform_(layer.running_var, 0.5, 2.0)  # type: ignore[arg-type]
     paths.model.mkdir(parents=True)
     lineage = {"data": "data-hash.dir", "weights_sha256": save_weights(paths.model, model.state_dict())}
     card = {

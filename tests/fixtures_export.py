@@ -9,7 +9,16 @@ from exported_model import Exported, prepare, run_stage
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
     """Files that the stage `export` wrote with `grey_pixels: keep`; not to be changed."""
-    result = prepare(tmp_path_factory.mktemp("exported"))
+    yield from _export(prepare(tmp_path_factory.mktemp("exported")))
+
+
+@pytest.fixture(scope="session")
+def code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
+    """The same of an autoencoder; not to be changed."""
+    yield from _export(prepare(tmp_path_factory.mktemp("code"), kind="autoencoder"))
+
+
+def _export(result: Exported) -> Iterator[Exported]:
     run_stage(result.paths)
     before = {path: path.read_bytes() for path in result.directory.iterdir()}
     yield result

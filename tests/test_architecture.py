@@ -29,7 +29,7 @@ LAYERS = (
     ("data", "models", "tracking", "client"),
     ("objectives",),
     ("training", "evaluation", "export"),
-    ("stages", "summary"),
+    ("stages", "gradients", "summary"),
     ("cli",),
     ("__main__",),
 )
@@ -37,6 +37,8 @@ LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 # A part is a folder or a file, but for these, which are tracking in files of their own.
 PARTS = {"run": "tracking", "spool": "tracking"}
 STAGES = tuple(YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"])
+# What a working copy holds that no stage writes: the user's parameters, and what `reparam gradients` measures.
+OUTSIDE = {"params.yaml", "reports/gradients"}
 
 
 def modules() -> dict[str, Path]:
@@ -251,7 +253,7 @@ def test_dvc_knows_every_file_and_every_section_that_a_stage_uses(stage: str) ->
 def test_every_stage_file_of_paths_is_an_output_once() -> None:
     paths = Paths(Path("/w"), Path("/shared"))
     named = {getattr(paths, name) for name, value in vars(Paths).items() if isinstance(value, property)}
-    files = {path.relative_to("/w").as_posix() for path in named if path.is_relative_to("/w")} - {"params.yaml"}
+    files = {path.relative_to("/w").as_posix() for path in named if path.is_relative_to("/w")} - OUTSIDE
     written = [path for stage in STAGES for path in outputs(stage)]
     assert sorted(written) == sorted(files)
 

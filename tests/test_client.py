@@ -72,6 +72,53 @@ def test_the_client_knows_its_model(client: Client) -> None:
     assert client.metadata["source"] == "noise"
 
 
+def test_the_code_of_an_autoencoder_has_no_variance(code: Exported) -> None:
+    client = Client(code.directory)
+    with torch.no_grad():
+        wanted = code.model.posterior(torch_images(code.images))
+    mean, log_variance = client.encode(code.images)
+    np.testing.assert_allclose(mean, wanted[0].numpy(), rtol=1e-5, atol=1e-5)
+    assert (log_variance.shape, log_variance.dtype) == ((40, LATENT), np.float32)
+    assert (log_variance == -np.inf).all()
+    np.testing.assert_array_equal(np.exp(log_variance), np.zeros((40, LATENT)))  # which can be computed with
+    assert client.encode(code.images[:0])[1].shape == (0, LATENT)
+
+
+def test_an_autoencoder_reconstructs_and_interpolates(code: Exported) -> None:
+    client = Client(code.directory)
+    with torch.no_grad():
+        mean = code.model.decode(code.model.posterior(torch_images(code.images))[0]).permute(0, 2, 3, 1)
+    found = client.reconstruct(code.images)
+    np.testing.assert_allclose(found, mean.numpy() * 255, rtol=0, atol=0.51)
+    between = client.interpolate(*code.images[:2], steps=3)
+    np.testing.assert_array_equal(between[[0, -1]], found[:2])
+
+
+def test_an_autoencoder_has_no_prior_to_sample_from(code: Exported) -> None:
+    with pytest.raises(UserError) as error:
+        Client(code.directory).sample(3, seed=0)
+    assert str(error.value) == (
+        "sample: wanted a model with a prior, found an autoencoder; decode codes of your own instead"
+    )
+
+
+@pytest.mark.parametrize("fixture", ["exported", "code"])
+def test_the_golden_file_is_what_the_client_computes(fixture: str, request: pytest.FixtureRequest) -> None:
+    files: Exported = request.getfixturevalue(fixture)
+    client = Client(files.directory)
+    with np.load(files.directory / "golden.npz", allow_pickle=False) as file:
+        golden = dict(file)
+    mean, log_variance = client.encode(golden["images"])
+    np.testing.assert_allclose(mean, golden["mean"], rtol=1e-5, atol=1e-5)
+    if fixture == "exported":
+        np.testing.assert_allclose(log_variance, golden["log_variance"], rtol=1e-5, atol=1e-5)
+    else:
+        assert "log_variance" not in golden
+    np.testing.assert_allclose(client.decode_mean(golden["latents"]), golden["decoded_mean"], rtol=0, atol=1e-5)
+    levels = np.abs(client.decode(golden["latents"]).astype(int) - golden["decoded_images"])
+    assert levels.max() <= 1
+
+
 # Samples and interpolations
 
 

@@ -22,6 +22,8 @@ DENSITY = {
     "images": 359,
 }
 GREY = {"bce": 17.25, "bce_se": 0.2, "kl": 8.0, "kl_se": 0.1, "active_units": 9, "images": 359}
+CODE = {"reconstruction": 12.0, "reconstruction_se": 0.25, "active_units": 9, "images": 359}
+DISCRETE = {**DENSITY, "bits_per_dim": 1.23456, "bits_per_dim_se": 0.0123, "kl_layer_1": 5.126, "kl_layer_2": 3.0}
 PARITY = {"encoder_max_error": 1e-7, "decoder_max_error": 3.4e-7, "decoder_max_grey_levels": 0.0}
 
 
@@ -56,6 +58,18 @@ def test_grey_pixels_have_a_cross_entropy_and_neither_elbo_nor_nll(
     write_json(paths.evaluation_metrics, GREY)
     summary.show(paths)
     assert rows(capsys.readouterr().out) == [["cross-entropy", "17.25", "0.20"], ["KL", "8.00", "0.10"]]
+
+
+def test_an_autoencoder_has_a_reconstruction_alone(paths: Paths, capsys: pytest.CaptureFixture[str]) -> None:
+    write_json(paths.evaluation_metrics, CODE)
+    summary.show(paths)
+    assert rows(capsys.readouterr().out) == [["reconstruction", "12.00", "0.25"]]
+
+
+def test_grey_values_have_bits_per_dimension(paths: Paths, capsys: pytest.CaptureFixture[str]) -> None:
+    write_json(paths.evaluation_metrics, DISCRETE)
+    summary.show(paths)
+    assert rows(capsys.readouterr().out)[-2:] == [["NLL", "18.50", "0.20"], ["bits per dimension", "1.23", "0.01"]]
 
 
 def test_the_summary_ends_with_parity_and_where_to_look_next(paths: Paths, capsys: pytest.CaptureFixture[str]) -> None:

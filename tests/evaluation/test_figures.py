@@ -182,6 +182,29 @@ def test_latent_use_orders_the_dimensions_by_their_kl(latent: int) -> None:
     assert is_drawn(figure)
 
 
+@pytest.mark.parametrize(
+    ("is_code", "use", "unit"),
+    [(False, "KL (nats per image)", "prior standard deviations"), (True, "variance over images", "units of the code")],
+)
+def test_a_code_has_units_of_its_own_and_a_variance_for_a_kl(is_code: bool, use: str, unit: str) -> None:
+    [bars] = figures.latent_use(np.array([1.0, 0.5]), np.array([True, False]), is_code).axes
+    assert bars.get_ylabel() == use
+    [grid] = figures.latent_grid(some_images(4), 1.0, (1, 0), is_code).axes
+    assert grid.get_xlabel() == f"$z_{{1}}$  ({unit})"
+
+
+def test_gradient_noise_is_drawn_on_logarithmic_axes_a_line_for_each_estimator() -> None:
+    noise = {"score function": {1: 100.0, 5: 20.0, 50: 2.0}, "reparameterised": {1: 1.0, 5: 0.2, 50: 0.02}}
+    figure = figures.gradient_noise(noise)
+    [axes] = figure.axes
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert {
+        line.get_label(): dict(zip(line.get_xdata(), line.get_ydata(), strict=True)) for line in axes.lines
+    } == noise
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "5", "50"]
+    assert is_drawn(figure)
+
+
 @pytest.mark.parametrize("epochs", [1, 2, 100])
 def test_training_curves_show_both_splits_and_the_best_epoch(epochs: int) -> None:
     history = some_history(epochs)

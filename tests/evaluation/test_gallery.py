@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL
 from data_card import data_card
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -9,18 +12,19 @@ from reparam.config import EvaluateConfig, ModelConfig
 from reparam.data.batches import Batches
 from reparam.evaluation import figures, gallery
 from reparam.evaluation.metrics import Scores
-from reparam.models.build import build_model
-from reparam.models.vae import VAE
+from reparam.evaluation.samplers import SAMPLERS
+from reparam.models.build import AnyModel, build_model
 
 SHAPE = (1, 2, 3)
-SETTINGS = EvaluateConfig(
-    seed=0, batch_size=4, elbo_samples=1, nll_samples=1, active_variance=0.01, grid_steps=3, grid_range=2.0
+SETTINGS = EvaluateConfig.model_validate(
+    SMALL["evaluate"] | {"batch_size": 4, "elbo_samples": 1, "nll_samples": 1, "grid_steps": 3, "grid_range": 2.0}
 )
 
 
-def some_model(latent: int) -> VAE:
+def some_model(latent: int, kind: str = "vae") -> AnyModel:
     torch.manual_seed(0)
-    return build_model(ModelConfig(hidden=(5,), activation="tanh", latent=latent, likelihood="bernoulli"), SHAPE)
+    changes = {"kind": kind, "hidden": [5], "activation": "tanh", "latent": latent}
+    return build_model(ModelConfig.model_validate(SMALL["model"] | changes), SHAPE)
 
 
 def some_data(images: int, binarization: str, shift: float = 0.0, scale: float = 1.0) -> Batches:
@@ -32,14 +36,21 @@ def some_scores(images: int, kl: list[float]) -> Scores:
     nothing = torch.zeros(images)
     means = torch.randn(images, len(kl), generator=torch.Generator().manual_seed(0))
     variance = torch.tensor([value / 10 for value in kl])
-    return Scores(nothing, nothing, nothing, torch.tensor(kl, dtype=torch.float64), variance, means)
+    return Scores(
+        nothing, nothing, nothing, torch.tensor(kl, dtype=torch.float64), variance, means, layer_sizes=(len(kl),)
+    )
+
+
+def some_start(latent: int) -> Tensor:
+    return torch.randn(gallery.SAMPLES_PER_SIDE**2, latent, generator=torch.Generator().manual_seed(1))
 
 
 def draw(
-    labels: list[int], kl: list[float], binarization: str = "dynamic", model: VAE | None = None
+    labels: list[int], kl: list[float], binarization: str = "dynamic", model: AnyModel | None = None
 ) -> dict[str, Figure]:
     data, scores = some_data(len(labels), binarization), some_scores(len(labels), kl)
-    return gallery.draw(model or some_model(len(kl)), data, np.array(labels), scores, SETTINGS)
+    start = some_start(len(kl))
+    return gallery.draw(model or some_model(len(kl)), (data, np.array(labels)), scores, SETTINGS, start)
 
 
 def rows(figure: Figure, columns: int) -> list[np.ndarray]:
@@ -56,7 +67,8 @@ def titles(figure: Figure) -> list[str]:
 @pytest.mark.parametrize("labels", [[0] * 12, [4, 4, 2], [7]], ids=["one class", "three images", "one image"])
 def test_every_picture_can_be_drawn(latent: int, labels: list[int]) -> None:
     pictures = draw(labels, kl=[1.0] * latent)
-    assert list(pictures) == ["reconstructions", "samples", "latent_grid", "latent_scatter", "latent_use"]
+    assert tuple(pictures) == gallery.FIGURES
+    assert gallery.FIGURES == ("reconstructions", "samples", "latent_grid", "latent_scatter", "latent_use")
     for figure in pictures.values():
         assert figures.png(figure).startswith(b"\x89PNG")
 
@@ -88,7 +100,7 @@ def test_a_model_of_grey_images_saw_the_originals() -> None:
 
 def test_pictures_show_pixels_whatever_scale_the_model_sees() -> None:
     model, data, scores = some_model(2), some_data(3, "dynamic", shift=0.5, scale=0.5), some_scores(3, [2.0, 1.0])
-    pictures = gallery.draw(model, data, np.arange(3), scores, SETTINGS)
+    pictures = gallery.draw(model, (data, np.arange(3)), scores, SETTINGS, some_start(2))
     original, seen, reconstruction = rows(pictures["reconstructions"], columns=3)
     np.testing.assert_allclose(original, data.images[:, 0].numpy() / 255, rtol=1e-6)
     assert set(np.unique(seen)) == {0.0, 1.0}
@@ -130,13 +142,40 @@ def test_the_latent_plane_spans_the_two_dimensions_of_the_largest_kl() -> None:
         assert "z_{1}" in axes.get_ylabel()
 
 
-def test_the_samples_are_draws_from_the_prior() -> None:
-    model, decoded = some_model(60), list[Tensor]()
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_samples_are_decoded_from_the_latents_given_and_named_after_where_those_came_from(sampler: str) -> None:
+    model, decoded, start = some_model(60), list[Tensor](), some_start(60)
     model.decoder.register_forward_hook(lambda _module, inputs, _output: decoded.append(inputs[0]))
-    draw([0, 1, 2], kl=[1.0] * 60, model=model)
-    draws = decoded[1].double()
-    assert draws.mean().abs().item() < 5 / draws.numel() ** 0.5
-    assert abs(draws.var().item() - 1) < 5 * (2 / draws.numel()) ** 0.5
+    data, scores = some_data(3, "dynamic"), some_scores(3, [1.0] * 60)
+    settings = SETTINGS.model_copy(update={"sampler": sampler})
+    pictures = gallery.draw(model, (data, np.arange(3)), scores, settings, start)
+    assert torch.equal(decoded[1], start)
+    [axes] = pictures["samples"].axes
+    source = {"prior": "the prior", "mixture": "a fitted mixture"}[sampler]
+    assert axes.get_title(loc="left") == f"Decoder means of draws from {source}"
+
+
+def test_an_autoencoder_is_drawn_in_the_plane_of_its_most_varied_codes() -> None:
+    model, decoded = some_model(3, "autoencoder"), list[Tensor]()
+    model.decoder.register_forward_hook(lambda _module, inputs, _output: decoded.append(inputs[0]))
+    scores = some_scores(3, [0.0, 0.0, 0.0])  # there is no KL to choose by
+    scores = replace(scores, latent_variance=torch.tensor([0.5, 0.001, 2.0], dtype=torch.float64))
+    pictures = gallery.draw(model, (some_data(3, "none"), np.arange(3)), scores, SETTINGS, some_start(3))
+    assert decoded[2].tolist() == [[y, 0.0, x] for y in (2.0, 0.0, -2.0) for x in (-2.0, 0.0, 2.0)]
+    [grid], [use] = pictures["latent_grid"].axes, pictures["latent_use"].axes
+    assert grid.get_xlabel() == "$z_{2}$  (units of the code)"
+    assert use.get_ylabel() == "variance over images"
+    assert [bar.get_height() for bar in use.containers[0].patches] == [2.0, 0.5, 0.001]
+    assert use.get_title(loc="left") == "2 of 3 latent dimensions are active"
+
+
+def test_a_hierarchy_is_drawn_in_all_its_latents() -> None:
+    model = some_model(2, "hierarchical")  # and six above
+    pictures = draw([0, 1, 2], kl=[0.1] * 7 + [5.0], model=model)
+    [grid] = pictures["latent_grid"].axes
+    assert grid.get_xlabel() == "$z_{7}$  (prior standard deviations)"
+    for figure in pictures.values():
+        assert figures.png(figure).startswith(b"\x89PNG")
 
 
 def test_active_dimensions_are_those_above_the_threshold() -> None:

@@ -1,43 +1,70 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL
 from data_card import data_card
 from linear_gaussian import LinearGaussian
 from torch import Tensor
+from torch.distributions import Normal, kl_divergence
 
 from reparam.config import EvaluateConfig, ModelConfig
 from reparam.data.batches import Batches
 from reparam.evaluation import metrics
-from reparam.evaluation.metrics import Scores, headline, negative_log_likelihood, score
-from reparam.models.build import build_model
-from reparam.models.draw import Draw
-from reparam.models.vae import kl_to_standard_normal
+from reparam.evaluation.metrics import Reports, Scores, headline, negative_log_likelihood, score
+from reparam.models.build import AnyModel, build_model
+from reparam.models.draw import Draw, Estimator, Layer, kl_to_standard_normal
+from reparam.models.hierarchical import HierarchicalVAE
+from reparam.models.likelihoods import LIKELIHOODS, is_density
 
 CPU = torch.device("cpu")
 
 
+SHAPE = (1, 2, 3)
+DENSITY = Reports(density=True, posterior=True, bits=False)
+
+
 def settings(elbo_samples: int = 2, nll_samples: int = 3, batch_size: int = 2) -> EvaluateConfig:
-    return EvaluateConfig(
-        seed=0,
-        batch_size=batch_size,
-        elbo_samples=elbo_samples,
-        nll_samples=nll_samples,
-        active_variance=0.01,
-        grid_steps=2,
-        grid_range=1.0,
-    )
+    changes = {"batch_size": batch_size, "elbo_samples": elbo_samples, "nll_samples": nll_samples}
+    return EvaluateConfig.model_validate(SMALL["evaluate"] | changes)
+
+
+def some_model(shape: tuple[int, ...] = SHAPE, **changes: Any) -> AnyModel:
+    small = {"hidden": [5], "latent": 3, "upper": [2], "upper_hidden": [4]}
+    torch.manual_seed(0)
+    return build_model(ModelConfig.model_validate(SMALL["model"] | small | changes), shape).eval()
+
+
+def some_images(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, *SHAPE), dtype=np.uint8)
+
+
+class Split(LinearGaussian):
+    """The linear Gaussian model, whose draws also tell of each dimension."""
+
+    stochastic_layers = 1
+
+    def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
+        mean, log_variance = self.posterior(x)
+        q, prior = Normal(mean, (0.5 * log_variance).exp()), Normal(torch.zeros_like(mean), 1.0)
+        z = q.sample((samples,))
+        kl = kl_divergence(q, prior).expand_as(z)
+        layer = Layer(z, mean, log_variance, prior.log_prob(z), q.log_prob(z), kl)
+        return Draw.of(Normal(z, 1.0).log_prob(target.flatten(1)).sum(-1), layer)
 
 
 class Prescribed:
     """A model whose importance weights are read off one long table, (all samples, B), in order."""
 
+    stochastic_layers = 1
+
     def __init__(self, log_w: Tensor) -> None:
         self.log_w = log_w
         self.asked: list[int] = []
 
-    def draw(self, x: Tensor, target: Tensor, samples: int) -> Draw:
+    def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
         start = sum(self.asked)
         self.asked.append(samples)
         log_w = self.log_w[start : start + samples]
@@ -103,10 +130,14 @@ def test_nll_is_finite_where_the_weights_are_not(log_weight: float, monkeypatch:
 # Scores of a split
 
 
+def tensors(scores: Scores) -> dict[str, Tensor]:
+    return {name: values for name, values in vars(scores).items() if isinstance(values, Tensor)}
+
+
 def test_scores_are_per_image_in_the_order_of_the_split() -> None:
     grey = np.arange(0, 250, 25, dtype=np.uint8).reshape(5, 1, 1, 2)  # 5 images in batches of 2
     torch.manual_seed(0)
-    model = LinearGaussian(slope=1.0, variance=0.7)
+    model = Split(slope=1.0, variance=0.7)
     scores = score(model, Batches(grey, data_card("none"), 2, CPU), settings(elbo_samples=20_000, nll_samples=20_000))
 
     x = torch.from_numpy(grey).float() / 255
@@ -119,18 +150,18 @@ def test_scores_are_per_image_in_the_order_of_the_split() -> None:
     assert scores.latent_variance.tolist() == pytest.approx([5_000 / 255**2] * 2, rel=1e-5)
     torch.testing.assert_close(scores.nll, -model.log_evidence(x).double(), rtol=0, atol=0.05)
     torch.testing.assert_close(scores.reconstruction + scores.kl, -model.expected_elbo(x).double(), rtol=0, atol=0.05)
-    for values in vars(scores).values():
+    assert scores.layer_sizes == (2,)
+    for values in tensors(scores).values():
         assert (values.dtype, values.device.type) == (torch.float64, "cpu")
 
 
 def test_scoring_asks_for_the_samples_of_the_params_and_keeps_no_graph() -> None:
-    torch.manual_seed(0)
-    model = build_model(ModelConfig(hidden=(4,), activation="relu", latent=3, likelihood="bernoulli"), (1, 2, 2))
+    model = some_model((1, 2, 2))
     asked: list[int] = []
     model.decoder.register_forward_hook(lambda _module, inputs, _output: asked.append(len(inputs[0])))
     scores = score(model, Batches(np.full((3, 1, 2, 2), 255, np.uint8), data_card("none"), 2, CPU), settings())
-    assert asked == [2, 3, 2, 3]  # ELBO and NLL samples, for each of two batches
-    assert {name: tuple(values.shape) for name, values in vars(scores).items()} == {
+    assert asked == [2 * 2, 3 * 2, 2 * 1, 3 * 1]  # ELBO and NLL samples of a batch of two and a batch of one
+    assert {name: tuple(values.shape) for name, values in tensors(scores).items()} == {
         "reconstruction": (3,),
         "kl": (3,),
         "nll": (3,),
@@ -138,7 +169,95 @@ def test_scoring_asks_for_the_samples_of_the_params_and_keeps_no_graph() -> None
         "latent_variance": (3,),
         "means": (3, 3),
     }
-    assert not any(values.requires_grad for values in vars(scores).values())
+    assert not any(values.requires_grad for values in tensors(scores).values())
+
+
+def test_an_autoencoder_has_a_reconstruction_and_codes_but_neither_kl_nor_likelihood() -> None:
+    model = some_model(kind="autoencoder", likelihood="gaussian", sigma=0.5)
+    data = Batches(some_images(5), data_card("none"), 2, CPU)
+    scores = score(model, data, settings())
+    x = torch.from_numpy(some_images(5)).float() / 255
+    with torch.no_grad():
+        code = model.encoder(x)
+        error = (model.decode(code) - x).square().sum((1, 2, 3))
+    # -log N(x; m, 1/4) over six pixels: 2 (x - m)^2 + log(pi / 2) / 2 each.
+    wanted = 2 * error.double() + 3 * math.log(math.pi / 2)
+    torch.testing.assert_close(scores.reconstruction, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(scores.means, code.double())
+    assert scores.nll.isnan().all()
+    assert scores.kl.tolist() == [0.0] * 5
+    assert scores.latent_kl.tolist() == [0.0] * 3
+    assert scores.latent_variance.tolist() == pytest.approx(code.double().var(0, correction=0).tolist(), rel=1e-5)
+    assert scores.layer_sizes == (3,)
+
+
+@pytest.mark.parametrize("inference", ["top_down", "bottom_up"])
+def test_the_kl_of_a_hierarchy_is_told_layer_by_layer_that_next_to_the_image_first(inference: str) -> None:
+    model = some_model(kind="hierarchical", inference=inference, upper=[2, 1])
+    assert isinstance(model, HierarchicalVAE)
+    with torch.no_grad():
+        model.encoders[-1].apply(lambda layer: [weight.zero_() for weight in layer.parameters()])
+        top = [layer for layer in model.encoders[-1].modules() if isinstance(layer, torch.nn.Linear)][-1]
+        assert top.bias is not None
+        top.bias.copy_(torch.tensor([3.0, 0.0]))  # q(z_3 | x) = N(3, 1): a KL of 9/2
+    scores = score(model, Batches(some_images(5), data_card("dynamic"), 2, CPU), settings(elbo_samples=4))
+    assert scores.layer_sizes == (3, 2, 1)
+    assert scores.latent_kl.shape == (6,)
+    assert scores.means.shape == (5, 6)
+    assert scores.latent_kl[5].item() == pytest.approx(4.5, rel=1e-6)
+    assert scores.latent_kl[:5].max().item() < 4
+    assert scores.latent_kl.sum().item() == pytest.approx(scores.kl.mean().item(), rel=1e-6)
+    assert scores.nll.isfinite().all()
+
+    found = headline(scores, 0.01, DENSITY, pixels=6)
+    assert found["kl_layer_3"] == 4.5
+    assert found["kl_layer_1"] == round(scores.latent_kl[:3].sum().item(), 4)
+    layers = [found[f"kl_layer_{number}"] for number in (1, 2, 3)]
+    assert sum(layers) == pytest.approx(found["kl"], abs=2e-4)  # four roundings of half a last digit
+    assert "kl_layer_4" not in found
+
+
+def test_a_single_layer_has_no_kl_per_layer() -> None:
+    scores = score(some_model(), Batches(some_images(3), data_card("dynamic"), 2, CPU), settings())
+    assert not [name for name in headline(scores, 0.01, DENSITY, pixels=6) if "layer" in name]
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "vae", "hierarchical"])
+def test_a_ragged_last_batch_does_not_change_the_mean_over_images(kind: str) -> None:
+    # Five images in batches of two: a mean of batch means would count the last image twice.
+    grey = np.zeros((5, *SHAPE), np.uint8)
+    grey[4] = 255
+    model = some_model(kind=kind, likelihood="gaussian", sigma=0.1)
+    if kind != "autoencoder":  # without noise, so that nothing but the weighting can differ
+        model.draw = without_noise(model)  # type: ignore[method-assign]
+
+    def found(batch_size: int) -> dict[str, float]:
+        data = Batches(grey, data_card("none"), batch_size, CPU)
+        scores = score(model, data, settings(elbo_samples=1, nll_samples=1))
+        return headline(scores, 0.01, Reports(density=True, posterior=kind != "autoencoder", bits=False), pixels=6)
+
+    def is_close(first: dict[str, float], second: dict[str, float]) -> bool:
+        return first == pytest.approx(second, rel=1e-5, abs=2e-4)
+
+    whole = found(5)
+    assert whole["images"] == 5
+    assert is_close(found(2), whole)
+    assert is_close(found(3), whole)
+    # The last image is unlike the others, so that the wrong mean would be seen.
+    ragged = score(model, Batches(grey, data_card("none"), 2, CPU), settings(elbo_samples=1, nll_samples=1))
+    of_batches = torch.stack([part.mean() for part in torch.split(ragged.reconstruction, 2)]).mean().item()
+    assert abs(of_batches - whole["reconstruction"]) > 1
+
+
+def without_noise(model: AnyModel) -> Any:
+    draw = model.draw
+
+    def quiet(*args: Any) -> Draw:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "randn", torch.zeros)
+            return draw(*args)
+
+    return quiet
 
 
 # Headline numbers
@@ -155,12 +274,13 @@ def scores_of(reconstruction: list[float], kl: list[float], nll: list[float], va
         latent_kl=torch.zeros(len(variance)),
         latent_variance=tensor(variance),
         means=torch.zeros(len(kl), len(variance)),
+        layer_sizes=(len(variance),),
     )
 
 
 def test_headline_gives_means_and_standard_errors() -> None:
     scores = scores_of([10.0, 14.0, 18.0], [1.0, 2.0, 6.0], [9.0, 9.0, 15.0], variance=[0.0, 0.01, 0.0101, 2.0])
-    assert headline(scores, active_variance=0.01, is_density=True) == {
+    assert headline(scores, 0.01, DENSITY, pixels=4) == {
         # The values are 11, 16, 24: deviations -6, -1, 7 of their mean, a sample variance of 43; sqrt(43 / 3) = 3.7859.
         "elbo": -17.0,
         "elbo_se": 3.7859,
@@ -177,7 +297,7 @@ def test_headline_gives_means_and_standard_errors() -> None:
 
 def test_without_a_density_there_is_a_cross_entropy_and_neither_elbo_nor_nll() -> None:
     scores = scores_of([10.0, 14.0, 18.0], [1.0, 2.0, 6.0], [9.0, 9.0, 15.0], variance=[2.0])
-    assert headline(scores, active_variance=0.01, is_density=False) == {
+    assert headline(scores, 0.01, Reports(density=False, posterior=True, bits=False), pixels=4) == {
         "bce": 14.0,
         "bce_se": 2.3094,
         "kl": 3.0,
@@ -188,9 +308,46 @@ def test_without_a_density_there_is_a_cross_entropy_and_neither_elbo_nor_nll() -
 
 
 def test_a_single_image_has_no_standard_error_and_no_active_unit() -> None:
-    scores = score(
-        LinearGaussian(), Batches(np.full((1, 1, 1, 2), 200, np.uint8), data_card("none"), 2, CPU), settings()
-    )
-    found = headline(scores, active_variance=0.01, is_density=True)
+    scores = score(Split(), Batches(np.full((1, 1, 1, 2), 200, np.uint8), data_card("none"), 2, CPU), settings())
+    found = headline(scores, 0.01, DENSITY, pixels=2)
     assert [found[f"{name}_se"] for name in ("elbo", "reconstruction", "kl", "nll")] == [0.0] * 4
     assert (found["active_units"], found["images"]) == (0, 1)
+
+
+def test_the_nll_in_bits_is_per_pixel_and_channel() -> None:
+    nll = [12 * math.log(2) * bits for bits in (1.0, 2.0, 6.0)]
+    scores = scores_of([1.0] * 3, [1.0] * 3, nll, variance=[2.0])
+    found = headline(scores, 0.01, Reports(density=True, posterior=True, bits=True), pixels=12)
+    assert (found["bits_per_dim"], found["bits_per_dim_se"]) == (3.0, 1.5275)  # sqrt(7 / 3)
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_bits_are_told_of_the_256_grey_values_alone(likelihood: str) -> None:
+    model = some_model(likelihood=likelihood)
+    scores = score(model, Batches(some_images(3), data_card("none"), 2, CPU), settings())
+    reports = Reports(is_density(model.likelihood, "none"), model.stochastic_layers > 0, model.likelihood.is_discrete)
+    found = headline(scores, 0.01, reports, pixels=6)
+    assert ("bits_per_dim" in found) == (likelihood in ("discretised_logistic", "logistic_mixture"))
+    if "bits_per_dim" in found:
+        assert found["bits_per_dim"] == pytest.approx(found["nll"] / (6 * math.log(2)), abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["vae", "hierarchical"])
+def test_no_nll_is_told_of_grey_pixels_under_a_bernoulli(kind: str) -> None:
+    model = some_model(kind=kind)
+    scores = score(model, Batches(some_images(3), data_card("none"), 2, CPU), settings())
+    found = headline(scores, 0.01, Reports(is_density(model.likelihood, "none"), True, False), pixels=6)
+    assert {"elbo", "nll", "bits_per_dim", "reconstruction"} & set(found) == set()
+    assert found["bce"] == round(scores.reconstruction.mean().item(), 4)
+    assert found["kl"] == round(scores.kl.mean().item(), 4)
+
+
+@pytest.mark.parametrize(("density", "name"), [(True, "reconstruction"), (False, "bce")])
+def test_the_headline_of_an_autoencoder_is_its_reconstruction(density: bool, name: str) -> None:
+    scores = scores_of([10.0, 14.0, 18.0], [0.0] * 3, [math.nan] * 3, variance=[2.0, 0.0])
+    assert headline(scores, 0.01, Reports(density, posterior=False, bits=True), pixels=4) == {
+        name: 14.0,
+        f"{name}_se": 2.3094,
+        "active_units": 1,
+        "images": 3,
+    }

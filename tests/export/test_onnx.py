@@ -17,7 +17,9 @@ from reparam.export.onnx import export_decoder, export_encoder, serve
 from reparam.export.verify import check_graph
 from reparam.files import read_json
 from reparam.lineage import source_hash
-from reparam.models.draw import Draw
+from reparam.models.draw import Draw, Estimator
+from reparam.models.likelihoods import LIKELIHOODS
+from reparam.stages import export
 from reparam.stages.export import serving_skew
 
 pytest_plugins = ["fixtures_export"]
@@ -92,6 +94,7 @@ def test_both_files_hold_what_an_app_must_know(exported: Exported) -> None:
     wanted = {
         "format": 1,
         "image": {"layout": "NHWC", "shape": [4, 6, 3], "dtype": "uint8", "range": [0, 255]},
+        "kind": "vae",
         "latent_size": LATENT,
         "likelihood": "bernoulli",
         "grey_pixels": "keep",
@@ -134,11 +137,85 @@ def test_a_file_holds_no_trace_of_the_source_that_it_came_from(name: str, export
 def test_other_opsets_can_be_written_and_run(opset: int, exported: Exported, tmp_path: Path) -> None:
     path = tmp_path / "decoder.onnx"
     export_decoder(exported.decoder, LATENT, opset, {}, path)
-    check_graph(path, opset)
+    check_graph(path, ("images", "mean"), opset)
     latents = np.ones((2, LATENT), np.float32)
     np.testing.assert_allclose(
         run(path, latents)[1], run(exported.directory / "decoder.onnx", latents)[1], rtol=0, atol=1e-5
     )
+
+
+# Models of every kind
+
+# What is exported differs by kind, network, norm and likelihood. Each line has one of each, so that all are covered.
+MODELS: dict[str, dict[str, Any]] = {
+    "code": {"kind": "autoencoder", "likelihood": "gaussian", "output": "sigmoid"},
+    "convolutional code": {"kind": "autoencoder", "network": "conv", "norm": "batch", "likelihood": "bernoulli"},
+    "one layer": {"kind": "vae", "norm": "layer", "likelihood": "continuous_bernoulli", "activation": "tanh"},
+    "batch norm": {"kind": "vae", "norm": "batch", "likelihood": "gaussian_per_pixel", "activation": "softplus"},
+    "convolutional": {"kind": "vae", "network": "conv", "likelihood": "gaussian_learned", "activation": "relu"},
+    "convolutional, layer norm": {"kind": "vae", "network": "conv", "norm": "layer", "likelihood": "laplace"},
+    "convolutional, mixture": {"kind": "vae", "network": "conv", "norm": "batch", "likelihood": "logistic_mixture"},
+    "down": {"kind": "hierarchical", "inference": "top_down", "likelihood": "discretised_logistic"},
+    "up": {"kind": "hierarchical", "inference": "bottom_up", "likelihood": "bernoulli", "norm": "batch"},
+    "convolutional, down": {"kind": "hierarchical", "network": "conv", "norm": "batch", "activation": "silu"},
+}
+
+
+def test_the_models_below_cover_every_choice() -> None:
+    found = {name: {model[name] for model in MODELS.values() if name in model} for name in ("kind", "likelihood")}
+    assert found == {"kind": {"autoencoder", "vae", "hierarchical"}, "likelihood": set(LIKELIHOODS)}
+    pairs = {(model.get("network", "mlp"), model.get("norm", "none")) for model in MODELS.values()}
+    assert pairs == set(itertools.product(("mlp", "conv"), ("none", "batch", "layer")))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_is_exported_as_torch_computes_it(name: str, tmp_path: Path) -> None:
+    is_code = MODELS[name]["kind"] == "autoencoder"
+    layers = {"hierarchical": 2}.get(MODELS[name]["kind"], 1)
+    scaling = "standard" if "gaussian" in MODELS[name].get("likelihood", "") and not is_code else "unit"
+    prepared = prepare(tmp_path, binarization="none", scaling=scaling, **MODELS[name])
+    run_stage(prepared.paths)  # which measures parity at several batch sizes
+
+    latent = LATENT + (3 if layers > 1 else 0)
+    facts = json.loads(metadata(prepared.directory / "encoder.onnx")["reparam"])
+    assert (facts["kind"], facts["latent_size"]) == (MODELS[name]["kind"], latent)
+    assert facts["likelihood"] == MODELS[name].get("likelihood", "bernoulli")
+
+    def signature(values: Any) -> dict[str, list[Any]]:
+        return {value.name: [size.dim_value or "any" for size in value.type.tensor_type.shape.dim] for value in values}
+
+    encoder, decoder = (onnx.load(prepared.directory / f"{graph}.onnx").graph for graph in ("encoder", "decoder"))
+    posterior = {"mean": ["any", latent]} if is_code else {"mean": ["any", latent], "log_variance": ["any", latent]}
+    assert signature(encoder.input) == {"images": ["any", 4, 6, 3]}
+    assert signature(encoder.output) == posterior
+    assert signature(decoder.input) == {"latents": ["any", latent]}
+    assert signature(decoder.output) == {"images": ["any", 4, 6, 3], "mean": ["any", 4, 6, 3]}
+
+    x = prepared.scaling(torch_images(prepared.images))
+    with torch.no_grad():
+        wanted = prepared.model.posterior(x)[: len(posterior)]
+        decoded = prepared.scaling.invert(prepared.model.decode(wanted[0])).permute(0, 2, 3, 1).numpy()
+    for found, reference in zip(run(prepared.directory / "encoder.onnx", prepared.images), wanted, strict=True):
+        np.testing.assert_allclose(found, reference.numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(run(prepared.directory / "decoder.onnx", wanted[0].numpy())[1], decoded, atol=1e-5)
+    with np.load(prepared.directory / "golden.npz", allow_pickle=False) as golden:
+        assert set(golden) == {"images", *posterior, "latents", "decoded_images", "decoded_mean"}
+        np.testing.assert_allclose(golden["mean"], wanted[0][:8].numpy(), rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(golden["latents"], golden["mean"])
+        np.testing.assert_allclose(golden["decoded_mean"], decoded[:8], rtol=0, atol=1e-5)
+    is_served = not is_code and MODELS[name].get("likelihood", "bernoulli") != "bernoulli"
+    assert ("served_elbo" in read_json(prepared.paths.export_metrics, made_by="export")) == is_served
+
+
+def test_a_batch_norm_is_exported_as_it_evaluates_and_not_as_it_trains(tmp_path: Path) -> None:
+    prepared = prepare(tmp_path, norm="batch")
+    prepared.model.train()
+    export_encoder(prepared.encoder(), OPSET, {}, tmp_path / "encoder.onnx")
+    alone, together = (run(tmp_path / "encoder.onnx", prepared.images[:size])[0] for size in (1, 40))
+    np.testing.assert_allclose(alone[0], together[0], rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        wanted = prepared.model.eval().posterior(torch_images(prepared.images))[0]
+    np.testing.assert_allclose(together, wanted.numpy(), rtol=1e-5, atol=1e-5)
 
 
 # Serving skew
@@ -150,7 +227,7 @@ class SquaredDistance:
     def __init__(self) -> None:
         self.asked: list[tuple[Tensor, Tensor, float]] = []
 
-    def draw(self, x: Tensor, target: Tensor, samples: int) -> Draw:
+    def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
         self.asked.append((x, target, torch.rand(()).item()))
         distance = (x - target).square().sum((1, 2, 3)).expand(samples, -1)
         return Draw(log_px=-distance, log_pz=torch.nan * distance, log_qz=torch.nan * distance, kl=distance + 1)
@@ -223,4 +300,43 @@ def test_a_model_of_grey_images_has_no_elbo_to_lose(tmp_path: Path) -> None:
     trained_on_grey = prepare(tmp_path, binarization="none")
     run_stage(trained_on_grey.paths, grey_pixels="keep")
     metrics = read_json(trained_on_grey.paths.export_metrics, made_by="export")
+    assert set(metrics) == {"encoder_max_error", "decoder_max_error", "decoder_max_grey_levels"}
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 20, 50])
+def test_the_skew_does_not_depend_on_how_many_images_are_drawn_at_once(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 50 images in batches of 7 leave one: a mean of batch means would count it seven times.
+    images = np.random.default_rng(0).integers(0, 127, (50, 1, 8, 8), dtype=np.uint8)
+    images[-1] = 255
+    whole, _ = skew(images, "keep")
+    monkeypatch.setattr(export, "SKEW_BATCH", size)
+    found, model = skew(images, "keep")
+    assert [len(x) for x, _, _ in model.asked] == 2 * ([size] * (50 // size) + [50 % size] * (50 % size > 0))
+    assert found == pytest.approx(whole, abs=2e-4)
+
+
+def test_batches_change_only_the_noise_of_a_real_models_skew(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, card = exported.images.transpose(0, 3, 1, 2), data_card("dynamic", channels=3)
+    monkeypatch.setattr(export, "SKEW_SAMPLES", 2_000)
+    whole = serving_skew(exported.model, images, card, "keep")
+    monkeypatch.setattr(export, "SKEW_BATCH", 7)
+    parts = serving_skew(exported.model, images, card, "keep")
+    assert parts != whole  # other draws of the posterior
+    # Each is a mean over 40 images of 2,000 samples each; a tenth of a nat is some five standard errors.
+    assert parts == pytest.approx(whole, abs=0.1)
+    # Without noise, only rounding is left.
+    monkeypatch.setattr(torch, "randn", torch.zeros)
+    quiet = serving_skew(exported.model, images, card, "keep")
+    monkeypatch.setattr(export, "SKEW_BATCH", 128)
+    assert serving_skew(exported.model, images, card, "keep") == pytest.approx(quiet, abs=2e-4)
+
+
+def test_an_autoencoder_has_no_elbo_to_lose(tmp_path: Path) -> None:
+    prepared = prepare(tmp_path, kind="autoencoder", likelihood="gaussian")
+    run_stage(prepared.paths)
+    metrics = read_json(prepared.paths.export_metrics, made_by="export")
     assert set(metrics) == {"encoder_max_error", "decoder_max_error", "decoder_max_grey_levels"}

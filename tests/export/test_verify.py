@@ -16,6 +16,9 @@ from reparam.export.verify import check_graph, measure_parity
 
 pytest_plugins = ["fixtures_export"]
 
+POSTERIOR, IMAGES = ("mean", "log_variance"), ("images", "mean")
+OUTPUTS = {"encoder.onnx": POSTERIOR, "decoder.onnx": IMAGES}
+
 
 @pytest.fixture
 def directory(exported: Exported, tmp_path: Path) -> Path:
@@ -46,12 +49,12 @@ def add_to_last_bias(path: Path, value: float) -> None:
 
 @pytest.mark.parametrize("name", ["encoder.onnx", "decoder.onnx"])
 def test_a_graph_keeps_its_promises(name: str, exported: Exported) -> None:
-    check_graph(exported.directory / name, OPSET)
+    check_graph(exported.directory / name, OUTPUTS[name], OPSET)
 
 
 def test_another_opset_is_refused(exported: Exported) -> None:
     with pytest.raises(ParityError) as error:
-        check_graph(exported.directory / "encoder.onnx", 19)
+        check_graph(exported.directory / "encoder.onnx", POSTERIOR, 19)
     assert str(error.value) == "export: encoder.onnx: wanted opset {'': 19}, found {'': 20}"
 
 
@@ -63,7 +66,7 @@ def test_another_output_name_is_refused(directory: Path) -> None:
 
     change(directory / "encoder.onnx", rename)
     with pytest.raises(ParityError) as error:
-        check_graph(directory / "encoder.onnx", OPSET)
+        check_graph(directory / "encoder.onnx", POSTERIOR, OPSET)
     assert str(error.value) == (
         "export: encoder.onnx: wanted inputs and outputs "
         "{'images': ('uint8', 4), 'mean': ('float32', 2), 'log_variance': ('float32', 2)}, "
@@ -74,7 +77,19 @@ def test_another_output_name_is_refused(directory: Path) -> None:
 def test_a_graph_in_the_place_of_the_other_is_refused(directory: Path) -> None:
     shutil.copy(directory / "encoder.onnx", directory / "decoder.onnx")
     with pytest.raises(ParityError, match=r"^export: decoder\.onnx: wanted inputs and outputs \{'latents': "):
-        check_graph(directory / "decoder.onnx", OPSET)
+        check_graph(directory / "decoder.onnx", IMAGES, OPSET)
+
+
+def test_a_posterior_is_refused_of_an_autoencoder_and_missed_of_a_vae(exported: Exported, code: Exported) -> None:
+    check_graph(code.directory / "encoder.onnx", ("mean",), OPSET)
+    with pytest.raises(ParityError) as error:
+        check_graph(exported.directory / "encoder.onnx", ("mean",), OPSET)
+    assert str(error.value) == (
+        "export: encoder.onnx: wanted inputs and outputs {'images': ('uint8', 4), 'mean': ('float32', 2)}, "
+        "found {'images': ('uint8', 4), 'mean': ('float32', 2), 'log_variance': ('float32', 2)}"
+    )
+    with pytest.raises(ParityError, match=r"wanted inputs and outputs .*'log_variance'.*, found "):
+        check_graph(code.directory / "encoder.onnx", POSTERIOR, OPSET)
 
 
 def test_a_fixed_batch_size_is_refused(directory: Path) -> None:
@@ -85,7 +100,7 @@ def test_a_fixed_batch_size_is_refused(directory: Path) -> None:
 
     change(directory / "decoder.onnx", fix)
     with pytest.raises(ParityError) as error:
-        check_graph(directory / "decoder.onnx", OPSET)
+        check_graph(directory / "decoder.onnx", IMAGES, OPSET)
     assert str(error.value) == (
         "export: decoder.onnx: wanted tensors with a fixed batch size [], found ['latents', 'images', 'mean']"
     )
@@ -150,7 +165,7 @@ def test_a_graph_that_is_right_for_a_single_image_only_is_caught(exported: Expor
         )
 
     change(directory / "encoder.onnx", add_batch_size_minus_one)
-    check_graph(directory / "encoder.onnx", OPSET)
+    check_graph(directory / "encoder.onnx", POSTERIOR, OPSET)
     with pytest.raises(ParityError, match=r"^export: encoder\.onnx, output 'mean', batch of 2: .* differs .* by 1, "):
         measure_parity(exported.encoder(), exported.decoder, directory, exported.images, seed=0)
 

@@ -1,8 +1,10 @@
 """Where generated images start from: distributions over the latents of a trained model."""
 
+import warnings
 from collections.abc import Callable
 
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
@@ -24,7 +26,11 @@ def mixture(count: int, _latent: int, codes: Callable[[], Tensor], components: i
     """
     found = codes().double().cpu().numpy()
     seed = int(torch.randint(2**31, ()))
-    fitted = GaussianMixture(min(components, len(found)), random_state=seed, reg_covar=1e-4).fit(found)
+    with warnings.catch_warnings():
+        # Equal codes, as of a collapsed model, and a last digit that still moves are no reason not to draw.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        fitted = GaussianMixture(min(components, len(found)), random_state=seed, reg_covar=1e-4)
+        fitted.fit(found if len(found) > 1 else found.repeat(2, 0))  # scikit-learn wants two rows at least
     drawn = torch.from_numpy(fitted.sample(count)[0]).float()
     return drawn[torch.randperm(count)]  # scikit-learn sorts its draws by component
 

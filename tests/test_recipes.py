@@ -1,0 +1,516 @@
+import importlib.util
+import itertools
+import json
+import math
+import shlex
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from data_card import data_card
+from ruamel.yaml import YAML
+from torch import Tensor
+
+from reparam.config import Config, load_config
+from reparam.data import store
+from reparam.data.batches import Batches
+from reparam.errors import ParamsError
+from reparam.evaluation.metrics import Reports, Scores, headline
+from reparam.models.build import build_model, start_at_mean
+from reparam.models.likelihoods import is_density
+from reparam.models.storage import load_model
+from reparam.paths import Paths
+from reparam.runtime import random_stream
+from reparam.stages import download, preprocess, train
+from reparam.training.optimizers import rate_at
+from reparam.training.step import LossModule, Step, check_fit
+
+FOLDER = Path(__file__).parents[1] / "recipes"
+RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.name not in ("dvc.yaml", "published.yaml"))
+PUBLISHED: dict[str, dict[str, str]] = YAML(typ="safe").load(FOLDER / "published.yaml")
+COMMANDS: dict[str, str] = YAML(typ="safe").load(FOLDER / "dvc.yaml")["stages"]["measure"]["foreach"]
+LOG_PI = 392 * math.log(math.pi)
+
+every_recipe = pytest.mark.parametrize("name", RECIPES)
+
+
+def module(name: str) -> ModuleType:
+    """Load a script of the folder, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"recipes_{name}", FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = loaded
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+MEASURE, TABLE = module("measure"), module("table")
+
+
+def recipe(name: str) -> Config:
+    return load_config(FOLDER / f"{name}.yaml")
+
+
+def shape(config: Config) -> tuple[int, ...]:
+    return (3, 64, 64) if config.download.source == "celeba" else (1, 28, 28)
+
+
+def some_data(config: Config, images: int, batch_size: int) -> Batches:
+    grey = np.random.default_rng(0).integers(0, 256, (images, *shape(config)), dtype=np.uint8)
+    shift, scale = (0.0, 1.0) if config.preprocess.scaling == "unit" else (0.5, 0.25)
+    card = data_card(config.preprocess.binarization, shift, scale, channels=shape(config)[0])
+    if config.preprocess.binarization == "static":
+        grey = np.where(grey > 127, 255, 0).astype(np.uint8)
+    return Batches(grey, card, batch_size, torch.device("cpu"))
+
+
+def some_loss(config: Config, data: Batches) -> LossModule:
+    torch.manual_seed(0)
+    model = build_model(config.model, shape(config))
+    check_fit(model, config.model, config.objective)
+    if config.model.start_at_mean:
+        start_at_mean(model, data.mean_image())
+    return LossModule(model, config.objective, data.scaling, len(data))
+
+
+# The files
+
+
+def test_recipes_results_and_commands_are_about_the_same_systems() -> None:
+    assert len(RECIPES) == 20
+    assert sorted(PUBLISHED) == RECIPES
+    assert set(COMMANDS) <= set(RECIPES)
+    assert set(RECIPES) - set(COMMANDS) <= {"celeba-conv-vae"}  # whose images have no stable address
+
+
+@every_recipe
+def test_a_recipe_says_where_it_comes_from_and_what_to_expect(name: str) -> None:
+    header = list(itertools.takewhile(lambda line: line.startswith("#"), _lines(name)))
+    for start in ("# Source:", "# Published", "# Measured:"):
+        assert len([line for line in header if line.startswith(start)]) == 1, start
+
+
+def _lines(name: str) -> list[str]:
+    return (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+
+
+@every_recipe
+def test_a_recipe_has_its_own_title_and_stops_early_only_where_something_tells_when(name: str) -> None:
+    config = recipe(name)
+    assert config.report.title == name
+    if config.preprocess.validation == 0:
+        assert config.train.patience >= config.train.epochs
+
+
+@every_recipe
+def test_a_recipe_trains(name: str) -> None:
+    config = recipe(name)
+    data = some_data(config, images=12, batch_size=4)
+    loss = some_loss(config, data)
+    before = {key: weight.detach().clone() for key, weight in loss.named_parameters()}
+    step = Step(loss, config.train)
+    for x in data.shuffled():
+        assert x.shape == (4, *shape(config))
+        assert all(values.isfinite().all() for values in step(x).values())
+    assert [key for key, weight in loss.named_parameters() if torch.equal(weight, before[key])] == []
+    assert all(weight.isfinite().all() for weight in loss.parameters())
+
+
+@every_recipe
+def test_a_recipe_is_accepted_by_the_stage_that_trains_it(name: str) -> None:
+    config = recipe(name)
+    torch.manual_seed(0)
+    model = build_model(config.model, shape(config))
+    card = {"scaling": {"kind": config.preprocess.scaling}, "splits": {"train": {"count": 50_000}}}
+    train._check(model, config, card)
+
+
+@every_recipe
+def test_the_number_to_compare_can_be_read_off_what_is_measured(name: str) -> None:
+    config = recipe(name)
+    model = build_model(config.model, shape(config))
+    ones = torch.ones(3, dtype=torch.float64)
+    reports = Reports(
+        is_density(model.likelihood, config.preprocess.binarization), model.stochastic_layers > 0, bits=False
+    )
+    metrics = headline(Scores(ones, ones, ones, ones, ones, torch.ones(3, 3), (3,)), 0.01, reports, pixels=784)
+    title, measure = TABLE.MEASURES[PUBLISHED[name]["measure"]]
+    assert math.isfinite(measure(metrics))
+    if "squared" in title:  # these take off the constant of 784 pixels of variance 1/2
+        assert (config.model.likelihood, math.prod(shape(config))) == ("gaussian", 784)
+        assert config.model.sigma == pytest.approx(math.sqrt(0.5), rel=1e-7)
+    if "standardised" in title:
+        assert config.preprocess.scaling == "standard"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_changes_parameters_that_there_are_to_values_that_fit(name: str, tmp_path: Path) -> None:
+    words = shlex.split(COMMANDS[name])
+    pairs = [(words[i], words[i + 1]) for i in range(len(words)) if words[i] in ("--set", "--sweep", "--seed")]
+    flags = [word for word in words if word in ("--codes", "--photographs")]
+    assert len(pairs) * 2 + len(flags) == len(words)
+    budget = dict(MEASURE._assignment(value) for option, value in pairs if option == "--set")
+    swept: list[dict[str, Any]] = [{}]
+    for option, value in pairs:
+        if option == "--sweep":
+            path, values = value.split("=")
+            swept = [{path: MEASURE._parse(one)} for one in values.split(",")]
+    for change in swept:
+        paths = Paths(tmp_path, tmp_path)
+        config = MEASURE._write_params(MEASURE.Variant(name, {**budget, **change, "train.seed": 3}), paths)
+        assert config.train.seed == 3
+        model = build_model(config.model, shape(config))
+        check_fit(model, config.model, config.objective)
+
+
+# What the headers claim
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("samples", [1, 5, 50])
+def test_the_recipes_of_burda_et_al_are_as_published(layers: int, samples: int) -> None:
+    config = recipe(f"iwae-{layers}l-k{samples}")
+    train = config.train
+    assert (config.objective.name, config.objective.samples, config.objective.beta) == ("iwae", samples, 1.0)
+    assert (train.optimizer, train.betas, train.epsilon, train.batch_size) == ("adam", (0.9, 0.999), 1e-4, 20)
+    assert (config.preprocess.binarization, config.model.activation, config.model.start_at_mean) == (
+        "dynamic",
+        "tanh",
+        True,
+    )
+    lengths = [3**stage for stage in range(8)]
+    assert sum(lengths) == train.epochs == train.patience == 3280
+    starts = [sum(lengths[:stage]) for stage in range(8)]
+    assert starts == [0, *train.milestones]
+    for stage, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+        for epoch in (start, start + length / 2, start + length - 1e-6):
+            assert rate_at(train, epoch) == pytest.approx(0.001 * 10 ** (-stage / 7), rel=1e-6)
+
+    torch.manual_seed(0)
+    model = build_model(config.model, (1, 28, 28))
+    assert model.stochastic_layers == layers
+    widths = [tuple(weight.shape[::-1]) for name, weight in model.named_parameters() if name.endswith("weight")]
+    one = [(784, 200), (200, 200), (200, 100), (50, 200), (200, 200), (200, 784)]  # 100 is mean and variance of 50
+    up, prior, down = (
+        [(784, 200), (200, 200), (200, 200), (100, 100), (100, 100), (100, 100)],
+        [(50, 100), (100, 100), (100, 200)],
+        [(100, 200), (200, 200), (200, 784)],
+    )
+    assert widths == (one if layers == 1 else up + prior + down)
+
+
+def drawn(name: str) -> tuple[LossModule, Tensor, dict[str, Tensor], tuple[Tensor, Tensor, Tensor]]:
+    """Draw random images and latents; return the loss, the images, our terms, and the decoder's image with its KL."""
+    config = recipe(name)
+    data = some_data(config, images=6, batch_size=6)
+    loss = some_loss(config, data)
+    [x] = data.ordered(0)
+    torch.manual_seed(5)
+    terms = loss(x)
+    with torch.no_grad():
+        mean, log_variance = loss.model.posterior(x)
+        torch.manual_seed(5)
+        z = mean if loss.model.stochastic_layers == 0 else mean + torch.randn_like(mean) * (log_variance / 2).exp()
+        kl = -0.5 * (1 + log_variance - mean**2 - log_variance.exp())  # (B, D); of a code, infinite
+    return loss, x, {name: values.detach() for name, values in terms.items()}, (loss.model.decode(z).detach(), z, kl)
+
+
+def metrics(terms: dict[str, Tensor]) -> dict[str, float]:
+    return {name: terms[name].double().mean().item() for name in ("reconstruction", "kl", "elbo") if name in terms}
+
+
+def measured(name: str, terms: dict[str, Tensor]) -> float:
+    value: float = TABLE.MEASURES[PUBLISHED[name]["measure"]][1](metrics(terms))
+    return value
+
+
+def test_the_loss_of_arenas_vae_is_its_own_in_nats() -> None:
+    loss, x, terms, (image, z, kl) = drawn("arena-conv-vae")
+    assert z.shape == (6, 5)
+    published = F.mse_loss(image, x) + 0.1 * kl.mean()
+    assert loss.config.beta == pytest.approx(0.1 * 784 / 5, rel=1e-12)
+    ours = terms["loss"].mean()
+    torch.testing.assert_close(ours, 784 * published + LOG_PI, rtol=1e-5, atol=0)
+    squares, total = 784 * F.mse_loss(image, x), kl.sum(1).mean()
+    torch.testing.assert_close(ours, squares + 15.68 * total + LOG_PI, rtol=1e-5, atol=0)
+    torch.testing.assert_close(terms["reconstruction"].mean(), squares + LOG_PI, rtol=1e-5, atol=0)
+    torch.testing.assert_close(terms["kl"].mean(), total, rtol=1e-4, atol=1e-6)
+    assert measured("arena-conv-vae", terms) == pytest.approx(published.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["equinox-mlp-vae", "conv-latent2"])
+def test_squared_error_plus_kl_is_the_negative_elbo_but_for_a_constant(name: str) -> None:
+    _, x, terms, (image, _, kl) = drawn(name)
+    published = (image - x).square().sum((1, 2, 3)) + kl.sum(1)
+    torch.testing.assert_close(terms["loss"] - LOG_PI, published, rtol=1e-5, atol=0)
+    torch.testing.assert_close(-terms["elbo"] - LOG_PI, published, rtol=1e-5, atol=0)
+    assert pytest.approx(448.73, abs=0.005) == LOG_PI
+    assert measured(name, terms) == pytest.approx(published.mean().item(), rel=1e-5)
+
+
+def test_the_loss_of_arenas_autoencoder_is_its_mean_squared_error_in_nats() -> None:
+    _, x, terms, (image, _, _) = drawn("arena-conv-ae")
+    torch.testing.assert_close(terms["loss"].mean(), 784 * F.mse_loss(image, x) + LOG_PI, rtol=1e-5, atol=0)
+    assert measured("arena-conv-ae", terms) == pytest.approx(F.mse_loss(image, x).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["equinox-mlp-ae", "sparse-ae"])
+def test_the_squared_error_of_an_autoencoder_is_summed_over_pixels(name: str) -> None:
+    _, x, terms, (image, _, _) = drawn(name)
+    wanted = (image - x).square().sum((1, 2, 3)).mean().item()
+    assert measured(name, terms) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_pytorchs_example_minimises_a_cross_entropy_plus_kl() -> None:
+    _, x, terms, (image, _, kl) = drawn("pytorch-example")
+    published = F.binary_cross_entropy(image, x, reduction="sum") + kl.sum()
+    torch.testing.assert_close(terms["loss"].sum(), published, rtol=1e-5, atol=0)
+
+
+def test_kerass_pixels_have_a_standard_deviation_of_one_half() -> None:
+    _, x, terms, (image, _, kl) = drawn("keras-gaussian")
+    negative_log = -torch.distributions.Normal(image, 0.5).log_prob(x).sum((1, 2, 3))
+    torch.testing.assert_close(terms["loss"], negative_log + kl.sum(1), rtol=1e-5, atol=0)
+
+
+# The table
+
+
+def run(seed: int, metrics: dict[str, Any], swept: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    history = {"epoch": [1.0, 2.0], "train_loss": [200.0, 100.0 + seed]}
+    return {"metrics": metrics, "history": history, "seed": seed, "swept": swept or {}, **more}
+
+
+def result(name: str, *runs: dict[str, Any], budget: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"recipe": name, "budget": budget or {}, "device": "CPU", "runs": list(runs)}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of recipes without results."""
+    monkeypatch.setattr(TABLE, "HERE", tmp_path)
+    (tmp_path / "published.yaml").write_bytes((FOLDER / "published.yaml").read_bytes())
+    (tmp_path / "results").mkdir()
+    return tmp_path
+
+
+def write(folder: Path, *results: dict[str, Any]) -> list[str]:
+    """Write results and the table, and return the lines of the table."""
+    for one in results:
+        (folder / "results" / f"{one['recipe']}.json").write_text(json.dumps(one))
+    TABLE.main()
+    return (folder / "RESULTS.md").read_text().splitlines()
+
+
+def test_what_was_not_measured_has_no_number(folder: Path) -> None:
+    lines = write(folder)
+    rows = [line for line in lines if line.startswith("| `")]
+    assert rows == [f"| `{name}` | {PUBLISHED[name]['published']} | not measured | | | | |" for name in PUBLISHED]
+    assert not [line for line in lines if "![" in line]
+    assert not list(folder.rglob("*.png"))
+
+
+def test_a_measured_recipe_has_mean_and_standard_deviation_over_its_seeds(folder: Path) -> None:
+    numbers = [{"nll": nll, "reconstruction": 60.0, "kl": 25.5, "active_units": 19} for nll in (86.0, 87.0, 88.5)]
+    runs = [run(seed, found) for seed, found in enumerate(numbers)]
+    lines = write(folder, result("iwae-1l-k5", *runs, budget={"train.epochs": 13, "evaluate.nll_samples": 500}))
+    [row] = [line for line in lines if line.startswith("| `iwae-1l-k5`") and "CPU" in line]
+    # Deviations -7/6, -1/6, 4/3 of the mean 87 1/6: a sample variance of 19/12.
+    assert row == (
+        "| `iwae-1l-k5` | 85.54 (3,280 epochs) | 87.17 ± 1.26 | NLL | 0, 1, 2 "
+        "| train.epochs 13, evaluate.nll_samples 500 | CPU |"
+    )
+    [parts] = [line for line in lines if line.startswith("| `iwae-1l-k5`") and line != row]
+    assert parts == "| `iwae-1l-k5` | 60.00 ± 0.00 | 25.50 ± 0.00 | 87.17 ± 1.26 | 19 ± 0.00 |"
+    assert len([line for line in lines if "not measured" in line]) == len(RECIPES) - 1
+    assert (folder / "pictures/curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "wanted"),
+    [
+        ("kingma-mlp", {"elbo": -104.25}, "104.25"),
+        ("pytorch-example", {"bce": 80.5, "kl": 25.0}, "105.50"),
+        ("equinox-mlp-ae", {"reconstruction": LOG_PI + 12.5}, "12.50"),
+        ("equinox-mlp-vae", {"elbo": -LOG_PI - 30.25}, "30.25"),
+        ("arena-conv-ae", {"reconstruction": LOG_PI + 784 * 0.25}, "0.2500"),
+        ("arena-conv-vae", {"reconstruction": LOG_PI + 784 * 0.25, "kl": 10.0}, "0.4500"),  # 0.25 + 0.1 * 10 / 5
+    ],
+)
+def test_a_single_run_is_told_in_the_units_of_what_was_published(
+    name: str, found: dict[str, float], wanted: str, folder: Path
+) -> None:
+    [row] = [line for line in write(folder, result(name, run(7, found))) if f"`{name}`" in line and "CPU" in line]
+    title = TABLE.MEASURES[PUBLISHED[name]["measure"]][0]
+    assert row == f"| `{name}` | {PUBLISHED[name]['published']} | {wanted} | {title} | 7 | as in its file | CPU |"
+
+
+def test_values_of_a_sweep_have_a_row_each(folder: Path) -> None:
+    runs = [
+        run(seed, {"elbo": -100.0 * beta - seed, "kl": 20.0 / beta, "reconstruction": 80.0}, {"objective.beta": beta})
+        for beta in (0.5, 2)
+        for seed in (0, 1)
+    ]
+    lines = write(folder, result("beta-sweep", *runs))
+    rows = [line.split(" | ")[:5] for line in lines if line.startswith("| `beta-sweep`") and "CPU" in line]
+    published = PUBLISHED["beta-sweep"]["published"]
+    assert rows == [
+        ["| `beta-sweep`, objective.beta 0.5", published, "50.50 ± 0.71", "negative ELBO", "0, 1"],
+        ["| `beta-sweep`, objective.beta 2", published, "200.50 ± 0.71", "negative ELBO", "0, 1"],
+    ]
+    assert sorted(path.name for path in (folder / "pictures").iterdir()) == ["curves.png", "rate-distortion.png"]
+    assert "![Rate and distortion](pictures/rate-distortion.png)" in lines
+
+
+def penalised(kind: str, *, codes: bool = True) -> dict[str, Any]:
+    measured = {
+        "squared_error_under_noise": {"0.0": 0.01, "0.5": 0.0425},
+        "activation_histogram": [1 / 40] * 40,
+        "near_zero_fraction": 0.125,
+        "squared_jacobian_norm": 1.5,
+        "relative_squared_jacobian_norm": 0.0625,
+    }
+    more = {"codes": measured} if codes else {}
+    objectives = ("reconstruction", kind)
+    runs = [run(0, {"reconstruction": 500.0}, {"objective.name": objective}, **more) for objective in objectives]
+    return result(f"{kind}-ae", *runs)
+
+
+def test_the_penalties_are_compared_once_all_three_are_measured(folder: Path) -> None:
+    assert not [line for line in write(folder, penalised("denoising"), penalised("sparse")) if "penalties" in line]
+    lines = write(folder, penalised("contractive"))
+    assert "![What the penalties buy](pictures/penalties.png)" in lines
+    found = [line for line in lines if "12.5%" in line]
+    assert found == [
+        f"| `{kind}-ae` | {objective} | 0.0100 | 0.0425 | 12.5% | 1.500 | 0.06250 |"
+        for kind in ("denoising", "sparse", "contractive")
+        for objective in ("reconstruction", kind)
+    ]
+
+
+def test_penalties_that_were_measured_without_their_codes_are_not_compared(folder: Path) -> None:
+    lines = write(folder, penalised("denoising"), penalised("sparse"), penalised("contractive", codes=False))
+    assert not [line for line in lines if "penalties" in line]
+    assert [line for line in lines if line.startswith("| `sparse-ae`")]
+
+
+def test_the_same_results_give_the_same_files(folder: Path) -> None:
+    def files() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in folder.rglob("*") if path.suffix in (".md", ".png")}
+
+    write(folder, penalised("sparse"))
+    first = files()
+    TABLE.main()
+    assert files() == first
+    assert set(first) == {"RESULTS.md", "curves.png"}
+
+
+# Measurements
+
+
+@pytest.fixture
+def tiny(project: Paths, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with one recipe, of digits."""
+    folder = project.root / "recipes"
+    folder.mkdir()
+    params["preprocess"]["limit"] = 60
+    params["train"]["epochs"] = 9
+    YAML().dump(params, folder / "tiny.yaml")
+    monkeypatch.setattr(MEASURE, "HERE", folder)
+    return folder
+
+
+def read(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "results/tiny.json").read_text())
+    return found
+
+
+def test_a_measurement_holds_a_run_for_each_value_and_seed_and_can_be_repeated(tiny: Path) -> None:
+    before = (tiny / "tiny.yaml").read_bytes()
+
+    def measure() -> dict[str, Any]:
+        MEASURE.main("tiny", seed=[0, 1], set_=["train.epochs=2"], sweep="objective.beta=0.5,4", codes=False)
+        return read(tiny)
+
+    first = measure()
+    assert (first["recipe"], first["budget"]) == ("tiny", {"train.epochs": 2})
+    assert [(run["swept"], run["seed"]) for run in first["runs"]] == [
+        ({"objective.beta": 0.5}, 0),
+        ({"objective.beta": 0.5}, 1),
+        ({"objective.beta": 4}, 0),
+        ({"objective.beta": 4}, 1),
+    ]
+    for run in first["runs"]:
+        assert set(run) == {"metrics", "history", "seed", "swept"}
+        assert run["history"]["epoch"] == [1.0, 2.0]
+        assert {"elbo", "reconstruction", "kl", "nll", "active_units", "images"} <= set(run["metrics"])
+    numbers = [run["metrics"]["elbo"] for run in first["runs"]]
+    assert len(set(numbers)) == 4  # value and seed reached the training
+    pictures = {path.name: path.read_bytes() for path in (tiny / "figures/tiny").iterdir()}
+    assert sorted(pictures) == ["latent_grid.png", "reconstructions.png", "samples.png"]
+
+    assert measure() == first
+    assert {path.name: path.read_bytes() for path in (tiny / "figures/tiny").iterdir()} == pictures
+    assert (tiny / "tiny.yaml").read_bytes() == before
+
+
+def test_a_parameter_that_there_is_not_is_refused(tiny: Path) -> None:
+    with pytest.raises(ParamsError) as error:
+        MEASURE.main("tiny", seed=[0], set_=["train.epoch=2"], sweep="", codes=False)
+    assert str(error.value) == "tiny.yaml: train.epoch: no such parameter; mend --set or --sweep"
+    with pytest.raises(ParamsError, match=r"train\.epochs: wanted a valid integer, .*found 'two'"):
+        MEASURE.main("tiny", seed=[0], set_=["train.epochs=two"], sweep="", codes=False)
+    assert not (tiny / "results").exists()
+
+
+def test_codes_are_measured_in_units_that_do_not_depend_on_their_size(
+    tiny: Path, project: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {
+        "model.kind": "autoencoder",
+        "model.likelihood": "gaussian",
+        "objective.name": "reconstruction",
+        "preprocess.binarization": "none",
+        "preprocess.scaling": "symmetric",
+        "train.epochs": 1,
+    }
+    config = MEASURE._write_params(MEASURE.Variant("tiny", changes), project)
+    for stage in (download, preprocess, train):
+        stage.run(config, project)
+    found = MEASURE._measure_codes(project, config)
+
+    model = load_model(project.model, torch.device("cpu"))
+    images = store.read_split(project.processed, "test").images
+    [x] = Batches(images, store.read_card(project.processed), len(images), torch.device("cpu")).ordered(0)
+    with torch.no_grad():
+        code = model.posterior(x)[0]
+        error = ((model.decode(code) - x) / 2).square().mean().item()  # black is -1, white is 1
+    errors = found["squared_error_under_noise"]
+    assert list(errors) == ["0.0", "0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8"]
+    assert errors["0.0"] == pytest.approx(error, abs=1e-6)
+    with random_stream(0, "codes"), torch.no_grad():
+        for level, found_error in errors.items():
+            noisy = x + float(level) * 2 * torch.randn_like(x)
+            error = ((model.decode(model.posterior(noisy)[0]) - x) / 2).square().mean().item()
+            assert found_error == pytest.approx(error, abs=1e-6)
+
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda image: model.posterior(image[None])[0][0]))(x)
+    squared = jacobian.square().flatten(1).sum(1).mean().item()
+    assert found["squared_jacobian_norm"] == pytest.approx(squared, abs=1e-4)
+    spread = code.var(0, correction=0).sum().item()
+    assert found["relative_squared_jacobian_norm"] == pytest.approx(squared / spread, rel=1e-4)
+    relative = code / code.square().mean().sqrt()
+    assert found["near_zero_fraction"] == pytest.approx((relative.abs() < 0.1).float().mean().item(), abs=1e-4)
+    histogram = np.histogram(relative.numpy(), bins=40, range=(-4, 4))[0] / relative.numel()
+    assert found["activation_histogram"] == pytest.approx(histogram.tolist(), abs=2e-2)
+    assert sum(found["activation_histogram"]) == pytest.approx(1, abs=1e-4)
+
+    # A run with --codes holds the same.
+    MEASURE.main("tiny", seed=[0], set_=[f"{path}={value}" for path, value in changes.items()], sweep="", codes=True)
+    assert read(tiny)["runs"][0]["codes"] == found
