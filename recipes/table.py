@@ -1,8 +1,13 @@
-"""results/*.json, published.yaml -> RESULTS.md and the pictures in it. Only what was measured is printed."""
+"""results/*.json, published.yaml -> RESULTS.md, the pictures in it, and the line `# Measured:` on top of each recipe.
+
+Only what was measured is printed. (DVC compares the values of a recipe, so its comments may change.)
+"""
 
 import json
 import math
+import re
 import statistics
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,11 +58,31 @@ def main() -> None:
     ]
     for name, facts in published.items():
         lines += _rows(name, facts, results.get(name))
+        _write_measured(HERE / f"{name}.yaml", facts, results.get(name))
     lines += ["", "## Parts", "", "| recipe | reconstruction | KL | NLL | active units |", "|---|---|---|---|---|"]
     for name, result in results.items():
         lines += [_parts(name, runs) for runs in _by_change(result)]
     lines += _pictures(results)
     (HERE / "RESULTS.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _write_measured(recipe: Path, facts: dict[str, str], result: dict[str, Any] | None) -> None:
+    found = ["nothing yet."]
+    if result is not None:
+        title, measure = MEASURES[facts["measure"]]
+        budget = "".join(f", {path} {value}" for path, value in result["budget"].items())
+        values = [
+            f"{_spread([measure(run['metrics']) for run in runs])}{_change(runs).replace(', ', ' with ', 1)}"
+            for runs in _by_change(result)
+        ]
+        count = len(_by_change(result)[0])
+        seeds = f"{count} seeds" if count > 1 else "one seed"
+        found = [f"{title} {'; '.join(values)}", f"({seeds}{budget}, {result['device']})."]
+    text = textwrap.fill(" ".join(["Measured:", *found]), 118, initial_indent="# ", subsequent_indent="# ")
+    old = recipe.read_text(encoding="utf-8")
+    recipe.write_text(
+        re.sub(r"^# Measured:(.|\n)*?\n(?=\n)", lambda _: f"{text}\n", old, flags=re.MULTILINE), encoding="utf-8"
+    )
 
 
 def _rows(name: str, facts: dict[str, str], result: dict[str, Any] | None) -> list[str]:

@@ -267,7 +267,7 @@ def test_a_loss_that_is_no_number_names_epoch_step_and_what_to_lower(
     assert reparam("train", "--device", "cpu") == (
         1,
         "error: train: the train loss is no longer finite at epoch 1, step 2 of 10 (loss nan, reconstruction nan, "
-        "kl nan); lower train.learning_rate in params.yaml, or objective.beta where it is large\n",
+        "kl nan, elbo nan); lower train.learning_rate in params.yaml, or objective.beta where it is large\n",
     )
     assert files(finished.root) == before
     assert not finished.model.exists()
