@@ -161,6 +161,7 @@ class TrainConfig(Section):
     batch_size: PositiveInt  # images per optimizer step
     epochs: PositiveInt  # at most
     patience: PositiveInt  # epochs without a better validation score before stopping
+    min_delta: NonNegativeFloat  # nats by which a score must be better to count as better
     monitor: Literal["loss", "elbo"]  # what a better score is: the objective at the end of its schedules, or the ELBO
     optimizer: Annotated[str, _key_of("OPTIMIZERS", "training/optimizers.py")]
     learning_rate: PositiveFloat
@@ -172,6 +173,12 @@ class TrainConfig(Section):
     milestones: Epochs  # of milestones: epochs after which it is multiplied; of step: the one period
     factor: Annotated[float, Field(gt=0, lt=1)]  # of step, milestones
     warmup_epochs: NonNegativeFloat  # the learning rate rises from 0 for so long
+    clip_norm: PositiveFloat | None  # longest gradient; null: as they come
+    average: Decay  # of the weights that are scored and kept: their exponential moving average; 0: the weights themselves
+    on_nonfinite: Literal["stop", "rollback"]  # rollback: to the last good epoch, with half the learning rate
+    precision: Literal["fp32", "tf32", "bf16_matmul", "bf16"]  # of training; evaluation is always in fp32
+    channels_last: bool  # of conv: memory format
+    compile: bool  # through torch.compile
 
 
 class EvaluateConfig(Section):

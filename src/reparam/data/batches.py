@@ -29,10 +29,13 @@ class Batches:
         mean: Tensor = self.scaling((sums.sum(0) / len(self) / 255).float())
         return mean
 
-    def shuffled(self) -> Iterator[Tensor]:
-        """Visit every image once, in an order drawn from torch's generator; yield pixels (B, C, H, W)."""
-        # Drawn on the CPU, so that the order is the same on every device.
-        order = torch.randperm(len(self)).to(self.images.device)
+    def draw_order(self) -> Tensor:
+        """Draw an order of all images from torch's generator. Shapes: -> (N,)."""
+        # On the CPU, so that the order is the same on every device.
+        return torch.randperm(len(self)).to(self.images.device)
+
+    def visit(self, order: Tensor) -> Iterator[Tensor]:
+        """Visit images in the given order; yield pixels (B, C, H, W). Shapes: (N,) rows."""
         for rows in self._cut(order):
             yield self.pixels(self.images[rows])
 

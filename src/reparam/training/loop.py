@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,93 +18,152 @@ from reparam.runtime import random_stream
 Metrics = dict[str, float]
 
 
-@dataclass
-class Fit:
-    """What training leaves behind: metrics per epoch, and the weights of the epoch with the best validation score."""
-
-    history: list[Metrics] = field(default_factory=list)
-    best_score: float = math.inf  # lower is better
-    best_epoch: int = 0
-    best_weights: dict[str, Tensor] = field(default_factory=dict)
-
-
-def fit(
-    step: Callable[[Tensor], Terms],
-    score: Callable[[Tensor], Terms],
-    weights: Callable[[], dict[str, Tensor]],
-    data: tuple[Batches, Batches],
-    config: TrainConfig,
-    log: Callable[[Metrics, int], None],
-) -> Fit:
-    """Train until the validation score has not improved for `patience` epochs.
-
-    `step` trains on a batch and `score` only looks at it; `weights` reads the current weights; `data` is training and
-    validation, which may hold no image: then all epochs are trained and the last is the best. The device is waited
-    for once per epoch.
-
-    Raises: NonFiniteError.
-    """
-    training, validation = data
-    result = Fit()
-    for epoch in range(1, config.epochs + 1):
-        start = time.perf_counter()
-        seen = Sums(step(batch) for batch in training.shuffled())
-        # The same draws every epoch, so that epochs differ by their weights alone.
-        with random_stream(config.seed, "validation"), torch.no_grad():
-            held_out = Sums(score(batch) for batch in validation.ordered(config.seed))
-        row = {"epoch": float(epoch), **seen.means("train", epoch)}
-        row |= held_out.means("validation", epoch) if held_out.images else {}
-        result.history.append(row)
-        log(row | {"images_per_second": len(training) / (time.perf_counter() - start)}, epoch)
-
-        score_now = _to_minimise(row, config.monitor)
-        if held_out.images and not math.isfinite(score_now):  # of an ELBO, which the loss need not contain
-            raise NonFiniteError(
-                f"train: the validation {config.monitor} is no longer finite at epoch {epoch} (found "
-                f"{row[f'validation_{config.monitor}']}); set train.monitor to loss in params.yaml, or lower "
-                "train.learning_rate"
-            )
-        if not held_out.images or score_now < result.best_score:
-            result.best_score, result.best_epoch = score_now, epoch
-            result.best_weights = {name: tensor.clone() for name, tensor in weights().items()}
-        elif epoch - result.best_epoch >= config.patience:
-            break
-    return result
-
-
-def _to_minimise(row: Metrics, monitor: str) -> float:
-    return -row.get("validation_elbo", math.nan) if monitor == "elbo" else row.get("validation_loss", math.nan)
-
-
 class Sums:
     """Loss terms summed over images, on the device: a ragged last batch weighs what it should."""
 
-    def __init__(self, batches: Iterable[Terms]) -> None:
-        self.sums: dict[str, Tensor] = {}
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.totals = torch.zeros(())  # (terms + 1,), float64; the last counts steps since the loss ceased to be finite
         self.images = 0
         self.steps = 0
-        self.spoilt = torch.zeros(())  # steps since the loss ceased to be finite
-        for terms in batches:
-            for name, values in terms.items():
-                # float64, because a large data set would lose its last images in float32.
-                total = values.double().sum()
-                self.sums[name] = self.sums[name] + total if name in self.sums else total
-            self.images += len(terms["loss"])
-            self.steps += 1
-            # A sum that was NaN or infinite once never recovers, so the first such step can be told afterwards.
-            self.spoilt = self.spoilt.to(self.sums["loss"].device) + ~self.sums["loss"].isfinite()
+
+    def add(self, terms: Terms) -> None:
+        """Add a batch, without waiting for the device."""
+        if not self.names:
+            self.names = list(terms)
+            self.totals = torch.zeros(len(terms) + 1, dtype=torch.float64, device=terms["loss"].device)
+        # float64, because a large data set would lose its last images in float32.
+        self.totals[:-1] += torch.stack(list(terms.values())).sum(1, dtype=torch.float64)
+        # A sum that was NaN or infinite once never recovers, so the first such step can be told afterwards.
+        self.totals[-1] += ~self.totals[self.names.index("loss")].isfinite()
+        self.images += len(terms["loss"])
+        self.steps += 1
 
     def means(self, split: str, epoch: int) -> Metrics:
         """Wait for the device and return means over images, named `<split>_<term>`.
 
         Raises: NonFiniteError.
         """
-        *sums, spoilt = torch.stack([*self.sums.values(), self.spoilt.double()]).tolist()
-        means = {name: value / self.images for name, value in zip(self.sums, sums, strict=True)}
+        *sums, spoilt = self.totals.tolist()
+        means = {name: value / self.images for name, value in zip(self.names, sums, strict=True)}
         if spoilt:
             bad = ", ".join(f"{name} {value}" for name, value in means.items())
             raise NonFiniteError(
                 f"train: the {split} loss is no longer finite at epoch {epoch}, step {self.steps - int(spoilt) + 1} of "
-                f"{self.steps} ({bad}); lower train.learning_rate in params.yaml, or objective.beta where it is large"
+                f"{self.steps} ({bad}); lower train.learning_rate in params.yaml, or objective.beta where it is large, "
+                "set train.clip_norm, or train.on_nonfinite to rollback"
             )
         return {f"{split}_{name}": value for name, value in means.items()}
+
+
+@dataclass
+class Fit:
+    """Where training stands, and what it leaves behind: metrics per epoch, and the weights of the best epoch."""
+
+    history: list[Metrics] = field(default_factory=list)
+    best_score: float = math.inf  # lower is better
+    best_epoch: int = 0
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    order: Tensor | None = None  # rows of the running epoch, as they are visited
+    seen: Sums = field(default_factory=Sums)  # of the running epoch
+
+    def is_over(self, config: TrainConfig) -> bool:
+        """Whether all epochs are done, or the last ones brought nothing better."""
+        epochs = len(self.history)
+        is_validated = bool(epochs) and "validation_loss" in self.history[-1]
+        return epochs >= config.epochs or (is_validated and epochs - self.best_epoch >= config.patience)
+
+
+class Trainer(Protocol):
+    """A model in training."""
+
+    def step(self, x: Tensor) -> Terms:
+        """Lower the loss on a batch."""
+
+    def score(self, x: Tensor) -> Terms:
+        """Look at a held-out batch."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the current weights."""
+
+
+class Keeper(Protocol):
+    """What looks after training from step to step."""
+
+    is_stopping: bool  # somebody wants training to end
+
+    def after_step(self) -> None:
+        """Keep what there is, now and then; end the process where somebody wants that."""
+
+    def after_epoch(self) -> None:
+        """Note that all was well so far."""
+
+    def roll_back(self, error: NonFiniteError) -> None:
+        """Go back to where all was well, or raise."""
+
+
+def fit(
+    trainer: Trainer,
+    data: tuple[Batches, Batches],
+    config: TrainConfig,
+    log: Callable[[Metrics, int], None],
+    state: Fit,
+    keeper: Keeper,
+) -> None:
+    """Train from where `state` stands, until the validation score has not improved for `patience` epochs.
+
+    `data` is training and validation, which may hold no image: then all epochs are trained and the last is the best.
+    The device is waited for once per epoch.
+
+    Raises: NonFiniteError.
+    """
+    training, validation = data
+    while not state.is_over(config):
+        epoch, start = len(state.history) + 1, time.perf_counter()
+        if state.order is None:
+            state.order, state.seen = training.draw_order(), Sums()
+        before = state.seen.images
+        for batch in training.visit(state.order[before:]):
+            state.seen.add(trainer.step(batch))
+            keeper.after_step()
+        held_out = _score(trainer, validation, config, keeper)
+        try:
+            row = {"epoch": float(epoch), **state.seen.means("train", epoch)}
+            row |= held_out.means("validation", epoch) if held_out.images else {}
+            score = _to_minimise(row, config.monitor)
+        except NonFiniteError as error:
+            keeper.roll_back(error)
+            continue
+        state.history.append(row)
+        state.order = None
+        if not held_out.images or score < state.best_score - config.min_delta:
+            state.best_score, state.best_epoch = score, epoch
+            state.best_weights = {name: tensor.clone() for name, tensor in trainer.weights().items()}
+        log(row | {"images_per_second": (len(training) - before) / (time.perf_counter() - start)}, epoch)
+        keeper.after_epoch()
+
+
+def _score(trainer: Trainer, validation: Batches, config: TrainConfig, keeper: Keeper) -> Sums:
+    sums = Sums()
+    # The same draws every epoch, so that epochs differ by their weights alone.
+    with random_stream(config.seed, "validation"), torch.no_grad():
+        for batch in validation.ordered(config.seed):
+            if keeper.is_stopping:
+                break
+            sums.add(trainer.score(batch))
+    if keeper.is_stopping:
+        keeper.after_step()  # outside the random stream, whose state is not that of training
+    return sums
+
+
+def _to_minimise(row: Metrics, monitor: str) -> float:
+    """Return the monitored score; NaN without validation."""
+    if "validation_loss" not in row:
+        return math.nan
+    score = -row["validation_elbo"] if monitor == "elbo" else row["validation_loss"]
+    if not math.isfinite(score):  # of an ELBO, which the loss need not contain
+        raise NonFiniteError(
+            f"train: the validation {monitor} is no longer finite at epoch {row['epoch']:.0f} (found "
+            f"{row[f'validation_{monitor}']}); set train.monitor to loss in params.yaml, or lower train.learning_rate"
+        )
+    return score

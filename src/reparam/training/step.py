@@ -1,7 +1,11 @@
 """One optimizer step."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from reparam.config import ModelConfig, ObjectiveConfig, TrainConfig
 from reparam.data.scaling import Scaling
@@ -48,24 +52,73 @@ class LossModule(nn.Module):
 
 
 class Step:
-    """Lower the loss on a batch; the returned terms stay on the device."""
+    """A model in training: the optimizer, its learning rate, and the weights that are scored and kept.
+
+    Everything that decides how training goes on is in `state`.
+    """
 
     def __init__(self, module: LossModule, config: TrainConfig) -> None:
         self.module = module
         self.config = config
         self.optimizer = OPTIMIZERS[config.optimizer](module.parameters(), config)
-        self.images = 0
+        self.images = 0  # seen so far, known without waiting for the device
+        self.rate_factor = 1.0  # halved at each roll-back
+        # Compiled for each batch size, of which there are two: a graph for any size is slower.
+        self._terms = torch.compile(module, dynamic=False) if config.compile else module
+        average = torch.optim.swa_utils.get_ema_multi_avg_fn(config.average)
+        self._averaged = AveragedModel(module, multi_avg_fn=average) if config.average else None
 
-    def __call__(self, x: Tensor) -> Terms:
+    def step(self, x: Tensor) -> Terms:
+        """Lower the loss on a batch; the returned terms stay on the device."""
+        rate = self.rate_factor * rate_at(self.config, self.images / self.module.images)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate_at(self.config, self.images / self.module.images)
+            group["lr"] = rate
         self.optimizer.zero_grad()
-        terms = self.module(x)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            terms = self._terms(x)
         terms["loss"].mean().backward()
+        if self.config.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
         self.optimizer.step()
         self.images += len(x)
         self.module.seen += len(x)
+        if self._averaged is not None:
+            self._averaged.update_parameters(self.module)
         return {name: values.detach() for name, values in terms.items()}
+
+    def score(self, x: Tensor) -> Terms:
+        """Look at a held-out batch."""
+        return self._kept().score(x)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the weights that are to be kept."""
+        return self._kept().model.state_dict()
+
+    def state(self) -> dict[str, Any]:
+        """Return all that decides how training goes on, as nested dicts of tensors, numbers and lists."""
+        return {
+            "module": self.module.state_dict(),
+            "averaged": self._averaged.state_dict() if self._averaged else {},
+            "optimizer": self.optimizer.state_dict()["state"],
+            "images": self.images,
+            "rate_factor": self.rate_factor,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`."""
+        self.module.load_state_dict(state["module"])
+        if self._averaged:
+            self._averaged.load_state_dict(state["averaged"])
+        groups = self.optimizer.state_dict()["param_groups"]
+        of_weights = {int(number): values for number, values in state["optimizer"].items()}
+        self.optimizer.load_state_dict({"state": of_weights, "param_groups": groups})
+        self.images, self.rate_factor = state["images"], state["rate_factor"]
+        self.module.seen.fill_(self.images)
+
+    def _kept(self) -> LossModule:
+        kept = self.module if self._averaged is None else self._averaged.module
+        assert isinstance(kept, LossModule)
+        return kept
 
 
 def check_fit(model: AnyModel, config: ModelConfig, objective: ObjectiveConfig) -> None:
