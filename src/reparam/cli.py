@@ -57,11 +57,13 @@ def preprocess() -> None:
 
 
 @app.command(rich_help_panel="Stages")
-def train(device: DeviceOption = Device.auto) -> None:
-    """Train a model and keep the weights of its best epoch."""
+def train(
+    device: DeviceOption = Device.auto, quiet: Annotated[bool, typer.Option(help="Show no progress.")] = False
+) -> None:
+    """Train a model and keep the weights of its best epoch; go on where an interrupted training was."""
     from reparam.stages import train
 
-    train.run(*_inputs(), device.value)
+    train.run(*_inputs(), device.value, quiet=quiet)
 
 
 @app.command(rich_help_panel="Stages")

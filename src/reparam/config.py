@@ -174,7 +174,7 @@ class TrainConfig(Section):
     factor: Annotated[float, Field(gt=0, lt=1)]  # of step, milestones
     warmup_epochs: NonNegativeFloat  # the learning rate rises from 0 for so long
     clip_norm: PositiveFloat | None  # longest gradient; null: as they come
-    average: Decay  # of the weights that are scored and kept: their exponential moving average; 0: the weights themselves
+    average: Decay  # of a moving average of the weights, which is scored and kept; 0: none
     on_nonfinite: Literal["stop", "rollback"]  # rollback: to the last good epoch, with half the learning rate
     precision: Literal["fp32", "tf32", "bf16_matmul", "bf16"]  # of training; evaluation is always in fp32
     channels_last: bool  # of conv: memory format

@@ -58,6 +58,10 @@ class Paths:
     def training_metrics(self) -> Path:
         return self.root / "reports/training/metrics.json"
 
+    @property
+    def resume(self) -> Path:
+        return self.shared / ".resume"
+
     # evaluate
     @property
     def evaluation_metrics(self) -> Path:

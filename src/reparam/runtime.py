@@ -28,6 +28,14 @@ def make_deterministic(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def set_precision(name: str) -> None:
+    """Choose how float32 matrix products are computed: `fp32` in full, `tf32` and `bf16_matmul` with rounded factors.
+
+    Under `bf16`, autocast rounds more than the products; what is left in float32 is computed in full.
+    """
+    torch.set_float32_matmul_precision({"tf32": "high", "bf16_matmul": "medium"}.get(name, "highest"))
+
+
 @contextmanager
 def random_stream(seed: int, purpose: str) -> Iterator[None]:
     """Run a block on a random stream of its own, and leave the surrounding stream as it was.

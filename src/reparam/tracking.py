@@ -55,13 +55,15 @@ class Tracker:
     paths: Paths
 
     @contextmanager
-    def training_run(self, data_hash: str) -> Iterator[Run]:
-        """Open the run that stands for one trained model.
+    def training_run(self, data_hash: str, resume: str = "") -> Iterator[Run]:
+        """Open the run that stands for one trained model, or go on with the one that was interrupted.
 
         Raises: TrackingError, so that training does not start where its run cannot be opened.
         """
         try:
-            opened = self._open(self.experiment, {STAGE_TAG: "train", DATA_TAG: data_hash}, None)
+            opened = self._reopen(resume) or self._open(
+                self.experiment, {STAGE_TAG: "train", DATA_TAG: data_hash}, None
+            )
         except StoreError as error:
             raise _unusable(self.uri, error) from None
         with _closing(opened) as run:
@@ -110,6 +112,23 @@ class Tracker:
         newest_first = ["attributes.start_time DESC"]
         with _store_errors():
             return list(self.client.search_runs([self._experiment_id(experiment)], wanted, order_by=newest_first))
+
+    def _reopen(self, run_id: str) -> Run | None:
+        """Go on with a run that never finished; None where there is none such in the experiment."""
+        if self.client is None or not run_id:
+            return None
+        from mlflow.exceptions import MlflowException
+
+        with _store_errors():
+            try:
+                info = self.client.get_run(run_id).info
+            except MlflowException:
+                return None  # of another store, or deleted
+            is_open = info.status != "FINISHED" and info.lifecycle_stage == "active"
+            if not is_open or info.experiment_id != self._experiment_id(self.experiment):
+                return None
+            self.client.update_run(run_id, status="RUNNING")
+        return Run(Delivery(self.client), run_id, Spool(self.paths.tracking_spool, run_id))
 
     def _open(self, experiment: str, tags: dict[str, str], parent: str | None) -> Run:
         if self.client is None:

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from filelock import FileLock
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -57,10 +58,34 @@ class Checkpoints:
             path.unlink(missing_ok=True)
         return None
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes that train the same away.
+
+        Raises: Timeout where another one was here first.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.directory / "lock", timeout=0):
+            yield
+
     def clear(self) -> None:
         """Remove all of them: training is done."""
-        for path in self._paths():
+        for path in (*self._paths(), self._run):
             path.unlink(missing_ok=True)
+
+    @property
+    def run_id(self) -> str:
+        """The tracking run that the interrupted training belongs to; empty where there is none."""
+        return self._run.read_text(encoding="utf-8") if self._run.exists() else ""
+
+    @run_id.setter
+    def run_id(self, value: str) -> None:
+        with whole_file(self._run) as partial:
+            partial.write_text(value, encoding="utf-8")
+
+    @property
+    def _run(self) -> Path:
+        return self.directory / "run"
 
     def _paths(self) -> list[Path]:
         return sorted(self.directory.glob("*.safetensors"))
@@ -89,7 +114,6 @@ class Guard:
         state = self.checkpoints.read()
         if state is not None:
             self._restore(state)
-        self._remember()
         return state is not None
 
     def after_step(self) -> None:
@@ -122,13 +146,14 @@ class Guard:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Let SIGTERM and SIGINT end training after the running step, with a checkpoint; a second one ends it at once."""
+        """Let SIGTERM or SIGINT end training after the running step, with a checkpoint; a second one at once."""
 
         def note(number: int, _frame: FrameType | None) -> None:
             if self.signal:
                 raise SystemExit(128 + number)
             self.signal = number
 
+        self._remember()
         before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
@@ -175,7 +200,7 @@ class Guard:
 
 
 def _cuda_random_state() -> dict[str, Tensor]:
-    is_used = torch.cuda.is_available() and torch.cuda.is_initialized()
+    is_used = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return {"state": torch.cuda.get_rng_state()} if is_used else {}
 
 

@@ -90,7 +90,9 @@ class Trainer(Protocol):
 class Keeper(Protocol):
     """What looks after training from step to step."""
 
-    is_stopping: bool  # somebody wants training to end
+    @property
+    def is_stopping(self) -> bool:
+        """Whether somebody wants training to end."""
 
     def after_step(self) -> None:
         """Keep what there is, now and then; end the process where somebody wants that."""

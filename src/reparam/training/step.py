@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from reparam.config import ModelConfig, ObjectiveConfig, TrainConfig
 from reparam.data.scaling import Scaling
@@ -65,7 +65,7 @@ class Step:
         self.rate_factor = 1.0  # halved at each roll-back
         # Compiled for each batch size, of which there are two: a graph for any size is slower.
         self._terms = torch.compile(module, dynamic=False) if config.compile else module
-        average = torch.optim.swa_utils.get_ema_multi_avg_fn(config.average)
+        average = get_ema_multi_avg_fn(config.average)  # type: ignore[no-untyped-call]
         self._averaged = AveragedModel(module, multi_avg_fn=average) if config.average else None
 
     def step(self, x: Tensor) -> Terms:
