@@ -18,6 +18,7 @@ test-slow: install  ## the tests that take minutes, or install environments of t
 
 bench: install  ## side-by-side measurements, into benchmarks/RESULTS.md
 	python benchmarks/data.py
+	python benchmarks/train.py
 
 lint: install
 	ruff format --check .

@@ -42,7 +42,7 @@ def run(config: Config, paths: Paths, device: str = "auto", *, quiet: bool = Fal
         Batches(store.read_split(paths.processed, split).images, card, config.train.batch_size, place)
         for split in ("train", "validation")
     )
-    step = _build(config, card, training, place)
+    step = build(config, card, training, place)
     tracker = tracking.connect(paths)
     data_hash = dvc_hash(paths.processed)
     checkpoints = Checkpoints(paths.resume / _identity(config, data_hash, place))
@@ -73,7 +73,11 @@ def run(config: Config, paths: Paths, device: str = "auto", *, quiet: bool = Fal
             checkpoints.clear()
 
 
-def _build(config: Config, card: Mapping[str, Any], training: Batches, place: torch.device) -> Step:
+def build(config: Config, card: Mapping[str, Any], training: Batches, place: torch.device) -> Step:
+    """Put model, objective and optimizer together, on a device.
+
+    Raises: ParamsError where they do not go together.
+    """
     model = build_model(config.model, tuple(card["shape"]))
     _check(model, config, card)
     if config.model.start_at_mean:

@@ -1,0 +1,265 @@
+"""Training speed on MNIST: the usual way (torchvision, DataLoader, the step of the PyTorch example) and this project.
+
+    python benchmarks/train.py [--mnist DIRECTORY] [--epochs 3] [--only MODEL]
+
+Every way is a process of its own, which trains one epoch when it is told to; the ways take turns, so that a noisy
+machine is noisy for all. Medians are reported, without each way's first epoch (imports, compilation, caches).
+"""
+
+import argparse
+import gzip
+import itertools
+import json
+import math
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from results import table, write_section
+from ruamel.yaml import YAML
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ROOT = Path(__file__).parent.parent
+MODELS = {  # recipe, changes to it, batch size
+    "784-400-20, batch 128": ("pytorch-example", {}),
+    "784-512-512-2, batch 64": ("keras-gaussian", {}),
+    "conv 32/64, latent 2, batch 128": ("conv-latent2", {"train.batch_size": 128, "train.optimizer": "adam"}),
+}
+WAYS: dict[str, dict[str, Any]] = {  # changes to section `train`
+    "fp32": {},
+    "bf16 inside products": {"precision": "bf16_matmul"},
+    "bf16 autocast": {"precision": "bf16"},
+    "compiled, fp32": {"compile": True},
+    "compiled, bf16 autocast": {"compile": True, "precision": "bf16"},
+}
+CONV_WAYS: dict[str, dict[str, Any]] = {
+    "compiled, fp32, channels last": {"compile": True, "channels_last": True},
+    "compiled, bf16 autocast, channels last": {"compile": True, "precision": "bf16", "channels_last": True},
+}
+REFERENCE = "the usual way"
+IMAGES = 60_000
+
+
+def main() -> None:
+    """Measure and write RESULTS.md."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mnist", type=Path, default=ROOT.parent / "shared/data/mnist")
+    parser.add_argument("--epochs", type=int, default=3, help="measured, after one that is not")
+    parser.add_argument("--only", default="", help="models whose name contains this")
+    parser.add_argument("--worker", nargs=2, metavar=("MODEL", "WAY"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        _work(*arguments.worker, arguments.mnist)
+        return
+    parts = [_describe_floor(), *(_measure(model, arguments) for model in MODELS if arguments.only in model)]
+    write_section("Training", "\n\n".join(parts))
+
+
+def _describe_floor() -> str:
+    rate = _matmul_rate()
+    return (
+        f"Float32 matrix products run at {rate / 1e9:.0f} GFLOP/s here (best of 20, 1024 x 1024). The floor of a model "
+        "is its products' arithmetic at that rate: three times the forward pass. Validation is not part of an epoch; "
+        "reading, shuffling and batching are."
+    )
+
+
+def _matmul_rate() -> float:
+    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    seconds = []
+    for _ in range(20):
+        start = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - start)
+    return 2 * 1024**3 / min(seconds)
+
+
+def _measure(model: str, arguments: argparse.Namespace) -> str:
+    ways = [REFERENCE, *WAYS, *(CONV_WAYS if "conv" in model else {})]
+    command = [sys.executable, __file__, "--mnist", str(arguments.mnist), "--worker", model]
+    workers = {
+        way: subprocess.Popen([*command, way], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for way in ways
+    }
+    answers: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    for _ in range(arguments.epochs + 1):
+        for way, worker in workers.items():
+            worker.stdin.write("epoch\n")
+            worker.stdin.flush()
+            line = worker.stdout.readline()
+            if not line:
+                raise SystemExit(f"{model}, {way}: the process died; its message is above")
+            answers[way].append(json.loads(line))
+            print(f"{model}  {way}  {answers[way][-1]}", file=sys.stderr)
+    for worker in workers.values():
+        worker.communicate()
+    medians = {way: statistics.median(row["seconds"] for row in rows[1:]) for way, rows in answers.items()}
+    rows = [
+        [
+            way,
+            f"{medians[way]:.2f}",
+            f"{medians[REFERENCE] / medians[way]:.1f} x",
+            f"{answers[way][-1]['loss']:.2f}",
+            f"{answers[way][-1]['megabytes']:.0f}",
+        ]
+        for way in ways
+    ]
+    flops = answers["fp32"][0]["flops"]
+    floor = flops * IMAGES / _matmul_rate()
+    header = [model, "seconds per epoch", "speed", f"loss in epoch {arguments.epochs + 1}", "peak MB"]
+    return f"{table(header, rows)}\n\nFloor: {floor:.2f} s."
+
+
+def _work(model: str, way: str, mnist: Path) -> None:
+    """Train one epoch for each line that arrives, and answer with what it took."""
+    with tempfile.TemporaryDirectory() as scratch:
+        epoch = (_usual_way if way == REFERENCE else _our_way)(model, way, mnist, Path(scratch))
+        for _ in sys.stdin:
+            start = time.perf_counter()
+            loss, flops = epoch()
+            seconds = time.perf_counter() - start
+            megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            print(json.dumps({"seconds": seconds, "loss": loss, "flops": flops, "megabytes": megabytes}), flush=True)
+
+
+Epoch = Callable[[], tuple[float, float]]
+
+
+def _our_way(model: str, way: str, mnist: Path, scratch: Path) -> Epoch:
+    from reparam.config import load_config
+    from reparam.data.batches import Batches
+    from reparam.runtime import make_deterministic, set_precision
+    from reparam.stages.train import build
+    from reparam.training.loop import Sums
+
+    recipe, changes = MODELS[model]
+    yaml = YAML()
+    params = yaml.load(ROOT / "recipes" / f"{recipe}.yaml")
+    for path, value in {
+        **changes,
+        **{f"train.{name}": value for name, value in (WAYS | CONV_WAYS)[way].items()},
+    }.items():
+        section, _, name = path.partition(".")
+        params[section][name] = value
+    yaml.dump(params, scratch / "params.yaml")
+    config = load_config(scratch / "params.yaml")
+    make_deterministic(config.train.seed)
+    set_precision(config.train.precision)
+    card = {"scaling": {"kind": "unit", "shift": [0.0], "scale": [1.0]}, "binarization": "none", "shape": [1, 28, 28]}
+    card["splits"] = {"train": {"count": IMAGES}}
+    data = Batches(_read_images(mnist), card, config.train.batch_size, torch.device("cpu"))
+    step = build(config, card, data, torch.device("cpu"))
+    flops = 3 * _forward_flops(step.module)
+
+    def epoch() -> tuple[float, float]:
+        sums = Sums()
+        for batch in data.visit(data.draw_order()):
+            sums.add(step.step(batch))
+        return sums.means("train", 1)["train_loss"], flops
+
+    return epoch
+
+
+def _forward_flops(module: Any) -> float:
+    """Count the arithmetic of linear layers and convolutions for one image."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x = torch.zeros(64, 1, 28, 28)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module.score(x)
+    return counter.get_total_flops() / len(x)
+
+
+def _usual_way(model: str, _way: str, mnist: Path, scratch: Path) -> Epoch:
+    """Train as the well-known example does: one image at a time through ToTensor, losses from probabilities."""
+    from torchvision import datasets, transforms
+
+    raw = scratch / "MNIST/raw"
+    raw.mkdir(parents=True)
+    for path in mnist.glob("*.gz"):
+        with gzip.open(path) as source, (raw / path.stem).open("wb") as target:
+            shutil.copyfileobj(source, target)
+    torch.manual_seed(0)
+    dataset = datasets.MNIST(scratch, train=True, transform=transforms.ToTensor())
+    loader = torch.utils.data.DataLoader(dataset, batch_size=64 if "batch 64" in model else 128, shuffle=True)
+    network = UsualVAE(*_usual_networks(model))
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+
+    def loss_of(x: Tensor) -> Tensor:
+        mean_image, mean, log_variance = network(x)
+        if "400" in model:
+            reconstruction = F.binary_cross_entropy(mean_image.flatten(1), x.flatten(1), reduction="sum")
+        else:
+            variance = 0.25 if "512" in model else 0.5
+            constant = 0.5 * math.log(2 * math.pi * variance) * x.numel()
+            reconstruction = (
+                F.mse_loss(mean_image.flatten(1), x.flatten(1), reduction="sum") / (2 * variance) + constant
+            )
+        return reconstruction - 0.5 * torch.sum(1 + log_variance - mean.pow(2) - log_variance.exp())
+
+    def epoch() -> tuple[float, float]:
+        network.train()
+        total = 0.0
+        for x, _ in loader:
+            optimizer.zero_grad()
+            loss = loss_of(x)
+            loss.backward()
+            total += loss.item()
+            optimizer.step()
+        return total / len(dataset), 0.0
+
+    return epoch
+
+
+class UsualVAE(nn.Module):
+    """The model of the example, with its heads side by side."""
+
+    def __init__(self, encoder: nn.Module, heads: tuple[nn.Module, nn.Module], decoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+        self.mean, self.log_variance = heads
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        h = self.encoder(x)
+        mean, log_variance = self.mean(h), self.log_variance(h)
+        z = mean + torch.randn_like(mean) * torch.exp(0.5 * log_variance)
+        return self.decoder(z), mean, log_variance
+
+
+def _usual_networks(model: str) -> tuple[nn.Module, tuple[nn.Module, nn.Module], nn.Module]:
+    if "conv" in model:
+        encoder = nn.Sequential(
+            *(nn.Conv2d(1, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU(), nn.Flatten()),
+            *(nn.Linear(64 * 49, 400), nn.ReLU()),
+        )
+        decoder = nn.Sequential(
+            *(nn.Linear(2, 64 * 49), nn.ReLU(), nn.Unflatten(1, (64, 7, 7))),
+            *(nn.ConvTranspose2d(64, 32, 3, 2, 1, 1), nn.ReLU(), nn.ConvTranspose2d(32, 1, 3, 2, 1, 1), nn.Sigmoid()),
+        )
+        return encoder, (nn.Linear(400, 2), nn.Linear(400, 2)), decoder
+    widths, latent = ([784, 400], 20) if "400" in model else ([784, 512, 512], 2)
+
+    def stack(sizes: list[int]) -> list[nn.Module]:
+        return [layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
+
+    decoder_layers = [*stack([latent, *reversed(widths[1:])]), nn.Linear(widths[1], 784), nn.Sigmoid()]
+    heads = nn.Linear(widths[-1], latent), nn.Linear(widths[-1], latent)
+    return nn.Sequential(nn.Flatten(), *stack(widths)), heads, nn.Sequential(*decoder_layers)
+
+
+def _read_images(mnist: Path) -> Any:
+    with gzip.open(mnist / "train-images-idx3-ubyte.gz") as file:
+        return np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 1, 28, 28)
+
+
+if __name__ == "__main__":
+    main()
