@@ -40,7 +40,7 @@ def draw(
     show = images.scaling.invert
     with random_stream(settings.seed, "figures"):
         rows = _one_of_each_class(labels)
-        grey = images.images[torch.from_numpy(rows).to(images.images.device)]
+        grey = images.grey(torch.from_numpy(rows))
         pixels = images.pixels(grey)
         reconstructed = model.decode(model.posterior(pixels)[0])
     samples = model.decode(start.to(pixels.device))

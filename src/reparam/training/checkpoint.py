@@ -189,7 +189,7 @@ class Guard:
         fit.history = list(state["history"])
         fit.best_score, fit.best_epoch = best["score"], best["epoch"]
         fit.best_weights = {name: tensor.to(device) for name, tensor in best["weights"].items()}
-        fit.order = state["order"]["rows"].to(device) if state["order"] else None
+        fit.order = state["order"]["rows"] if state["order"] else None
         fit.seen = Sums()
         fit.seen.names, fit.seen.totals = list(seen["names"]), seen["totals"].clone().to(device)
         fit.seen.images, fit.seen.steps = seen["images"], seen["steps"]
