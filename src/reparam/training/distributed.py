@@ -1,0 +1,56 @@
+"""Several processes that train one model together, one per GPU or CPU, as torchrun starts them."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that train together; alone, everything is what it was."""
+
+    rank: int = 0
+    size: int = 1
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """Let backward passes average the gradients of all processes, and start from the weights of the first."""
+        return module if self.size == 1 else DistributedDataParallel(module)
+
+    def agree(self, values: Tensor) -> Tensor:
+        """Return what the first process says. Shapes: unchanged, the same for all."""
+        if self.size > 1:
+            dist.broadcast(values, src=0)
+        return values
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum over the processes. Shapes: unchanged, the same for all."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def share(self, rows: Tensor) -> Tensor:
+        """Take this process' part of a batch; of one with fewer rows than processes, all of it. Shapes: (N,) -> (n,)."""
+        return rows[self.rank :: self.size] if len(rows) >= self.size else rows
+
+    def weight(self, images: int, of_all: int) -> float:
+        """Weigh the mean over a part so that the average over processes is the mean over all images of the batch."""
+        return images * self.size / (of_all if of_all >= self.size else of_all * self.size)
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[World]:
+    """Join the other processes that torchrun started; alone without it."""
+    if "WORLD_SIZE" not in os.environ:
+        yield World()
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield World(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
