@@ -108,6 +108,13 @@ def test_every_wrong_parameter_is_named_at_once(project: Paths, params: dict[str
         ("train", "betas", "a list"),
         ("train", "monitor", "one of 'loss', 'elbo'"),
         ("train", "optimizer", "a value of type string"),
+        ("train", "min_delta", "a value of type number"),
+        ("train", "clip_norm", "a value of type number or null"),
+        ("train", "average", "a value of type number"),
+        ("train", "on_nonfinite", "one of 'stop', 'rollback'"),
+        ("train", "precision", "one of 'fp32', 'tf32', 'bf16_matmul', 'bf16'"),
+        ("train", "channels_last", "a value of type boolean"),
+        ("train", "compile", "a value of type boolean"),
         ("train", "seed", "a value of type integer"),
         ("report", "title", "a value of type string"),
     ],
@@ -154,6 +161,19 @@ def test_a_misspelt_section_is_recognised(project: Paths, params: dict[str, Any]
         ("train", "warmup_epochs", "-1", "wanted greater than or equal to 0, found -1"),
         ("train", "schedule", "linear", "wanted 'constant', 'cosine', 'step' or 'milestones', found 'linear'"),
         ("train", "monitor", "kl", "wanted 'loss' or 'elbo', found 'kl'"),
+        ("train", "min_delta", "-0.1", "wanted greater than or equal to 0, found -0.1"),
+        ("train", "min_delta", "", "wanted a valid number, found None"),
+        ("train", "clip_norm", "0", "wanted greater than 0, found 0"),
+        ("train", "clip_norm", "-1", "wanted greater than 0, found -1"),
+        ("train", "clip_norm", ".inf", "wanted a finite number, found inf"),
+        ("train", "clip_norm", "none", "wanted a valid number, found 'none'"),
+        ("train", "average", "1", "wanted less than 1, found 1"),
+        ("train", "average", "-0.1", "wanted greater than or equal to 0, found -0.1"),
+        ("train", "average", "", "wanted a valid number, found None"),
+        ("train", "on_nonfinite", "ignore", "wanted 'stop' or 'rollback', found 'ignore'"),
+        ("train", "precision", "fp16", "wanted 'fp32', 'tf32', 'bf16_matmul' or 'bf16', found 'fp16'"),
+        ("train", "channels_last", "1", "wanted a valid boolean, found 1"),
+        ("train", "compile", "'yes'", "wanted a valid boolean, found 'yes'"),
         ("objective", "beta", "-1", "wanted greater than or equal to 0, found -1"),
         ("objective", "samples", "0", "wanted greater than 0, found 0"),
         ("objective", "warmup_epochs", "0", "wanted greater than 0, found 0"),
@@ -192,6 +212,18 @@ def test_a_value_of_another_type_or_range_is_refused(
     # JSON is YAML, and leaves the spelling of one value to the test.
     project.params.write_text(json.dumps(values).replace('"HERE"', text), encoding="utf-8")
     assert problems(project.params) == [f"{section}.{name}: {complaint}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"), [("clip_norm", "null", None), ("clip_norm", "2", 2.0), ("average", "0", 0.0)]
+)
+def test_clipping_and_averaging_can_be_left_out(
+    name: str, text: str, value: float | None, project: Paths, params: dict[str, Any]
+) -> None:
+    params["train"][name] = "HERE"
+    project.params.write_text(json.dumps(params).replace('"HERE"', text), encoding="utf-8")
+    found = getattr(load_config(project.params).train, name)
+    assert (found, type(found)) == (value, type(value))
 
 
 @pytest.mark.parametrize(("section", "name"), [("preprocess", "classes"), ("model", "channels"), ("model", "upper")])

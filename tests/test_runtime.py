@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from reparam.errors import UserError
-from reparam.runtime import make_deterministic, pick_device, random_stream
+from reparam.runtime import make_deterministic, pick_device, random_stream, set_precision
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA GPU")
 
@@ -16,10 +16,11 @@ def settings_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # Set before it is deleted, so that what the test sets is taken back as well.
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
-    before = torch.are_deterministic_algorithms_enabled()
+    before, precision = torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()
     torch.use_deterministic_algorithms(False)
     yield
     torch.use_deterministic_algorithms(before)
+    torch.set_float32_matmul_precision(precision)
 
 
 def draws(seed: int, purpose: str) -> list[float]:
@@ -112,3 +113,14 @@ def test_a_workspace_that_the_user_chose_is_kept(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     make_deterministic(0)
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+
+
+@pytest.mark.usefixtures("settings_restored")
+@pytest.mark.parametrize(
+    ("name", "wanted"), [("fp32", "highest"), ("tf32", "high"), ("bf16_matmul", "medium"), ("bf16", "highest")]
+)
+@pytest.mark.parametrize("before", ["highest", "medium"])
+def test_a_precision_is_that_of_float32_matrix_products(name: str, wanted: str, before: str) -> None:
+    torch.set_float32_matmul_precision(before)
+    set_precision(name)
+    assert torch.get_float32_matmul_precision() == wanted

@@ -170,6 +170,146 @@ def test_a_run_tells_how_its_stage_ended(error: type[BaseException], status: str
     assert row.info.end_time >= row.info.start_time
 
 
+# ---- a training run that goes on
+
+
+@pytest.fixture
+def spool_folder(paths: Paths) -> Iterator[Path]:
+    """The folder of spools, which the tests of this module share, left as it was."""
+    there = paths.tracking_spool.exists()
+    yield paths.tracking_spool
+    if not there:
+        shutil.rmtree(paths.tracking_spool)
+
+
+def interrupted(tracker: Tracker, epochs: int, error: type[BaseException] = SystemExit) -> str:
+    """Log a training run that ends early; return its id."""
+
+    def fail() -> None:
+        nonlocal run_id
+        with tracker.training_run("data-hash") as run:
+            run_id = run.run_id
+            run.log_params({"train.epochs": 4})
+            run.log_dataset(CARD, "data-hash", "train")
+            for epoch in range(1, epochs + 1):
+                run.log_metrics({"epoch": float(epoch), "train_loss": 10.0 / epoch}, epoch)
+            raise error
+
+    run_id = ""
+    with pytest.raises(error):
+        fail()
+    return run_id
+
+
+@pytest.mark.parametrize(("error", "status"), [(SystemExit, "KILLED"), (ZeroDivisionError, "FAILED")])
+def test_an_interrupted_training_goes_on_in_the_same_row(
+    error: type[BaseException], status: str, tracker: Tracker
+) -> None:
+    run_id = interrupted(tracker, 2, error)
+    assert [row.info.status for row in rows(tracker)] == [status]
+    with tracker.training_run("data-hash", run_id) as run:
+        assert run.run_id == run_id
+        assert [row.info.status for row in rows(tracker)] == ["RUNNING"]
+        run.log_params({"train.epochs": 4})  # the same again is no mistake
+        run.log_dataset(CARD, "data-hash", "train")
+        for epoch in (3, 4):
+            run.log_metrics({"epoch": float(epoch), "train_loss": 10.0 / epoch}, epoch)
+    (row,) = rows(tracker)
+    assert (row.info.run_id, row.info.status) == (run_id, "FINISHED")
+    assert row.data.tags[DATA_TAG] == "data-hash"
+    assert len(row.inputs.dataset_inputs) == 1
+    history = tracker.client.get_metric_history(run_id, "train_loss")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 10.0), (2, 5.0), (3, 10 / 3), (4, 2.5)]
+
+
+def test_a_training_that_was_killed_at_once_goes_on_too(tracker: Tracker, paths: Paths) -> None:
+    killed = tracker._open(tracker.experiment, {STAGE_TAG: "train"}, None)  # and never closed
+    with tracker.training_run("data-hash", killed.run_id) as run:
+        pass
+    assert [(row.info.run_id, row.info.status) for row in rows(tracker)] == [(run.run_id, "FINISHED")]
+
+
+def test_the_store_tells_which_epochs_it_has(tracker: Tracker, paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id = interrupted(tracker, 3)
+    with tracker.training_run("data-hash", run_id) as run:
+        assert tracker.logged_epochs(run) == {1, 2, 3}
+
+        def fail(*_: object) -> None:
+            raise MlflowException("away")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(tracker.client, "get_metric_history", fail)
+            assert tracker.logged_epochs(run) == set()  # then they are logged again
+    with tracker.training_run("data-hash") as fresh:
+        assert tracker.logged_epochs(fresh) == set()
+
+
+def test_a_training_that_finished_or_is_gone_does_not_go_on(tracker: Tracker) -> None:
+    finished = train(tracker, "weights")
+    deleted = interrupted(tracker, 1)
+    tracker.client.delete_run(deleted)
+    for resume in (finished, deleted, "0" * 32, ""):
+        with tracker.training_run("data-hash", resume) as run:
+            assert run.run_id not in (finished, deleted, resume)
+    assert tracker.client.get_run(finished).data.tags[WEIGHTS_TAG] == "weights"
+    assert tracker.client.get_run(deleted).info.status == "KILLED"
+
+
+def test_a_training_goes_on_in_its_own_experiment_alone(
+    tracker: Tracker, paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = interrupted(tracker, 1)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", f"{tracker.experiment}-other")
+    other = tracking.connect(paths)
+    with other.training_run("data-hash", run_id) as run:
+        pass
+    assert [row.info.run_id for row in rows(other)] == [run.run_id]
+    assert [(row.info.run_id, row.info.status) for row in rows(tracker)] == [(run_id, "KILLED")]
+
+
+def test_a_run_whose_spool_is_refused_does_not_go_on(
+    tracker: Tracker, paths: Paths, spool_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = interrupted(tracker, 1)
+    spool = Spool(spool_folder, run_id)
+    spool.add({"call": "end", "run": run_id, "status": "KILLED", "time": 1})
+
+    def fail(*_: object) -> None:
+        raise MlflowException("refused")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracker.client, "set_terminated", fail)
+        assert tracker._reopen(run_id) is None
+    assert spool.calls.exists()  # for `reparam replay`
+    assert tracking.replay(paths) == 1
+
+
+def test_what_was_spooled_before_is_delivered_before_training_goes_on(
+    tracker: Tracker, paths: Paths, spool_folder: Path
+) -> None:
+    # Otherwise `reparam replay` would end a run that has finished since.
+    run_id = interrupted(tracker, 1)
+    spool = Spool(spool_folder, run_id)
+    metric = {"key": "train_loss", "value": 7.0, "timestamp": 1, "step": 2}
+    spool.add({"call": "metrics", "run": run_id, "values": [metric]})
+    spool.add({"call": "end", "run": run_id, "status": "KILLED", "time": 1})
+    with tracker.training_run("data-hash", run_id) as run:
+        assert run.run_id == run_id
+        assert not spool.calls.exists()
+        assert [row.info.status for row in rows(tracker)] == ["RUNNING"]
+    (row,) = rows(tracker)
+    assert (row.info.status, row.data.metrics["train_loss"]) == ("FINISHED", 7.0)
+    assert tracking.replay(paths) == 0
+
+
+def test_without_tracking_nothing_goes_on(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "off")
+    tracker = tracking.connect(paths)
+    with tracker.training_run("data-hash", "0" * 32) as run:
+        assert run.run_id == ""
+        assert tracker.logged_epochs(run) == set()
+
+
 # ---- children of it
 
 

@@ -69,6 +69,16 @@ class Tracker:
         with _closing(opened) as run:
             yield run
 
+    def logged_epochs(self, run: Run) -> set[int]:
+        """Return the epochs of a run whose metrics the store has: those that a killed process held back are missing."""
+        if self.client is None:
+            return set()
+        try:
+            with _store_errors():
+                return {metric.step for metric in self.client.get_metric_history(run.run_id, "epoch")}
+        except StoreError:
+            return set()
+
     @contextmanager
     def child_run(self, stage: str, lineage: Mapping[str, str]) -> Iterator[Run]:
         """Open a run below the training run that a model card's `lineage` tells of; say so where there is none."""
@@ -127,8 +137,14 @@ class Tracker:
             is_open = info.status != "FINISHED" and info.lifecycle_stage == "active"
             if not is_open or info.experiment_id != self._experiment_id(self.experiment):
                 return None
+            spool = Spool(self.paths.tracking_spool, run_id)
+            if spool.calls.exists():  # or its old end would be delivered after the new one
+                try:
+                    spool.replay(Delivery(self.client))
+                except StoreError:
+                    return None  # and the calls are kept for `reparam replay`
             self.client.update_run(run_id, status="RUNNING")
-        return Run(Delivery(self.client), run_id, Spool(self.paths.tracking_spool, run_id))
+        return Run(Delivery(self.client), run_id, spool)
 
     def _open(self, experiment: str, tags: dict[str, str], parent: str | None) -> Run:
         if self.client is None:

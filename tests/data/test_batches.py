@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,11 @@ def numbers(batches: list[torch.Tensor]) -> list[int]:
     return [round(value * 25.5) for batch in batches for value in batch[:, 0, 0, 0].tolist()]
 
 
+def shuffled(data: Batches) -> Iterator[torch.Tensor]:
+    """One epoch of training."""
+    return data.visit(data.draw_order())
+
+
 def test_grey_values_become_floats_between_0_and_1() -> None:
     images = np.array([0, 1, 128, 255], np.uint8).reshape(1, 1, 2, 2)
     (batch,) = Batches(images, data_card("none"), 8, CPU).ordered(0)
@@ -28,23 +35,65 @@ def test_ordered_keeps_the_order_and_ends_with_what_is_left() -> None:
     assert numbers(batches) == list(range(10))
 
 
+def test_an_order_is_all_rows_of_the_split_as_torch_permutes_them() -> None:
+    data = Batches(NUMBERED, data_card("none"), 4, CPU)
+    torch.manual_seed(3)
+    order = data.draw_order()
+    torch.manual_seed(3)
+    assert torch.equal(order, torch.randperm(10))
+    assert sorted(order.tolist()) == list(range(10))
+
+
+def test_a_visit_follows_the_order_it_is_given_and_draws_none() -> None:
+    data = Batches(NUMBERED, data_card("none"), 4, CPU)
+    before = torch.get_rng_state()
+    batches = list(data.visit(torch.tensor([7, 1, 9, 0, 4])))
+    assert [len(batch) for batch in batches] == [4, 1]
+    assert numbers(batches) == [7, 1, 9, 0, 4]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert list(data.visit(torch.tensor([], dtype=torch.int64))) == []
+
+
+def test_the_rest_of_an_order_is_cut_into_the_batches_that_the_whole_is_cut_into() -> None:
+    data = Batches(NUMBERED, data_card("none"), 4, CPU)
+    order = torch.tensor([3, 8, 1, 0, 9, 2, 6, 7, 5, 4])
+    whole = [numbers([batch]) for batch in data.visit(order)]
+    assert whole == [[3, 8, 1, 0], [9, 2, 6, 7], [5, 4]]
+    for done in range(4):
+        assert [numbers([batch]) for batch in data.visit(order[4 * done :])] == whole[done:]
+
+
+def test_pixels_are_drawn_when_a_batch_is_asked_for_and_not_before() -> None:
+    # Otherwise a checkpoint between two batches would hold a generator that is ahead of training.
+    data = Batches(np.full((8, 1, 4, 4), 128, np.uint8), data_card("dynamic"), 4, CPU)
+    torch.manual_seed(0)
+    first, second = data.visit(torch.arange(8))
+    torch.manual_seed(0)
+    visit = data.visit(torch.arange(8))
+    assert torch.equal(next(visit), first)
+    between = torch.get_rng_state()
+    torch.rand(5)
+    torch.set_rng_state(between)
+    assert torch.equal(next(data.visit(torch.arange(4, 8))), second)
+
+
 def test_shuffled_visits_each_image_once_and_each_time_in_another_order() -> None:
     torch.manual_seed(0)
     data = Batches(NUMBERED, data_card("none"), 4, CPU)
-    epochs = [list(data.shuffled()) for _ in range(2)]
+    epochs = [list(shuffled(data)) for _ in range(2)]
     for batches in epochs:
         assert [len(batch) for batch in batches] == [4, 4, 2]
         assert sorted(numbers(batches)) == list(range(10))
     assert numbers(epochs[0]) != numbers(epochs[1])
     torch.manual_seed(0)
-    assert numbers(list(data.shuffled())) == numbers(epochs[0])
+    assert numbers(list(shuffled(data))) == numbers(epochs[0])
 
 
 @pytest.mark.parametrize(("batch_size", "sizes"), [(1, [1] * 10), (5, [5, 5]), (10, [10]), (99, [10])])
 def test_every_batch_size_covers_the_split(batch_size: int, sizes: list[int]) -> None:
     data = Batches(NUMBERED, data_card("none"), batch_size, CPU)
     assert len(data) == 10
-    assert [len(batch) for batch in data.shuffled()] == sizes
+    assert [len(batch) for batch in shuffled(data)] == sizes
     assert [len(batch) for batch in data.ordered(0)] == sizes
 
 
@@ -52,7 +101,7 @@ def test_every_batch_size_covers_the_split(batch_size: int, sizes: list[int]) ->
 def test_a_split_without_images_has_no_batches(binarization: str) -> None:
     data = Batches(NUMBERED[:0], data_card(binarization), 4, CPU)
     assert len(data) == 0
-    assert list(data.shuffled()) == []
+    assert list(shuffled(data)) == []
     assert list(data.ordered(0)) == []
 
 
@@ -61,7 +110,7 @@ def test_dynamic_pixels_are_black_or_white_with_the_grey_value_as_mean() -> None
     visits = 4000
     grey = np.array([0, 51, 128, 255], np.uint8).reshape(1, 1, 2, 2)
     data = Batches(np.repeat(grey, visits, axis=0), data_card("dynamic"), visits, CPU)
-    (batch,) = data.shuffled()
+    (batch,) = shuffled(data)
     assert set(batch.unique().tolist()) == {0.0, 1.0}
     mean = batch.mean(0).flatten()
     # Black and white are certain; five standard errors of `visits` draws for the rest.
@@ -73,10 +122,10 @@ def test_dynamic_pixels_are_black_or_white_with_the_grey_value_as_mean() -> None
 def test_dynamic_pixels_are_drawn_anew_at_each_visit_of_training() -> None:
     data = Batches(np.full((4, 1, 8, 8), 128, np.uint8), data_card("dynamic"), 4, CPU)
     torch.manual_seed(0)
-    first, second = (torch.cat(list(data.shuffled())) for _ in range(2))
+    first, second = (torch.cat(list(shuffled(data))) for _ in range(2))
     assert not torch.equal(first, second)
     torch.manual_seed(0)
-    torch.testing.assert_close(torch.cat(list(data.shuffled())), first)
+    torch.testing.assert_close(torch.cat(list(shuffled(data))), first)
 
 
 def test_held_out_pixels_are_one_draw_whatever_the_model_draws_and_however_they_are_batched() -> None:
@@ -127,6 +176,6 @@ def test_pixels_are_scaled_as_the_card_says_after_they_are_drawn(binarization: s
 
 def test_each_channel_is_scaled_by_its_own_numbers() -> None:
     card = {"binarization": "none", "scaling": {"shift": [0.0, 1.0], "scale": [1.0, 2.0]}}
-    (batch,) = Batches(np.full((3, 2, 2, 2), 255, np.uint8), card, 3, CPU).shuffled()
+    (batch,) = shuffled(Batches(np.full((3, 2, 2, 2), 255, np.uint8), card, 3, CPU))
     assert batch[:, 0].unique().tolist() == [1.0]
     assert batch[:, 1].unique().tolist() == [0.0]

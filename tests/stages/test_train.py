@@ -1,5 +1,7 @@
 import csv
 import json
+import logging
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,14 +12,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from reparam.config import load_config
+from reparam.config import Config, load_config
 from reparam.data import store
 from reparam.data.splits import SPLITS
-from reparam.errors import ParamsError
+from reparam.errors import NonFiniteError, ParamsError, UserError
 from reparam.objectives import Terms
 from reparam.paths import Paths
 from reparam.stages import train
-from reparam.training.step import LossModule
+from reparam.training.checkpoint import Checkpoints
+from reparam.training.step import LossModule, Step
 
 Train = Callable[..., None]
 
@@ -25,9 +28,10 @@ Train = Callable[..., None]
 @pytest.fixture(autouse=True)
 def deterministic() -> Iterator[None]:
     """Take back what the stage sets."""
-    before = torch.are_deterministic_algorithms_enabled()
+    before, precision = torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()
     yield
     torch.use_deterministic_algorithms(before)
+    torch.set_float32_matmul_precision(precision)
 
 
 @pytest.fixture
@@ -219,3 +223,284 @@ def test_a_model_that_starts_at_the_mean_puts_it_out_before_it_is_trained(run: T
     bias = load_file(project.model / "weights.safetensors")["decoder.0.bias"]
     mean = store.read_split(project.processed, "train").images.mean(0).ravel() / 255
     torch.testing.assert_close(bias.sigmoid(), torch.tensor(mean).float())
+
+
+# How it computes
+
+
+@pytest.mark.parametrize(
+    ("precision", "wanted"), [("fp32", "highest"), ("tf32", "high"), ("bf16_matmul", "medium"), ("bf16", "highest")]
+)
+def test_training_computes_in_its_precision_and_leaves_full_precision_to_the_next_stage(
+    precision: str, wanted: str, run: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = set()
+    step = Step.step
+
+    def look(self: Step, x: Tensor) -> Terms:
+        seen.add(torch.get_float32_matmul_precision())
+        return step(self, x)
+
+    monkeypatch.setattr(Step, "step", look)
+    run(train={"epochs": 1, "precision": precision})
+    assert seen == {wanted}
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_training_that_fails_leaves_full_precision_too(run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Step, "step", lambda self, x: {"loss": torch.full((len(x),), math.nan)})
+    with pytest.raises(NonFiniteError):
+        run(train={"precision": "bf16_matmul"})
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_convolutions_train_with_channels_last_and_their_weights_are_stored_as_any(run: Train, project: Paths) -> None:
+    changes = {"network": "conv", "channels": [4, 6], "hidden": [8]}
+    run(model=changes, train={"epochs": 1, "channels_last": True, "average": 0.5, "clip_norm": 1.0})
+    kept = load_file(project.model / "weights.safetensors")
+    assert {tensor.dtype for tensor in kept.values()} == {torch.float32}
+    assert all(tensor.isfinite().all() for tensor in kept.values())
+
+
+def test_the_averaged_weights_are_those_on_disk(run: Train, project: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[Step] = []
+    build = train._build
+
+    def remember(*arguments: Any) -> Step:
+        steps.append(build(*arguments))
+        return steps[0]
+
+    monkeypatch.setattr(train, "_build", remember)
+    run(counts=(24, 0, 4), train={"epochs": 2, "batch_size": 8, "average": 0.9})
+    kept = load_file(project.model / "weights.safetensors")
+    last = steps[0].module.model.state_dict()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in steps[0].weights().items())
+    assert not any(torch.equal(kept[name], tensor) for name, tensor in last.items())
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_only_quiet_training_shows_no_progress(
+    quiet: bool, run: Train, project: Paths, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run(train={"epochs": 1})
+    capfd.readouterr()
+    train.run(load_config(project.params), project, "cpu", quiet=quiet)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert ("epoch 1/1" in err) == (not quiet)
+
+
+# Going on after an interruption
+
+
+class Killed(BaseException):
+    pass
+
+
+def outputs(project: Paths) -> dict[str, bytes]:
+    paths = [*project.model.iterdir(), project.history, project.training_metrics]
+    return {path.name: path.read_bytes() for path in paths}
+
+
+def checkpoints(project: Paths) -> list[Path]:
+    return sorted(project.resume.glob("*/*.safetensors"))
+
+
+def interrupt(config: Config, project: Paths, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train with a checkpoint after every step, until so many are done."""
+    done, step = 0, Step.step
+
+    def count(self: Step, x: Tensor) -> Terms:
+        nonlocal done
+        done += 1
+        if done > steps:
+            raise Killed
+        return step(self, x)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Step, "step", count)
+        patch.setenv("REPARAM_CHECKPOINT_SECONDS", "0")
+        with pytest.raises(Killed):
+            train.run(config, project, "cpu")
+
+
+INTERRUPTED = {"epochs": 3, "batch_size": 8, "patience": 9}  # three steps an epoch
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5, 8])
+def test_a_rerun_goes_on_where_training_was_interrupted_and_leaves_the_same_bytes(
+    steps: int, run: Train, project: Paths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(train=INTERRUPTED)
+    wanted, config = outputs(project), load_config(project.params)
+    assert checkpoints(project) == []
+    interrupt(config, project, steps, monkeypatch)
+    (directory,) = {path.parent for path in checkpoints(project)}
+    trained, step = 0, Step.step
+
+    def count(self: Step, x: Tensor) -> Terms:
+        nonlocal trained
+        trained += 1
+        return step(self, x)
+
+    monkeypatch.setattr(Step, "step", count)
+    train.run(config, project, "cpu")
+    assert outputs(project) == wanted
+    assert trained == 9 - steps
+    assert checkpoints(project) == []
+    assert [record.getMessage() for record in caplog.records if record.name == "reparam.stages.train"] == [
+        f"train: going on after epoch {(steps - 1) // 3}, from {directory}"
+    ]
+
+
+def test_other_parameters_never_go_on_from_the_checkpoint(
+    run: Train,
+    project: Paths,
+    params: dict[str, Any],
+    write_params: Callable[[dict[str, Any]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run(train=INTERRUPTED | {"learning_rate": 0.004})
+    wanted = outputs(project)
+    params["train"]["learning_rate"] = 0.001
+    write_params(params)
+    interrupt(load_config(project.params), project, 5, monkeypatch)
+    left = checkpoints(project)
+    params["train"]["learning_rate"] = 0.004
+    write_params(params)
+    train.run(load_config(project.params), project, "cpu")
+    assert outputs(project) == wanted
+    assert checkpoints(project) == left  # of the other one, which may yet go on
+
+
+def test_two_that_train_the_same_share_no_checkpoints(
+    run: Train, project: Paths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(train=INTERRUPTED)
+    wanted, config = outputs(project), load_config(project.params)
+    interrupt(config, project, 5, monkeypatch)
+    left = checkpoints(project)
+    resumed: list[str] = []
+    monkeypatch.setenv("REPARAM_CHECKPOINT_SECONDS", "0")
+    held = Checkpoints(left[0].parent)
+    held.run_id = "the run of the first"
+    connect = train.tracking.connect
+
+    def spy(paths: Paths) -> Any:
+        tracker = connect(paths)
+        inner = tracker.training_run
+
+        class Spy:
+            logged_epochs = staticmethod(tracker.logged_epochs)
+
+            @staticmethod
+            def training_run(data_hash: str, resume: str) -> Any:
+                resumed.append(resume)
+                return inner(data_hash, resume)
+
+        return Spy
+
+    monkeypatch.setattr(train.tracking, "connect", spy)
+    with held.held():
+        train.run(config, project, "cpu")
+    assert outputs(project) == wanted
+    assert checkpoints(project) == left
+    assert resumed == [""]  # nor the run
+    assert held.run_id == "the run of the first"
+    assert [record.getMessage() for record in caplog.records if record.name == "reparam.stages.train"] == [
+        "train: another process trains the very same model; this one keeps no checkpoints"
+    ]
+
+
+def test_a_loss_that_is_not_finite_leaves_no_model(run: Train, project: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Step, "step", lambda self, x: {"loss": torch.full((len(x),), math.nan)})
+    monkeypatch.setenv("REPARAM_CHECKPOINT_SECONDS", "0")
+    with pytest.raises(NonFiniteError, match="epoch 1, step 1 of 1"):
+        run()
+    assert not project.model.exists()
+    assert checkpoints(project) == []
+
+
+def test_a_rate_that_is_too_high_is_mended_by_rolling_back(
+    run: Train, project: Paths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    step = Step.step
+
+    def diverge(self: Step, x: Tensor) -> Terms:
+        return step(self, x * math.nan if self.rate_factor == 1 and self.images >= 24 else x)
+
+    monkeypatch.setattr(Step, "step", diverge)
+    with caplog.at_level(logging.WARNING):
+        run(train=INTERRUPTED | {"on_nonfinite": "rollback"})
+    assert [row["epoch"] for row in rows(project)] == ["1", "2", "3"]
+    assert "train: back to the end of epoch 1, learning rate times 0.5 (1 of 3 times)" in caplog.text
+    assert all(tensor.isfinite().all() for tensor in load_file(project.model / "weights.safetensors").values())
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "nan", ""])
+def test_seconds_between_checkpoints_that_are_none_are_refused(
+    text: str, run: Train, project: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REPARAM_CHECKPOINT_SECONDS", text)
+    with pytest.raises(UserError) as error:
+        run()
+    assert str(error.value) == (
+        f"REPARAM_CHECKPOINT_SECONDS: wanted a number of seconds, found {text!r}; mend or unset it"
+    )
+    assert not project.model.exists()
+
+
+# Which checkpoints are its own
+
+
+def identity(config: Config, data: str = "data", device: str = "cpu") -> str:
+    return train._identity(config, data, torch.device(device))
+
+
+OTHER: dict[type, Callable[[Any], Any]] = {
+    bool: lambda value: not value,
+    int: lambda value: value + 1,
+    float: lambda value: value / 2 + 0.01,
+    str: lambda value: value + "_",
+    tuple: lambda value: (*value, 1),
+}
+INSTEAD_OF_NONE = {"decoder_hidden": (3,), "clip_norm": 3.0}
+
+
+@pytest.mark.parametrize("section", ["model", "objective", "train"])
+def test_every_parameter_of_training_makes_it_another_one(
+    section: str, project: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "source_hash", lambda stage: "code")  # which takes its time
+    config = load_config(project.params)
+    found = {identity(config)}
+    values = dict(getattr(config, section))
+    for name, value in values.items():
+        other = INSTEAD_OF_NONE[name] if value is None else OTHER[type(value)](value)
+        changed = getattr(config, section).model_copy(update={name: other})
+        found.add(identity(config.model_copy(update={section: changed})))
+    assert len(found) == len(values) + 1
+
+
+@pytest.mark.parametrize("section", ["evaluate", "export", "report"])
+def test_a_parameter_of_a_later_stage_does_not(section: str, project: Paths) -> None:
+    config = load_config(project.params)
+    name, value = next(iter(dict(getattr(config, section)).items()))
+    changed = getattr(config, section).model_copy(update={name: OTHER[type(value)](value)})
+    assert identity(config.model_copy(update={section: changed})) == identity(config)
+
+
+def test_other_data_another_device_code_or_torch_make_it_another_training(
+    project: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(project.params)
+    found = [identity(config), identity(config, data="other"), identity(config, device="cuda")]
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "source_hash", lambda stage: f"other code of {stage}")
+        found.append(identity(config))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "__version__", "99")
+        found.append(identity(config))
+    assert len(set(found)) == 5
+    assert identity(config, device="cuda:1") == identity(config, device="cuda")
+    assert identity(config) == found[0]

@@ -20,7 +20,7 @@ from reparam.errors import NonFiniteError
 from reparam.models.build import build_model
 from reparam.objectives import Terms
 from reparam.runtime import make_deterministic
-from reparam.training.loop import Fit, Metrics, Sums, fit
+from reparam.training.loop import Fit, Metrics, Sums, Trainer, fit
 from reparam.training.step import LossModule, Step
 
 CPU = torch.device("cpu")
@@ -39,6 +39,32 @@ def terms(*loss: float) -> Terms:
     return {"loss": torch.tensor(loss), "kl": torch.ones(len(loss))}
 
 
+def summed(given: list[Terms]) -> Sums:
+    sums = Sums()
+    for batch in given:
+        sums.add(batch)
+    return sums
+
+
+class Nobody:
+    """A keeper that keeps nothing, and counts how often it was asked."""
+
+    is_stopping = False
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.epochs = 0
+
+    def after_step(self) -> None:
+        self.steps += 1
+
+    def after_epoch(self) -> None:
+        self.epochs += 1
+
+    def roll_back(self, error: NonFiniteError) -> None:
+        raise error
+
+
 def ignore(metrics: Metrics, epoch: int) -> None:
     pass
 
@@ -47,14 +73,14 @@ def ignore(metrics: Metrics, epoch: int) -> None:
 
 
 def test_a_mean_over_images_is_no_mean_of_batch_means_where_the_last_batch_is_ragged() -> None:
-    sums = Sums([terms(1.0, 2.0), terms(6.0)])
+    sums = summed([terms(1.0, 2.0), terms(6.0)])
     assert sums.means("train", epoch=1) == {"train_loss": 3.0, "train_kl": 1.0}
     assert (sums.images, sums.steps) == (3, 2)
 
 
 def test_sums_do_not_lose_images_to_rounding() -> None:
     # 2^24 + 1 is the first whole number that float32 does not have.
-    assert Sums([terms(2.0**24), terms(1.0)]).means("train", epoch=1)["train_loss"] == (2**24 + 1) / 2
+    assert summed([terms(2.0**24), terms(1.0)]).means("train", epoch=1)["train_loss"] == (2**24 + 1) / 2
 
 
 def test_summing_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +91,7 @@ def test_summing_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> 
     with monkeypatch.context() as patched:
         for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__"):
             patched.setattr(torch.Tensor, name, wait)
-        sums = Sums(given)
+        sums = summed(given)
     assert sums.means("train", epoch=1)["train_loss"] == 2.0
 
 
@@ -80,11 +106,56 @@ def test_summing_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> 
 )
 def test_the_first_step_whose_loss_is_not_finite_is_named(losses: list[float], step: int, found: str) -> None:
     with pytest.raises(NonFiniteError) as error:
-        Sums([terms(1.0, loss) for loss in losses]).means("train", epoch=5)
+        summed([terms(1.0, loss) for loss in losses]).means("train", epoch=5)
     assert str(error.value) == (
         f"train: the train loss is no longer finite at epoch 5, step {step} of 3 ({found}, kl 1.0); "
-        "lower train.learning_rate in params.yaml, or objective.beta where it is large"
+        "lower train.learning_rate in params.yaml, or objective.beta where it is large, set train.clip_norm, or "
+        "train.on_nonfinite to rollback"
     )
+
+
+def test_sums_are_spoilt_from_the_first_loss_on_that_is_not_finite() -> None:
+    sums = Sums()
+    assert not sums.is_spoilt()  # there was no step yet
+    spoilt = []
+    for loss in (1.0, math.inf, -math.inf, 1.0):
+        sums.add(terms(loss))
+        spoilt.append(sums.is_spoilt())
+    assert spoilt == [False, True, True, True]
+
+
+def test_terms_of_two_precisions_are_summed_in_float64() -> None:
+    sums = summed([{"loss": torch.tensor([1.5, 2.0]), "kl": torch.tensor([0.5, 0.25], dtype=torch.bfloat16)}])
+    assert sums.totals.dtype == torch.float64
+    assert sums.means("train", epoch=1) == {"train_loss": 1.75, "train_kl": 0.375}
+
+
+# When it is over
+
+
+def history(*losses: float) -> list[Metrics]:
+    return [{"epoch": float(epoch), "validation_loss": loss} for epoch, loss in enumerate(losses, 1)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "best_epoch", "is_over"),
+    [
+        (0, 0, False),
+        (2, 2, False),
+        (4, 3, False),  # one epoch without a better one, of two
+        (4, 2, True),
+        (5, 5, True),  # as many epochs as wanted
+        (6, 6, True),  # more than wanted, which a changed params.yaml might bring
+    ],
+)
+def test_training_is_over_after_all_epochs_or_where_patience_ends(rows: int, best_epoch: int, is_over: bool) -> None:
+    state = Fit(history=history(*[1.0] * rows), best_epoch=best_epoch)
+    assert state.is_over(settings(epochs=5, patience=2)) == is_over
+
+
+def test_without_validation_patience_never_ends_training() -> None:
+    state = Fit(history=[{"epoch": 1.0, "train_loss": 1.0}] * 4, best_epoch=1)
+    assert not state.is_over(settings(epochs=5, patience=1))
 
 
 # Early stopping, with a training whose validation losses are prescribed
@@ -98,6 +169,9 @@ class Script:
         self.elbos = iter(elbos or [])
         self.weight = torch.zeros(())
         self.logged: list[tuple[int, Metrics]] = []
+
+    def weights(self) -> dict[str, Tensor]:
+        return {"w": self.weight}
 
     def step(self, batch: Tensor) -> Terms:
         self.weight += 1  # in place, as an optimizer does
@@ -113,8 +187,30 @@ class Script:
         self.logged.append((epoch, metrics))
 
     def fit(self, config: TrainConfig, validation: int = 4) -> Fit:
-        data = batches(4), batches(validation)
-        return fit(self.step, self.score, lambda: {"w": self.weight}, data, config, self.log)
+        result = Fit()
+        fit(self, (batches(4), batches(validation)), config, self.log, result, Nobody())
+        return result
+
+
+class Functions:
+    """A trainer of two functions."""
+
+    def __init__(self, step: Callable[[Tensor], Terms], score: Callable[[Tensor], Terms]) -> None:
+        self.step = step
+        self.score = score
+
+    def weights(self) -> dict[str, Tensor]:
+        return {}
+
+
+def ones(batch: Tensor) -> Terms:
+    return terms(*[1.0] * len(batch))
+
+
+def fitted(trainer: Trainer, data: tuple[Batches, Batches], config: TrainConfig) -> Fit:
+    result = Fit()
+    fit(trainer, data, config, ignore, result, Nobody())
+    return result
 
 
 def test_training_stops_after_patience_epochs_without_a_lower_validation_loss() -> None:
@@ -139,6 +235,29 @@ def test_patience_begins_anew_at_every_improvement() -> None:
 def test_patience_of_one_stops_at_the_first_disappointment() -> None:
     result = Script([5.0, 5.0, 1.0]).fit(settings(epochs=3, patience=1))
     assert (len(result.history), result.best_epoch) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("min_delta", "best_epoch", "best_score", "epochs"),
+    [
+        (0.0, 5, 3.25, 8),
+        (0.25, 4, 3.5, 7),  # to be better by 0.25 is not enough
+        (2.0, 1, 5.0, 4),
+    ],
+)
+def test_what_is_not_better_by_min_delta_is_no_improvement(
+    min_delta: float, best_epoch: int, best_score: float, epochs: int
+) -> None:
+    script = Script([5.0, 4.25, 4.0, 3.5, 3.25, 3.25, 3.25, 3.25])
+    result = script.fit(settings(epochs=100, patience=3, min_delta=min_delta))
+    assert (result.best_epoch, result.best_score, len(result.history)) == (best_epoch, best_score, epochs)
+    assert result.best_weights["w"].item() == best_epoch
+
+
+def test_small_steps_count_once_they_add_up_to_min_delta() -> None:
+    script = Script([5.0, 4.75, 4.5, 4.25, 4.0])  # measured from the last that counted
+    result = script.fit(settings(epochs=5, min_delta=0.375))
+    assert (result.best_epoch, result.best_score) == (5, 4.0)
 
 
 @pytest.mark.parametrize(
@@ -168,8 +287,7 @@ def test_without_validation_every_epoch_is_trained_and_the_last_weights_are_kept
 
 def test_a_score_is_the_mean_over_images_and_no_mean_of_batch_means() -> None:
     values = iter([terms(1.0, 1.0, 1.0, 1.0), terms(1.0, 1.0, 1.0, 1.0), terms(11.0, 11.0)])
-    step, data = Script([]).step, (batches(4), batches(10))
-    result = fit(step, lambda _: next(values), dict, data, settings(epochs=1), ignore)
+    result = fitted(Functions(ones, lambda _: next(values)), (batches(4), batches(10)), settings(epochs=1))
     assert result.history[0]["validation_loss"] == result.best_score == 3.0  # of batch means it would be 13 / 3
 
 
@@ -197,7 +315,7 @@ def test_training_shuffles_anew_in_every_epoch_and_validation_keeps_the_order() 
         return visit
 
     torch.manual_seed(0)
-    fit(look(trained), look(scored), dict, (data, data), settings(epochs=2), ignore)
+    fitted(Functions(look(trained), look(scored)), (data, data), settings(epochs=2))
     everything = [float(value) for value in range(100)]
     assert scored == everything * 2
     first, second = trained[:100], trained[100:]
@@ -224,9 +342,147 @@ def test_a_validation_loss_that_is_not_finite_stops_training_before_it_is_logged
         script.fit(settings(epochs=9))
     assert str(error.value) == (
         "train: the validation loss is no longer finite at epoch 2, step 1 of 1 (loss nan, kl 1.0); "
-        "lower train.learning_rate in params.yaml, or objective.beta where it is large"
+        "lower train.learning_rate in params.yaml, or objective.beta where it is large, set train.clip_norm, or "
+        "train.on_nonfinite to rollback"
     )
     assert [epoch for epoch, _ in script.logged] == [1]
+
+
+# Keepers, and going on
+
+
+class Stop(BaseException):
+    """What a keeper ends the process with."""
+
+
+class Stopping(Nobody):
+    """A keeper that ends training after some steps, or, where validation asks, at once."""
+
+    def __init__(self, steps: int, *, in_validation: bool = False) -> None:
+        super().__init__()
+        self.last = steps
+        self.in_validation = in_validation
+
+    @property
+    def is_stopping(self) -> bool:  # type: ignore[override]
+        return self.in_validation and self.steps >= self.last
+
+    def after_step(self) -> None:
+        super().after_step()
+        if self.steps == self.last + self.in_validation:
+            raise Stop
+
+
+class Tape:
+    """Training that notes which images it sees, and whose loss is their grey value."""
+
+    def __init__(self) -> None:
+        self.trained: list[list[int]] = []
+        self.scored = 0
+
+    def weights(self) -> dict[str, Tensor]:
+        return {"w": torch.tensor(float(len(self.trained)))}
+
+    def step(self, batch: Tensor) -> Terms:
+        numbers = (batch.flatten() * 255).round()
+        self.trained.append([int(number) for number in numbers.tolist()])
+        return {"loss": numbers / 7, "kl": numbers.square()}
+
+    def score(self, batch: Tensor) -> Terms:
+        self.scored += 1
+        return terms(*[1.0] * len(batch))
+
+
+def numbered(count: int, batch_size: int) -> Batches:
+    return Batches(np.arange(count, dtype=np.uint8).reshape(count, 1, 1, 1), data_card("none"), batch_size, CPU)
+
+
+def test_a_keeper_is_told_of_every_step_and_every_epoch() -> None:
+    keeper = Nobody()
+    fit(Tape(), (numbered(10, 4), numbered(3, 4)), settings(epochs=3), ignore, Fit(), keeper)
+    assert (keeper.steps, keeper.epochs) == (9, 3)  # validation makes no steps
+
+
+def test_a_keeper_sees_an_epoch_after_it_was_kept_and_logged() -> None:
+    seen: list[tuple[int, int, bool]] = []
+    state, script = Fit(), Script([2.0, 1.0])
+
+    class Looking(Nobody):
+        def after_epoch(self) -> None:
+            seen.append((len(script.logged), len(state.history), state.order is None))
+
+    fit(script, (batches(4), batches(4)), settings(epochs=2), script.log, state, Looking())
+    assert seen == [(1, 1, True), (2, 2, True)]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 6, 7])
+def test_training_goes_on_in_the_middle_of_an_epoch_with_the_rest_of_its_order(steps: int) -> None:
+    # Three steps an epoch, of 4, 4 and 2 images; after the third, validation is left.
+    data, config = (numbered(10, 4), numbered(3, 4)), settings(epochs=3)
+    torch.manual_seed(0)
+    whole, wanted = Tape(), Fit()
+    fit(whole, data, config, ignore, wanted, Nobody())
+
+    torch.manual_seed(0)
+    tape, state = Tape(), Fit()
+    with pytest.raises(Stop):
+        fit(tape, data, config, ignore, state, Stopping(steps))
+    assert len(tape.trained) == steps
+    assert (state.order is not None, state.seen.steps) == (True, (steps - 1) % 3 + 1)
+    fit(tape, data, config, ignore, state, Nobody())
+    assert tape.trained == whole.trained
+    assert state.history == wanted.history
+    assert state.best_weights.keys() == wanted.best_weights.keys()
+    assert (state.best_score, state.best_epoch) == (wanted.best_score, wanted.best_epoch)
+
+
+def test_who_wants_to_stop_need_not_wait_for_the_end_of_validation() -> None:
+    data, config = (numbered(10, 4), numbered(100, 4)), settings(epochs=1)
+    tape, state = Tape(), Fit()
+    torch.manual_seed(0)
+    keeper = Stopping(3, in_validation=True)
+    before = None
+
+    def note_state() -> None:
+        nonlocal before
+        before = torch.get_rng_state()
+
+    keeper_step = keeper.after_step
+
+    def after_step() -> None:
+        if keeper.steps == 3:  # the call after validation was left: on the random stream of training again
+            assert torch.equal(torch.get_rng_state(), before)
+        note_state()
+        keeper_step()
+
+    keeper.after_step = after_step  # type: ignore[method-assign]
+    with pytest.raises(Stop):
+        fit(tape, data, config, ignore, state, keeper)
+    assert (len(tape.trained), tape.scored, state.history) == (3, 0, [])
+    fit(tape, data, config, ignore, state, Nobody())
+    assert (len(tape.trained), tape.scored, len(state.history)) == (3, 25, 1)
+
+
+def test_a_fit_that_is_over_does_nothing_more() -> None:
+    tape, state = Tape(), Fit(history=history(1.0, 2.0, 2.0), best_epoch=1)
+    fit(tape, (numbered(4, 4), numbered(4, 4)), settings(epochs=9, patience=2), ignore, state, Nobody())
+    assert (tape.trained, len(state.history)) == ([], 3)
+
+
+def test_an_epoch_that_was_rolled_back_is_trained_again_and_logged_once() -> None:
+    script, state = Script([2.0, math.nan, 1.0]), Fit()
+    errors = []
+
+    class Forgiving(Nobody):
+        def roll_back(self, error: NonFiniteError) -> None:
+            errors.append(str(error))
+            state.order = None
+
+    fit(script, (batches(4), batches(4)), settings(epochs=2), script.log, state, Forgiving())
+    assert [epoch for epoch, _ in script.logged] == [1, 2]
+    assert [row["validation_loss"] for row in state.history] == [2.0, 1.0]
+    assert len(errors) == 1
+    assert errors[0].startswith("train: the validation loss is no longer finite at epoch 2, step 1 of 1 ")
 
 
 # Real training
@@ -283,8 +539,10 @@ def train(
         Batches(part, data_card("dynamic"), config.batch_size, device) for part in (images[50:], images[:50])
     )
     module = module_for(images[50:], training.scaling, device, **objective)
-    score = module.score if wrap is None else wrap(module.score)
-    return fit(Step(module, config), score, module.model.state_dict, (training, validation), config, ignore)
+    step = Step(module, config)
+    if wrap is not None:
+        step.score = wrap(step.score)  # type: ignore[method-assign]
+    return fitted(step, (training, validation), config)
 
 
 def history_bytes(result: Fit) -> str:
@@ -346,7 +604,7 @@ def test_validation_sees_the_same_draws_in_every_epoch_whatever_training_drew() 
         score = Draws(lambda batch: terms(*[1.0] * len(batch)))
         torch.manual_seed(training_seed)
         config = settings(epochs=3, seed=validation_seed)
-        fit(Script([]).step, score, dict, (batches(4), batches(8)), config, ignore)  # two batches of validation
+        fitted(Functions(ones, score), (batches(4), batches(8)), config)  # two batches of validation
         return score.drawn
 
     first = drawn(0, training_seed=1)
@@ -368,10 +626,10 @@ def test_a_loss_that_explodes_in_real_training_names_epoch_and_step() -> None:
         seen += 1
         if seen == 5:  # the second step of the second epoch
             batch = batch * math.nan
-        return step(batch)
+        return step.step(batch)
 
     with pytest.raises(NonFiniteError, match=r"the train loss is no longer finite at epoch 2, step 2 of 3 \(loss nan,"):
-        fit(poisoned, module.score, module.model.state_dict, (batches(12), batches(4)), settings(epochs=3), ignore)
+        fitted(Functions(poisoned, step.score), (batches(12), batches(4)), settings(epochs=3))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA GPU")

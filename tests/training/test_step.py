@@ -1,4 +1,5 @@
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from reparam.data.scaling import Scaling
 from reparam.models.build import build_model
 from reparam.models.draw import Model
 from reparam.objectives import OBJECTIVES, Setting, Terms
+from reparam.training.checkpoint import Checkpoints
+from reparam.training.optimizers import OPTIMIZERS
 from reparam.training.step import LossModule, Step
 
 RATE = 0.01
@@ -165,7 +168,7 @@ def test_the_first_step_is_the_first_step_of_adam(module: LossModule, batch: Ten
     torch.manual_seed(1)
     (twin(batch)["loss"].sum() / 4).backward()
     torch.manual_seed(1)
-    Step(module, settings())(batch)
+    Step(module, settings()).step(batch)
     for found, before in zip(module.parameters(), twin.parameters(), strict=True):
         assert found.grad is not None
         assert before.grad is not None
@@ -189,7 +192,7 @@ def test_later_steps_start_from_fresh_gradients(module: LossModule, batch: Tenso
     torch.manual_seed(1)
     step = Step(module, settings())
     for _ in range(3):
-        step(batch)
+        step.step(batch)
     for found, wanted in zip(module.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(found, wanted)
 
@@ -197,7 +200,7 @@ def test_later_steps_start_from_fresh_gradients(module: LossModule, batch: Tenso
 def test_the_weights_of_a_likelihood_are_trained_too(batch: Tensor) -> None:
     module = module_with(model={"likelihood": "gaussian_learned"})
     before = dict(copy.deepcopy(module.state_dict()))
-    Step(module, settings())(batch)
+    Step(module, settings()).step(batch)
     changed = {name for name, tensor in module.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == set(before)
     assert "model.likelihood.log_sigma" in changed
@@ -207,7 +210,7 @@ def test_a_step_returns_the_terms_before_the_step_without_their_graph(module: Lo
     torch.manual_seed(1)
     wanted = {name: values.detach() for name, values in module(batch).items()}
     torch.manual_seed(1)
-    found = Step(module, settings())(batch)
+    found = Step(module, settings()).step(batch)
     assert found.keys() == wanted.keys()
     for name, values in found.items():
         assert torch.equal(values, wanted[name])
@@ -221,7 +224,7 @@ def test_a_ragged_last_batch_counts_its_images_and_not_as_a_whole_batch(batch: T
     step = Step(module, settings(warmup_epochs=2.0))
     rates = []
     for size in (4, 4, 2, 4, 4, 2, 4):
-        step(batch[:size])
+        step.step(batch[:size])
         rates.append(step.optimizer.param_groups[0]["lr"])
     epochs = [0.0, 0.4, 0.8, 1.0, 1.4, 1.8, 2.0]
     assert [setting.epoch.item() for setting in objective.seen] == pytest.approx(epochs, rel=1e-6)
@@ -234,7 +237,236 @@ def test_a_ragged_last_batch_counts_its_images_and_not_as_a_whole_batch(batch: T
 def test_the_rate_of_a_step_is_that_of_the_images_before_it(module: LossModule, batch: Tensor) -> None:
     before = copy.deepcopy(module.state_dict())
     step = Step(module, settings(warmup_epochs=1.0))
-    step(batch)  # at a rate of 0
+    step.step(batch)  # at a rate of 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
-    step(batch)
+    step.step(batch)
     assert not any(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+# Clipping
+
+
+def gradients_of(module: LossModule) -> Tensor:
+    return torch.cat([parameter.grad.flatten() for parameter in module.parameters() if parameter.grad is not None])
+
+
+def after_one_step(batch: Tensor, **changes: Any) -> LossModule:
+    module = module_with()
+    torch.manual_seed(1)
+    Step(module, settings(optimizer="sgd", momentum=0.0, **changes)).step(batch)
+    return module
+
+
+def test_a_gradient_that_is_too_long_is_shortened_and_keeps_its_direction(batch: Tensor) -> None:
+    free = gradients_of(after_one_step(batch))
+    limit = free.norm().item() / 3
+    clipped = after_one_step(batch, clip_norm=limit)
+    assert gradients_of(clipped).norm().item() == pytest.approx(limit, rel=1e-5)
+    torch.testing.assert_close(gradients_of(clipped), free / 3, rtol=1e-5, atol=1e-7)
+    # And that is what the optimizer is given.
+    for found, before, parameter in zip(
+        clipped.parameters(), module_with().parameters(), clipped.parameters(), strict=True
+    ):
+        assert parameter.grad is not None
+        torch.testing.assert_close(found, before - RATE * parameter.grad)
+
+
+@pytest.mark.parametrize("factor", [1.001, 1000.0])
+def test_a_gradient_that_is_short_enough_stays_as_it_is(factor: float, batch: Tensor) -> None:
+    free = after_one_step(batch)
+    clipped = after_one_step(batch, clip_norm=gradients_of(free).norm().item() * factor)
+    assert torch.equal(gradients_of(clipped), gradients_of(free))
+
+
+# The moving average
+
+
+def test_the_average_is_the_exponential_moving_average_of_the_weights_after_each_step(batch: Tensor) -> None:
+    module = module_with()
+    step = Step(module, settings(average=0.75))
+    wanted: dict[str, Tensor] = {}
+    for _ in range(4):
+        step.step(batch)
+        now = {name: tensor.clone() for name, tensor in module.model.state_dict().items()}
+        wanted = {name: 0.75 * wanted[name] + 0.25 * now[name] for name in now} if wanted else now
+    found = step.weights()
+    assert found.keys() == wanted.keys() == module.model.state_dict().keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=1e-6, atol=1e-8)
+        assert not torch.equal(tensor, module.model.state_dict()[name])
+
+
+def test_the_average_is_what_is_scored_and_leaves_training_as_it_is(batch: Tensor) -> None:
+    plain, module = module_with(), module_with()
+    steps = Step(plain, settings()), Step(module, settings(average=0.9))
+    for step in steps:
+        torch.manual_seed(1)
+        for _ in range(3):
+            step.step(batch)
+    assert all(torch.equal(*pair) for pair in zip(plain.parameters(), module.parameters(), strict=True))
+    twin = module_with()
+    twin.model.load_state_dict(steps[1].weights())
+    torch.manual_seed(2)
+    wanted = twin.score(batch)["loss"]
+    torch.manual_seed(2)
+    assert torch.equal(steps[1].score(batch)["loss"], wanted)
+    torch.manual_seed(2)
+    assert not torch.equal(steps[0].score(batch)["loss"], wanted)
+
+
+def test_without_an_average_the_weights_in_training_are_scored_and_kept(module: LossModule, batch: Tensor) -> None:
+    step = Step(module, settings())
+    step.step(batch)
+    for name, tensor in step.weights().items():
+        assert torch.equal(tensor, module.model.state_dict()[name])
+    torch.manual_seed(2)
+    wanted = module.score(batch)["loss"]
+    torch.manual_seed(2)
+    assert torch.equal(step.score(batch)["loss"], wanted)
+
+
+def test_an_average_takes_the_statistics_of_a_batch_norm_from_training(batch: Tensor) -> None:
+    module = module_with(model={"norm": "batch"})
+    step = Step(module, settings(average=0.9))
+    for _ in range(3):
+        step.step(batch)
+    running = {name for name in step.weights() if "running" in name}
+    assert running
+    for name in running:
+        assert torch.equal(step.weights()[name], module.model.state_dict()[name])
+
+
+# State
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize("average", [0.0, 0.9])
+@pytest.mark.parametrize(
+    ("optimizer", "momentum"), [*((name, 0.9) for name in OPTIMIZERS), ("sgd", 0.0), ("rmsprop", 0.0)]
+)
+def test_a_restored_step_goes_on_to_the_last_bit(
+    optimizer: str, momentum: float, average: float, on_disk: bool, batch: Tensor, tmp_path: Path
+) -> None:
+    objective = {"warmup": "linear", "warmup_epochs": 5}
+    changes = {"optimizer": optimizer, "momentum": momentum, "average": average, "warmup_epochs": 3.0}
+    step = Step(module_with(objective, {"norm": "batch"}, images=12), settings(**changes))
+    for _ in range(4):
+        step.step(batch)
+    step.rate_factor = 0.5
+    state = copy.deepcopy(step.state())
+    if on_disk:
+        Checkpoints(tmp_path).write(state)
+        state = Checkpoints(tmp_path).read()
+    other = Step(module_with(objective, {"norm": "batch"}, images=12), settings(**changes))
+    other.restore(state)
+    assert (other.images, other.module.seen.item(), other.rate_factor) == (16, 16, 0.5)
+    found = []
+    for one in (step, other):
+        torch.manual_seed(7)
+        losses = [one.step(batch)["loss"] for _ in range(3)]
+        found.append([*losses, one.score(batch)["loss"], *one.weights().values(), *one.module.state_dict().values()])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_restored_step_goes_on_to_the_last_bit_with_weights_in_channels_last(optimizer: str, tmp_path: Path) -> None:
+    # On disk all tensors are contiguous, while fused optimizers go through memory as it lies.
+    images = torch.bernoulli(torch.full((4, 1, 8, 8), 0.5), generator=torch.Generator().manual_seed(0))
+
+    def build() -> Step:
+        torch.manual_seed(0)
+        changes = {"network": "conv", "channels": (4, 6), "hidden": (5,), "latent": 2}
+        config = ModelConfig.model_validate(SMALL["model"]).model_copy(update=changes)
+        model = build_model(config, (1, 8, 8)).to(memory_format=torch.channels_last)
+        wanted = ObjectiveConfig.model_validate(SMALL["objective"])
+        return Step(LossModule(model, wanted, Scaling(data_card("none")), 4), settings(optimizer=optimizer))
+
+    step, other = build(), build()
+    for _ in range(3):
+        step.step(images)
+    Checkpoints(tmp_path).write(step.state())
+    other.restore(Checkpoints(tmp_path).read())
+    assert any(not parameter.is_contiguous() for parameter in step.module.parameters())
+    for one in (step, other):
+        torch.manual_seed(7)
+        for _ in range(3):
+            one.step(images)
+    assert all(torch.equal(*pair) for pair in zip(step.module.parameters(), other.module.parameters(), strict=True))
+
+
+def test_a_restored_step_shares_no_memory_with_what_it_was_restored_from(batch: Tensor) -> None:
+    step = Step(module_with(), settings(average=0.9))
+    step.step(batch)
+    state = copy.deepcopy(step.state())
+    twice = []
+    for _ in range(2):
+        step.restore(state)
+        torch.manual_seed(7)
+        step.step(batch)
+        step.step(batch)
+        twice.append([tensor.clone() for tensor in (*step.module.parameters(), *step.weights().values())])
+    assert all(torch.equal(*pair) for pair in zip(*twice, strict=True))
+
+
+def test_a_step_can_be_restored_to_before_its_first(batch: Tensor) -> None:
+    step = Step(module_with(), settings())
+    state = copy.deepcopy(step.state())
+    assert (state["optimizer"], state["images"], state["rate_factor"]) == ({}, 0, 1.0)
+    wanted = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        step.step(batch)
+        wanted.append([parameter.detach().clone() for parameter in step.module.parameters()])
+        step.restore(state)
+    assert all(torch.equal(*pair) for pair in zip(*wanted, strict=True))
+
+
+def test_the_rate_factor_scales_every_rate(module: LossModule, batch: Tensor) -> None:
+    step = Step(module, settings())
+    step.rate_factor = 0.25
+    step.step(batch)
+    assert step.optimizer.param_groups[0]["lr"] == RATE / 4
+
+
+# Precision
+
+
+def test_bf16_computes_the_loss_in_bfloat16_and_keeps_the_weights_in_float32(batch: Tensor) -> None:
+    full, half = Step(module_with(), settings()), Step(module_with(), settings(precision="bf16"))
+    found = []
+    for step in (full, half):
+        torch.manual_seed(1)
+        found.append(step.step(batch)["loss"])
+    assert not torch.equal(*found)
+    torch.testing.assert_close(found[1], found[0], rtol=0.02, atol=0.02)  # 8 bits, of about 4 nats
+    for tensor in [*half.module.parameters(), *half.weights().values()]:
+        assert tensor.dtype == torch.float32
+    for parameter in half.module.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.dtype == torch.float32
+
+
+def test_bf16_scores_held_out_images_in_float32(batch: Tensor) -> None:
+    step = Step(module_with(), settings(precision="bf16"))
+    torch.manual_seed(1)
+    wanted = step.module.score(batch)
+    torch.manual_seed(1)
+    found = step.score(batch)
+    assert {values.dtype for values in found.values()} == {torch.float32}
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+# Compiling
+
+
+@pytest.mark.slow
+def test_a_compiled_step_does_what_an_eager_one_does(batch: Tensor) -> None:
+    # Without noise: compiled code draws other numbers.
+    found = []
+    for compiled in (False, True):
+        module = module_with({"name": "reconstruction"}, {"kind": "autoencoder"}, images=6)
+        step = Step(module, settings(compile=compiled, average=0.5))
+        losses = [step.step(part)["loss"] for _ in range(3) for part in (batch, batch[:2])]
+        found.append(torch.cat([*losses, step.score(batch)["loss"]]))
+        assert {f"model.{name}" for name in step.weights()} == set(module.state_dict())
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)

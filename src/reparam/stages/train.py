@@ -37,7 +37,6 @@ def run(config: Config, paths: Paths, device: str = "auto", *, quiet: bool = Fal
     place = pick_device(device)
     card = store.read_card(paths.processed)
     make_deterministic(config.train.seed)
-    set_precision(config.train.precision)
     training, validation = (
         Batches(store.read_split(paths.processed, split).images, card, config.train.batch_size, place)
         for split in ("train", "validation")
@@ -47,12 +46,20 @@ def run(config: Config, paths: Paths, device: str = "auto", *, quiet: bool = Fal
     data_hash = dvc_hash(paths.processed)
     checkpoints = Checkpoints(paths.resume / _identity(config, data_hash, place))
     result = Fit()
-    with _holding(checkpoints) as is_alone, tracker.training_run(data_hash, checkpoints.run_id) as run:
+    with (
+        _computing_in(config.train.precision),
+        _holding(checkpoints) as is_alone,
+        tracker.training_run(data_hash, checkpoints.run_id if is_alone else "") as run,
+    ):
         guard = Guard(step, result, config.train, checkpoints, _seconds_between_checkpoints(is_alone=is_alone))
         if is_alone:
             checkpoints.run_id = run.run_id
             if guard.resume():
                 log.warning("train: going on after epoch %d, from %s", len(result.history), checkpoints.directory)
+        logged = tracker.logged_epochs(run) if result.history else set()
+        for row in result.history:
+            if row["epoch"] not in logged:
+                run.log_metrics(row, int(row["epoch"]))
         for section in ("download", "preprocess", "model", "objective", "train"):
             run.log_params(flatten(getattr(config, section), f"{section}."))
         run.log_dataset(card, data_hash, "train")
@@ -60,7 +67,8 @@ def run(config: Config, paths: Paths, device: str = "auto", *, quiet: bool = Fal
 
             def note(metrics: Metrics, epoch: int) -> None:
                 show(metrics, epoch)
-                run.log_metrics(metrics, epoch)
+                if epoch not in logged:
+                    run.log_metrics(metrics, epoch)
 
             fit(step, (training, validation), config.train, note, result, guard)
 
@@ -92,6 +100,16 @@ def _identity(config: Config, data_hash: str, place: torch.device) -> str:
     params = {name: getattr(config, name).model_dump(mode="json") for name in ("model", "objective", "train")}
     code = {"code": source_hash("train"), "torch": torch.__version__, "device": place.type}
     return params_hash({**params, **code, "data": data_hash})
+
+
+@contextmanager
+def _computing_in(precision: str) -> Iterator[None]:
+    """Train in a precision, and leave full precision to what comes after in the same process."""
+    set_precision(precision)
+    try:
+        yield
+    finally:
+        set_precision("fp32")
 
 
 @contextmanager

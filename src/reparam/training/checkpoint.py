@@ -66,6 +66,8 @@ class Checkpoints:
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         with FileLock(self.directory / "lock", timeout=0):
+            for partial in self.directory.glob(".partial-*"):  # of a process that was killed while it wrote
+                partial.unlink()
             yield
 
     def clear(self) -> None:
@@ -88,7 +90,8 @@ class Checkpoints:
         return self.directory / "run"
 
     def _paths(self) -> list[Path]:
-        return sorted(self.directory.glob("*.safetensors"))
+        # A file that is half-written has a dot before its number, which `*` alone would match.
+        return sorted(self.directory.glob("[0-9]*.safetensors"))
 
 
 class Guard:
@@ -114,13 +117,15 @@ class Guard:
         state = self.checkpoints.read()
         if state is not None:
             self._restore(state)
+            self._good = state["good"] or None
         return state is not None
 
     def after_step(self) -> None:
         if not self.signal and time.monotonic() - self._written < self.seconds:
             return
-        if not self.fit.seen.totals.numel() or not self.fit.seen.totals[-1].item():  # never keep a spoilt state
-            self.checkpoints.write(self._state())
+        if not self.fit.seen.is_spoilt():
+            # With what a roll-back would go back to: an interrupted epoch must not change where that is.
+            self.checkpoints.write(self._state() | {"good": self._good or {}})
         self._written = time.monotonic()
         if self.signal:
             raise SystemExit(128 + self.signal)  # as a shell tells it
@@ -153,7 +158,8 @@ class Guard:
                 raise SystemExit(128 + number)
             self.signal = number
 
-        self._remember()
+        if self._good is None:
+            self._remember()
         before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield

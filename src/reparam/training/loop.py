@@ -39,6 +39,10 @@ class Sums:
         self.images += len(terms["loss"])
         self.steps += 1
 
+    def is_spoilt(self) -> bool:
+        """Wait for the device and say whether the loss was not finite at some step."""
+        return self.steps > 0 and self.totals[-1].item() > 0
+
     def means(self, split: str, epoch: int) -> Metrics:
         """Wait for the device and return means over images, named `<split>_<term>`.
 

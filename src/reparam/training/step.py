@@ -110,7 +110,11 @@ class Step:
         if self._averaged:
             self._averaged.load_state_dict(state["averaged"])
         groups = self.optimizer.state_dict()["param_groups"]
-        of_weights = {int(number): values for number, values in state["optimizer"].items()}
+        weights = list(self.module.parameters())
+        of_weights = {
+            int(number): {name: _laid_out_as(weights[int(number)], value) for name, value in values.items()}
+            for number, values in state["optimizer"].items()
+        }
         self.optimizer.load_state_dict({"state": of_weights, "param_groups": groups})
         self.images, self.rate_factor = state["images"], state["rate_factor"]
         self.module.seen.fill_(self.images)
@@ -119,6 +123,16 @@ class Step:
         kept = self.module if self._averaged is None else self._averaged.module
         assert isinstance(kept, LossModule)
         return kept
+
+
+def _laid_out_as(weight: Tensor, value: Any) -> Any:
+    """Copy what an optimizer holds of a weight into the same order in memory.
+
+    Fused optimizers walk through memory and not through indices, and a tensor from a file is always contiguous.
+    """
+    if isinstance(value, Tensor) and value.dim():
+        return torch.empty_like(weight, dtype=value.dtype).copy_(value)
+    return value.clone() if isinstance(value, Tensor) else value  # the number of steps
 
 
 def check_fit(model: AnyModel, config: ModelConfig, objective: ObjectiveConfig) -> None:

@@ -1,0 +1,303 @@
+"""`reparam train` as a process that is killed: what it leaves, and that the rerun ends as if nothing had been."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SMALL
+from ruamel.yaml import YAML
+
+from reparam.paths import Paths
+
+SOURCE = Path(__file__).parents[1] / "src"
+ENDLESS = {"train": {"epochs": 10**6, "patience": 10**6, "batch_size": 64}}
+SHORT = {"train": {"epochs": 60, "patience": 60, "batch_size": 128}}
+LONG = {"train": {"epochs": 120, "patience": 120, "batch_size": 32}}
+RICH: dict[str, dict[str, Any]] = {
+    "train": {**LONG["train"], "average": 0.9, "schedule": "cosine", "optimizer": "rmsprop", "learning_rate": 0.0005},
+    "objective": {"warmup": "linear", "warmup_epochs": 20},
+}
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working copy in which the digits are ready to be trained on."""
+    from reparam.config import load_config
+    from reparam.stages import download, preprocess
+
+    root = tmp_path_factory.mktemp("digits")
+    paths = Paths(root, root)
+    _write_params(root, {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "off")
+        for stage in (download, preprocess):
+            stage.run(load_config(paths.params), paths)
+    return root
+
+
+class Training:
+    """A working copy, and `reparam train` in it as a process of its own."""
+
+    def __init__(self, root: Path, changes: dict[str, dict[str, Any]], **environment: str) -> None:
+        self.root = root
+        _write_params(root, changes)
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_", "REPARAM_"))
+        }
+        self.environment = kept | {
+            "PYTHONPATH": str(SOURCE),
+            "OMP_NUM_THREADS": "1",
+            "REPARAM_DEVICE": "cpu",
+            "REPARAM_CHECKPOINT_SECONDS": "0.05",
+            **environment,
+        }
+
+    def start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "reparam", "train", "--quiet"],
+            cwd=self.root,
+            env=self.environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def finish(self) -> str:
+        """Train to the end; return what was said."""
+        process = self.start()
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+        return said
+
+    def end(self, number: int, more: int = 1, wait: float = 0.0) -> tuple[int, float, str]:
+        """Train until `more` checkpoints are added and `wait` seconds went by, and send a signal.
+
+        Return the exit code, how long that took, and what was said.
+        """
+        before, process = self.newest(), self.start()
+        deadline = time.monotonic() + 120
+        while self.newest() < before + more:
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline, "no checkpoint came"
+            time.sleep(0.005)
+        time.sleep(wait)
+        start = time.monotonic()
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+        return process.returncode, time.monotonic() - start, said
+
+    def newest(self) -> int:
+        return max((int(path.name.split("-")[0]) for path in self.checkpoints()), default=0)
+
+    def checkpoints(self) -> list[Path]:
+        return list(self.root.glob(".resume/*/[0-9]*.safetensors"))
+
+    def outputs(self) -> dict[str, bytes]:
+        names = ("models/vae/weights.safetensors", "models/vae/card.json", "reports/training/history.csv")
+        return {name: (self.root / name).read_bytes() for name in names}
+
+    def remove_outputs(self) -> None:
+        shutil.rmtree(self.root / "models")
+        shutil.rmtree(self.root / "reports/training")
+
+
+def _write_params(root: Path, changes: dict[str, dict[str, Any]]) -> None:
+    values = {section: given | changes.get(section, {}) for section, given in SMALL.items()}
+    with (root / "params.yaml").open("w", encoding="utf-8") as file:
+        YAML().dump(values, file)
+
+
+Start = Callable[..., Training]
+
+
+@pytest.fixture
+def training(digits: Path, tmp_path: Path) -> Start:
+    def start(changes: dict[str, dict[str, Any]], **environment: str) -> Training:
+        root = tmp_path / "copy"
+        shutil.copytree(digits, root)
+        return Training(root, changes, **{"MLFLOW_TRACKING_URI": "off"} | environment)
+
+    return start
+
+
+# Asked to end
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_training_that_is_asked_to_end_leaves_a_checkpoint_and_nothing_half_written(
+    number: int, code: int, training: Start
+) -> None:
+    one = training(ENDLESS)
+    before = {path for path in one.root.rglob("*") if path.is_file()}
+    found, seconds, said = one.end(number)
+    assert found == code, said
+    assert seconds < 2
+    assert "Traceback" not in said
+    left = {path for path in one.root.rglob("*") if path.is_file()} - before
+    assert 1 <= len(one.checkpoints()) <= 2
+    assert {path.relative_to(one.root).parts[0] for path in left} == {".resume"}
+    assert [path for path in left if path.name.startswith(".partial")] == []
+    assert not (one.root / "models/vae").exists()
+
+
+# Killed
+
+
+def kill_and_go_on(one: Training, kills: int, seed: int) -> None:
+    """Compare a training that is killed at random moments with one that is not."""
+    one.finish()
+    wanted = one.outputs()
+    assert one.checkpoints() == []
+    one.remove_outputs()
+    source = random.Random(seed)
+    moments = [(source.randint(1, 4), source.random() * 0.05) for _ in range(kills)]
+    for more, wait in moments:
+        code, _, said = one.end(signal.SIGKILL, more, wait)
+        assert code == -signal.SIGKILL, f"moments {moments}: {said}"
+    said = one.finish()
+    assert "going on after epoch" in said, f"moments {moments}: {said}"
+    found = one.outputs()
+    assert [name for name in wanted if found[name] != wanted[name]] == [], f"moments {moments}"
+    assert one.checkpoints() == []
+    assert list(one.root.rglob(".partial*")) == []
+
+
+def test_a_killed_training_goes_on_to_the_same_bytes(training: Start) -> None:
+    kill_and_go_on(training(RICH | {"train": RICH["train"] | SHORT["train"]}), kills=1, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [LONG, RICH], ids=["default", "rich"])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_training_that_is_killed_three_times_goes_on_to_the_same_bytes(
+    changes: dict[str, dict[str, Any]], seed: int, training: Start
+) -> None:
+    kill_and_go_on(training(changes), kills=3, seed=seed)
+
+
+# Tracking
+
+
+@pytest.mark.parametrize(
+    "signals",
+    [
+        [signal.SIGTERM],
+        pytest.param([signal.SIGKILL], marks=pytest.mark.slow),
+        pytest.param([signal.SIGKILL, signal.SIGTERM, signal.SIGKILL], marks=pytest.mark.slow),
+    ],
+)
+def test_an_interrupted_training_goes_on_in_its_run(signals: list[int], training: Start) -> None:
+    from mlflow import MlflowClient
+
+    one = training(SHORT, MLFLOW_TRACKING_URI="")
+    ids = set()
+
+    def only_run() -> Any:
+        client = MlflowClient(f"sqlite:///{one.root}/mlflow.db")
+        experiment = client.get_experiment_by_name("reparam")
+        assert experiment is not None
+        (run,) = client.search_runs([experiment.experiment_id])
+        ids.add(run.info.run_id)
+        return run
+
+    for number in signals:
+        code, seconds, said = one.end(number)
+        is_asked = number == signal.SIGTERM
+        assert code == (143 if is_asked else -number), said
+        assert seconds < 2
+        assert only_run().info.status == ("KILLED" if is_asked else "RUNNING")
+    one.finish()
+    last = only_run()
+    assert (last.info.status, len(ids)) == ("FINISHED", 1)
+    assert last.data.metrics["epochs"] == 60
+    assert len(last.inputs.dataset_inputs) == 1
+    history = MlflowClient(f"sqlite:///{one.root}/mlflow.db").get_metric_history(last.info.run_id, "train_loss")
+    assert sorted(metric.step for metric in history) == list(range(1, 61))  # none twice, none lost
+    assert list(one.root.glob(".resume/*/run")) == []
+
+
+# Under DVC
+
+
+@pytest.mark.slow
+def test_a_killed_experiment_goes_on_under_dvc(tmp_path: Path) -> None:
+    from test_pipeline import Project
+
+    files = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=SOURCE.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    root = tmp_path / "project"
+    for name in filter(None, files.stdout.split("\0")):
+        if not name.startswith(("tests/", ".ci/")) and name != "dvc.lock" and (SOURCE.parent / name).exists():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(SOURCE.parent / name, root / name)
+    yaml = YAML()
+    params = yaml.load(root / "params.yaml")
+    params["model"]["hidden"] = [16]
+    params["train"].update(LONG["train"])
+    yaml.dump(params, root / "params.yaml")
+    environment = {"MLFLOW_TRACKING_URI": "off", "REPARAM_CHECKPOINT_SECONDS": "0.05", "REPARAM_DEVICE": "cpu"}
+    project = Project(root, **environment)
+    project("git init --quiet --initial-branch main")
+    project("git add --all")
+    project("git commit --quiet --message start")
+    project("dvc repro --quiet preprocess")
+    project("git add --all")
+    project("git commit --quiet --message data")
+    undisturbed = Project(tmp_path / "undisturbed", **environment)
+    shutil.copytree(root, undisturbed.root, symlinks=True)
+
+    def outputs(of: Project) -> dict[str, bytes]:
+        names = ("models/vae/weights.safetensors", "models/vae/card.json", "reports/training/history.csv")
+        return {name: (of.root / name).read_bytes() for name in names}
+
+    def checkpoints() -> list[Path]:
+        return list(root.glob(".resume/*/[0-9]*.safetensors"))
+
+    def kill(command: str) -> None:
+        """Run a command until there are some checkpoints, and kill it with all its children."""
+        process = subprocess.Popen(
+            command.split(), cwd=root, env=project.environment, start_new_session=True, stdout=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 120
+        while not any(int(path.name.split("-")[0]) >= 4 for path in checkpoints()):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+
+    undisturbed("dvc repro --quiet train")
+    kill("dvc repro --quiet train")
+    assert not (root / "models/vae").exists()
+    project("dvc repro --quiet train")
+    assert outputs(project) == outputs(undisturbed)
+    assert checkpoints() == []
+    project("git add --all")
+    project("git commit --quiet --message trained")
+
+    undisturbed("git add --all")
+    undisturbed("git commit --quiet --message trained")
+    undisturbed("dvc exp run --quiet -S train.seed=1 train")
+    experiment = "dvc exp run --temp --quiet --name killed -S train.seed=1 train"
+    kill(experiment)
+    project(experiment)
+    references = project("git for-each-ref --format=%(refname) refs/exps").split()
+    (reference,) = [name for name in references if name.endswith("/killed")]
+    lock = yaml.load(project(f"git show {reference}:dvc.lock"))
+    found = {out["path"]: out["md5"] for out in lock["stages"]["train"]["outs"]}
+    assert set(found) >= {"models/vae", "reports/training/history.csv"}
+    wanted = undisturbed.hashes()
+    assert found == {path: wanted[path] for path in found}
+    assert checkpoints() == []
