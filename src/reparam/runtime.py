@@ -17,7 +17,10 @@ def pick_device(name: str) -> torch.device:
         raise UserError(
             "--device cuda: torch finds no CUDA GPU; use --device auto or cpu, or install a CUDA build of torch"
         )
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
+    if not available or name == "cpu":
+        return torch.device("cpu")
+    # Under torchrun, each process of a machine has a GPU of its own.
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def make_deterministic(seed: int) -> None:
@@ -34,6 +37,16 @@ def set_precision(name: str) -> None:
     Under `bf16`, autocast rounds more than the products; what is left in float32 is computed in full.
     """
     torch.set_float32_matmul_precision({"tf32": "high", "bf16_matmul": "medium"}.get(name, "highest"))
+
+
+@contextmanager
+def computing_in(precision: str) -> Iterator[None]:
+    """Compute in a precision, and leave full precision to what comes after in the same process."""
+    set_precision(precision)
+    try:
+        yield
+    finally:
+        set_precision("fp32")
 
 
 @contextmanager

@@ -177,6 +177,11 @@ class Tracker:
         return str(experiment.experiment_id)
 
 
+def nowhere(paths: Paths) -> Tracker:
+    """Track nothing."""
+    return Tracker(None, OFF, "", paths)
+
+
 def connect(paths: Paths) -> Tracker:
     """Open the store that MLFLOW_TRACKING_URI names, by default an SQLite file at the root of the real repository.
 

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,17 @@ class Batches:
     else a thread reads them ahead from the memory map. Order and draws are the same either way.
     """
 
-    def __init__(self, images: Images, card: Mapping[str, Any], batch_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        images: Images,
+        card: Mapping[str, Any],
+        batch_size: int,
+        device: torch.device,
+        share: Callable[[Tensor], Tensor] = lambda rows: rows,
+    ) -> None:
+        """`share` picks the rows of a training batch that are for this process."""
         self.device = device
+        self.share = share
         self.is_dynamic = card["binarization"] == "dynamic"
         self.scaling = Scaling(card).to(device)
         self.batch_size = batch_size
@@ -55,7 +64,7 @@ class Batches:
         """Visit images in the given order; yield pixels (B, C, H, W). Shapes: (N,) rows."""
         # One transfer of the whole order instead of one per batch.
         order = order if self._resident is None else order.to(self.device)
-        for grey in self._greys(self._cut(order)):
+        for grey in self._greys(map(self.share, self._cut(order))):
             yield self.pixels(grey)
 
     def ordered(self, seed: int) -> Iterator[Tensor]:

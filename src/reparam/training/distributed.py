@@ -18,6 +18,11 @@ class World:
     rank: int = 0
     size: int = 1
 
+    @property
+    def is_first(self) -> bool:
+        """Whether this process keeps and writes what there is to keep."""
+        return self.rank == 0
+
     def wrap(self, module: nn.Module) -> nn.Module:
         """Let backward passes average the gradients of all processes, and start from the weights of the first."""
         return module if self.size == 1 else DistributedDataParallel(module)
@@ -35,7 +40,7 @@ class World:
         return values
 
     def share(self, rows: Tensor) -> Tensor:
-        """Take this process' part of a batch; of one with fewer rows than processes, all of it. Shapes: (N,) -> (n,)."""
+        """Take the part of a batch that is ours; of one with fewer rows than processes, all. Shapes: (N,) -> (n,)."""
         return rows[self.rank :: self.size] if len(rows) >= self.size else rows
 
     def weight(self, images: int, of_all: int) -> float:
@@ -43,13 +48,16 @@ class World:
         return images * self.size / (of_all if of_all >= self.size else of_all * self.size)
 
 
+ALONE = World()
+
+
 @contextmanager
 def joined(device: torch.device) -> Iterator[World]:
     """Join the other processes that torchrun started; alone without it."""
     if "WORLD_SIZE" not in os.environ:
-        yield World()
+        yield ALONE
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield World(dist.get_rank(), dist.get_world_size())
     finally:

@@ -69,6 +69,7 @@ class Fit:
     best_epoch: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     order: Tensor | None = None  # rows of the running epoch, as they are visited
+    position: int = 0  # how many of them were visited, by all processes
     seen: Sums = field(default_factory=Sums)  # of the running epoch
 
     def is_over(self, config: TrainConfig) -> bool:
@@ -89,6 +90,12 @@ class Trainer(Protocol):
 
     def weights(self) -> dict[str, Tensor]:
         """Return the current weights."""
+
+    def agree(self, order: Tensor) -> Tensor:
+        """Return the order of the first process, where several train together."""
+
+    def gather(self, sums: "Sums") -> "Sums":
+        """Add up what all processes saw."""
 
 
 class Keeper(Protocol):
@@ -127,14 +134,15 @@ def fit(
     while not state.is_over(config):
         epoch, start = len(state.history) + 1, time.perf_counter()
         if state.order is None:
-            state.order, state.seen = training.draw_order(), Sums()
-        before = state.seen.images
+            state.order, state.position, state.seen = trainer.agree(training.draw_order()), 0, Sums()
+        before = state.position
         for batch in training.visit(state.order[before:]):
             state.seen.add(trainer.step(batch))
+            state.position = min(state.position + config.batch_size, len(training))
             keeper.after_step()
         held_out = _score(trainer, validation, config, keeper)
         try:
-            row = {"epoch": float(epoch), **state.seen.means("train", epoch)}
+            row = {"epoch": float(epoch), **trainer.gather(state.seen).means("train", epoch)}
             row |= held_out.means("validation", epoch) if held_out.images else {}
             score = _to_minimise(row, config.monitor)
         except NonFiniteError as error:

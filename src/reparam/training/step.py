@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from reparam.config import ModelConfig, ObjectiveConfig, TrainConfig
+from reparam.config import ObjectiveConfig, TrainConfig
 from reparam.data.scaling import Scaling
-from reparam.errors import ParamsError
 from reparam.models.build import AnyModel
 from reparam.objectives import OBJECTIVES, Setting, Terms
+from reparam.training.distributed import ALONE, World
+from reparam.training.loop import Sums
 from reparam.training.optimizers import OPTIMIZERS, rate_at
 
 
@@ -57,14 +58,16 @@ class Step:
     Everything that decides how training goes on is in `state`.
     """
 
-    def __init__(self, module: LossModule, config: TrainConfig) -> None:
+    def __init__(self, module: LossModule, config: TrainConfig, world: World = ALONE) -> None:
         self.module = module
         self.config = config
+        self.world = world
         self.optimizer = OPTIMIZERS[config.optimizer](module.parameters(), config)
         self.images = 0  # seen so far, known without waiting for the device
         self.rate_factor = 1.0  # halved at each roll-back
         # Compiled for each batch size, of which there are two: a graph for any size is slower.
-        self._terms = torch.compile(module, dynamic=False) if config.compile else module
+        wrapped = world.wrap(module)
+        self._terms = torch.compile(wrapped, dynamic=False) if config.compile else wrapped
         average = get_ema_multi_avg_fn(config.average)  # type: ignore[no-untyped-call]
         self._averaged = AveragedModel(module, multi_avg_fn=average) if config.average else None
 
@@ -76,12 +79,13 @@ class Step:
         self.optimizer.zero_grad()
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             terms = self._terms(x)
-        terms["loss"].mean().backward()
+        of_all = min(self.config.batch_size, self.module.images - self.images % self.module.images)
+        (terms["loss"].mean() * self.world.weight(len(x), of_all)).backward()
         if self.config.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
         self.optimizer.step()
-        self.images += len(x)
-        self.module.seen += len(x)
+        self.images += of_all
+        self.module.seen += of_all
         if self._averaged is not None:
             self._averaged.update_parameters(self.module)
         return {name: values.detach() for name, values in terms.items()}
@@ -93,6 +97,23 @@ class Step:
     def weights(self) -> dict[str, Tensor]:
         """Return the weights that are to be kept."""
         return self._kept().model.state_dict()
+
+    def agree(self, order: Tensor) -> Tensor:
+        """Return the order of the first process, where several train together."""
+        return self.world.agree(order.to(self.module.seen.device)).to(order.device)
+
+    def gather(self, sums: Sums) -> Sums:
+        """Add up what all processes saw."""
+        if self.world.size == 1:
+            return sums
+        numbers = torch.cat([sums.totals, sums.totals.new_tensor([sums.images])])
+        gathered = Sums()
+        gathered.names, gathered.steps = sums.names, sums.steps
+        *totals, images = self.world.total(numbers).unbind()
+        # Every process counts the steps since the loss ceased to be finite: their mean says about when.
+        gathered.totals = torch.stack([*totals[:-1], (totals[-1] / self.world.size).ceil()])
+        gathered.images = round(images.item())
+        return gathered
 
     def state(self) -> dict[str, Any]:
         """Return all that decides how training goes on, as nested dicts of tensors, numbers and lists."""
@@ -133,22 +154,3 @@ def _laid_out_as(weight: Tensor, value: Any) -> Any:
     if isinstance(value, Tensor) and value.dim():
         return torch.empty_like(weight, dtype=value.dtype).copy_(value)
     return value.clone() if isinstance(value, Tensor) else value  # the number of steps
-
-
-def check_fit(model: AnyModel, config: ModelConfig, objective: ObjectiveConfig) -> None:
-    """Refuse a model that the objective is not defined for.
-
-    Raises: ParamsError.
-    """
-    least, most = OBJECTIVES[objective.name].layers
-    if not least <= model.stochastic_layers <= most:
-        kinds = {0: "'autoencoder'", 1: "'vae'", 2: "'hierarchical'"}
-        wanted = " or ".join(kind for layers, kind in kinds.items() if least <= layers <= most)
-        raise ParamsError(
-            f"params.yaml: model.kind: wanted {wanted} with objective.name {objective.name!r}, found {config.kind!r}"
-        )
-    if objective.name == "contractive" and config.norm == "batch":
-        raise ParamsError(
-            "params.yaml: model.norm: wanted 'none' or 'layer' with objective.name 'contractive', found 'batch': "
-            "it makes an image's code depend on the other images of the batch"
-        )

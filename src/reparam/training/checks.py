@@ -1,0 +1,58 @@
+"""Which model, objective, data and schedule go together."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from reparam.config import Config, ModelConfig, ObjectiveConfig
+from reparam.errors import ParamsError
+from reparam.models.build import AnyModel
+from reparam.objectives import OBJECTIVES
+
+
+def check_parts(model: AnyModel, config: Config, card: Mapping[str, Any]) -> None:
+    """Refuse parts that do not go together.
+
+    Raises: ParamsError.
+    """
+    check_fit(model, config.model, config.objective)
+    kind = card["scaling"]["kind"]
+    if kind != "unit" and (model.likelihood.needs_unit or config.model.output == "sigmoid"):
+        name = "likelihood" if model.likelihood.needs_unit else "output"
+        raise ParamsError(
+            f"params.yaml: preprocess.scaling: wanted 'unit' with model.{name} {getattr(config.model, name)!r}, "
+            f"which is of pixels in [0, 1], found {kind!r}"
+        )
+    images, size = card["splits"]["train"]["count"], config.train.batch_size
+    if config.model.norm == "batch" and (images % size == 1 or min(images, size) == 1):
+        raise ParamsError(
+            f"params.yaml: train.batch_size: wanted more than one image in every batch with model.norm 'batch', "
+            f"found {size}, which leaves one of the {images} training images alone; take another number"
+        )
+    if config.train.monitor == "elbo" and not model.stochastic_layers:
+        raise ParamsError(
+            "params.yaml: train.monitor: wanted 'loss' with an autoencoder, which has no ELBO, found 'elbo'"
+        )
+    if config.train.schedule == "step" and len(config.train.milestones) != 1:
+        raise ParamsError(
+            "params.yaml: train.milestones: wanted one number, the period, with train.schedule 'step', "
+            f"found {list(config.train.milestones)}"
+        )
+
+
+def check_fit(model: AnyModel, config: ModelConfig, objective: ObjectiveConfig) -> None:
+    """Refuse a model that the objective is not defined for.
+
+    Raises: ParamsError.
+    """
+    least, most = OBJECTIVES[objective.name].layers
+    if not least <= model.stochastic_layers <= most:
+        kinds = {0: "'autoencoder'", 1: "'vae'", 2: "'hierarchical'"}
+        wanted = " or ".join(kind for layers, kind in kinds.items() if least <= layers <= most)
+        raise ParamsError(
+            f"params.yaml: model.kind: wanted {wanted} with objective.name {objective.name!r}, found {config.kind!r}"
+        )
+    if objective.name == "contractive" and config.norm == "batch":
+        raise ParamsError(
+            "params.yaml: model.norm: wanted 'none' or 'layer' with objective.name 'contractive', found 'batch': "
+            "it makes an image's code depend on the other images of the batch"
+        )
