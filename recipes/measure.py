@@ -8,6 +8,7 @@ result itself go to results/<recipe>.json, the pictures of the first run to figu
 """
 
 import csv
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -69,7 +70,8 @@ def main(
     for change, number in product(swept, seed):
         variant = Variant(recipe, {**budget, **change, "train.seed": number})
         runs.append({**_run(variant, figures if not runs else None, codes), "seed": number, "swept": change})
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    place = pick_device(os.environ.get("REPARAM_DEVICE", "auto"))
+    device = torch.cuda.get_device_name(place) if place.type == "cuda" else "CPU"
     write_json(
         HERE / "results" / f"{recipe}.json", {"recipe": recipe, "budget": budget, "device": device, "runs": runs}
     )
@@ -81,8 +83,11 @@ def _run(variant: Variant, figures: Path | None, codes: bool) -> dict[str, Any]:
         if variant.changes.get("download.source") == "folder":
             variant.changes["download.path"] = str(_write_photographs(Path(scratch) / "photographs"))
         config = _write_params(variant, paths)
-        for stage in (download, preprocess, train, evaluate):
-            stage.run(config, paths)
+        device = os.environ.get("REPARAM_DEVICE", "auto")
+        download.run(config, paths)
+        preprocess.run(config, paths)
+        train.run(config, paths, device)
+        evaluate.run(config, paths, device)
         found: dict[str, Any] = {
             "metrics": read_json(paths.evaluation_metrics, "evaluate"),
             "history": _read_history(paths.history),
@@ -130,13 +135,13 @@ def _read_history(path: Path) -> dict[str, list[float]]:
 
 def _measure_codes(paths: Paths, config: Config) -> dict[str, Any]:
     """Measure reconstruction under noise, the spread of codes, and how fast they change with the image."""
-    place = pick_device("auto")
+    place = pick_device(os.environ.get("REPARAM_DEVICE", "auto"))
     card = store.read_card(paths.processed)
     model = load_model(paths.model, place)
     data = Batches(store.read_split(paths.processed, "test").images, card, config.evaluate.batch_size, place)
     scaling = Scaling(card).to(place)
     black, white = (scaling(torch.full((1, 1, 1), value, device=place)) for value in (0.0, 1.0))
-    setting = Setting(torch.tensor(torch.inf), len(data), black, white)
+    setting = Setting(torch.tensor(torch.inf), black, white)
     errors = dict.fromkeys(NOISE_LEVELS, 0.0)
     codes: list[torch.Tensor] = []
     norms: list[torch.Tensor] = []

@@ -1,6 +1,7 @@
 """Models whose log p(x) is known, because everything in them is linear and Gaussian."""
 
 import math
+from types import SimpleNamespace
 
 import torch
 from conftest import SMALL
@@ -33,6 +34,7 @@ class LinearGaussian:
     """
 
     stochastic_layers = 1
+    likelihood = SimpleNamespace(outputs=1)
 
     def __init__(self, slope: float = 0.5, variance: float = 0.5) -> None:
         self.slope = slope

@@ -55,7 +55,7 @@ def scripted(kl: list[list[float]], log_px: float = -1.0) -> Scripted:
 def minimise(name: str, model: Any, x: Tensor | None = None, epoch: float = math.inf, **changes: Any) -> Terms:
     """Return the terms of an objective, with 10 training images and pixels in [0, 1]."""
     config = OBJECTIVE.model_copy(update={"name": name, **changes})
-    setting = Setting(torch.tensor(epoch), 10, torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
+    setting = Setting(torch.tensor(epoch), torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
     return OBJECTIVES[name].terms(model, torch.zeros(2, *IMAGE) if x is None else x, config, setting)
 
 
@@ -192,7 +192,7 @@ def test_the_aggregate_posterior_is_the_mixture_over_the_batch() -> None:
     torch.manual_seed(0)
     z, mean, log_variance = torch.randn(3, 4, 2), torch.randn(4, 2), torch.randn(4, 2)
     layer = layer_of(torch.zeros(3, 4, 2), z=z, mean=mean, log_variance=log_variance)
-    log_q, log_q_dimensions = aggregate_posterior(layer, images=10)
+    log_q, log_q_dimensions = aggregate_posterior(layer)
     for k in range(3):
         for b in range(4):
             total, totals = 0.0, [0.0, 0.0]
@@ -203,10 +203,8 @@ def test_the_aggregate_posterior_is_the_mixture_over_the_batch() -> None:
                 ]
                 total += densities[0] * densities[1]
                 totals = [old + new for old, new in zip(totals, densities, strict=True)]
-            assert log_q[k, b].item() == pytest.approx(math.log(total / (10 * 4)), rel=1e-5)
-            assert log_q_dimensions[k, b].tolist() == pytest.approx(
-                [math.log(value / (10 * 4)) for value in totals], rel=1e-5
-            )
+            assert log_q[k, b].item() == pytest.approx(math.log(total / 4), rel=1e-5)
+            assert log_q_dimensions[k, b].tolist() == pytest.approx([math.log(value / 4) for value in totals], rel=1e-5)
 
 
 def standard_normal(z: float) -> float:

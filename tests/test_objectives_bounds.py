@@ -16,7 +16,7 @@ from reparam.objectives import OBJECTIVES, Setting, Terms, iwae, log_weights
 
 OBJECTIVE = ObjectiveConfig.model_validate(SMALL["objective"])
 MODEL = ModelConfig.model_validate(SMALL["model"])
-SETTING = Setting(torch.tensor(torch.inf), 10, torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
+SETTING = Setting(torch.tensor(torch.inf), torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
 
 
 def minimise(name: str, model: Any, x: Tensor, **changes: Any) -> Terms:

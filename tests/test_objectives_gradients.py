@@ -17,7 +17,7 @@ from reparam.objectives import OBJECTIVES, Setting, Terms, log_weights
 
 OBJECTIVE = ObjectiveConfig.model_validate(SMALL["objective"])
 MODEL = ModelConfig.model_validate(SMALL["model"])
-SETTING = Setting(torch.tensor(torch.inf), 10, torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
+SETTING = Setting(torch.tensor(torch.inf), torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
 SIGMA = 0.7
 TARGET = torch.tensor([0.8, -0.3, 1.1], dtype=torch.float64)  # the only image
 POSTERIOR = torch.tensor([0.4, -0.9, -0.5, 0.2], dtype=torch.float64)  # two means, two log variances

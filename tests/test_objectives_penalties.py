@@ -14,11 +14,11 @@ from reparam.models.build import build_model
 from reparam.models.likelihoods import LIKELIHOODS
 from reparam.models.vae import VAE
 from reparam.objectives import OBJECTIVES, Setting, Terms, corrupt, maximum_mean_discrepancy, squared_jacobian_norm
-from reparam.training.step import check_fit
+from reparam.training.checks import check_fit
 
 OBJECTIVE = ObjectiveConfig.model_validate(SMALL["objective"])
 MODEL = ModelConfig.model_validate(SMALL["model"])
-UNIT = Setting(torch.tensor(torch.inf), 10, torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
+UNIT = Setting(torch.tensor(torch.inf), torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
 SHAPE = (2, 4, 4)
 NETWORKS: dict[str, dict[str, Any]] = {
     "mlp": {"network": "mlp", "hidden": (7, 5), "activation": "tanh"},
@@ -165,9 +165,7 @@ class Half(nn.Module):
 
 
 # Of two channels, whose ranges differ.
-SCALED = Setting(
-    torch.tensor(0.0), 10, torch.tensor([-1.0, -2.0])[:, None, None], torch.tensor([1.0, 4.0])[:, None, None]
-)
+SCALED = Setting(torch.tensor(0.0), torch.tensor([-1.0, -2.0])[:, None, None], torch.tensor([1.0, 4.0])[:, None, None])
 
 
 def grey_images() -> Tensor:

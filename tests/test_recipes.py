@@ -27,8 +27,9 @@ from reparam.models.storage import load_model
 from reparam.paths import Paths
 from reparam.runtime import random_stream
 from reparam.stages import download, preprocess, train
+from reparam.training.checks import check_fit, check_parts
 from reparam.training.optimizers import rate_at
-from reparam.training.step import LossModule, Step, check_fit
+from reparam.training.step import LossModule, Step
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.name not in ("dvc.yaml", "published.yaml"))
@@ -127,8 +128,12 @@ def test_a_recipe_is_accepted_by_the_stage_that_trains_it(name: str) -> None:
     config = recipe(name)
     torch.manual_seed(0)
     model = build_model(config.model, shape(config))
-    card = {"scaling": {"kind": config.preprocess.scaling}, "splits": {"train": {"count": 50_000}}}
-    train._check(model, config, card)
+    card = {
+        "scaling": {"kind": config.preprocess.scaling},
+        "binarization": config.preprocess.binarization,
+        "splits": {"train": {"count": 50_000}},
+    }
+    check_parts(model, config, card)
 
 
 @every_recipe

@@ -138,12 +138,27 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        print(
+            f"error: out of memory: {str(error).splitlines()[0]}\nLower train.batch_size, objective.samples or the "
+            "size of the model in params.yaml, or evaluate.batch_size where it was `evaluate`",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     except OSError as error:
         # No permission, a full disk, a file where a folder should be: the system's own words name the file.
         name = error.filename2 or error.filename  # of a failed copy, what was to be written
         where = f"{name}: " if name else ""
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         sys.exit(1)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # By name and words, because to import torch for its exception would make `--help` slow.
+    is_named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return is_named or "can't allocate memory" in str(error)
 
 
 def _inputs() -> "tuple[Config, Paths]":

@@ -124,14 +124,17 @@ class ModelConfig(Section):
     activation: Annotated[str, _key_of("ACTIVATIONS", "models/networks.py")]
     norm: Literal["none", "batch", "layer"]
     init: Literal["torch", "glorot"]  # torch's own, or uniform weights and zero biases (Glorot & Bengio 2010)
-    start_at_mean: bool  # whether the untrained decoder puts out the mean training image
+    start_at_mean: bool  # whether the untrained decoder's bias is the mean training image; of conv: per channel
+    code: Literal["linear", "sigmoid"]  # of autoencoder: what the decoder is given
     latent: PositiveInt  # D; of hierarchical: of the layer next to the image
     upper: Widths  # of hierarchical: D of each layer of latents above it
     upper_hidden: MaybeWidths  # of hierarchical: units of each network between two layers of latents
     inference: Literal["bottom_up", "top_down"]  # of hierarchical
     likelihood: Annotated[str, _key_of("LIKELIHOODS", "models/likelihoods.py")]
     output: Literal["linear", "sigmoid"]  # of gaussian* and laplace: how the decoder's output becomes the mean
-    sigma: PositiveFloat  # of gaussian and laplace: standard deviation; of gaussian_learned: the one it starts from
+    sigma: Annotated[
+        float, Field(ge=1e-3, le=1e3)
+    ]  # standard deviation of gaussian and laplace; gaussian_learned starts from it
     components: PositiveInt  # of logistic_mixture
 
 
@@ -273,6 +276,8 @@ def _describe(problem: Any) -> str:
         return f"{path}: unknown parameter, found {problem['input']!r}{hint}"
     if problem["type"] == "model_type":
         return f"{path}: wanted a section of parameters, found {problem['input']!r}"
+    if problem["type"] == "tuple_type":
+        return f"{path}: wanted a list, found {problem['input']!r}"
     if problem["type"] == "too_short":
         return f"{path}: wanted at least {problem['ctx']['min_length']} items, found {problem['input']!r}"
     if problem["type"] == "too_long":

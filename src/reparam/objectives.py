@@ -20,7 +20,6 @@ class Setting:
     """What an objective may know beyond model and batch."""
 
     epoch: Tensor  # scalar: epochs done, a fraction within one; infinite where schedules are to be at their end
-    images: int  # in the training split
     black: Tensor  # (C, 1, 1) values of a black and of a white pixel, as the model sees them
     white: Tensor
 
@@ -38,7 +37,7 @@ def denoising(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting
 
 
 def sparse(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> Terms:
-    """Charge for codes away from 0 (`l1`), or for sigmoid units that are active more often than rho (`kl`).
+    """Charge for codes away from 0 (`l1`), or for units of a sigmoid code whose mean activation is not rho (`kl`).
 
     Source: Ng 2011, sec. 3.
     """
@@ -47,7 +46,7 @@ def sparse(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -
     if config.sparsity == "l1":
         penalty = code.abs().sum(-1)
     else:
-        rho, found = config.rho, code.sigmoid().mean(0).clamp(1e-6, 1 - 1e-6)  # (D,)
+        rho, found = config.rho, code.mean(0).clamp(1e-6, 1 - 1e-6)  # (D,)
         distance = rho * (rho / found).log() + (1 - rho) * ((1 - rho) / (1 - found)).log()
         penalty = distance.sum().expand(len(x))
     return _terms(model, draw, _weighted(model, draw, config, setting) + config.weight * penalty, penalty=penalty)
@@ -83,11 +82,11 @@ def capacity(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting)
 def beta_tc(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> Terms:
     """Weight only the part of the KL that makes latents dependent on each other, their total correlation.
 
-    Source: Chen et al. 2018, eq. 2 and, for the minibatch-weighted estimate of the aggregate posterior, app. C.1.
+    Source: Chen et al. 2018, eq. 2.
     """
     draw = model.draw(x, x, config.samples)
     [layer] = draw.layers
-    log_q, log_q_dimensions = aggregate_posterior(layer, setting.images)  # (K, B), (K, B, D)
+    log_q, log_q_dimensions = aggregate_posterior(layer)  # (K, B), (K, B, D)
     mutual_information = (draw.log_qz - log_q).mean(0)
     total_correlation = (log_q - log_q_dimensions.sum(-1)).mean(0)
     dimensions = (log_q_dimensions.sum(-1) - draw.log_pz).mean(0)
@@ -134,7 +133,7 @@ def dreg(model: Model, x: Tensor, config: ObjectiveConfig, _setting: Setting) ->
 def reinforce(model: Model, x: Tensor, config: ObjectiveConfig, _setting: Setting) -> Terms:
     """Negate the ELBO; its gradient to the encoder comes from the density of the samples, not through them.
 
-    Source: Williams 1992; Mnih & Rezende 2016, sec. 2.4 (control variate).
+    Source: Williams 1992; Kool et al. 2019, eq. 5 (control variate).
     """
     draw = model.draw(x, x, config.samples, "score")
     value = log_weights(draw)  # (K, B)
@@ -200,13 +199,15 @@ def squared_jacobian_norm(model: Model, x: Tensor) -> Tensor:
     return total if is_training else total.detach()
 
 
-def aggregate_posterior(layer: Layer, images: int) -> tuple[Tensor, Tensor]:
-    """Estimate log q(z), and log q(z_d) of each dimension, from the posteriors of the batch.
+def aggregate_posterior(layer: Layer) -> tuple[Tensor, Tensor]:
+    """Estimate log q(z), and log q(z_d) of each dimension, by the mixture of the batch's own posteriors.
 
-    Shapes: -> (K, B), (K, B, D). Source: Chen et al. 2018, app. C.1.
+    The minibatch-weighted estimate of Chen et al. 2018, app. C.1, is less by the logarithm of the number of training
+    images: the same gradient, but a mutual information above the KL. So, it is at most log B.
+    Shapes: -> (K, B), (K, B, D).
     """
     pairs = gaussian_log_prob(layer.z[:, :, None], layer.mean, layer.log_variance)  # (K, B, B, D)
-    scale = math.log(images * layer.z.shape[1])
+    scale = math.log(layer.z.shape[1])
     return pairs.sum(-1).logsumexp(-1) - scale, pairs.logsumexp(-2) - scale
 
 

@@ -113,7 +113,7 @@ def test_drawing_in_chunks_changes_nothing(
 ) -> None:
     log_w = 5 * torch.randn(11, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 90
     wanted = math.log(11) - log_w.logsumexp(0)
-    monkeypatch.setattr(metrics, "ROWS_AT_ONCE", rows_at_once)
+    monkeypatch.setattr(metrics, "NUMBERS_AT_ONCE", rows_at_once)
     model = Prescribed(log_w)
     torch.testing.assert_close(negative_log_likelihood(model, torch.zeros(4, 1, 1, 1), 11), wanted)
     assert model.asked == asked
@@ -121,7 +121,7 @@ def test_drawing_in_chunks_changes_nothing(
 
 @pytest.mark.parametrize("log_weight", [-1e4, 1e4])
 def test_nll_is_finite_where_the_weights_are_not(log_weight: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(metrics, "NUMBERS_AT_ONCE", 2)
     model = Prescribed(torch.full((6, 1), log_weight))
     found = negative_log_likelihood(model, torch.zeros(1, 1, 1, 1), 6)
     assert found.tolist() == [pytest.approx(-log_weight, rel=1e-12)]

@@ -20,6 +20,7 @@ from reparam.objectives import Terms
 from reparam.paths import Paths
 from reparam.stages import train
 from reparam.training.checkpoint import Checkpoints
+from reparam.training.distributed import ALONE
 from reparam.training.step import LossModule, Step
 
 Train = Callable[..., None]
@@ -348,7 +349,7 @@ def test_a_rerun_goes_on_where_training_was_interrupted_and_leaves_the_same_byte
     assert outputs(project) == wanted
     assert trained == 9 - steps
     assert checkpoints(project) == []
-    assert [record.getMessage() for record in caplog.records if record.name == "reparam.stages.train"] == [
+    assert [record.getMessage() for record in caplog.records if record.name == "reparam.training.checkpoint"] == [
         f"train: going on after epoch {(steps - 1) // 3}, from {directory}"
     ]
 
@@ -407,7 +408,7 @@ def test_two_that_train_the_same_share_no_checkpoints(
     assert checkpoints(project) == left
     assert resumed == [""]  # nor the run
     assert held.run_id == "the run of the first"
-    assert [record.getMessage() for record in caplog.records if record.name == "reparam.stages.train"] == [
+    assert [record.getMessage() for record in caplog.records if record.name == "reparam.training.checkpoint"] == [
         "train: another process trains the very same model; this one keeps no checkpoints"
     ]
 
@@ -454,7 +455,7 @@ def test_seconds_between_checkpoints_that_are_none_are_refused(
 
 
 def identity(config: Config, data: str = "data", device: str = "cpu") -> str:
-    return train._identity(config, data, torch.device(device))
+    return train._identity(config, data, torch.device(device), ALONE)
 
 
 OTHER: dict[type, Callable[[Any], Any]] = {

@@ -27,7 +27,8 @@ from reparam.data.scaling import Scaling
 from reparam.errors import NonFiniteError
 from reparam.models.build import build_model
 from reparam.objectives import Terms
-from reparam.training.checkpoint import Checkpoints, Guard
+from reparam.training.checkpoint import Checkpoints
+from reparam.training.guard import Guard
 from reparam.training.loop import Fit, Metrics, fit
 from reparam.training.step import LossModule, Step
 

@@ -64,7 +64,7 @@ class Settings:
 def test_the_loss_module_gives_the_terms_of_the_objective(name: str, batch: Tensor) -> None:
     kind = "autoencoder" if OBJECTIVES[name].layers[0] == 0 else "vae"
     module = module_with({"name": name}, {"kind": kind})
-    setting = Setting(torch.tensor(0.0), 4, torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
+    setting = Setting(torch.tensor(0.0), torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
     torch.manual_seed(1)
     wanted = OBJECTIVES[name].terms(module.model, batch, module.config, setting)
     torch.manual_seed(1)

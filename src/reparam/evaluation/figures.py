@@ -140,9 +140,11 @@ def training_curves(history: Mapping[str, Sequence[float]], best_epoch: int) -> 
     """
     with style():
         figure = Figure(figsize=(9.2, 2.7), layout="constrained")
-        axes = figure.subplots(1, 3)
+        # Of an autoencoder there is no KL to show.
+        terms = [term for term in ("loss", "reconstruction", "kl") if term != "kl" or any(history["train_kl"])]
+        axes = figure.subplots(1, len(terms))
         splits = [split for split in ("train", "validation") if f"{split}_loss" in history]
-        for plot, term in zip(axes, ("loss", "reconstruction", "kl"), strict=True):
+        for plot, term in zip(axes, terms, strict=True):
             for colour, split in zip(COLOURS, splits, strict=False):
                 plot.plot(history["epoch"], history[f"{split}_{term}"], color=colour, linewidth=1.4, label=split)
             plot.axvline(best_epoch, color="#8A8F98", linewidth=0.8, linestyle=":")

@@ -1,6 +1,7 @@
 """Score a trained model: ELBO, reconstruction, KL, log-likelihood, use of the latents."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +12,8 @@ from reparam.data.batches import Batches
 from reparam.models.draw import Model
 from reparam.objectives import log_weights
 
-# Importance samples drawn at once, times images: bounds memory, and at this size the CPU is already busy.
-ROWS_AT_ONCE = 16_384
+# Numbers that the decoder puts out at once: bounds memory, and at this size (64 MB) the CPU is already busy.
+NUMBERS_AT_ONCE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Scores:
     kl: Tensor  # (N,)
     nll: Tensor  # (N,) importance-sampled estimate of -log p(x); NaN where a code has no density
     latent_kl: Tensor  # (D,) mean over images; layer by layer, that next to the image first
-    latent_variance: Tensor  # (D,) variance over images of the posterior mean
-    means: Tensor  # (N, D) posterior means
+    latent_variance: Tensor  # (D,) variance over images of the posterior mean, as `latent_kl`
+    means: Tensor  # (N, D) posterior means, as `decode` takes them
     layer_sizes: tuple[int, ...]  # D of each layer of latents
 
 
@@ -42,16 +43,38 @@ def score(model: Model, data: Batches, config: EvaluateConfig) -> Scores:
     """Score every image of a split, drawing from torch's generator."""
     parts: list[tuple[Tensor, ...]] = []
     for x in data.ordered(config.seed):
-        draw = model.draw(x, x, config.elbo_samples)
-        latent_kl = torch.cat([layer.kl.mean(0) for layer in draw.layers], -1)  # (B, D)
-        nll = torch.full((len(x),), torch.nan)
-        if model.stochastic_layers:
-            nll = negative_log_likelihood(model, x, config.nll_samples)
-        parts.append((-draw.log_px.mean(0), draw.kl.mean(0), nll, latent_kl, model.posterior(x)[0]))
-    reconstruction, kl, nll, latent_kl, means = (torch.cat(part).double().cpu() for part in zip(*parts, strict=True))
-    sizes = tuple(layer.z.shape[-1] for layer in draw.layers)
+        parts.append((*_expectations(model, x, config.elbo_samples), _nll(model, x, config), model.posterior(x)[0]))
+    columns = (torch.cat(part).double().cpu() for part in zip(*parts, strict=True))
+    reconstruction, kl, latent_kl, expected, nll, means = columns
+    sizes = tuple(layer.z.shape[-1] for layer in model.draw(x, x, 1).layers)
     # The population variance, as an activity statistic of this very split, and 0 for a single image.
-    return Scores(reconstruction, kl, nll, latent_kl.mean(0), means.var(0, correction=0), means, sizes)
+    return Scores(reconstruction, kl, nll, latent_kl.mean(0), expected.var(0, correction=0), means, sizes)
+
+
+def _expectations(model: Model, x: Tensor, samples: int) -> tuple[Tensor, ...]:
+    """Average over posterior samples: -log p(x|z), KL, KL of each dimension, mean of each dimension."""
+    sums: tuple[Tensor, ...] = ()
+    for count in _chunks(model, x, samples):
+        draw = model.draw(x, x, count)
+        # Given the samples of the layers that it depends on, the mean of a layer is known without noise.
+        means = [layer.mean.expand_as(layer.z) for layer in draw.layers]
+        found = (-draw.log_px, draw.kl, torch.cat([layer.kl for layer in draw.layers], -1), torch.cat(means, -1))
+        part = tuple(values.double().sum(0) for values in found)
+        sums = tuple(a + b for a, b in zip(sums, part, strict=True)) if sums else part
+    return tuple(values / samples for values in sums)
+
+
+def _nll(model: Model, x: Tensor, config: EvaluateConfig) -> Tensor:
+    if not model.stochastic_layers:
+        return torch.full((len(x),), torch.nan)
+    return negative_log_likelihood(model, x, config.nll_samples)
+
+
+def _chunks(model: Model, x: Tensor, samples: int) -> Iterator[int]:
+    """Cut samples so that the decoder puts out no more than NUMBERS_AT_ONCE, or one sample of each image."""
+    chunk = max(1, NUMBERS_AT_ONCE // (x.numel() * model.likelihood.outputs))
+    for start in range(0, samples, chunk):
+        yield min(chunk, samples - start)
 
 
 def negative_log_likelihood(model: Model, x: Tensor, samples: int) -> Tensor:
@@ -60,9 +83,8 @@ def negative_log_likelihood(model: Model, x: Tensor, samples: int) -> Tensor:
     Shapes: (B, C, H, W) -> (B,). Units: nats per image. Source: Burda et al. 2016, eq. 8.
     """
     total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
-    chunk = max(1, ROWS_AT_ONCE // len(x))
-    for start in range(0, samples, chunk):
-        log_w = log_weights(model.draw(x, x, min(chunk, samples - start))).double()  # (k, B)
+    for count in _chunks(model, x, samples):
+        log_w = log_weights(model.draw(x, x, count)).double()  # (k, B)
         total = torch.logaddexp(total, log_w.logsumexp(0))
     return math.log(samples) - total
 

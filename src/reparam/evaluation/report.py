@@ -14,7 +14,7 @@ TEMPLATE = Path(__file__).with_suffix(".html")
 # Metric, name, and what it means in a sentence.
 HEADLINES = (
     ("elbo", "ELBO", "Lower bound on log p(x); higher is better."),
-    ("reconstruction", "Reconstruction", "Expected −log p(x|z) under the posterior; lower is better."),
+    ("reconstruction", "Reconstruction", "Expected −log p(x|z), x given its latents; lower is better."),
     (
         "bce",
         "Cross-entropy",

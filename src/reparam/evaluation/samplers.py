@@ -38,11 +38,7 @@ def mixture(count: int, _latent: int, codes: Callable[[], Tensor], components: i
 @torch.no_grad()
 def draw_codes(model: Model, data: Batches, seed: int) -> Tensor:
     """Draw one code each of up to CODES images, chosen at random. Shapes: -> (N, D)."""
-    codes = []
-    for x in data.ordered(seed):
-        mean, log_variance = model.posterior(x)
-        codes.append(mean + torch.randn_like(mean) * (0.5 * log_variance).exp())
-    every = torch.cat(codes)
+    every = torch.cat([model.sample_posterior(x) for x in data.ordered(seed)])
     return every[torch.randperm(len(every))[:CODES].to(every.device)]
 
 

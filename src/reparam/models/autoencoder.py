@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from reparam.models.draw import Draw, Estimator, Layer, Likelihood
+from reparam.models.draw import Draw, Estimator, Layer, Likelihood, in_full
 from reparam.models.vae import each_sample
 
 
@@ -25,8 +25,11 @@ class Autoencoder(nn.Module):
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the code, and the log of its variance, which is 0. Shapes: (B, C, H, W) -> (B, D), (B, D)."""
-        code = self.encoder(x)
+        code = in_full(self.encoder(x))
         return code, torch.full_like(code, -torch.inf)
+
+    def sample_posterior(self, x: Tensor) -> Tensor:
+        return self.posterior(x)[0]
 
     def decode(self, z: Tensor) -> Tensor:
         return self.likelihood.mean(self.decoder(z))

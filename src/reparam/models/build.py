@@ -30,6 +30,8 @@ def build_model(config: ModelConfig, shape: tuple[int, ...]) -> AnyModel:
     else:
         kind, outputs = (Autoencoder, config.latent) if config.kind == "autoencoder" else (VAE, 2 * config.latent)
         encoder = networks.encoder(config, shape, outputs)
+        if kind is Autoencoder and config.code == "sigmoid":
+            encoder.append(nn.Sigmoid())
         decoder = networks.decoder(config, config.latent, output_shape)
         model = kind(encoder, decoder, likelihood, shape)
     networks.initialise(model, config.init)

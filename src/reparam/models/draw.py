@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 # How gradients reach the posterior through its samples:
@@ -53,6 +54,7 @@ class Draw:
 class Model(Protocol):
     """Anything that can be trained, evaluated and exported."""
 
+    likelihood: "Likelihood"
     stochastic_layers: int  # layers of latents with a posterior; 0: a deterministic code, which has no log-likelihood
 
     def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
@@ -63,6 +65,9 @@ class Model(Protocol):
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log variance of q(z|x). Shapes: (B, C, H, W) -> (B, D), (B, D)."""
+
+    def sample_posterior(self, x: Tensor) -> Tensor:
+        """Draw latents of each image, as `decode` takes them. Shapes: (B, C, H, W) -> (B, D)."""
 
     def decode(self, z: Tensor) -> Tensor:
         """Return the mean image. Shapes: (N, D) -> (N, C, H, W). Units: those of the pixels that `draw` is given."""
@@ -84,6 +89,25 @@ class Likelihood(Protocol):
 
     def output_of(self, mean: Tensor) -> Tensor:
         """Return an output whose expected image is about `mean`. Shapes: (..., C, H, W) -> (..., P*C, H, W)."""
+
+
+# Of log variances: exp(20) and its square are finite in float32, and no healthy posterior comes near either end.
+LOG_VARIANCE = (-40.0, 20.0)
+
+
+def halves(output: Tensor) -> tuple[Tensor, Tensor]:
+    """Read mean and log variance off a network's output, the latter bounded so that its exponential cannot overflow.
+
+    Beyond the bounds the gradient is that of an unbounded value, so that a KL leads back.
+    Shapes: (..., 2D) -> (..., D) twice.
+    """
+    mean, log_variance = in_full(output).chunk(2, dim=-1)
+    return mean, log_variance - (log_variance - log_variance.clamp(*LOG_VARIANCE)).detach()
+
+
+def in_full(values: Tensor) -> Tensor:
+    """Leave autocast: densities need the digits that matrix products can spare. Shapes: unchanged."""
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 
 def gaussian_log_prob(z: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from reparam.models.draw import (
     Layer,
     Likelihood,
     gaussian_log_prob,
+    halves,
     kl_to_standard_normal,
     standard_normal_log_prob,
 )
@@ -60,27 +61,37 @@ class HierarchicalVAE(nn.Module):
         means, log_variances = zip(*whitened, strict=True)
         return torch.cat(means, -1), torch.cat(log_variances, -1)
 
+    def sample_posterior(self, x: Tensor) -> Tensor:
+        z = [layer.z for layer in self._layers(x, 1, "pathwise")]  # (1, B, D_l) each
+        for number, prior in enumerate(self.priors):
+            mean, log_variance = halves(each_sample(prior, z[number + 1]))
+            z[number] = (z[number] - mean) * (-0.5 * log_variance).exp()
+        return torch.cat(z, -1)[0]
+
     def decode(self, z: Tensor) -> Tensor:
         """Return the mean image of latents in units of their prior. Shapes: (N, D) -> (N, C, H, W)."""
         *lower, above = torch.split(z, self.sizes, dim=-1)
         for prior, noise in zip(reversed(self.priors), reversed(lower), strict=True):
-            mean, log_variance = _halves(prior(above))
+            mean, log_variance = halves(prior(above))
             above = mean + noise * (0.5 * log_variance).exp()
         return self.likelihood.mean(self.decoder(above))
 
     def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
-        layers = (self._draw_down if len(self.features) else self._draw_up)(x, samples, estimator)
+        layers = self._layers(x, samples, estimator)
         return Draw.of(self.likelihood.log_prob(each_sample(self.decoder, layers[0].z), target), *layers)
+
+    def _layers(self, x: Tensor, samples: int, estimator: Estimator) -> list[Layer]:
+        return (self._draw_down if len(self.features) else self._draw_up)(x, samples, estimator)
 
     def _draw_up(self, x: Tensor, samples: int, estimator: Estimator) -> list[Layer]:
         posteriors: list[Gaussian] = []
         drawn: list[tuple[Tensor, Tensor]] = []  # of each layer, z and log q(z)
         for encoder in self.encoders:
-            posteriors.append(_halves(each_sample(encoder, drawn[-1][0]) if drawn else encoder(x)))
+            posteriors.append(halves(each_sample(encoder, drawn[-1][0]) if drawn else encoder(x)))
             drawn.append(sample_gaussian(*posteriors[-1], samples, estimator))
         layers = []
         for prior, posterior, (z, log_qz), (above, _) in zip(self.priors, posteriors, drawn, drawn[1:], strict=False):
-            log_pz = gaussian_log_prob(z, *_halves(each_sample(prior, above)))
+            log_pz = gaussian_log_prob(z, *halves(each_sample(prior, above)))
             # The prior of z given the sample above, which was drawn after z: there is no closed form.
             layers.append(Layer(z, *posterior, log_pz, log_qz, kl=log_qz - log_pz))
         return [*layers, _top(posteriors[-1], *drawn[-1])]
@@ -89,7 +100,7 @@ class HierarchicalVAE(nn.Module):
         *evidence, highest = self._evidence(x)
         layers = [_top(highest, *sample_gaussian(*highest, samples, estimator))]
         for prior_network, found in zip(reversed(self.priors), reversed(evidence), strict=True):
-            prior = _halves(each_sample(prior_network, layers[0].z))
+            prior = halves(each_sample(prior_network, layers[0].z))
             posterior = _merge(found, prior)
             z, log_qz = sample_gaussian(*posterior, samples, estimator)
             log_pz = gaussian_log_prob(z, *prior)
@@ -101,7 +112,7 @@ class HierarchicalVAE(nn.Module):
         found = []
         for feature, encoder in zip(self.features, self.encoders, strict=True):
             x = feature(x)
-            found.append(_halves(encoder(x)))
+            found.append(halves(encoder(x)))
         return found
 
     def _at_means(self, x: Tensor) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -110,13 +121,13 @@ class HierarchicalVAE(nn.Module):
             *evidence, above = self._evidence(x)
             walked = [(*above, *_standard(above))]
             for prior_network, found in zip(reversed(self.priors), reversed(evidence), strict=True):
-                prior = _halves(prior_network(walked[0][0]))
+                prior = halves(prior_network(walked[0][0]))
                 walked.insert(0, (*_merge(found, prior), *prior))
             return walked
         posteriors: list[Gaussian] = []
         for encoder in self.encoders:
-            posteriors.append(_halves(encoder(posteriors[-1][0] if posteriors else x)))
-        priors = [_halves(prior(above)) for prior, (above, _) in zip(self.priors, posteriors[1:], strict=True)]
+            posteriors.append(halves(encoder(posteriors[-1][0] if posteriors else x)))
+        priors = [halves(prior(above)) for prior, (above, _) in zip(self.priors, posteriors[1:], strict=True)]
         priors.append(_standard(posteriors[-1]))
         return [(*posterior, *prior) for posterior, prior in zip(posteriors, priors, strict=True)]
 
@@ -140,8 +151,3 @@ def _kl(q: Gaussian, p: Gaussian) -> Tensor:
 
 def _standard(like: Gaussian) -> Gaussian:
     return torch.zeros_like(like[0]), torch.zeros_like(like[1])
-
-
-def _halves(output: Tensor) -> Gaussian:
-    mean, log_variance = output.chunk(2, dim=-1)
-    return mean, log_variance

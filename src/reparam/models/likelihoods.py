@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reparam.config import ModelConfig
+from reparam.errors import ParamsError
 from reparam.models.draw import Likelihood
 
 # Bounds of log sigma (of log scale, for logistics) where the decoder puts it out: from half a grey level to 7 times the
@@ -107,6 +108,12 @@ class LearnedGaussian(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        low, high = (math.exp(bound) for bound in LOG_SIGMA)
+        if not low < config.sigma < high:
+            raise ParamsError(
+                f"params.yaml: model.sigma: wanted a number from {low:.4f} to {high:.2f} to start from with "
+                f"model.likelihood 'gaussian_learned', found {config.sigma}"
+            )
         self.log_sigma = nn.Parameter(_unbound(torch.tensor(config.sigma).log(), *LOG_SIGMA))
         self.link = LINKS[config.output]
 
@@ -244,8 +251,11 @@ LINKS: dict[str, type[Linear] | type[Sigmoid]] = {"linear": Linear, "sigmoid": S
 
 
 def is_density(likelihood: Likelihood, binarization: str) -> bool:
-    """Whether the likelihood is one of pixels so treated: a Bernoulli of grey pixels is only a cross-entropy."""
-    return binarization != "none" or not likelihood.needs_binary
+    """Whether the likelihood is one of pixels so treated: a Bernoulli of grey pixels is only a cross-entropy.
+
+    On black and white pixels all others would have no bound: a density can grow without end at two points.
+    """
+    return likelihood.needs_binary == (binarization != "none")
 
 
 def _gaussian(target: Tensor, mean: Tensor, log_sigma: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from reparam.models.draw import (
     Layer,
     Likelihood,
     gaussian_log_prob,
+    halves,
+    in_full,
     kl_to_standard_normal,
     standard_normal_log_prob,
 )
@@ -32,8 +34,11 @@ class VAE(nn.Module):
         self.shape = shape  # (C, H, W)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_variance = self.encoder(x).chunk(2, dim=-1)
-        return mean, log_variance
+        return halves(self.encoder(x))
+
+    def sample_posterior(self, x: Tensor) -> Tensor:
+        mean, log_variance = self.posterior(x)
+        return sample_gaussian(mean, log_variance, 1, "pathwise")[0][0]
 
     def decode(self, z: Tensor) -> Tensor:
         return self.likelihood.mean(self.decoder(z))
@@ -65,5 +70,4 @@ def sample_gaussian(mean: Tensor, log_variance: Tensor, samples: int, estimator:
 
 def each_sample(network: nn.Module, z: Tensor) -> Tensor:
     """Apply a network of rows to every sample of every image. Shapes: (K, B, D) -> (K, B, ...)."""
-    rows: Tensor = network(z.flatten(0, 1))
-    return torch.unflatten(rows, 0, z.shape[:2])
+    return torch.unflatten(in_full(network(z.flatten(0, 1))), 0, z.shape[:2])

@@ -10,6 +10,7 @@ from reparam import tracking
 from reparam.config import Config, EvaluateConfig, flatten
 from reparam.data import store
 from reparam.data.batches import Batches
+from reparam.errors import ParamsError
 from reparam.evaluation import figures, gallery
 from reparam.evaluation.metrics import Reports, Scores, headline, score
 from reparam.evaluation.samplers import SAMPLERS, draw_codes
@@ -30,6 +31,7 @@ def run(config: Config, paths: Paths, device: str = "auto") -> None:
     model = load_model(paths.model, place)
     data_card, model_card = store.read_card(paths.processed), read_card(paths.model)
     split = store.read_split(paths.processed, "test")
+    _check_sampler(model, model_card, settings)
     data = Batches(split.images, data_card, settings.batch_size, place)
 
     with tracker.child_run("evaluate", model_card["lineage"]) as run:
@@ -53,6 +55,15 @@ def run(config: Config, paths: Paths, device: str = "auto") -> None:
         run.log_headline(metrics)
         run.log_metrics({f"latent_kl.{i}": value for i, value in enumerate(scores.latent_kl.tolist())})
         run.log_files([paths.evaluation_metrics, paths.latents, *sorted(paths.figures.iterdir())], "evaluation")
+
+
+def _check_sampler(model: AnyModel, model_card: Any, settings: EvaluateConfig) -> None:
+    is_pulled_to_prior = model.stochastic_layers > 0 or model_card["objective"]["name"] == "mmd"
+    if settings.sampler == "prior" and not is_pulled_to_prior:
+        raise ParamsError(
+            "params.yaml: evaluate.sampler: wanted 'mixture' with an autoencoder, whose codes know no prior, "
+            "found 'prior'; then `dvc repro` goes on from the trained model"
+        )
 
 
 def _start_of_samples(

@@ -15,6 +15,7 @@ from reparam.data.batches import Batches
 from reparam.files import dvc_hash, require_writable, whole_directory, whole_file, write_json
 from reparam.lineage import source_hash
 from reparam.models.build import build_model, start_at_mean
+from reparam.models.likelihoods import is_density
 from reparam.models.storage import save_card, save_weights
 from reparam.paths import Paths
 from reparam.run import Run
@@ -22,7 +23,7 @@ from reparam.runtime import computing_in, make_deterministic, pick_device
 from reparam.training.checkpoint import Checkpoints, holding
 from reparam.training.checks import check_parts
 from reparam.training.distributed import ALONE, World, joined
-from reparam.training.guard import Guard
+from reparam.training.guard import Guard, seconds_between_checkpoints
 from reparam.training.loop import Fit, Metrics, fit
 from reparam.training.progress import progress
 from reparam.training.step import LossModule, Step
@@ -83,7 +84,8 @@ def build(
         start_at_mean(model, training.mean_image().cpu())
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    module = LossModule(model, config.objective, training.scaling, len(training)).to(place)
+    has_density = is_density(model.likelihood, card["binarization"])
+    module = LossModule(model, config.objective, training.scaling, len(training), is_density=has_density).to(place)
     return Step(module, config.train, world)
 
 
@@ -97,7 +99,7 @@ def _fit(
 ) -> Fit:
     """Train from the start, or from the newest checkpoint, and log each epoch once."""
     result = Fit()
-    guard = Guard(step, result, config.train, checkpoints)
+    guard = Guard(step, result, config.train, checkpoints, seconds_between_checkpoints())
     if guard.resume():
         log.warning("train: going on after epoch %d", len(result.history))
     if step.world.rank:

@@ -6,6 +6,7 @@ from typing import Any
 from reparam.config import Config, ModelConfig, ObjectiveConfig
 from reparam.errors import ParamsError
 from reparam.models.build import AnyModel
+from reparam.models.likelihoods import is_density
 from reparam.objectives import OBJECTIVES
 
 
@@ -22,16 +23,39 @@ def check_parts(model: AnyModel, config: Config, card: Mapping[str, Any]) -> Non
             f"params.yaml: preprocess.scaling: wanted 'unit' with model.{name} {getattr(config.model, name)!r}, "
             f"which is of pixels in [0, 1], found {kind!r}"
         )
+    if card["binarization"] != "none" and not model.likelihood.needs_binary:
+        raise ParamsError(
+            f"params.yaml: preprocess.binarization: wanted 'none' with model.likelihood {config.model.likelihood!r}, a "
+            f"likelihood of grey pixels, found {card['binarization']!r}"
+        )
     images, size = card["splits"]["train"]["count"], config.train.batch_size
     if config.model.norm == "batch" and (images % size == 1 or min(images, size) == 1):
         raise ParamsError(
             f"params.yaml: train.batch_size: wanted more than one image in every batch with model.norm 'batch', "
             f"found {size}, which leaves one of the {images} training images alone; take another number"
         )
+    if config.train.monitor == "elbo" and not is_density(model.likelihood, card["binarization"]):
+        raise ParamsError(
+            "params.yaml: train.monitor: wanted 'loss' where grey pixels meet a Bernoulli, so that there is no ELBO, "
+            "found 'elbo'"
+        )
     if config.train.monitor == "elbo" and not model.stochastic_layers:
         raise ParamsError(
             "params.yaml: train.monitor: wanted 'loss' with an autoencoder, which has no ELBO, found 'elbo'"
         )
+    objective = config.objective
+    if objective.name == "sparse" and objective.sparsity == "kl" and config.model.code != "sigmoid":
+        raise ParamsError(
+            "params.yaml: model.code: wanted 'sigmoid' (and model.kind 'autoencoder') with objective.sparsity 'kl', "
+            f"which wants activations from 0 to 1, found {config.model.code!r}"
+        )
+    if objective.name == "denoising" and objective.noise != "gaussian" and objective.noise_level > 1:
+        raise ParamsError(
+            f"params.yaml: objective.noise_level: wanted a share of the pixels, at most 1, with objective.noise "
+            f"{objective.noise!r}, found {objective.noise_level}"
+        )
+    if config.train.schedule == "milestones" and not config.train.milestones:
+        raise ParamsError("params.yaml: train.milestones: wanted epochs with train.schedule 'milestones', found []")
     if config.train.schedule == "step" and len(config.train.milestones) != 1:
         raise ParamsError(
             "params.yaml: train.milestones: wanted one number, the period, with train.schedule 'step', "

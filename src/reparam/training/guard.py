@@ -27,13 +27,15 @@ log = logging.getLogger(__name__)
 class Guard:
     """Looks after training: writes checkpoints, ends on a signal, and rolls back when the loss is no longer finite."""
 
-    def __init__(self, step: Step, fit: Fit, config: TrainConfig, checkpoints: Checkpoints | None) -> None:
-        """Without `checkpoints`, none are read or written."""
+    def __init__(
+        self, step: Step, fit: Fit, config: TrainConfig, checkpoints: Checkpoints | None, seconds: float
+    ) -> None:
+        """Without `checkpoints`, none are read or written; `seconds` is the time between two."""
         self.step = step
         self.fit = fit
         self.config = config
         self.checkpoints = checkpoints
-        self.seconds = _seconds_between_checkpoints()
+        self.seconds = seconds
         self.rollbacks = 0
         self.signal = 0
         self._written = time.monotonic()
@@ -143,7 +145,11 @@ def _cuda_random_state() -> dict[str, Tensor]:
     return {"state": torch.cuda.get_rng_state()} if is_used else {}
 
 
-def _seconds_between_checkpoints() -> float:
+def seconds_between_checkpoints() -> float:
+    """Read REPARAM_CHECKPOINT_SECONDS.
+
+    Raises: UserError.
+    """
     text = os.environ.get("REPARAM_CHECKPOINT_SECONDS", str(CHECKPOINT_SECONDS))
     try:
         seconds = float(text)

@@ -23,8 +23,12 @@ class LossModule(nn.Module):
     black: Tensor
     white: Tensor
 
-    def __init__(self, model: AnyModel, config: ObjectiveConfig, scaling: Scaling, images: int) -> None:
+    def __init__(
+        self, model: AnyModel, config: ObjectiveConfig, scaling: Scaling, images: int, *, is_density: bool = True
+    ) -> None:
+        """Without `is_density`, the likelihood is none of these pixels, and there is no ELBO to speak of."""
         super().__init__()
+        self.is_density = is_density
         self.model = model
         self.config = config
         self.objective = OBJECTIVES[config.name].terms
@@ -37,19 +41,19 @@ class LossModule(nn.Module):
 
     def forward(self, x: Tensor) -> Terms:
         """Return the loss terms of a training batch, each (B,)."""
-        return self.objective(self.model, x, self.config, self._setting(self.seen / self.images))
+        return self._terms(x, self.seen / self.images)
 
     def score(self, x: Tensor) -> Terms:
         """Return the loss terms of a held-out batch, with every schedule at its end, so that epochs can be compared."""
         self.eval()
         try:
-            end = torch.full((), torch.inf, device=self.seen.device)
-            return self.objective(self.model, x, self.config, self._setting(end))
+            return self._terms(x, torch.full((), torch.inf, device=self.seen.device))
         finally:
             self.train()
 
-    def _setting(self, epoch: Tensor) -> Setting:
-        return Setting(epoch, self.images, self.black, self.white)
+    def _terms(self, x: Tensor, epoch: Tensor) -> Terms:
+        terms = self.objective(self.model, x, self.config, Setting(epoch, self.black, self.white))
+        return {name: values for name, values in terms.items() if name != "elbo" or self.is_density}
 
 
 class Step:
