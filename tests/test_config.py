@@ -71,7 +71,7 @@ def test_every_wrong_parameter_is_named_at_once(project: Paths, params: dict[str
             "preprocess.channels: wanted 1 or 3, found 2",
             "preprocess.classes.1: wanted a valid string, found 2",
             "preprocess.limit: wanted greater than 0, found 0",
-            "download.mirrors: wanted a valid tuple, found 'https://example.org'",
+            "download.mirrors: wanted a list, found 'https://example.org'",
             "model.hidden.1: wanted greater than 0, found 0",
             "model.latent: wanted a valid integer, found 2.5",
             "model.stochastic: unknown parameter, found {'layers': 2}; remove it",
@@ -152,7 +152,7 @@ def test_a_misspelt_section_is_recognised(project: Paths, params: dict[str, Any]
         ("train", "learning_rate", "0", "wanted greater than 0, found 0"),
         ("train", "betas", "[0.9]", "wanted at least 2 items, found [0.9]"),
         ("train", "betas", "[0.9, 0.99, 0.999]", "wanted at most 2 items, found [0.9, 0.99, 0.999]"),
-        ("train", "betas", "0.9", "wanted a valid tuple, found 0.9"),
+        ("train", "betas", "0.9", "wanted a list, found 0.9"),
         ("train", "betas", "[]", "wanted at least 2 items, found []"),
         ("train", "momentum", "1", "wanted less than 1, found 1"),
         ("train", "momentum", "-0.1", "wanted greater than or equal to 0, found -0.1"),
@@ -178,8 +178,8 @@ def test_a_misspelt_section_is_recognised(project: Paths, params: dict[str, Any]
         ("objective", "samples", "0", "wanted greater than 0, found 0"),
         ("objective", "warmup_epochs", "0", "wanted greater than 0, found 0"),
         ("objective", "rho", "0", "wanted greater than 0, found 0"),
-        ("model", "hidden", "16", "wanted a valid tuple, found 16"),
-        ("model", "sigma", "0", "wanted greater than 0, found 0"),
+        ("model", "hidden", "16", "wanted a list, found 16"),
+        ("model", "sigma", "0", "wanted greater than or equal to 0.001, found 0"),
         ("model", "start_at_mean", "1", "wanted a valid boolean, found 1"),
         *(
             ("preprocess", name, text, f"wanted {zero}a fraction below 1, or a whole number of images, found {found}")
@@ -200,7 +200,7 @@ def test_a_misspelt_section_is_recognised(project: Paths, params: dict[str, Any]
         ("preprocess", "test", "0.0", "wanted a fraction below 1, or a whole number of images, found 0.0"),
         ("preprocess", "channels", "'1'", "wanted 1 or 3, found '1'"),
         ("preprocess", "image_size", "0", "wanted greater than 0, found 0"),
-        ("preprocess", "classes", "'1'", "wanted a valid tuple, found '1'"),
+        ("preprocess", "classes", "'1'", "wanted a list, found '1'"),
         ("report", "title", "3", "wanted a valid string, found 3"),
     ],
 )

@@ -225,7 +225,7 @@ def of_two_images(mean: list[list[float]], z: list[list[float]]) -> Scripted:
 def test_a_single_dimension_has_no_total_correlation(beta: float) -> None:
     terms = minimise("beta_tc", of_two_images([[0.0], [2.0]], [[0.5], [2.5]]), beta=beta)
     q = [standard_normal(0.5), standard_normal(0.5)]  # of each code under its own image,
-    mixture = [(standard_normal(0.5) + standard_normal(1.5)) / 20, (standard_normal(2.5) + standard_normal(0.5)) / 20]
+    mixture = [(standard_normal(0.5) + standard_normal(1.5)) / 2, (standard_normal(2.5) + standard_normal(0.5)) / 2]
     prior = [standard_normal(0.5), standard_normal(2.5)]
     assert terms["mutual_information"].tolist() == pytest.approx(
         [math.log(own / both) for own, both in zip(q, mixture, strict=True)], rel=1e-5
@@ -239,7 +239,7 @@ def test_a_single_dimension_has_no_total_correlation(beta: float) -> None:
 def test_two_dimensions_that_move_together_have_a_total_correlation() -> None:
     terms = minimise("beta_tc", of_two_images([[0.0, 0.0], [2.0, 2.0]], [[0.0, 0.0], [2.0, 2.0]]), beta=3.0)
     near, far = standard_normal(0.0), standard_normal(2.0)
-    both, each = (near**2 + far**2) / 20, (near + far) / 20  # the mixture in the plane, and in each dimension
+    both, each = (near**2 + far**2) / 2, (near + far) / 2  # the mixture in the plane, and in each dimension
     correlation = math.log(both / each**2)
     assert terms["total_correlation"].tolist() == pytest.approx([correlation] * 2, rel=1e-5)
     assert terms["mutual_information"].tolist() == pytest.approx([math.log(near**2 / both)] * 2, rel=1e-5)

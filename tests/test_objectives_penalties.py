@@ -136,25 +136,24 @@ def test_sparsity_l1_is_the_sum_of_magnitudes() -> None:
 
 def test_sparsity_kl_compares_the_mean_activation_of_each_unit_with_rho() -> None:
     activations = torch.tensor([[0.2, 0.1], [0.4, 0.1]])  # means 0.3 and 0.1
-    terms = minimise("sparse", coder(), activations.logit().reshape(2, 1, 1, 2), sparsity="kl", rho=0.1, weight=4.0)
+    terms = minimise("sparse", coder(), activations.reshape(2, 1, 1, 2), sparsity="kl", rho=0.1, weight=4.0)
     wanted = 0.1 * math.log(0.1 / 0.3) + 0.9 * math.log(0.9 / 0.7)  # and nothing of the second unit
     assert terms["penalty"].tolist() == pytest.approx([wanted] * 2, rel=1e-5)
     assert (terms["loss"] - terms["reconstruction"]).tolist() == pytest.approx([4 * wanted] * 2, rel=1e-5)
 
 
-@pytest.mark.parametrize("code", [-1000.0, 1000.0])
+@pytest.mark.parametrize("code", [0.0, 1.0])
 def test_sparsity_kl_stays_finite_where_units_saturate(code: float) -> None:
     terms = minimise("sparse", coder(), torch.full((2, 1, 1, 2), code), sparsity="kl", rho=0.05)
-    active = 1e-6 if code < 0 else 1 - 1e-6
+    active = 1e-6 if code == 0 else 1 - 1e-6
     wanted = 2 * (0.05 * math.log(0.05 / active) + 0.95 * math.log(0.95 / (1 - active)))
     assert terms["penalty"].tolist() == pytest.approx([wanted] * 2, rel=0.01)  # 1 - 1e-6 has few digits in float32
 
 
-@pytest.mark.parametrize("sparsity", ["l1", "kl"])
-def test_a_vae_is_sparse_in_its_means(sparsity: str) -> None:
+def test_a_vae_is_sparse_in_its_means() -> None:
     model, x = some_model("vae", "mlp"), some_images(4)
     autoencoder = Autoencoder(nn.Sequential(model.encoder, Half()), model.decoder, model.likelihood, SHAPE)
-    found, wanted = (minimise("sparse", m, x, sparsity=sparsity, weight=3.0) for m in (model, autoencoder))
+    found, wanted = (minimise("sparse", m, x, sparsity="l1", weight=3.0) for m in (model, autoencoder))
     torch.testing.assert_close(found["penalty"], wanted["penalty"])
     torch.testing.assert_close(found["loss"], -found["elbo"] + 3 * found["penalty"])
 

@@ -20,7 +20,8 @@ def pick_device(name: str) -> torch.device:
     if not available or name == "cpu":
         return torch.device("cpu")
     # Under torchrun, each process of a machine has a GPU of its own.
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    number = os.environ.get("LOCAL_RANK")
+    return torch.device("cuda" if number is None else f"cuda:{number}")
 
 
 def make_deterministic(seed: int) -> None:

@@ -158,7 +158,7 @@ def test_a_split_that_is_mapped_read_only_is_copied_not_shared() -> None:
     images = NUMBERED.copy()
     images.flags.writeable = False
     data = Batches(images, data_card("none"), 10, CPU)
-    data.images.zero_()
+    data.grey(torch.arange(10)).zero_()
     assert images.sum() == NUMBERED.sum()
 
 

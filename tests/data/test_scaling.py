@@ -117,7 +117,11 @@ def test_a_scaling_holds_no_weights_and_moves_with_its_module(tmp_path: Path, im
 class Gaussian:
     """Normal pixels of standard deviation 1: a density of images on any scale."""
 
+    outputs = 1
     needs_binary = False
+
+    def __init__(self, config: object) -> None:
+        pass
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
         return torch.distributions.Normal(output, 1.0).log_prob(target).sum((-3, -2, -1))

@@ -83,7 +83,7 @@ def test_one_image_of_each_class_is_shown_first_and_in_the_order_of_the_classes(
 def test_reconstructions_are_those_of_the_pixels_that_the_model_saw() -> None:
     model, data = some_model(2), some_data(3, "dynamic")
     original, seen, reconstruction = rows(draw([0, 1, 2], kl=[2.0, 1.0], model=model)["reconstructions"], columns=3)
-    np.testing.assert_allclose(original, data.images[:, 0].numpy() / 255, rtol=1e-6)
+    np.testing.assert_allclose(original, data.grey(torch.arange(len(data)))[:, 0].numpy() / 255, rtol=1e-6)
     assert set(np.unique(seen)) == {0.0, 1.0}
     with torch.no_grad():
         wanted = model.decode(model.posterior(torch.from_numpy(seen)[:, None])[0])
@@ -102,7 +102,7 @@ def test_pictures_show_pixels_whatever_scale_the_model_sees() -> None:
     model, data, scores = some_model(2), some_data(3, "dynamic", shift=0.5, scale=0.5), some_scores(3, [2.0, 1.0])
     pictures = gallery.draw(model, (data, np.arange(3)), scores, SETTINGS, some_start(2))
     original, seen, reconstruction = rows(pictures["reconstructions"], columns=3)
-    np.testing.assert_allclose(original, data.images[:, 0].numpy() / 255, rtol=1e-6)
+    np.testing.assert_allclose(original, data.grey(torch.arange(len(data)))[:, 0].numpy() / 255, rtol=1e-6)
     assert set(np.unique(seen)) == {0.0, 1.0}
     with torch.no_grad():
         decoded = model.decode(model.posterior(torch.from_numpy(seen * 2 - 1)[:, None])[0])

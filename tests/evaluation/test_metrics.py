@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,7 @@ class Prescribed:
     """A model whose importance weights are read off one long table, (all samples, B), in order."""
 
     stochastic_layers = 1
+    likelihood = SimpleNamespace(outputs=1)
 
     def __init__(self, log_w: Tensor) -> None:
         self.log_w = log_w

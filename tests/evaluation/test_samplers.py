@@ -111,7 +111,9 @@ def test_the_codes_of_an_autoencoder_are_its_codes_exactly() -> None:
 
 def test_the_codes_of_a_vae_are_draws_of_its_posterior() -> None:
     model, [x] = some_model(), some_data(1).ordered(0)
-    data = Batches(np.repeat(some_data(1).images.numpy(), 4_000, 0), data_card("none"), 500, torch.device("cpu"))
+    data = Batches(
+        np.repeat(some_data(1).grey(torch.arange(1)).numpy(), 4_000, 0), data_card("none"), 500, torch.device("cpu")
+    )
     with torch.no_grad():
         mean, log_variance = model.posterior(x)
     found = seeded(lambda: draw_codes(model, data, 0)).double()

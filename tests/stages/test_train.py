@@ -39,23 +39,28 @@ def deterministic() -> Iterator[None]:
 def run(project: Paths, params: dict[str, Any], write_params: Callable[[dict[str, Any]], None]) -> Train:
     """Run the stage on a few images of noise; names of sections give what changes in them."""
 
-    def run(counts: tuple[int, int, int] = (24, 8, 4), scaling: str = "unit", **changes: dict[str, Any]) -> None:
+    def run(
+        counts: tuple[int, int, int] = (24, 8, 4),
+        scaling: str = "unit",
+        binarization: str = "dynamic",
+        **changes: dict[str, Any],
+    ) -> None:
         for section, values in changes.items():
             params[section] |= values
         write_params(params)
-        _write_store(project.processed, counts, scaling)
+        _write_store(project.processed, counts, scaling, binarization)
         train.run(load_config(project.params), project, "cpu")
 
     return run
 
 
-def _write_store(directory: Path, counts: tuple[int, int, int], scaling: str) -> None:
+def _write_store(directory: Path, counts: tuple[int, int, int], scaling: str, binarization: str) -> None:
     directory.mkdir(parents=True)
     random = np.random.default_rng(0)
     for name, count in zip(SPLITS, counts, strict=True):
         np.save(directory / f"{name}-images.npy", random.integers(0, 256, (count, 1, 4, 4), dtype=np.uint8))
         np.save(directory / f"{name}-labels.npy", np.zeros(count, np.int32))
-    store.write_card(directory, {"source": "noise", "binarization": "dynamic", "classes": ["all"]}, scaling)
+    store.write_card(directory, {"source": "noise", "binarization": binarization, "classes": ["all"]}, scaling)
 
 
 def refusal(run: Train, project: Paths, **changes: Any) -> str:
@@ -94,7 +99,12 @@ def test_an_output_between_0_and_1_wants_pixels_unscaled(likelihood: str, run: T
 
 @pytest.mark.parametrize("likelihood", ["gaussian", "gaussian_learned", "gaussian_per_pixel", "laplace"])
 def test_other_likelihoods_take_scaled_pixels(likelihood: str, run: Train, project: Paths) -> None:
-    run(scaling="standard", model={"likelihood": likelihood, "output": "linear"}, train={"epochs": 1})
+    run(
+        scaling="standard",
+        binarization="none",
+        model={"likelihood": likelihood, "output": "linear"},
+        train={"epochs": 1},
+    )
     assert project.model.exists()
 
 
@@ -112,7 +122,7 @@ def test_a_step_schedule_wants_one_period(milestones: list[int], run: Train, pro
     )
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine", "milestones"])
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_other_schedules_take_any_milestones(schedule: str, run: Train, project: Paths) -> None:
     run(train={"schedule": schedule, "milestones": [], "epochs": 1})
     assert project.model.exists()
@@ -265,13 +275,13 @@ def test_convolutions_train_with_channels_last_and_their_weights_are_stored_as_a
 
 def test_the_averaged_weights_are_those_on_disk(run: Train, project: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[Step] = []
-    build = train._build
+    build = train.build
 
     def remember(*arguments: Any) -> Step:
         steps.append(build(*arguments))
         return steps[0]
 
-    monkeypatch.setattr(train, "_build", remember)
+    monkeypatch.setattr(train, "build", remember)
     run(counts=(24, 0, 4), train={"epochs": 2, "batch_size": 8, "average": 0.9})
     kept = load_file(project.model / "weights.safetensors")
     last = steps[0].module.model.state_dict()
@@ -349,7 +359,7 @@ def test_a_rerun_goes_on_where_training_was_interrupted_and_leaves_the_same_byte
     assert outputs(project) == wanted
     assert trained == 9 - steps
     assert checkpoints(project) == []
-    assert [record.getMessage() for record in caplog.records if record.name == "reparam.training.checkpoint"] == [
+    assert [record.getMessage() for record in caplog.records if record.name == "reparam.stages.train"] == [
         f"train: going on after epoch {(steps - 1) // 3}, from {directory}"
     ]
 

@@ -81,7 +81,11 @@ def files(directory: Path) -> list[Path]:
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == "reparam.training.checkpoint"]
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.name in ("reparam.training.checkpoint", "reparam.training.guard")
+    ]
 
 
 # On disk
@@ -297,7 +301,7 @@ def test_a_checkpoint_is_written_once_so_many_seconds_have_passed(seconds: float
 
 def test_the_seconds_begin_anew_with_every_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("reparam.training.checkpoint.time.monotonic", lambda: now)
+    monkeypatch.setattr("reparam.training.guard.time.monotonic", lambda: now)
     guard = new_guard(tmp_path, 10)
     written = []
     for now in (105.0, 109.9, 110.0, 119.0, 120.5, 130.0, 130.5):

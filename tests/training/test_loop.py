@@ -170,6 +170,12 @@ class Script:
         self.weight = torch.zeros(())
         self.logged: list[tuple[int, Metrics]] = []
 
+    def agree(self, order: Tensor) -> Tensor:
+        return order
+
+    def gather(self, sums: Sums) -> Sums:
+        return sums
+
     def weights(self) -> dict[str, Tensor]:
         return {"w": self.weight}
 
@@ -198,6 +204,12 @@ class Functions:
     def __init__(self, step: Callable[[Tensor], Terms], score: Callable[[Tensor], Terms]) -> None:
         self.step = step
         self.score = score
+
+    def agree(self, order: Tensor) -> Tensor:
+        return order
+
+    def gather(self, sums: Sums) -> Sums:
+        return sums
 
     def weights(self) -> dict[str, Tensor]:
         return {}
@@ -379,6 +391,12 @@ class Tape:
     def __init__(self) -> None:
         self.trained: list[list[int]] = []
         self.scored = 0
+
+    def agree(self, order: Tensor) -> Tensor:
+        return order
+
+    def gather(self, sums: Sums) -> Sums:
+        return sums
 
     def weights(self) -> dict[str, Tensor]:
         return {"w": torch.tensor(float(len(self.trained)))}

@@ -43,16 +43,16 @@ def score(model: Model, data: Batches, config: EvaluateConfig) -> Scores:
     """Score every image of a split, drawing from torch's generator."""
     parts: list[tuple[Tensor, ...]] = []
     for x in data.ordered(config.seed):
-        parts.append((*_expectations(model, x, config.elbo_samples), _nll(model, x, config), model.posterior(x)[0]))
+        expectations, sizes = _expectations(model, x, config.elbo_samples)
+        parts.append((*expectations, _nll(model, x, config), model.posterior(x)[0]))
     columns = (torch.cat(part).double().cpu() for part in zip(*parts, strict=True))
     reconstruction, kl, latent_kl, expected, nll, means = columns
-    sizes = tuple(layer.z.shape[-1] for layer in model.draw(x, x, 1).layers)
     # The population variance, as an activity statistic of this very split, and 0 for a single image.
     return Scores(reconstruction, kl, nll, latent_kl.mean(0), expected.var(0, correction=0), means, sizes)
 
 
-def _expectations(model: Model, x: Tensor, samples: int) -> tuple[Tensor, ...]:
-    """Average over posterior samples: -log p(x|z), KL, KL of each dimension, mean of each dimension."""
+def _expectations(model: Model, x: Tensor, samples: int) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """Average over posterior samples: -log p(x|z), KL, KL and mean of each dimension; and tell the sizes of layers."""
     sums: tuple[Tensor, ...] = ()
     for count in _chunks(model, x, samples):
         draw = model.draw(x, x, count)
@@ -61,7 +61,8 @@ def _expectations(model: Model, x: Tensor, samples: int) -> tuple[Tensor, ...]:
         found = (-draw.log_px, draw.kl, torch.cat([layer.kl for layer in draw.layers], -1), torch.cat(means, -1))
         part = tuple(values.double().sum(0) for values in found)
         sums = tuple(a + b for a, b in zip(sums, part, strict=True)) if sums else part
-    return tuple(values / samples for values in sums)
+    sizes = tuple(layer.z.shape[-1] for layer in draw.layers)
+    return tuple(values / samples for values in sums), sizes
 
 
 def _nll(model: Model, x: Tensor, config: EvaluateConfig) -> Tensor:

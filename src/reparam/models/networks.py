@@ -126,11 +126,6 @@ def _check_size(config: ModelConfig, shape: tuple[int, ...]) -> None:
     if kernel < stride or (stride == 1 and kernel % 2 == 0):
         wanted = "an odd number with model.stride 1" if stride == 1 else f"at least model.stride, {stride}"
         raise ParamsError(f"params.yaml: model.kernel: wanted {wanted}, found {kernel}")
-    if kernel > min(shape[1:]):
-        raise ParamsError(
-            f"params.yaml: model.kernel: wanted at most {min(shape[1:])} with images of {shape[1]}x{shape[2]} pixels, "
-            f"found {kernel}"
-        )
     total = stride ** len(config.channels)
     if shape[1] % total or shape[2] % total:
         below, above = max(1, min(shape[1:]) // total) * total, -(-max(shape[1:]) // total) * total

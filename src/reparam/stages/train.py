@@ -53,7 +53,7 @@ def run(config: Config, paths: Paths, device: str = "auto", *, quiet: bool = Fal
             holding(checkpoints, world) as is_ours,
             tracker.training_run(data_hash, checkpoints.run_id if is_ours else "") as run,
         ):
-            if is_ours and world.is_first:
+            if is_ours and run.run_id:
                 checkpoints.run_id = run.run_id
             run.log_dataset(card, data_hash, "train")
             quiet = quiet or not world.is_first
@@ -101,7 +101,8 @@ def _fit(
     result = Fit()
     guard = Guard(step, result, config.train, checkpoints, seconds_between_checkpoints())
     if guard.resume():
-        log.warning("train: going on after epoch %d", len(result.history))
+        assert checkpoints is not None
+        log.warning("train: going on after epoch %d, from %s", len(result.history), checkpoints.directory)
     if step.world.rank:
         torch.manual_seed(config.train.seed + step.world.rank)  # the processes must not draw the same noise
     tracker, run = tracks

@@ -83,7 +83,9 @@ class Step:
         self.optimizer.zero_grad()
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             terms = self._terms(x)
-        of_all = min(self.config.batch_size, self.module.images - self.images % self.module.images)
+        of_all = len(x)
+        if self.world.size > 1:  # known without asking the others
+            of_all = min(self.config.batch_size, self.module.images - self.images % self.module.images)
         (terms["loss"].mean() * self.world.weight(len(x), of_all)).backward()
         if self.config.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
