@@ -138,7 +138,7 @@ def test_a_training_that_is_asked_to_end_leaves_a_checkpoint_and_nothing_half_wr
     before = {path for path in one.root.rglob("*") if path.is_file()}
     found, seconds, said = one.end(number)
     assert found == code, said
-    assert seconds < 2
+    assert seconds < 10  # of which a quiet machine needs one
     assert "Traceback" not in said
     left = {path for path in one.root.rglob("*") if path.is_file()} - before
     assert 1 <= len(one.checkpoints()) <= 2
@@ -211,7 +211,7 @@ def test_an_interrupted_training_goes_on_in_its_run(signals: list[int], training
         code, seconds, said = one.end(number)
         is_asked = number == signal.SIGTERM
         assert code == (143 if is_asked else -number), said
-        assert seconds < 2
+        assert seconds < 10  # of which a quiet machine needs one
         assert only_run().info.status == ("KILLED" if is_asked else "RUNNING")
     one.finish()
     last = only_run()

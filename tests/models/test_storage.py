@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import SMALL
 
 from reparam.config import ModelConfig
 from reparam.errors import DamagedInputError, MissingInputError
@@ -13,7 +14,7 @@ from reparam.models.storage import load_model, read_card, save_card, save_weight
 from reparam.models.vae import VAE
 
 CPU = torch.device("cpu")
-CONFIG = ModelConfig(hidden=(5, 4), activation="relu", latent=2, likelihood="bernoulli")
+CONFIG = ModelConfig.model_validate(SMALL["model"]).model_copy(update={"hidden": (5, 4), "latent": 2})
 SHAPE = (1, 3, 2)
 
 
