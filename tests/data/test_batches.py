@@ -6,6 +6,7 @@ import torch
 from data_card import data_card
 
 from reparam.data.batches import Batches
+from reparam.errors import UserError
 
 CPU = torch.device("cpu")
 # Ten images of 1x2x2 pixels; image i has the grey value 10 * i everywhere.
@@ -179,3 +180,50 @@ def test_each_channel_is_scaled_by_its_own_numbers() -> None:
     (batch,) = shuffled(Batches(np.full((3, 2, 2, 2), 255, np.uint8), card, 3, CPU))
     assert batch[:, 0].unique().tolist() == [1.0]
     assert batch[:, 1].unique().tolist() == [0.0]
+
+
+# Images that do not fit into memory
+
+
+@pytest.fixture
+def streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPARAM_RESIDENT_FRACTION", "0")
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 10, 100])
+@pytest.mark.parametrize("binarization", ["none", "dynamic"])
+def test_images_that_are_read_ahead_are_those_that_are_resident(
+    binarization: str, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    for fraction in ("1", "0"):
+        monkeypatch.setenv("REPARAM_RESIDENT_FRACTION", fraction)
+        data = Batches(NUMBERED, data_card(binarization), batch_size, CPU)
+        torch.manual_seed(0)
+        order = data.draw_order()
+        seen.append([*data.visit(order), *data.visit(order[4:]), *data.ordered(3), data.mean_image(), data.grey(order)])
+    assert len(seen[0]) == len(seen[1])
+    for resident, read in zip(*seen, strict=True):
+        assert torch.equal(resident, read)
+
+
+def test_what_goes_wrong_while_reading_ahead_is_told(streamed: None) -> None:
+    data = Batches(NUMBERED, data_card("none"), 2, CPU)
+    with pytest.raises(IndexError):
+        list(data.visit(torch.tensor([0, 1, 2, 3, 99])))
+
+
+def test_reading_ahead_may_end_early(streamed: None) -> None:
+    data = Batches(NUMBERED, data_card("none"), 1, CPU)
+    first = next(data.visit(torch.arange(10)))
+    assert numbers([first]) == [0]
+
+
+@pytest.mark.parametrize("text", ["half", "-0.1", "1.5", "nan", ""])
+def test_a_share_of_memory_that_is_none_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPARAM_RESIDENT_FRACTION", text)
+    with pytest.raises(UserError) as error:
+        Batches(NUMBERED, data_card("none"), 1, CPU)
+    assert str(error.value) == (
+        f"REPARAM_RESIDENT_FRACTION: wanted a number from 0 to 1, found {text!r}; mend or unset it"
+    )

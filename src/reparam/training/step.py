@@ -94,7 +94,9 @@ class Step:
         self.module.seen += of_all
         if self._averaged is not None:
             self._averaged.update_parameters(self.module)
-        return {name: values.detach() for name, values in terms.items()}
+        # Of a batch that all processes had the whole of, one counts it.
+        counted = None if of_all >= self.world.size or self.world.is_first else 0
+        return {name: values.detach()[:counted] for name, values in terms.items()}
 
     def score(self, x: Tensor) -> Terms:
         """Look at a held-out batch."""
