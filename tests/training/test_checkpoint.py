@@ -597,3 +597,24 @@ def test_the_guard_says_nothing_while_all_is_well(tmp_path: Path, caplog: pytest
     with caplog.at_level(logging.DEBUG, "reparam"):
         go_on(new_guard(tmp_path, 0, on_nonfinite="rollback"))
     assert warnings_of(caplog) == []
+
+
+def test_a_checkpoint_pairs_the_optimizer_with_its_own_weights_and_not_with_the_best_ones(tmp_path: Path) -> None:
+    guard = new_guard(tmp_path, seconds=0.0)
+    step, batch = guard.step, torch.full((4, 1, 4, 4), 0.5)
+    step.step(batch)
+    guard.fit.best_weights = {name: weight.clone() for name, weight in step.weights().items()}  # of an earlier epoch
+    step.step(batch)
+    guard.after_step()
+
+    other = new_guard(tmp_path)
+    assert other.resume()
+    for name, weight in other.step.weights().items():
+        assert torch.equal(weight, step.weights()[name])
+    assert any(not torch.equal(weight, guard.fit.best_weights[name]) for name, weight in step.weights().items())
+    for found, wanted in zip(other.step.module.parameters(), step.module.parameters(), strict=True):
+        moments, kept = other.step.optimizer.state[found], step.optimizer.state[wanted]
+        assert moments["step"].item() == 2
+        assert torch.equal(moments["exp_avg"], kept["exp_avg"])
+    for name, weight in other.fit.best_weights.items():
+        assert torch.equal(weight, guard.fit.best_weights[name])
