@@ -269,7 +269,7 @@ class Objective:
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "reconstruction": Objective(reconstruction),
+    "reconstruction": Objective(reconstruction, layers=(0, 1)),  # the layers above would never learn
     "denoising": Objective(denoising),
     "sparse": Objective(sparse, layers=(0, 1)),
     "contractive": Objective(contractive, layers=(0, 1)),

@@ -104,7 +104,7 @@ def test_the_codes_of_an_autoencoder_are_its_codes_exactly() -> None:
     model, data = some_model(kind="autoencoder"), some_data(11)
     with torch.no_grad():
         wanted = torch.cat([model.posterior(x)[0] for x in data.ordered(0)])
-    found = seeded(lambda: draw_codes(model, data, 0))
+    found = seeded(lambda: draw_codes(model, data))
     assert not found.requires_grad
     assert by_row(found) == by_row(wanted)
 
@@ -116,7 +116,7 @@ def test_the_codes_of_a_vae_are_draws_of_its_posterior() -> None:
     )
     with torch.no_grad():
         mean, log_variance = model.posterior(x)
-    found = seeded(lambda: draw_codes(model, data, 0)).double()
+    found = seeded(lambda: draw_codes(model, data)).double()
     sigma = (0.5 * log_variance[0]).exp()
     assert ((found.mean(0) - mean[0]).abs() / sigma).max().item() < 5 / 4_000**0.5
     assert (found.std(0) / sigma - 1).abs().max().item() < 5 / 8_000**0.5
@@ -128,9 +128,9 @@ def test_the_codes_of_a_hierarchy_hold_all_layers() -> None:
 
 def test_the_codes_of_many_images_are_a_random_part_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = some_model(kind="autoencoder"), some_data(11)
-    every = by_row(seeded(lambda: draw_codes(model, data, 0)))
+    every = by_row(seeded(lambda: draw_codes(model, data)))
     monkeypatch.setattr(samplers, "CODES", 6)
-    first, second = (seeded(lambda: draw_codes(model, data, 0), seed) for seed in (0, 1))
+    first, second = (seeded(lambda: draw_codes(model, data), seed) for seed in (0, 1))
     assert len(first) == 6
     assert all(row in every for row in first.tolist())
     assert by_row(first) != by_row(second)

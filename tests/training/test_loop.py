@@ -170,6 +170,9 @@ class Script:
         self.weight = torch.zeros(())
         self.logged: list[tuple[int, Metrics]] = []
 
+    def check(self, epoch: int) -> None:
+        pass
+
     def agree(self, order: Tensor) -> Tensor:
         return order
 
@@ -204,6 +207,9 @@ class Functions:
     def __init__(self, step: Callable[[Tensor], Terms], score: Callable[[Tensor], Terms]) -> None:
         self.step = step
         self.score = score
+
+    def check(self, epoch: int) -> None:
+        pass
 
     def agree(self, order: Tensor) -> Tensor:
         return order
@@ -391,6 +397,9 @@ class Tape:
     def __init__(self) -> None:
         self.trained: list[list[int]] = []
         self.scored = 0
+
+    def check(self, epoch: int) -> None:
+        pass
 
     def agree(self, order: Tensor) -> Tensor:
         return order

@@ -1,4 +1,5 @@
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from reparam.config import ModelConfig, ObjectiveConfig, TrainConfig
 from reparam.data.scaling import Scaling
+from reparam.errors import NonFiniteError
 from reparam.models.build import build_model
 from reparam.models.draw import Model
 from reparam.objectives import OBJECTIVES, Setting, Terms
@@ -469,3 +471,13 @@ def test_a_compiled_step_does_what_an_eager_one_does(batch: Tensor) -> None:
         found.append(torch.cat([*losses, step.score(batch)["loss"]]))
         assert {f"model.{name}" for name in step.weights()} == set(module.state_dict())
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_told_at_the_end_of_the_epoch(value: float) -> None:
+    step = Step(module_with(images=4), settings(average=0.9))
+    step.check(1)
+    with torch.no_grad():
+        next(step.module.parameters()).view(-1)[0] = value
+    with pytest.raises(NonFiniteError, match="the weights are no longer finite at the end of epoch 7; lower"):
+        step.check(7)

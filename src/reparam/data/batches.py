@@ -51,8 +51,10 @@ class Batches:
 
     def mean_image(self) -> Tensor:
         """Return the mean of all images, as the model sees them. Shapes: (C, H, W)."""
-        sums = torch.stack([grey.double().sum(0) for grey in self._greys(self._cut(torch.arange(len(self))))])
-        mean: Tensor = self.scaling((sums.sum(0) / len(self) / 255).float())
+        total = torch.zeros(self._mapped.shape[1:], dtype=torch.float64, device=self.device)
+        for grey in self._greys(self._cut(torch.arange(len(self)))):
+            total += grey.double().sum(0)
+        mean: Tensor = self.scaling((total / len(self) / 255).float())
         return mean
 
     def draw_order(self) -> Tensor:

@@ -46,23 +46,30 @@ def score(model: Model, data: Batches, config: EvaluateConfig) -> Scores:
         expectations, sizes = _expectations(model, x, config.elbo_samples)
         parts.append((*expectations, _nll(model, x, config), model.posterior(x)[0]))
     columns = (torch.cat(part).double().cpu() for part in zip(*parts, strict=True))
-    reconstruction, kl, latent_kl, expected, nll, means = columns
+    reconstruction, kl, latent_kl, expected, noise, nll, means = columns
     # The population variance, as an activity statistic of this very split, and 0 for a single image.
-    return Scores(reconstruction, kl, nll, latent_kl.mean(0), expected.var(0, correction=0), means, sizes)
+    variance = (expected.var(0, correction=0) - noise.mean(0)).clamp_min(0)
+    return Scores(reconstruction, kl, nll, latent_kl.mean(0), variance, means, sizes)
 
 
 def _expectations(model: Model, x: Tensor, samples: int) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """Average over posterior samples: -log p(x|z), KL, KL and mean of each dimension; and tell the sizes of layers."""
+    """Average over posterior samples: -log p(x|z), KL, KL and mean of each dimension, variance of the latter average.
+
+    The mean of a layer depends on the samples of others, in a hierarchy: the noise of its average would count as
+    variance over images. (With one sample it is not known, and taken for 0.) Return the sizes of layers, too.
+    """
     sums: tuple[Tensor, ...] = ()
     for count in _chunks(model, x, samples):
         draw = model.draw(x, x, count)
         # Given the samples of the layers that it depends on, the mean of a layer is known without noise.
-        means = [layer.mean.expand_as(layer.z) for layer in draw.layers]
-        found = (-draw.log_px, draw.kl, torch.cat([layer.kl for layer in draw.layers], -1), torch.cat(means, -1))
+        means = torch.cat([layer.mean.expand_as(layer.z) for layer in draw.layers], -1).double()
+        found = (-draw.log_px, draw.kl, torch.cat([layer.kl for layer in draw.layers], -1), means, means.square())
         part = tuple(values.double().sum(0) for values in found)
         sums = tuple(a + b for a, b in zip(sums, part, strict=True)) if sums else part
     sizes = tuple(layer.z.shape[-1] for layer in draw.layers)
-    return tuple(values / samples for values in sums), sizes
+    *averages, squares = (values / samples for values in sums)
+    noise = (squares - averages[-1].square()).clamp_min(0) / max(1, samples - 1)
+    return (*averages, noise), sizes
 
 
 def _nll(model: Model, x: Tensor, config: EvaluateConfig) -> Tensor:

@@ -36,10 +36,9 @@ def mixture(count: int, _latent: int, codes: Callable[[], Tensor], components: i
 
 
 @torch.no_grad()
-def draw_codes(model: Model, data: Batches, seed: int) -> Tensor:
+def draw_codes(model: Model, data: Batches) -> Tensor:
     """Draw one code each of up to CODES images, chosen at random. Shapes: -> (N, D)."""
-    every = torch.cat([model.sample_posterior(x) for x in data.ordered(seed)])
-    return every[torch.randperm(len(every))[:CODES].to(every.device)]
+    return torch.cat([model.sample_posterior(x) for x in data.visit(data.draw_order()[:CODES])])
 
 
 Sampler = Callable[[int, int, Callable[[], Tensor], int], Tensor]

@@ -73,7 +73,7 @@ def _start_of_samples(
 
     def codes() -> torch.Tensor:
         card, images = store.read_card(paths.processed), store.read_split(paths.processed, "train").images
-        return draw_codes(model, Batches(images, card, settings.batch_size, place), settings.seed)
+        return draw_codes(model, Batches(images, card, settings.batch_size, place))
 
     return SAMPLERS[settings.sampler](gallery.SAMPLES_PER_SIDE**2, latent, codes, settings.mixture_components)
 

@@ -12,6 +12,7 @@ from reparam import tracking
 from reparam.config import Config, flatten, params_hash
 from reparam.data import store
 from reparam.data.batches import Batches
+from reparam.errors import ParamsError
 from reparam.files import dvc_hash, require_writable, whole_directory, whole_file, write_json
 from reparam.lineage import source_hash
 from reparam.models.build import build_model, start_at_mean
@@ -80,6 +81,11 @@ def build(
     """
     model = build_model(config.model, tuple(card["shape"]))
     check_parts(model, config, card)
+    if world.size > 1 and config.model.norm == "batch":
+        raise ParamsError(
+            "params.yaml: model.norm: wanted 'none' or 'layer' where several processes train, each of which sees a "
+            "part of the batch, found 'batch'"
+        )
     if config.model.start_at_mean:
         start_at_mean(model, training.mean_image().cpu())
     if config.train.channels_last:
@@ -104,7 +110,9 @@ def _fit(
         assert checkpoints is not None
         log.warning("train: going on after epoch %d, from %s", len(result.history), checkpoints.directory)
     if step.world.rank:
-        torch.manual_seed(config.train.seed + step.world.rank)  # the processes must not draw the same noise
+        # The processes must not draw the same noise, nor add up the same sums after an interruption.
+        torch.manual_seed(config.train.seed + step.world.rank + step.world.size * step.images)
+        result.seen.totals, result.seen.images = torch.zeros_like(result.seen.totals), 0
     tracker, run = tracks
     logged = tracker.logged_epochs(run) if result.history else set()
     for section in ("download", "preprocess", "model", "objective", "train"):

@@ -98,7 +98,7 @@ class Checkpoints:
 
     def _paths(self) -> list[Path]:
         # A file that is half-written has a dot before its number, which `*` alone would match.
-        return sorted(self.directory.glob("[0-9]*.safetensors"))
+        return sorted(self.directory.glob("[0-9]*-*.safetensors"))
 
 
 def _take_tensors(value: Any, tensors: dict[str, Tensor], path: str) -> Any:

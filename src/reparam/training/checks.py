@@ -43,17 +43,30 @@ def check_parts(model: AnyModel, config: Config, card: Mapping[str, Any]) -> Non
         raise ParamsError(
             "params.yaml: train.monitor: wanted 'loss' with an autoencoder, which has no ELBO, found 'elbo'"
         )
-    objective = config.objective
-    if objective.name == "sparse" and objective.sparsity == "kl" and config.model.code != "sigmoid":
+    _check_penalties(config)
+    _check_schedule(config)
+
+
+def _check_penalties(config: Config) -> None:
+    objective, code = config.objective, (config.model.kind, config.model.code)
+    if objective.name == "sparse" and objective.sparsity == "kl" and code != ("autoencoder", "sigmoid"):
         raise ParamsError(
-            "params.yaml: model.code: wanted 'sigmoid' (and model.kind 'autoencoder') with objective.sparsity 'kl', "
-            f"which wants activations from 0 to 1, found {config.model.code!r}"
+            "params.yaml: model.code: wanted 'sigmoid' with model.kind 'autoencoder' for objective.sparsity 'kl', "
+            f"which wants activations from 0 to 1, found {code[1]!r} with {code[0]!r}"
+        )
+    if objective.name == "contractive" and config.train.compile:
+        raise ParamsError(
+            "params.yaml: train.compile: wanted false with objective.name 'contractive', whose penalty is a derivative "
+            "already and torch.compile takes no second one, found true"
         )
     if objective.name == "denoising" and objective.noise != "gaussian" and objective.noise_level > 1:
         raise ParamsError(
             f"params.yaml: objective.noise_level: wanted a share of the pixels, at most 1, with objective.noise "
             f"{objective.noise!r}, found {objective.noise_level}"
         )
+
+
+def _check_schedule(config: Config) -> None:
     if config.train.schedule == "milestones" and not config.train.milestones:
         raise ParamsError("params.yaml: train.milestones: wanted epochs with train.schedule 'milestones', found []")
     if config.train.schedule == "step" and len(config.train.milestones) != 1:

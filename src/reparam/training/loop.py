@@ -91,6 +91,12 @@ class Trainer(Protocol):
     def weights(self) -> dict[str, Tensor]:
         """Return the current weights."""
 
+    def check(self, epoch: int) -> None:
+        """Wait for the device and see that the weights are finite.
+
+        Raises: NonFiniteError.
+        """
+
     def agree(self, order: Tensor) -> Tensor:
         """Return the order of the first process, where several train together."""
 
@@ -145,6 +151,7 @@ def fit(
             row = {"epoch": float(epoch), **trainer.gather(state.seen).means("train", epoch)}
             row |= held_out.means("validation", epoch) if held_out.images else {}
             score = _to_minimise(row, config.monitor)
+            trainer.check(epoch)
         except NonFiniteError as error:
             keeper.roll_back(error)
             continue

@@ -9,6 +9,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from reparam.config import ObjectiveConfig, TrainConfig
 from reparam.data.scaling import Scaling
+from reparam.errors import NonFiniteError
 from reparam.models.build import AnyModel
 from reparam.objectives import OBJECTIVES, Setting, Terms
 from reparam.training.distributed import ALONE, World
@@ -105,6 +106,18 @@ class Step:
     def weights(self) -> dict[str, Tensor]:
         """Return the weights that are to be kept."""
         return self._kept().model.state_dict()
+
+    def check(self, epoch: int) -> None:
+        """Wait for the device and see that the weights are finite: the last step's may not be, though its loss was.
+
+        Raises: NonFiniteError.
+        """
+        kept = [*self.module.state_dict().values(), *self.weights().values()]
+        if not torch.stack([weight.isfinite().all() for weight in kept]).all():
+            raise NonFiniteError(
+                f"train: the weights are no longer finite at the end of epoch {epoch}; lower train.learning_rate in "
+                "params.yaml, set train.clip_norm, or train.on_nonfinite to rollback"
+            )
 
     def agree(self, order: Tensor) -> Tensor:
         """Return the order of the first process, where several train together."""
