@@ -211,8 +211,13 @@ def _penalties(results: dict[str, Any]) -> Figure:
         centres = np.linspace(-4, 4, 41)[:-1] + 0.1
         for run in results["sparse-ae"]["runs"]:
             activations.plot(centres, run["codes"]["activation_histogram"], label=_name(run), drawstyle="steps-mid")
-        activations.set(xlabel="activation (root mean square is 1)", ylabel="share of activations", title="sparse")
+        activations.set(
+            xlabel="activation (root mean square is 1)", ylabel="share of activations", title="sparse"
+        )
         activations.set_yscale("log")
+        shares = [run["codes"]["activation_histogram"] for run in results["sparse-ae"]["runs"]]
+        if not any(sum(row[:20]) for row in shares):  # sigmoid units are never negative
+            activations.set_xlim(0, 4)
         activations.legend()
         runs = results["contractive-ae"]["runs"]
         norms = [run["codes"]["relative_squared_jacobian_norm"] for run in runs]
