@@ -49,7 +49,7 @@ def main() -> None:
     lines = [
         "# What the recipes measured",
         "",
-        "Written by `dvc repro recipes/dvc.yaml`. Test split; nats per image unless the number says otherwise;",
+        "Written by `dvc repro` in this directory. Test split; nats per image unless the number says otherwise;",
         "± is the standard deviation over seeds where there are several. The budget is what was changed in the",
         "recipe's file; nothing else was.",
         "",
@@ -211,9 +211,7 @@ def _penalties(results: dict[str, Any]) -> Figure:
         centres = np.linspace(-4, 4, 41)[:-1] + 0.1
         for run in results["sparse-ae"]["runs"]:
             activations.plot(centres, run["codes"]["activation_histogram"], label=_name(run), drawstyle="steps-mid")
-        activations.set(
-            xlabel="activation (root mean square is 1)", ylabel="share of activations", title="sparse"
-        )
+        activations.set(xlabel="activation (root mean square is 1)", ylabel="share of activations", title="sparse")
         activations.set_yscale("log")
         shares = [run["codes"]["activation_histogram"] for run in results["sparse-ae"]["runs"]]
         if not any(sum(row[:20]) for row in shares):  # sigmoid units are never negative

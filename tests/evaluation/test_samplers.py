@@ -106,7 +106,8 @@ def test_the_codes_of_an_autoencoder_are_its_codes_exactly() -> None:
         wanted = torch.cat([model.posterior(x)[0] for x in data.ordered(0)])
     found = seeded(lambda: draw_codes(model, data))
     assert not found.requires_grad
-    assert by_row(found) == by_row(wanted)
+    # In another order, which changes the last digit of a product.
+    torch.testing.assert_close(found.sort(0).values, wanted.sort(0).values)
 
 
 def test_the_codes_of_a_vae_are_draws_of_its_posterior() -> None:
@@ -123,7 +124,7 @@ def test_the_codes_of_a_vae_are_draws_of_its_posterior() -> None:
 
 
 def test_the_codes_of_a_hierarchy_hold_all_layers() -> None:
-    assert seeded(lambda: draw_codes(some_model(kind="hierarchical"), some_data(5), 0)).shape == (5, 5)
+    assert seeded(lambda: draw_codes(some_model(kind="hierarchical"), some_data(5))).shape == (5, 5)
 
 
 def test_the_codes_of_many_images_are_a_random_part_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
