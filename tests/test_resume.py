@@ -196,7 +196,8 @@ def test_a_training_that_is_killed_three_times_goes_on_to_the_same_bytes(
 def test_an_interrupted_training_goes_on_in_its_run(signals: list[int], training: Start) -> None:
     from mlflow import MlflowClient
 
-    one = training(SHORT, MLFLOW_TRACKING_URI="")
+    # Long enough for a signal to arrive before the end also where the machine is busy.
+    one = training({**SHORT, "train": {**SHORT["train"], "epochs": 400, "patience": 400}}, MLFLOW_TRACKING_URI="")
     ids = set()
 
     def only_run() -> Any:
@@ -216,10 +217,10 @@ def test_an_interrupted_training_goes_on_in_its_run(signals: list[int], training
     one.finish()
     last = only_run()
     assert (last.info.status, len(ids)) == ("FINISHED", 1)
-    assert last.data.metrics["epochs"] == 60
+    assert last.data.metrics["epochs"] == 400
     assert len(last.inputs.dataset_inputs) == 1
     history = MlflowClient(f"sqlite:///{one.root}/mlflow.db").get_metric_history(last.info.run_id, "train_loss")
-    assert sorted(metric.step for metric in history) == list(range(1, 61))  # none twice, none lost
+    assert sorted(metric.step for metric in history) == list(range(1, 401))  # none twice, none lost
     assert list(one.root.glob(".resume/*/run")) == []
 
 

@@ -1,4 +1,4 @@
-"""What must hold before torch computes: the device, determinism and seeds."""
+"""What must hold before torch computes: the device, determinism, seeds, precision and memory."""
 
 import hashlib
 import os
@@ -8,6 +8,10 @@ from contextlib import contextmanager
 import torch
 
 from reparam.errors import UserError
+
+# Numbers that a decoder puts out at once where samples are only scored: bounds memory, and at this size (64 MB) the CPU
+# is already busy.
+NUMBERS_AT_ONCE = 1 << 24
 
 
 def pick_device(name: str) -> torch.device:

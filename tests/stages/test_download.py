@@ -243,7 +243,7 @@ def test_a_relative_mirror_starts_at_the_repository_even_in_a_scratch_copy(
     fetch: Fetch, project: Paths, mnist: Path
 ) -> None:
     shutil.copytree(mnist, project.root / "mirrors/mnist")
-    queued = Paths(project.root / ".dvc/tmp/exps/abc", project.root)
+    queued = Paths(project.root / ".dvc" / "tmp" / "exps" / "abc", project.root)
     fetch("mnist", queued, mirrors=["mirrors/mnist"])
     assert (queued.raw / MNIST[0]).read_bytes() == (mnist / MNIST[0]).read_bytes()
     assert not project.raw.exists()
@@ -276,7 +276,7 @@ def test_a_relative_mirror_of_the_environment_starts_at_the_repository_even_in_a
 ) -> None:
     shutil.copytree(mnist, project.root / "mirrors/mnist")
     monkeypatch.setenv("REPARAM_MIRRORS", "mirrors/mnist")
-    queued = Paths(project.root / ".dvc/tmp/exps/abc", project.root)
+    queued = Paths(project.root / ".dvc" / "tmp" / "exps" / "abc", project.root)
     fetch("mnist", queued)
     assert set(contents(queued.raw)) == {"manifest.json", *MNIST}
 
@@ -522,7 +522,7 @@ def test_an_archive_is_copied_as_it_is(fetch: Fetch, project: Paths, photos: Pat
 def test_a_relative_folder_starts_at_the_repository_even_in_a_scratch_copy(
     fetch: Fetch, project: Paths, photos: Path
 ) -> None:
-    queued = Paths(project.root / ".dvc/tmp/exps/abc", project.root)
+    queued = Paths(project.root / ".dvc" / "tmp" / "exps" / "abc", project.root)
     fetch("folder", queued, path="my photos")
     assert set(contents(queued.raw)) == {"manifest.json", *(f"images/{name}" for name in IMAGES)}
     assert not project.raw.exists()

@@ -11,9 +11,7 @@ from reparam.config import EvaluateConfig
 from reparam.data.batches import Batches
 from reparam.models.draw import Model
 from reparam.objectives import log_weights
-
-# Numbers that the decoder puts out at once: bounds memory, and at this size (64 MB) the CPU is already busy.
-NUMBERS_AT_ONCE = 1 << 24
+from reparam.runtime import NUMBERS_AT_ONCE
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ class HierarchicalVAE(nn.Module):
         return torch.cat(means, -1), torch.cat(log_variances, -1)
 
     def sample_posterior(self, x: Tensor) -> Tensor:
+        """Draw latents in units of their prior, given the sample above. Shapes: (B, C, H, W) -> (B, D)."""
         z = [layer.z for layer in self._layers(x, 1, "pathwise")]  # (1, B, D_l) each
         for number, prior in enumerate(self.priors):
             mean, log_variance = halves(each_sample(prior, z[number + 1]))

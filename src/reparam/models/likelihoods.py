@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 from reparam.config import ModelConfig
 from reparam.errors import ParamsError
-from reparam.models.draw import Likelihood
+from reparam.models.draw import Likelihood, gaussian_log_prob
 
 # Bounds of log sigma (of log scale, for logistics) where the decoder puts it out: from half a grey level to 7 times the
 # range of [0, 1]. Without them, pixels that never vary let the density grow without end.
 LOG_SIGMA = (-6.0, 2.0)
 CLIP = 1e-3  # a pixel that is black in all training images: a logit of -6.9 instead of -inf (Burda et al. 2016, code)
 PIXELS = (-3, -2, -1)
+# Of the continuous Bernoulli: below, its series are exact to float32, while the closed forms lose digits as 1 / output.
+SMALL = 1.0
 
 
 class Bernoulli:
@@ -72,9 +74,6 @@ class ContinuousBernoulli:
         return _invert(self.mean, mean, limit=1 / CLIP)
 
 
-SMALL = 1.0  # below, the series are exact to float32, while the closed forms lose digits as 1 / output
-
-
 class Gaussian:
     """Independent pixels of one fixed standard deviation."""
 
@@ -118,7 +117,7 @@ class LearnedGaussian(nn.Module):
         self.link = LINKS[config.output]
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
-        return _gaussian(target, self.mean(output), _bound(self.log_sigma, *LOG_SIGMA)).sum(PIXELS)
+        return gaussian_log_prob(target, self.mean(output), 2 * _bound(self.log_sigma, *LOG_SIGMA)).sum(PIXELS)
 
     def mean(self, output: Tensor) -> Tensor:
         return self.link.to_mean(output)
@@ -140,7 +139,7 @@ class PixelGaussian:
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
         log_sigma = _bound(output.chunk(2, dim=-3)[1], *LOG_SIGMA)
-        return _gaussian(target, self.mean(output), log_sigma).sum(PIXELS)
+        return gaussian_log_prob(target, self.mean(output), 2 * log_sigma).sum(PIXELS)
 
     def mean(self, output: Tensor) -> Tensor:
         return self.link.to_mean(output.chunk(2, dim=-3)[0])
@@ -256,11 +255,6 @@ def is_density(likelihood: Likelihood, binarization: str) -> bool:
     On black and white pixels all others would have no bound: a density can grow without end at two points.
     """
     return likelihood.needs_binary == (binarization != "none")
-
-
-def _gaussian(target: Tensor, mean: Tensor, log_sigma: Tensor) -> Tensor:
-    distance = (target - mean) * (-log_sigma).exp()
-    return -0.5 * distance.square() - log_sigma - 0.5 * math.log(2 * math.pi)
 
 
 def _bound(values: Tensor, low: float, high: float) -> Tensor:

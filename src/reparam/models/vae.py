@@ -44,6 +44,7 @@ class VAE(nn.Module):
         return self.likelihood.mean(self.decoder(z))
 
     def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
+        """Encode `x` once, sample the posterior, and score `target`. Shapes: fields (samples, B)."""
         mean, log_variance = self.posterior(x)  # (B, D)
         z, log_qz = sample_gaussian(mean, log_variance, samples, estimator)
         kl = kl_to_standard_normal(mean, log_variance).expand_as(z)

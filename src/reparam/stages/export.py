@@ -18,11 +18,10 @@ from reparam.models.build import AnyModel
 from reparam.models.likelihoods import is_density
 from reparam.models.storage import load_model, read_card
 from reparam.paths import Paths
-from reparam.runtime import make_deterministic, random_stream
+from reparam.runtime import NUMBERS_AT_ONCE, make_deterministic, random_stream
 
 GOLDEN_IMAGES = 8
 SKEW_BATCH = 128  # images at once, at most
-NUMBERS_AT_ONCE = 1 << 24  # that the decoder puts out: memory
 SKEW_SAMPLES = 16  # posterior samples per image; enough to tell differences of a hundredth of a nat
 
 

@@ -54,6 +54,7 @@ class Guard:
         return state is not None
 
     def after_step(self) -> None:
+        """Write a checkpoint when it is time, or when somebody wants training to end; then end it."""
         if not self.signal and time.monotonic() - self._written < self.seconds:
             return
         if self.checkpoints and self.step.world.is_first and not self.fit.seen.is_spoilt():
@@ -67,6 +68,7 @@ class Guard:
         self._remember()
 
     def roll_back(self, error: NonFiniteError) -> None:
+        """Go back to the last good epoch with half the learning rate, ROLLBACKS times at most; else raise."""
         if self.config.on_nonfinite == "stop" or self.rollbacks == ROLLBACKS:
             raise error
         rollbacks, factor = self.rollbacks + 1, self.step.rate_factor / 2

@@ -132,7 +132,7 @@ def fit(
     """Train from where `state` stands, until the validation score has not improved for `patience` epochs.
 
     `data` is training and validation, which may hold no image: then all epochs are trained and the last is the best.
-    The device is waited for once per epoch.
+    The device is waited for at the end of an epoch only.
 
     Raises: NonFiniteError.
     """
