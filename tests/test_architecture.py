@@ -25,7 +25,7 @@ PACKAGE = SOURCE / "reparam"
 # A module imports from the rows above its own, and inside its own part; never from another part in its row.
 LAYERS = (
     ("errors",),
-    ("config", "paths", "files", "lineage", "runtime"),
+    ("config", "paths", "files", "lineage", "runtime", "threads"),
     ("data", "models", "tracking", "client"),
     ("objectives",),
     ("training", "evaluation", "export"),

@@ -4,15 +4,16 @@ Torch and MLflow are imported by the stage that runs, so `--help` answers at onc
 """
 
 import logging
-import os
 import signal
 import sys
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from reparam.errors import UserError
+from reparam.threads import choose_wait_policy
 
 if TYPE_CHECKING:
     from reparam.config import Config
@@ -127,9 +128,7 @@ def replay() -> None:
 
 def main() -> None:
     """Run a command; a mistake of the user is one message and exit code 1."""
-    # Idle OpenMP threads sleep instead of spinning: on a busy machine (two queue workers, say) training is several
-    # times faster. Read when torch is loaded; the results are the same.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    choose_wait_policy(Path.cwd())
     # As Ctrl-C does, a request to end closes the MLflow run and removes what is half-written; 143 is the shell's code.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")

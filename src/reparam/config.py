@@ -182,6 +182,8 @@ class TrainConfig(Section):
     precision: Literal["fp32", "tf32", "bf16_matmul", "bf16"]  # of training; evaluation is always in fp32
     channels_last: bool  # of conv: memory format
     compile: bool  # through torch.compile
+    cuda_graph: bool  # on a GPU: steps are replayed from a CUDA graph
+    deterministic: bool  # on a GPU: only kernels whose result is the same each time
 
 
 class EvaluateConfig(Section):

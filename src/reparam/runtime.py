@@ -28,11 +28,11 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if number is None else f"cuda:{number}")
 
 
-def make_deterministic(seed: int) -> None:
-    """Seed torch and refuse kernels whose result depends on scheduling."""
+def make_deterministic(seed: int, *, kernels: bool = True) -> None:
+    """Seed torch and, with `kernels`, refuse those whose result depends on scheduling."""
     # cuBLAS is deterministic only with a fixed workspace, which it reads from the environment at first use.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(kernels)
     torch.manual_seed(seed)
 
 

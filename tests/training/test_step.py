@@ -29,13 +29,16 @@ def settings(**changes: Any) -> TrainConfig:
 
 
 def module_with(
-    objective: dict[str, Any] | None = None, model: dict[str, Any] | None = None, images: int = 4
+    objective: dict[str, Any] | None = None,
+    model: dict[str, Any] | None = None,
+    images: int = 4,
+    shape: tuple[int, int, int] = (1, 2, 3),
 ) -> LossModule:
     """A small model of black and white images, and its objective."""
     torch.manual_seed(0)
     config = ModelConfig.model_validate(SMALL["model"]).model_copy(update=MODEL | (model or {}))
     wanted = ObjectiveConfig.model_validate(SMALL["objective"]).model_copy(update=OBJECTIVE | (objective or {}))
-    return LossModule(build_model(config, (1, 2, 3)), wanted, Scaling(data_card("none")), images)
+    return LossModule(build_model(config, shape), wanted, Scaling(data_card("none")), images)
 
 
 @pytest.fixture
@@ -471,6 +474,56 @@ def test_a_compiled_step_does_what_an_eager_one_does(batch: Tensor) -> None:
         found.append(torch.cat([*losses, step.score(batch)["loss"]]))
         assert {f"model.{name}" for name in step.weights()} == set(module.state_dict())
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("norm", "optimizer"), [("none", "adam"), ("batch", "sgd")])
+def test_compiled_convolutions_in_channels_last_learn_what_eager_ones_do(norm: str, optimizer: str) -> None:
+    # (Biases before a batch norm have no gradient but rounding, of which Adam would make whole steps.)
+    found, weights = [], []
+    x = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    for compiled in (False, True):
+        changes = {"network": "conv", "channels": [4, 6], "hidden": [8], "kind": "autoencoder", "norm": norm}
+        module = module_with({"name": "reconstruction"}, changes, 8, (1, 8, 8))
+        module.model = module.model.to(memory_format=torch.channels_last)
+        step = Step(module, settings(compile=compiled, clip_norm=1.0, optimizer=optimizer))
+        found.append(torch.cat([step.step(x)["loss"] for _ in range(4)]))
+        weights.append(torch.cat([weight.flatten() for weight in step.weights().values()]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+    # Gradients in another order in memory than the weights would move every weight by a wrong amount.
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-2, atol=2e-4)
+
+
+# CUDA graphs
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA GPU")
+
+
+@needs_gpu
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+def test_a_replayed_step_does_what_a_launched_one_does(optimizer: str, batch: Tensor) -> None:
+    found = []
+    for cuda_graph in (False, True):
+        module = module_with(images=6).cuda()
+        step = Step(module, settings(optimizer=optimizer, cuda_graph=cuda_graph, schedule="cosine", average=0.5))
+        torch.cuda.manual_seed(1)
+        losses = [step.step(part.cuda())["loss"].clone() for _ in range(8) for part in (batch, batch[:2])]
+        found.append(torch.cat([*losses, step.score(batch.cuda())["loss"]]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+
+
+@needs_gpu
+def test_a_replayed_step_goes_on_from_a_restored_state(batch: Tensor) -> None:
+    step = Step(module_with(images=4).cuda(), settings(cuda_graph=True))
+    for _ in range(5):
+        step.step(batch.cuda())
+    state = copy.deepcopy(step.state())
+    torch.cuda.manual_seed(2)
+    wanted = [step.step(batch.cuda())["loss"].clone() for _ in range(6)]
+    step.restore(state)
+    torch.cuda.manual_seed(2)
+    found = [step.step(batch.cuda())["loss"].clone() for _ in range(6)]
+    torch.testing.assert_close(torch.stack(found), torch.stack(wanted), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -94,7 +94,7 @@ class Batches:
         Without a generator of the CPU, the draw comes from torch's own.
         Source: Salakhutdinov & Murray 2008, sec. 4: grey values as probabilities of white.
         """
-        pixels = images.float() / 255
+        pixels = images / 255
         if self.is_dynamic and generator is None:
             pixels = torch.bernoulli(pixels)
         elif self.is_dynamic:

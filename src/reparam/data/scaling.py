@@ -18,10 +18,11 @@ class Scaling(nn.Module):
         super().__init__()
         for name in ("shift", "scale"):
             self.register_buffer(name, torch.tensor(card["scaling"][name])[:, None, None], persistent=False)
+        self.is_identity = not self.shift.any() and bool((self.scale == 1).all())
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Shapes: (..., C, H, W), unchanged."""
-        return (pixels - self.shift) / self.scale
+        return pixels if self.is_identity else (pixels - self.shift) / self.scale
 
     def invert(self, values: Tensor) -> Tensor:
         """Return pixels in [0, 1]. Shapes: (..., C, H, W), unchanged."""

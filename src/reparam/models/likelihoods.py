@@ -33,12 +33,12 @@ class _Softplus(torch.autograd.Function):
         return values.clamp_min(0) + (1 + (-values.abs()).exp()).log()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor], _output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (values,) = ctx.saved_tensors
+        values: Tensor = ctx.saved_tensors[0]
         return gradient * values.sigmoid()
 
 
@@ -58,7 +58,8 @@ class Bernoulli:
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
         # From the logits: log(sigmoid(output)) would be -inf where the sigmoid underflows.
-        return (target * output - _Softplus.apply(output)).sum(PIXELS)
+        log_normaliser: Tensor = _Softplus.apply(output)
+        return (target * output - log_normaliser).sum(PIXELS)
 
     def mean(self, output: Tensor) -> Tensor:
         return output.sigmoid()

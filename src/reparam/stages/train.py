@@ -41,7 +41,7 @@ def run(config: Config, paths: Paths, device: str = "auto", *, quiet: bool = Fal
     place = pick_device(device)
     with joined(place) as world, computing_in(config.train.precision):
         card = store.read_card(paths.processed)
-        make_deterministic(config.train.seed)
+        make_deterministic(config.train.seed, kernels=config.train.deterministic)
         training, validation = (
             Batches(store.read_split(paths.processed, split).images, card, config.train.batch_size, place, world.share)
             for split in ("train", "validation")

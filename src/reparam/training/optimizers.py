@@ -57,6 +57,14 @@ def rate_at(config: TrainConfig, epoch: float) -> float:
     return rate * min(1.0, epoch / config.warmup_epochs) if config.warmup_epochs else rate
 
 
+def let_capture(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Keep on the device what changes from step to step, so that a CUDA graph of a step can be replayed."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(group["lr"], device=device)
+        if "capturable" in group:
+            group["capturable"] = True
+
+
 OPTIMIZERS: dict[str, Callable[[Weights, TrainConfig], torch.optim.Optimizer]] = {
     "adam": _adam,
     "adamw": _adamw,

@@ -1,6 +1,6 @@
 """One optimizer step."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,8 +13,9 @@ from reparam.errors import NonFiniteError
 from reparam.models.build import AnyModel
 from reparam.objectives import OBJECTIVES, Setting, Terms
 from reparam.training.distributed import ALONE, World
+from reparam.training.graph import Replayed
 from reparam.training.loop import Sums
-from reparam.training.optimizers import OPTIMIZERS, rate_at
+from reparam.training.optimizers import OPTIMIZERS, let_capture, rate_at
 
 
 class LossModule(nn.Module):
@@ -67,37 +68,82 @@ class Step:
         self.module = module
         self.config = config
         self.world = world
+        self.is_replayed = config.cuda_graph and module.seen.is_cuda and world.size == 1
         self.optimizer = OPTIMIZERS[config.optimizer](module.parameters(), config)
+        if self.is_replayed:
+            let_capture(self.optimizer, module.seen.device)
         self.images = 0  # seen so far, known without waiting for the device
         self.rate_factor = 1.0  # halved at each roll-back
-        # Compiled for each batch size, of which there are two: a graph for any size is slower.
-        wrapped = world.wrap(module)
-        self._terms = torch.compile(wrapped, dynamic=False) if config.compile else wrapped
+        self._wrapped: Callable[[Tensor], Terms] = world.wrap(module)
+        self._gradients = self._backward
+        if config.compile and world.size > 1:
+            self._wrapped = torch.compile(self._wrapped, dynamic=False)
+        elif config.compile:
+            trace_gradients()
+            for weight in module.parameters():
+                weight.grad = torch.zeros_like(weight)
+            # For each batch size, of which there are two: a graph for any size is slower.
+            self._gradients = torch.compile(self._traceable_backward, dynamic=False)
+        self._update = self._fresh_update()
         average = get_ema_multi_avg_fn(config.average)  # type: ignore[no-untyped-call]
         self._averaged = AveragedModel(module, multi_avg_fn=average) if config.average else None
 
     def step(self, x: Tensor) -> Terms:
-        """Lower the loss on a batch; the returned terms stay on the device."""
+        """Lower the loss on a batch; the returned terms stay on the device, until the next step."""
         rate = self.rate_factor * rate_at(self.config, self.images / self.module.images)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad()
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            terms = self._terms(x)
-        of_all = len(x)
-        if self.world.size > 1:  # known without asking the others
-            of_all = min(self.config.batch_size, self.module.images - self.images % self.module.images)
-        (terms["loss"].mean() * self.world.weight(len(x), of_all)).backward()
-        if self.config.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
-        self.optimizer.step()
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        terms, of_all = self._update(x), self._of_all(x)
         self.images += of_all
-        self.module.seen += of_all
         if self._averaged is not None:
             self._averaged.update_parameters(self.module)
         # Of a batch that all processes had the whole of, one counts it.
         counted = None if of_all >= self.world.size or self.world.is_first else 0
-        return {name: values.detach()[:counted] for name, values in terms.items()}
+        return {name: values[:counted] for name, values in terms.items()}
+
+    def _of_all(self, x: Tensor) -> int:
+        """Count the images that all processes see in this step, without asking them."""
+        if self.world.size == 1:
+            return len(x)
+        return min(self.config.batch_size, self.module.images - self.images % self.module.images)
+
+    def _fresh_update(self) -> Callable[[Tensor], Terms]:
+        return Replayed(self._update_now) if self.is_replayed else self._update_now
+
+    def _update_now(self, x: Tensor) -> Terms:
+        """Change the weights by one step. All that a CUDA graph replays is in here."""
+        terms = self._gradients(x)
+        if self.config.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        self.module.seen += self._of_all(x)
+        return terms
+
+    def _backward(self, x: Tensor) -> Terms:
+        """Fill the weights' gradients."""
+        self.optimizer.zero_grad()
+        terms = self._forward(self._wrapped, x)
+        torch.autograd.backward(terms["loss"].mean() * self.world.weight(len(x), self._of_all(x)))
+        return {name: values.detach() for name, values in terms.items()}
+
+    def _traceable_backward(self, x: Tensor) -> Terms:
+        """Fill the weights' gradients, in words of which torch.compile makes one graph."""
+        terms = self._forward(self.module, x)
+        weights = list(self.module.parameters())
+        gradients = torch.autograd.grad(terms["loss"].mean(), weights, materialize_grads=True)
+        with torch.no_grad():
+            # Copied, because fused optimizers want the order in memory that the weights have.
+            for weight, gradient in zip(weights, gradients, strict=True):
+                assert weight.grad is not None
+                weight.grad.copy_(gradient)
+        return {name: values.detach() for name, values in terms.items()}
+
+    def _forward(self, module: Callable[[Tensor], Terms], x: Tensor) -> Terms:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            return module(x)
 
     def score(self, x: Tensor) -> Terms:
         """Look at a held-out batch."""
@@ -158,6 +204,7 @@ class Step:
             for number, values in state["optimizer"].items()
         }
         self.optimizer.load_state_dict({"state": of_weights, "param_groups": groups})
+        self._update = self._fresh_update()  # the optimizer's state stands elsewhere now
         self.images, self.rate_factor = state["images"], state["rate_factor"]
         self.module.seen.fill_(self.images)
 
@@ -175,3 +222,9 @@ def _laid_out_as(weight: Tensor, value: Any) -> Any:
     if isinstance(value, Tensor) and value.dim():
         return torch.empty_like(weight, dtype=value.dtype).copy_(value)
     return value.clone() if isinstance(value, Tensor) else value  # the number of steps
+
+
+def trace_gradients() -> None:
+    """Let torch.compile see through `torch.autograd.grad`: one graph instead of two, where this torch knows how."""
+    if hasattr(torch._dynamo.config, "trace_autograd_ops"):
+        torch._dynamo.config.trace_autograd_ops = True
