@@ -1,4 +1,5 @@
-"""Training speed on MNIST: the usual way (torchvision, DataLoader, the step of the PyTorch example) and this project.
+"""Training speed on MNIST: the usual way (torchvision, DataLoader, the step of the PyTorch example), pythae where it is
+installed, and this project.
 
     python benchmarks/train.py [--mnist DIRECTORY] [--epochs 3] [--only MODEL]
 
@@ -8,9 +9,12 @@ machine is noisy for all. Medians are reported, without each way's first epoch (
 
 import argparse
 import gzip
+import importlib.util
 import itertools
 import json
+import logging
 import math
+import os
 import resource
 import shutil
 import statistics
@@ -24,13 +28,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from results import table, write_section
+from matplotlib.figure import Figure
+from results import RESULTS, table, write_section
 from ruamel.yaml import YAML
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 ROOT = Path(__file__).parent.parent
-MODELS = {  # recipe, changes to it, batch size
+MODELS = {  # recipe, changes to it
     "784-400-20, batch 128": ("pytorch-example", {}),
     "784-512-512-2, batch 64": ("keras-gaussian", {}),
     "conv 32/64, latent 2, batch 128": ("conv-latent2", {"train.batch_size": 128, "train.optimizer": "adam"}),
@@ -47,6 +52,8 @@ CONV_WAYS: dict[str, dict[str, Any]] = {
     "compiled, bf16 autocast, channels last": {"compile": True, "precision": "bf16", "channels_last": True},
 }
 REFERENCE = "the usual way"
+PYTHAE = "pythae"
+PLOT = RESULTS.with_name("training.png")
 IMAGES = 60_000
 
 
@@ -61,8 +68,11 @@ def main() -> None:
     if arguments.worker:
         _work(*arguments.worker, arguments.mnist)
         return
-    parts = [_describe_floor(), *(_measure(model, arguments) for model in MODELS if arguments.only in model)]
+    measured = {model: _measure(model, arguments) for model in MODELS if arguments.only in model}
+    parts = [_describe_floor(), f"![Speed against the usual way]({PLOT.name})"]
+    parts += [_table_of(model, answers, arguments.epochs) for model, answers in measured.items()]
     write_section("Training", "\n\n".join(parts))
+    _plot({model: _medians(answers) for model, answers in measured.items()})
 
 
 def _describe_floor() -> str:
@@ -70,7 +80,9 @@ def _describe_floor() -> str:
     return (
         f"Float32 matrix products run at {rate / 1e9:.0f} GFLOP/s here (best of 20, 1024 x 1024). The floor of a model "
         "is its products' arithmetic at that rate: three times the forward pass. Validation is not part of an epoch; "
-        "reading, shuffling and batching are."
+        "reading, shuffling and batching are. Threads wait as OpenMP likes, because those of the ways that pause would "
+        "spin under the policy that `reparam` chooses on a quiet machine. `compiled` is without the first epoch's "
+        "compilation (10 to 60 s). pythae's Gaussian is another, so its losses of the other models do not compare."
     )
 
 
@@ -84,13 +96,17 @@ def _matmul_rate() -> float:
     return 2 * 1024**3 / min(seconds)
 
 
-def _measure(model: str, arguments: argparse.Namespace) -> str:
-    ways = [REFERENCE, *WAYS, *(CONV_WAYS if "conv" in model else {})]
+Answers = dict[str, list[dict[str, float]]]  # of each way, epoch by epoch
+
+
+def _measure(model: str, arguments: argparse.Namespace) -> Answers:
+    pythae = [PYTHAE] if importlib.util.find_spec("pythae") else []
+    ways = [REFERENCE, *pythae, *WAYS, *(CONV_WAYS if "conv" in model else {})]
     command = [sys.executable, __file__, "--mnist", str(arguments.mnist), "--worker", model]
     workers = {
         way: subprocess.Popen([*command, way], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for way in ways
     }
-    answers: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    answers: Answers = {way: [] for way in ways}
     for _ in range(arguments.epochs + 1):
         for way, worker in workers.items():
             worker.stdin.write("epoch\n")
@@ -102,7 +118,15 @@ def _measure(model: str, arguments: argparse.Namespace) -> str:
             print(f"{model}  {way}  {answers[way][-1]}", file=sys.stderr)
     for worker in workers.values():
         worker.communicate()
-    medians = {way: statistics.median(row["seconds"] for row in rows[1:]) for way, rows in answers.items()}
+    return answers
+
+
+def _medians(answers: Answers) -> dict[str, float]:
+    return {way: statistics.median(row["seconds"] for row in rows[1:]) for way, rows in answers.items()}
+
+
+def _table_of(model: str, answers: Answers, epochs: int) -> str:
+    medians = _medians(answers)
     rows = [
         [
             way,
@@ -111,18 +135,38 @@ def _measure(model: str, arguments: argparse.Namespace) -> str:
             f"{answers[way][-1]['loss']:.2f}",
             f"{answers[way][-1]['megabytes']:.0f}",
         ]
-        for way in ways
+        for way in answers
     ]
-    flops = answers["fp32"][0]["flops"]
-    floor = flops * IMAGES / _matmul_rate()
-    header = [model, "seconds per epoch", "speed", f"loss in epoch {arguments.epochs + 1}", "peak MB"]
+    floor = answers["fp32"][0]["flops"] * IMAGES / _matmul_rate()
+    header = [model, "seconds per epoch", "speed", f"loss in epoch {epochs + 1}", "peak MB"]
     return f"{table(header, rows)}\n\nFloor: {floor:.2f} s."
+
+
+def _plot(measured: dict[str, dict[str, float]]) -> None:
+    """Draw how many times as fast as the usual way each way is."""
+    from reparam.evaluation.figures import COLOURS, png, style
+
+    with style():
+        heights = [len(medians) for medians in measured.values()]
+        figure = Figure(figsize=(7, 0.24 * sum(heights) + 0.75 * len(heights)), layout="constrained")
+        panels = figure.subplots(len(measured), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
+        for axes, (model, medians) in zip(panels, measured.items(), strict=True):
+            ways = list(medians)[::-1]
+            speeds = [medians[REFERENCE] / medians[way] for way in ways]
+            colours = [COLOURS[9] if way in (REFERENCE, PYTHAE) else COLOURS[0] for way in ways]
+            bars = axes.barh(ways, speeds, color=colours, height=0.72)
+            axes.bar_label(bars, [f"{medians[way]:.2f} s" for way in ways], padding=4, fontsize=8)
+            axes.set_title(model)
+            axes.margins(x=0.12)
+        panels[-1].set_xlabel("times as fast as the usual way (labels: seconds per epoch)")
+    PLOT.write_bytes(png(figure))
 
 
 def _work(model: str, way: str, mnist: Path) -> None:
     """Train one epoch for each line that arrives, and answer with what it took."""
     with tempfile.TemporaryDirectory() as scratch:
-        epoch = (_usual_way if way == REFERENCE else _our_way)(model, way, mnist, Path(scratch))
+        start_way = {REFERENCE: _usual_way, PYTHAE: _pythae_way}.get(way, _our_way)
+        epoch = start_way(model, way, mnist, Path(scratch))
         for _ in sys.stdin:
             start = time.perf_counter()
             loss, flops = epoch()
@@ -190,7 +234,7 @@ def _usual_way(model: str, _way: str, mnist: Path, scratch: Path) -> Epoch:
             shutil.copyfileobj(source, target)
     torch.manual_seed(0)
     dataset = datasets.MNIST(scratch, train=True, transform=transforms.ToTensor())
-    loader = torch.utils.data.DataLoader(dataset, batch_size=64 if "batch 64" in model else 128, shuffle=True)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=_batch_size(model), shuffle=True)
     network = UsualVAE(*_usual_networks(model))
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
 
@@ -220,6 +264,48 @@ def _usual_way(model: str, _way: str, mnist: Path, scratch: Path) -> Epoch:
     return epoch
 
 
+def _pythae_way(model: str, _way: str, mnist: Path, scratch: Path) -> Epoch:
+    """Train with pythae's own trainer. (Its Gaussian has a variance of 1, so only the first model's loss compares.)"""
+    os.environ["TQDM_DISABLE"] = "1"
+    from pythae.data.datasets import BaseDataset
+    from pythae.models import VAE, VAEConfig
+    from pythae.models.base.base_utils import ModelOutput
+    from pythae.models.nn import BaseDecoder, BaseEncoder
+    from pythae.trainers import BaseTrainer, BaseTrainerConfig
+
+    logging.disable(logging.INFO)
+    network, (mean, log_variance), decoder = _usual_networks(model)
+
+    class Encoder(BaseEncoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network, self.mean, self.log_variance = network, mean, log_variance
+
+        def forward(self, x: Tensor) -> ModelOutput:
+            h = self.network(x)
+            return ModelOutput(embedding=self.mean(h), log_covariance=self.log_variance(h))
+
+    class Decoder(BaseDecoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = decoder
+
+        def forward(self, z: Tensor) -> ModelOutput:
+            return ModelOutput(reconstruction=self.network(z).reshape(-1, 1, 28, 28))
+
+    config = VAEConfig((1, 28, 28), mean.out_features, reconstruction_loss="bce" if "400" in model else "mse")
+    images = torch.from_numpy(_read_images(mnist).copy()).float() / 255
+    trainer = BaseTrainer(
+        VAE(config, Encoder(), Decoder()),
+        BaseDataset(images, torch.zeros(len(images))),
+        training_config=BaseTrainerConfig(
+            output_dir=str(scratch), learning_rate=1e-3, per_device_train_batch_size=_batch_size(model), no_cuda=True
+        ),
+    )
+    trainer.prepare_training()
+    return lambda: (float(trainer.train_step(1)), 0.0)
+
+
 class UsualVAE(nn.Module):
     """The model of the example, with its heads side by side."""
 
@@ -233,6 +319,10 @@ class UsualVAE(nn.Module):
         mean, log_variance = self.mean(h), self.log_variance(h)
         z = mean + torch.randn_like(mean) * torch.exp(0.5 * log_variance)
         return self.decoder(z), mean, log_variance
+
+
+def _batch_size(model: str) -> int:
+    return 64 if "batch 64" in model else 128
 
 
 def _usual_networks(model: str) -> tuple[nn.Module, tuple[nn.Module, nn.Module], nn.Module]:
