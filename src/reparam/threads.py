@@ -12,8 +12,8 @@ SECONDS_BETWEEN_SAMPLES = 0.002
 def choose_wait_policy(directory: Path, system: Path = Path("/")) -> None:
     """Let waiting threads spin where nobody else computes, else sleep. Where OMP_WAIT_POLICY is set, it stands.
 
-    On a quiet machine, spinning nearly halves the time of an epoch; beside others it trebles it, and what OpenMP does by
-    itself, to spin for a while, makes it ten times as long. The results are the same.
+    On a quiet machine, spinning nearly halves the time of an epoch; beside others it trebles it, and what OpenMP does
+    by itself, to spin for a while, makes it ten times as long. The results are the same.
     """
     alone = not (_may_run_side_by_side(directory) or (system / "dev/nvidia0").exists() or _is_busy(system))
     os.environ.setdefault("OMP_WAIT_POLICY", "ACTIVE" if alone else "PASSIVE")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import SMALL
 from torch import Tensor, nn
 
@@ -439,3 +440,20 @@ def test_only_a_bernoulli_needs_binary_pixels() -> None:
 
 def test_every_likelihood_has_its_reference() -> None:
     assert list(REFERENCES) == list(LIKELIHOODS)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 5, 7), (1, 1, 113), (1, 1, 1)])
+def test_bernoulli_agrees_with_pixelwise_cross_entropy_and_its_gradients(shape: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    # Large logits of both signs, zeros, and more pixels than one product may hold.
+    output = (torch.randn(2, 3, *shape, dtype=torch.float64) * 20).requires_grad_()
+    target = torch.rand(3, *shape, dtype=torch.float64).requires_grad_()
+    with torch.no_grad():
+        output[0, 0] = 0.0
+    wanted = -F.binary_cross_entropy_with_logits(output, target.expand_as(output), reduction="none").sum((-3, -2, -1))
+    weights = torch.rand(2, 3, dtype=torch.float64)
+    gradients = torch.autograd.grad((wanted * weights).sum(), (output, target))
+    found = LIKELIHOODS["bernoulli"](model_config("bernoulli")).log_prob(output, target)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    for mine, theirs in zip(torch.autograd.grad((found * weights).sum(), (output, target)), gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
