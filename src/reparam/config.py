@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PlainValidator,
     PositiveFloat,
     PositiveInt,
@@ -184,6 +185,7 @@ class TrainConfig(Section):
     compile: bool  # through torch.compile
     cuda_graph: bool  # on a GPU: steps are replayed from a CUDA graph
     deterministic: bool  # on a GPU: only kernels whose result is the same each time
+    pictures_every: NonNegativeInt  # epochs between pictures of training, in MLflow; 0: none
 
 
 class EvaluateConfig(Section):
@@ -193,9 +195,21 @@ class EvaluateConfig(Section):
     batch_size: PositiveInt
     elbo_samples: PositiveInt  # posterior samples per image
     nll_samples: PositiveInt  # importance samples per image, K
+    split: Literal["train", "validation", "test"]  # what is scored
+    precision: Literal["fp32", "tf32", "bf16_matmul", "bf16"]
+    memory_mb: PositiveInt  # about what scoring takes, whatever the number of samples
     active_variance: PositiveFloat  # a latent dimension is active when Var_x(E[z|x]) exceeds this
+    neighbours: PositiveInt  # of accuracies and of sample quality
+    generated: NonNegativeInt  # images that are generated and compared with real ones; 0: none
+    components: PositiveInt  # principal components of pixels, where generated and real images are compared
+    inception_weights: str | None  # file of torchvision's inception_v3, for a FID; null: none
+    outliers: str | None  # a data/processed of other images, that the NLL should tell from the test images; null: none
+    annealed_images: NonNegativeInt  # images whose likelihood annealed importance sampling checks; 0: none
+    annealed_chains: PositiveInt  # per image
+    annealed_steps: PositiveInt  # temperatures between prior and posterior
     grid_steps: Annotated[int, Field(ge=2, le=40)]  # images per side of the latent grid
     grid_range: PositiveFloat  # the grid spans +- this many standard deviations of the prior
+    grid_plane: Literal["dimensions", "principal"]  # the two dimensions in most use, or principal components
     sampler: Annotated[str, _key_of("SAMPLERS", "evaluation/samplers.py")]  # where generated images start from
     mixture_components: PositiveInt  # of sampler mixture
 

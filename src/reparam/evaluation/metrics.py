@@ -1,7 +1,6 @@
 """Score a trained model: ELBO, reconstruction, KL, log-likelihood, use of the latents."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -9,9 +8,8 @@ from torch import Tensor
 
 from reparam.config import EvaluateConfig
 from reparam.data.batches import Batches
+from reparam.evaluation.importance import draws, importance
 from reparam.models.draw import Model
-from reparam.objectives import log_weights
-from reparam.runtime import NUMBERS_AT_ONCE
 
 
 @dataclass(frozen=True)
@@ -21,9 +19,12 @@ class Scores:
     reconstruction: Tensor  # (N,) expected negative log p(x|z)
     kl: Tensor  # (N,)
     nll: Tensor  # (N,) importance-sampled estimate of -log p(x); NaN where a code has no density
+    bounds: Tensor  # (N, L) lower bounds on log p(x) of the first samples, as many as `importance.levels` says
+    effective: Tensor  # (N,) samples that the NLL rests on
     latent_kl: Tensor  # (D,) mean over images; layer by layer, that next to the image first
     latent_variance: Tensor  # (D,) variance over images of the posterior mean, as `latent_kl`
     means: Tensor  # (N, D) posterior means, as `decode` takes them
+    log_variances: Tensor  # (N, D) of the posterior, likewise; of a code: -inf
     layer_sizes: tuple[int, ...]  # D of each layer of latents
 
 
@@ -39,26 +40,28 @@ class Reports:
 @torch.no_grad()
 def score(model: Model, data: Batches, config: EvaluateConfig) -> Scores:
     """Score every image of a split, drawing from torch's generator."""
+    memory = config.memory_mb * 2**20
     parts: list[tuple[Tensor, ...]] = []
     for x in data.ordered(config.seed):
-        expectations, sizes = _expectations(model, x, config.elbo_samples)
-        parts.append((*expectations, _nll(model, x, config), model.posterior(x)[0]))
+        expectations, sizes = _expectations(model, x, config.elbo_samples, memory)
+        parts.append((*expectations, *_likelihoods(model, x, config.nll_samples, memory), *model.posterior(x)))
     columns = (torch.cat(part).double().cpu() for part in zip(*parts, strict=True))
-    reconstruction, kl, latent_kl, expected, noise, nll, means = columns
+    reconstruction, kl, latent_kl, expected, noise, nll, bounds, effective, means, log_variances = columns
     # The population variance, as an activity statistic of this very split, and 0 for a single image.
     variance = (expected.var(0, correction=0) - noise.mean(0)).clamp_min(0)
-    return Scores(reconstruction, kl, nll, latent_kl.mean(0), variance, means, sizes)
+    return Scores(
+        *(reconstruction, kl, nll, bounds, effective), *(latent_kl.mean(0), variance, means, log_variances, sizes)
+    )
 
 
-def _expectations(model: Model, x: Tensor, samples: int) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+def _expectations(model: Model, x: Tensor, samples: int, memory: int) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """Average over posterior samples: -log p(x|z), KL, KL and mean of each dimension, variance of the latter average.
 
     The mean of a layer depends on the samples of others, in a hierarchy: the noise of its average would count as
     variance over images. (With one sample it is not known, and taken for 0.) Return the sizes of layers, too.
     """
     sums: tuple[Tensor, ...] = ()
-    for count in _chunks(model, x, samples):
-        draw = model.draw(x, x, count)
+    for draw in draws(model, x, samples, memory):
         # Given the samples of the layers that it depends on, the mean of a layer is known without noise.
         means = torch.cat([layer.mean.expand_as(layer.z) for layer in draw.layers], -1).double()
         found = (-draw.log_px, draw.kl, torch.cat([layer.kl for layer in draw.layers], -1), means, means.square())
@@ -70,29 +73,13 @@ def _expectations(model: Model, x: Tensor, samples: int) -> tuple[tuple[Tensor, 
     return (*averages, noise), sizes
 
 
-def _nll(model: Model, x: Tensor, config: EvaluateConfig) -> Tensor:
+def _likelihoods(model: Model, x: Tensor, samples: int, memory: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Estimate -log p(x), lower bounds and effective samples. Shapes: -> (B,), (B, L), (B,)."""
     if not model.stochastic_layers:
-        return torch.full((len(x),), torch.nan)
-    return negative_log_likelihood(model, x, config.nll_samples)
-
-
-def _chunks(model: Model, x: Tensor, samples: int) -> Iterator[int]:
-    """Cut samples so that the decoder puts out no more than NUMBERS_AT_ONCE, or one sample of each image."""
-    chunk = max(1, NUMBERS_AT_ONCE // (x.numel() * model.likelihood.outputs))
-    for start in range(0, samples, chunk):
-        yield min(chunk, samples - start)
-
-
-def negative_log_likelihood(model: Model, x: Tensor, samples: int) -> Tensor:
-    """Estimate -log p(x) by importance sampling from the posterior; an upper bound in expectation, exact as K grows.
-
-    Shapes: (B, C, H, W) -> (B,). Units: nats per image. Source: Burda et al. 2016, eq. 8.
-    """
-    total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
-    for count in _chunks(model, x, samples):
-        log_w = log_weights(model.draw(x, x, count)).double()  # (k, B)
-        total = torch.logaddexp(total, log_w.logsumexp(0))
-    return math.log(samples) - total
+        nothing = torch.full((len(x),), torch.nan)
+        return nothing, nothing[:, None], nothing
+    found = importance(model, x, samples, memory)
+    return found.nll, found.bounds.T, found.effective
 
 
 def headline(scores: Scores, active_variance: float, reports: Reports, pixels: int) -> dict[str, float]:
@@ -111,6 +98,8 @@ def headline(scores: Scores, active_variance: float, reports: Reports, pixels: i
     for name, values in per_image.items():
         metrics[name] = round(values.mean().item(), 4)
         metrics[f"{name}_se"] = round(_standard_error(values), 4)
+    if "nll" in per_image:
+        metrics["nll_effective_samples"] = round(scores.effective.median().item(), 1)
     if len(scores.layer_sizes) > 1:
         for number, part in enumerate(torch.split(scores.latent_kl, list(scores.layer_sizes)), start=1):
             metrics[f"kl_layer_{number}"] = round(part.sum().item(), 4)

@@ -1,0 +1,61 @@
+"""Importance sampling of log p(x): the NLL, the bounds on the way to it, and how many samples really counted."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reparam.models.draw import Draw, Model
+from reparam.objectives import log_weights
+
+# Bytes that one number of the decoder's output takes while it is scored: itself, and what the likelihood makes of it.
+BYTES_PER_NUMBER = 4 * 6
+
+
+@dataclass(frozen=True)
+class Importance:
+    """What K samples say of each image, in float64. Units: nats."""
+
+    nll: Tensor  # (B,) estimate of -log p(x)
+    bounds: Tensor  # (L, B) lower bounds on log p(x) of the first k samples, k as `levels` says
+    effective: Tensor  # (B,) samples that the estimate rests on, of K: 1 / sum of the squared normalised weights
+
+
+def levels(samples: int) -> list[int]:
+    """Return where bounds are read off: 1, 2, 5, 10, 20, 50, ... and all samples."""
+    steps = (factor * 10**power for power in range(len(str(samples))) for factor in (1, 2, 5))
+    return [*(step for step in steps if step < samples), samples]
+
+
+@torch.no_grad()
+def importance(model: Model, x: Tensor, samples: int, memory: int) -> Importance:
+    """Estimate -log p(x) with samples of the posterior; an upper bound in expectation, exact as K grows.
+
+    Sums are streamed, so that about `memory` bytes are taken whatever K, or what one sample of each image takes.
+    Shapes: x (B, C, H, W). Source: Burda et al. 2016, eq. 8; Kong 1992 for the effective sample size.
+    """
+    total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
+    squares, bounds, seen = total.clone(), [], 0
+    for level in levels(samples):
+        for draw in draws(model, x, level - seen, memory):
+            log_w = log_weights(draw).double()  # (k, B)
+            total = torch.logaddexp(total, log_w.logsumexp(0))
+            squares = torch.logaddexp(squares, (2 * log_w).logsumexp(0))
+        bounds.append(total - math.log(level))
+        seen = level
+    return Importance(math.log(samples) - total, torch.stack(bounds), (2 * total - squares).exp())
+
+
+def draws(model: Model, x: Tensor, samples: int, memory: int) -> Iterator[Draw]:
+    """Draw samples of each image, as many at once as about `memory` bytes allow, or one."""
+    at_once = max(1, memory // (BYTES_PER_NUMBER * x.numel() * model.likelihood.outputs))
+    for start in range(0, samples, at_once):
+        yield model.draw(x, x, min(at_once, samples - start))
+
+
+def read_curve(bounds: Tensor, samples: int) -> tuple[Sequence[int], list[float], list[float]]:
+    """Average bounds over images: the levels, the means and their standard errors. Shapes: (N, L)."""
+    errors = bounds.std(0) / math.sqrt(len(bounds)) if len(bounds) > 1 else torch.zeros(bounds.shape[1])
+    return levels(samples), bounds.mean(0).tolist(), errors.tolist()
