@@ -90,7 +90,7 @@ def beta_tc(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) 
     mutual_information = (draw.log_qz - log_q).mean(0)
     total_correlation = (log_q - log_q_dimensions.sum(-1)).mean(0)
     dimensions = (log_q_dimensions.sum(-1) - draw.log_pz).mean(0)
-    loss = -draw.log_px.mean(0) + mutual_information + _beta(config, setting) * total_correlation + dimensions
+    loss = -draw.log_px.mean(0) + mutual_information + beta_at(config, setting.epoch) * total_correlation + dimensions
     more = {"mutual_information": mutual_information, "total_correlation": total_correlation}
     return _terms(model, draw, loss, **more)
 
@@ -227,7 +227,7 @@ def maximum_mean_discrepancy(first: Tensor, second: Tensor) -> Tensor:
 def _weighted(model: Model, draw: Draw, config: ObjectiveConfig, setting: Setting) -> Tensor:
     if not model.stochastic_layers:
         return -draw.log_px.mean(0)  # a KL that there is not has no free bits, for which the loss would be charged
-    return -draw.log_px.mean(0) + _beta(config, setting) * _kl(draw, config)
+    return -draw.log_px.mean(0) + beta_at(config, setting.epoch) * _kl(draw, config)
 
 
 def _kl(draw: Draw, config: ObjectiveConfig) -> Tensor:
@@ -238,16 +238,6 @@ def _kl(draw: Draw, config: ObjectiveConfig) -> Tensor:
     dimensions = torch.cat([layer.log_qz - layer.log_pz if is_sampled else layer.kl for layer in draw.layers], -1)
     free = dimensions.mean((0, 1)).clamp_min(config.free_bits)  # (D,)
     return free.sum().expand(draw.kl.shape[1])
-
-
-def _beta(config: ObjectiveConfig, setting: Setting) -> Tensor:
-    """Source: Bowman et al. 2016, sec. 3.1 (linear); Fu et al. 2019, sec. 4, R = 1/2 (cyclic)."""
-    share = setting.epoch / config.warmup_epochs
-    if config.warmup == "none":
-        share = torch.ones_like(share)
-    elif config.warmup == "cyclic":
-        share = torch.where(share.isinf(), 1.0, 2 * share.remainder(1))
-    return config.beta * share.clamp(0, 1)
 
 
 def _terms(model: Model, draw: Draw, loss: Tensor, **more: Tensor) -> Terms:
@@ -266,6 +256,19 @@ class Objective:
 
     terms: Callable[[Model, Tensor, ObjectiveConfig, Setting], Terms]
     layers: tuple[int, float] = (0, math.inf)  # of latents with a posterior: at least, at most
+
+
+def beta_at(config: ObjectiveConfig, epoch: Tensor) -> Tensor:
+    """Return the weight of the KL after `epoch` epochs, a fraction within one. Shapes: () -> ().
+
+    Source: Bowman et al. 2016, sec. 3.1 (linear); Fu et al. 2019, sec. 4, R = 1/2 (cyclic).
+    """
+    share = epoch / config.warmup_epochs
+    if config.warmup == "none":
+        share = torch.ones_like(share)
+    elif config.warmup == "cyclic":
+        share = torch.where(share.isinf(), 1.0, 2 * share.remainder(1))
+    return config.beta * share.clamp(0, 1)
 
 
 OBJECTIVES: dict[str, Objective] = {

@@ -1,5 +1,4 @@
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,7 @@ from torch.distributions import Normal, kl_divergence
 
 from reparam.config import EvaluateConfig, ModelConfig
 from reparam.data.batches import Batches
-from reparam.evaluation import metrics
-from reparam.evaluation.metrics import Reports, Scores, headline, negative_log_likelihood, score
+from reparam.evaluation.metrics import Reports, Scores, headline, score
 from reparam.models.build import AnyModel, build_model
 from reparam.models.draw import Draw, Estimator, Layer, kl_to_standard_normal
 from reparam.models.hierarchical import HierarchicalVAE
@@ -56,79 +54,6 @@ class Split(LinearGaussian):
         return Draw.of(Normal(z, 1.0).log_prob(target.flatten(1)).sum(-1), layer)
 
 
-class Prescribed:
-    """A model whose importance weights are read off one long table, (all samples, B), in order."""
-
-    stochastic_layers = 1
-    likelihood = SimpleNamespace(outputs=1)
-
-    def __init__(self, log_w: Tensor) -> None:
-        self.log_w = log_w
-        self.asked: list[int] = []
-
-    def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
-        start = sum(self.asked)
-        self.asked.append(samples)
-        log_w = self.log_w[start : start + samples]
-        return Draw(log_w - 3, torch.full_like(log_w, 1.0), torch.full_like(log_w, -2.0), torch.zeros_like(log_w))
-
-    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
-
-    def decode(self, z: Tensor) -> Tensor:
-        raise NotImplementedError
-
-
-# Log-likelihood
-
-
-@pytest.mark.parametrize("samples", [1, 10])
-def test_nll_is_exact_when_q_is_the_posterior(samples: int) -> None:
-    torch.manual_seed(0)
-    model, x = LinearGaussian(), torch.linspace(-3, 3, 8).reshape(4, 1, 1, 2)
-    found = negative_log_likelihood(model, x, samples)
-    torch.testing.assert_close(found, -model.log_evidence(x).double(), rtol=0, atol=1e-5)
-
-
-def test_nll_converges_to_the_exact_one_when_q_is_not_the_posterior() -> None:
-    torch.manual_seed(0)
-    model, x = LinearGaussian(slope=0.4, variance=0.7), torch.linspace(-2, 2, 8).reshape(4, 1, 1, 2)
-    exact = -model.log_evidence(x).double()
-    assert (-model.expected_elbo(x) - exact).min().item() > 0.05  # q is visibly not the posterior
-    coarse, fine = ((negative_log_likelihood(model, x, samples) - exact).abs().max().item() for samples in (1, 50_000))
-    assert coarse > 0.1
-    assert fine < 0.01
-
-
-def test_nll_is_minus_the_log_of_the_mean_weight() -> None:
-    log_w = torch.tensor([[1.0, 2.0], [3.0, 6.0], [5.0, 1.0]]).log()
-    found = negative_log_likelihood(Prescribed(log_w), torch.zeros(2, 1, 1, 1), 3)
-    torch.testing.assert_close(found, -torch.tensor([3.0, 3.0]).double().log(), rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize(
-    ("rows_at_once", "asked"),
-    [(1, [1] * 11), (4, [1] * 11), (8, [2] * 5 + [1]), (20, [5, 5, 1]), (44, [11]), (1_000, [11])],
-)
-def test_drawing_in_chunks_changes_nothing(
-    rows_at_once: int, asked: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log_w = 5 * torch.randn(11, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 90
-    wanted = math.log(11) - log_w.logsumexp(0)
-    monkeypatch.setattr(metrics, "NUMBERS_AT_ONCE", rows_at_once)
-    model = Prescribed(log_w)
-    torch.testing.assert_close(negative_log_likelihood(model, torch.zeros(4, 1, 1, 1), 11), wanted)
-    assert model.asked == asked
-
-
-@pytest.mark.parametrize("log_weight", [-1e4, 1e4])
-def test_nll_is_finite_where_the_weights_are_not(log_weight: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "NUMBERS_AT_ONCE", 2)
-    model = Prescribed(torch.full((6, 1), log_weight))
-    found = negative_log_likelihood(model, torch.zeros(1, 1, 1, 1), 6)
-    assert found.tolist() == [pytest.approx(-log_weight, rel=1e-12)]
-
-
 # Scores of a split
 
 
@@ -162,14 +87,18 @@ def test_scoring_asks_for_the_samples_of_the_params_and_keeps_no_graph() -> None
     asked: list[int] = []
     model.decoder.register_forward_hook(lambda _module, inputs, _output: asked.append(len(inputs[0])))
     scores = score(model, Batches(np.full((3, 1, 2, 2), 255, np.uint8), data_card("none"), 2, CPU), settings())
-    assert asked == [2 * 2, 3 * 2, 2 * 1, 3 * 1]  # ELBO and NLL samples of a batch of two and a batch of one
+    # ELBO samples, then NLL samples up to each level: of a batch of two and a batch of one.
+    assert asked == [2 * 2, 2, 2, 2, 2 * 1, 1, 1, 1]
     assert {name: tuple(values.shape) for name, values in tensors(scores).items()} == {
         "reconstruction": (3,),
         "kl": (3,),
         "nll": (3,),
+        "bounds": (3, 3),
+        "effective": (3,),
         "latent_kl": (3,),
         "latent_variance": (3,),
         "means": (3, 3),
+        "log_variances": (3, 3),
     }
     assert not any(values.requires_grad for values in tensors(scores).values())
 
@@ -273,9 +202,12 @@ def scores_of(reconstruction: list[float], kl: list[float], nll: list[float], va
         reconstruction=tensor(reconstruction),
         kl=tensor(kl),
         nll=tensor(nll),
+        bounds=-tensor(nll)[:, None],
+        effective=torch.arange(1.0, len(nll) + 1),
         latent_kl=torch.zeros(len(variance)),
         latent_variance=tensor(variance),
         means=torch.zeros(len(kl), len(variance)),
+        log_variances=torch.zeros(len(kl), len(variance)),
         layer_sizes=(len(variance),),
     )
 
@@ -292,6 +224,7 @@ def test_headline_gives_means_and_standard_errors() -> None:
         "kl_se": 1.5275,  # sqrt(7 / 3)
         "nll": 11.0,
         "nll_se": 2.0,  # sqrt(12 / 3)
+        "nll_effective_samples": 2.0,
         "active_units": 2,  # strictly above the threshold
         "images": 3,
     }

@@ -176,6 +176,9 @@ def test_a_batch_norm_takes_any_other_batches(images: int, batch_size: int, run:
 # What is left behind
 
 
+SCHEDULES = ("learning_rate", "beta")
+
+
 def rows(project: Paths) -> list[dict[str, str]]:
     with project.history.open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
@@ -208,16 +211,39 @@ def test_the_weights_on_disk_are_those_of_the_best_epoch_and_not_of_the_last(
 
 def test_history_holds_the_loss_and_the_elbo_of_both_splits(run: Train, project: Paths) -> None:
     run(train={"epochs": 2}, objective={"beta": 4.0})
-    assert list(rows(project)[0]) == ["epoch"] + [
-        f"{split}_{term}" for split in ("train", "validation") for term in ("loss", "reconstruction", "kl", "elbo")
-    ]
+    terms = ("loss", "reconstruction", "kl", "elbo")
+    names = [f"{split}_{term}" for split in ("train", "validation") for term in terms]
+    assert list(rows(project)[0]) == ["epoch", *names, *SCHEDULES]
     assert [row["epoch"] for row in rows(project)] == ["1", "2"]
+
+
+def test_history_holds_what_changed_by_schedule_as_it_was_at_the_last_step(run: Train, project: Paths) -> None:
+    schedule = {"epochs": 2, "batch_size": 8, "learning_rate": 0.1, "schedule": "step", "milestones": [1]}
+    run(counts=(24, 4, 4), train=schedule, objective={"beta": 3.0, "warmup": "linear", "warmup_epochs": 4.0})
+    # The last of three steps of an epoch starts after two thirds of it.
+    assert [float(row["learning_rate"]) for row in rows(project)] == pytest.approx([0.1, 0.01], rel=1e-5)
+    assert [float(row["beta"]) for row in rows(project)] == pytest.approx([3 * 2 / 12, 3 * 5 / 12], rel=1e-5)
+
+
+def test_pictures_of_training_change_nothing_that_is_learned(run: Train, project: Paths) -> None:
+    weights = []
+    for every in (0, 1):
+        run(train={"epochs": 2, "pictures_every": every})
+        weights.append(load_file(project.model / "weights.safetensors"))
+    assert all(torch.equal(weights[1][name], weight) for name, weight in weights[0].items())
 
 
 def test_without_a_validation_split_all_epochs_are_trained(run: Train, project: Paths) -> None:
     run(counts=(24, 0, 4), train={"epochs": 3, "patience": 1})
     assert [row["epoch"] for row in rows(project)] == ["1", "2", "3"]
-    assert list(rows(project)[0]) == ["epoch", "train_loss", "train_reconstruction", "train_kl", "train_elbo"]
+    assert list(rows(project)[0]) == [
+        "epoch",
+        "train_loss",
+        "train_reconstruction",
+        "train_kl",
+        "train_elbo",
+        *SCHEDULES,
+    ]
     card = json.loads((project.model / "card.json").read_text())
     assert (card["best_epoch"], card["epochs"]) == (3, 3)
     assert json.loads(project.training_metrics.read_text()) == {"best_epoch": 3, "epochs": 3}

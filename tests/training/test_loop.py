@@ -179,6 +179,9 @@ class Script:
     def gather(self, sums: Sums) -> Sums:
         return sums
 
+    def schedules(self) -> Metrics:
+        return {}
+
     def weights(self) -> dict[str, Tensor]:
         return {"w": self.weight}
 
@@ -216,6 +219,9 @@ class Functions:
 
     def gather(self, sums: Sums) -> Sums:
         return sums
+
+    def schedules(self) -> Metrics:
+        return {}
 
     def weights(self) -> dict[str, Tensor]:
         return {}
@@ -406,6 +412,9 @@ class Tape:
 
     def gather(self, sums: Sums) -> Sums:
         return sums
+
+    def schedules(self) -> Metrics:
+        return {}
 
     def weights(self) -> dict[str, Tensor]:
         return {"w": torch.tensor(float(len(self.trained)))}

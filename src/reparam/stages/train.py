@@ -24,6 +24,7 @@ from reparam.runtime import computing_in, make_deterministic, pick_device
 from reparam.training.checkpoint import Checkpoints, holding
 from reparam.training.checks import check_parts
 from reparam.training.distributed import ALONE, World, joined
+from reparam.training.filmstrip import Filmstrip
 from reparam.training.guard import Guard, seconds_between_checkpoints
 from reparam.training.loop import Fit, Metrics, fit
 from reparam.training.progress import progress
@@ -105,6 +106,7 @@ def _fit(
 ) -> Fit:
     """Train from the start, or from the newest checkpoint, and log each epoch once."""
     result = Fit()
+    training, validation = data
     guard = Guard(step, result, config.train, checkpoints, seconds_between_checkpoints())
     if guard.resume():
         assert checkpoints is not None
@@ -126,11 +128,16 @@ def _fit(
         for row in result.history:
             note(row, int(row["epoch"]))
 
+        held_out = validation if len(validation) else training
+        filmstrip = Filmstrip(held_out, run, config.train.pictures_every, config.train.seed)
+
         def show_and_note(metrics: Metrics, epoch: int) -> None:
             show(metrics, epoch)
             note(metrics, epoch)
+            if step.world.is_first:
+                filmstrip.show(step.model, epoch)
 
-        fit(step, data, config.train, show_and_note, result, guard)
+        fit(step, (training, validation), config.train, show_and_note, result, guard)
     return result
 
 

@@ -91,6 +91,9 @@ class Trainer(Protocol):
     def weights(self) -> dict[str, Tensor]:
         """Return the current weights."""
 
+    def schedules(self) -> Metrics:
+        """Return what changes by schedule, as it was at the last step."""
+
     def check(self, epoch: int) -> None:
         """Wait for the device and see that the weights are finite.
 
@@ -150,6 +153,7 @@ def fit(
         try:
             row = {"epoch": float(epoch), **trainer.gather(state.seen).means("train", epoch)}
             row |= held_out.means("validation", epoch) if held_out.images else {}
+            row |= trainer.schedules()
             score = _to_minimise(row, config.monitor)
             trainer.check(epoch)
         except NonFiniteError as error:

@@ -11,10 +11,10 @@ from reparam.config import ObjectiveConfig, TrainConfig
 from reparam.data.scaling import Scaling
 from reparam.errors import NonFiniteError
 from reparam.models.build import AnyModel
-from reparam.objectives import OBJECTIVES, Setting, Terms
+from reparam.objectives import OBJECTIVES, Setting, Terms, beta_at
 from reparam.training.distributed import ALONE, World
 from reparam.training.graph import Replayed
-from reparam.training.loop import Sums
+from reparam.training.loop import Metrics, Sums
 from reparam.training.optimizers import OPTIMIZERS, let_capture, rate_at
 
 
@@ -149,9 +149,21 @@ class Step:
         """Look at a held-out batch."""
         return self._kept().score(x)
 
+    @property
+    def model(self) -> AnyModel:
+        """The model that is scored and kept."""
+        return self._kept().model
+
     def weights(self) -> dict[str, Tensor]:
         """Return the weights that are to be kept."""
-        return self._kept().model.state_dict()
+        return self.model.state_dict()
+
+    def schedules(self) -> Metrics:
+        """Return the learning rate and the weight of the KL at an epoch's last step."""
+        last_batch = (self.module.images - 1) % self.config.batch_size + 1
+        epoch = (self.images - last_batch) / self.module.images
+        beta = beta_at(self.module.config, torch.tensor(epoch)).item()
+        return {"learning_rate": self.rate_factor * rate_at(self.config, epoch), "beta": beta}
 
     def check(self, epoch: int) -> None:
         """Wait for the device and see that the weights are finite: the last step's may not be, though its loss was.
