@@ -55,7 +55,7 @@ def run(project: Paths, params: dict[str, Any], write_params: Callable[[dict[str
 
 
 def _write_store(directory: Path, counts: tuple[int, int, int], scaling: str, binarization: str) -> None:
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     for name, count in zip(SPLITS, counts, strict=True):
         np.save(directory / f"{name}-images.npy", random.integers(0, 256, (count, 1, 4, 4), dtype=np.uint8))
@@ -219,7 +219,7 @@ def test_history_holds_the_loss_and_the_elbo_of_both_splits(run: Train, project:
 
 def test_history_holds_what_changed_by_schedule_as_it_was_at_the_last_step(run: Train, project: Paths) -> None:
     schedule = {"epochs": 2, "batch_size": 8, "learning_rate": 0.1, "schedule": "step", "milestones": [1]}
-    run(counts=(24, 4, 4), train=schedule, objective={"beta": 3.0, "warmup": "linear", "warmup_epochs": 4.0})
+    run(counts=(24, 4, 4), train=schedule, objective={"beta": 3.0, "warmup": "linear", "warmup_epochs": 4})
     # The last of three steps of an epoch starts after two thirds of it.
     assert [float(row["learning_rate"]) for row in rows(project)] == pytest.approx([0.1, 0.01], rel=1e-5)
     assert [float(row["beta"]) for row in rows(project)] == pytest.approx([3 * 2 / 12, 3 * 5 / 12], rel=1e-5)
