@@ -29,7 +29,7 @@ LAYERS = (
     ("data", "models", "tracking", "client"),
     ("objectives",),
     ("training", "evaluation", "export"),
-    ("stages", "gradients", "summary"),
+    ("stages", "compare", "gradients", "summary"),
     ("cli",),
     ("__main__",),
 )
@@ -37,8 +37,8 @@ LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 # A part is a folder or a file, but for these, which are tracking in files of their own.
 PARTS = {"run": "tracking", "spool": "tracking"}
 STAGES = tuple(YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"])
-# What a working copy holds that no stage writes: the user's parameters, and what `reparam gradients` measures.
-OUTSIDE = {"params.yaml", "reports/gradients"}
+# What a working copy holds that no stage writes: the user's parameters, and what commands around the stages write.
+OUTSIDE = {"params.yaml", "reports/gradients", "reports/compare.html"}
 
 
 def modules() -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""The command line: one thin command per stage, and three around them.
+"""The command line: one thin command per stage, and some around them.
 
 Torch and MLflow are imported by the stage that runs, so `--help` answers at once.
 """
@@ -115,6 +115,28 @@ def gradients(device: DeviceOption = Device.auto) -> None:
     config, paths = _inputs()
     gradients.run(config, paths, device.value)
     print(f"{paths.relative(paths.gradients)}: written")
+
+
+@app.command(rich_help_panel="Around the stages")
+def compare(
+    experiments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="A B [C]...",
+            help="Each a revision of git, an experiment of `dvc exp show`, `workspace`, or an MLflow run: its id, the "
+            "first 6 or more digits of it, or its name.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="Where to write the page.", show_default="reports/compare.html")
+    ] = None,
+) -> None:
+    """Put experiments side by side: parameters, metrics and whether they differ by more than noise, curves, samples."""
+    from reparam.compare import side_by_side
+    from reparam.paths import Paths
+
+    side_by_side.run(experiments, Paths.here(), output)
 
 
 @app.command(rich_help_panel="Around the stages")

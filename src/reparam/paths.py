@@ -98,6 +98,11 @@ class Paths:
     def gradients(self) -> Path:
         return self.root / "reports/gradients"
 
+    # compare, outside the pipeline
+    @property
+    def comparison(self) -> Path:
+        return self.root / "reports/compare.html"
+
     # tracking
     @property
     def tracking_database(self) -> Path:

@@ -106,6 +106,11 @@ class Tracker:
         ) as run:
             yield run
 
+    def read(self, ask: Callable[[Any], Any]) -> Any:
+        """Ask the store something: `ask` gets its client. Raises: TrackingError."""
+        with _store_errors():
+            return ask(self.client)
+
     def _training_run(self, lineage: Mapping[str, str]) -> str | None:
         found = self._find(self.experiment, {STAGE_TAG: "train", WEIGHTS_TAG: lineage["weights_sha256"]})
         # Equal weights can come from several parameters and experiments: these parameters and this experiment go first,
@@ -187,7 +192,7 @@ def connect(paths: Paths) -> Tracker:
 
     Raises: TrackingError, within seconds, when the store cannot be used.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or _local(paths)
+    uri = _address(paths)
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "reparam")
     if uri == OFF:
         return Tracker(None, uri, name, paths)
@@ -206,6 +211,18 @@ def connect(paths: Paths) -> Tracker:
     except (StoreError, ImportError) as error:  # a store may want a driver that is not installed
         raise _unusable(uri, error) from None
     return Tracker(client, uri, name, paths)
+
+
+def connect_to_read(paths: Paths) -> Tracker | None:
+    """Open the store as `connect` does, but never make one: None where tracking is off or nothing was tracked yet.
+
+    Raises: TrackingError, within seconds, when the store cannot be used.
+    """
+    uri = _address(paths)
+    scheme = next((scheme for scheme in ("sqlite:///", "file://", "file:") if uri.startswith(scheme)), "")
+    if uri == OFF or (scheme and not Path(uri.removeprefix(scheme).partition("?")[0]).exists()):
+        return None
+    return connect(paths)
 
 
 def replay(paths: Paths) -> int:
@@ -315,6 +332,10 @@ def _provenance(root: Path) -> dict[str, str]:
         tags["mlflow.source.git.commit"] = commit
         tags["mlflow.source.git.dirty"] = str(bool(git("status", "--porcelain", "--", "src", "dvc.yaml"))).lower()
     return {name: value for name, value in tags.items() if value}
+
+
+def _address(paths: Paths) -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI", "").strip() or _local(paths)
 
 
 def _local(paths: Paths) -> str:
