@@ -1,0 +1,116 @@
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL
+from torch import Tensor
+
+from reparam.config import ModelConfig
+from reparam.errors import ParamsError
+from reparam.models.draw import Likelihood
+from reparam.models.likelihoods import LIKELIHOODS
+from reparam.models.simulate import simulate
+
+DRAWS = 200_000
+every_likelihood = pytest.mark.parametrize("name", LIKELIHOODS)
+
+
+def make(name: str, **changes: Any) -> Likelihood:
+    settings = {"likelihood": name, "components": 3, "sigma": 0.3} | changes
+    return LIKELIHOODS[name](ModelConfig.model_validate(SMALL["model"] | settings))
+
+
+def one_pixel(likelihood: Likelihood, seed: int) -> Tensor:
+    """An output of one pixel; seed 0 stands for nothing but zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    return (0 if seed == 0 else 2) * torch.randn(likelihood.outputs, 1, 1, generator=generator, dtype=torch.float64)
+
+
+def distribution(likelihood: Likelihood, output: Tensor) -> tuple[Tensor, Tensor]:
+    """Values of one pixel and the probability of each: all that there are, or the middles of a fine grid."""
+    if likelihood.needs_binary:
+        values, volume = torch.tensor([0.0, 1.0], dtype=torch.float64), 1.0
+    elif likelihood.is_discrete:
+        values, volume = torch.arange(256, dtype=torch.float64) / 255, 1.0
+    else:
+        low, high, cells = (0.0, 1.0, 10_000) if likelihood.needs_unit else (-64.0, 64.0, 640_000)
+        volume = (high - low) / cells
+        values = low + volume * (torch.arange(cells, dtype=torch.float64) + 0.5)
+    return values, likelihood.log_prob(output, values.reshape(-1, 1, 1, 1)).detach().exp() * volume
+
+
+@every_likelihood
+@pytest.mark.parametrize("output", ["linear", "sigmoid"])
+@pytest.mark.parametrize("seed", range(4))
+def test_draws_have_the_distribution_of_the_density(name: str, output: str, seed: int) -> None:
+    likelihood = make(name, output=output)
+    single = one_pixel(likelihood, seed)
+    torch.manual_seed(1)
+    drawn = simulate(likelihood, single.expand(DRAWS, *single.shape)).flatten()
+    values, probabilities = distribution(likelihood, single)
+    assert probabilities.sum().item() == pytest.approx(1, abs=1e-4)
+
+    mean = (values * probabilities).sum()
+    squares = (values - mean).square() * probabilities
+    variance, fourth = squares.sum(), ((values - mean) ** 4 * probabilities).sum()
+    assert drawn.mean().item() == pytest.approx(mean.item(), abs=5 * math.sqrt(variance / DRAWS))
+    error = math.sqrt((fourth - variance.square()).clamp_min(0) / DRAWS)
+    assert drawn.var().item() == pytest.approx(variance.item(), abs=5 * error + 1e-4 * variance.item())
+
+    # The greatest distance of the distribution functions passes 1.95 / sqrt(N) once in a thousand (Kolmogorov 1933).
+    edges = values + (values[1] - values[0]) / 2
+    below = np.searchsorted(np.sort(drawn.numpy()), edges.numpy()) / DRAWS
+    assert np.abs(below - probabilities.cumsum(0).numpy()).max() < 1.95 / math.sqrt(DRAWS) + 1e-4
+
+
+@every_likelihood
+def test_every_pixel_of_every_image_is_drawn_from_its_own_output(name: str) -> None:
+    likelihood = make(name, sigma=0.01)
+    mean = torch.tensor([0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0]).reshape(2, 3, 1, 2)
+    output = likelihood.output_of(mean)
+    torch.manual_seed(0)
+    drawn = torch.stack([simulate(likelihood, output) for _ in range(400)])
+    assert drawn.shape == (400, 2, 3, 1, 2)
+    # The largest sigma is that of `gaussian_per_pixel`, 1: a standard error of 0.05.
+    torch.testing.assert_close(drawn.mean(0), likelihood.mean(output).detach(), rtol=0, atol=0.25)
+
+
+@every_likelihood
+def test_draws_can_be_scored_and_carry_no_gradient(name: str) -> None:
+    likelihood = make(name)
+    generator = torch.Generator().manual_seed(0)
+    output = torch.randn(5, likelihood.outputs * 2, 3, 3, generator=generator).requires_grad_()
+    drawn = simulate(likelihood, output)
+    assert (drawn.shape, drawn.dtype, drawn.requires_grad) == ((5, 2, 3, 3), torch.float32, False)
+    assert likelihood.log_prob(output, drawn).isfinite().all()
+    if likelihood.needs_unit:
+        assert 0 <= drawn.min().item() <= drawn.max().item() <= 1
+
+
+@every_likelihood
+def test_draws_at_extreme_outputs_are_finite(name: str) -> None:
+    likelihood = make(name)
+    for size in (-200.0, 200.0):
+        drawn = simulate(likelihood, torch.full((1000, likelihood.outputs, 1, 1), size))
+        assert drawn.isfinite().all()
+
+
+def test_a_seed_gives_the_same_images() -> None:
+    likelihood = make("logistic_mixture")
+    output = torch.zeros(100, likelihood.outputs, 2, 2)
+    images = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        images.append(simulate(likelihood, output))
+    assert torch.equal(images[0], images[1])
+    assert not torch.equal(images[0], images[2])
+
+
+def test_a_likelihood_that_nobody_can_draw_from_is_named() -> None:
+    class Poisson:
+        outputs = 1
+
+    with pytest.raises(ParamsError, match=r"images can be drawn from \(Bernoulli, .*found Poisson; add"):
+        simulate(Poisson(), torch.zeros(1, 1, 1))  # type: ignore[arg-type]
