@@ -43,8 +43,9 @@ def score(model: Model, data: Batches, config: EvaluateConfig) -> Scores:
     memory = config.memory_mb * 2**20
     parts: list[tuple[Tensor, ...]] = []
     for x in data.ordered(config.seed):
-        expectations, sizes = _expectations(model, x, config.elbo_samples, memory)
-        parts.append((*expectations, *_likelihoods(model, x, config.nll_samples, memory), *model.posterior(x)))
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            expectations, sizes = _expectations(model, x, config.elbo_samples, memory)
+            parts.append((*expectations, *_likelihoods(model, x, config.nll_samples, memory), *model.posterior(x)))
     columns = (torch.cat(part).double().cpu() for part in zip(*parts, strict=True))
     reconstruction, kl, latent_kl, expected, noise, nll, bounds, effective, means, log_variances = columns
     # The population variance, as an activity statistic of this very split, and 0 for a single image.
@@ -97,7 +98,7 @@ def headline(scores: Scores, active_variance: float, reports: Reports, pixels: i
     metrics = {}
     for name, values in per_image.items():
         metrics[name] = round(values.mean().item(), 4)
-        metrics[f"{name}_se"] = round(_standard_error(values), 4)
+        metrics[f"{name}_se"] = round(standard_error(values), 4)
     if "nll" in per_image:
         metrics["nll_effective_samples"] = round(scores.effective.median().item(), 1)
     if len(scores.layer_sizes) > 1:
@@ -108,5 +109,6 @@ def headline(scores: Scores, active_variance: float, reports: Reports, pixels: i
     return metrics
 
 
-def _standard_error(values: Tensor) -> float:
+def standard_error(values: Tensor) -> float:
+    """Return the standard error of a mean over images; 0 where one image tells none. Shapes: (N,)."""
     return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else 0.0

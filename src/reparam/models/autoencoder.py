@@ -31,8 +31,11 @@ class Autoencoder(nn.Module):
     def sample_posterior(self, x: Tensor) -> Tensor:
         return self.posterior(x)[0]
 
+    def output(self, z: Tensor) -> Tensor:
+        return in_full(self.decoder(z))
+
     def decode(self, z: Tensor) -> Tensor:
-        return self.likelihood.mean(self.decoder(z))
+        return self.likelihood.mean(self.output(z))
 
     def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:  # noqa: ARG002
         """Encode `x` once and score `target`; all samples are the same. Shapes: fields (samples, B)."""

@@ -69,6 +69,9 @@ class Model(Protocol):
     def sample_posterior(self, x: Tensor) -> Tensor:
         """Draw latents of each image, as `decode` takes them. Shapes: (B, C, H, W) -> (B, D)."""
 
+    def output(self, z: Tensor) -> Tensor:
+        """Return what the likelihood reads, of latents in units of their prior. Shapes: (N, D) -> (N, P*C, H, W)."""
+
     def decode(self, z: Tensor) -> Tensor:
         """Return the mean image. Shapes: (N, D) -> (N, C, H, W). Units: those of the pixels that `draw` is given."""
 

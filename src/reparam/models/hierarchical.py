@@ -12,6 +12,7 @@ from reparam.models.draw import (
     Likelihood,
     gaussian_log_prob,
     halves,
+    in_full,
     kl_to_standard_normal,
     standard_normal_log_prob,
 )
@@ -69,13 +70,16 @@ class HierarchicalVAE(nn.Module):
             z[number] = (z[number] - mean) * (-0.5 * log_variance).exp()
         return torch.cat(z, -1)[0]
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Return the mean image of latents in units of their prior. Shapes: (N, D) -> (N, C, H, W)."""
+    def output(self, z: Tensor) -> Tensor:
         *lower, above = torch.split(z, self.sizes, dim=-1)
         for prior, noise in zip(reversed(self.priors), reversed(lower), strict=True):
             mean, log_variance = halves(prior(above))
             above = mean + noise * (0.5 * log_variance).exp()
-        return self.likelihood.mean(self.decoder(above))
+        output: Tensor = self.decoder(above)
+        return in_full(output)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.likelihood.mean(self.output(z))
 
     def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
         layers = self._layers(x, samples, estimator)

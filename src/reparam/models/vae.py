@@ -40,8 +40,11 @@ class VAE(nn.Module):
         mean, log_variance = self.posterior(x)
         return sample_gaussian(mean, log_variance, 1, "pathwise")[0][0]
 
+    def output(self, z: Tensor) -> Tensor:
+        return in_full(self.decoder(z))
+
     def decode(self, z: Tensor) -> Tensor:
-        return self.likelihood.mean(self.decoder(z))
+        return self.likelihood.mean(self.output(z))
 
     def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
         """Encode `x` once, sample the posterior, and score `target`. Shapes: fields (samples, B)."""

@@ -1,7 +1,9 @@
-"""data/processed, models/vae, params `evaluate` -> reports/evaluation: metrics and figures of the test split."""
+"""data/processed, models/vae, params `evaluate` -> reports/evaluation: metrics and figures of a split."""
 
 import csv
+import logging
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,8 +12,10 @@ from reparam import tracking
 from reparam.config import Config, EvaluateConfig, flatten
 from reparam.data import store
 from reparam.data.batches import Batches
+from reparam.data.splits import SplitName
 from reparam.errors import ParamsError
 from reparam.evaluation import figures, gallery
+from reparam.evaluation.assessment import Findings, Subject, assess
 from reparam.evaluation.metrics import Reports, Scores, headline, score
 from reparam.evaluation.samplers import SAMPLERS, draw_codes
 from reparam.files import whole_directory, whole_file, write_json
@@ -20,41 +24,80 @@ from reparam.models.build import AnyModel
 from reparam.models.likelihoods import is_density
 from reparam.models.storage import load_model, read_card
 from reparam.paths import Paths
-from reparam.runtime import make_deterministic, pick_device, random_stream
+from reparam.runtime import computing_in, make_deterministic, pick_device, random_stream
+
+log = logging.getLogger(__name__)
 
 
 def run(config: Config, paths: Paths, device: str = "auto") -> None:
-    """Score the trained model on the test split, and draw what it does."""
+    """Score the trained model on a split, measure what its latents and samples are worth, and draw what it does."""
     settings, place = config.evaluate, pick_device(device)
     tracker = tracking.connect(paths)
     make_deterministic(settings.seed)
     model = load_model(paths.model, place)
     data_card, model_card = store.read_card(paths.processed), read_card(paths.model)
-    split = store.read_split(paths.processed, "test")
+    scored, train = (_read_split(paths, name) for name in (settings.split, "train"))
+    outliers = None if settings.outliers is None else _read_outliers(Path(settings.outliers), data_card)
     _check_sampler(model, model_card, settings)
-    data = Batches(split.images, data_card, settings.batch_size, place)
+
+    def batches(images: store.Images) -> Batches:
+        return Batches(images, data_card, settings.batch_size, place)
+
+    data = batches(scored.images)
+
+    def codes(count: int) -> torch.Tensor:
+        """Draw latents to generate images from. Shapes: -> (count, D)."""
+        sampler, latent = SAMPLERS[settings.sampler], scores.means.shape[1]
+        return sampler(count, latent, lambda: draw_codes(model, batches(train.images)), settings.mixture_components)
 
     with tracker.child_run("evaluate", model_card["lineage"]) as run:
         run.log_params(flatten(settings, "evaluate."))
-        with random_stream(settings.seed, "score"):
+        with random_stream(settings.seed, "score"), computing_in(settings.precision):
             scores = score(model, data, settings)
         reports = Reports(
             density=is_density(model.likelihood, data_card["binarization"]),
             posterior=model.stochastic_layers > 0,
             bits=model.likelihood.is_discrete,
         )
-        metrics = headline(scores, settings.active_variance, reports, math.prod(data_card["shape"]))
+        subject = Subject(model, data, scored, train, scores, settings, batches)
+        findings = assess(subject, codes, outliers, is_density=reports.density)
+        for warning in findings.warnings:
+            log.warning("evaluate: %s", warning)
+        metrics = headline(scores, settings.active_variance, reports, math.prod(data_card["shape"])) | findings.metrics
         write_json(paths.evaluation_metrics, metrics)
-        write_json(paths.evaluation_card, _describe(data_card, model_card, settings, len(data)))
+        write_json(paths.evaluation_card, _describe(data_card, model_card, settings, len(data), findings))
         _write_latents(paths, scores, settings)
         with random_stream(settings.seed, "samples"):
-            start = _start_of_samples(model, scores.means.shape[1], paths, settings, place)
+            start = codes(gallery.SAMPLES_PER_SIDE**2)
         with whole_directory(paths.figures) as directory:
-            for name, figure in gallery.draw(model, (data, split.labels), scores, settings, start).items():
+            for name, figure in gallery.draw(model, (data, scored.labels), scores, settings, start).items():
                 (directory / f"{name}.png").write_bytes(figures.png(figure))
         run.log_headline(metrics)
         run.log_metrics({f"latent_kl.{i}": value for i, value in enumerate(scores.latent_kl.tolist())})
         run.log_files([paths.evaluation_metrics, paths.latents, *sorted(paths.figures.iterdir())], "evaluation")
+
+
+def _read_split(paths: Paths, name: SplitName) -> store.Split:
+    split = store.read_split(paths.processed, name)
+    if not len(split.images):
+        raise ParamsError(
+            f"params.yaml: evaluate.split: wanted a split with images, found {name!r}, which has none; choose another, "
+            "or give it a share under preprocess"
+        )
+    return split
+
+
+def _read_outliers(directory: Path, data_card: Any) -> store.Images:
+    shape = store.read_card(directory)["shape"]
+    if shape != data_card["shape"]:
+        raise ParamsError(
+            f"params.yaml: evaluate.outliers: wanted images of shape {data_card['shape']}, as the model's, found "
+            f"{shape} in {directory}; preprocess them with the same preprocess.image_size and channels"
+        )
+    images = store.read_split(directory, "test").images
+    if not len(images):
+        raise ParamsError(f"params.yaml: evaluate.outliers: wanted a test split with images, found none in {directory}")
+    return images
 
 
 def _check_sampler(model: AnyModel, model_card: Any, settings: EvaluateConfig) -> None:
@@ -66,28 +109,17 @@ def _check_sampler(model: AnyModel, model_card: Any, settings: EvaluateConfig) -
         )
 
 
-def _start_of_samples(
-    model: AnyModel, latent: int, paths: Paths, settings: EvaluateConfig, place: torch.device
-) -> torch.Tensor:
-    """Draw latents to generate images from. Shapes: -> (SAMPLES_PER_SIDE ** 2, latent)."""
-
-    def codes() -> torch.Tensor:
-        card, images = store.read_card(paths.processed), store.read_split(paths.processed, "train").images
-        return draw_codes(model, Batches(images, card, settings.batch_size, place))
-
-    return SAMPLERS[settings.sampler](gallery.SAMPLES_PER_SIDE**2, latent, codes, settings.mixture_components)
-
-
-def _describe(data_card: Any, model_card: Any, settings: EvaluateConfig, images: int) -> dict[str, Any]:
+def _describe(
+    data_card: Any, model_card: Any, settings: EvaluateConfig, images: int, findings: Findings
+) -> dict[str, Any]:
     """Say what the metrics were measured on, and how."""
     return {
-        "split": "test",
         "images": images,
         "units": "nats per image",
         "binarization": data_card["binarization"],
-        **settings.model_dump(
-            mode="json", include={"seed", "batch_size", "elbo_samples", "nll_samples", "active_variance", "sampler"}
-        ),
+        **settings.model_dump(mode="json", exclude={"grid_steps", "grid_range", "grid_plane"}),
+        "details": findings.details,
+        "warnings": findings.warnings,
         "lineage": {**model_card["lineage"], "evaluate_code_sha256": source_hash("evaluate")},
     }
 
