@@ -26,3 +26,10 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     """Lay out a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def peak_megabytes() -> float:
+    """Return the most memory that this process ever held."""
+    # Not getrusage, whose peak a child inherits from the process that started it.
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024

@@ -15,7 +15,6 @@ import json
 import logging
 import math
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -29,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from results import RESULTS, table, write_section
+from results import RESULTS, peak_megabytes, table, write_section
 from ruamel.yaml import YAML
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -171,8 +170,7 @@ def _work(model: str, way: str, mnist: Path) -> None:
             start = time.perf_counter()
             loss, flops = epoch()
             seconds = time.perf_counter() - start
-            megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            print(json.dumps({"seconds": seconds, "loss": loss, "flops": flops, "megabytes": megabytes}), flush=True)
+                print(json.dumps({"seconds": seconds, "loss": loss, "flops": flops, "megabytes": peak_megabytes()}), flush=True)
 
 
 Epoch = Callable[[], tuple[float, float]]
