@@ -170,7 +170,8 @@ def _work(model: str, way: str, mnist: Path) -> None:
             start = time.perf_counter()
             loss, flops = epoch()
             seconds = time.perf_counter() - start
-                print(json.dumps({"seconds": seconds, "loss": loss, "flops": flops, "megabytes": peak_megabytes()}), flush=True)
+            answer = {"seconds": seconds, "loss": loss, "flops": flops, "megabytes": peak_megabytes()}
+            print(json.dumps(answer), flush=True)
 
 
 Epoch = Callable[[], tuple[float, float]]
