@@ -229,7 +229,7 @@ def test_an_interrupted_training_goes_on_in_its_run(signals: list[int], training
 
 @pytest.mark.slow
 def test_a_killed_experiment_goes_on_under_dvc(tmp_path: Path) -> None:
-    from test_pipeline import Project
+    from dvc_project import Project
 
     files = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],

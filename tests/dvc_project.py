@@ -1,0 +1,137 @@
+"""The project in temporary git repositories, under real DVC.
+
+One small run of all six stages is shared; tests work on copies of it, most of them with a fresh tracking database.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from ruamel.yaml import YAML
+
+STAGES = ("download", "preprocess", "train", "evaluate", "export", "report")
+PROJECT = Path(__file__).parent.parent
+SMALL = {
+    "model": {"hidden": [16], "latent": 3},
+    "train": {"epochs": 2},
+    "evaluate": {"elbo_samples": 2, "nll_samples": 20, "grid_steps": 3},
+}
+
+
+class Project:
+    """A git repository with the project in it, and what a person types there."""
+
+    def __init__(self, root: Path, **environment: str) -> None:
+        self.root = root
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_", "REPARAM_"))
+        }
+        self.environment = kept | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "DVC_SITE_CACHE_DIR": str(root.parent / "dvc-site-cache"),
+            "DVC_NO_ANALYTICS": "true",
+            "GIT_AUTHOR_NAME": "test",
+            "GIT_AUTHOR_EMAIL": "test@localhost",
+            "GIT_COMMITTER_NAME": "test",
+            "GIT_COMMITTER_EMAIL": "test@localhost",
+            "OMP_NUM_THREADS": "1",  # the tests themselves use the cores
+            **environment,
+        }
+
+    def __call__(self, command: str) -> str:
+        """Run a command line that must succeed; return what it printed."""
+        done = subprocess.run(command.split(), cwd=self.root, env=self.environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def hashes(self) -> dict[str, str]:
+        """Map every output in `dvc.lock` to its hash."""
+        lock = YAML(typ="safe").load(self.root / "dvc.lock")
+        outs = [out for stage in lock["stages"].values() for out in stage["outs"]]
+        return {out["path"]: out["md5"] for out in outs}
+
+    def metrics(self, stage: str) -> dict[str, float]:
+        return json.loads((self.root / f"reports/{stage}/metrics.json").read_text())
+
+    def client(self) -> MlflowClient:
+        return MlflowClient(f"sqlite:///{self.root / 'mlflow.db'}")
+
+    def runs(self, experiment: str = "reparam") -> list[Run]:
+        """Read every run of an experiment back from the store, oldest first."""
+        client = self.client()
+        found = client.get_experiment_by_name(experiment)
+        return (
+            []
+            if found is None
+            else list(client.search_runs([found.experiment_id], order_by=["attributes.start_time ASC"]))
+        )
+
+    def training_runs(self) -> dict[str, Run]:
+        """Map the name of each training run to it, after checking everything that must hold of every store."""
+        runs = self.runs()
+        assert {run.info.status for run in [*runs, *self.runs("reparam-data")]} <= {"FINISHED"}
+        training = {run.info.run_id: run for run in runs if run.data.tags["reparam.stage"] == "train"}
+        for run in runs:
+            artifacts = Path(run.info.artifact_uri.removeprefix("file://"))
+            assert artifacts.is_relative_to(self.root)
+            assert any(artifacts.rglob("*")), f"{run.info.run_name} has no artifacts"
+            if run.info.run_id not in training:
+                parent = training[run.data.tags["mlflow.parentRunId"]]
+                assert run.data.tags["reparam.weights_sha256"] == parent.data.tags["reparam.weights_sha256"]
+        assert not (self.root / "mlruns").exists()
+        return {run.info.run_name: run for run in training.values()}
+
+    def stages_below(self, parent: Run) -> list[str]:
+        below = [run for run in self.runs() if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+        return sorted(run.data.tags["reparam.stage"] for run in below)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A small run of the whole pipeline, committed. Copy it, do not change it."""
+    root = tmp_path_factory.mktemp("finished") / "project"
+    files = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in filter(None, files.stdout.split("\0")):
+        if not name.startswith(("tests/", ".ci/")) and name != "dvc.lock" and (PROJECT / name).exists():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(PROJECT / name, root / name)
+    for metrics in root.glob("reports/*/metrics.json"):
+        metrics.unlink()
+    yaml = YAML()
+    params = yaml.load(root / "params.yaml")
+    for section, values in SMALL.items():
+        params[section].update(values)
+    yaml.dump(params, root / "params.yaml")
+
+    project = Project(root)
+    project("git init --quiet --initial-branch main")
+    project("git add --all")
+    project("git commit --quiet --message start")
+    project("dvc repro --quiet")
+    project("git add --all")
+    project("git commit --quiet --message finished")
+    return project
+
+
+@pytest.fixture
+def project(finished: Project, tmp_path: Path) -> Project:
+    """A copy of the finished run, without its tracking database."""
+    return copy_of(finished, tmp_path / "project")
+
+
+def copy_of(source: Project, root: Path, **environment: str) -> Project:
+    ignore = shutil.ignore_patterns("mlflow.db*", "mlartifacts", "tmp")
+    shutil.copytree(source.root, root, symlinks=True, ignore=ignore)
+    return Project(root, **environment)
