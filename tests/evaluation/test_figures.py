@@ -3,14 +3,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnnotationBbox
+from PIL import Image
 
-from reparam.evaluation import figures
+from reparam.evaluation import curve_figures, figures, latent_figures
 
 
 def some_images(count: int, channels: int = 1) -> figures.Array:
@@ -123,28 +126,29 @@ def test_an_image_grid_shows_every_image(channels: int) -> None:
 
 @pytest.mark.parametrize("steps", [2, 5])
 def test_a_latent_grid_centres_its_outermost_images_on_the_limit(steps: int) -> None:
-    figure = figures.latent_grid(some_images(steps**2), limit=2.0, dimensions=(7, 3))
+    figure = latent_figures.latent_grid(some_images(steps**2), 2.0, ("across", "up"), "A grid")
     [axes] = figure.axes
     left, right, bottom, top = axes.images[0].get_extent()
     cell = (right - left) / steps
     assert (left + cell / 2, right - cell / 2, bottom + cell / 2, top - cell / 2) == pytest.approx((-2, 2, -2, 2))
     assert axes.images[0].origin == "upper"  # the first row of images belongs to the largest value of the second axis
-    assert "z_{7}" in axes.get_xlabel()
-    assert "z_{3}" in axes.get_ylabel()
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title(loc="left")) == ("across", "up", "A grid")
     assert is_drawn(figure)
 
 
-@pytest.mark.parametrize("latent", [1, 2, 60])
-@pytest.mark.parametrize("classes", [1, 10, 12])
-def test_a_latent_scatter_shows_every_image_once_under_its_class(latent: int, classes: int) -> None:
-    means = np.random.default_rng(0).normal(size=(24, latent))
+def scattered(points: figures.Array, labels: Any, pictures: figures.Array | None = None) -> Figure:
+    return latent_figures.latent_scatter(points, labels, ("across", "up"), "Images", pictures)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 12])
+def test_a_latent_scatter_shows_every_image_once_under_its_class(classes: int) -> None:
+    means = np.random.default_rng(0).normal(size=(24, 2))
     labels = np.arange(24) % classes
-    plane = (latent - 1, 0)
-    figure = figures.latent_scatter(means, labels, plane)
+    figure = scattered(means, labels)
     [axes] = figure.axes
     # In the order of the images, so that no class covers the others; behind the points, one empty mark for each class.
     points, *marks = axes.collections
-    np.testing.assert_array_equal(np.asarray(points.get_offsets()), means[:, list(plane)])
+    np.testing.assert_array_equal(np.asarray(points.get_offsets()), means)
     assert [len(mark.get_offsets()) for mark in marks] == [0] * classes
     colours = np.concatenate([mark.get_facecolor() for mark in marks])
     np.testing.assert_array_equal(points.get_facecolor()[:, :3], colours[labels][:, :3])
@@ -152,26 +156,49 @@ def test_a_latent_scatter_shows_every_image_once_under_its_class(latent: int, cl
     legend = axes.get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == [str(label) for label in range(classes)]
-    assert f"z_{{{latent - 1}}}" in axes.get_xlabel()
-    assert "z_{0}" in axes.get_ylabel()
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title(loc="left")) == ("across", "up", "Images")
+    assert is_drawn(figure)
+
+
+@pytest.mark.parametrize("classes", [1, 21])
+def test_a_latent_scatter_has_no_legend_where_it_would_say_nothing_or_too_much(classes: int) -> None:
+    figure = scattered(np.random.default_rng(0).normal(size=(42, 2)), np.arange(42) % classes, some_images(classes))
+    [axes] = figure.axes
+    assert axes.get_legend() is None
+    assert len(axes.artists) == (1 if classes == 1 else 0)
+    assert len(axes.collections) == 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_latent_scatter_pins_a_picture_on_the_median_of_each_class(channels: int) -> None:
+    points = np.array([[0.0, 1.0], [2.0, 5.0], [9.0, 3.0], [-1.0, -1.0]])
+    pictures = some_images(2, channels)
+    figure = scattered(points, np.array(["cat", "cat", "cat", "dog"]), pictures)
+    cat, dog = figure.axes[0].artists
+    assert isinstance(cat, AnnotationBbox)
+    assert isinstance(dog, AnnotationBbox)
+    assert (cat.xy, dog.xy) == ((2.0, 3.0), (-1.0, -1.0))
+    for pin, picture, colour in zip((cat, dog), pictures, figures.COLOURS, strict=False):
+        np.testing.assert_array_equal(pin.offsetbox.get_data(), figures.as_shown(picture))
+        assert to_hex(pin.patch.get_edgecolor()).upper() == colour
     assert is_drawn(figure)
 
 
 @pytest.mark.parametrize(("images", "size"), [(1, 14), (1_000, 6), (100_000, 2)])
 def test_the_more_images_a_latent_scatter_shows_the_smaller_they_are(images: int, size: float) -> None:
-    figure = figures.latent_scatter(np.zeros((images, 2)), np.zeros(images, np.int32), (0, 1))
+    figure = scattered(np.zeros((images, 2)), np.zeros(images, np.int32))
     assert figure.axes[0].collections[0].get_sizes().tolist() == [size]
 
 
 def test_a_latent_scatter_of_a_single_image_can_be_drawn() -> None:
-    assert is_drawn(figures.latent_scatter(np.zeros((1, 2)), np.array([4]), (0, 1)))
+    assert is_drawn(scattered(np.zeros((1, 2)), np.array([4])))
 
 
 @pytest.mark.parametrize("latent", [1, 2, 60])
 def test_latent_use_orders_the_dimensions_by_their_kl(latent: int) -> None:
     kl = np.arange(1, latent + 1, dtype=float)  # the last dimension is the most used
     active = kl > latent / 2
-    figure = figures.latent_use(kl, active)
+    figure = latent_figures.latent_use(kl, active)
     [axes] = figure.axes
     bars = axes.containers[0].patches
     assert [bar.get_height() for bar in bars] == sorted(kl, reverse=True)
@@ -182,15 +209,134 @@ def test_latent_use_orders_the_dimensions_by_their_kl(latent: int) -> None:
     assert is_drawn(figure)
 
 
-@pytest.mark.parametrize(
-    ("is_code", "use", "unit"),
-    [(False, "KL (nats per image)", "prior standard deviations"), (True, "variance over images", "units of the code")],
-)
-def test_a_code_has_units_of_its_own_and_a_variance_for_a_kl(is_code: bool, use: str, unit: str) -> None:
-    [bars] = figures.latent_use(np.array([1.0, 0.5]), np.array([True, False]), is_code).axes
-    assert bars.get_ylabel() == use
-    [grid] = figures.latent_grid(some_images(4), 1.0, (1, 0), is_code).axes
-    assert grid.get_xlabel() == f"$z_{{1}}$  ({unit})"
+@pytest.mark.parametrize(("is_code", "use"), [(False, "KL (nats per image)"), (True, "variance over images")])
+def test_a_code_has_a_variance_for_a_kl(is_code: bool, use: str) -> None:
+    [axes] = latent_figures.latent_use(np.array([1.0, 0.5]), np.array([True, False]), is_code).axes
+    assert axes.get_ylabel() == use
+
+
+def test_hundreds_of_latent_dimensions_go_without_numbers() -> None:
+    figure = latent_figures.latent_use(np.linspace(0, 1, 400), np.arange(400) > 390)
+    [axes] = figure.axes
+    assert len(axes.containers[0].patches) == 400
+    assert len(axes.get_xticks()) < 20
+    assert axes.get_xlabel() == "latent dimensions, from most to least used"
+    assert is_drawn(figure)
+
+
+def test_axes_of_a_plane_name_coordinates_and_unit() -> None:
+    assert latent_figures.axis_labels(("z7", "z12"), "metres") == ("$z_{7}$  (metres)", "$z_{12}$  (metres)")
+    assert latent_figures.axis_labels(("component 1", ""), "metres") == ("component 1  (metres)", "")
+
+
+def test_components_show_shares_of_the_variance_and_their_sum() -> None:
+    points, labels = np.array([[0.0, 1.0], [2.0, -1.0], [1.0, 1.0]]), np.array([0, 1, 1])
+    figure = latent_figures.components(np.array([3.0, 1.0, 0.0]), points, labels)
+    shares, plane = figure.axes
+    assert [bar.get_height() for bar in shares.patches] == [0.75, 0.25, 0.0]
+    assert list(shares.lines[0].get_ydata()) == [0.75, 1.0, 1.0]
+    np.testing.assert_array_equal(np.asarray(plane.collections[0].get_offsets()), points)
+    assert is_drawn(figure)
+
+
+@pytest.mark.parametrize("latent", [3, 400])
+def test_components_of_codes_that_are_all_equal_can_be_drawn(latent: int) -> None:
+    figure = latent_figures.components(np.zeros(latent), np.zeros((5, 2)), np.zeros(5, int))
+    assert len(figure.axes[0].patches) == min(latent, 20)
+    assert is_drawn(figure)
+
+
+@pytest.mark.parametrize("dimensions", [1, 4, 5, 12])
+def test_an_aggregate_posterior_has_a_panel_for_each_dimension(dimensions: int) -> None:
+    z = {f"$z_{{{number}}}$": np.random.default_rng(number).normal(size=2000) for number in range(dimensions)}
+    figure = latent_figures.aggregate(z)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == list(z)
+    for axes, values in zip(figure.axes, z.values(), strict=True):
+        [steps] = axes.patches
+        density, edges, _ = steps.get_data()
+        inside = np.mean((values >= edges[0]) & (values <= edges[-1]))
+        assert (density * np.diff(edges)).sum() == pytest.approx(inside)
+        [normal] = axes.lines
+        assert max(normal.get_ydata()) == pytest.approx((2 * np.pi) ** -0.5)
+    assert is_drawn(figure)
+
+
+def test_an_aggregate_posterior_far_from_the_prior_is_in_view() -> None:
+    [axes] = latent_figures.aggregate({"far": np.full(10, 9.0)}).axes
+    low, high = axes.get_xlim()
+    assert low < -9
+    assert high > 9
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_image_table_names_rows_and_columns_in_the_middle_of_their_images(channels: int) -> None:
+    images = some_images(6, channels)  # of 3x4 pixels
+    figure = figures.image_table(images, ["above", "below"], ["a", "b", "c"], "Six images", "steps")
+    [axes] = figure.axes
+    np.testing.assert_array_equal(axes.images[0].get_array(), figures.as_shown(figures.tile(images, 3, 1)))
+    assert list(axes.get_xticks()) == [1.5, 6.5, 11.5]
+    assert list(axes.get_yticks()) == [1.0, 5.0]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["a", "b", "c"]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["above", "below"]
+    assert (axes.get_title(loc="left"), axes.get_xlabel()) == ("Six images", "steps")
+    assert is_drawn(figure)
+
+
+def test_image_blocks_have_a_title_and_labels_each() -> None:
+    blocks = {name: {"original": some_images(2), "reconstruction": 1 - some_images(2)} for name in ("Best", "Worst")}
+    figure = figures.image_blocks(blocks, {"Best": ["1", "2"], "Worst": ["9", "8"]})
+    best, worst = figure.axes
+    assert (best.get_title(loc="left"), worst.get_title(loc="left")) == ("Best", "Worst")
+    assert [text.get_text() for text in worst.get_xticklabels()] == ["9", "8"]
+    assert [text.get_text() for text in worst.get_yticklabels()] == ["original", "reconstruction"]
+    wanted = figures.tile(np.concatenate([some_images(2), 1 - some_images(2)]), 2, 1)[0]
+    np.testing.assert_array_equal(best.images[0].get_array(), wanted)
+    assert is_drawn(figure)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("sigma", [0.1, 3.0])
+def test_deviation_maps_stand_below_the_images_on_one_scale(channels: int, sigma: float) -> None:
+    deviations = np.full((2, 3, 4), 0.1)
+    deviations[1, 0, 0] = sigma
+    figure = figures.deviation_maps({"original": some_images(2, channels)}, deviations, ["7", "8"])
+    *_, first, second, bar = figure.axes
+    for axes, deviation in zip((first, second), deviations, strict=True):
+        [shown] = axes.images
+        np.testing.assert_array_equal(shown.get_array(), deviation)
+        assert shown.get_clim() == pytest.approx((0.1, max(sigma, 0.101)))
+    assert bar.get_ylabel() == "sigma\n(black to white is 1)"
+    assert first.get_ylabel() == "sigma"
+    assert is_drawn(figure)
+
+
+def test_bounds_stand_against_the_number_of_samples_in_their_band() -> None:
+    figure = curve_figures.bounds([1, 2, 5, 10, 15], [-9.0, -8.0, -7.5, -7.25, -7.125], [0.5] * 5)
+    [axes] = figure.axes
+    assert axes.get_xscale() == "log"
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "15"]  # 10 would touch 15
+    [line] = axes.lines
+    assert list(line.get_xdata()) == [1, 2, 5, 10, 15]
+    assert list(line.get_ydata()) == [-9.0, -8.0, -7.5, -7.25, -7.125]
+    corners = axes.collections[0].get_paths()[0].vertices
+    assert (corners[:, 1].min(), corners[:, 1].max()) == (-9.5, -6.625)
+    assert [text.get_text() for text in axes.texts] == ["K = 15: −7.12 ± 0.50"]
+    assert is_drawn(figure)
+
+
+def test_a_bound_of_one_sample_can_be_drawn() -> None:
+    figure = curve_figures.bounds([1], [-9.0], [0.5])
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["1"]
+    assert is_drawn(figure)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_pixel_png_is_the_image_pixel_by_pixel(channels: int) -> None:
+    image = np.array([0.0, 0.25, 1.0, 0.5, 0.75, 0.1] * channels).reshape(channels, 2, 3)
+    content = figures.pixel_png(image)
+    with Image.open(io.BytesIO(content)) as found:
+        np.testing.assert_array_equal(np.asarray(found), (figures.as_shown(image) * 255).round())
+    assert figures.pixel_png(image) == content
 
 
 def test_gradient_noise_is_drawn_on_logarithmic_axes_a_line_for_each_estimator() -> None:
@@ -208,7 +354,7 @@ def test_gradient_noise_is_drawn_on_logarithmic_axes_a_line_for_each_estimator()
 @pytest.mark.parametrize("epochs", [1, 2, 100])
 def test_training_curves_show_both_splits_and_the_best_epoch(epochs: int) -> None:
     history = some_history(epochs)
-    figure = figures.training_curves(history, best_epoch=epochs)
+    figure = curve_figures.training_curves(history, best_epoch=epochs)
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["loss", "reconstruction", "KL"]
     for axes, term in zip(figure.axes, ("loss", "reconstruction", "kl"), strict=True):
         train, validation, best = axes.lines
@@ -222,7 +368,7 @@ def test_training_curves_show_both_splits_and_the_best_epoch(epochs: int) -> Non
 
 def test_training_curves_without_validation_show_training_alone() -> None:
     history = {name: curve for name, curve in some_history(4).items() if not name.startswith("validation")}
-    figure = figures.training_curves(history, best_epoch=4)
+    figure = curve_figures.training_curves(history, best_epoch=4)
     for axes, term in zip(figure.axes, ("loss", "reconstruction", "kl"), strict=True):
         train, best = axes.lines
         assert (train.get_label(), list(train.get_ydata())) == ("train", history[f"train_{term}"])
@@ -234,9 +380,29 @@ def test_training_curves_without_validation_show_training_alone() -> None:
     assert is_drawn(figure)
 
 
+def test_training_curves_show_the_schedules_that_the_history_knows() -> None:
+    history = some_history(3)
+    figure = curve_figures.training_curves(history | {"beta": [0.0, 0.5, 1.0], "learning_rate": [3e-4, 2e-4, 1e-4]}, 2)
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == ["loss", "reconstruction", "KL", "beta", "learning rate"]
+    for axes, values in zip(figure.axes[3:], ([0.0, 0.5, 1.0], [3e-4, 2e-4, 1e-4]), strict=True):
+        curve, best = axes.lines
+        assert list(curve.get_ydata()) == values
+        assert set(best.get_xdata()) == {2}
+        assert axes.get_ylabel() == ""
+    assert [axes.get_ylabel() for axes in figure.axes[:3]] == ["nats per image"] * 3
+    assert is_drawn(figure)
+
+
+def test_training_curves_of_an_autoencoder_know_no_kl() -> None:
+    history = some_history(3) | {"train_kl": [0.0] * 3, "validation_kl": [0.0] * 3, "learning_rate": [0.1] * 3}
+    figure = curve_figures.training_curves(history, 2)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["loss", "reconstruction", "learning rate"]
+
+
 def test_training_curves_let_the_first_epochs_leave_at_the_top() -> None:
     history = some_history(100)
-    figure = figures.training_curves(history, best_epoch=100)
+    figure = curve_figures.training_curves(history, best_epoch=100)
     low, high = figure.axes[0].get_ylim()
     loss = history["train_loss"] + history["validation_loss"]
     assert low < min(loss)
@@ -245,13 +411,13 @@ def test_training_curves_let_the_first_epochs_leave_at_the_top() -> None:
 
 def test_constant_curves_can_be_drawn() -> None:
     history = {name: [1.0] * len(values) for name, values in some_history(3).items()} | {"epoch": [1.0, 2.0, 3.0]}
-    assert is_drawn(figures.training_curves(history, best_epoch=1))
+    assert is_drawn(curve_figures.training_curves(history, best_epoch=1))
 
 
 def test_a_matplotlibrc_of_the_user_changes_nothing(tmp_path: Path) -> None:
     code = (
-        "import hashlib, numpy as np; from reparam.evaluation import figures; "
-        "picture = figures.png(figures.latent_use(np.array([1.0, 0.5]), np.array([True, False]))); "
+        "import hashlib, numpy as np; from reparam.evaluation import figures, latent_figures; "
+        "picture = figures.png(latent_figures.latent_use(np.array([1.0, 0.5]), np.array([True, False]))); "
         "print(hashlib.sha256(picture).hexdigest())"
     )
     rc = tmp_path / "matplotlibrc"

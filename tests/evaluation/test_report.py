@@ -1,4 +1,5 @@
 import base64
+import html
 import json
 import re
 from collections.abc import Mapping
@@ -10,30 +11,45 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reparam.config import load_config
+from reparam.config import flatten, load_config
 from reparam.data import store
 from reparam.data.splits import SPLITS
-from reparam.errors import DamagedInputError
-from reparam.evaluation import figures, gallery
-from reparam.evaluation.report import FIGURES, Page, render
+from reparam.errors import DamagedInputError, MissingInputError
+from reparam.evaluation import curve_figures, figures
+from reparam.evaluation.report import PICTURES, REQUIRED, Page, render
 from reparam.paths import Paths
 from reparam.stages import report
 
 PICTURE = b"\x89PNG not really"
+EVIL = '<script>alert("x")</script>'
+PREFIX = "data:image/png;base64,"
 VOID = {"meta", "link", "img", "br", "hr", "input"}
+NAMES = [picture.name for group in PICTURES.values() for picture in group]
+TILES: dict[str, Any] = {
+    "image": [8, 8],
+    "range": 2.5,
+    "grid": {"steps": 15, "names": ["z3", "z1"], "unit": "prior standard deviations"},
+    "traversals": {
+        "steps": 21,
+        "unit": "prior standard deviations",
+        "use": "nats",
+        "dimensions": [{"number": 3, "use": 1.25}, {"number": 1, "use": 0.5}],
+    },
+}
 
 
 class Outline(HTMLParser):
     """Tags, links and text of a page; `unclosed` and `stray` are tags that do not match up."""
 
-    def __init__(self, html: str) -> None:
+    def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[str] = []
         self.links: list[str] = []
         self.words: list[str] = []
         self.stray: list[str] = []
         self.open: list[str] = []
-        self.feed(html)
+        self.scripts: list[str] = []
+        self.feed(text)
         self.close()
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
@@ -49,7 +65,9 @@ class Outline(HTMLParser):
             self.stray.append(tag)
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self.open[-1:]:
+        if "script" in self.open[-1:]:
+            self.scripts.append(data)
+        elif "style" not in self.open[-1:]:
             self.words.append(data)
 
     @property
@@ -100,12 +118,20 @@ def page() -> Page:
             "files": {"encoder.onnx": {"sha256": "encoder-hash"}, "decoder.onnx": {"sha256": "decoder-hash"}},
         },
         params={"model.hidden": (256, 128), "model.activation": "gelu", "train.learning_rate": 0.002, "train.seed": 0},
-        pictures={name: PICTURE for name, _, _ in FIGURES},
+        pictures=dict.fromkeys(NAMES, PICTURE),
     )
 
 
-def test_the_page_is_well_formed(page: Page) -> None:
-    outline = Outline(render(page))
+@pytest.fixture
+def playful(page: Page) -> Page:
+    """A page with tiles to play with."""
+    pictures = {**page.pictures, "grid_tiles": b"grid tiles", "traversal_tiles": b"traversal tiles"}
+    return replace(page, pictures=pictures, evaluation={**page.evaluation, "tiles": TILES})
+
+
+@pytest.mark.parametrize("which", ["page", "playful"])
+def test_the_page_is_well_formed(which: str, request: pytest.FixtureRequest) -> None:
+    outline = Outline(render(request.getfixturevalue(which)))
     assert (outline.stray, outline.open) == ([], [])
 
 
@@ -136,6 +162,104 @@ def test_parameters_stand_under_their_section(page: Page) -> None:
     assert "model hidden 256, 128 activation gelu train learning_rate 0.002 seed 0 Lineage" in text
 
 
+def test_the_page_holds_the_params_file_that_it_was_made_with(project: Paths, page: Page, tmp_path: Path) -> None:
+    config = load_config(project.params)
+    [text] = re.findall(r'<pre id="params-file">(.*?)</pre>', render(replace(page, params=flatten(config))), re.DOTALL)
+    copied = tmp_path / "copied.yaml"
+    copied.write_text(html.unescape(text), encoding="utf-8")
+    assert load_config(copied) == config
+
+
+def test_the_page_says_how_to_make_it_again(page: Page) -> None:
+    text = Outline(render(page)).text
+    assert "git checkout COMMIT # the tag mlflow.source.git.commit of that MLflow run dvc repro # this page" in text
+    lineage = {**page.model["lineage"], "git_commit": "0123abc"}
+    assert (
+        "git checkout 0123abc dvc repro"
+        in Outline(render(replace(page, model={**page.model, "lineage": lineage}))).text
+    )
+
+
+def test_the_page_says_how_to_run_the_exported_model_and_it_runs(finished: Paths) -> None:
+    blocks = re.findall(r"<pre>(.*?)</pre>", finished.report.read_text(encoding="utf-8"), re.DOTALL)
+    [code] = [html.unescape(block) for block in blocks if "onnxruntime.InferenceSession" in block]
+    found: dict[str, Any] = {}
+    exec(code, found)
+    assert (found["images"].dtype, found["images"].shape) == (np.uint8, (16, 8, 8, 1))
+    assert found["log_variance"].shape == (8, 3)
+
+
+def test_numbers_stand_in_groups_with_the_errors_that_there_are(page: Page) -> None:
+    more = {
+        "nll_effective_samples": 12.34,
+        "ais_nll": 18.4,
+        "ais_nll_se": 0.21,
+        "bits_per_dim": 1.2345,
+        "auroc": 0.98765,
+        "kl_layer_1": 6.0,
+        "kl_layer_2": 2.126,
+        "mutual_information": 4.5,
+        "marginal_kl": 3.626,
+        "total_correlation": 0.75,
+        "knn_accuracy": 0.9375,
+        "knn_accuracy_se": 0.0125,
+        "probe_accuracy": 0.875,
+        "pca_precision": 0.5,
+        "pca_recall": 0.25,
+        "pca_density": 0.75,
+        "pca_coverage": 0.625,
+        "pca_frechet": 1.375,
+        "fid_torchvision": 33.25,
+    }
+    text = Outline(render(replace(page, metrics={**page.metrics, **more}))).text
+    places = [
+        text.index(words)
+        for words in (
+            "Likelihood ELBO -20.13 ± 0.30",
+            "NLL by annealing 18.40 ± 0.21",
+            "Effective samples 12.3 How many",
+            "Bits per dimension 1.234",
+            "Outliers told apart 0.988",
+            "Latents KL 8.13 ± 0.10",
+            "KL of layer 1 6.00",
+            "KL of layer 2 2.13",
+            "Mutual information 4.50",
+            "Marginal KL 3.63",
+            "Total correlation 0.75",
+            "Active units 9 of 12",
+            "Representation Nearest neighbours 0.938 ± 0.013",
+            "Linear probe 0.875",
+            "Generation Precision 0.500",
+            "Recall 0.250",
+            "Density 0.750",
+            "Coverage 0.625",
+            "Fréchet distance 1.38",
+            "FID 33.25",
+            "Export ONNX parity",
+        )
+    ]
+    assert places == sorted(places)
+
+
+def test_groups_without_a_number_are_left_out(page: Page) -> None:
+    text = Outline(render(page)).text
+    assert "Representation" not in text
+    assert "Generation" not in text
+
+
+def test_warnings_stand_at_the_top(page: Page) -> None:
+    assert "notice" not in Outline(render(page)).text
+    assert "<aside" not in render(replace(page, evaluation={**page.evaluation, "warnings": []}))
+    warned = replace(page, evaluation={**page.evaluation, "warnings": ["Few samples.", f"Mind {EVIL}"]})
+    text = Outline(render(warned)).text
+    assert text.index("Few samples.") < text.index(f"Mind {EVIL}") < text.index("Likelihood")
+
+
+def test_the_page_names_the_split_that_was_scored(page: Page) -> None:
+    text = Outline(render(replace(page, evaluation={**page.evaluation, "split": "validation"}))).text
+    assert "359 validation images of digits" in text
+
+
 def test_every_hash_of_the_lineage_is_there_under_its_name(page: Page) -> None:
     text = Outline(render(page)).text
     assert (
@@ -146,29 +270,77 @@ def test_every_hash_of_the_lineage_is_there_under_its_name(page: Page) -> None:
 
 
 def test_the_page_is_self_contained(page: Page) -> None:
-    html = render(page)
-    outline = Outline(html)
-    assert len(outline.links) == len(FIGURES) + 1  # the pictures and an empty icon, which keeps browsers from asking
-    assert [link for link in outline.links if not link.startswith("data:")] == []
+    text = render(page)
+    outline = Outline(text)
+    # The pictures, links to the sections, and an empty icon, which keeps browsers from asking.
+    outside = [link for link in outline.links if not link.startswith(("data:", "#"))]
+    assert outside == []
+    assert len([link for link in outline.links if link.startswith("data:")]) == len(NAMES) + 1
     assert not {"script", "iframe", "object", "embed", "base"} & set(outline.tags)
     assert outline.tags.count("link") == 1
-    assert not re.search(r"https?:|//[a-z]|@import|url\(", html.replace("sqlite:///mlflow.db", ""))
+    assert not re.search(r"https?:|//[a-z]|@import|url\(", text.replace("sqlite:///mlflow.db", ""))
+
+
+def test_links_within_the_page_lead_somewhere(playful: Page) -> None:
+    text = render(playful)
+    anchors = [link.removeprefix("#") for link in Outline(text).links if link.startswith("#")]
+    assert len(anchors) == 6
+    for anchor in anchors:
+        assert f'id="{anchor}"' in text
+
+
+def test_a_page_to_play_with_needs_no_network_either(playful: Page) -> None:
+    text = render(playful)
+    assert "default-src 'none'" in text  # the browser is told, too
+    assert not re.search(r"https?:|fetch\(|import\(|XMLHttpRequest|@import|url\(", text)
+    assert [link for link in Outline(text).links if not link.startswith(("data:", "#"))] == []
+
+
+def test_the_script_is_given_what_the_tiles_show(playful: Page) -> None:
+    outline = Outline(render(playful))
+    facts, program = outline.scripts
+    assert json.loads(facts) == TILES
+    assert program.strip().startswith('"use strict"')
+    pictures = [base64.b64decode(link.removeprefix(PREFIX)) for link in outline.links if link.startswith(PREFIX)]
+    assert pictures[:2] == [b"grid tiles", b"traversal tiles"]
+    assert "Units: prior standard deviations" in outline.text
+
+
+def test_what_needs_the_script_is_hidden_until_it_runs(playful: Page) -> None:
+    text = render(playful)
+    assert '<section class="script" hidden>' in text
+    assert 'for (const part of document.querySelectorAll(".script")) part.hidden = false;' in text
+
+
+@pytest.mark.parametrize("missing", ["tiles", "grid_tiles", "traversal_tiles"])
+def test_without_tiles_there_is_nothing_to_play_with(missing: str, playful: Page) -> None:
+    evaluation = {name: value for name, value in playful.evaluation.items() if name != missing}
+    pictures = {name: value for name, value in playful.pictures.items() if name != missing}
+    text = render(replace(playful, evaluation=evaluation, pictures=pictures))
+    assert "<script" not in text
+    assert "Explore" not in text
+
+
+def test_what_the_tiles_show_cannot_leave_the_script(playful: Page) -> None:
+    evil = "</script><script>alert(1)</script><!--"
+    tiles = {**TILES, "grid": {**TILES["grid"], "names": [evil, "z1"], "unit": evil}}
+    outline = Outline(render(replace(playful, evaluation={**playful.evaluation, "tiles": tiles})))
+    assert outline.tags.count("script") == 2
+    assert json.loads(outline.scripts[0]) == tiles
 
 
 def test_pictures_are_embedded_as_they_are_in_their_order(page: Page) -> None:
-    pictures = {name: name.encode() for name in reversed([name for name, _, _ in FIGURES])}
-    links = Outline(render(replace(page, pictures=pictures))).links[1:]
-    decoded = [base64.b64decode(link.removeprefix("data:image/png;base64,")).decode() for link in links]
-    assert decoded == [name for name, _, _ in FIGURES]
+    pictures = {name: name.encode() for name in reversed(NAMES)}
+    links = Outline(render(replace(page, pictures=pictures))).links
+    decoded = [base64.b64decode(link.removeprefix(PREFIX)).decode() for link in links if link.startswith(PREFIX)]
+    assert decoded == NAMES
 
 
 def test_a_figure_that_was_not_drawn_is_left_out(page: Page) -> None:
-    html = render(replace(page, pictures={"samples": PICTURE}))
-    assert Outline(html).tags.count("img") == 1
-    assert "Latent grid" not in html
-
-
-EVIL = '<script>alert("x")</script>'
+    text = render(replace(page, pictures={"samples": PICTURE}))
+    assert Outline(text).tags.count("img") == 1
+    assert "Latent grid" not in text
+    assert "Latent space" not in text
 
 
 def poisoned(value: Any) -> Any:
@@ -184,11 +356,11 @@ def poisoned(value: Any) -> Any:
 
 @pytest.mark.parametrize("part", ["title", "data", "model", "evaluation", "manifest", "params"])
 def test_everything_is_escaped(part: str, page: Page) -> None:
-    html = render(replace(page, **{part: poisoned(getattr(page, part))}))
-    outline = Outline(html)
+    text = render(replace(page, **{part: poisoned(getattr(page, part))}))
+    outline = Outline(text)
     assert "script" not in outline.tags
-    assert EVIL in "".join(outline.words)
-    assert EVIL not in html
+    assert EVIL.replace('"', "") in "".join(outline.words).replace("\\", "").replace('"', "")
+    assert EVIL not in text
 
 
 def test_names_of_parameters_and_files_are_escaped(page: Page) -> None:
@@ -196,7 +368,9 @@ def test_names_of_parameters_and_files_are_escaped(page: Page) -> None:
     params = {f"{EVIL}.{EVIL}": [EVIL, EVIL]}
     outline = Outline(render(replace(page, manifest=manifest, params=params)))
     assert "script" not in outline.tags
-    assert "".join(outline.words).count(EVIL) == 5
+    # Once as a file; section, name and twice the value in the table; section and name in the params file, where the
+    # quotes of values are escaped once more.
+    assert "".join(outline.words).count(EVIL) == 7
 
 
 @pytest.fixture
@@ -209,6 +383,7 @@ def grey_page(page: Page) -> Page:
 
 def test_grey_pixels_get_a_cross_entropy_instead_of_elbo_and_nll(grey_page: Page) -> None:
     text = Outline(render(grey_page)).text
+    assert "digits , no binarization" in text
     assert "Cross-entropy 17.25 ± 0.20" in text
     assert "KL 8.00 ± 0.10" in text
     assert not re.search(r"(ELBO|NLL|Reconstruction) -?\d", text)
@@ -252,7 +427,7 @@ def lay_out(paths: Paths, page: Page, validation: int, curves: list[str]) -> Non
     names = ["epoch", *curves]
     write(paths.history, "".join(",".join(row) + "\n" for row in (names, ["1"] * len(names), ["2"] * len(names))))
     paths.figures.mkdir(parents=True)
-    for name in gallery.FIGURES:
+    for name in REQUIRED:
         (paths.figures / f"{name}.png").write_bytes(PICTURE)
 
 
@@ -261,7 +436,7 @@ def test_the_page_draws_the_splits_that_there_are(
     validation: int, splits: list[str], page: Page, project: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pictured: list[Any] = []
-    sheet, curves = gallery.contact_sheet, figures.training_curves
+    sheet, curves = figures.contact_sheet, curve_figures.training_curves
     columns = [f"{split}_{term}" for split in splits for term in TERMS]
 
     def note_sheet(images: Mapping[str, store.Images]) -> Any:
@@ -272,12 +447,31 @@ def test_the_page_draws_the_splits_that_there_are(
         pictured.append(history)
         return curves(history, best_epoch)
 
-    monkeypatch.setattr(gallery, "contact_sheet", note_sheet)
-    monkeypatch.setattr(figures, "training_curves", note_curves)
+    monkeypatch.setattr(figures, "contact_sheet", note_sheet)
+    monkeypatch.setattr(curve_figures, "training_curves", note_curves)
     lay_out(project, page, validation, [*columns, "train_elbo"])
     report.run(load_config(project.params), project)
     assert pictured == [[*splits, "test"], {name: [1.0, 2.0] for name in ("epoch", *columns)}]
-    assert Outline(project.report.read_text(encoding="utf-8")).tags.count("img") == len(FIGURES)
+    assert Outline(project.report.read_text(encoding="utf-8")).tags.count("img") == len(REQUIRED) + 2
+
+
+def test_the_page_draws_schedules_where_the_history_knows_them(
+    page: Page, project: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[set[str]] = []
+    curves = curve_figures.training_curves
+    monkeypatch.setattr(curve_figures, "training_curves", lambda *given: drawn.append(set(given[0])) or curves(*given))
+    lay_out(project, page, 0, [*(f"train_{term}" for term in TERMS), "learning_rate", "beta", "train_elbo"])
+    report.run(load_config(project.params), project)
+    assert drawn == [{"epoch", *(f"train_{term}" for term in TERMS), "learning_rate", "beta"}]
+
+
+@pytest.mark.parametrize("missing", REQUIRED)
+def test_a_figure_that_every_model_has_is_missed(missing: str, page: Page, project: Paths) -> None:
+    lay_out(project, page, 0, [f"train_{term}" for term in TERMS])
+    (project.figures / f"{missing}.png").unlink()
+    with pytest.raises(MissingInputError, match=f"{missing}.png: not found; run `dvc repro evaluate` first"):
+        report.run(load_config(project.params), project)
 
 
 @pytest.mark.parametrize("missing", ["train_kl", "validation_loss", "validation_kl"])

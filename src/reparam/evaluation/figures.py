@@ -1,4 +1,4 @@
-"""From arrays to figures, in one quiet style."""
+"""From arrays to figures, in one quiet style: the style itself, and images."""
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,14 +10,17 @@ import numpy as np
 import numpy.typing as npt
 from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from PIL import Image
 
 Array = npt.NDArray[np.floating]
 
 # The first six: Okabe & Ito 2008, distinguishable with every common colour blindness; four more for ten classes.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#9A8F1B", "#4D4D4D", "#7F5FA8", "#A0A0A0")
+QUIET = "#8A8F98"  # for what guides the eye: axes, lines to compare with
 STYLE: Any = {  # Any, because matplotlib types the keys one by one
-    "axes.edgecolor": "#8A8F98",
+    "axes.edgecolor": QUIET,
     "axes.labelcolor": "#3A3F47",
     "axes.linewidth": 0.8,
     "axes.prop_cycle": cycler(color=COLOURS),
@@ -35,6 +38,8 @@ STYLE: Any = {  # Any, because matplotlib types the keys one by one
     "xtick.color": "#5A6069",
     "ytick.color": "#5A6069",
 }
+GREY: Any = {"cmap": "gray", "vmin": 0.0, "vmax": 1.0, "interpolation": "nearest"}
+CELL = 0.78  # inches that an image takes
 
 
 @contextmanager
@@ -54,17 +59,25 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def pixel_png(image: Array) -> bytes:
+    """Write an image pixel by pixel, without axes or margins. Shapes: (C, H, W), in [0, 1]."""
+    buffer = io.BytesIO()
+    Image.fromarray((as_shown(image) * 255).round().astype(np.uint8)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
 def image_rows(rows: Mapping[str, Array], labels: Sequence[object]) -> Figure:
     """Show named rows of images one above the other, a label above each column. Shapes: each (N, C, H, W); (N,)."""
     with style():
-        figure = Figure(figsize=(0.78 * len(labels) + 1.2, 0.78 * len(rows) + 0.3))
+        figure = Figure(figsize=(CELL * len(labels) + 1.2, CELL * len(rows) + 0.3))
         axes = figure.subplots(len(rows), len(labels), squeeze=False, gridspec_kw={"wspace": 0.06, "hspace": 0.06})
         for line, (name, images) in zip(axes, rows.items(), strict=True):
             for plot, image in zip(line, images, strict=True):
-                _show(plot, image)
+                show(plot, image)
             line[0].set_ylabel(name, rotation=0, ha="right", va="center")
+        size = _font_size(labels)
         for plot, label in zip(axes[0], labels, strict=True):
-            plot.set_title(str(label), loc="center")
+            plot.set_title(str(label), loc="center", fontsize=size)
         return figure
 
 
@@ -74,86 +87,70 @@ def image_grid(images: Array, columns: int, title: str) -> Figure:
         rows = len(images) // columns
         figure = Figure(figsize=(4.6, 4.6 * rows / columns + 0.3))
         axes = figure.subplots()
-        _show(axes, tile(images, columns, gap=1))
+        show(axes, tile(images, columns, gap=1))
         axes.set_title(title)
         return figure
 
 
-def latent_grid(images: Array, limit: float, dimensions: tuple[int, int], is_code: bool = False) -> Figure:
-    """Show decoded images over a square of two latent dimensions. Shapes: (S*S, C, H, W), rows from top to bottom."""
+def image_table(images: Array, rows: Sequence[str], columns: Sequence[str], title: str, below: str = "") -> Figure:
+    """Tile images under named columns and beside named rows. Shapes: (rows * columns, C, H, W), row by row."""
     with style():
-        steps = round(len(images) ** 0.5)
-        figure = Figure(figsize=(5.0, 5.0))
+        height, width = images.shape[2:]
+        figure = Figure(figsize=(0.62 * len(columns), 0.62 * len(rows) * height / width + 0.5))
         axes = figure.subplots()
-        ordinate = f"$z_{{{dimensions[1]}}}$" if dimensions[0] != dimensions[1] else "(a single dimension: rows repeat)"
-        unit = "units of the code" if is_code else "prior standard deviations"
-        half = limit * steps / (steps - 1)  # the outermost images are centred on +-limit
-        canvas = tile(images, steps, gap=1)
-        axes.imshow(_colours(canvas), extent=(-half, half, -half, half), interpolation="nearest", **_grey())
-        axes.set(xlabel=f"$z_{{{dimensions[0]}}}$  ({unit})", ylabel=ordinate)
-        axes.set_title("Decoder mean; the other latent dimensions are 0")
+        show(axes, tile(images, len(columns), gap=1))
+        axes.set_xticks(np.arange(len(columns)) * (width + 1) + (width - 1) / 2, columns)
+        axes.set_yticks(np.arange(len(rows)) * (height + 1) + (height - 1) / 2, rows)
+        axes.tick_params(length=0)
+        axes.set_xlabel(below)
+        axes.set_title(title)
         return figure
 
 
-def latent_scatter(means: Array, labels: npt.NDArray[np.integer], dimensions: tuple[int, int]) -> Figure:
-    """Plot posterior means by class. Shapes: (N, D), (N,)."""
+def image_blocks(blocks: Mapping[str, Mapping[str, Array]], labels: Mapping[str, Sequence[str]]) -> Figure:
+    """Show blocks of named rows under a title each, a label above each image. Shapes: each (N, C, H, W)."""
     with style():
-        figure = Figure(figsize=(5.6, 4.6))
-        axes = figure.subplots()
-        first, second = dimensions
-        classes, numbers = np.unique(labels, return_inverse=True)
-        colours = [COLOURS[number % len(COLOURS)] for number in numbers]
-        size = float(np.clip(6000 / len(means), 2, 14))  # points; thousands of large ones would hide each other
-        # All classes in one call, in the order of the images: the last class must not cover the others.
-        axes.scatter(means[:, first], means[:, second], s=size, c=colours, alpha=0.8, linewidths=0)
-        for number, label in enumerate(classes):
-            axes.scatter([], [], s=25, color=COLOURS[number % len(COLOURS)], linewidths=0, label=str(label))
-        axes.set(xlabel=f"posterior mean of $z_{{{first}}}$", ylabel=f"posterior mean of $z_{{{second}}}$")
-        axes.set_title("Test images in the two most informative latent dimensions")
-        axes.set_aspect("equal", adjustable="datalim")
-        axes.legend(title="class", loc="center left", bbox_to_anchor=(1.0, 0.5), handletextpad=0.2)
+        columns = max(len(names) for names in labels.values())
+        lines = sum(len(rows) for rows in blocks.values())
+        figure = Figure(figsize=(CELL * columns + 1.2, CELL * lines + 0.62 * len(blocks)))
+        parts = figure.subplots(len(blocks), 1, squeeze=False, gridspec_kw={"hspace": 0.3})[:, 0]
+        for axes, (title, rows) in zip(parts, blocks.items(), strict=True):
+            names = labels[title]
+            height, width = next(iter(rows.values())).shape[2:]
+            show(axes, tile(np.concatenate(list(rows.values())), len(names), gap=1))
+            axes.xaxis.tick_top()
+            axes.set_xticks(np.arange(len(names)) * (width + 1) + (width - 1) / 2, names)
+            axes.set_yticks(np.arange(len(rows)) * (height + 1) + (height - 1) / 2, list(rows))
+            axes.tick_params(length=0)
+            axes.set_title(title)
         return figure
 
 
-def latent_use(use: Array, active: npt.NDArray[np.bool_], is_code: bool = False) -> Figure:
-    """Show the KL of each latent dimension (of a code: its variance), active ones in colour. Shapes: (D,), (D,)."""
+def deviation_maps(rows: Mapping[str, Array], deviations: Array, labels: Sequence[object]) -> Figure:
+    """Show rows of images above maps of the standard deviation of each pixel. Shapes: each (N, C, H, W); (N, H, W)."""
+    figure = image_rows({**rows, "sigma": np.zeros_like(deviations[:, None])}, labels)
     with style():
-        figure = Figure(figsize=(5.6, 2.6))
-        axes = figure.subplots()
-        order = np.argsort(-use, kind="stable")
-        colours = [COLOURS[0] if active[i] else COLOURS[-1] for i in order]
-        axes.bar(np.arange(len(use)), use[order], color=colours, width=0.7)
-        axes.set_xticks(np.arange(len(use)), [str(i) for i in order], fontsize=min(9, 300 / len(use)))
-        axes.set(
-            xlabel="latent dimension",
-            ylabel="variance over images" if is_code else "KL (nats per image)",
-            xlim=(-0.6, max(len(use), 4) - 0.4),
-        )
-        axes.set_title(f"{int(active.sum())} of {len(use)} latent dimensions are active")
+        low, high = float(deviations.min()), float(deviations.max())
+        scale = LogNorm(low, max(high, 1.01 * low))  # a scale of no length cannot be drawn
+        axes = figure.axes
+        for plot, deviation in zip(axes[-len(labels) :], deviations, strict=True):
+            plot.images[0].remove()
+            shown = plot.imshow(deviation, cmap="cividis", norm=scale, interpolation="nearest")
+        bar = figure.colorbar(shown, ax=axes, fraction=0.03, pad=0.02)
+        bar.outline.set_visible(False)
+        bar.set_label("sigma\n(black to white is 1)")
         return figure
 
 
-def training_curves(history: Mapping[str, Sequence[float]], best_epoch: int) -> Figure:
-    """Plot loss, reconstruction and KL per epoch, for training and, where there was any, validation.
-
-    Units: nats per image.
-    """
-    with style():
-        figure = Figure(figsize=(9.2, 2.7), layout="constrained")
-        # Of an autoencoder there is no KL to show.
-        terms = [term for term in ("loss", "reconstruction", "kl") if term != "kl" or any(history["train_kl"])]
-        axes = figure.subplots(1, len(terms))
-        splits = [split for split in ("train", "validation") if f"{split}_loss" in history]
-        for plot, term in zip(axes, terms, strict=True):
-            for colour, split in zip(COLOURS, splits, strict=False):
-                plot.plot(history["epoch"], history[f"{split}_{term}"], color=colour, linewidth=1.4, label=split)
-            plot.axvline(best_epoch, color="#8A8F98", linewidth=0.8, linestyle=":")
-            plot.set_title("KL" if term == "kl" else term)
-            plot.set_xlabel("epoch")
-            _fit_after_burn_in(plot, [history[f"{split}_{term}"] for split in splits])
-        axes[0].set_ylabel("nats per image")
-        axes[0].legend()
-        return figure
+def contact_sheet(splits: Mapping[str, npt.NDArray[np.uint8]]) -> Figure:
+    """Show images from all over each split, a row each. Shapes: each (N, C, H, W) uint8."""
+    columns = 16
+    rows = {}
+    for name, images in splits.items():
+        chosen = images[np.linspace(0, len(images) - 1, min(columns, len(images))).astype(int)] / np.float32(255)
+        blank = np.ones((columns - len(chosen), *chosen.shape[1:]), np.float32)
+        rows[name] = np.concatenate([chosen, blank])
+    return image_rows(rows, [""] * columns)
 
 
 def gradient_noise(noise: Mapping[str, Mapping[int, float]]) -> Figure:
@@ -185,24 +182,21 @@ def tile(images: Array, columns: int, gap: int) -> Array:
     return canvas
 
 
-def _fit_after_burn_in(axes: Axes, curves: Sequence[Sequence[float]]) -> None:
-    # The first epochs dwarf the rest: the first twentieth of the run may leave the plot at the top.
-    tail = np.concatenate([np.asarray(curve)[len(curve) // 20 :] for curve in curves])
-    margin = 0.06 * (tail.max() - tail.min() or 1.0)
-    axes.set_ylim(tail.min() - margin, tail.max() + margin)
-
-
-def _show(axes: Axes, image: Array) -> None:
-    axes.imshow(_colours(image), interpolation="nearest", **_grey())
+def show(axes: Axes, image: Array) -> None:
+    """Show an image without ticks or frame. Shapes: (C, H, W)."""
+    axes.imshow(as_shown(image), **GREY)
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_visible(False)
 
 
-def _colours(image: Array) -> Array:
-    return image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)  # (C, H, W) -> (H, W) or (H, W, C)
+def as_shown(image: Array) -> Array:
+    """Turn an image the way matplotlib and Pillow want it. Shapes: (C, H, W) -> (H, W) or (H, W, C)."""
+    return image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)
 
 
-def _grey() -> dict[str, Any]:
-    return {"cmap": "gray", "vmin": 0.0, "vmax": 1.0}
+def _font_size(labels: Sequence[object]) -> float:
+    """Choose points at which the longest label fits above its image."""
+    longest = max((len(str(label)) for label in labels), default=0)
+    return min(10.0, 72 * CELL / (0.62 * max(1, longest)))

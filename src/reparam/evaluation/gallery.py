@@ -1,6 +1,7 @@
 """What to draw of a trained model."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,85 +11,208 @@ from torch import Tensor
 
 from reparam.config import EvaluateConfig
 from reparam.data.batches import Batches
-from reparam.data.store import Images, Labels
-from reparam.evaluation import figures
-from reparam.evaluation.metrics import Scores
+from reparam.evaluation import curve_figures, figures, latent_figures, latent_walks
+from reparam.evaluation.importance import read_curve
+from reparam.evaluation.metrics import Reports, Scores
+from reparam.evaluation.subject import Labels, Rows, Subject, as_array
 from reparam.models.draw import Model
-from reparam.runtime import random_stream
+from reparam.models.likelihoods import PixelGaussian
 
 RECONSTRUCTIONS = 10  # images, one of each class first
+EXTREMES = 10  # images at either end
 SAMPLES_PER_SIDE = 7
+DIMENSIONS = 12  # of the latents, that are walked along or compared with the prior, at most
+STEPS = 11  # of a walk
+FINE_STEPS = 21  # of a walk under a slider
+PAIRS = 6  # of images that are joined by a walk
 SAMPLED_FROM = {"prior": "the prior", "mixture": "a fitted mixture"}
-FIGURES = ("reconstructions", "samples", "latent_grid", "latent_scatter", "latent_use")
+FIGURES = ("reconstructions", "samples", "latent_grid", "latent_scatter", "latent_use", "traversals")
+OTHER_FIGURES = ("interpolation", "components", "aggregate", "bounds", "extremes", "sigma")  # where there is a point
+TILES = ("grid_tiles", "traversal_tiles")
 
 
 @torch.no_grad()
 def draw(
-    model: Model, data: tuple[Batches, Labels], scores: Scores, settings: EvaluateConfig, start: Tensor
+    model: Model,
+    data: tuple[Batches, Labels],
+    scores: Scores,
+    settings: EvaluateConfig,
+    start: Tensor,
+    *,
+    reports: Reports | None = None,
 ) -> dict[str, Figure]:
-    """Draw reconstructions, samples and latent space of the split that `scores` came from; one figure per name.
+    """Draw the split that `scores` came from, the model's view of it, and its latent space; one figure per name.
 
+    `reports` says whether bounds on log p(x) are any; without it, they are taken for such where they are numbers.
     Shapes: start (SAMPLES_PER_SIDE ** 2, D), the latents to generate images from.
     """
-    images, labels = data
-    is_code = not model.stochastic_layers
-    use = (scores.latent_variance if is_code else scores.latent_kl).numpy()
-    largest = np.argsort(-use, kind="stable")
-    # With a single latent dimension the second axis of grid and scatter repeats the first.
-    plane = (int(largest[0]), int(largest[min(1, len(largest) - 1)]))
-
-    show = images.scaling.invert
-    with random_stream(settings.seed, "figures"):
-        rows = _one_of_each_class(labels)
-        grey = images.grey(torch.from_numpy(rows))
-        pixels = images.pixels(grey)
-        reconstructed = model.decode(model.posterior(pixels)[0])
-    samples = model.decode(start.to(pixels.device))
-    grid = model.decode(_plane_of_latents(plane, len(use), settings).to(pixels.device))
-    pictured = {"original": grey.float() / 255, "as seen": show(pixels), "reconstruction": show(reconstructed)}
-    if not images.is_dynamic:  # the model sees the original
-        del pictured["as seen"]
-    return {
-        "reconstructions": figures.image_rows(
-            {name: _array(images) for name, images in pictured.items()}, labels[rows].tolist()
-        ),
-        "samples": figures.image_grid(
-            _array(show(samples)), SAMPLES_PER_SIDE, f"Decoder means of draws from {SAMPLED_FROM[settings.sampler]}"
-        ),
-        "latent_grid": figures.latent_grid(_array(show(grid)), settings.grid_range, plane, is_code),
-        "latent_scatter": figures.latent_scatter(scores.means.numpy(), np.asarray(labels), plane),
-        "latent_use": figures.latent_use(use, (scores.latent_variance > settings.active_variance).numpy(), is_code),
+    subject = Subject(model, data, scores, settings)
+    images, latents = len(subject.labels), len(subject.use)
+    title = f"Decoder means of draws from {SAMPLED_FROM[settings.sampler]}"
+    pictures = {
+        "reconstructions": _reconstructions(subject),
+        "samples": figures.image_grid(subject.decode(start), SAMPLES_PER_SIDE, title),
+        "latent_grid": _latent_grid(subject),
+        "latent_scatter": _latent_scatter(subject),
+        "latent_use": latent_figures.latent_use(subject.use.numpy(), subject.active.numpy(), subject.is_code),
+        "traversals": _traversals(subject),
     }
+    are_bounds = not scores.bounds.isnan().any() and (reports is None or reports.density)
+    others: dict[str, tuple[bool, Callable[[Subject], Figure]]] = {
+        "interpolation": (images > 1, _interpolation),
+        "components": (images > 1 and latents > 2, _components),
+        "aggregate": (not subject.is_code, _aggregate),
+        "bounds": (not subject.is_code and bool(are_bounds), _bounds),
+        "extremes": (images > 1, _extremes),
+        "sigma": (isinstance(model.likelihood, PixelGaussian), _sigma),
+    }
+    return pictures | {name: picture(subject) for name, (is_wanted, picture) in others.items() if is_wanted}
 
 
-def contact_sheet(splits: Mapping[str, Images]) -> Figure:
-    """Show images from all over each split, a row or two a split. Shapes: each (N, C, H, W) uint8."""
-    columns = 16
-    rows = {}
-    for name, images in splits.items():
-        chosen = images[np.linspace(0, len(images) - 1, min(columns, len(images))).astype(int)] / np.float32(255)
-        blank = np.ones((columns - len(chosen), *chosen.shape[1:]), np.float32)
-        rows[name] = np.concatenate([chosen, blank])
-    return figures.image_rows(rows, [""] * columns)
+@torch.no_grad()
+def tiles(
+    model: Model, data: tuple[Batches, Labels], scores: Scores, settings: EvaluateConfig
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Draw latent grid and traversals without axes or margins, one pixel of an image a pixel, for a page to cut up.
+
+    Return PNGs under the names of TILES, and what they show, ready for JSON.
+    """
+    subject = Subject(model, data, scores, settings)
+    limit, steps, walked = settings.grid_range, settings.grid_steps, _walked(subject)
+    grid = subject.decode(subject.plane.latents(steps, limit))
+    walks = subject.decode(latent_walks.traverse(subject.means, walked, (FINE_STEPS, limit), subject.is_code))
+    pictures = (figures.pixel_png(figures.tile(grid, steps, 0)), figures.pixel_png(figures.tile(walks, FINE_STEPS, 0)))
+    facts = {
+        "image": list(grid.shape[2:]),
+        "range": limit,
+        "grid": {"steps": steps, "names": list(subject.plane.names), "unit": subject.plane.unit},
+        "traversals": {
+            "steps": FINE_STEPS,
+            "unit": latent_walks.UNITS[subject.is_code],
+            "use": "variance" if subject.is_code else "nats",
+            "dimensions": [{"number": number, "use": round(float(subject.use[number]), 4)} for number in walked],
+        },
+    }
+    return dict(zip(TILES, pictures, strict=True)), facts
 
 
-def _one_of_each_class(labels: Labels) -> npt.NDArray[np.int64]:
-    """Pick rows to show: the first of each class, then the first of the rest. Shapes: (N,) -> (<= RECONSTRUCTIONS,)."""
-    first = np.unique(labels, return_index=True)[1]
-    rest = np.setdiff1d(np.arange(len(labels)), first)
-    chosen = np.concatenate([first, rest])[:RECONSTRUCTIONS]
-    return chosen[np.argsort(labels[chosen], kind="stable")]
+def _reconstructions(subject: Subject) -> Figure:
+    rows = subject.one_of_each_class(RECONSTRUCTIONS)
+    return figures.image_rows(subject.reconstruct(rows, subject.drawn(rows)), subject.names(rows))
 
 
-def _plane_of_latents(plane: tuple[int, int], latent: int, settings: EvaluateConfig) -> Tensor:
-    """Span two latent dimensions, top row first, all others at 0. Shapes: (S*S, D)."""
-    steps = torch.linspace(-settings.grid_range, settings.grid_range, settings.grid_steps)
-    z = torch.zeros(len(steps), len(steps), latent)
-    z[..., plane[1]] = steps.flip(0)[:, None]
-    z[..., plane[0]] = steps[None, :]
-    return z.flatten(0, 1)
+def _latent_grid(subject: Subject) -> Figure:
+    settings, labels = subject.settings, latent_figures.axis_labels(subject.plane.names, subject.plane.unit)
+    images = subject.decode(subject.plane.latents(settings.grid_steps, settings.grid_range))
+    title = {
+        "dimensions": f"Decoder mean; the other latent dimensions are {_others(subject)}",
+        "principal": "Decoder mean along two principal components",
+    }[settings.grid_plane]
+    ordinate = labels[1] or "(a single dimension: rows repeat)"
+    return latent_figures.latent_grid(images, settings.grid_range, (labels[0], ordinate), title)
 
 
-def _array(images: Tensor) -> npt.NDArray[np.float32]:
-    array: npt.NDArray[np.float32] = images.cpu().numpy()
-    return array
+def _latent_scatter(subject: Subject) -> Figure:
+    labels = latent_figures.axis_labels(subject.plane.names, subject.plane.unit)
+    points = subject.plane.coordinates(subject.means).numpy()
+    classes, numbers = np.unique(subject.labels, return_inverse=True)
+    title, ordinate = "Posterior means in the plane of the latent grid", labels[1]
+    if not ordinate:  # of a single dimension the other axis is free
+        title, ordinate = "Posterior means by class", "number of the class"
+        points[:, 1] = numbers
+    pictures = None
+    if 1 < len(classes) <= latent_figures.NAMED:
+        middles = [_middle(points, np.flatnonzero(numbers == number)) for number in range(len(classes))]
+        pictures = subject.stored(np.array(middles))
+    return latent_figures.latent_scatter(points, subject.labels, (labels[0], ordinate), title, pictures)
+
+
+def _traversals(subject: Subject) -> Figure:
+    limit, walked = subject.settings.grid_range, _walked(subject)
+    z = latent_walks.traverse(subject.means, walked, (STEPS, limit), subject.is_code)
+    columns = [f"{value:.3g}".replace("-", "−") for value in latent_walks.spread(STEPS, limit).tolist()]
+    title = f"Decoder mean along one latent dimension at a time; the others are {_others(subject)}"
+    rows = [subject.name_and_use(number) for number in walked]
+    return figures.image_table(subject.decode(z), rows, columns, title, latent_walks.UNITS[subject.is_code])
+
+
+def _interpolation(subject: Subject) -> Figure:
+    first, second = subject.pairs(PAIRS)
+    walks = subject.decode(latent_walks.interpolate(subject.means[first], subject.means[second], STEPS))
+    walks = walks.reshape(len(first), STEPS, *walks.shape[1:])
+    images = np.concatenate([subject.stored(first)[:, None], walks, subject.stored(second)[:, None]], axis=1)
+    names = zip(subject.names(first), subject.names(second), strict=True)
+    rows = [f"{a} to {b}" if subject.is_labelled else "" for a, b in names]
+    columns = ["image", *(f"{share:.0%}" for share in np.linspace(0, 1, STEPS)), "image"]
+    title = "Decoder mean along straight lines between the posterior means of two images"
+    return figures.image_table(images.reshape(-1, *images.shape[2:]), rows, columns, title)
+
+
+def _components(subject: Subject) -> Figure:
+    variances, _ = latent_walks.principal_components(subject.means)
+    points = latent_walks.plane_of_components(subject.means).coordinates(subject.means)
+    return latent_figures.components(variances.numpy(), points.numpy(), subject.labels)
+
+
+def _aggregate(subject: Subject) -> Figure:
+    chosen = latent_walks.by_use(subject.use)[:DIMENSIONS]
+    means, log_variances = subject.means[:, chosen], subject.scores.log_variances.double()[:, chosen]
+    with subject.draws():
+        z = means + (0.5 * log_variances).exp() * torch.randn(means.shape, dtype=means.dtype)
+    names = [subject.name_and_use(number) for number in chosen]
+    return latent_figures.aggregate(dict(zip(names, z.T.numpy(), strict=True)))
+
+
+def _bounds(subject: Subject) -> Figure:
+    return curve_figures.bounds(*read_curve(subject.scores.bounds, subject.settings.nll_samples))
+
+
+def _extremes(subject: Subject) -> Figure:
+    losses = subject.scores.reconstruction
+    ranked = torch.argsort(losses, stable=True).numpy()
+    count = min(EXTREMES, len(ranked) // 2)
+    chosen: dict[str, Rows] = {"Best": ranked[:count], "Worst": ranked[::-1][:count]}
+    titles = {name: f"{name} reconstructed: −log p(x|z), nats" for name in chosen}
+    return figures.image_blocks(
+        {titles[name]: subject.reconstruct(rows, subject.scored(rows)) for name, rows in chosen.items()},
+        {titles[name]: [f"{value:.1f}" for value in losses[rows.copy()].tolist()] for name, rows in chosen.items()},
+    )
+
+
+def _sigma(subject: Subject) -> Figure:
+    rows, outputs = subject.one_of_each_class(RECONSTRUCTIONS), list[Tensor]()
+    decoder: torch.nn.Module = subject.model.decoder  # type: ignore[attr-defined]
+    hook = decoder.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    try:
+        pictures = subject.reconstruct(rows, subject.drawn(rows))
+    finally:
+        hook.remove()
+    # In a pixel of several channels, the root of their mean square; in units where black to white is 1.
+    deviations = _deviations(subject.model, outputs[0]) * subject.images.scaling.scale
+    maps: npt.NDArray[np.float32] = as_array(deviations.square().mean(1).sqrt())
+    return figures.deviation_maps(pictures, maps, subject.names(rows))
+
+
+def _deviations(model: Model, output: Tensor) -> Tensor:
+    """Read standard deviations of Gaussian pixels off the slope of their log density, (mean - target) / sigma ** 2.
+
+    Shapes: (n, P*C, H, W) -> (n, C, H, W).
+    """
+    with torch.enable_grad():
+        target = (model.likelihood.mean(output) + 1).requires_grad_()
+        [slope] = torch.autograd.grad(model.likelihood.log_prob(output, target).sum(), target)
+    return (-slope).rsqrt()
+
+
+def _walked(subject: Subject) -> list[int]:
+    return latent_walks.choose_dimensions(subject.use, subject.active, DIMENSIONS)
+
+
+def _others(subject: Subject) -> str:
+    return "at their mean" if subject.is_code else "0"
+
+
+def _middle(points: npt.NDArray[np.floating], rows: Rows) -> int:
+    """Return the one of these rows that is nearest to their median. Shapes: (N, 2), (n,)."""
+    distances = np.square(points[rows] - np.median(points[rows], 0)).sum(1)
+    return int(rows[distances.argmin()])

@@ -1,42 +1,127 @@
 """Metrics and figures -> one HTML page that opens from disk without a network."""
 
 import base64
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 
-# Metric, name, and what it means in a sentence.
-HEADLINES = (
-    ("elbo", "ELBO", "Lower bound on log p(x); higher is better."),
-    ("reconstruction", "Reconstruction", "Expected −log p(x|z), x given its latents; lower is better."),
-    (
+
+class Number(NamedTuple):
+    """How a metric is shown, and what it means in a sentence."""
+
+    metric: str
+    title: str
+    text: str
+    digits: int = 2
+
+
+LIKELIHOOD = (
+    Number("elbo", "ELBO", "Lower bound on log p(x); higher is better."),
+    Number("nll", "NLL", "Importance-sampled −log p(x); lower is better."),
+    Number("ais_nll", "NLL by annealing", "−log p(x) by annealed importance sampling, a check of the NLL."),
+    Number(
+        "nll_effective_samples", "Effective samples", "How many of its samples the NLL of the median image rests on.", 1
+    ),
+    Number("bits_per_dim", "Bits per dimension", "The NLL in bits, per pixel and channel; lower is better.", 3),
+    Number("reconstruction", "Reconstruction", "Expected −log p(x|z), x given its latents; lower is better."),
+    Number(
         "bce",
         "Cross-entropy",
         "Of grey pixels, which a Bernoulli gives no density: neither ELBO nor NLL; lower is better.",
     ),
-    ("kl", "KL", "What the posterior tells beyond the prior; lower is cheaper."),
-    ("nll", "NLL", "Importance-sampled −log p(x); lower is better."),
-    ("bits_per_dim", "Bits per dimension", "The NLL in bits, per pixel and channel; lower is better."),
-)
-FIGURES = (
-    ("contact_sheet", "Data", "Images of each split, as they are stored."),
-    ("training_curves", "Training", "The dotted line marks the epoch whose weights were kept."),
-    (
-        "reconstructions",
-        "Reconstructions",
-        "Test images above what the model makes of them, which may see a random draw of black and white.",
+    Number(
+        "auroc",
+        "Outliers told apart",
+        "Chance that an outlier has a larger NLL than a scored image; 0.5 is guessing.",
+        3,
     ),
-    ("samples", "Samples", "What the decoder makes of latents drawn at random: no image was given."),
-    ("latent_grid", "Latent grid", "The decoder over the two latent dimensions in most use."),
-    ("latent_scatter", "Latent scatter", "Where the test images lie in those two dimensions."),
-    ("latent_use", "Latent use", "How much each latent dimension tells about the image."),
 )
+LATENTS = (
+    Number("kl", "KL", "What the posterior tells beyond the prior; lower is cheaper."),
+    Number(
+        "mutual_information", "Mutual information", "What latents tell about which image it is: one part of the KL."
+    ),
+    Number(
+        "marginal_kl", "Marginal KL", "How far the posterior of all images together is from the prior: the other part."
+    ),
+    Number(
+        "total_correlation", "Total correlation", "How much latent dimensions tell about each other; 0: independent."
+    ),
+)
+REPRESENTATION = (
+    Number(
+        "knn_accuracy", "Nearest neighbours", "Share of images whose class their neighbours in latent space tell.", 3
+    ),
+    Number(
+        "probe_accuracy", "Linear probe", "Share of images whose class a linear classifier of the latents tells.", 3
+    ),
+)
+GENERATION = (
+    Number("pca_precision", "Precision", "Share of generated images that look real; higher is better.", 3),
+    Number("pca_recall", "Recall", "Share of real images that could have been generated; higher is better.", 3),
+    Number("pca_density", "Density", "How many real images generated ones are near to; about 1 is best.", 3),
+    Number(
+        "pca_coverage", "Coverage", "Share of real images that have a generated one near them; higher is better.", 3
+    ),
+    Number(
+        "pca_frechet",
+        "Fréchet distance",
+        "Between generated and real images, in components of pixels; lower is better.",
+    ),
+    Number("fid_torchvision", "FID", "The same in torchvision's Inception features: compare it with its like alone."),
+)
+
+
+class Picture(NamedTuple):
+    """A figure, its title, and how to read it."""
+
+    name: str
+    title: str
+    text: str
+    is_wide: bool = False
+
+
+PICTURES = {
+    "Data, training, numbers": (
+        Picture("contact_sheet", "Data", "Images of each split, as they are stored.", True),
+        Picture("training_curves", "Training", "The dotted line marks the epoch whose weights were kept.", True),
+        Picture("bounds", "Bound on log p(x)", "Flat at its right end: more samples would change little."),
+        Picture("latent_use", "Latent use", "How much each latent dimension tells about the image."),
+    ),
+    "Images": (
+        Picture(
+            "reconstructions",
+            "Reconstructions",
+            "Images above what the model makes of them; it may see a random draw of black and white.",
+            True,
+        ),
+        Picture("extremes", "Best and worst", "The images that the model reconstructs best and worst.", True),
+        Picture("samples", "Samples", "What the decoder makes of latents drawn at random: no image was given.", True),
+        Picture("sigma", "Uncertainty", "The standard deviation that the decoder gives each pixel.", True),
+    ),
+    "Latent space": (
+        Picture("latent_grid", "Latent grid", "The decoder over a plane through latent space."),
+        Picture("latent_scatter", "Latent scatter", "Where the images lie in that plane; the small ones are examples."),
+        Picture("traversals", "Traversals", "What each dimension changes, those that tell most first.", True),
+        Picture("interpolation", "Interpolation", "From one image to another, through latent space.", True),
+        Picture("components", "Principal components", "Few tall bars: images fill few directions of it.", True),
+        Picture(
+            "aggregate",
+            "Aggregate posterior",
+            "Where the latents of all images lie, against the prior that samples are drawn from.",
+            True,
+        ),
+    ),
+}
+# What `evaluate` draws of every model.
+REQUIRED = ("reconstructions", "samples", "latent_grid", "latent_scatter", "latent_use", "traversals")
 
 
 @dataclass(frozen=True)
@@ -66,9 +151,55 @@ def render(page: Page) -> str:
     )
     environment.filters["png"] = _data_uri
     template = environment.get_template(TEMPLATE.name)
-    headlines = [(name, title, text) for name, title, text in HEADLINES if name in page.metrics]
-    figures = [(name, title, text) for name, title, text in FIGURES if name in page.pictures]
-    return template.render(page=page, headlines=headlines, figures=figures, sections=_sections(page.params))
+    sections = _sections(page.params)
+    return template.render(
+        page=page,
+        numbers=_numbers(page.metrics),
+        figures={
+            title: shown
+            for title, group in PICTURES.items()
+            if (shown := [p for p in group if p.name in page.pictures])
+        },
+        tiles=_tiles(page),
+        sections=sections,
+        params_file=_params_file(sections),
+    )
+
+
+def _numbers(metrics: Mapping[str, float]) -> dict[str, list[tuple[Number, str, str]]]:
+    """List the metrics that there are, group by group: how each is shown, its value, and its error or nothing."""
+    layers = tuple(
+        Number(
+            name, f"KL of layer {name.removeprefix('kl_layer_')}", "Its part of the KL; layer 1 is next to the image."
+        )
+        for name in metrics
+        if name.startswith("kl_layer_") and not name.endswith("_se")
+    )
+    groups = {
+        "Likelihood": LIKELIHOOD,
+        "Latents": (LATENTS[0], *layers, *LATENTS[1:]),
+        "Representation": REPRESENTATION,
+        "Generation": GENERATION,
+    }
+    found: dict[str, list[tuple[Number, str, str]]] = {}
+    for title, group in groups.items():
+        found[title] = [
+            (number, _spell(metrics[number.metric], number), _spell(metrics.get(f"{number.metric}_se"), number))
+            for number in group
+            if number.metric in metrics
+        ]
+    return found
+
+
+def _spell(value: float | None, number: Number) -> str:
+    return "" if value is None else f"{value:.{number.digits}f}"
+
+
+def _tiles(page: Page) -> Mapping[str, Any] | None:
+    """Return what the pre-rendered tiles show, where all is there that it takes to play with them."""
+    has_pictures = {"grid_tiles", "traversal_tiles"} <= set(page.pictures)
+    tiles: Mapping[str, Any] | None = page.evaluation.get("tiles")
+    return tiles if has_pictures else None
 
 
 def _data_uri(picture: bytes) -> Markup:
@@ -82,3 +213,12 @@ def _sections(params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         section, _, name = path.partition(".")
         sections.setdefault(section, {})[name] = value
     return sections
+
+
+def _params_file(sections: Mapping[str, Mapping[str, Any]]) -> str:
+    """Spell parameters as a params.yaml; every JSON value is a YAML one."""
+    return "".join(
+        f"{section}:\n"
+        + "".join(f"  {name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items())
+        for section, values in sections.items()
+    )

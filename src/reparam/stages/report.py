@@ -8,8 +8,8 @@ from reparam.config import Config, flatten
 from reparam.data import store
 from reparam.data.splits import SPLITS
 from reparam.errors import DamagedInputError
-from reparam.evaluation import figures, gallery
-from reparam.evaluation.report import Page, render
+from reparam.evaluation import curve_figures, figures
+from reparam.evaluation.report import REQUIRED, Page, render
 from reparam.files import read_json, require, rerun, whole_file
 from reparam.models.storage import read_card
 from reparam.paths import Paths
@@ -19,16 +19,15 @@ def run(config: Config, paths: Paths) -> None:
     """Bring numbers, figures, parameters and lineage together on one page."""
     tracker = tracking.connect(paths)
     card = read_card(paths.model)
-    for name in gallery.FIGURES:
+    for name in REQUIRED:
         require(paths.figures / f"{name}.png", made_by="evaluate")
     data = store.read_card(paths.processed)
     filled = [name for name in SPLITS if data["splits"][name]["count"]]  # there may be no validation split
     history = _read_history(paths, [name for name in filled if name != "test"])
     pictures = {path.stem: path.read_bytes() for path in sorted(paths.figures.glob("*.png"))}
-    pictures["contact_sheet"] = figures.png(
-        gallery.contact_sheet({name: store.read_split(paths.processed, name).images for name in filled})
-    )
-    pictures["training_curves"] = figures.png(figures.training_curves(history, card["best_epoch"]))
+    sheet = figures.contact_sheet({name: store.read_split(paths.processed, name).images for name in filled})
+    pictures["contact_sheet"] = figures.png(sheet)
+    pictures["training_curves"] = figures.png(curve_figures.training_curves(history, card["best_epoch"]))
     page = Page(
         title=config.report.title,
         data=data,
@@ -52,8 +51,9 @@ def _read_history(paths: Paths, splits: Sequence[str]) -> dict[str, list[float]]
     wanted = ["epoch", *(f"{split}_{term}" for split in splits for term in ("loss", "reconstruction", "kl"))]
     try:
         with paths.history.open(encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        return {name: [float(row[name]) for row in rows or [{}]] for name in wanted}
+            rows = list(csv.DictReader(file)) or [{}]
+        schedules = [name for name in curve_figures.SCHEDULES if name in rows[0]]
+        return {name: [float(row[name]) for row in rows] for name in (*wanted, *schedules)}
     except (KeyError, TypeError, ValueError):  # no row, a row cut short, a column missing, or no number
         raise DamagedInputError(
             f"{paths.history}: wanted a table of {', '.join(wanted)}, found a damaged one; {rerun('train')}"

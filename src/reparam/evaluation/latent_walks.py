@@ -1,0 +1,111 @@
+"""Where in latent space to look: planes, traversals and straight lines, as latents to decode."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+UNITS = {False: "prior standard deviations", True: "standard deviations of the code"}  # by whether it is a code
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A plane of latents: an origin, plus multiples of two directions at right angles, one unit long each."""
+
+    origin: Tensor  # (D,)
+    directions: Tensor  # (2, D); the second is 0 where there is one direction only
+    names: tuple[str, str]  # of the coordinates; "" where there is one direction only
+    unit: str
+
+    def latents(self, steps: int, limit: float) -> Tensor:
+        """Span a square from -limit to limit, top row first. Shapes: -> (S*S, D)."""
+        along = spread(steps, limit)
+        x, y = along[None, :, None], along.flip(0)[:, None, None]
+        return (self.origin + x * self.directions[0] + y * self.directions[1]).flatten(0, 1)
+
+    def coordinates(self, z: Tensor) -> Tensor:
+        """Project latents on the plane; 0 along a direction of no length. Shapes: (N, D) -> (N, 2)."""
+        squares = self.directions.square().sum(1)
+        return (z - self.origin) @ self.directions.T / torch.where(squares > 0, squares, torch.inf)
+
+
+def plane_of_dimensions(means: Tensor, use: Tensor, is_code: bool) -> Plane:
+    """Take the two dimensions in most use. Shapes: means (N, D), use (D,)."""
+    numbers = by_use(use)[:2]
+    origin, scale = _centre(means, is_code)
+    directions = torch.zeros(2, len(use), dtype=torch.float64)
+    for direction, number in zip(directions, numbers, strict=False):
+        direction[number] = scale[number]
+    first, second = [*(f"z{number}" for number in numbers), ""][:2]
+    return Plane(origin, directions, (first, second), UNITS[is_code])
+
+
+def plane_of_components(means: Tensor) -> Plane:
+    """Take the first two principal components of posterior means, through their mean. Shapes: (N, D)."""
+    variances, components = principal_components(means)
+    directions = torch.zeros(2, means.shape[1], dtype=torch.float64)
+    directions[: len(components)] = components[:2] * variances[:2, None].sqrt()
+    names = ("component 1", "component 2" if len(components) > 1 else "")
+    return Plane(means.double().mean(0), directions, names, "standard deviations of posterior means")
+
+
+def principal_components(means: Tensor) -> tuple[Tensor, Tensor]:
+    """Return variances and unit directions, largest first. Shapes: (N, D) -> (D,), (D, D), one direction a row."""
+    centred = means.double() - means.double().mean(0)
+    variances, columns = torch.linalg.eigh(centred.T @ centred / len(means))
+    directions = columns.T.flip(0)
+    # A direction is known but for its sign: let its longest part point up.
+    longest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
+    return variances.flip(0).clamp_min(0), directions * longest.sign()
+
+
+def traverse(means: Tensor, dimensions: list[int], span: tuple[int, float], is_code: bool) -> Tensor:
+    """Move along one dimension after the other, all others at 0 or, of a code, at their mean.
+
+    `span` is the number of steps and how far they reach, in standard deviations.
+    Shapes: means (N, D) -> (len(dimensions) * steps, D).
+    """
+    steps, limit = span
+    origin, scale = _centre(means, is_code)
+    z = origin.repeat(len(dimensions), steps, 1)
+    along = spread(steps, limit)
+    for row, number in zip(z, dimensions, strict=True):
+        row[:, number] += along * scale[number]
+    return z.flatten(0, 1)
+
+
+def spread(steps: int, limit: float) -> Tensor:
+    """Place steps between -limit and limit; a middle one is 0 to the last digit. Shapes: -> (steps,)."""
+    return limit * (2 * torch.arange(steps, dtype=torch.float64) - (steps - 1)) / (steps - 1)
+
+
+def interpolate(start: Tensor, end: Tensor, steps: int) -> Tensor:
+    """Walk straight from each start to its end. Shapes: (P, D) twice -> (P * steps, D)."""
+    share = torch.linspace(0, 1, steps, dtype=start.dtype)[None, :, None]
+    return torch.lerp(start[:, None], end[:, None], share).flatten(0, 1)
+
+
+def choose_dimensions(use: Tensor, active: Tensor, count: int) -> list[int]:
+    """Choose active dimensions, those in most use first; where none is, the one in most use. Shapes: (D,) twice."""
+    ranked = by_use(use)
+    return [number for number in ranked if active[number]][:count] or ranked[:1]
+
+
+def by_use(use: Tensor) -> list[int]:
+    """Rank dimensions, largest first, equal ones by their number."""
+    ranked: list[int] = torch.argsort(use, descending=True, stable=True).tolist()
+    return ranked
+
+
+def plane(kind: Literal["dimensions", "principal"], means: Tensor, use: Tensor, is_code: bool) -> Plane:
+    """Choose the plane that is shown. Shapes: means (N, D), use (D,)."""
+    return plane_of_components(means) if kind == "principal" else plane_of_dimensions(means, use, is_code)
+
+
+def _centre(means: Tensor, is_code: bool) -> tuple[Tensor, Tensor]:
+    """Return the middle and one unit of each dimension: those of the prior, or of the codes. Shapes: -> (D,), (D,)."""
+    means = means.double()
+    if is_code:
+        return means.mean(0), means.std(0, correction=0)
+    return torch.zeros_like(means[0]), torch.ones_like(means[0])
