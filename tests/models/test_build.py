@@ -73,6 +73,21 @@ def test_every_model_decodes_to_images_under_every_likelihood(kind: str, network
 
 
 @every_kind
+@every_likelihood
+def test_the_output_is_what_the_likelihood_reads_of_latents_in_units_of_their_prior(
+    kind: str, inference: str, likelihood: str
+) -> None:
+    model, x = build(kind=kind, inference=inference, likelihood=likelihood).double(), some_images(5).double()
+    torch.manual_seed(1)
+    z = model.sample_posterior(x)
+    output = model.output(z)
+    assert output.shape == (5, model.likelihood.outputs * SHAPE[0], *SHAPE[1:])
+    torch.testing.assert_close(model.decode(z), model.likelihood.mean(output))
+    torch.manual_seed(1)  # the same latents, in units of their own
+    torch.testing.assert_close(model.likelihood.log_prob(output, x), model.draw(x, x, 1).log_px[0])
+
+
+@every_kind
 @every_network
 def test_every_weight_gets_a_gradient(kind: str, inference: str, network: str) -> None:
     model, x = build(kind=kind, inference=inference, network=network, activation="tanh"), some_images(5)

@@ -1,5 +1,6 @@
 """What is measured beside the likelihood: use of latents, labels, generated images, other data, annealed importance."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -195,12 +196,13 @@ def _annealed(subject: Subject, findings: Findings) -> None:
     lower, upper = _anneal(subject, simulated), _anneal(subject, simulated, exact)
     gap = upper.log_px - lower.log_px
     findings.add("ais_gap", gap.mean().item(), standard_error(gap))
+    acceptance = forward.acceptance.mean().item()  # NaN where a single step leaves nothing to move
     findings.details["annealed"] = {
         "images": len(rows),
         "chains": settings.annealed_chains,
         "steps": settings.annealed_steps,
         "leapfrog": LEAPFROG,
-        "acceptance": round(forward.acceptance.mean().item(), 3),
+        "acceptance": None if math.isnan(acceptance) else round(acceptance, 3),
         "effective_chains": round(forward.effective_chains.median().item(), 1),
     }
 

@@ -16,6 +16,7 @@ from reparam.data.splits import SplitName
 from reparam.errors import ParamsError
 from reparam.evaluation import figures, gallery
 from reparam.evaluation.assessment import Findings, Subject, assess
+from reparam.evaluation.inception import WANTED
 from reparam.evaluation.metrics import Reports, Scores, headline, score
 from reparam.evaluation.samplers import SAMPLERS, draw_codes
 from reparam.files import whole_directory, whole_file, write_json
@@ -28,6 +29,8 @@ from reparam.runtime import computing_in, make_deterministic, pick_device, rando
 
 log = logging.getLogger(__name__)
 
+BLACK_AND_WHITE = ("threshold", "static")  # binarizations after which no grey value is stored
+
 
 def run(config: Config, paths: Paths, device: str = "auto") -> None:
     """Score the trained model on a split, measure what its latents and samples are worth, and draw what it does."""
@@ -39,6 +42,7 @@ def run(config: Config, paths: Paths, device: str = "auto") -> None:
     scored, train = (_read_split(paths, name) for name in (settings.split, "train"))
     outliers = None if settings.outliers is None else _read_outliers(Path(settings.outliers), data_card)
     _check_sampler(model, model_card, settings)
+    _check_inception(settings)
 
     def batches(images: store.Images) -> Batches:
         return Batches(images, data_card, settings.batch_size, place)
@@ -88,11 +92,23 @@ def _read_split(paths: Paths, name: SplitName) -> store.Split:
 
 
 def _read_outliers(directory: Path, data_card: Any) -> store.Images:
-    shape = store.read_card(directory)["shape"]
-    if shape != data_card["shape"]:
+    if not (directory / store.CARD).is_file():
+        raise ParamsError(
+            f"params.yaml: evaluate.outliers: wanted a directory that `preprocess` wrote, found no {store.CARD} in "
+            f"{directory}; name a data/processed of other images, or null"
+        )
+    card = store.read_card(directory)
+    if card["shape"] != data_card["shape"]:
         raise ParamsError(
             f"params.yaml: evaluate.outliers: wanted images of shape {data_card['shape']}, as the model's, found "
-            f"{shape} in {directory}; preprocess them with the same preprocess.image_size and channels"
+            f"{card['shape']} in {directory}; preprocess them with the same preprocess.image_size and channels"
+        )
+    # Under `dynamic` both are drawn from at each visit; else grey pixels would be told apart by being grey.
+    if data_card["binarization"] in BLACK_AND_WHITE and card["binarization"] not in BLACK_AND_WHITE:
+        raise ParamsError(
+            f"params.yaml: evaluate.outliers: wanted black and white images, as the model's, found grey ones "
+            f"(binarization {card['binarization']!r}) in {directory}; preprocess them with preprocess.binarization "
+            f"{data_card['binarization']!r}"
         )
     images = store.read_split(directory, "test").images
     if not len(images):
@@ -106,6 +122,15 @@ def _check_sampler(model: AnyModel, model_card: Any, settings: EvaluateConfig) -
         raise ParamsError(
             "params.yaml: evaluate.sampler: wanted 'mixture' with an autoencoder, whose codes know no prior, "
             "found 'prior'; then `dvc repro` goes on from the trained model"
+        )
+
+
+def _check_inception(settings: EvaluateConfig) -> None:
+    path = settings.inception_weights
+    if settings.generated and path is not None and not Path(path).is_file():
+        raise ParamsError(
+            f"params.yaml: evaluate.inception_weights: wanted {WANTED}, found no file {path}; save one there, or name "
+            "another, or null"
         )
 
 
