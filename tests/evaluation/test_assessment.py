@@ -17,7 +17,7 @@ from reparam.data.store import Images, Split
 from reparam.evaluation import annealing, assessment
 from reparam.evaluation.aggregate import aggregate
 from reparam.evaluation.annealing import Annealed
-from reparam.evaluation.assessment import Findings, Subject, assess
+from reparam.evaluation.assessment import Assessed, Findings, assess
 from reparam.evaluation.importance import importance
 from reparam.evaluation.metrics import score, standard_error
 from reparam.evaluation.representation import Labelled, probe
@@ -66,7 +66,7 @@ def some_split(count: int, seed: int) -> Split:
     return Split(images, labels)
 
 
-def measured(model: AnyModel, split: Split | None = None, card: dict[str, Any] = SCALED, **changes: Any) -> Subject:
+def measured(model: AnyModel, split: Split | None = None, card: dict[str, Any] = SCALED, **changes: Any) -> Assessed:
     """Score a split, so that the rest can be assessed."""
     config, scored = settings(**changes), split or some_split(90, seed=0)
 
@@ -76,14 +76,14 @@ def measured(model: AnyModel, split: Split | None = None, card: dict[str, Any] =
     with random_stream(config.seed, "score"):
         scores = score(model, batches(scored.images), config)
     train = some_split(80, seed=1) if split is None else split
-    return Subject(model, batches(scored.images), scored, train, scores, config, batches)
+    return Assessed(model, batches(scored.images), scored, train, scores, config, batches)
 
 
-def assessed(subject: Subject, *, outliers: bool = True, is_density: bool = True) -> Findings:
+def assessed(subject: Assessed, *, outliers: bool = True, is_density: bool = True) -> Findings:
     return assess(subject, codes_of(subject), some_outliers() if outliers else None, is_density=is_density)
 
 
-def codes_of(subject: Subject) -> Callable[[int], Tensor]:
+def codes_of(subject: Assessed) -> Callable[[int], Tensor]:
     return lambda count: torch.randn(count, subject.scores.means.shape[1])
 
 
@@ -304,7 +304,7 @@ LINEAR = {
 every_prior = pytest.mark.parametrize("kind", ["vae", "top_down"])
 
 
-def linear_subject(kind: str, count: int, error: float = 0.0, **changes: Any) -> tuple[Subject, Tensor]:
+def linear_subject(kind: str, count: int, error: float = 0.0, **changes: Any) -> tuple[Assessed, Tensor]:
     """Return the subject, and its exact -log p(x)."""
     model, evidence = LINEAR[kind][0](error).float().eval(), LINEAR[kind][1]()
     split = images_of(evidence, count)

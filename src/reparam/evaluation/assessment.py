@@ -24,7 +24,7 @@ from reparam.evaluation.annealing import (
 from reparam.evaluation.annealing import Path as AnnealingPath
 from reparam.evaluation.importance import importance
 from reparam.evaluation.inception import fid_torchvision
-from reparam.evaluation.metrics import Scores, standard_error
+from reparam.evaluation.metrics import Scores, scoring_in, standard_error
 from reparam.evaluation.representation import Labelled, probe
 from reparam.evaluation.sample_quality import fit_projection, pca_quality
 from reparam.evaluation.subset import evenly_spaced
@@ -56,7 +56,7 @@ class Findings:
 
 
 @dataclass(frozen=True)
-class Subject:
+class Assessed:
     """A trained model, and the data that it is measured on."""
 
     model: AnyModel
@@ -68,7 +68,7 @@ class Subject:
     batches: Callable[[Images], Batches]  # of other images, in the same form
 
 
-def assess(subject: Subject, codes: Callable[[int], Tensor], outliers: Images | None, *, is_density: bool) -> Findings:
+def assess(subject: Assessed, codes: Callable[[int], Tensor], outliers: Images | None, *, is_density: bool) -> Findings:
     """Measure all that the settings ask for, each on a random stream of its own.
 
     `codes` draws so many latents to generate images from. `outliers` are images that the scored ones should be told
@@ -91,7 +91,7 @@ def assess(subject: Subject, codes: Callable[[int], Tensor], outliers: Images | 
     return findings
 
 
-def _latents(subject: Subject, findings: Findings) -> None:
+def _latents(subject: Assessed, findings: Findings) -> None:
     """Split the KL, and warn of a collapsed posterior."""
     scores, model = subject.scores, subject.model
     if not model.stochastic_layers:
@@ -115,8 +115,10 @@ def _latents(subject: Subject, findings: Findings) -> None:
         )
 
 
-def _labels(subject: Subject, findings: Findings) -> None:
-    """Guess labels from codes, where there are labels."""
+def _labels(subject: Assessed, findings: Findings) -> None:
+    """Guess labels from codes, where there are labels, and the images are not those that are learned from."""
+    if subject.settings.split == "train":
+        return
     rows = evenly_spaced(len(subject.train.labels), LEARNED_FROM).numpy()
     labels = subject.train.labels[rows]
     if len(np.unique(subject.train.labels)) < 2:
@@ -131,13 +133,13 @@ def _labels(subject: Subject, findings: Findings) -> None:
 
 
 @torch.no_grad()
-def _encode(subject: Subject, images: Images) -> Tensor:
+def _encode(subject: Assessed, images: Images) -> Tensor:
     batches = subject.batches(images)
     return torch.cat([subject.model.posterior(x)[0].cpu() for x in batches.ordered(subject.settings.seed)])
 
 
 @torch.no_grad()
-def _generated(subject: Subject, findings: Findings, codes: Callable[[int], Tensor]) -> None:
+def _generated(subject: Assessed, findings: Findings, codes: Callable[[int], Tensor]) -> None:
     """Compare generated images, decoder means as the figure shows them, with grey originals: equally many of both."""
     settings, scored = subject.settings, subject.scored.images
     rows = evenly_spaced(len(scored), settings.generated)
@@ -161,20 +163,21 @@ def _grey(images: Images) -> Tensor:
     return torch.from_numpy(images.copy()).float() / 255
 
 
-def _outliers(subject: Subject, findings: Findings, outliers: Images) -> None:
+def _outliers(subject: Assessed, findings: Findings, outliers: Images) -> None:
     """Say how well the NLL tells other images from those of the split."""
     settings = subject.settings
     rows = evenly_spaced(len(outliers), len(subject.scores.nll)).numpy()
-    parts = [
-        importance(subject.model, x, settings.nll_samples, settings.memory_mb * 2**20).nll.cpu()
-        for x in subject.batches(outliers[rows]).ordered(settings.seed)
-    ]
+    with scoring_in(settings.precision, subject.data.device):
+        parts = [
+            importance(subject.model, x, settings.nll_samples, settings.memory_mb * 2**20).nll.cpu()
+            for x in subject.batches(outliers[rows]).ordered(settings.seed)
+        ]
     findings.outlier_nll = torch.cat(parts)
     findings.add("auroc", *auroc(subject.scores.nll, findings.outlier_nll))
     findings.details["outliers"] = {"images": len(rows), "nll": round(findings.outlier_nll.mean().item(), 4)}
 
 
-def _annealed(subject: Subject, findings: Findings) -> None:
+def _annealed(subject: Assessed, findings: Findings) -> None:
     """Check the NLL by chains from the prior; bracket log p(x) where the posterior is known, on simulated images."""
     model, settings = subject.model, subject.settings
     rows = evenly_spaced(len(subject.data), settings.annealed_images)
@@ -207,7 +210,7 @@ def _annealed(subject: Subject, findings: Findings) -> None:
     }
 
 
-def _anneal(subject: Subject, x: Tensor, exact: Tensor | None = None) -> Annealed:
+def _anneal(subject: Assessed, x: Tensor, exact: Tensor | None = None) -> Annealed:
     """Run chains for each image; backwards, from an exact posterior sample, where there is one."""
     model, settings, found, done = subject.model, subject.settings, [], 0
     path = AnnealingPath(settings.annealed_steps, LEAPFROG)

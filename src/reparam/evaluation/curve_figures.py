@@ -1,4 +1,4 @@
-"""Figures of curves: training epoch by epoch, and bounds on log p(x) sample by sample."""
+"""Figures of curves: training epoch by epoch, bounds on log p(x) sample by sample, NLLs of other data."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from reparam.evaluation.figures import COLOURS, QUIET, style
+from reparam.evaluation.figures import COLOURS, QUIET, Array, style
 
 TERMS = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL"}
 SCHEDULES = {"beta": "beta", "learning_rate": "learning rate"}  # columns that a history may have, and their titles
@@ -67,6 +67,29 @@ def bounds(samples: Sequence[int], means: Sequence[float], errors: Sequence[floa
         axes.text(0.98, 0.04, found, transform=axes.transAxes, ha="right")
         axes.set(xlabel="samples per image, K", ylabel="bound on log p(x) (nats per image)")
         axes.set_title("The more samples, the tighter the bound (band: standard error)")
+        return figure
+
+
+def outliers(usual: Array, unusual: Array, auroc: float) -> Figure:
+    """Plot how surprising the images of the split are, and those that should be more so.
+
+    Shapes: (N,), (M,). Units: nats per image.
+    """
+    with style():
+        figure = Figure(figsize=(5.6, 3.0), layout="constrained")
+        axes = figure.subplots()
+        both = np.concatenate([usual, unusual])
+        low, high = np.quantile(both, [0.0, 0.995])  # a few monsters would flatten the rest
+        edges = np.linspace(low, max(high, low + 1e-6), 41).tolist()
+        for values, colour, label in ((usual, COLOURS[0], "scored images"), (unusual, COLOURS[1], "other data")):
+            weights = np.full(len(values), 1 / len(values))
+            axes.hist(np.clip(values, low, edges[-1]), edges, weights=weights, color=colour, alpha=0.35)
+            axes.hist(
+                np.clip(values, low, edges[-1]), edges, weights=weights, color=colour, histtype="step", label=label
+            )
+        axes.set(xlabel="NLL (nats per image)", ylabel="share of images")
+        axes.set_title(f"Other data is told by its NLL with an AUROC of {auroc:.3f}")
+        axes.legend()
         return figure
 
 

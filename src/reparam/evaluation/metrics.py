@@ -1,6 +1,8 @@
 """Score a trained model: ELBO, reconstruction, KL, log-likelihood, use of the latents."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +12,7 @@ from reparam.config import EvaluateConfig
 from reparam.data.batches import Batches
 from reparam.evaluation.importance import draws, importance
 from reparam.models.draw import Model
+from reparam.runtime import computing_in
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def score(model: Model, data: Batches, config: EvaluateConfig) -> Scores:
     memory = config.memory_mb * 2**20
     parts: list[tuple[Tensor, ...]] = []
     for x in data.ordered(config.seed):
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        with scoring_in(config.precision, x.device):
             expectations, sizes = _expectations(model, x, config.elbo_samples, memory)
             parts.append((*expectations, *_likelihoods(model, x, config.nll_samples, memory), *model.posterior(x)))
     columns = (torch.cat(part).double().cpu() for part in zip(*parts, strict=True))
@@ -53,6 +56,13 @@ def score(model: Model, data: Batches, config: EvaluateConfig) -> Scores:
     return Scores(
         *(reconstruction, kl, nll, bounds, effective), *(latent_kl.mean(0), variance, means, log_variances, sizes)
     )
+
+
+@contextmanager
+def scoring_in(precision: str, device: torch.device) -> Iterator[None]:
+    """Compute likelihoods in a precision, and leave full precision to what comes after."""
+    with computing_in(precision), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        yield
 
 
 def _expectations(model: Model, x: Tensor, samples: int, memory: int) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:

@@ -93,6 +93,7 @@ PICTURES = {
         Picture("contact_sheet", "Data", "Images of each split, as they are stored.", True),
         Picture("training_curves", "Training", "The dotted line marks the epoch whose weights were kept.", True),
         Picture("bounds", "Bound on log p(x)", "Flat at its right end: more samples would change little."),
+        Picture("outliers", "Other data", "Apart: the likelihood tells images of another kind from those it knows."),
         Picture("latent_use", "Latent use", "How much each latent dimension tells about the image."),
     ),
     "Images": (

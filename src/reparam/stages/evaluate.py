@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from reparam import tracking
@@ -14,8 +15,8 @@ from reparam.data import store
 from reparam.data.batches import Batches
 from reparam.data.splits import SplitName
 from reparam.errors import ParamsError
-from reparam.evaluation import figures, gallery
-from reparam.evaluation.assessment import Findings, Subject, assess
+from reparam.evaluation import curve_figures, figures, gallery
+from reparam.evaluation.assessment import Assessed, Findings, assess
 from reparam.evaluation.inception import WANTED
 from reparam.evaluation.metrics import Reports, Scores, headline, score
 from reparam.evaluation.samplers import SAMPLERS, draw_codes
@@ -25,7 +26,7 @@ from reparam.models.build import AnyModel
 from reparam.models.likelihoods import is_density
 from reparam.models.storage import load_model, read_card
 from reparam.paths import Paths
-from reparam.runtime import computing_in, make_deterministic, pick_device, random_stream
+from reparam.runtime import make_deterministic, pick_device, random_stream
 
 log = logging.getLogger(__name__)
 
@@ -56,26 +57,34 @@ def run(config: Config, paths: Paths, device: str = "auto") -> None:
 
     with tracker.child_run("evaluate", model_card["lineage"]) as run:
         run.log_params(flatten(settings, "evaluate."))
-        with random_stream(settings.seed, "score"), computing_in(settings.precision):
+        with random_stream(settings.seed, "score"):
             scores = score(model, data, settings)
         reports = Reports(
             density=is_density(model.likelihood, data_card["binarization"]),
             posterior=model.stochastic_layers > 0,
             bits=model.likelihood.is_discrete,
         )
-        subject = Subject(model, data, scored, train, scores, settings, batches)
+        subject = Assessed(model, data, scored, train, scores, settings, batches)
         findings = assess(subject, codes, outliers, is_density=reports.density)
         for warning in findings.warnings:
             log.warning("evaluate: %s", warning)
         metrics = headline(scores, settings.active_variance, reports, math.prod(data_card["shape"])) | findings.metrics
         write_json(paths.evaluation_metrics, metrics)
-        write_json(paths.evaluation_card, _describe(data_card, model_card, settings, len(data), findings))
         _write_latents(paths, scores, settings)
         with random_stream(settings.seed, "samples"):
             start = codes(gallery.SAMPLES_PER_SIDE**2)
+        shown = data, np.array(data_card["classes"])[scored.labels]
         with whole_directory(paths.figures) as directory:
-            for name, figure in gallery.draw(model, (data, scored.labels), scores, settings, start).items():
-                (directory / f"{name}.png").write_bytes(figures.png(figure))
+            drawn = gallery.draw(model, shown, scores, settings, start, reports=reports)
+            if findings.outlier_nll is not None:
+                both = scores.nll.numpy(), findings.outlier_nll.numpy()
+                drawn["outliers"] = curve_figures.outliers(*both, findings.metrics["auroc"])
+            pictures = {name: figures.png(figure) for name, figure in drawn.items()}
+            tiles, places = gallery.tiles(model, shown, scores, settings)
+            for name, content in (pictures | tiles).items():
+                (directory / f"{name}.png").write_bytes(content)
+        card = _describe(data_card, model_card, settings, len(data), findings)
+        write_json(paths.evaluation_card, card | {"tiles": places})
         run.log_headline(metrics)
         run.log_metrics({f"latent_kl.{i}": value for i, value in enumerate(scores.latent_kl.tolist())})
         run.log_files([paths.evaluation_metrics, paths.latents, *sorted(paths.figures.iterdir())], "evaluation")
