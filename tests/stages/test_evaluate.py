@@ -18,7 +18,8 @@ from reparam.config import Config, load_config
 from reparam.data import store
 from reparam.data.splits import SPLITS
 from reparam.errors import UserError
-from reparam.evaluation.gallery import FIGURES
+from reparam.evaluation import metrics as metrics_module
+from reparam.evaluation.gallery import FIGURES, TILES
 from reparam.lineage import source_hash
 from reparam.models.storage import read_card
 from reparam.paths import Paths
@@ -79,7 +80,8 @@ def test_a_mixture_generates_images_of_an_autoencoder_the_same_each_time(
     )
     evaluate.run(config, project)
     first = written(project)
-    assert set(first) == {"metrics.json", "card.json", "latents.csv", *(f"figures/{name}.png" for name in FIGURES)}
+    drawn = (*FIGURES, "interpolation", "components", "extremes", *TILES)
+    assert set(first) == {"metrics.json", "card.json", "latents.csv", *(f"figures/{name}.png" for name in drawn)}
     assert set(metrics(project)) == with_errors({"reconstruction"} | LABELS) | GENERATED | COUNTS
     assert json.loads(project.evaluation_card.read_text())["sampler"] == "mixture"
     assert [row["kl"] for row in latents(project.latents)] == ["0.0000"] * 3
@@ -158,7 +160,8 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(project: Paths, trained_once: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
     """`project`, with the trained model in it, and without figures, which take most of the time."""
     shutil.copytree(trained_once, project.root, dirs_exist_ok=True)
-    monkeypatch.setattr(evaluate.gallery, "draw", lambda *_: {})
+    monkeypatch.setattr(evaluate.gallery, "draw", lambda *_, **__: {})
+    monkeypatch.setattr(evaluate.gallery, "tiles", lambda *_: ({}, {}))
     return project
 
 
@@ -302,19 +305,19 @@ def test_a_warning_is_logged_and_recorded(
 def test_a_lower_precision_gives_nearly_the_same_nll_and_ends_with_the_score(
     precision: str, distance: float, trained: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen, score = [], evaluate.score
+    chosen, importance = set(), metrics_module.importance
     full = evaluated(trained)
 
     def spy(*args: Any) -> Any:
-        chosen.append(torch.get_float32_matmul_precision())
-        return score(*args)
+        chosen.add(torch.get_float32_matmul_precision())
+        return importance(*args)
 
-    monkeypatch.setattr(evaluate, "score", spy)
+    monkeypatch.setattr(metrics_module, "importance", spy)
     before = torch.get_float32_matmul_precision()
     lower = evaluated(trained, precision=precision)
     assert lower["nll"] == pytest.approx(full["nll"], abs=distance)
     assert lower["kl"] == pytest.approx(full["kl"], abs=distance)
-    assert chosen == [{"bf16_matmul": "medium", "bf16": "highest"}[precision]]
+    assert chosen == {{"bf16_matmul": "medium", "bf16": "highest"}[precision]}
     assert torch.get_float32_matmul_precision() == before == "highest"
     assert card(trained)["precision"] == precision
 
