@@ -1,0 +1,100 @@
+"""Cost of an epoch when images do not fit into memory and are read ahead from the disk: time and private memory.
+
+    python benchmarks/streaming.py [--images 30000 120000 480000]
+
+Each size is a process of its own that trains 784-400-20 for one epoch after a short warm-up.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from results import table, write_section
+
+ROOT = Path(__file__).parent.parent
+WARM_UP = 50  # batches
+
+
+def main() -> None:
+    """Measure and write RESULTS.md."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, nargs="+", default=[30_000, 120_000, 480_000])
+    parser.add_argument("--worker", nargs=2, metavar=("FILE", "FRACTION"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        _work(*arguments.worker)
+        return
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for images in arguments.images:
+            path = Path(scratch) / f"{images}.npy"
+            _write_images(path, images)
+            for name, fraction in (("read ahead", "0"), ("in memory", "1")):
+                found = _measure(path, fraction)
+                rate = f"{images / found['seconds']:,.0f}"
+                rows.append([f"{images:,}", name, f"{found['seconds']:.1f}", rate, f"{found['megabytes']:.0f}"])
+                print(rows[-1], file=sys.stderr)
+    text = table(["images of 28x28", "kept", "seconds per epoch", "images/s", "private MB at its end"], rows)
+    note = "Mapped pages of the file are not counted: the system takes them back when it needs them."
+    write_section("Streaming", f"{text}\n\n{note}")
+
+
+def _write_images(path: Path, images: int) -> None:
+    file = np.lib.format.open_memmap(path, "w+", np.uint8, (images, 1, 28, 28))
+    random = np.random.default_rng(0)
+    for start in range(0, images, 10_000):
+        part = file[start : start + 10_000]
+        part[:] = random.integers(0, 256, part.shape, dtype=np.uint8)
+    file.flush()
+
+
+def _measure(path: Path, fraction: str) -> dict[str, float]:
+    command = [sys.executable, __file__, "--worker", str(path), fraction]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def _work(path: str, fraction: str) -> None:
+    os.environ["REPARAM_RESIDENT_FRACTION"] = fraction
+    import torch
+
+    from reparam.config import load_config
+    from reparam.data.batches import Batches
+    from reparam.stages.train import build
+    from reparam.training.loop import Sums
+
+    images = np.load(path, mmap_mode="r")
+    config = load_config(ROOT / "recipes/pytorch-example.yaml")
+    card: dict[str, Any] = {
+        "scaling": {"kind": "unit", "shift": [0.0], "scale": [1.0]},
+        "binarization": "none",
+        "shape": [1, 28, 28],
+    }
+    data = Batches(images, card, config.train.batch_size, torch.device("cpu"))
+    step = build(config, card, data, torch.device("cpu"))
+    for batch in data.visit(torch.arange(min(len(data), WARM_UP * config.train.batch_size))):
+        step.step(batch)
+    start, sums = time.perf_counter(), Sums()
+    for batch in data.visit(data.draw_order()):
+        sums.add(step.step(batch))
+    sums.means("train", 1)
+    seconds = time.perf_counter() - start
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    private = re.search(r"RssAnon:\s+(\d+)", status)
+    assert private
+    print(json.dumps({"seconds": seconds, "megabytes": int(private[1]) / 1024}))
+
+
+if __name__ == "__main__":
+    main()
