@@ -19,6 +19,7 @@ test-slow: install  ## the tests that take minutes, or install environments of t
 bench: install  ## side-by-side measurements, into benchmarks/RESULTS.md
 	python benchmarks/data.py
 	python benchmarks/train.py
+	python benchmarks/streaming.py
 	python benchmarks/nll.py
 
 lint: install

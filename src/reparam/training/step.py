@@ -100,9 +100,9 @@ class Step:
         self.images += of_all
         if self._averaged is not None:
             self._averaged.update_parameters(self.module)
-        # Of a batch that all processes had the whole of, one counts it.
-        counted = None if of_all >= self.world.size or self.world.is_first else 0
-        return {name: values[:counted] for name, values in terms.items()}
+        if of_all >= self.world.size or self.world.is_first:
+            return terms
+        return {name: values[:0] for name, values in terms.items()}  # all processes had the whole batch: one counts it
 
     def _of_all(self, x: Tensor) -> int:
         """Count the images that all processes see in this step, without asking them."""
