@@ -30,7 +30,7 @@ BLOCK = 500  # images
 BATCH = 100  # images that are scored together
 REFERENCE = "image by image"
 WAYS = {"fp32": "fp32", "bf16 inside products": "bf16_matmul", "bf16 autocast": "bf16"}
-MEMORY_MB = 24  # the default of evaluate.memory_mb
+MEMORY_MB = 12  # the default of evaluate.memory_mb
 COUNTS = (50, 500, 50_000)  # samples, of few images, for the peaks of memory
 
 
