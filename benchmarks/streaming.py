@@ -80,6 +80,7 @@ def _work(path: str, fraction: str) -> None:
         "scaling": {"kind": "unit", "shift": [0.0], "scale": [1.0]},
         "binarization": "none",
         "shape": [1, 28, 28],
+        "splits": {"train": {"count": len(images)}},
     }
     data = Batches(images, card, config.train.batch_size, torch.device("cpu"))
     step = build(config, card, data, torch.device("cpu"))
