@@ -36,6 +36,7 @@ from reparam.runtime import random_stream
 MIXED = 5_000  # images whose posteriors are mixed: the time is quadratic
 LEARNED_FROM = 10_000  # images that classifiers and principal components learn from
 LEAPFROG = 10  # steps of each transition of annealed importance sampling
+FEW = 10  # effective samples: the estimate of a logarithm is then off by some 0.05 nats
 # Beyond this share of log N, mutual information is mostly its bound.
 SATURATED = 0.9
 
@@ -75,6 +76,12 @@ def assess(subject: Assessed, codes: Callable[[int], Tensor], outliers: Images |
     from. Without `is_density`, whatever needs a likelihood is left out.
     """
     findings, seed = Findings(), subject.settings.seed
+    effective = subject.scores.effective.median().item()
+    if is_density and effective < FEW:  # not so of NaN
+        findings.warnings.append(
+            f"nll rests on {effective:.1f} of {subject.settings.nll_samples:,} samples in the median image, and is too "
+            "high by what is missing; raise evaluate.nll_samples"
+        )
     for name, measure in (("latents", _latents), ("labels", _labels)):
         with random_stream(seed, name):
             measure(subject, findings)
