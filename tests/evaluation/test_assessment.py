@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -260,12 +261,23 @@ def test_a_mutual_information_near_the_logarithm_of_the_images_is_doubted() -> N
         model.encoder[-1].weight[:3].mul_(30)  # posteriors far from each other
         model.encoder[-1].bias[3:].sub_(4)
     few, many = (assessed(measured(model, some_split(count, 0))) for count in (10, 400))
-    [warning] = few.warnings
+    warning = few.warnings[-1]
     assert few.metrics["mutual_information"] == pytest.approx(math.log(10), abs=0.01)
     assert warning.startswith("mutual_information is 2.30 nats where log N = 2.30 is the most")
     assert "marginal_kl and total_correlation are too high" in warning
     assert few.details["mutual_information"]["bound"] == pytest.approx(math.log(10), abs=1e-4)
     assert many.metrics["mutual_information"] > few.metrics["mutual_information"] + 1
+
+
+def test_a_log_likelihood_that_rests_on_few_samples_is_doubted() -> None:
+    subject = measured(some_model(likelihood="gaussian"))
+    scores = replace(subject.scores, effective=torch.tensor([1.0, 9.9, 200.0]))
+    found = assessed(replace(subject, scores=scores), outliers=False).warnings
+    wanted = f"nll rests on 9.9 of {subject.settings.nll_samples} samples in the median image"
+    assert [warning for warning in found if warning.startswith(wanted)]
+    enough = replace(subject, scores=replace(scores, effective=torch.tensor([1.0, 10.0, 200.0])))
+    assert not [warning for warning in assessed(enough, outliers=False).warnings if "rests on" in warning]
+    assert not [warning for warning in assessed(subject, is_density=False).warnings if "rests on" in warning]
 
 
 @pytest.mark.parametrize("kind", ["vae", "hierarchical"])

@@ -430,3 +430,18 @@ def test_a_matplotlibrc_of_the_user_changes_nothing(tmp_path: Path) -> None:
     )
     assert len(plain.strip()) == 64
     assert coloured == plain
+
+
+def test_outliers_are_shown_beside_the_scored_images_as_shares() -> None:
+    usual, unusual = np.linspace(90, 110, 50), np.linspace(140, 160, 20)
+    (axes,) = curve_figures.outliers(usual, unusual, 1.0).axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["scored images", "other data"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("NLL (nats per image)", "share of images")
+    assert axes.get_title(loc="left") == "Other data is told by its NLL with an AUROC of 1.000"
+    heights = [patch.get_height() for container in axes.containers[:1] for patch in container]
+    assert sum(heights) == pytest.approx(1.0)
+
+
+def test_outliers_that_are_all_the_same_can_be_drawn() -> None:
+    figure = curve_figures.outliers(np.full(3, 7.0), np.full(2, 7.0), 0.5)
+    assert figures.png(figure).startswith(b"\x89PNG")

@@ -111,7 +111,7 @@ def test_every_picture_can_be_drawn(latent: int, labels: list[int], plane: str) 
 def test_the_page_asks_for_what_is_always_drawn_and_knows_all_that_may_be() -> None:
     known = {picture.name for group in report.PICTURES.values() for picture in group}
     assert gallery.FIGURES == report.REQUIRED
-    assert {*gallery.FIGURES, *gallery.OTHER_FIGURES, "contact_sheet", "training_curves"} == known
+    assert {*gallery.FIGURES, *gallery.OTHER_FIGURES, "contact_sheet", "training_curves", "outliers"} == known
 
 
 def test_one_image_of_each_class_is_shown_first_and_in_the_order_of_the_classes() -> None:

@@ -296,7 +296,8 @@ def test_a_warning_is_logged_and_recorded(
     config = prepared(project, params, write_params, objective={"beta": 1000.0})
     with caplog.at_level(logging.WARNING):
         evaluate.run(config, project)
-    [warning] = card(project)["warnings"]
+    few, warning = card(project)["warnings"]
+    assert few.startswith("nll rests on")
     assert "latents have collapsed" in warning or "posterior collapse" in warning
     assert f"evaluate: {warning}" in [record.getMessage() for record in caplog.records]
 
