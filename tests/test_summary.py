@@ -32,6 +32,7 @@ def paths(tmp_path: Path) -> Paths:
     """Metrics of an evaluated and exported model."""
     paths = Paths(tmp_path, tmp_path)
     write_json(paths.evaluation_metrics, DENSITY)
+    write_json(paths.evaluation_card, {"split": "validation"})
     write_json(paths.export_metrics, PARITY)
     return paths
 
@@ -40,6 +41,11 @@ def rows(text: str) -> list[list[str]]:
     """Read the cells of the table below its head."""
     lines = [line for line in text.splitlines() if line.startswith("│")]
     return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+
+
+def test_the_table_names_the_split(paths: Paths, capsys: pytest.CaptureFixture[str]) -> None:
+    summary.show(paths)
+    assert capsys.readouterr().out.startswith("Validation split")
 
 
 def test_the_table_holds_means_and_standard_errors(paths: Paths, capsys: pytest.CaptureFixture[str]) -> None:

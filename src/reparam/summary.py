@@ -15,8 +15,9 @@ def show(paths: Paths) -> None:
     Raises: MissingInputError.
     """
     metrics = read_json(paths.evaluation_metrics, "evaluate")
+    split = read_json(paths.evaluation_card, "evaluate", ("split",))["split"]
     parity = read_json(paths.export_metrics, "export", ("encoder_max_error", "decoder_max_error"))
-    table = Table("", "nats per image", "± standard error", title="Test split", title_justify="left")
+    table = Table("", "nats per image", "± standard error", title=f"{split.capitalize()} split", title_justify="left")
     for name, title in {
         "elbo": "ELBO",
         "reconstruction": "reconstruction",
