@@ -69,11 +69,12 @@ def _measure(weights: Path, arguments: argparse.Namespace) -> Answers:
 
 
 def _peak(weights: Path, samples: int, arguments: argparse.Namespace) -> tuple[int, float]:
-    worker = _start("fp32", weights, samples, arguments)
-    before = _ask(worker, 0, 1)["megabytes"]
-    after = _ask(worker, 0, BATCH)["megabytes"]
-    worker.communicate()
-    return samples, after - before
+    found = []
+    for count in (1, samples):
+        worker = _start("fp32", weights, count, arguments)
+        found.append(_ask(worker, 0, 1 if count == 1 else BATCH)["megabytes"])
+        worker.communicate()
+    return samples, found[1] - found[0]
 
 
 def _start(way: str, weights: Path, samples: int, arguments: argparse.Namespace) -> subprocess.Popen[str]:
@@ -97,7 +98,7 @@ def _ask(worker: subprocess.Popen[str], start: int, end: int) -> dict[str, float
 
 def _describe(answers: Answers, peaks: list[tuple[int, float]], arguments: argparse.Namespace) -> str:
     seconds = {way: sum(row["seconds"] for row in rows) for way, rows in answers.items()}
-    nll = {way: statistics.fmean(row["nll"] for row in rows) for way, rows in answers.items()}
+    nll = {way: sum(row["nll"] * row["images"] for row in rows) / arguments.images for way, rows in answers.items()}
     speeds = {
         way: statistics.median(a["seconds"] / b["seconds"] for a, b in zip(answers[REFERENCE], rows, strict=True))
         for way, rows in answers.items()
@@ -119,7 +120,7 @@ def _describe(answers: Answers, peaks: list[tuple[int, float]], arguments: argpa
     return (
         f"784-400-20 after one epoch, thresholded MNIST. Speeds are medians over blocks of {BLOCK} images.\n\n"
         f"{table(header, rows)}\n\n"
-        f"What scoring {BATCH} images adds to the peak of scoring one, with evaluate.memory_mb = {MEMORY_MB}:\n\n"
+        f"What {BATCH} images add to the peak of one image and sample, with evaluate.memory_mb = {MEMORY_MB}:\n\n"
         f"{table(['samples', 'MB'], found)}"
     )
 
@@ -136,7 +137,8 @@ def _work(way: str, weights: str, arguments: argparse.Namespace) -> None:
         start = time.perf_counter()
         nll = score(images[first:last]).mean().item()
         seconds = time.perf_counter() - start
-        print(json.dumps({"seconds": seconds, "nll": nll, "megabytes": peak_megabytes()}), flush=True)
+        answer = {"seconds": seconds, "nll": nll, "images": last - first, "megabytes": peak_megabytes()}
+        print(json.dumps(answer), flush=True)
 
 
 def _ours(model: Any, way: str, samples: int) -> Callable[[Tensor], Tensor]:

@@ -145,7 +145,10 @@ def test_the_number_to_compare_can_be_read_off_what_is_measured(name: str) -> No
         is_density(model.likelihood, config.preprocess.binarization), model.stochastic_layers > 0, bits=False
     )
     metrics = headline(
-        Scores(*[ones] * 3, ones[:, None], *[ones] * 3, *[torch.ones(3, 3)] * 2, (3,)), 0.01, reports, pixels=784
+        Scores(*[ones] * 3, ones[:, None], *[ones] * 3, ones[:, None], ones, *[torch.ones(3, 3)] * 2, (3,)),
+        0.01,
+        reports,
+        pixels=784,
     )
     title, measure = TABLE.MEASURES[PUBLISHED[name]["measure"]]
     assert math.isfinite(measure(metrics))

@@ -96,6 +96,12 @@ def with_errors(names: set[str]) -> set[str]:
     return names | {f"{name}_se" for name in names - WITHOUT_ERROR}
 
 
+def assert_the_reason_is_given(found: Findings) -> None:
+    reason = "not measured: this model has no likelihood of these pixels"
+    assert {name: found.details[name] for name in ("outliers", "annealed")} == {"outliers": reason, "annealed": reason}
+    assert found.warnings[-2:] == [f"outliers: {reason}", f"annealed: {reason}"]
+
+
 # What there is to measure
 
 
@@ -111,7 +117,8 @@ def test_a_vae_is_measured_in_every_way() -> None:
 def test_an_autoencoder_has_neither_posterior_nor_likelihood_to_measure() -> None:
     found = assessed(measured(some_model(kind="autoencoder")))
     assert set(found.metrics) == with_errors(LABELS | GENERATED)
-    assert (found.warnings, found.outlier_nll) == ([], None)
+    assert found.outlier_nll is None
+    assert_the_reason_is_given(found)
 
 
 @pytest.mark.parametrize("inference", ["bottom_up", "top_down"])
@@ -125,7 +132,7 @@ def test_without_a_density_nothing_that_needs_a_likelihood_is_measured(kind: str
     found = assessed(measured(some_model(kind=kind), card=data_card("none")), is_density=False)
     assert set(found.metrics) == with_errors((LATENTS if kind == "vae" else set()) | LABELS | GENERATED)
     assert found.outlier_nll is None
-    assert {"outliers", "annealed"} & set(found.details) == set()
+    assert_the_reason_is_given(found)
 
 
 def test_what_the_settings_leave_out_is_not_measured() -> None:

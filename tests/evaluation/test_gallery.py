@@ -47,6 +47,8 @@ def some_scores(images: int, kl: list[float], *, is_code: bool = False) -> Score
         bounds=number[:, None],
         effective=number,
         latent_kl=torch.tensor(kl, dtype=torch.float64),
+        latent_kl_error=torch.zeros(len(kl)),
+        layer_kl=number[:, None],
         latent_variance=torch.tensor([value / 10 for value in kl], dtype=torch.float64),
         means=means,
         log_variances=torch.full_like(means, -torch.inf if is_code else -2.0),

@@ -88,7 +88,8 @@ def test_scoring_asks_for_the_samples_of_the_params_and_keeps_no_graph() -> None
     model.decoder.register_forward_hook(lambda _module, inputs, _output: asked.append(len(inputs[0])))
     scores = score(model, Batches(np.full((3, 1, 2, 2), 255, np.uint8), data_card("none"), 2, CPU), settings())
     # ELBO samples, then NLL samples up to each level: of a batch of two and a batch of one.
-    assert asked == [2 * 2, 2, 2, 2, 2 * 1, 1, 1, 1]
+    # (One more of each batch, and of the samples of it, sees how much memory they take.)
+    assert asked == [1, 2 * 2, 1, 2, 2, 2, 1, 2 * 1, 1, 1, 1, 1]
     assert {name: tuple(values.shape) for name, values in tensors(scores).items()} == {
         "reconstruction": (3,),
         "kl": (3,),
@@ -96,6 +97,8 @@ def test_scoring_asks_for_the_samples_of_the_params_and_keeps_no_graph() -> None
         "bounds": (3, 3),
         "effective": (3,),
         "latent_kl": (3,),
+        "latent_kl_error": (3,),
+        "layer_kl": (3, 1),
         "latent_variance": (3,),
         "means": (3, 3),
         "log_variances": (3, 3),
@@ -205,6 +208,8 @@ def scores_of(reconstruction: list[float], kl: list[float], nll: list[float], va
         bounds=-tensor(nll)[:, None],
         effective=torch.arange(1.0, len(nll) + 1),
         latent_kl=torch.zeros(len(variance)),
+        latent_kl_error=torch.zeros(len(variance)),
+        layer_kl=tensor(kl)[:, None],
         latent_variance=tensor(variance),
         means=torch.zeros(len(kl), len(variance)),
         log_variances=torch.zeros(len(kl), len(variance)),
@@ -228,6 +233,19 @@ def test_headline_gives_means_and_standard_errors() -> None:
         "active_units": 2,  # strictly above the threshold
         "images": 3,
     }
+
+
+def test_layers_and_dimensions_have_errors_over_images() -> None:
+    model = some_model(kind="hierarchical", upper=[2])
+    scores = score(model, Batches(some_images(7), data_card("none"), 3, CPU), settings())
+    found = headline(scores, 0.01, DENSITY, pixels=6)
+    assert scores.layer_kl.shape == (7, 2)
+    torch.testing.assert_close(scores.layer_kl.sum(1), scores.kl, rtol=1e-5, atol=1e-6)
+    for number in (1, 2):
+        values = scores.layer_kl[:, number - 1]
+        assert found[f"kl_layer_{number}_se"] == pytest.approx(values.std().item() / math.sqrt(7), abs=5e-5)
+    alone = score(model, Batches(some_images(1), data_card("none"), 3, CPU), settings())
+    assert alone.latent_kl_error.tolist() == [0.0] * 5
 
 
 def test_without_a_density_there_is_a_cross_entropy_and_neither_elbo_nor_nll() -> None:

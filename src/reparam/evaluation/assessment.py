@@ -88,11 +88,16 @@ def assess(subject: Assessed, codes: Callable[[int], Tensor], outliers: Images |
     if subject.settings.generated:
         with random_stream(seed, "generated"):
             _generated(subject, findings, codes)
-    has_likelihood = is_density and subject.model.stochastic_layers > 0
-    if outliers is not None and has_likelihood:
+    if not (is_density and subject.model.stochastic_layers):
+        asked = {"outliers": outliers is not None, "annealed": subject.settings.annealed_images > 0}
+        reason = "not measured: this model has no likelihood of these pixels"
+        findings.details |= {name: reason for name, is_asked in asked.items() if is_asked}
+        findings.warnings += [f"{name}: {reason}" for name, is_asked in asked.items() if is_asked]
+        return findings
+    if outliers is not None:
         with random_stream(seed, "outliers"):
             _outliers(subject, findings, outliers)
-    if subject.settings.annealed_images and has_likelihood:
+    if subject.settings.annealed_images:
         with random_stream(seed, "annealed"):
             _annealed(subject, findings)
     return findings
@@ -101,14 +106,14 @@ def assess(subject: Assessed, codes: Callable[[int], Tensor], outliers: Images |
 def _latents(subject: Assessed, findings: Findings) -> None:
     """Split the KL, and warn of a collapsed posterior."""
     scores, model = subject.scores, subject.model
-    if not model.stochastic_layers:
-        return
+    if not model.stochastic_layers or len(scores.means) < 2:
+        return  # a single image does not vary
     threshold = subject.settings.active_variance
     message = collapse_message(
         collapsed(scores.latent_kl, scores.latent_variance, threshold), scores.latent_kl.shape[0]
     )
     findings.warnings += [message] if message else []
-    if model.stochastic_layers > 1 or len(scores.means) < 2:
+    if model.stochastic_layers > 1:
         return  # below the top of a hierarchy, posteriors are no Gaussians of their own
     z = scores.means + torch.randn_like(scores.means) * (0.5 * scores.log_variances).exp()
     found = aggregate(scores.means, scores.log_variances, z, MIXED)

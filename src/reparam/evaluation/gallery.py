@@ -1,6 +1,7 @@
 """What to draw of a trained model."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ def draw(
         "components": (images > 1 and latents > 2, _components),
         "aggregate": (not subject.is_code, _aggregate),
         "bounds": (not subject.is_code and bool(are_bounds), _bounds),
-        "extremes": (images > 1, _extremes),
+        "extremes": (images > 1, partial(_extremes, is_density=reports is None or reports.density)),
         "sigma": (isinstance(model.likelihood, PixelGaussian), _sigma),
     }
     return pictures | {name: picture(subject) for name, (is_wanted, picture) in others.items() if is_wanted}
@@ -167,12 +168,13 @@ def _bounds(subject: Subject) -> Figure:
     return curve_figures.bounds(*read_curve(subject.scores.bounds, subject.settings.nll_samples))
 
 
-def _extremes(subject: Subject) -> Figure:
+def _extremes(subject: Subject, *, is_density: bool) -> Figure:
     losses = subject.scores.reconstruction
     ranked = torch.argsort(losses, stable=True).numpy()
     count = min(EXTREMES, len(ranked) // 2)
     chosen: dict[str, Rows] = {"Best": ranked[:count], "Worst": ranked[::-1][:count]}
-    titles = {name: f"{name} reconstructed: −log p(x|z), nats" for name in chosen}
+    measure = "−log p(x|z)" if is_density else "cross-entropy"
+    titles = {name: f"{name} reconstructed: {measure}, nats" for name in chosen}
     return figures.image_blocks(
         {titles[name]: subject.reconstruct(rows, subject.scored(rows)) for name, rows in chosen.items()},
         {titles[name]: [f"{value:.1f}" for value in losses[rows.copy()].tolist()] for name, rows in chosen.items()},

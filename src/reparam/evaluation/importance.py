@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reparam.models.draw import Draw, Model
 from reparam.objectives import log_weights
@@ -33,13 +33,23 @@ def levels(samples: int) -> list[int]:
 def importance(model: Model, x: Tensor, samples: int, memory: int) -> Importance:
     """Estimate -log p(x) with samples of the posterior; an upper bound in expectation, exact as K grows.
 
-    Sums are streamed, so that about `memory` bytes are taken whatever K, or what one sample of each image takes.
+    Sums are streamed, so that about `memory` bytes are taken whatever K, or what one sample of one image takes.
     Shapes: x (B, C, H, W). Source: Burda et al. 2016, eq. 8; Kong 1992 for the effective sample size.
     """
+    size = bytes_per_draw(model, x)
+    parts = [_importance(model, part, samples, memory // size) for part in split_images(x, memory // size)]
+    return Importance(
+        torch.cat([part.nll for part in parts]),
+        torch.cat([part.bounds for part in parts], 1),
+        torch.cat([part.effective for part in parts]),
+    )
+
+
+def _importance(model: Model, x: Tensor, samples: int, at_once: int) -> Importance:
     total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
     squares, bounds, seen = total.clone(), [], 0
     for level in levels(samples):
-        for draw in draws(model, x, level - seen, memory):
+        for draw in draws(model, x, level - seen, at_once):
             log_w = log_weights(draw).double()  # (k, B)
             total = torch.logaddexp(total, log_w.logsumexp(0))
             squares = torch.logaddexp(squares, (2 * log_w).logsumexp(0))
@@ -48,11 +58,34 @@ def importance(model: Model, x: Tensor, samples: int, memory: int) -> Importance
     return Importance(math.log(samples) - total, torch.stack(bounds), (2 * total - squares).exp())
 
 
-def draws(model: Model, x: Tensor, samples: int, memory: int) -> Iterator[Draw]:
-    """Draw samples of each image, as many at once as about `memory` bytes allow, or one."""
-    at_once = max(1, memory // (BYTES_PER_NUMBER * x.numel() * model.likelihood.outputs))
-    for start in range(0, samples, at_once):
-        yield model.draw(x, x, min(at_once, samples - start))
+def draws(model: Model, x: Tensor, samples: int, at_once: int) -> Iterator[Draw]:
+    """Draw samples of each image, so that there are no more than `at_once` in all, or one of each."""
+    each = max(1, at_once // len(x))
+    for start in range(0, samples, each):
+        yield model.draw(x, x, min(each, samples - start))
+
+
+def split_images(x: Tensor, at_once: int) -> tuple[Tensor, ...]:
+    """Cut a batch into no more than `at_once` images each, or single ones."""
+    return torch.split(x, max(1, at_once))
+
+
+def bytes_per_draw(model: Model, x: Tensor) -> int:
+    """Estimate what one sample of one image takes: the widest layer, or the likelihood, whatever is more."""
+    widest = 0
+
+    def note(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal widest
+        widest = max(widest, 4 * (output.numel() + sum(value.numel() for value in inputs)))
+
+    if isinstance(model, nn.Module):
+        leaves = [module for module in model.modules() if not list(module.children())]
+        hooks = [leaf.register_forward_hook(note) for leaf in leaves]
+        with torch.random.fork_rng(range(torch.cuda.device_count())), torch.no_grad():
+            model.draw(x[:1], x[:1], 1)
+        for hook in hooks:
+            hook.remove()
+    return max(widest, BYTES_PER_NUMBER * x[0].numel() * model.likelihood.outputs)
 
 
 def read_curve(bounds: Tensor, samples: int) -> tuple[Sequence[int], list[float], list[float]]:

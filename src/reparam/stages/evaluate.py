@@ -17,6 +17,7 @@ from reparam.data.splits import SplitName
 from reparam.errors import ParamsError
 from reparam.evaluation import curve_figures, figures, gallery
 from reparam.evaluation.assessment import Assessed, Findings, assess
+from reparam.evaluation.importance import read_curve
 from reparam.evaluation.inception import WANTED
 from reparam.evaluation.metrics import Reports, Scores, headline, score
 from reparam.evaluation.samplers import SAMPLERS, draw_codes
@@ -71,6 +72,8 @@ def run(config: Config, paths: Paths, device: str = "auto") -> None:
         metrics = headline(scores, settings.active_variance, reports, math.prod(data_card["shape"])) | findings.metrics
         write_json(paths.evaluation_metrics, metrics)
         _write_latents(paths, scores, settings)
+        if "nll" in metrics:
+            findings.details["bounds"] = _curve(scores, settings)
         with random_stream(settings.seed, "samples"):
             start = codes(gallery.SAMPLES_PER_SIDE**2)
         shown = data, np.array(data_card["classes"])[scored.labels]
@@ -112,10 +115,13 @@ def _read_outliers(directory: Path, data_card: Any) -> store.Images:
             f"params.yaml: evaluate.outliers: wanted images of shape {data_card['shape']}, as the model's, found "
             f"{card['shape']} in {directory}; preprocess them with the same preprocess.image_size and channels"
         )
-    # Under `dynamic` both are drawn from at each visit; else grey pixels would be told apart by being grey.
-    if data_card["binarization"] in BLACK_AND_WHITE and card["binarization"] not in BLACK_AND_WHITE:
+    # Under `dynamic` both are drawn from at each visit; else they would be told apart by being grey, or not being so.
+    is_drawn = data_card["binarization"] == "dynamic"
+    if not is_drawn and (data_card["binarization"] in BLACK_AND_WHITE) != (card["binarization"] in BLACK_AND_WHITE):
+        kinds = ("grey", "black and white")
+        wanted, found = (kinds[side["binarization"] in BLACK_AND_WHITE] for side in (data_card, card))
         raise ParamsError(
-            f"params.yaml: evaluate.outliers: wanted black and white images, as the model's, found grey ones "
+            f"params.yaml: evaluate.outliers: wanted {wanted} images, as the model's, found {found} ones "
             f"(binarization {card['binarization']!r}) in {directory}; preprocess them with preprocess.binarization "
             f"{data_card['binarization']!r}"
         )
@@ -158,10 +164,20 @@ def _describe(
     }
 
 
+def _curve(scores: Scores, settings: EvaluateConfig) -> list[dict[str, float]]:
+    """List the bounds on log p(x) of the first K samples, with their standard errors."""
+    columns = read_curve(scores.bounds, settings.nll_samples)
+    return [
+        {"samples": samples, "bound": round(bound, 4), "bound_se": round(error, 4)}
+        for samples, bound, error in zip(*columns, strict=True)
+    ]
+
+
 def _write_latents(paths: Paths, scores: Scores, settings: EvaluateConfig) -> None:
     with whole_file(paths.latents) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["dimension", "kl", "variance_of_mean", "active"])
-        rows = zip(scores.latent_kl.tolist(), scores.latent_variance.tolist(), strict=True)
-        for dimension, (kl, variance) in enumerate(rows):
-            writer.writerow([dimension, f"{kl:.4f}", f"{variance:.4f}", int(variance > settings.active_variance)])
+        writer.writerow(["dimension", "kl", "kl_se", "variance_of_mean", "active"])
+        columns = (scores.latent_kl, scores.latent_kl_error, scores.latent_variance)
+        for dimension, (kl, error, variance) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+            is_active = int(variance > settings.active_variance)
+            writer.writerow([dimension, f"{kl:.4f}", f"{error:.4f}", f"{variance:.4f}", is_active])
