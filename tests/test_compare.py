@@ -65,6 +65,11 @@ def experiment(name: str = "first", **changes: Any) -> Experiment:
         ("bits_per_dim", "worse"),
         ("frechet_distance", "worse"),
         ("served_elbo_loss", "worse"),
+        ("auroc", "better"),
+        ("nll_effective_samples", "better"),
+        ("ais_nll", "worse"),
+        ("ais_gap", "worse"),
+        ("ais_minus_nll", "differs"),
         ("kl", "differs"),
         ("something_new", "differs"),
     ],
@@ -127,6 +132,61 @@ def test_other_conditions_are_told_and_give_no_verdict(changes: dict[str, Any], 
     }
 
 
+SETTINGS = {
+    "split": "test",
+    "outliers": "data/letters",
+    "annealed_images": 100,
+    "annealed_chains": 16,
+    "annealed_steps": 1000,
+    "generated": 10_000,
+    "components": 64,
+    "neighbours": 5,
+}
+ASSESSED = ("elbo", "auroc", "ais_nll", "ais_minus_nll", "ais_gap", "knn_accuracy")
+UNJUDGED = ("pca_precision", "pca_frechet", "fid_torchvision")  # without an error
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "barred"),
+    [
+        ("split", "validation", ASSESSED),
+        ("split", None, ASSESSED),
+        ("outliers", "data/noise", ["auroc"]),
+        ("annealed_images", 10, ["ais_nll", "ais_minus_nll", "ais_gap"]),
+        ("annealed_chains", 2, ["ais_nll", "ais_minus_nll", "ais_gap"]),
+        ("annealed_steps", 9, ["ais_nll", "ais_minus_nll", "ais_gap"]),
+        ("generated", 50, UNJUDGED),
+        ("components", 8, ["pca_precision", "pca_frechet"]),
+        ("neighbours", 3, ["knn_accuracy", "pca_precision", "pca_frechet"]),
+        ("nll_samples", 5, ["auroc", "ais_minus_nll"]),
+    ],
+)
+def test_settings_of_the_evaluation_bar_the_metrics_that_depend_on_them(
+    setting: str, value: object, barred: list[str]
+) -> None:
+    metrics = dict.fromkeys((*ASSESSED, *UNJUDGED), 1.0) | {f"{name}_se": 0.1 for name in ASSESSED}
+    known = CONDITIONS | SETTINGS
+    changed = {name: value for name, value in (known | {setting: value}).items() if value is not None}
+    first = experiment(metrics=metrics, conditions=known)
+    other = experiment("other", metrics={name: 9 * number for name, number in metrics.items()}, conditions=changed)
+    found = compare([first, replace(other, conditions=known), other])
+    [told] = found.obstacles
+    spelled = "not known" if value is None else value
+    assert told.startswith("other: ")
+    assert told.endswith(f" {spelled}, of first {known[setting]}; no verdict on {', '.join(barred)}")
+    for name in ASSESSED:
+        _, alike, different = (cell.difference for cell in found.metrics[name])
+        assert alike is not None
+        assert different is not None
+        assert alike.verdict != ""
+        assert different.verdict == ("" if name in barred else alike.verdict)
+
+
+def test_settings_that_old_evaluations_do_not_tell_bar_nothing() -> None:
+    assert not SETTINGS.keys() & CONDITIONS.keys()
+    assert compare([experiment(), experiment("other")]).obstacles == []
+
+
 def test_conditions_that_are_known_of_neither_give_no_verdict() -> None:
     unknown = [experiment(conditions={}), experiment("other", metrics=METRICS | {"elbo": -10.0}, conditions={})]
     assert compare(unknown).metrics["elbo"][1].difference == Difference(10.0, pytest.approx(0.3 * 2**0.5), "")
@@ -134,7 +194,7 @@ def test_conditions_that_are_known_of_neither_give_no_verdict() -> None:
 
 def test_a_density_and_a_probability_of_grey_values_give_no_verdict() -> None:
     params = [{"model.likelihood": name} for name in ("gaussian", "discretised_logistic")]
-    metrics = {"elbo": -20.0, "elbo_se": 0.3, "kl": 5.0, "kl_se": 0.01}
+    metrics = {"elbo": -20.0, "elbo_se": 0.3, "ais_nll": 19.0, "ais_nll_se": 0.3, "kl": 5.0, "kl_se": 0.01}
     one, other = (
         experiment(name, params=given, metrics=metrics | {"kl": kl, "elbo": -kl})
         for name, given, kl in zip(("first", "other"), params, (5.0, 9.0), strict=True)
@@ -142,7 +202,7 @@ def test_a_density_and_a_probability_of_grey_values_give_no_verdict() -> None:
     found = compare([one, other])
     assert found.obstacles == [
         "other: the likelihood is discretised_logistic, of first gaussian: one is a density, one is not; "
-        "no verdict on elbo"
+        "no verdict on elbo, ais_nll"
     ]
     assert [found.metrics[name][1].difference.verdict for name in ("elbo", "kl")] == ["", "differs"]
 
@@ -337,6 +397,12 @@ def test_the_working_copy_is_read_as_it_lies_there(project: Paths, params: dict[
     assert (found.samples, found.notes) == (PICTURE + b"-20.0", ())
 
 
+def test_the_card_tells_the_settings_of_the_evaluation(project: Paths, params: dict[str, Any]) -> None:
+    write_results(project, params, -20.0, **{**SETTINGS, "outliers": None})
+    wanted = {name: value for name, value in SETTINGS.items() if name != "outliers"}
+    assert sources.find("workspace", project).conditions == CONDITIONS | wanted
+
+
 def test_without_validation_the_curve_is_that_of_training(project: Paths, params: dict[str, Any]) -> None:
     write_results(project, params, -20.0)
     project.history.write_text("epoch,train_loss\n1,31\n2,27\n")
@@ -509,7 +575,8 @@ def store_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str
             run.log_metrics({"best_epoch": 2, "best_validation_loss": 20.0})
             run.set_tags({tracking.WEIGHTS_TAG: "weights"})
         with tracker.child_run("evaluate", {"weights_sha256": "weights"}) as child:
-            child.log_params({"evaluate.nll_samples": 100})
+            child.log_params({"evaluate.nll_samples": 100, "evaluate.split": "test", "evaluate.outliers": None})
+            child.log_params({"evaluate.generated": 50})
             child.log_headline({"elbo": -20.0, "elbo_se": 0.25, "images": 359})
             child.log_metrics({"latent_kl.0": 1.0})
             child.log_files([root / "samples.png"], "evaluation")
@@ -545,6 +612,9 @@ def test_a_run_is_read_by_its_id_its_beginning_its_name_and_a_run_below_it(store
             "model.hidden": "[16, 8]",
             "preprocess.binarization": "dynamic",
             "evaluate.nll_samples": "100",
+            "evaluate.split": "test",
+            "evaluate.outliers": "None",
+            "evaluate.generated": "50",
         }
         assert found.metrics == {
             "best_epoch": 2,
@@ -553,7 +623,7 @@ def test_a_run_is_read_by_its_id_its_beginning_its_name_and_a_run_below_it(store
             "elbo_se": 0.25,
             "images": 359,
         }
-        assert found.conditions == CONDITIONS
+        assert found.conditions == CONDITIONS | {"split": "test", "generated": 50}
         assert (found.loss_split, found.losses) == ("validation", {1: 30.0, 2: 20.0})
         assert (found.samples, found.notes) == (PICTURE, ())
 

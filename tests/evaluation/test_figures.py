@@ -8,12 +8,14 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.cbook import is_math_text
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox
 from PIL import Image
 
 from reparam.evaluation import curve_figures, figures, latent_figures
+from reparam.evaluation.subject import Subject
 
 
 def some_images(count: int, channels: int = 1) -> figures.Array:
@@ -110,6 +112,37 @@ def test_rows_of_images_have_a_name_each_and_a_label_above_each_column(count: in
             np.testing.assert_array_equal(shown.get_array(), wanted)
             assert shown.get_clim() == (0, 1)  # black is 0 and white is 1, whatever the image holds
     assert is_drawn(figure)
+
+
+NAMES = ["US$_x_$", "_a", "$5 and $6", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"), [("b", "b"), ("$5", r"\$5"), ("a$_x_$", r"a\$_x_\$"), (r"a\$_x_\$", r"a\$_x_\$")]
+)
+def test_dollars_are_escaped_once(text: str, escaped: str) -> None:
+    assert figures.literal(text) == escaped
+    assert not is_math_text(escaped)
+
+
+def test_names_of_classes_are_no_formulas() -> None:
+    rows = figures.image_rows({"original": some_images(4)}, NAMES)
+    assert [plot.get_title().replace("\\", "") for plot in rows.axes] == NAMES
+    assert is_drawn(rows)
+    plane = scattered(np.zeros((4, 2)), np.array(NAMES))
+    legend = plane.axes[0].get_legend()
+    assert legend is not None
+    assert [text.get_text().replace("\\", "") for text in legend.get_texts()] == sorted(NAMES)
+    assert is_drawn(plane)
+
+
+def test_a_subject_gives_names_of_classes_that_can_be_drawn_in_rows_and_tables() -> None:
+    subject = object.__new__(Subject)
+    subject.labels, subject.is_labelled = np.array(NAMES), True
+    names = subject.names(np.arange(4))
+    assert [name.replace("\\", "") for name in names] == NAMES
+    assert [plot.get_title() for plot in figures.image_rows({"": some_images(4)}, names).axes] == names
+    assert is_drawn(figures.image_table(some_images(8), [f"{name} to b" for name in names], ["0", "1"], "Table"))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -194,6 +194,10 @@ def test_numbers_stand_in_groups_with_the_errors_that_there_are(page: Page) -> N
         "nll_effective_samples": 12.34,
         "ais_nll": 18.4,
         "ais_nll_se": 0.21,
+        "ais_minus_nll": -0.05,
+        "ais_minus_nll_se": 0.04,
+        "ais_gap": 0.125,
+        "ais_gap_se": 0.03,
         "bits_per_dim": 1.2345,
         "auroc": 0.98765,
         "kl_layer_1": 6.0,
@@ -216,7 +220,9 @@ def test_numbers_stand_in_groups_with_the_errors_that_there_are(page: Page) -> N
         text.index(words)
         for words in (
             "Likelihood ELBO -20.13 ± 0.30",
-            "NLL by annealing 18.40 ± 0.21",
+            "NLL by annealing 18.40 ± 0.21 −log p(x) by annealed importance sampling, a check of the NLL.",
+            "Annealing − importance -0.05 ± 0.04 Difference to the NLL on the same images; about 0 when",
+            "Gap of annealing 0.12 ± 0.03 Between the annealed bounds on simulated images: as much may the",
             "Effective samples 12.3 How many",
             "Bits per dimension 1.234",
             "Outliers told apart 0.988",
@@ -239,6 +245,28 @@ def test_numbers_stand_in_groups_with_the_errors_that_there_are(page: Page) -> N
         )
     ]
     assert places == sorted(places)
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (100, "18.40 ± 0.21 −log p(x) of 100 images by annealed importance sampling"),
+        (1, "18.40 −log p(x) of 1 image by annealed importance sampling"),
+    ],
+)
+def test_annealing_says_of_how_many_images_it_is(images: int, words: str, page: Page) -> None:
+    metrics = {**page.metrics, "ais_nll": 18.4, "ais_nll_se": 0.21}
+    evaluation = {**page.evaluation, "details": {"annealed": {"images": images}}}
+    text = Outline(render(replace(page, metrics=metrics, evaluation=evaluation))).text
+    assert words in text
+    assert "ELBO -20.13 ± 0.30" in text
+
+
+def test_a_single_image_has_no_error(page: Page) -> None:
+    errors = {name: 0.0 for name in page.metrics if name.endswith("_se")}
+    text = Outline(render(replace(page, metrics={**page.metrics, **errors, "images": 1}))).text
+    assert "ELBO -20.13 Lower bound" in text
+    assert not re.search(r"± \d", text)
 
 
 def test_groups_without_a_number_are_left_out(page: Page) -> None:

@@ -10,19 +10,48 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from reparam.compare.experiment import Experiment
 
 BEYOND = 2.0  # standard errors: about 95 % of a normal distribution lie within
-HIGHER = {"elbo", "accuracy", "precision", "recall", "density", "coverage"}
-LOWER = {"nll", "reconstruction", "bce", "bits", "frechet", "loss", "error"}
+HIGHER = {"elbo", "accuracy", "precision", "recall", "density", "coverage", "auroc"}
+LOWER = {"nll", "reconstruction", "bce", "bits", "frechet", "loss", "error", "gap"}
+# Metrics that words of their names mislead about: 1 where higher is better, 0 where neither is (0 is best).
+DIRECTIONS = {"nll_effective_samples": 1, "ais_minus_nll": 0}
 # Only the importance-sampled log-likelihood depends on K: fewer samples bound it more loosely.
-SAMPLED = {"nll", "bits_per_dim"}
-LIKELIHOODS = {"elbo", "nll", "reconstruction"}
+SAMPLED = {"nll", "nll_effective_samples", "bits_per_dim", "auroc", "ais_minus_nll"}
+ANNEALED = {"ais_nll", "ais_minus_nll", "ais_gap"}
+QUALITY = {"pca_precision", "pca_recall", "pca_density", "pca_coverage", "pca_frechet"}
+LIKELIHOODS = {"elbo", "nll", "ais_nll", "reconstruction"}
 # Likelihoods of the 256 grey values are probabilities, at most 1; those of real numbers are densities.
 DISCRETE = {"discretised_logistic", "logistic_mixture"}
 ABSENT = "—"
+
+
+class Condition(NamedTuple):
+    """What metrics were measured on or how, and which depend on it."""
+
+    key: str
+    text: str
+    metrics: set[str] | None  # None: all
+    is_new: bool = True  # evaluations of old do not tell it
+
+
+CONDITIONS = (
+    Condition("data", "the processed data are", None, is_new=False),
+    Condition("split", "the split is", None),
+    Condition("images", "the number of test images is", None, is_new=False),
+    Condition("binarization", "the binarization of test images is", None, is_new=False),
+    Condition("nll_samples", "the number K of importance samples is", SAMPLED, is_new=False),
+    Condition("outliers", "the outliers are", {"auroc"}),
+    Condition("annealed_images", "the number of annealed images is", ANNEALED),
+    Condition("annealed_chains", "the number of annealed chains is", ANNEALED),
+    Condition("annealed_steps", "the number of annealing steps is", ANNEALED),
+    Condition("generated", "the number of generated images is", QUALITY | {"fid_torchvision"}),
+    Condition("components", "the number of principal components is", QUALITY),
+    Condition("neighbours", "the number of neighbours is", QUALITY | {"knn_accuracy"}),
+)
 
 
 @dataclass(frozen=True)
@@ -90,21 +119,18 @@ def compare(experiments: Sequence[Experiment]) -> Comparison:
 
 def find_obstacles(first: Experiment, other: Experiment) -> list[Obstacle]:
     """Say why the metrics of two experiments do not compare, if they do not."""
-    shared = [name for name in first.metrics if f"{name}_se" in first.metrics and f"{name}_se" in other.metrics]
+    shared = [name for name in first.metrics if name in other.metrics]
+    judged = [name for name in shared if f"{name}_se" in first.metrics and f"{name}_se" in other.metrics]
     found = []
-    for key, what, depends in (
-        ("data", "the processed data are", shared),
-        ("images", "the number of test images is", shared),
-        ("binarization", "the binarization of test images is", shared),
-        ("nll_samples", "the number K of importance samples is", SAMPLED),
-    ):
+    for key, what, depending, is_new in CONDITIONS:
         theirs, ours = (experiment.conditions.get(key, "not known") for experiment in (other, first))
-        if theirs != ours or theirs == "not known":
-            found.append(Obstacle(f"{what} {theirs}, of {first.name} {ours}", [m for m in shared if m in depends]))
+        if theirs != ours or (theirs == "not known" and not is_new):
+            barred = judged if depending is None else [name for name in shared if name in depending]
+            found.append(Obstacle(f"{what} {theirs}, of {first.name} {ours}", barred))
     likelihoods = [experiment.params.get("model.likelihood") for experiment in (other, first)]
     if len({likelihood in DISCRETE for likelihood in likelihoods}) == 2:
         reason = f"the likelihood is {likelihoods[0]}, of {first.name} {likelihoods[1]}: one is a density, one is not"
-        found.append(Obstacle(reason, [m for m in shared if m in LIKELIHOODS]))
+        found.append(Obstacle(reason, [name for name in judged if name in LIKELIHOODS]))
     return [obstacle for obstacle in found if obstacle.metrics]
 
 
@@ -112,12 +138,10 @@ def judge(metric: str, difference: float, error: float) -> str:
     """Give a verdict on a difference from the first experiment and its standard error."""
     if abs(difference) <= BEYOND * error:
         return "within noise"
-    words = set(metric.split("_"))
-    if words & LOWER:
-        return "better" if difference < 0 else "worse"
-    if words & HIGHER:
-        return "better" if difference > 0 else "worse"
-    return "differs"
+    direction = _direction(metric)
+    if not direction:
+        return "differs"
+    return "better" if direction * difference > 0 else "worse"
 
 
 def spell(value: float, error: float | None = None, sign: str = "") -> str:
@@ -140,6 +164,12 @@ def _cell(name: str, first: Experiment, other: Experiment, *, is_barred: bool) -
     is_known = combined > 0 and math.isfinite(combined) and math.isfinite(value - start)
     verdict = judge(name, value - start, combined) if is_known and not is_barred else ""
     return Cell(value, error, Difference(value - start, combined, verdict))
+
+
+def _direction(metric: str) -> int:
+    """Tell 1 where higher is better, -1 where lower is, 0 where neither is."""
+    words = set(metric.split("_"))
+    return DIRECTIONS.get(metric, -1 if words & LOWER else int(bool(words & HIGHER)))
 
 
 def _param_row(name: str, experiments: Sequence[Experiment]) -> list[str]:

@@ -4,6 +4,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+# Settings of `evaluate` that metrics depend on: by these names in its card, as `evaluate.<name>` in MLflow.
+COUNTS = (
+    "nll_samples",
+    "annealed_images",
+    "annealed_chains",
+    "annealed_steps",
+    "generated",
+    "components",
+    "neighbours",
+)
+SETTINGS = ("split", "outliers", *COUNTS)
+
 
 @dataclass(frozen=True)
 class Experiment:

@@ -65,8 +65,7 @@ def loss_curves(experiments: list[Experiment]) -> Figure:
 
 
 def _label(name: str) -> str:
-    # matplotlib hides what begins with an underscore, and reads formulas between dollars.
-    return name.lstrip("_").replace("$", r"\$")
+    return figures.literal(name.lstrip("_"))  # matplotlib hides what begins with an underscore
 
 
 def _data_uri(picture: bytes) -> Markup:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from reparam import tracking
-from reparam.compare.experiment import Experiment
+from reparam.compare.experiment import COUNTS, SETTINGS, Experiment
 from reparam.errors import TrackingError, UserError
 from reparam.paths import Paths
 from reparam.tracking import Tracker
@@ -108,10 +108,10 @@ def _conditions(run: Any, params: Mapping[str, str]) -> dict[str, Any]:
         "data": run.data.tags.get(tracking.DATA_TAG),
         "images": run.data.metrics.get("images"),
         "binarization": params.get("preprocess.binarization"),
-        "nll_samples": params.get("evaluate.nll_samples"),
+        **{name: params.get(f"evaluate.{name}") for name in SETTINGS},
     }
-    numbers = {name: int(found[name]) for name in ("images", "nll_samples") if found[name] is not None}
-    return {name: value for name, value in found.items() if value is not None} | numbers
+    known = {name: value for name, value in found.items() if value not in (None, "None")}  # as MLflow spells null
+    return known | {name: int(known[name]) for name in ("images", *COUNTS) if name in known}
 
 
 def _losses(run_id: str, tracker: Tracker) -> tuple[str, dict[int, float]]:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from reparam.compare.experiment import Experiment, spread
+from reparam.compare.experiment import SETTINGS, Experiment, spread
 from reparam.config import Config, params_hash
 from reparam.errors import UserError
 from reparam.paths import Paths
@@ -19,7 +19,7 @@ from reparam.paths import Paths
 T = TypeVar("T")
 
 TRAINED = ("model", "objective", "train")  # the sections that the hash of a model's parameters is of
-CONDITIONS = ("images", "binarization", "nll_samples")
+CONDITIONS = ("images", "binarization", *SETTINGS)
 
 
 class Files:
@@ -78,7 +78,7 @@ def assemble(name: str, origin: str, files: Files, hint: str) -> Experiment:
         origin=origin,
         params=spread(params),
         metrics=training | evaluation,
-        conditions={key: card[key] for key in CONDITIONS if key in card}
+        conditions={key: card[key] for key in CONDITIONS if card.get(key) is not None}
         | ({"data": lineage["data"]} if "data" in lineage else {}),
         losses=losses,
         loss_split=split,

@@ -1,6 +1,7 @@
 """From arrays to figures, in one quiet style: the style itself, and images."""
 
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -67,7 +68,10 @@ def pixel_png(image: Array) -> bytes:
 
 
 def image_rows(rows: Mapping[str, Array], labels: Sequence[object]) -> Figure:
-    """Show named rows of images one above the other, a label above each column. Shapes: each (N, C, H, W); (N,)."""
+    """Show named rows of images one above the other, a label above each column, taken literally.
+
+    Shapes: each (N, C, H, W); (N,).
+    """
     with style():
         figure = Figure(figsize=(CELL * len(labels) + 1.2, CELL * len(rows) + 0.3))
         axes = figure.subplots(len(rows), len(labels), squeeze=False, gridspec_kw={"wspace": 0.06, "hspace": 0.06})
@@ -77,7 +81,7 @@ def image_rows(rows: Mapping[str, Array], labels: Sequence[object]) -> Figure:
             line[0].set_ylabel(name, rotation=0, ha="right", va="center")
         size = _font_size(labels)
         for plot, label in zip(axes[0], labels, strict=True):
-            plot.set_title(str(label), loc="center", fontsize=size)
+            plot.set_title(literal(str(label)), loc="center", fontsize=size)
         return figure
 
 
@@ -194,6 +198,11 @@ def show(axes: Axes, image: Array) -> None:
 def as_shown(image: Array) -> Array:
     """Turn an image the way matplotlib and Pillow want it. Shapes: (C, H, W) -> (H, W) or (H, W, C)."""
     return image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)
+
+
+def literal(text: str) -> str:
+    """Escape dollars, between which matplotlib reads formulas; those that are escaped stay so."""
+    return re.sub(r"(?<!\\)\$", r"\\$", text)
 
 
 def _font_size(labels: Sequence[object]) -> float:

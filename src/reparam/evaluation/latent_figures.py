@@ -10,7 +10,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
-from reparam.evaluation.figures import COLOURS, GREY, Array, as_shown, style, tile
+from reparam.evaluation.figures import COLOURS, GREY, Array, as_shown, literal, style, tile
 
 Labels = npt.NDArray[Any]  # (N,), numbers or names of classes
 NAMED = 20  # classes that a legend or thumbnails can tell apart, at most
@@ -59,9 +59,12 @@ def scatter(axes: Axes, points: Array, labels: Labels) -> None:
     # All classes in one call, in the order of the images: the last class must not cover the others.
     axes.scatter(points[:, 0], points[:, 1], s=size, c=colours, alpha=0.8, linewidths=0)
     if 1 < len(classes) <= NAMED:
-        for number, label in enumerate(classes):
-            axes.scatter([], [], s=25, color=COLOURS[number % len(COLOURS)], linewidths=0, label=str(label))
-        axes.legend(title="class", loc="center left", bbox_to_anchor=(1.0, 0.5), handletextpad=0.2)
+        for number in range(len(classes)):
+            axes.scatter([], [], s=25, color=COLOURS[number % len(COLOURS)], linewidths=0, label=str(number))
+        legend = axes.legend(title="class", loc="center left", bbox_to_anchor=(1.0, 0.5), handletextpad=0.2)
+        # Named afterwards: a legend leaves out what begins with an underscore.
+        for text, label in zip(legend.get_texts(), classes, strict=True):
+            text.set_text(literal(str(label)))
 
 
 def latent_use(use: Array, active: npt.NDArray[np.bool_], is_code: bool = False) -> Figure:

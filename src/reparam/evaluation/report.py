@@ -27,6 +27,16 @@ LIKELIHOOD = (
     Number("nll", "NLL", "Importance-sampled −log p(x); lower is better."),
     Number("ais_nll", "NLL by annealing", "−log p(x) by annealed importance sampling, a check of the NLL."),
     Number(
+        "ais_minus_nll",
+        "Annealing − importance",
+        "Difference to the NLL on the same images; about 0 when both are right.",
+    ),
+    Number(
+        "ais_gap",
+        "Gap of annealing",
+        "Between the annealed bounds on simulated images: as much may the annealed NLL be off.",
+    ),
+    Number(
         "nll_effective_samples", "Effective samples", "How many of its samples the NLL of the median image rests on.", 1
     ),
     Number("bits_per_dim", "Bits per dimension", "The NLL in bits, per pixel and channel; lower is better.", 3),
@@ -155,7 +165,7 @@ def render(page: Page) -> str:
     sections = _sections(page.params)
     return template.render(
         page=page,
-        numbers=_numbers(page.metrics),
+        numbers=_numbers(page.metrics, _annealed_images(page.evaluation)),
         figures={
             title: shown
             for title, group in PICTURES.items()
@@ -167,8 +177,11 @@ def render(page: Page) -> str:
     )
 
 
-def _numbers(metrics: Mapping[str, float]) -> dict[str, list[tuple[Number, str, str]]]:
-    """List the metrics that there are, group by group: how each is shown, its value, and its error or nothing."""
+def _numbers(metrics: Mapping[str, float], annealed: int | None) -> dict[str, list[tuple[Number, str, str]]]:
+    """List the metrics that there are, group by group: how each is shown, its value, and its error or nothing.
+
+    `annealed` is the number of images behind what annealing tells, where that is known.
+    """
     layers = tuple(
         Number(
             name, f"KL of layer {name.removeprefix('kl_layer_')}", "Its part of the KL; layer 1 is next to the image."
@@ -185,15 +198,41 @@ def _numbers(metrics: Mapping[str, float]) -> dict[str, list[tuple[Number, str, 
     found: dict[str, list[tuple[Number, str, str]]] = {}
     for title, group in groups.items():
         found[title] = [
-            (number, _spell(metrics[number.metric], number), _spell(metrics.get(f"{number.metric}_se"), number))
+            (
+                _with_images(number, annealed),
+                _spell(metrics[number.metric], number),
+                _spell(_error(number.metric, metrics, annealed), number),
+            )
             for number in group
             if number.metric in metrics
         ]
     return found
 
 
+def _annealed_images(evaluation: Mapping[str, Any]) -> int | None:
+    images: int | None = evaluation.get("details", {}).get("annealed", {}).get("images")
+    return images
+
+
+def _with_images(number: Number, annealed: int | None) -> Number:
+    """Say of how many images the NLL by annealing is: the NLL is of all."""
+    if number.metric != "ais_nll" or annealed is None:
+        return number
+    return number._replace(text=number.text.replace("−log p(x)", f"−log p(x) of {_count(annealed)}", 1))
+
+
+def _count(images: int) -> str:
+    return "1 image" if images == 1 else f"{images} images"
+
+
+def _error(metric: str, metrics: Mapping[str, float], annealed: int | None) -> float | None:
+    """Return a standard error; None of a single image, whose error is not known and written as 0."""
+    images = annealed if metric.startswith("ais_") and annealed is not None else metrics.get("images")
+    return None if images == 1 else metrics.get(f"{metric}_se")
+
+
 def _spell(value: float | None, number: Number) -> str:
-    return "" if value is None else f"{value:.{number.digits}f}"
+    return "" if value is None else f"{value:z.{number.digits}f}"
 
 
 def _tiles(page: Page) -> Mapping[str, Any] | None:

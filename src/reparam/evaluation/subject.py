@@ -11,6 +11,7 @@ from torch import Tensor
 from reparam.config import EvaluateConfig
 from reparam.data.batches import Batches
 from reparam.evaluation import latent_walks
+from reparam.evaluation.figures import literal
 from reparam.evaluation.metrics import Scores
 from reparam.models.draw import Model
 from reparam.runtime import random_stream
@@ -97,8 +98,8 @@ class Subject:
         return firsts, seconds
 
     def names(self, rows: Rows) -> list[str]:
-        """Name the classes of images, where there are several."""
-        return [str(label) if self.is_labelled else "" for label in self.labels[rows].tolist()]
+        """Name the classes of images, where there are several, as matplotlib takes them literally."""
+        return [literal(str(label)) if self.is_labelled else "" for label in self.labels[rows].tolist()]
 
     def name_and_use(self, dimension: int) -> str:
         """Name a latent dimension, and say how much it tells."""
