@@ -170,7 +170,7 @@ class TrainConfig(Section):
     optimizer: Annotated[str, _key_of("OPTIMIZERS", "training/optimizers.py")]
     learning_rate: PositiveFloat
     betas: Betas  # of adam, adamw, adamax: decay of the two moments
-    epsilon: PositiveFloat  # of adam, adamw, adamax, rmsprop
+    epsilon: Annotated[float, Field(ge=1e-30)]  # of adam, adamw, adamax, rmsprop
     momentum: Annotated[float, Field(ge=0, lt=1)]  # of sgd, rmsprop
     weight_decay: NonNegativeFloat
     schedule: Literal["constant", "cosine", "step", "milestones"]  # of the learning rate

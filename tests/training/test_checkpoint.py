@@ -254,6 +254,12 @@ def test_clearing_leaves_no_checkpoint_and_no_run(tmp_path: Path) -> None:
     checkpoints.clear()  # of nothing
 
 
+def test_a_damaged_run_is_told_and_forgotten(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "run").write_bytes(b"\xff\xfe")
+    assert Checkpoints(tmp_path).run_id == ""
+    assert warnings_of(caplog) == [f"{tmp_path / 'run'}: damaged; tracking starts a new run"]
+
+
 def test_only_one_process_holds_the_checkpoints(tmp_path: Path) -> None:
     script = """
 import sys
@@ -297,6 +303,20 @@ def test_a_checkpoint_is_written_once_so_many_seconds_have_passed(seconds: float
     guard.checkpoints.write = counting  # type: ignore[method-assign]
     go_on(guard)
     assert count == written  # four epochs of three steps
+
+
+def test_training_goes_on_where_no_checkpoint_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "write", fail)
+    guard = new_guard(tmp_path, seconds=0.0)
+    go_on(guard)
+    assert len(guard.fit.history) == guard.config.epochs
+    told = f"{tmp_path}: no checkpoint could be written, going on without: [Errno 28] No space left on device"
+    assert set(warnings_of(caplog)) == {told}
 
 
 def test_the_seconds_begin_anew_with_every_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

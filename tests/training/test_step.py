@@ -505,7 +505,9 @@ def test_a_replayed_step_does_what_a_launched_one_does(optimizer: str, batch: Te
     found = []
     for cuda_graph in (False, True):
         module = module_with(images=6).cuda()
-        step = Step(module, settings(optimizer=optimizer, cuda_graph=cuda_graph, schedule="cosine", average=0.5))
+        step = Step(
+            module, settings(optimizer=optimizer, cuda_graph=cuda_graph, batch_size=4, schedule="cosine", average=0.5)
+        )
         torch.cuda.manual_seed(1)
         losses = [step.step(part.cuda())["loss"].clone() for _ in range(8) for part in (batch, batch[:2])]
         found.append(torch.cat([*losses, step.score(batch.cuda())["loss"]]))
@@ -514,7 +516,7 @@ def test_a_replayed_step_does_what_a_launched_one_does(optimizer: str, batch: Te
 
 @needs_gpu
 def test_a_replayed_step_goes_on_from_a_restored_state(batch: Tensor) -> None:
-    step = Step(module_with(images=4).cuda(), settings(cuda_graph=True))
+    step = Step(module_with(images=4).cuda(), settings(cuda_graph=True, batch_size=4))
     for _ in range(5):
         step.step(batch.cuda())
     state = copy.deepcopy(step.state())

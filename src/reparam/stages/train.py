@@ -108,13 +108,10 @@ def _fit(
     result = Fit()
     training, validation = data
     guard = Guard(step, result, config.train, checkpoints, seconds_between_checkpoints())
-    if guard.resume():
+    if guard.resume() and step.world.is_first:
         assert checkpoints is not None
         log.warning("train: going on after epoch %d, from %s", len(result.history), checkpoints.directory)
-    if step.world.rank:
-        # The processes must not draw the same noise, nor add up the same sums after an interruption.
-        torch.manual_seed(config.train.seed + step.world.rank + step.world.size * step.images)
-        result.seen.totals, result.seen.images = torch.zeros_like(result.seen.totals), 0
+    guard.draw_apart()
     tracker, run = tracks
     logged = tracker.logged_epochs(run) if result.history else set()
     for section in ("download", "preprocess", "model", "objective", "train"):

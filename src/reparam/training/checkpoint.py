@@ -85,7 +85,13 @@ class Checkpoints:
     @property
     def run_id(self) -> str:
         """The tracking run that the interrupted training belongs to; empty where there is none."""
-        return self._run.read_text(encoding="utf-8") if self._run.exists() else ""
+        try:
+            return self._run.read_text(encoding="ascii")
+        except FileNotFoundError:
+            return ""
+        except ValueError:
+            log.warning("%s: damaged; tracking starts a new run", self._run)
+            return ""
 
     @run_id.setter
     def run_id(self, value: str) -> None:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -32,6 +33,14 @@ class World:
         if self.size > 1:
             dist.broadcast(values, src=0)
         return values
+
+    def agree_on(self, value: Any) -> Any:
+        """Return what the first process has, be it what it may."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
 
     def total(self, values: Tensor) -> Tensor:
         """Sum over the processes. Shapes: unchanged, the same for all."""

@@ -11,35 +11,39 @@ Tensors = dict[str, Tensor]
 
 
 class Replayed:
-    """A function of one batch that is captured once, at the shape of its first batch, and replayed from then on.
+    """A function of one batch that is captured once, at a batch of the usual size, and replayed from then on.
 
-    Batches of another shape (the ragged last one) run as usual. What the function returns stands until the next call.
+    Batches of another size (the ragged last one) run as usual. What the function returns stands until the next call.
     Whatever it reads or writes on the device must stay where it is; whatever it reads on the host is fixed.
     Source: the documentation of torch, "CUDA semantics", section on CUDA graphs.
     """
 
-    def __init__(self, function: Callable[[Tensor], Tensors]) -> None:
+    def __init__(self, function: Callable[[Tensor], Tensors], batch_size: int) -> None:
         self.function = function
+        self.batch_size = batch_size
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._input = torch.empty(0)
         self._output: Tensors = {}
 
     def __call__(self, x: Tensor) -> Tensors:
-        if not self._calls:
-            self._input = torch.empty_like(x)
-        if x.shape != self._input.shape:
+        if len(x) != self.batch_size:
             return self.function(x)
         self._calls += 1
         if self._calls <= WARM_UP:
             return self._on_a_side_stream(x)
-        self._input.copy_(x)
         if self._graph is None:
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):  # records, and computes nothing yet
-                self._output = self.function(self._input)
+            self._graph = self._capture(x)
+        self._input.copy_(x)
         self._graph.replay()
         return self._output
+
+    def _capture(self, x: Tensor) -> torch.cuda.CUDAGraph:
+        """Record the function's kernels, without computing anything yet."""
+        graph, self._input = torch.cuda.CUDAGraph(), x.clone()
+        with torch.cuda.graph(graph):
+            self._output = self.function(self._input)
+        return graph
 
     def _on_a_side_stream(self, x: Tensor) -> Tensors:
         """Run as usual, where nothing else runs, as captures want it before they record."""

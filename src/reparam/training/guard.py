@@ -47,7 +47,9 @@ class Guard:
 
     def resume(self) -> bool:
         """Go on from the newest checkpoint; say whether there was one."""
-        state = self.checkpoints.read() if self.checkpoints else None
+        world = self.step.world
+        # The first process alone writes them, so it alone may have them: the others can be on machines of their own.
+        state = world.agree_on(self.checkpoints.read() if self.checkpoints and world.is_first else None)
         if state is not None:
             self._restore(state)
             self._good = state["good"] or None
@@ -58,14 +60,27 @@ class Guard:
         if not self.signal and time.monotonic() - self._written < self.seconds:
             return
         if self.checkpoints and self.step.world.is_first and not self.fit.seen.is_spoilt():
-            # With what a roll-back would go back to: an interrupted epoch must not change where that is.
-            self.checkpoints.write(self._state() | {"good": self._good or {}})
+            self._write(self.checkpoints)
         self._written = time.monotonic()
         if self.signal:
             raise SystemExit(128 + self.signal)  # as a shell tells it
 
+    def _write(self, checkpoints: Checkpoints) -> None:
+        try:
+            # With what a roll-back would go back to: an interrupted epoch must not change where that is.
+            checkpoints.write(self._state() | {"good": self._good or {}})
+        except OSError as error:
+            log.warning("%s: no checkpoint could be written, going on without: %s", checkpoints.directory, error)
+
     def after_epoch(self) -> None:
         self._remember()
+
+    def draw_apart(self) -> None:
+        """Let no two processes draw the same noise, nor add up the same sums after an interruption."""
+        step, seen = self.step, self.fit.seen
+        if step.world.rank:
+            torch.manual_seed(self.config.seed + step.world.rank + step.world.size * step.images)
+            seen.totals, seen.images = torch.zeros_like(seen.totals), 0
 
     def roll_back(self, error: NonFiniteError) -> None:
         """Go back to the last good epoch with half the learning rate, ROLLBACKS times at most; else raise."""
@@ -140,6 +155,7 @@ class Guard:
         torch.set_rng_state(state["random"]["cpu"])
         if state["random"]["cuda"]:
             torch.cuda.set_rng_state(state["random"]["cuda"]["state"])
+        self.draw_apart()
 
 
 def _cuda_random_state() -> dict[str, Tensor]:

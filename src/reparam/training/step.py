@@ -111,7 +111,7 @@ class Step:
         return min(self.config.batch_size, self.module.images - self.images % self.module.images)
 
     def _fresh_update(self) -> Callable[[Tensor], Terms]:
-        return Replayed(self._update_now) if self.is_replayed else self._update_now
+        return Replayed(self._update_now, self.config.batch_size) if self.is_replayed else self._update_now
 
     def _update_now(self, x: Tensor) -> Terms:
         """Change the weights by one step. All that a CUDA graph replays is in here."""
