@@ -3,6 +3,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import SMALL
@@ -10,6 +11,7 @@ from data_card import data_card
 from torch import Tensor, nn
 
 from reparam.config import ModelConfig, ObjectiveConfig, TrainConfig
+from reparam.data.batches import Batches
 from reparam.data.scaling import Scaling
 from reparam.errors import NonFiniteError
 from reparam.models.build import build_model
@@ -495,6 +497,21 @@ def test_compiled_convolutions_in_channels_last_learn_what_eager_ones_do(norm: s
 
 
 # CUDA graphs
+
+
+def test_a_step_that_gathers_and_draws_its_batch_does_what_one_does_that_is_given_pixels() -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (10, 1, 2, 3), dtype=np.uint8)
+    found = []
+    for rows in (False, True):
+        data = Batches(grey, data_card("dynamic"), 4, torch.device("cpu"))
+        step = Step(module_with(images=10), settings())
+        if rows:
+            data.yields_rows, step.prepare = True, data.pixels_of
+        torch.manual_seed(3)
+        found.append(torch.cat([step.step(batch)["loss"] for batch in data.visit(data.draw_order())]))
+    assert found[0].shape == (10,)
+    assert torch.equal(found[0], found[1])
+
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA GPU")
 

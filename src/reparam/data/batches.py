@@ -41,6 +41,7 @@ class Batches:
         self.is_dynamic = card["binarization"] == "dynamic"
         self.scaling = Scaling(card).to(device)
         self.batch_size = batch_size
+        self.yields_rows = False
         self._mapped = images
         # Copied, because the map is read-only.
         self._resident = torch.from_numpy(images.copy()).to(device) if _fits(images.nbytes, device) else None
@@ -62,10 +63,22 @@ class Batches:
         # On the CPU, so that the order is the same on every device.
         return torch.randperm(len(self))
 
+    @property
+    def is_resident(self) -> bool:
+        """Whether the images stay on the device."""
+        return self._resident is not None
+
     def visit(self, order: Tensor) -> Iterator[Tensor]:
-        """Visit images in the given order; yield pixels (B, C, H, W). Shapes: (N,) rows."""
+        """Visit images in the given order; yield pixels (B, C, H, W), or rows (B,) with `yields_rows`.
+
+        Who takes rows turns them into pixels itself (`pixels_of`), as a part of a step that is replayed as one.
+        Shapes: (N,) rows.
+        """
         # One transfer of the whole order instead of one per batch.
-        order = order if self._resident is None else order.to(self.device)
+        order = order.to(self.device) if self.is_resident else order
+        if self.yields_rows:
+            yield from map(self.share, self._cut(order))
+            return
         for grey in self._greys(map(self.share, self._cut(order))):
             yield self.pixels(grey)
 
@@ -87,6 +100,10 @@ class Batches:
         if self.device.type == "cuda":
             return grey.pin_memory().to(self.device, non_blocking=True)
         return grey
+
+    def pixels_of(self, rows: Tensor) -> Tensor:
+        """Return images as the model is trained on them. Shapes: (B,) -> (B, C, H, W)."""
+        return self.pixels(self.grey(rows))
 
     def pixels(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Turn grey values into what the model is trained on: scaled floats, drawn anew under `dynamic`.

@@ -93,7 +93,10 @@ def build(
         model = model.to(memory_format=torch.channels_last)
     has_density = is_density(model.likelihood, card["binarization"])
     module = LossModule(model, config.objective, training.scaling, len(training), is_density=has_density).to(place)
-    return Step(module, config.train, world)
+    step = Step(module, config.train, world)
+    if step.is_replayed and training.is_resident:  # gathering and drawing belong to what is replayed
+        training.yields_rows, step.prepare = True, training.pixels_of
+    return step
 
 
 def _fit(

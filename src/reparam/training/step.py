@@ -72,6 +72,7 @@ class Step:
         self.optimizer = OPTIMIZERS[config.optimizer](module.parameters(), config)
         if self.is_replayed:
             let_capture(self.optimizer, module.seen.device)
+        self.prepare: Callable[[Tensor], Tensor] = lambda batch: batch  # makes pixels of what `step` is given
         self.images = 0  # seen so far, known without waiting for the device
         self.rate_factor = 1.0  # halved at each roll-back
         self._wrapped: Callable[[Tensor], Terms] = world.wrap(module)
@@ -113,8 +114,9 @@ class Step:
     def _fresh_update(self) -> Callable[[Tensor], Terms]:
         return Replayed(self._update_now, self.config.batch_size) if self.is_replayed else self._update_now
 
-    def _update_now(self, x: Tensor) -> Terms:
+    def _update_now(self, batch: Tensor) -> Terms:
         """Change the weights by one step. All that a CUDA graph replays is in here."""
+        x = self.prepare(batch)
         terms = self._gradients(x)
         if self.config.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
