@@ -31,9 +31,13 @@ def test_waiting_threads_sleep_where_others_may_compute(tmp_path: Path, load: st
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
-@pytest.mark.parametrize("workspace", ["repo/.dvc/tmp/exps/tmpab12", "repo/.dvc/tmp/exps/standalone/tmpab12/sub"])
-def test_waiting_threads_sleep_in_experiments_that_may_run_side_by_side(tmp_path: Path, workspace: str) -> None:
-    choose_wait_policy(tmp_path / workspace, machine(tmp_path, "0.00 0.00 0.00 1/345 6789\n"))
+@pytest.mark.parametrize("workspace", [("one",), ("standalone", "one", "below")])
+def test_waiting_threads_sleep_in_experiments_that_may_run_side_by_side(
+    tmp_path: Path, workspace: tuple[str, ...]
+) -> None:
+    choose_wait_policy(
+        Path(tmp_path, ".dvc", "tmp", "exps", *workspace), machine(tmp_path, "0.00 0.00 0.00 1/345 6789\n")
+    )
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
 
 

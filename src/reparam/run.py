@@ -80,6 +80,7 @@ class Run:
         self._send({"call": "onnx", "run": self.run_id, "path": str(path), "folder": "onnx"})
 
     def close(self, status: str) -> None:
+        """Deliver what is pending and end the run; what was spooled on the way is tried once more."""
         self._flush()
         self._send({"call": "end", "run": self.run_id, "status": status, "time": round(time.time() * 1000)})
         if self._away:

@@ -26,14 +26,12 @@ def _may_run_side_by_side(directory: Path) -> bool:
 
 def _is_busy(system: Path) -> bool:
     """Whether somebody else computes; taken to be so where the system does not tell."""
-    others = []
+    running = []  # threads that could run at a moment, this one among them
     for _ in range(SAMPLES):
         try:
-            running = int(
-                (system / "proc/loadavg").read_text(encoding="utf-8").split()[3].split("/")[0]
-            )  # threads that could run now
+            load = (system / "proc/loadavg").read_text(encoding="utf-8")
+            running.append(int(load.split()[3].split("/")[0]))
         except (OSError, IndexError, ValueError):
             return True
-        others.append(running - 1)
         time.sleep(SECONDS_BETWEEN_SAMPLES)
-    return statistics.median(others) >= 1
+    return statistics.median(running) > 1

@@ -1,16 +1,12 @@
 """A comparison -> one HTML page that opens from disk without a network."""
 
-import base64
 from pathlib import Path
 
-import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from reparam.compare.differences import Comparison, spell
 from reparam.compare.experiment import Experiment
-from reparam.evaluation import figures, report
+from reparam.evaluation import curve_figures, figures, report
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 LINES = ("-", "--", ":")  # where there are more experiments than colours
@@ -18,15 +14,7 @@ LINES = ("-", "--", ":")  # where there are more experiments than colours
 
 def render(comparison: Comparison) -> str:
     """Fill the template, which extends that of the report; everything in it is escaped."""
-    environment = Environment(
-        loader=FileSystemLoader([TEMPLATE.parent, report.TEMPLATE.parent]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["png"] = _data_uri
+    environment = report.environment(TEMPLATE.parent)
     environment.globals["spell"] = spell
     trained = [experiment for experiment in comparison.experiments if experiment.losses]
     curves = figures.png(loss_curves(trained)) if trained else None
@@ -38,10 +26,9 @@ def loss_curves(experiments: list[Experiment]) -> Figure:
     with figures.style():
         figure = Figure(figsize=(9.2, 3.6), layout="constrained")
         axes = figure.subplots()
-        shown = []
         splits = {experiment.loss_split for experiment in experiments}
         for number, experiment in enumerate(experiments):
-            epochs, losses = list(experiment.losses), np.array(list(experiment.losses.values()))
+            epochs, losses = list(experiment.losses), list(experiment.losses.values())
             colours = len(figures.COLOURS)
             axes.plot(
                 epochs,
@@ -52,13 +39,7 @@ def loss_curves(experiments: list[Experiment]) -> Figure:
                 linewidth=1.4 if number else 2.8,  # so that the first shows below one that is the same
                 label=_label(experiment.name) + (f" ({experiment.loss_split})" if len(splits) > 1 else ""),
             )
-            # The first epochs dwarf the rest: the first twentieth of a training may leave the plot at the top.
-            shown.append(losses[len(losses) // 20 :])
-        tail = np.concatenate(shown)
-        tail = tail[np.isfinite(tail)]
-        if len(tail):
-            margin = 0.06 * (tail.max() - tail.min() or 1.0)
-            axes.set_ylim(tail.min() - margin, tail.max() + margin)
+        curve_figures.fit_after_burn_in(axes, [list(experiment.losses.values()) for experiment in experiments])
         axes.set(xlabel="epoch", ylabel=f"{' or '.join(sorted(splits))} loss (nats per image)")
         axes.legend()
         return figure
@@ -66,7 +47,3 @@ def loss_curves(experiments: list[Experiment]) -> Figure:
 
 def _label(name: str) -> str:
     return figures.literal(name.lstrip("_"))  # matplotlib hides what begins with an underscore
-
-
-def _data_uri(picture: bytes) -> Markup:
-    return Markup("data:image/png;base64,") + base64.b64encode(picture).decode()

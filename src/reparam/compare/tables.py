@@ -22,8 +22,8 @@ def show(comparison: Comparison, page: str) -> None:
     names = [experiment.name for experiment in comparison.experiments]
 
     def table(title: str, head: Iterable[str], rows: Iterable[Iterable[str | Text]]) -> None:
+        """Print one table without a box: the same on a terminal, in a file and in a pipe."""
         console.print(Text(title, style="bold"))
-        # Without a box: the same on a terminal, in a file and in a pipe.
         grid = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
         for cell in head:
             grid.add_column(Text(cell, style="dim"), overflow="fold")

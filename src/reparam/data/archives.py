@@ -42,7 +42,7 @@ def unpack(archive: Path, directory: Path) -> None:
             _unpack_tar(archive, mode, partial) if mode else _unpack_zip(archive, partial)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
         raise _damaged(archive, error) from None
-    except NotImplementedError as error:  # zipfile, of a compression that it does not know
+    except RuntimeError as error:  # zipfile, of compressions and encryptions that it does not know
         raise UserError(f"{archive}: cannot be unpacked ({error}); pack the files anew") from None
     except OSError as error:
         if error.errno is None:  # not of the system: gzip and bz2, of damaged data

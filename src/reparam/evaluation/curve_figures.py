@@ -35,7 +35,7 @@ def training_curves(history: Mapping[str, Sequence[float]], best_epoch: int) -> 
             for colour, (split, curve) in zip(COLOURS, curves.items(), strict=False):
                 _line(plot, history["epoch"], curve, colour, split)
             plot.set(title=TERMS[term], ylabel="nats per image")
-            _fit_after_burn_in(plot, list(curves.values()))
+            fit_after_burn_in(plot, list(curves.values()))
         for plot, name in zip(panels[len(terms) :], schedules, strict=False):
             _line(plot, history["epoch"], history[name], COLOURS[2], name)
             plot.set(title=SCHEDULES[name])
@@ -98,8 +98,10 @@ def _line(axes: Axes, epochs: Sequence[float], curve: Sequence[float], colour: s
     axes.plot(epochs, curve, color=colour, linewidth=1.4, label=label, marker=marker, markersize=4)
 
 
-def _fit_after_burn_in(axes: Axes, curves: Sequence[Sequence[float]]) -> None:
-    # The first epochs dwarf the rest: the first twentieth of the run may leave the plot at the top.
+def fit_after_burn_in(axes: Axes, curves: Sequence[Sequence[float]]) -> None:
+    """Let the first twentieth of each curve leave the plot at the top: it would dwarf the rest."""
     tail = np.concatenate([np.asarray(curve)[len(curve) // 20 :] for curve in curves])
-    margin = 0.06 * (tail.max() - tail.min() or 1.0)
-    axes.set_ylim(tail.min() - margin, tail.max() + margin)
+    tail = tail[np.isfinite(tail)]
+    if len(tail):
+        margin = 0.06 * (tail.max() - tail.min() or 1.0)
+        axes.set_ylim(tail.min() - margin, tail.max() + margin)

@@ -150,18 +150,23 @@ class Page:
     pictures: Mapping[str, bytes]
 
 
-def render(page: Page) -> str:
-    """Fill the template; everything in it is escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATE.parent),
+def environment(*directories: Path) -> Environment:
+    """Make what fills templates: of these directories, and that of the page; everything in them is escaped."""
+    made = Environment(
+        loader=FileSystemLoader([*directories, TEMPLATE.parent]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["png"] = _data_uri
-    template = environment.get_template(TEMPLATE.name)
+    made.filters["png"] = _data_uri
+    return made
+
+
+def render(page: Page) -> str:
+    """Fill the template."""
+    template = environment().get_template(TEMPLATE.name)
     sections = _sections(page.params)
     return template.render(
         page=page,

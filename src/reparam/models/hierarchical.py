@@ -71,6 +71,7 @@ class HierarchicalVAE(nn.Module):
         return torch.cat(z, -1)[0]
 
     def output(self, z: Tensor) -> Tensor:
+        """Undo the units of the priors from the top down, and decode the lowest layer."""
         *lower, above = torch.split(z, self.sizes, dim=-1)
         for prior, noise in zip(reversed(self.priors), reversed(lower), strict=True):
             mean, log_variance = halves(prior(above))

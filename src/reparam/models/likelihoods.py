@@ -31,6 +31,7 @@ class _LogBernoulli(torch.autograd.Function):
 
     @staticmethod
     def forward(output: Tensor, target: Tensor) -> Tensor:
+        """Shapes: as `Likelihood.log_prob`."""
         factors = output.abs().neg_().exp_().add_(1).flatten(-3)
         groups = torch.unflatten(factors, -1, (-1, _largest_divisor(factors.shape[-1], FACTORS)))
         positive = (target * output).sub_(output.clamp_min(0)).sum(PIXELS)
@@ -43,6 +44,7 @@ class _LogBernoulli(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return gradients of output and target. Shapes: those of output and target."""
         output, target = ctx.saved_tensors
         gradient = gradient[..., None, None, None]
         of_output = gradient * (target - output.sigmoid()) if ctx.needs_input_grad[0] else None

@@ -21,6 +21,7 @@ from reparam.evaluation.importance import read_curve
 from reparam.evaluation.inception import WANTED
 from reparam.evaluation.metrics import Reports, Scores, headline, score
 from reparam.evaluation.samplers import SAMPLERS, draw_codes
+from reparam.evaluation.subject import Labels
 from reparam.files import whole_directory, whole_file, write_json
 from reparam.lineage import source_hash
 from reparam.models.build import AnyModel
@@ -76,21 +77,33 @@ def run(config: Config, paths: Paths, device: str = "auto") -> None:
             findings.details["bounds"] = _curve(scores, settings)
         with random_stream(settings.seed, "samples"):
             start = codes(gallery.SAMPLES_PER_SIDE**2)
-        shown = data, np.array(data_card["classes"])[scored.labels]
-        with whole_directory(paths.figures) as directory:
-            drawn = gallery.draw(model, shown, scores, settings, start, reports=reports)
-            if findings.outlier_nll is not None:
-                both = scores.nll.numpy(), findings.outlier_nll.numpy()
-                drawn["outliers"] = curve_figures.outliers(*both, findings.metrics["auroc"])
-            pictures = {name: figures.png(figure) for name, figure in drawn.items()}
-            tiles, places = gallery.tiles(model, shown, scores, settings)
-            for name, content in (pictures | tiles).items():
-                (directory / f"{name}.png").write_bytes(content)
+        tiles = _draw(paths, subject, np.array(data_card["classes"])[scored.labels], findings, (start, reports))
         card = _describe(data_card, model_card, settings, len(data), findings)
-        write_json(paths.evaluation_card, card | {"tiles": places})
+        write_json(paths.evaluation_card, card | {"tiles": tiles})
         run.log_headline(metrics)
         run.log_metrics({f"latent_kl.{i}": value for i, value in enumerate(scores.latent_kl.tolist())})
         run.log_files([paths.evaluation_metrics, paths.latents, *sorted(paths.figures.iterdir())], "evaluation")
+
+
+def _draw(
+    paths: Paths, subject: Assessed, labels: Labels, findings: Findings, shown: tuple[torch.Tensor, Reports]
+) -> dict[str, Any]:
+    """Write all figures, and return what the page must know of those that it cuts up.
+
+    `shown` are the latents to generate images from, and which numbers mean something.
+    """
+    model, scores, settings = subject.model, subject.scores, subject.settings
+    start, reports = shown
+    drawn = gallery.draw(model, (subject.data, labels), scores, settings, start, reports=reports)
+    if findings.outlier_nll is not None:
+        both = scores.nll.numpy(), findings.outlier_nll.numpy()
+        drawn["outliers"] = curve_figures.outliers(*both, findings.metrics["auroc"])
+    pictures = {name: figures.png(figure) for name, figure in drawn.items()}
+    tiles, places = gallery.tiles(model, (subject.data, labels), scores, settings)
+    with whole_directory(paths.figures) as directory:
+        for name, content in (pictures | tiles).items():
+            (directory / f"{name}.png").write_bytes(content)
+    return places
 
 
 def _read_split(paths: Paths, name: SplitName) -> store.Split:
