@@ -9,6 +9,7 @@ from reparam.models import networks
 from reparam.models.autoencoder import Autoencoder
 from reparam.models.hierarchical import HierarchicalVAE
 from reparam.models.likelihoods import LIKELIHOODS
+from reparam.models.linear import Linear
 from reparam.models.vae import VAE
 
 AnyModel = Autoencoder | VAE | HierarchicalVAE
@@ -64,6 +65,6 @@ def _layers(
             if features:
                 body, width = networks.stack((width, *between), config), (width, *between)[-1]
             features.append(body)
-            encoders.append(nn.Linear(width, 2 * size))
+            encoders.append(Linear(width, 2 * size))
     priors: list[nn.Module] = [networks.mlp((above, *reversed(between), 2 * below), config) for below, above in pairs]
     return features, encoders, priors

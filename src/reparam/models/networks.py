@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from reparam.config import ModelConfig
 from reparam.errors import ParamsError
+from reparam.models.linear import Linear
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -25,7 +26,7 @@ def encoder(config: ModelConfig, shape: tuple[int, ...], outputs: int) -> nn.Seq
     Raises: ParamsError where convolutions cannot have images of that size.
     """
     body, width = features(config, shape)
-    return nn.Sequential(*body, nn.Linear(width, outputs))
+    return nn.Sequential(*body, Linear(width, outputs))
 
 
 def features(config: ModelConfig, shape: tuple[int, ...]) -> tuple[nn.Sequential, int]:
@@ -68,14 +69,14 @@ def mlp(widths: tuple[int, ...], config: ModelConfig) -> nn.Sequential:
 
     Shapes: (B, widths[0]) -> (B, widths[-1]).
     """
-    return nn.Sequential(*stack(widths[:-1], config), nn.Linear(widths[-2], widths[-1]))
+    return nn.Sequential(*stack(widths[:-1], config), Linear(widths[-2], widths[-1]))
 
 
 def stack(widths: tuple[int, ...], config: ModelConfig) -> nn.Sequential:
     """Stack linear layers, each followed by norm and activation. Shapes: (B, widths[0]) -> (B, widths[-1])."""
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(widths):
-        layers += [nn.Linear(inputs, outputs), *_after(config, outputs, is_image=False)]
+        layers += [Linear(inputs, outputs), *_after(config, outputs, is_image=False)]
     return nn.Sequential(*layers)
 
 
