@@ -94,7 +94,7 @@ def build(
     has_density = is_density(model.likelihood, card["binarization"])
     module = LossModule(model, config.objective, training.scaling, len(training), is_density=has_density).to(place)
     step = Step(module, config.train, world)
-    if step.is_replayed and training.is_resident:  # gathering and drawing belong to what is replayed
+    if (step.is_replayed or step.is_traced) and training.is_resident:  # gathering and drawing are a part of the step
         training.yields_rows, step.prepare = True, training.pixels_of
     return step
 

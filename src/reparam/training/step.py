@@ -77,14 +77,15 @@ class Step:
         self.rate_factor = 1.0  # halved at each roll-back
         self._wrapped: Callable[[Tensor], Terms] = world.wrap(module)
         self._gradients = self._backward
-        if config.compile and world.size > 1:
-            self._wrapped = torch.compile(self._wrapped, dynamic=False)
-        elif config.compile:
+        self.is_traced = config.compile and world.size == 1
+        if self.is_traced:
             trace_gradients()
             for weight in module.parameters():
                 weight.grad = torch.zeros_like(weight)
             # For each batch size, of which there are two: a graph for any size is slower.
             self._gradients = torch.compile(self._traceable_backward, dynamic=False)
+        elif config.compile:
+            self._wrapped = torch.compile(self._wrapped, dynamic=False)
         self._update = self._fresh_update()
         average = get_ema_multi_avg_fn(config.average)  # type: ignore[no-untyped-call]
         self._averaged = AveragedModel(module, multi_avg_fn=average) if config.average else None
@@ -116,24 +117,23 @@ class Step:
 
     def _update_now(self, batch: Tensor) -> Terms:
         """Change the weights by one step. All that a CUDA graph replays is in here."""
-        x = self.prepare(batch)
-        terms = self._gradients(x)
+        terms = self._gradients(batch)
         if self.config.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
         self.optimizer.step()
-        self.module.seen += self._of_all(x)
+        self.module.seen += self._of_all(batch)
         return terms
 
-    def _backward(self, x: Tensor) -> Terms:
+    def _backward(self, batch: Tensor) -> Terms:
         """Fill the weights' gradients."""
         self.optimizer.zero_grad()
-        terms = self._forward(self._wrapped, x)
-        torch.autograd.backward(terms["loss"].mean() * self.world.weight(len(x), self._of_all(x)))
+        terms = self._forward(self._wrapped, self.prepare(batch))
+        torch.autograd.backward(terms["loss"].mean() * self.world.weight(len(batch), self._of_all(batch)))
         return {name: values.detach() for name, values in terms.items()}
 
-    def _traceable_backward(self, x: Tensor) -> Terms:
+    def _traceable_backward(self, batch: Tensor) -> Terms:
         """Fill the weights' gradients, in words of which torch.compile makes one graph."""
-        terms = self._forward(self.module, x)
+        terms = self._forward(self.module, self.prepare(batch))
         weights = list(self.module.parameters())
         gradients = torch.autograd.grad(terms["loss"].mean(), weights, materialize_grads=True)
         with torch.no_grad():
