@@ -118,7 +118,7 @@ def test_a_recipe_trains(name: str) -> None:
     step = Step(loss, config.train)
     for x in data.visit(data.draw_order()):
         assert x.shape == (4, *shape(config))
-        assert all(values.isfinite().all() for values in step.step(x).values())
+        assert all(values.isfinite().all() for values in step.step(x).terms.values())
     assert [key for key, weight in loss.named_parameters() if torch.equal(weight, before[key])] == []
     assert all(weight.isfinite().all() for weight in loss.parameters())
 

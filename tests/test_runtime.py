@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -20,6 +22,8 @@ def settings_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
     yield
     torch.use_deterministic_algorithms(before)
+    torch.set_flush_denormal(False)
+    torch.utils.deterministic.fill_uninitialized_memory = True
     torch.set_float32_matmul_precision(precision)
 
 
@@ -106,6 +110,26 @@ def test_determinism_is_seeded_and_strict() -> None:
     assert torch.are_deterministic_algorithms_enabled()
     assert not torch.is_deterministic_algorithms_warn_only_enabled()
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+FLUSHING = """
+import torch
+from reparam.runtime import make_deterministic
+make_deterministic(0)
+tiny = torch.full((1 << 20,), 1e-40)  # enough of them that all threads have some
+print((tiny * 1).view(torch.int32).count_nonzero().item(), (torch.full((8,), 1e-37) * 1).count_nonzero().item())
+"""
+
+
+def test_numbers_that_slow_a_processor_down_are_zero_in_every_thread() -> None:
+    answer = subprocess.run([sys.executable, "-c", FLUSHING], capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == ["0", "8"]
+
+
+@pytest.mark.usefixtures("settings_restored")
+def test_fresh_memory_is_left_as_it_is() -> None:
+    make_deterministic(0)
+    assert not torch.utils.deterministic.fill_uninitialized_memory
 
 
 @pytest.mark.usefixtures("settings_restored")

@@ -33,11 +33,12 @@ def make_deterministic(seed: int, *, kernels: bool = True) -> None:
     # cuBLAS is deterministic only with a fixed workspace, which it reads from the environment at first use.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(kernels)
-    # Numbers below 1e-38 count as zero. Adam's averages of weights that no image moves fade into such numbers after about
-    # two epochs, and the processor takes a hundred times as long for them. Threads take it over when they start.
+    # Numbers below 1e-38 count as zero. The averages that Adam keeps fade into such numbers where gradients vanish (the
+    # borders of MNIST, after two epochs), and an epoch then takes a quarter longer, because processors are slow with
+    # them. Threads take this over when they start.
     torch.set_flush_denormal(True)
     # Else every fresh tensor is filled with NaN first, a tenth of an epoch. Nothing here reads what it did not write.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(seed)
 
 

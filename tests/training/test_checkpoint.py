@@ -26,10 +26,9 @@ from reparam.data.batches import Batches
 from reparam.data.scaling import Scaling
 from reparam.errors import NonFiniteError
 from reparam.models.build import build_model
-from reparam.objectives import Terms
 from reparam.training.checkpoint import Checkpoints
 from reparam.training.guard import Guard
-from reparam.training.loop import Fit, Metrics, fit
+from reparam.training.loop import Fit, Metrics, Totals, fit
 from reparam.training.step import LossModule, Step
 
 CPU = torch.device("cpu")
@@ -334,10 +333,10 @@ def test_the_seconds_begin_anew_with_every_checkpoint(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_spoilt_state_is_never_written(loss: float, tmp_path: Path) -> None:
     guard = new_guard(tmp_path, 0)
-    guard.fit.seen.add({"loss": torch.tensor([1.0, 2.0])})
+    guard.fit.seen.add(Totals.of({"loss": torch.tensor([1.0, 2.0])}))
     guard.after_step()
     (good,) = files(tmp_path)
-    guard.fit.seen.add({"loss": torch.tensor([1.0, loss])})
+    guard.fit.seen.add(Totals.of({"loss": torch.tensor([1.0, loss])}))
     guard.after_step()
     assert files(tmp_path) == [good]
     guard.signal = signal.SIGTERM
@@ -439,7 +438,7 @@ def test_a_signal_ends_training_after_the_running_step_with_a_checkpoint(number:
     guard, steps = new_guard(tmp_path), 0
     inner = guard.step.step
 
-    def step(x: Tensor) -> Terms:
+    def step(x: Tensor) -> Totals:
         nonlocal steps
         steps += 1
         if steps == 5:
@@ -464,7 +463,7 @@ def test_a_signal_in_validation_leaves_a_checkpoint_of_the_whole_epoch(tmp_path:
     guard = new_guard(tmp_path / "killed")
     inner = guard.step.score
 
-    def score(x: Tensor) -> Terms:
+    def score(x: Tensor) -> Totals:
         signal.raise_signal(signal.SIGTERM)
         return inner(x)
 
@@ -502,7 +501,7 @@ class Spoiled(Step):
         self.epoch = epoch
         self.factors: list[float] = []
 
-    def step(self, x: Tensor) -> Terms:
+    def step(self, x: Tensor) -> Totals:
         is_last = self.images >= 10 * self.epoch - 2  # of the epoch's three steps
         self.factors.append(self.rate_factor)
         if is_last and self.rate_factor >= self.too_large:

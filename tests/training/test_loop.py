@@ -20,7 +20,7 @@ from reparam.errors import NonFiniteError
 from reparam.models.build import build_model
 from reparam.objectives import Terms
 from reparam.runtime import make_deterministic
-from reparam.training.loop import Fit, Metrics, Sums, Trainer, fit
+from reparam.training.loop import Fit, Metrics, Sums, Totals, Trainer, fit
 from reparam.training.step import LossModule, Step
 
 CPU = torch.device("cpu")
@@ -42,7 +42,7 @@ def terms(*loss: float) -> Terms:
 def summed(given: list[Terms]) -> Sums:
     sums = Sums()
     for batch in given:
-        sums.add(batch)
+        sums.add(Totals.of(batch))
     return sums
 
 
@@ -119,7 +119,7 @@ def test_sums_are_spoilt_from_the_first_loss_on_that_is_not_finite() -> None:
     assert not sums.is_spoilt()  # there was no step yet
     spoilt = []
     for loss in (1.0, math.inf, -math.inf, 1.0):
-        sums.add(terms(loss))
+        sums.add(Totals.of(terms(loss)))
         spoilt.append(sums.is_spoilt())
     assert spoilt == [False, True, True, True]
 
@@ -185,15 +185,15 @@ class Script:
     def weights(self) -> dict[str, Tensor]:
         return {"w": self.weight}
 
-    def step(self, batch: Tensor) -> Terms:
+    def step(self, batch: Tensor) -> Totals:
         self.weight += 1  # in place, as an optimizer does
-        return terms(*[0.0] * len(batch))
+        return Totals.of(terms(*[0.0] * len(batch)))
 
-    def score(self, batch: Tensor) -> Terms:
+    def score(self, batch: Tensor) -> Totals:
         assert not torch.is_grad_enabled()
         elbo = next(self.elbos, None)
         more = {} if elbo is None else {"elbo": torch.full((len(batch),), elbo)}
-        return terms(*[next(self.losses)] * len(batch)) | more
+        return Totals.of(terms(*[next(self.losses)] * len(batch)) | more)
 
     def log(self, metrics: Metrics, epoch: int) -> None:
         self.logged.append((epoch, metrics))
@@ -207,7 +207,7 @@ class Script:
 class Functions:
     """A trainer of two functions."""
 
-    def __init__(self, step: Callable[[Tensor], Terms], score: Callable[[Tensor], Terms]) -> None:
+    def __init__(self, step: Callable[[Tensor], Totals], score: Callable[[Tensor], Totals]) -> None:
         self.step = step
         self.score = score
 
@@ -227,8 +227,8 @@ class Functions:
         return {}
 
 
-def ones(batch: Tensor) -> Terms:
-    return terms(*[1.0] * len(batch))
+def ones(batch: Tensor) -> Totals:
+    return Totals.of(terms(*[1.0] * len(batch)))
 
 
 def fitted(trainer: Trainer, data: tuple[Batches, Batches], config: TrainConfig) -> Fit:
@@ -310,7 +310,7 @@ def test_without_validation_every_epoch_is_trained_and_the_last_weights_are_kept
 
 
 def test_a_score_is_the_mean_over_images_and_no_mean_of_batch_means() -> None:
-    values = iter([terms(1.0, 1.0, 1.0, 1.0), terms(1.0, 1.0, 1.0, 1.0), terms(11.0, 11.0)])
+    values = iter([Totals.of(terms(*loss)) for loss in ([1.0] * 4, [1.0] * 4, [11.0] * 2)])
     result = fitted(Functions(ones, lambda _: next(values)), (batches(4), batches(10)), settings(epochs=1))
     assert result.history[0]["validation_loss"] == result.best_score == 3.0  # of batch means it would be 13 / 3
 
@@ -331,10 +331,10 @@ def test_training_shuffles_anew_in_every_epoch_and_validation_keeps_the_order() 
     data = Batches(images, data_card("none"), 32, CPU)
     trained, scored = list[float](), list[float]()
 
-    def look(seen: list[float]) -> Callable[[Tensor], Terms]:
-        def visit(batch: Tensor) -> Terms:
+    def look(seen: list[float]) -> Callable[[Tensor], Totals]:
+        def visit(batch: Tensor) -> Totals:
             seen.extend((batch.flatten() * 255).round().tolist())
-            return terms(*[1.0] * len(batch))
+            return Totals.of(terms(*[1.0] * len(batch)))
 
         return visit
 
@@ -419,14 +419,14 @@ class Tape:
     def weights(self) -> dict[str, Tensor]:
         return {"w": torch.tensor(float(len(self.trained)))}
 
-    def step(self, batch: Tensor) -> Terms:
+    def step(self, batch: Tensor) -> Totals:
         numbers = (batch.flatten() * 255).round()
         self.trained.append([int(number) for number in numbers.tolist()])
-        return {"loss": numbers / 7, "kl": numbers.square()}
+        return Totals.of({"loss": numbers / 7, "kl": numbers.square()})
 
-    def score(self, batch: Tensor) -> Terms:
+    def score(self, batch: Tensor) -> Totals:
         self.scored += 1
-        return terms(*[1.0] * len(batch))
+        return Totals.of(terms(*[1.0] * len(batch)))
 
 
 def numbered(count: int, batch_size: int) -> Batches:
@@ -527,11 +527,11 @@ def test_an_epoch_that_was_rolled_back_is_trained_again_and_logged_once() -> Non
 class Draws:
     """Wrap a score function so that it draws random numbers of its own, and remembers them."""
 
-    def __init__(self, score: Callable[[Tensor], Terms]) -> None:
+    def __init__(self, score: Callable[[Tensor], Totals]) -> None:
         self.score = score
         self.drawn: list[float] = []
 
-    def __call__(self, x: Tensor) -> Terms:
+    def __call__(self, x: Tensor) -> Totals:
         self.drawn.append(torch.rand(()).item())
         return self.score(x)
 
@@ -567,7 +567,7 @@ def train(
     images: Images,
     config: TrainConfig,
     device: torch.device = CPU,
-    wrap: Callable[[Callable[[Tensor], Terms]], Draws] | None = None,
+    wrap: Callable[[Callable[[Tensor], Totals]], Draws] | None = None,
     **objective: Any,
 ) -> Fit:
     make_deterministic(config.seed)
@@ -637,7 +637,7 @@ def test_what_validation_draws_does_not_change_training(digits: Images) -> None:
 
 def test_validation_sees_the_same_draws_in_every_epoch_whatever_training_drew() -> None:
     def drawn(validation_seed: int, training_seed: int) -> list[float]:
-        score = Draws(lambda batch: terms(*[1.0] * len(batch)))
+        score = Draws(ones)
         torch.manual_seed(training_seed)
         config = settings(epochs=3, seed=validation_seed)
         fitted(Functions(ones, score), (batches(4), batches(8)), config)  # two batches of validation
@@ -657,7 +657,7 @@ def test_a_loss_that_explodes_in_real_training_names_epoch_and_step() -> None:
     step = Step(module, settings(epochs=3, learning_rate=0.001))
     seen = 0
 
-    def poisoned(batch: Tensor) -> Terms:
+    def poisoned(batch: Tensor) -> Totals:
         nonlocal seen
         seen += 1
         if seen == 5:  # the second step of the second epoch

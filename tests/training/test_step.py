@@ -213,15 +213,18 @@ def test_the_weights_of_a_likelihood_are_trained_too(batch: Tensor) -> None:
     assert "model.likelihood.log_sigma" in changed
 
 
-def test_a_step_returns_the_terms_before_the_step_without_their_graph(module: LossModule, batch: Tensor) -> None:
+def test_a_step_returns_the_sums_of_the_terms_before_the_step_without_their_graph(
+    module: LossModule, batch: Tensor
+) -> None:
     torch.manual_seed(1)
-    wanted = {name: values.detach() for name, values in module(batch).items()}
+    wanted = {name: values.detach().double().sum() for name, values in module(batch).items()}
     torch.manual_seed(1)
-    found = Step(module, settings()).step(batch)
+    found, images = Step(module, settings()).step(batch)
+    assert images == len(batch)
     assert found.keys() == wanted.keys()
-    for name, values in found.items():
-        assert torch.equal(values, wanted[name])
-        assert not values.requires_grad
+    for name, total in found.items():
+        torch.testing.assert_close(total, wanted[name], rtol=1e-12, atol=0)
+        assert not total.requires_grad
 
 
 def test_a_ragged_last_batch_counts_its_images_and_not_as_a_whole_batch(batch: Tensor) -> None:
@@ -313,11 +316,11 @@ def test_the_average_is_what_is_scored_and_leaves_training_as_it_is(batch: Tenso
     twin = module_with()
     twin.model.load_state_dict(steps[1].weights())
     torch.manual_seed(2)
-    wanted = twin.score(batch)["loss"]
+    wanted = twin.score(batch)["loss"].double().sum()
     torch.manual_seed(2)
-    assert torch.equal(steps[1].score(batch)["loss"], wanted)
+    assert torch.equal(steps[1].score(batch).terms["loss"], wanted)
     torch.manual_seed(2)
-    assert not torch.equal(steps[0].score(batch)["loss"], wanted)
+    assert not torch.equal(steps[0].score(batch).terms["loss"], wanted)
 
 
 def test_without_an_average_the_weights_in_training_are_scored_and_kept(module: LossModule, batch: Tensor) -> None:
@@ -326,9 +329,9 @@ def test_without_an_average_the_weights_in_training_are_scored_and_kept(module: 
     for name, tensor in step.weights().items():
         assert torch.equal(tensor, module.model.state_dict()[name])
     torch.manual_seed(2)
-    wanted = module.score(batch)["loss"]
+    wanted = module.score(batch)["loss"].double().sum()
     torch.manual_seed(2)
-    assert torch.equal(step.score(batch)["loss"], wanted)
+    assert torch.equal(step.score(batch).terms["loss"], wanted)
 
 
 def test_an_average_takes_the_statistics_of_a_batch_norm_from_training(batch: Tensor) -> None:
@@ -369,8 +372,10 @@ def test_a_restored_step_goes_on_to_the_last_bit(
     found = []
     for one in (step, other):
         torch.manual_seed(7)
-        losses = [one.step(batch)["loss"] for _ in range(3)]
-        found.append([*losses, one.score(batch)["loss"], *one.weights().values(), *one.module.state_dict().values()])
+        losses = [one.step(batch).terms["loss"] for _ in range(3)]
+        found.append(
+            [*losses, one.score(batch).terms["loss"], *one.weights().values(), *one.module.state_dict().values()]
+        )
     assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
 
 
@@ -442,7 +447,7 @@ def test_bf16_computes_the_loss_in_bfloat16_and_keeps_the_weights_in_float32(bat
     found = []
     for step in (full, half):
         torch.manual_seed(1)
-        found.append(step.step(batch)["loss"])
+        found.append(step.step(batch).terms["loss"])
     assert not torch.equal(*found)
     torch.testing.assert_close(found[1], found[0], rtol=0.02, atol=0.02)  # 8 bits, of about 4 nats
     for tensor in [*half.module.parameters(), *half.weights().values()]:
@@ -457,9 +462,8 @@ def test_bf16_scores_held_out_images_in_float32(batch: Tensor) -> None:
     torch.manual_seed(1)
     wanted = step.module.score(batch)
     torch.manual_seed(1)
-    found = step.score(batch)
-    assert {values.dtype for values in found.values()} == {torch.float32}
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    found = step.score(batch).terms
+    assert all(torch.equal(found[name], wanted[name].double().sum()) for name in wanted)
 
 
 # Compiling
@@ -472,8 +476,8 @@ def test_a_compiled_step_does_what_an_eager_one_does(batch: Tensor) -> None:
     for compiled in (False, True):
         module = module_with({"name": "reconstruction"}, {"kind": "autoencoder"}, images=6)
         step = Step(module, settings(compile=compiled, average=0.5))
-        losses = [step.step(part)["loss"] for _ in range(3) for part in (batch, batch[:2])]
-        found.append(torch.cat([*losses, step.score(batch)["loss"]]))
+        losses = [step.step(part).terms["loss"] for _ in range(3) for part in (batch, batch[:2])]
+        found.append(torch.stack([*losses, step.score(batch).terms["loss"]]))
         assert {f"model.{name}" for name in step.weights()} == set(module.state_dict())
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
 
@@ -489,7 +493,7 @@ def test_compiled_convolutions_in_channels_last_learn_what_eager_ones_do(norm: s
         module = module_with({"name": "reconstruction"}, changes, 8, (1, 8, 8))
         module.model = module.model.to(memory_format=torch.channels_last)
         step = Step(module, settings(compile=compiled, clip_norm=1.0, optimizer=optimizer))
-        found.append(torch.cat([step.step(x)["loss"] for _ in range(4)]))
+        found.append(torch.stack([step.step(x).terms["loss"] for _ in range(4)]))
         weights.append(torch.cat([weight.flatten() for weight in step.weights().values()]))
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
     # Gradients in another order in memory than the weights would move every weight by a wrong amount.
@@ -508,8 +512,8 @@ def test_a_step_that_gathers_and_draws_its_batch_does_what_one_does_that_is_give
         if rows:
             data.yields_rows, step.prepare = True, data.pixels_of
         torch.manual_seed(3)
-        found.append(torch.cat([step.step(batch)["loss"] for batch in data.visit(data.draw_order())]))
-    assert found[0].shape == (10,)
+        found.append(torch.stack([step.step(batch).terms["loss"] for batch in data.visit(data.draw_order())]))
+    assert found[0].shape == (3,)
     assert torch.equal(found[0], found[1])
 
 
@@ -526,8 +530,8 @@ def test_a_replayed_step_does_what_a_launched_one_does(optimizer: str, batch: Te
             module, settings(optimizer=optimizer, cuda_graph=cuda_graph, batch_size=4, schedule="cosine", average=0.5)
         )
         torch.cuda.manual_seed(1)
-        losses = [step.step(part.cuda())["loss"].clone() for _ in range(8) for part in (batch, batch[:2])]
-        found.append(torch.cat([*losses, step.score(batch.cuda())["loss"]]))
+        losses = [step.step(part.cuda()).terms["loss"].clone() for _ in range(8) for part in (batch, batch[:2])]
+        found.append(torch.stack([*losses, step.score(batch.cuda()).terms["loss"]]))
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
 
 
@@ -538,10 +542,10 @@ def test_a_replayed_step_goes_on_from_a_restored_state(batch: Tensor) -> None:
         step.step(batch.cuda())
     state = copy.deepcopy(step.state())
     torch.cuda.manual_seed(2)
-    wanted = [step.step(batch.cuda())["loss"].clone() for _ in range(6)]
+    wanted = [step.step(batch.cuda()).terms["loss"].clone() for _ in range(6)]
     step.restore(state)
     torch.cuda.manual_seed(2)
-    found = [step.step(batch.cuda())["loss"].clone() for _ in range(6)]
+    found = [step.step(batch.cuda()).terms["loss"].clone() for _ in range(6)]
     torch.testing.assert_close(torch.stack(found), torch.stack(wanted), rtol=1e-4, atol=1e-4)
 
 

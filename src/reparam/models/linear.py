@@ -1,43 +1,51 @@
-"""Linear layers whose float32 products go to oneDNN where that is faster than what torch takes by itself."""
+"""Linear layers whose large products in float32 go to oneDNN, which is faster than what torch takes by itself."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-# torch sends float32 products to MKL, which on AMD's processors leaves half of each vector register empty.
-IS_FASTER = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-WORTH_IT = 1 << 22  # multiplications; below, both take as long, and a call of oneDNN costs more
+# torch sends float32 products to MKL, which uses half of AVX-512 on processors that are not Intel's: half the rate.
+HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+IS_FASTER = HAS_ONEDNN and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+WORTH_IT = 1 << 22  # multiplications; below, both take as long, and oneDNN longer to be called
 
-_LIBRARY = torch.library.Library("reparam", "DEF")
-_LIBRARY.define("product(Tensor a, Tensor b, Tensor? bias) -> Tensor")
+_LIBRARY = torch.library.Library("reparam", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY.define("product(Tensor a, Tensor b, Tensor? bias) -> Tensor")  # type: ignore[no-untyped-call]
 
 
+# An operator of its own, because torch.compile knows oneDNN's only for weights that never change.
 @torch.library.impl(_LIBRARY, "product", "CPU")
 def _product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+    return product
 
 
-@torch.library.register_fake("reparam::product", lib=_LIBRARY)
-def _like_product(a: Tensor, b: Tensor, _bias: Tensor | None) -> Tensor:
+@torch.library.register_fake("reparam::product", lib=_LIBRARY)  # type: ignore[untyped-decorator]
+def _shape_of_product(a: Tensor, b: Tensor, _bias: Tensor | None) -> Tensor:
     return a.new_empty(len(a), len(b))
 
 
 class Product(torch.autograd.Function):
-    """a b' + bias. Shapes: (N, K), (M, K) and (M,) or none -> (N, M)."""
+    """a b' + bias. Shapes: (N, K), (M, K), (M,) or None -> (N, M); all float32, on the CPU."""
 
     @staticmethod
-    def forward(ctx, a, b, bias):
+    def forward(ctx: Any, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+        """Compute the product, and keep its factors."""
         ctx.save_for_backward(a, b)
-        return torch.ops.reparam.product(a, b, bias)
+        product: Tensor = torch.ops.reparam.product(a, b, bias)
+        return product
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Compute the gradients of what needs one, by products that have gradients themselves."""
         a, b = ctx.saved_tensors
         of_a, of_b, of_bias = ctx.needs_input_grad
-        # Transposed in memory, because oneDNN is slow with a first factor that lies the other way.
-        turned = gradient.t().contiguous()
+        # Transposed in memory, because a first factor that lies the other way can cost half of the rate.
+        transposed = gradient.t().contiguous()
         return (
             Product.apply(gradient, b.t(), None) if of_a else None,
-            Product.apply(turned, a.t(), None) if of_b else None,
+            Product.apply(transposed, a.t(), None) if of_b else None,
             gradient.sum(0) if of_bias else None,
         )
 
@@ -46,17 +54,19 @@ class Linear(nn.Linear):
     """As torch's, and as exact. Shapes: (..., inputs) -> (..., outputs)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._is_for_onednn(x):
-            return Product.apply(x, self.weight, self.bias)
-        return super().forward(x)
+        """Map the last dimension."""
+        if not self._is_for_onednn(x):
+            return super().forward(x)
+        product: Tensor = Product.apply(x, self.weight, self.bias)
+        return product
 
     def _is_for_onednn(self, x: Tensor) -> bool:
         return (
             IS_FASTER
             and x.dim() == 2
-            and x.dtype == self.weight.dtype == torch.float32
-            and x.device.type == "cpu"
             and x.numel() * self.out_features >= WORTH_IT
+            and x.device.type == "cpu"
+            and x.dtype == self.weight.dtype == torch.float32
             and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_exporting()
         )

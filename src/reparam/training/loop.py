@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,8 +18,26 @@ from reparam.runtime import random_stream
 Metrics = dict[str, float]
 
 
+class Totals(NamedTuple):
+    """Loss terms of a batch, summed over its images, on the device."""
+
+    terms: Terms  # each (), float64
+    images: int
+
+    @classmethod
+    def of(cls, terms: Terms) -> "Totals":
+        """Sum terms of images. Shapes: each (B,)."""
+        return cls(summed(terms), len(terms["loss"]))
+
+
+def summed(terms: Terms) -> Terms:
+    """Sum each term over images. Shapes: (B,) -> ()."""
+    # float64, because a large data set would lose its last images in float32.
+    return dict(zip(terms, torch.stack(list(terms.values())).sum(1, dtype=torch.float64).unbind(), strict=True))
+
+
 class Sums:
-    """Loss terms summed over images, on the device: a ragged last batch weighs what it should."""
+    """Loss terms summed over the batches of an epoch, on the device: a ragged last batch weighs what it should."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -27,16 +45,16 @@ class Sums:
         self.images = 0
         self.steps = 0
 
-    def add(self, terms: Terms) -> None:
+    def add(self, batch: Totals) -> None:
         """Add a batch, without waiting for the device."""
+        terms = batch.terms
         if not self.names:
             self.names = list(terms)
             self.totals = torch.zeros(len(terms) + 1, dtype=torch.float64, device=terms["loss"].device)
-        # float64, because a large data set would lose its last images in float32.
-        self.totals[:-1] += torch.stack(list(terms.values())).sum(1, dtype=torch.float64)
+        self.totals[:-1] += torch.stack(list(terms.values()))
         # A sum that was NaN or infinite once never recovers, so the first such step can be told afterwards.
         self.totals[-1] += ~self.totals[self.names.index("loss")].isfinite()
-        self.images += len(terms["loss"])
+        self.images += batch.images
         self.steps += 1
 
     def is_spoilt(self) -> bool:
@@ -82,10 +100,10 @@ class Fit:
 class Trainer(Protocol):
     """A model in training."""
 
-    def step(self, x: Tensor) -> Terms:
+    def step(self, x: Tensor) -> Totals:
         """Lower the loss on a batch."""
 
-    def score(self, x: Tensor) -> Terms:
+    def score(self, x: Tensor) -> Totals:
         """Look at a held-out batch."""
 
     def weights(self) -> dict[str, Tensor]:

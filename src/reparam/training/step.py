@@ -14,7 +14,7 @@ from reparam.models.build import AnyModel
 from reparam.objectives import OBJECTIVES, Setting, Terms, beta_at
 from reparam.training.distributed import ALONE, World
 from reparam.training.graph import Replayed
-from reparam.training.loop import Metrics, Sums
+from reparam.training.loop import Metrics, Sums, Totals, summed
 from reparam.training.optimizers import OPTIMIZERS, let_capture, rate_at
 
 
@@ -90,8 +90,8 @@ class Step:
         average = get_ema_multi_avg_fn(config.average)  # type: ignore[no-untyped-call]
         self._averaged = AveragedModel(module, multi_avg_fn=average) if config.average else None
 
-    def step(self, x: Tensor) -> Terms:
-        """Lower the loss on a batch; the returned terms stay on the device, until the next step."""
+    def step(self, x: Tensor) -> Totals:
+        """Lower the loss on a batch; the terms that are returned stand on the device until the next step."""
         rate = self.rate_factor * rate_at(self.config, self.images / self.module.images)
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
@@ -100,11 +100,10 @@ class Step:
                 group["lr"] = rate
         terms, of_all = self._update(x), self._of_all(x)
         self.images += of_all
-        if self._averaged is not None:
-            self._averaged.update_parameters(self.module)
         if of_all >= self.world.size or self.world.is_first:
-            return terms
-        return {name: values[:0] for name, values in terms.items()}  # all processes had the whole batch: one counts it
+            return Totals(terms, len(x))
+        # All processes had the whole batch, and one counts it.
+        return Totals({name: torch.zeros_like(total) for name, total in terms.items()}, 0)
 
     def _of_all(self, x: Tensor) -> int:
         """Count the images that all processes see in this step, without asking them."""
@@ -122,6 +121,8 @@ class Step:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
         self.optimizer.step()
         self.module.seen += self._of_all(batch)
+        if self._averaged is not None:
+            self._averaged.update_parameters(self.module)
         return terms
 
     def _backward(self, batch: Tensor) -> Terms:
@@ -129,7 +130,7 @@ class Step:
         self.optimizer.zero_grad()
         terms = self._forward(self._wrapped, self.prepare(batch))
         torch.autograd.backward(terms["loss"].mean() * self.world.weight(len(batch), self._of_all(batch)))
-        return {name: values.detach() for name, values in terms.items()}
+        return summed({name: values.detach() for name, values in terms.items()})
 
     def _traceable_backward(self, batch: Tensor) -> Terms:
         """Fill the weights' gradients, in words of which torch.compile makes one graph."""
@@ -141,15 +142,15 @@ class Step:
             for weight, gradient in zip(weights, gradients, strict=True):
                 assert weight.grad is not None
                 weight.grad.copy_(gradient)
-        return {name: values.detach() for name, values in terms.items()}
+        return summed({name: values.detach() for name, values in terms.items()})
 
     def _forward(self, module: Callable[[Tensor], Terms], x: Tensor) -> Terms:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             return module(x)
 
-    def score(self, x: Tensor) -> Terms:
+    def score(self, x: Tensor) -> Totals:
         """Look at a held-out batch."""
-        return self._kept().score(x)
+        return Totals.of(self._kept().score(x))
 
     @property
     def model(self) -> AnyModel:
