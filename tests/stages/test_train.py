@@ -21,6 +21,7 @@ from reparam.paths import Paths
 from reparam.stages import train
 from reparam.training.checkpoint import Checkpoints
 from reparam.training.distributed import ALONE
+from reparam.training.loop import Totals
 from reparam.training.step import LossModule, Step
 
 Train = Callable[..., None]
@@ -285,7 +286,7 @@ def test_training_computes_in_its_precision_and_leaves_full_precision_to_the_nex
 
 
 def test_training_that_fails_leaves_full_precision_too(run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Step, "step", lambda self, x: {"loss": torch.full((len(x),), math.nan)})
+    monkeypatch.setattr(Step, "step", lambda self, x: Totals.of({"loss": torch.full((len(x),), math.nan)}))
     with pytest.raises(NonFiniteError):
         run(train={"precision": "bf16_matmul"})
     assert torch.get_float32_matmul_precision() == "highest"
@@ -450,7 +451,7 @@ def test_two_that_train_the_same_share_no_checkpoints(
 
 
 def test_a_loss_that_is_not_finite_leaves_no_model(run: Train, project: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Step, "step", lambda self, x: {"loss": torch.full((len(x),), math.nan)})
+    monkeypatch.setattr(Step, "step", lambda self, x: Totals.of({"loss": torch.full((len(x),), math.nan)}))
     monkeypatch.setenv("REPARAM_CHECKPOINT_SECONDS", "0")
     with pytest.raises(NonFiniteError, match="epoch 1, step 1 of 1"):
         run()

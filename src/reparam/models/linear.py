@@ -10,31 +10,29 @@ HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyp
 IS_FASTER = HAS_ONEDNN and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 WORTH_IT = 1 << 22  # multiplications; below, both take as long, and oneDNN longer to be called
 
-_LIBRARY = torch.library.Library("reparam", "DEF")  # type: ignore[no-untyped-call]
-_LIBRARY.define("product(Tensor a, Tensor b, Tensor? bias) -> Tensor")  # type: ignore[no-untyped-call]
-
 
 # An operator of its own, because torch.compile knows oneDNN's only for weights that never change.
-@torch.library.impl(_LIBRARY, "product", "CPU")
-def _product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
-    return product
+@torch.library.custom_op("reparam::product", mutates_args=(), device_types="cpu")
+def product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute a b' + bias by oneDNN. Shapes: (N, K), (M, K), (M,) or None -> (N, M); all float32, on the CPU."""
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+    return result
 
 
-@torch.library.register_fake("reparam::product", lib=_LIBRARY)  # type: ignore[untyped-decorator]
+@product.register_fake
 def _shape_of_product(a: Tensor, b: Tensor, _bias: Tensor | None) -> Tensor:
     return a.new_empty(len(a), len(b))
 
 
 class Product(torch.autograd.Function):
-    """a b' + bias. Shapes: (N, K), (M, K), (M,) or None -> (N, M); all float32, on the CPU."""
+    """`product`, with derivatives of any order. Shapes as there."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
         """Compute the product, and keep its factors."""
         ctx.save_for_backward(a, b)
-        product: Tensor = torch.ops.reparam.product(a, b, bias)
-        return product
+        y: Tensor = product(a, b, bias)
+        return y
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -57,8 +55,8 @@ class Linear(nn.Linear):
         """Map the last dimension."""
         if not self._is_for_onednn(x):
             return super().forward(x)
-        product: Tensor = Product.apply(x, self.weight, self.bias)
-        return product
+        y: Tensor = Product.apply(x, self.weight, self.bias)
+        return y
 
     def _is_for_onednn(self, x: Tensor) -> bool:
         return (
