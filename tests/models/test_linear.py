@@ -1,5 +1,8 @@
 """Linear layers whose large products go to oneDNN."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -87,6 +90,14 @@ def test_only_the_gradients_that_are_wanted_are_computed(calls: list[torch.Size]
     [gradient] = torch.autograd.grad(ours(x := torch.randn(ROWS, INPUTS, requires_grad=True)).sum(), x)
     assert calls == [(ROWS, INPUTS), (ROWS, OUTPUTS)]
     torch.testing.assert_close(gradient[0], ours.weight.sum(0), rtol=1e-5, atol=1e-5)
+
+
+@needs_onednn
+def test_a_product_does_not_load_the_compiler() -> None:
+    code = f"import sys, torch; from reparam.models.linear import Linear; layer = Linear({INPUTS}, {OUTPUTS}); "
+    code += f"layer(torch.rand({ROWS}, {INPUTS})).sum().backward(); print('torch._dynamo' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == ["False"]  # a second, and 160 MB
 
 
 def test_whatever_is_not_a_large_float32_product_is_torchs_own(calls: list[torch.Size]) -> None:

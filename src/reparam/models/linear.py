@@ -11,15 +11,17 @@ IS_FASTER = HAS_ONEDNN and torch.backends.cpu.get_cpu_capability().startswith("A
 WORTH_IT = 1 << 22  # multiplications; below, both take as long, and oneDNN longer to be called
 
 
-# An operator of its own, because torch.compile knows oneDNN's only for weights that never change.
-@torch.library.custom_op("reparam::product", mutates_args=(), device_types="cpu")
 def product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     """Compute a b' + bias by oneDNN. Shapes: (N, K), (M, K), (M,) or None -> (N, M); all float32, on the CPU."""
     result: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
     return result
 
 
-@product.register_fake
+# The same for torch.compile, which knows oneDNN's operator for weights only that never change.
+_opaque_product = torch.library.custom_op("reparam::product", product, mutates_args=(), device_types="cpu")
+
+
+@_opaque_product.register_fake
 def _shape_of_product(a: Tensor, b: Tensor, _bias: Tensor | None) -> Tensor:
     return a.new_empty(len(a), len(b))
 
@@ -31,7 +33,7 @@ class Product(torch.autograd.Function):
     def forward(ctx: Any, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
         """Compute the product, and keep its factors."""
         ctx.save_for_backward(a, b)
-        y: Tensor = product(a, b, bias)
+        y: Tensor = (_opaque_product if torch.compiler.is_compiling() else product)(a, b, bias)
         return y
 
     @staticmethod
