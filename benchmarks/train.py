@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -85,8 +86,8 @@ def _describe_floor() -> str:
         f"{ours / 1e9:.0f} GFLOP/s in `reparam`'s linear layers (best of 20, 1024 x 1024). The floor of a model is the "
         "arithmetic of its products, forward and backward, at the higher rate, in float32: lower precisions may go "
         "below it. Reading, shuffling and batching are part of an epoch; validation, checkpoints and progress are not. "
-        "One seed: losses differ by some tenths between seeds. Threads wait as OpenMP likes, because those of the ways "
-        "that pause would spin under the policy that `reparam` chooses on a quiet machine. `compiled` is without the "
+        "One seed: losses differ by some tenths between seeds. Threads of `reparam` spin while they wait, as it "
+        "chooses by itself on a quiet machine; those of the other ways wait as OpenMP likes. `compiled` is without the "
         "first epoch's compilation (10 to 60 s). pythae's Gaussian is another, so its losses of the other models do "
         "not compare. `bf16 inside products` rounds factors only on processors that have instructions for it (AMX)."
     )
@@ -115,23 +116,38 @@ Answers = dict[str, list[dict[str, float]]]  # of each way, epoch by epoch
 def _measure(model: str, arguments: argparse.Namespace) -> Answers:
     pythae = [PYTHAE] if importlib.util.find_spec("pythae") else []
     ways = [REFERENCE, *pythae, *WAYS, *(CONV_WAYS if "conv" in model else {})]
-    command = [sys.executable, __file__, "--mnist", str(arguments.mnist), "--worker", model]
-    workers = {
-        way: subprocess.Popen([*command, way], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for way in ways
-    }
+    workers: dict[str, subprocess.Popen[str]] = {}
     answers: Answers = {way: [] for way in ways}
     for _ in range(arguments.epochs + 1):
-        for way, worker in workers.items():
+        for way in ways:
+            if way not in workers:
+                workers[way] = _start(model, way, arguments.mnist)
+            worker = workers[way]
+            worker.send_signal(signal.SIGCONT)
             worker.stdin.write("epoch\n")
             worker.stdin.flush()
             line = worker.stdout.readline()
             if not line:
                 raise SystemExit(f"{model}, {way}: the process died; its message is above")
+            worker.send_signal(signal.SIGSTOP)  # else its threads would spin while others are measured
             answers[way].append(json.loads(line))
             print(f"{model}  {way}  {answers[way][-1]}", file=sys.stderr)
     for worker in workers.values():
+        worker.send_signal(signal.SIGCONT)
         worker.communicate()
     return answers
+
+
+def _start(model: str, way: str, mnist: Path) -> subprocess.Popen[str]:
+    """Start a way as its users would have it: `reparam` lets threads spin where nobody else computes."""
+    policy = {} if way in (REFERENCE, PYTHAE) else {"OMP_WAIT_POLICY": "ACTIVE"}
+    return subprocess.Popen(
+        [sys.executable, __file__, "--mnist", str(mnist), "--worker", model, way],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | policy,
+    )
 
 
 def _medians(answers: Answers) -> dict[str, float]:
