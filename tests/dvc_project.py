@@ -8,7 +8,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -49,6 +51,10 @@ class Project:
         done = subprocess.run(command.split(), cwd=self.root, env=self.environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
+
+    def commit(self, message: str) -> None:
+        self("git add --all")
+        self(f"git commit --quiet --message {message}")
 
     def hashes(self) -> dict[str, str]:
         """Map every output in `dvc.lock` to its hash."""
@@ -92,10 +98,8 @@ class Project:
         return sorted(run.data.tags["reparam.stage"] for run in below)
 
 
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A small run of the whole pipeline, committed. Copy it, do not change it."""
-    root = tmp_path_factory.mktemp("finished") / "project"
+def project_in(root: Path, changes: Mapping[str, Mapping[str, Any]], **environment: str) -> Project:
+    """Make a repository of the project as it is in the working tree, with other parameters, committed."""
     files = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=PROJECT,
@@ -111,17 +115,21 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
         metrics.unlink()
     yaml = YAML()
     params = yaml.load(root / "params.yaml")
-    for section, values in SMALL.items():
+    for section, values in changes.items():
         params[section].update(values)
     yaml.dump(params, root / "params.yaml")
-
-    project = Project(root)
+    project = Project(root, **environment)
     project("git init --quiet --initial-branch main")
-    project("git add --all")
-    project("git commit --quiet --message start")
+    project.commit("start")
+    return project
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A small run of the whole pipeline, committed. Copy it, do not change it."""
+    project = project_in(tmp_path_factory.mktemp("finished") / "project", SMALL)
     project("dvc repro --quiet")
-    project("git add --all")
-    project("git commit --quiet --message finished")
+    project.commit("finished")
     return project
 
 

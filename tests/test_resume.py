@@ -1,7 +1,9 @@
 """`reparam train` as a process that is killed: what it leaves, and that the rerun ends as if nothing had been."""
 
+import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import SMALL
+from dvc_project import Project, project_in
 from ruamel.yaml import YAML
 
 from reparam.paths import Paths
@@ -227,78 +230,119 @@ def test_an_interrupted_training_goes_on_in_its_run(signals: list[int], training
 # Under DVC
 
 
+class Killable:
+    """A repository with data that are ready, in which trainings are killed, and one in which they are not."""
+
+    def __init__(self, root: Path) -> None:
+        environment = {"MLFLOW_TRACKING_URI": "off", "REPARAM_CHECKPOINT_SECONDS": "0.05", "REPARAM_DEVICE": "cpu"}
+        changes = {"model": {"hidden": [16]}, "train": LONG["train"]}
+        self.project = project_in(root / "project", changes, **environment)
+        self.project("dvc repro --quiet preprocess")
+        self.project.commit("data")
+        self.undisturbed = Project(root / "undisturbed", **environment)
+        shutil.copytree(self.project.root, self.undisturbed.root, symlinks=True)
+
+    def checkpoints(self) -> list[Path]:
+        return list(self.project.root.glob(".resume/*/[0-9]*.safetensors"))
+
+    def start(self, command: str) -> subprocess.Popen[bytes]:
+        """Start a command in a session of its own; return when there are some checkpoints."""
+        process = subprocess.Popen(
+            command.split(),
+            cwd=self.project.root,
+            env=self.project.environment,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+        )
+        wait(lambda: any(int(path.name.split("-")[0]) >= 4 for path in self.checkpoints()))
+        return process
+
+    def kill(self, command: str) -> None:
+        """Start a command and kill it with all its children."""
+        process = self.start(command)
+        assert process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+
+    def trained(self, experiment: str) -> dict[str, str]:
+        """Map what an experiment's training put out to its hashes."""
+        references = self.project("git for-each-ref --format=%(refname) refs/exps").split()
+        (reference,) = [name for name in references if name.endswith(f"/{experiment}")]
+        lock = YAML(typ="safe").load(self.project(f"git show {reference}:dvc.lock"))
+        found = {out["path"]: out["md5"] for out in lock["stages"]["train"]["outs"]}
+        assert set(found) >= {"models/vae", "reports/training/history.csv"}
+        return found
+
+    def undisturbed_training(self) -> dict[str, str]:
+        """Train the same experiment without a kill."""
+        self.undisturbed("dvc exp run --quiet -S train.seed=1 train")
+        return self.undisturbed.hashes()
+
+
+def wait(is_done: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 120
+    while not is_done():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def killable(tmp_path: Path) -> Killable:
+    return Killable(tmp_path)
+
+
 @pytest.mark.slow
-def test_a_killed_experiment_goes_on_under_dvc(tmp_path: Path) -> None:
-    from dvc_project import Project
-
-    files = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=SOURCE.parent,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    root = tmp_path / "project"
-    for name in filter(None, files.stdout.split("\0")):
-        if not name.startswith(("tests/", ".ci/")) and name != "dvc.lock" and (SOURCE.parent / name).exists():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(SOURCE.parent / name, root / name)
-    yaml = YAML()
-    params = yaml.load(root / "params.yaml")
-    params["model"]["hidden"] = [16]
-    params["train"].update(LONG["train"])
-    yaml.dump(params, root / "params.yaml")
-    environment = {"MLFLOW_TRACKING_URI": "off", "REPARAM_CHECKPOINT_SECONDS": "0.05", "REPARAM_DEVICE": "cpu"}
-    project = Project(root, **environment)
-    project("git init --quiet --initial-branch main")
-    project("git add --all")
-    project("git commit --quiet --message start")
-    project("dvc repro --quiet preprocess")
-    project("git add --all")
-    project("git commit --quiet --message data")
-    undisturbed = Project(tmp_path / "undisturbed", **environment)
-    shutil.copytree(root, undisturbed.root, symlinks=True)
-
+def test_a_killed_pipeline_and_a_killed_experiment_go_on_under_dvc(killable: Killable) -> None:
     def outputs(of: Project) -> dict[str, bytes]:
         names = ("models/vae/weights.safetensors", "models/vae/card.json", "reports/training/history.csv")
         return {name: (of.root / name).read_bytes() for name in names}
 
-    def checkpoints() -> list[Path]:
-        return list(root.glob(".resume/*/[0-9]*.safetensors"))
-
-    def kill(command: str) -> None:
-        """Run a command until there are some checkpoints, and kill it with all its children."""
-        process = subprocess.Popen(
-            command.split(), cwd=root, env=project.environment, start_new_session=True, stdout=subprocess.DEVNULL
-        )
-        deadline = time.monotonic() + 120
-        while not any(int(path.name.split("-")[0]) >= 4 for path in checkpoints()):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-
+    project, undisturbed = killable.project, killable.undisturbed
     undisturbed("dvc repro --quiet train")
-    kill("dvc repro --quiet train")
-    assert not (root / "models/vae").exists()
+    killable.kill("dvc repro --quiet train")
+    assert not (project.root / "models/vae").exists()
     project("dvc repro --quiet train")
     assert outputs(project) == outputs(undisturbed)
-    assert checkpoints() == []
-    project("git add --all")
-    project("git commit --quiet --message trained")
+    assert killable.checkpoints() == []
 
-    undisturbed("git add --all")
-    undisturbed("git commit --quiet --message trained")
-    undisturbed("dvc exp run --quiet -S train.seed=1 train")
+    project.commit("trained")
+    undisturbed.commit("trained")
     experiment = "dvc exp run --temp --quiet --name killed -S train.seed=1 train"
-    kill(experiment)
+    killable.kill(experiment)
     project(experiment)
-    references = project("git for-each-ref --format=%(refname) refs/exps").split()
-    (reference,) = [name for name in references if name.endswith("/killed")]
-    lock = yaml.load(project(f"git show {reference}:dvc.lock"))
-    found = {out["path"]: out["md5"] for out in lock["stages"]["train"]["outs"]}
-    assert set(found) >= {"models/vae", "reports/training/history.csv"}
-    wanted = undisturbed.hashes()
+    found, wanted = killable.trained("killed"), killable.undisturbed_training()
     assert found == {path: wanted[path] for path in found}
-    assert checkpoints() == []
+    assert killable.checkpoints() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["training", "worker"])
+def test_a_training_that_is_killed_in_the_queue_goes_on_in_the_queue(victim: str, killable: Killable) -> None:
+    project = killable.project
+
+    def processes(words: str) -> list[int]:
+        """Find the processes of this repository that have these words in their command line."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # ended meanwhile
+                is_ours = (path / "cwd").resolve().is_relative_to(project.root)
+                if is_ours and words in (path / "cmdline").read_text().replace("\0", " "):
+                    found.append(int(path.name))
+        return found
+
+    project("dvc exp run --quiet --queue --name killed -S train.seed=1 train")
+    starter = killable.start("dvc queue start --jobs 1")
+    for process in processes("reparam train" if victim == "training" else ""):
+        os.kill(process, signal.SIGKILL)
+    project("dvc queue stop --kill")
+    starter.wait(60)
+    wait(lambda: not processes(""))  # else the old worker is taken for one that will do
+    assert killable.checkpoints()
+
+    project("dvc exp run --quiet --queue --name again -S train.seed=1 train")
+    project("dvc queue start --jobs 1")
+    wait(lambda: re.search(r"again .*Success", project("dvc queue status")))
+    assert "going on after epoch" in project("dvc queue logs again")
+    found, wanted = killable.trained("again"), killable.undisturbed_training()
+    assert found == {path: wanted[path] for path in found}
+    assert killable.checkpoints() == []
