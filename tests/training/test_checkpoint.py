@@ -241,16 +241,21 @@ def test_an_interrupted_write_leaves_the_checkpoints_there_were(
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_clearing_leaves_no_checkpoint_and_no_run(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path)
+def test_clearing_leaves_nothing_behind(tmp_path: Path) -> None:
+    checkpoints, other = (Checkpoints(tmp_path / "resume" / name) for name in ("one", "other"))
+    other.write({"number": 7})
     assert checkpoints.run_id == ""
-    checkpoints.write({"number": 1})
-    checkpoints.run_id = "abc"
-    assert Checkpoints(tmp_path).run_id == "abc"
-    checkpoints.clear()
-    assert list(tmp_path.iterdir()) == []
+    with checkpoints.held():
+        checkpoints.write({"number": 1})
+        checkpoints.run_id = "abc"
+        assert Checkpoints(checkpoints.directory).run_id == "abc"
+        checkpoints.clear()
+        assert list((tmp_path / "resume").iterdir()) == [other.directory]
     assert (checkpoints.read(), checkpoints.run_id) == (None, "")
     checkpoints.clear()  # of nothing
+    assert other.read() == {"number": 7}
+    other.clear()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_run_is_told_and_forgotten(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

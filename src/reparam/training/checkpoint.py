@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -72,15 +72,18 @@ class Checkpoints:
         Raises: Timeout where another one was here first.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.directory / "lock", timeout=0):
+        with FileLock(self._lock, timeout=0):
             for partial in self.directory.glob(".partial-*"):  # of a process that was killed while it wrote
                 partial.unlink()
             yield
 
     def clear(self) -> None:
-        """Remove all of them: training is done."""
-        for path in (*self._paths(), self._run):
+        """Remove all of them, and what held them: training is done."""
+        for path in (*self._paths(), self._run, self._lock):
             path.unlink(missing_ok=True)
+        with suppress(OSError):  # not empty: others train, or there is something that is not ours
+            self.directory.rmdir()
+            self.directory.parent.rmdir()
 
     @property
     def run_id(self) -> str:
@@ -97,6 +100,10 @@ class Checkpoints:
     def run_id(self, value: str) -> None:
         with whole_file(self._run) as partial:
             partial.write_text(value, encoding="utf-8")
+
+    @property
+    def _lock(self) -> Path:
+        return self.directory / "lock"
 
     @property
     def _run(self) -> Path:
