@@ -55,9 +55,21 @@ CONV_WAYS: dict[str, dict[str, Any]] = {
     "compiled, fp32, channels last": {"compile": True, "channels_last": True},
     "compiled, bf16 autocast, channels last": {"compile": True, "precision": "bf16", "channels_last": True},
 }
+GPU_WAYS: dict[str, dict[str, Any]] = {
+    "launched, fp32": {},
+    "launched, fp32, sums in any order": {"deterministic": False},
+    "CUDA graph, fp32": {"cuda_graph": True},
+    "CUDA graph, fp32, sums in any order": {"cuda_graph": True, "deterministic": False},
+    "CUDA graph, tf32": {"cuda_graph": True, "precision": "tf32"},
+    "CUDA graph, bf16 autocast": {"cuda_graph": True, "precision": "bf16"},
+    "compiled, fp32": {"compile": True},
+    "compiled, CUDA graph, bf16 autocast": {"compile": True, "cuda_graph": True, "precision": "bf16"},
+}
 REFERENCE = "the usual way"
 PYTHAE = "pythae"
-PLOT = RESULTS.with_name("training.png")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+TITLE = "Training on a GPU" if DEVICE.type == "cuda" else "Training"
+PLOT = RESULTS.with_name("training-gpu.png" if DEVICE.type == "cuda" else "training.png")
 IMAGES = 60_000
 
 
@@ -65,7 +77,9 @@ def main() -> None:
     """Measure and write RESULTS.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mnist", type=Path, default=ROOT.parent / "shared/data/mnist")
-    parser.add_argument("--epochs", type=int, default=3, help="measured, after one that is not")
+    parser.add_argument(
+        "--epochs", type=int, default=3 if DEVICE.type == "cpu" else 10, help="measured, after one that is not"
+    )
     parser.add_argument("--only", default="", help="models whose name contains this")
     parser.add_argument("--worker", nargs=2, metavar=("MODEL", "WAY"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -75,21 +89,27 @@ def main() -> None:
     measured = {model: _measure(model, arguments) for model in MODELS if arguments.only in model}
     parts = [_describe_floor(), f"![Speed against the usual way]({PLOT.name})"]
     parts += [_table_of(model, answers, arguments.epochs) for model, answers in measured.items()]
-    write_section("Training", "\n\n".join(parts))
+    write_section(TITLE, "\n\n".join(parts))
     _plot({model: _medians(answers) for model, answers in measured.items()})
 
 
 def _describe_floor() -> str:
     torchs, ours = _matmul_rates()
-    return (
+    about = (
         f"Float32 matrix products run at {torchs / 1e9:.0f} GFLOP/s here as torch computes them, and at "
         f"{ours / 1e9:.0f} GFLOP/s in `reparam`'s linear layers (best of 20, 1024 x 1024). The floor of a model is the "
         "arithmetic of its products, forward and backward, at the higher rate, in float32: lower precisions may go "
         "below it. Reading, shuffling and batching are part of an epoch; validation, checkpoints and progress are not. "
-        "One seed: losses differ by some tenths between seeds. Threads of `reparam` spin while they wait, as it "
-        "chooses by itself on a quiet machine; those of the other ways wait as OpenMP likes. `compiled` is without the "
-        "first epoch's compilation (10 to 60 s). pythae's Gaussian is another, so its losses of the other models do "
-        "not compare. `bf16 inside products` rounds factors only on processors that have instructions for it (AMX)."
+        "One seed: losses differ by some tenths between seeds. `compiled` is without the first epoch's compilation (10 "
+        "to 60 s), `CUDA graph` without the capture. pythae's Gaussian is another, so its losses of the other models "
+        "do not compare. "
+    )
+    if DEVICE.type == "cuda":
+        return f"{about}On {torch.cuda.get_device_name()}. Peaks of memory are those of the host."
+    return about + (
+        "Threads of `reparam` spin while they wait, as it chooses by itself on a quiet machine; those of the other ways "
+        "wait as OpenMP likes. `bf16 inside products` rounds factors only on processors that have instructions for it "
+        "(AMX)."
     )
 
 
@@ -97,14 +117,15 @@ def _matmul_rates() -> tuple[float, float]:
     """Measure torch's layer and ours, in operations per second."""
     from reparam.models.linear import Linear
 
-    x = torch.randn(1024, 1024)
+    x = torch.randn(1024, 1024, device=DEVICE)
     rates = []
     for layer in (nn.Linear(1024, 1024), Linear(1024, 1024)):
         seconds = []
+        layer.to(DEVICE)
         for _ in range(20):
             start = time.perf_counter()
             with torch.no_grad():
-                layer(x)
+                layer(x)[0, 0].item()  # waits for the device
             seconds.append(time.perf_counter() - start)
         rates.append(2 * 1024**3 / min(seconds))
     return rates[0], rates[1]
@@ -115,7 +136,8 @@ Answers = dict[str, list[dict[str, float]]]  # of each way, epoch by epoch
 
 def _measure(model: str, arguments: argparse.Namespace) -> Answers:
     pythae = [PYTHAE] if importlib.util.find_spec("pythae") else []
-    ways = [REFERENCE, *pythae, *WAYS, *(CONV_WAYS if "conv" in model else {})]
+    ours = GPU_WAYS if DEVICE.type == "cuda" else WAYS | (CONV_WAYS if "conv" in model else {})
+    ways = [REFERENCE, *pythae, *ours]
     workers: dict[str, subprocess.Popen[str]] = {}
     answers: Answers = {way: [] for way in ways}
     for _ in range(arguments.epochs + 1):
@@ -159,16 +181,16 @@ def _table_of(model: str, answers: Answers, epochs: int) -> str:
     rows = [
         [
             way,
-            f"{medians[way]:.2f}",
+            f"{medians[way]:.3g}",
             f"{medians[REFERENCE] / medians[way]:.1f} x",
             f"{answers[way][-1]['loss']:.2f}",
             f"{answers[way][-1]['megabytes']:.0f}",
         ]
         for way in answers
     ]
-    floor = answers["fp32"][0]["flops"] * IMAGES / max(_matmul_rates())
+    floor = max(rows[0]["flops"] for rows in answers.values()) * IMAGES / max(_matmul_rates())
     header = [model, "seconds per epoch", "speed", f"loss in epoch {epochs + 1}", "peak MB"]
-    return f"{table(header, rows)}\n\nFloor: {floor:.2f} s."
+    return f"{table(header, rows)}\n\nFloor: {floor:.2g} s."
 
 
 def _plot(measured: dict[str, dict[str, float]]) -> None:
@@ -184,7 +206,7 @@ def _plot(measured: dict[str, dict[str, float]]) -> None:
             speeds = [medians[REFERENCE] / medians[way] for way in ways]
             colours = [COLOURS[9] if way in (REFERENCE, PYTHAE) else COLOURS[0] for way in ways]
             bars = axes.barh(ways, speeds, color=colours, height=0.72)
-            axes.bar_label(bars, [f"{medians[way]:.2f} s" for way in ways], padding=4, fontsize=8)
+            axes.bar_label(bars, [f"{medians[way]:.3g} s" for way in ways], padding=4, fontsize=8)
             axes.set_title(model)
             axes.margins(x=0.12)
         panels[-1].set_xlabel("times as fast as the usual way (labels: seconds per epoch)")
@@ -219,18 +241,18 @@ def _our_way(model: str, way: str, mnist: Path, scratch: Path) -> Epoch:
     params = yaml.load(ROOT / "recipes" / f"{recipe}.yaml")
     for path, value in {
         **changes,
-        **{f"train.{name}": value for name, value in (WAYS | CONV_WAYS)[way].items()},
+        **{f"train.{name}": value for name, value in (WAYS | CONV_WAYS | GPU_WAYS)[way].items()},
     }.items():
         section, _, name = path.partition(".")
         params[section][name] = value
     yaml.dump(params, scratch / "params.yaml")
     config = load_config(scratch / "params.yaml")
-    make_deterministic(config.train.seed)
+    make_deterministic(config.train.seed, kernels=config.train.deterministic)
     set_precision(config.train.precision)
     card = {"scaling": {"kind": "unit", "shift": [0.0], "scale": [1.0]}, "binarization": "none", "shape": [1, 28, 28]}
     card["splits"] = {"train": {"count": IMAGES}}
-    data = Batches(_read_images(mnist), card, config.train.batch_size, torch.device("cpu"))
-    step = build(config, card, data, torch.device("cpu"))
+    data = Batches(_read_images(mnist), card, config.train.batch_size, DEVICE)
+    step = build(config, card, data, DEVICE)
     flops = _flops(step.module)
 
     def epoch() -> tuple[float, float]:
@@ -247,7 +269,7 @@ def _flops(module: Any) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     # In float64, whose products are all torch's own, which the counter knows.
-    module, x = copy.deepcopy(module).double(), torch.zeros(64, 1, 28, 28, dtype=torch.float64)
+    module, x = copy.deepcopy(module).cpu().double(), torch.zeros(64, 1, 28, 28, dtype=torch.float64)
     with FlopCounterMode(display=False) as counter:
         module(x)["loss"].mean().backward()
     return counter.get_total_flops() / len(x)
@@ -265,7 +287,7 @@ def _usual_way(model: str, _way: str, mnist: Path, scratch: Path) -> Epoch:
     torch.manual_seed(0)
     dataset = datasets.MNIST(scratch, train=True, transform=transforms.ToTensor())
     loader = torch.utils.data.DataLoader(dataset, batch_size=_batch_size(model), shuffle=True)
-    network = UsualVAE(*_usual_networks(model))
+    network = UsualVAE(*_usual_networks(model)).to(DEVICE)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
 
     def loss_of(x: Tensor) -> Tensor:
@@ -285,7 +307,7 @@ def _usual_way(model: str, _way: str, mnist: Path, scratch: Path) -> Epoch:
         total = 0.0
         for x, _ in loader:
             optimizer.zero_grad()
-            loss = loss_of(x)
+            loss = loss_of(x.to(DEVICE))
             loss.backward()
             total += loss.item()
             optimizer.step()
@@ -329,7 +351,10 @@ def _pythae_way(model: str, _way: str, mnist: Path, scratch: Path) -> Epoch:
         VAE(config, Encoder(), Decoder()),
         BaseDataset(images, torch.zeros(len(images))),
         training_config=BaseTrainerConfig(
-            output_dir=str(scratch), learning_rate=1e-3, per_device_train_batch_size=_batch_size(model), no_cuda=True
+            output_dir=str(scratch),
+            learning_rate=1e-3,
+            per_device_train_batch_size=_batch_size(model),
+            no_cuda=DEVICE.type == "cpu",
         ),
     )
     trainer.prepare_training()

@@ -19,6 +19,7 @@ from reparam.models.draw import Model
 from reparam.objectives import OBJECTIVES, Setting, Terms
 from reparam.training.checkpoint import Checkpoints
 from reparam.training.optimizers import OPTIMIZERS
+from reparam.training.loop import Sums
 from reparam.training.step import LossModule, Step
 
 RATE = 0.01
@@ -533,6 +534,27 @@ def test_a_replayed_step_does_what_a_launched_one_does(optimizer: str, batch: Te
         losses = [step.step(part.cuda()).terms["loss"].clone() for _ in range(8) for part in (batch, batch[:2])]
         found.append(torch.stack([*losses, step.score(batch.cuda()).terms["loss"]]))
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+
+
+@needs_gpu
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_a_step_never_waits_for_a_gpu(cuda_graph: bool) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (42, 1, 2, 3), dtype=np.uint8)
+    data = Batches(grey, data_card("dynamic"), 4, torch.device("cuda"))
+    config = settings(cuda_graph=cuda_graph, batch_size=4, schedule="cosine", average=0.5, clip_norm=1.0)
+    step, sums = Step(module_with(images=42).cuda(), config), Sums()
+    data.yields_rows, step.prepare = True, data.pixels_of
+    first, second = list(data.visit(data.draw_order())), list(data.visit(data.draw_order()))
+    for batch in first:  # warming up, and capturing
+        sums.add(step.step(batch))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in second:
+            sums.add(step.step(batch))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert sums.images == 84
+    assert sums.means("train", 1)["train_loss"] > 0
 
 
 @needs_gpu
