@@ -107,9 +107,9 @@ def _describe_floor() -> str:
     if DEVICE.type == "cuda":
         return f"{about}On {torch.cuda.get_device_name()}. Peaks of memory are those of the host."
     return about + (
-        "Threads of `reparam` spin while they wait, as it chooses by itself on a quiet machine; those of the other ways "
-        "wait as OpenMP likes. `bf16 inside products` rounds factors only on processors that have instructions for it "
-        "(AMX)."
+        "Threads of `reparam` spin while they wait, as it chooses by itself on a quiet machine; those of the other "
+        "ways wait as OpenMP likes. `bf16 inside products` rounds factors only on processors that have instructions "
+        "for it (AMX)."
     )
 
 

@@ -18,8 +18,8 @@ from reparam.models.build import build_model
 from reparam.models.draw import Model
 from reparam.objectives import OBJECTIVES, Setting, Terms
 from reparam.training.checkpoint import Checkpoints
-from reparam.training.optimizers import OPTIMIZERS
 from reparam.training.loop import Sums
+from reparam.training.optimizers import OPTIMIZERS
 from reparam.training.step import LossModule, Step
 
 RATE = 0.01
