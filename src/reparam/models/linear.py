@@ -63,10 +63,10 @@ class Linear(nn.Linear):
     def _is_for_onednn(self, x: Tensor) -> bool:
         return (
             IS_FASTER
+            and not torch.compiler.is_exporting()  # first, because the size of a batch is no number then
             and x.dim() == 2
             and x.numel() * self.out_features >= WORTH_IT
             and x.device.type == "cpu"
             and x.dtype == self.weight.dtype == torch.float32
             and not torch.is_autocast_enabled("cpu")
-            and not torch.compiler.is_exporting()
         )

@@ -1,11 +1,11 @@
 """One optimizer step."""
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from reparam.config import ObjectiveConfig, TrainConfig
 from reparam.data.scaling import Scaling
@@ -87,8 +87,7 @@ class Step:
         elif config.compile:
             self._wrapped = torch.compile(self._wrapped, dynamic=False)
         self._update = self._fresh_update()
-        average = get_ema_multi_avg_fn(config.average)  # type: ignore[no-untyped-call]
-        self._averaged = AveragedModel(module, multi_avg_fn=average) if config.average else None
+        self._averaged = copy.deepcopy(module).requires_grad_(False) if config.average else None
 
     def step(self, x: Tensor) -> Totals:
         """Lower the loss on a batch; the terms that are returned stand on the device until the next step."""
@@ -122,8 +121,20 @@ class Step:
         self.optimizer.step()
         self.module.seen += self._of_all(batch)
         if self._averaged is not None:
-            self._averaged.update_parameters(self.module)
+            self._average(self._averaged)
         return terms
+
+    @torch.no_grad()
+    def _average(self, averaged: LossModule) -> None:
+        """Move the averaged weights towards those in training; the first step's are the first average.
+
+        (torch's AveragedModel copies a number to the device at every step, for which a CUDA graph cannot wait.)
+        """
+        nearer = 1 - self.config.average if self.images else 1.0
+        for average, weight in zip(averaged.parameters(), self.module.parameters(), strict=True):
+            average.lerp_(weight, nearer)
+        for kept, value in zip(averaged.buffers(), self.module.buffers(), strict=True):
+            kept.copy_(value)
 
     def _backward(self, batch: Tensor) -> Terms:
         """Fill the weights' gradients."""
@@ -224,9 +235,7 @@ class Step:
         self.module.seen.fill_(self.images)
 
     def _kept(self) -> LossModule:
-        kept = self.module if self._averaged is None else self._averaged.module
-        assert isinstance(kept, LossModule)
-        return kept
+        return self.module if self._averaged is None else self._averaged
 
 
 def _laid_out_as(weight: Tensor, value: Any) -> Any:
