@@ -71,6 +71,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TITLE = "Training on a GPU" if DEVICE.type == "cuda" else "Training"
 PLOT = RESULTS.with_name("training-gpu.png" if DEVICE.type == "cuda" else "training.png")
 IMAGES = 60_000
+SIDE = 8192 if DEVICE.type == "cuda" else 1024  # of the matrices whose product tells what the machine can do
 
 
 def main() -> None:
@@ -87,18 +88,18 @@ def main() -> None:
         _work(*arguments.worker, arguments.mnist)
         return
     measured = {model: _measure(model, arguments) for model in MODELS if arguments.only in model}
-    parts = [_describe_floor(), f"![Speed against the usual way]({PLOT.name})"]
-    parts += [_table_of(model, answers, arguments.epochs) for model, answers in measured.items()]
+    rates = _matmul_rates()
+    parts = [_describe_floor(*rates), f"![Speed against the usual way]({PLOT.name})"]
+    parts += [_table_of(model, answers, arguments.epochs, max(rates)) for model, answers in measured.items()]
     write_section(TITLE, "\n\n".join(parts))
     _plot({model: _medians(answers) for model, answers in measured.items()})
 
 
-def _describe_floor() -> str:
-    torchs, ours = _matmul_rates()
+def _describe_floor(torchs: float, ours: float) -> str:
     about = (
         f"Float32 matrix products run at {torchs / 1e9:.0f} GFLOP/s here as torch computes them, and at "
-        f"{ours / 1e9:.0f} GFLOP/s in `reparam`'s linear layers (best of 20, 1024 x 1024). The floor of a model is the "
-        "arithmetic of its products, forward and backward, at the higher rate, in float32: lower precisions may go "
+        f"{ours / 1e9:.0f} GFLOP/s in `reparam`'s linear layers (best of 20, {SIDE} x {SIDE}). The floor of a model is "
+        "the arithmetic of its products, forward and backward, at the higher rate, in float32: lower precisions may go "
         "below it. Reading, shuffling and batching are part of an epoch; validation, checkpoints and progress are not. "
         "One seed: losses differ by some tenths between seeds. `compiled` is without the first epoch's compilation (10 "
         "to 60 s), `CUDA graph` without the capture. pythae's Gaussian is another, so its losses of the other models "
@@ -117,9 +118,9 @@ def _matmul_rates() -> tuple[float, float]:
     """Measure torch's layer and ours, in operations per second."""
     from reparam.models.linear import Linear
 
-    x = torch.randn(1024, 1024, device=DEVICE)
+    x = torch.randn(SIDE, SIDE, device=DEVICE)
     rates = []
-    for layer in (nn.Linear(1024, 1024), Linear(1024, 1024)):
+    for layer in (nn.Linear(SIDE, SIDE), Linear(SIDE, SIDE)):
         seconds = []
         layer.to(DEVICE)
         for _ in range(20):
@@ -127,7 +128,7 @@ def _matmul_rates() -> tuple[float, float]:
             with torch.no_grad():
                 layer(x)[0, 0].item()  # waits for the device
             seconds.append(time.perf_counter() - start)
-        rates.append(2 * 1024**3 / min(seconds))
+        rates.append(2 * SIDE**3 / min(seconds))
     return rates[0], rates[1]
 
 
@@ -140,29 +141,37 @@ def _measure(model: str, arguments: argparse.Namespace) -> Answers:
     ways = [REFERENCE, *pythae, *ours]
     workers: dict[str, subprocess.Popen[str]] = {}
     answers: Answers = {way: [] for way in ways}
-    for _ in range(arguments.epochs + 1):
-        for way in ways:
+    try:
+        for way in ways * (arguments.epochs + 1):
             if way not in workers:
                 workers[way] = _start(model, way, arguments.mnist)
-            worker = workers[way]
-            worker.send_signal(signal.SIGCONT)
-            worker.stdin.write("epoch\n")
-            worker.stdin.flush()
-            line = worker.stdout.readline()
-            if not line:
-                raise SystemExit(f"{model}, {way}: the process died; its message is above")
-            worker.send_signal(signal.SIGSTOP)  # else its threads would spin while others are measured
-            answers[way].append(json.loads(line))
+            answers[way].append(_ask(workers[way], f"{model}, {way}"))
             print(f"{model}  {way}  {answers[way][-1]}", file=sys.stderr)
-    for worker in workers.values():
-        worker.send_signal(signal.SIGCONT)
-        worker.communicate()
+    finally:
+        for worker in workers.values():
+            worker.kill()
+            worker.communicate()
     return answers
+
+
+def _ask(worker: subprocess.Popen[str], name: str) -> dict[str, float]:
+    """Let a worker train an epoch; before and after it, the worker is stopped, or its threads would spin."""
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    worker.send_signal(signal.SIGCONT)
+    worker.stdin.write("epoch\n")
+    worker.stdin.flush()
+    line = worker.stdout.readline()
+    if not line:
+        raise SystemExit(f"{name}: the process died; its message is above")
+    worker.send_signal(signal.SIGSTOP)
+    answer: dict[str, float] = json.loads(line)
+    return answer
 
 
 def _start(model: str, way: str, mnist: Path) -> subprocess.Popen[str]:
     """Start a way as its users would have it: `reparam` lets threads spin where nobody else computes."""
-    policy = {} if way in (REFERENCE, PYTHAE) else {"OMP_WAIT_POLICY": "ACTIVE"}
+    policy = {} if way in (REFERENCE, PYTHAE) or DEVICE.type == "cuda" else {"OMP_WAIT_POLICY": "ACTIVE"}
     return subprocess.Popen(
         [sys.executable, __file__, "--mnist", str(mnist), "--worker", model, way],
         stdin=subprocess.PIPE,
@@ -176,7 +185,7 @@ def _medians(answers: Answers) -> dict[str, float]:
     return {way: statistics.median(row["seconds"] for row in rows[1:]) for way, rows in answers.items()}
 
 
-def _table_of(model: str, answers: Answers, epochs: int) -> str:
+def _table_of(model: str, answers: Answers, epochs: int, rate: float) -> str:
     medians = _medians(answers)
     rows = [
         [
@@ -188,7 +197,7 @@ def _table_of(model: str, answers: Answers, epochs: int) -> str:
         ]
         for way in answers
     ]
-    floor = max(rows[0]["flops"] for rows in answers.values()) * IMAGES / max(_matmul_rates())
+    floor = max(rows[0]["flops"] for rows in answers.values()) * IMAGES / rate
     header = [model, "seconds per epoch", "speed", f"loss in epoch {epochs + 1}", "peak MB"]
     return f"{table(header, rows)}\n\nFloor: {floor:.2g} s."
 
@@ -286,7 +295,8 @@ def _usual_way(model: str, _way: str, mnist: Path, scratch: Path) -> Epoch:
             shutil.copyfileobj(source, target)
     torch.manual_seed(0)
     dataset = datasets.MNIST(scratch, train=True, transform=transforms.ToTensor())
-    loader = torch.utils.data.DataLoader(dataset, batch_size=_batch_size(model), shuffle=True)
+    on_a_gpu = {"num_workers": 1, "pin_memory": True} if DEVICE.type == "cuda" else {}
+    loader = torch.utils.data.DataLoader(dataset, batch_size=_batch_size(model), shuffle=True, **on_a_gpu)
     network = UsualVAE(*_usual_networks(model)).to(DEVICE)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
 

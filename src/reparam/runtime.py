@@ -29,7 +29,10 @@ def pick_device(name: str) -> torch.device:
 
 
 def make_deterministic(seed: int, *, kernels: bool = True) -> None:
-    """Seed torch and, with `kernels`, refuse those whose result depends on scheduling."""
+    """Seed torch and, with `kernels`, refuse those whose result depends on scheduling.
+
+    Two settings that cost time and change no result are turned off.
+    """
     # cuBLAS is deterministic only with a fixed workspace, which it reads from the environment at first use.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(kernels)

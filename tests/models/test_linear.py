@@ -81,7 +81,7 @@ def test_the_same_factors_give_the_same_bytes(calls: list[torch.Size]) -> None:
 
 
 @needs_onednn
-def test_only_the_gradients_that_are_wanted_are_computed(calls: list[torch.Size]) -> None:
+def test_only_what_can_be_trained_has_a_gradient(calls: list[torch.Size]) -> None:
     _, ours = layers()
     ours(torch.randn(ROWS, INPUTS)).sum().backward()  # pixels have no gradient
     assert calls == [(ROWS, INPUTS), (OUTPUTS, ROWS)]

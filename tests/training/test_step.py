@@ -559,7 +559,7 @@ def test_a_step_never_waits_for_a_gpu(cuda_graph: bool) -> None:
 
 @needs_gpu
 def test_a_replayed_step_goes_on_from_a_restored_state(batch: Tensor) -> None:
-    step = Step(module_with(images=4).cuda(), settings(cuda_graph=True, batch_size=4))
+    step = Step(module_with(images=4).cuda(), settings(cuda_graph=True, batch_size=4, average=0.5))
     for _ in range(5):
         step.step(batch.cuda())
     state = copy.deepcopy(step.state())

@@ -71,7 +71,7 @@ class Batches:
     def visit(self, order: Tensor) -> Iterator[Tensor]:
         """Visit images in the given order; yield pixels (B, C, H, W), or rows (B,) with `yields_rows`.
 
-        Who takes rows turns them into pixels itself (`pixels_of`), as a part of a step that is replayed as one.
+        Who takes rows turns them into pixels itself (`pixels_of`), as a part of a step that is replayed or compiled.
         Shapes: (N,) rows.
         """
         # One transfer of the whole order instead of one per batch.

@@ -40,7 +40,7 @@ def run(config: Config, paths: Paths, device: str = "auto") -> None:
     settings, place = config.evaluate, pick_device(device)
     tracker = tracking.connect(paths)
     make_deterministic(settings.seed)
-    model = load_model(paths.model, place)
+    model = load_model(paths.model, place).requires_grad_(False)  # nothing here trains
     data_card, model_card = store.read_card(paths.processed), read_card(paths.model)
     scored, train = (_read_split(paths, name) for name in (settings.split, "train"))
     outliers = None if settings.outliers is None else _read_outliers(Path(settings.outliers), data_card)

@@ -71,11 +71,17 @@ class Checkpoints:
 
         Raises: Timeout where another one was here first.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with FileLock(self._lock, timeout=0):
+        lock = FileLock(self._lock, timeout=0)
+        while not lock.is_locked:
+            with suppress(FileNotFoundError):  # another training ended, and removed the directory in between
+                self.directory.mkdir(parents=True, exist_ok=True)
+                lock.acquire()
+        try:
             for partial in self.directory.glob(".partial-*"):  # of a process that was killed while it wrote
                 partial.unlink()
             yield
+        finally:
+            lock.release()
 
     def clear(self) -> None:
         """Remove all of them, and what held them: training is done."""

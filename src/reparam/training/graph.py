@@ -41,7 +41,7 @@ class Replayed:
     def _capture(self, x: Tensor) -> torch.cuda.CUDAGraph:
         """Record the function's kernels, without computing anything yet."""
         graph, self._input = torch.cuda.CUDAGraph(), x.clone()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # others may read images ahead
             self._output = self.function(self._input)
         return graph
 
