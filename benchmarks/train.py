@@ -190,7 +190,7 @@ def _table_of(model: str, answers: Answers, epochs: int, rate: float) -> str:
     rows = [
         [
             way,
-            f"{medians[way]:.3g}",
+            f"{medians[way]:#.3g}",
             f"{medians[REFERENCE] / medians[way]:.1f} x",
             f"{answers[way][-1]['loss']:.2f}",
             f"{answers[way][-1]['megabytes']:.0f}",
@@ -199,7 +199,7 @@ def _table_of(model: str, answers: Answers, epochs: int, rate: float) -> str:
     ]
     floor = max(rows[0]["flops"] for rows in answers.values()) * IMAGES / rate
     header = [model, "seconds per epoch", "speed", f"loss in epoch {epochs + 1}", "peak MB"]
-    return f"{table(header, rows)}\n\nFloor: {floor:.2g} s."
+    return f"{table(header, rows)}\n\nFloor: {floor:#.2g} s."
 
 
 def _plot(measured: dict[str, dict[str, float]]) -> None:
@@ -215,7 +215,7 @@ def _plot(measured: dict[str, dict[str, float]]) -> None:
             speeds = [medians[REFERENCE] / medians[way] for way in ways]
             colours = [COLOURS[9] if way in (REFERENCE, PYTHAE) else COLOURS[0] for way in ways]
             bars = axes.barh(ways, speeds, color=colours, height=0.72)
-            axes.bar_label(bars, [f"{medians[way]:.3g} s" for way in ways], padding=4, fontsize=8)
+            axes.bar_label(bars, [f"{medians[way]:#.3g} s" for way in ways], padding=4, fontsize=8)
             axes.set_title(model)
             axes.margins(x=0.12)
         panels[-1].set_xlabel("times as fast as the usual way (labels: seconds per epoch)")

@@ -94,11 +94,12 @@ def test_an_export_leads_back_to_its_parameters(finished: Project) -> None:
 # ---- the same again
 
 
-def test_a_forced_run_elsewhere_gives_the_same_bytes(finished: Project, tmp_path: Path) -> None:
+def test_forced_runs_give_the_same_bytes_here_and_elsewhere(finished: Project, tmp_path: Path) -> None:
     wanted = finished.hashes()
     elsewhere = copy_of(finished, tmp_path / "another place" / "project", MLFLOW_TRACKING_URI="off")
-    elsewhere("dvc repro --force --no-run-cache --quiet")
-    assert elsewhere.hashes() == wanted
+    for _ in range(2):
+        elsewhere("dvc repro --force --no-run-cache --quiet")
+        assert elsewhere.hashes() == wanted
 
 
 # ---- what DVC shows, and what it runs again

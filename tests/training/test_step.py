@@ -18,7 +18,7 @@ from reparam.models.build import build_model
 from reparam.models.draw import Model
 from reparam.objectives import OBJECTIVES, Setting, Terms
 from reparam.training.checkpoint import Checkpoints
-from reparam.training.loop import Sums
+from reparam.training.loop import Sums, Totals
 from reparam.training.optimizers import OPTIMIZERS
 from reparam.training.step import LossModule, Step
 
@@ -218,13 +218,13 @@ def test_a_step_returns_the_sums_of_the_terms_before_the_step_without_their_grap
     module: LossModule, batch: Tensor
 ) -> None:
     torch.manual_seed(1)
-    wanted = {name: values.detach().double().sum() for name, values in module(batch).items()}
+    wanted = Totals.of(module(batch)).terms
     torch.manual_seed(1)
     found, images = Step(module, settings()).step(batch)
     assert images == len(batch)
     assert found.keys() == wanted.keys()
     for name, total in found.items():
-        torch.testing.assert_close(total, wanted[name], rtol=1e-12, atol=0)
+        assert torch.equal(total, wanted[name])
         assert not total.requires_grad
 
 
@@ -464,6 +464,7 @@ def test_bf16_scores_held_out_images_in_float32(batch: Tensor) -> None:
     wanted = step.module.score(batch)
     torch.manual_seed(1)
     found = step.score(batch).terms
+    assert {values.dtype for values in wanted.values()} == {torch.float32}
     assert all(torch.equal(found[name], wanted[name].double().sum()) for name in wanted)
 
 
@@ -478,7 +479,7 @@ def test_a_compiled_step_does_what_an_eager_one_does(batch: Tensor) -> None:
         module = module_with({"name": "reconstruction"}, {"kind": "autoencoder"}, images=6)
         step = Step(module, settings(compile=compiled, average=0.5))
         losses = [step.step(part).terms["loss"] for _ in range(3) for part in (batch, batch[:2])]
-        found.append(torch.stack([*losses, step.score(batch).terms["loss"]]))
+        found.append(torch.cat([torch.stack([*losses, step.score(batch).terms["loss"]]), module.score(batch)["loss"]]))
         assert {f"model.{name}" for name in step.weights()} == set(module.state_dict())
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
 
@@ -513,8 +514,9 @@ def test_a_step_that_gathers_and_draws_its_batch_does_what_one_does_that_is_give
         if rows:
             data.yields_rows, step.prepare = True, data.pixels_of
         torch.manual_seed(3)
-        found.append(torch.stack([step.step(batch).terms["loss"] for batch in data.visit(data.draw_order())]))
-    assert found[0].shape == (3,)
+        losses = torch.stack([step.step(batch).terms["loss"] for batch in data.visit(data.draw_order())])
+        assert losses.shape == (3,)
+        found.append(torch.cat([losses, *(weight.flatten() for weight in step.weights().values())]))
     assert torch.equal(found[0], found[1])
 
 
@@ -532,7 +534,8 @@ def test_a_replayed_step_does_what_a_launched_one_does(optimizer: str, batch: Te
         )
         torch.cuda.manual_seed(1)
         losses = [step.step(part.cuda()).terms["loss"].clone() for _ in range(8) for part in (batch, batch[:2])]
-        found.append(torch.stack([*losses, step.score(batch.cuda()).terms["loss"]]))
+        totals = torch.stack([*losses, step.score(batch.cuda()).terms["loss"]])
+        found.append(torch.cat([totals, module.score(batch.cuda())["loss"]]))
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
 
 

@@ -94,6 +94,7 @@ class ContinuousBernoulli:
         pass
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return log p(x|z), by a series around an output of 0, where the normaliser is 0 / 0."""
         # The normaliser is log((e^o - 1) / o) = o / 2 + log(sinh(o / 2) / (o / 2)).
         is_small, half, square = output.abs() < SMALL, _away_from_zero(output.abs() / 2), output.square()
         series = square * (1 / 24 - square * (1 / 2880 - square * (1 / 181440 - square / 9676800)))
@@ -101,6 +102,7 @@ class ContinuousBernoulli:
         return ((target - 0.5) * output - log_sinhc).sum(PIXELS)
 
     def mean(self, output: Tensor) -> Tensor:
+        """Return the mean of the density, by a series around an output of 0."""
         is_small, square = output.abs() < SMALL, output.square()
         series = 0.5 + output * (1 / 12 - square * (1 / 720 - square * (1 / 30240 - square / 1209600)))
         safe = torch.where(is_small, torch.ones_like(output), output)
@@ -223,6 +225,7 @@ class LogisticMixture:
         self.outputs = 3 * self.components
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the log mass of each grey level's interval; black and white have the tails as well."""
         log_shares, centre, log_scale = self._parts(output)  # (..., M, C, H, W)
         pixel, step = target.unsqueeze(-4), 1 / 510
         upper = torch.where(pixel > 1 - step, torch.inf, (pixel + step - centre) * (-log_scale).exp())

@@ -141,18 +141,21 @@ def _fit(
     return result
 
 
+def _params(config: Config) -> dict[str, Any]:
+    return {name: getattr(config, name).model_dump(mode="json") for name in ("model", "objective", "train")}
+
+
 def _identity(config: Config, data_hash: str, place: torch.device, world: World) -> str:
     """Hash all that determines the result, so that no training goes on from the checkpoint of another."""
-    params = {name: getattr(config, name).model_dump(mode="json") for name in ("model", "objective", "train")}
     code = {"code": source_hash("train"), "torch": torch.__version__, "device": place.type, "processes": world.size}
-    return params_hash({**params, **code, "data": data_hash})
+    return params_hash({**_params(config), **code, "data": data_hash})
 
 
 def _write_model(
     config: Config, paths: Paths, data_card: Mapping[str, Any], data_hash: str, result: Fit
 ) -> dict[str, str]:
     """Write weights and card, and return the card's lineage."""
-    params = {name: getattr(config, name).model_dump(mode="json") for name in ("model", "objective", "train")}
+    params = _params(config)
     with whole_directory(paths.model) as directory:
         lineage = {
             "data": data_hash,
