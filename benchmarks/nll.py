@@ -143,7 +143,7 @@ def _work(way: str, weights: str, arguments: argparse.Namespace) -> None:
 
 
 def _ours(model: Any, way: str, samples: int) -> Callable[[Tensor], Tensor]:
-    from reparam.evaluation.importance import importance
+    from reparam.evaluate.importance import importance
     from reparam.runtime import set_precision
 
     set_precision(WAYS[way])

@@ -79,8 +79,8 @@ def _work(path: str, fraction: str) -> None:
 
     from reparam.config import load_config
     from reparam.data.batches import Batches
-    from reparam.stages.train import build
-    from reparam.training.loop import Sums
+    from reparam.train.loop import Sums
+    from reparam.train.stage import build
 
     images = np.load(path, mmap_mode="r")
     config = load_config(ROOT / "recipes/pytorch-example.yaml")

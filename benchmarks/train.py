@@ -204,7 +204,7 @@ def _table_of(model: str, answers: Answers, epochs: int, rate: float) -> str:
 
 def _plot(measured: dict[str, dict[str, float]]) -> None:
     """Draw how many times as fast as the usual way each way is."""
-    from reparam.evaluation.figures import COLOURS, png, style
+    from reparam.figures.images import COLOURS, png, style
 
     with style():
         heights = [len(medians) for medians in measured.values()]
@@ -242,8 +242,8 @@ def _our_way(model: str, way: str, mnist: Path, scratch: Path) -> Epoch:
     from reparam.config import load_config
     from reparam.data.batches import Batches
     from reparam.runtime import make_deterministic, set_precision
-    from reparam.stages.train import build
-    from reparam.training.loop import Sums
+    from reparam.train.loop import Sums
+    from reparam.train.stage import build
 
     recipe, changes = MODELS[model]
     yaml = YAML()

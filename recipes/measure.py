@@ -27,13 +27,16 @@ from reparam.config import Config, load_config
 from reparam.data import store
 from reparam.data.batches import Batches
 from reparam.data.scaling import Scaling
+from reparam.download import stage as download
 from reparam.errors import ParamsError, UserError
+from reparam.evaluate import stage as evaluate
 from reparam.files import read_json, write_json
 from reparam.models.storage import load_model
 from reparam.objectives import Setting, corrupt, squared_jacobian_norm
 from reparam.paths import Paths
+from reparam.preprocess import stage as preprocess
 from reparam.runtime import pick_device, random_stream
-from reparam.stages import download, evaluate, preprocess, train
+from reparam.train import stage as train
 
 HERE = Path(__file__).parent
 PICTURES = ("samples", "latent_grid", "reconstructions")

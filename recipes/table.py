@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from ruamel.yaml import YAML
 
-from reparam.evaluation import figures
+from reparam.figures.style import COLOURS, png, style
 
 HERE = Path(__file__).parent
 PIXELS = 784
@@ -154,7 +154,7 @@ def _pictures(results: dict[str, Any]) -> list[str]:
         )
     (HERE / "pictures").mkdir(exist_ok=True)
     for name, (title, text, figure) in pictures.items():
-        (HERE / "pictures" / f"{name}.png").write_bytes(figures.png(figure))
+        (HERE / "pictures" / f"{name}.png").write_bytes(png(figure))
         lines += ["", f"## {title}", "", text, "", f"![{title}](pictures/{name}.png)"]
         if name == "penalties":
             lines += ["", *_penalty_table(results)]
@@ -162,7 +162,7 @@ def _pictures(results: dict[str, Any]) -> list[str]:
 
 
 def _curves(results: dict[str, Any]) -> Figure:
-    with figures.style():
+    with style():
         columns = 4
         rows = -(-len(results) // columns)
         figure = Figure(figsize=(10, 1.9 * rows), layout="constrained")
@@ -184,7 +184,7 @@ def _curves(results: dict[str, Any]) -> Figure:
 
 
 def _rate_distortion(result: dict[str, Any]) -> Figure:
-    with figures.style():
+    with style():
         figure = Figure(figsize=(5.2, 3.6), layout="constrained")
         plot = figure.subplots()
         points = [(run["metrics"]["kl"], run["metrics"]["reconstruction"], run["swept"]) for run in result["runs"]]
@@ -196,7 +196,7 @@ def _rate_distortion(result: dict[str, Any]) -> Figure:
 
 
 def _penalties(results: dict[str, Any]) -> Figure:
-    with figures.style():
+    with style():
         figure = Figure(figsize=(10, 3.0), layout="constrained")
         noise, activations, jacobian = figure.subplots(1, 3)
         for run in results["denoising-ae"]["runs"]:
@@ -219,7 +219,7 @@ def _penalties(results: dict[str, Any]) -> Figure:
         activations.legend()
         runs = results["contractive-ae"]["runs"]
         norms = [run["codes"]["relative_squared_jacobian_norm"] for run in runs]
-        jacobian.bar([_name(run) for run in runs], norms, color=figures.COLOURS[: len(runs)], width=0.5)
+        jacobian.bar([_name(run) for run in runs], norms, color=COLOURS[: len(runs)], width=0.5)
         jacobian.set(ylabel="squared Jacobian norm / code variance", title="contractive")
         return figure
 

@@ -57,7 +57,12 @@ def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working copy in which every stage has run; `finished` copies it, nobody changes it."""
     # Here and not above, so that tests of light modules need not wait for torch.
     from reparam.config import load_config
-    from reparam.stages import download, evaluate, export, preprocess, report, train
+    from reparam.download import stage as download
+    from reparam.evaluate import stage as evaluate
+    from reparam.export import stage as export
+    from reparam.preprocess import stage as preprocess
+    from reparam.report import stage as report
+    from reparam.train import stage as train
 
     root = tmp_path_factory.mktemp("finished")
     paths = Paths(root, root)

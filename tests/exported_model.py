@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from reparam.config import Config, ExportConfig, ModelConfig
 from reparam.data import store
 from reparam.data.scaling import Scaling
-from reparam.data.splits import SPLITS
+from reparam.data.store import SPLITS
+from reparam.export import stage as export
 from reparam.export.onnx import DecoderGraph, EncoderGraph
 from reparam.models.build import AnyModel, build_model
 from reparam.models.storage import save_card, save_weights
 from reparam.paths import Paths
-from reparam.stages import export
 
 SHAPE = (3, 4, 6)  # (C, H, W), all different, so that no two can be mixed up
 LATENT = 2

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from reparam.cli import app
 from reparam.config import Config
-from reparam.lineage import source_files
+from reparam.lineage import WITHOUT_EFFECT, source_files
 from reparam.paths import Paths
 
 REPOSITORY = Path(__file__).parents[1]
@@ -25,17 +25,15 @@ PACKAGE = SOURCE / "reparam"
 # A module imports from the rows above its own, and inside its own part; never from another part in its row.
 LAYERS = (
     ("errors",),
-    ("config", "paths", "files", "lineage", "runtime", "threads"),
-    ("data", "models", "tracking", "client"),
-    ("objectives",),
-    ("training", "evaluation", "export"),
-    ("stages", "compare", "gradients", "summary"),
+    ("config", "paths", "files", "lineage", "runtime", "threads", "progress"),
+    ("data", "models", "track", "client"),
+    ("objectives", "figures"),
+    ("download", "preprocess", "train", "evaluate", "export", "report"),
+    ("compare", "gradients", "summary"),
     ("cli",),
     ("__main__",),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
-# A part is a folder or a file, but for these, which are tracking in files of their own.
-PARTS = {"run": "tracking", "spool": "tracking"}
 STAGES = tuple(YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"])
 # What a working copy holds that no stage writes: the user's parameters, and what commands around the stages write.
 OUTSIDE = {"params.yaml", "reports/gradients", "reports/compare.html"}
@@ -79,14 +77,12 @@ def words(file: Path) -> Iterator[tuple[str, str]]:
 
 
 def part(name: str) -> str:
-    """The part of the package that a module belongs to."""
-    first = name.split(".")[0]
-    return PARTS.get(first, first)
+    """The part of the package that a module belongs to: a folder, or a file beside it."""
+    return name.split(".")[0]
 
 
 def test_every_module_has_its_layer() -> None:
     assert {part(name) for name in MODULES} == set(LAYER)
-    assert set(PARTS) <= set(MODULES)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -99,30 +95,19 @@ def test_imports_point_down(name: str) -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_stages_meet_only_through_files(name: str) -> None:
-    found = [ours(imported) for imported, _ in imports(MODULES[f"stages.{name}"])]
-    assert [parts for parts in found if parts[:1] == ["stages"]] == []
-
-
 def test_tracking_alone_imports_mlflow() -> None:
     found = {name for name, file in MODULES.items() for other, _ in imports(file) if other.split(".")[0] == "mlflow"}
-    assert found == {"tracking"}
+    assert {part(name) for name in found} == {"track"}
 
 
 def test_the_client_needs_numpy_and_onnxruntime_alone() -> None:
-    roots, files = {"client"}, [MODULES["client"]]
-    others = set()
-    while files:
-        for name, _ in imports(files.pop()):
-            parts = ours(name)
-            if not parts:
-                others.add(name.split(".")[0])
-            elif parts[0] not in roots:
-                roots.add(parts[0])
-                files.append(MODULES[parts[0]])
-    assert others - set(sys.stdlib_module_names) == {"numpy", "onnxruntime"}
-    assert roots == {"client", "errors"}
+    names = [name for name in MODULES if part(name) in ("client", "errors")]
+    found = {imported.split(".")[0] for name in names for imported, _ in imports(MODULES[name])}
+    assert found - set(sys.stdlib_module_names) == {"numpy", "onnxruntime", "reparam"}
+    assert {parts[0] for name in names for other, _ in imports(MODULES[name]) if (parts := ours(other))} == {
+        "client",
+        "errors",
+    }
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -211,7 +196,7 @@ def test_stage_command_section_and_module_share_one_word() -> None:
     assert tuple(PIPELINE["stages"]) == STAGES
     assert tuple(Config.model_fields)[:2] == STAGES[:2]
     assert set(STAGES) <= set(Config.model_fields)
-    assert {path.stem for path in (PACKAGE / "stages").glob("[!_]*.py")} == set(STAGES)
+    assert {path.parent.name for path in PACKAGE.glob("*/stage.py")} == set(STAGES)
     commands = {command.name or command.callback.__name__ for command in app.registered_commands}
     assert set(STAGES) <= commands
 
@@ -222,10 +207,13 @@ def test_a_stage_runs_the_code_of_its_own_working_copy(stage: str) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_depends_on_the_source_that_it_imports(stage: str) -> None:
-    listed = [path for path in PIPELINE["stages"][stage]["deps"] if path.startswith("src/")]
-    followed = [file.relative_to(REPOSITORY).as_posix() for file in source_files(PACKAGE / f"stages/{stage}.py")]
-    assert sorted(listed) == followed
+def test_a_stage_depends_on_the_source_that_can_change_its_outputs(stage: str) -> None:
+    listed = [REPOSITORY / path for path in PIPELINE["stages"][stage]["deps"] if path.startswith("src/")]
+    followed = source_files(stage)
+    assert [file for file in followed if not any(file.is_relative_to(path) for path in listed)] == []
+    # Nor on anything else: an edit that cannot change a stage's outputs must not run it again.
+    assert [path for path in listed if not any(file.is_relative_to(path) for file in followed)] == []
+    assert {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in listed} & set(WITHOUT_EFFECT) == set()
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -239,7 +227,7 @@ def test_a_stage_reads_what_earlier_stages_wrote(stage: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_dvc_knows_every_file_and_every_section_that_a_stage_uses(stage: str) -> None:
-    used = list(words(MODULES[f"stages.{stage}"]))
+    used = list(words(MODULES[f"{stage}.stage"]))
     here = Paths(Path("/w"), Path("/shared"))
     named = [getattr(here, name) for owner, name in used if owner == "paths" and name != "relative"]
     # What all working copies share is no file of the pipeline.

@@ -12,8 +12,13 @@ import torch
 
 from reparam import cli
 from reparam.config import load_config
+from reparam.download import stage as download
+from reparam.evaluate import stage as evaluate
+from reparam.export import stage as export
 from reparam.paths import Paths
-from reparam.stages import download, evaluate, export, preprocess, report, train
+from reparam.preprocess import stage as preprocess
+from reparam.report import stage as report
+from reparam.train import stage as train
 
 SOURCE = Path(__file__).parents[1] / "src"
 STAGES = {

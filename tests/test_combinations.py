@@ -13,8 +13,8 @@ from reparam.errors import ParamsError
 from reparam.models.build import build_model
 from reparam.models.likelihoods import LIKELIHOODS
 from reparam.objectives import OBJECTIVES
-from reparam.training.checks import check_fit
-from reparam.training.step import LossModule, Step
+from reparam.train.checks import check_fit
+from reparam.train.step import LossModule, Step
 
 KINDS: dict[str, dict[str, Any]] = {
     "autoencoder": {"kind": "autoencoder"},

@@ -10,14 +10,14 @@ from conftest import SMALL
 from pydantic import ValidationError
 
 from reparam.config import Config, flatten, load_config, params_hash
-from reparam.data.sources import SOURCES
+from reparam.data.sources.registry import SOURCES
 from reparam.errors import ParamsError
-from reparam.evaluation.samplers import SAMPLERS
+from reparam.evaluate.samplers import SAMPLERS
 from reparam.models.likelihoods import LIKELIHOODS
 from reparam.models.networks import ACTIVATIONS
 from reparam.objectives import OBJECTIVES
 from reparam.paths import Paths
-from reparam.training.optimizers import OPTIMIZERS
+from reparam.train.optimizers import OPTIMIZERS
 
 REPOSITORY = Path(__file__).parents[1]
 Write = Callable[[dict[str, Any]], None]

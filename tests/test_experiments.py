@@ -8,7 +8,7 @@ from typing import Any
 
 from dvc_project import Project, finished, project
 
-from reparam.client import Client
+from reparam.client.client import Client
 
 
 def test_an_experiment_changes_a_parameter_and_can_be_compared(project: Project) -> None:

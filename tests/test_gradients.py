@@ -5,11 +5,13 @@ from typing import Any
 import pytest
 
 from reparam import gradients
+from reparam import gradients as estimators
 from reparam.config import load_config
+from reparam.download import stage as download
 from reparam.errors import ParamsError
-from reparam.evaluation import gradients as estimators
 from reparam.paths import Paths
-from reparam.stages import download, preprocess, train
+from reparam.preprocess import stage as preprocess
+from reparam.train import stage as train
 
 
 @pytest.fixture

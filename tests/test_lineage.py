@@ -9,15 +9,19 @@ import pytest
 from reparam import lineage
 from reparam.lineage import source_files, source_hash
 
-STAGES = sorted(path.stem for path in (lineage.PACKAGE / "stages").glob("[!_]*.py"))
+STAGES = sorted(path.parent.name for path in lineage.PACKAGE.glob("*/stage.py"))
 
 # A package in small: every way to import, a circle, a template, and files that nobody imports.
 SOURCES = {
     "__init__.py": '"""Not empty, so it counts."""\n',
-    "stages/__init__.py": "",
-    "stages/one.py": "import json\nfrom reparam import direct\ndef run():\n    from reparam.inner.late import f\n",
-    "stages/two.py": "import reparam.direct\n",
-    "direct.py": "import reparam.circle\nimport torch, reparam.second_of_a_line\n",
+    "one/__init__.py": "",
+    "one/stage.py": "import json\nfrom reparam import direct\ndef run():\n    from reparam.inner.late import f\n",
+    "two/__init__.py": "",
+    "two/stage.py": "import reparam.direct\nfrom reparam.track import store\n",
+    "direct.py": "import reparam.circle\nimport torch, reparam.second_of_a_line, reparam.errors\n",
+    "errors.py": "import reparam.inner.unused\n",
+    "track/__init__.py": "Z = 4\n",
+    "track/store.py": "import reparam.inner.unused\n",
     "circle.py": "from reparam.direct import x\nfrom numpy import reparam_is_not_ours\n",
     "second_of_a_line.py": "X = 1\n",
     "inner/__init__.py": "",
@@ -42,22 +46,23 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def followed(package: Path, stage: str) -> list[str]:
-    files = source_files(package / f"stages/{stage}.py")
-    return [file.relative_to(package).as_posix() for file in files]
+    return [file.relative_to(package).as_posix() for file in source_files(stage)]
 
 
 def test_imports_are_followed_wherever_they_stand(package: Path) -> None:
     assert followed(package, "one") == [
-        "__init__.py",
         "circle.py",
         "direct.py",
         "inner/late.html",
         "inner/late.py",
         "inner/sibling.py",
+        "one/stage.py",
         "second_of_a_line.py",
-        "stages/one.py",
     ]
-    assert followed(package, "two") == ["__init__.py", "circle.py", "direct.py", "second_of_a_line.py", "stages/two.py"]
+
+
+def test_what_cannot_change_outputs_is_neither_counted_nor_followed(package: Path) -> None:
+    assert followed(package, "two") == ["circle.py", "direct.py", "second_of_a_line.py", "two/stage.py"]
 
 
 def test_an_init_file_counts_once_it_holds_something(package: Path) -> None:
@@ -72,7 +77,7 @@ def test_the_init_files_above_an_imported_module_count_too(package: Path) -> Non
     assert "inner/__init__.py" in followed(package, "one")
 
 
-@pytest.mark.parametrize("name", ["stages/one.py", "inner/sibling.py", "inner/late.html", "circle.py", "__init__.py"])
+@pytest.mark.parametrize("name", ["one/stage.py", "inner/sibling.py", "inner/late.html", "circle.py"])
 def test_the_hash_changes_with_every_file_that_is_imported(name: str, package: Path) -> None:
     before = source_hash("one")
     with (package / name).open("a", encoding="utf-8") as file:
@@ -80,12 +85,12 @@ def test_the_hash_changes_with_every_file_that_is_imported(name: str, package: P
     assert source_hash("one") != before
 
 
-@pytest.mark.parametrize("name", ["stages/two.py", "inner/unused.py", "inner/unused.html"])
+@pytest.mark.parametrize("name", ["two/stage.py", "inner/unused.py", "errors.py", "track/store.py", "__init__.py"])
 def test_the_hash_does_not_change_with_other_files(name: str, package: Path) -> None:
     before = source_hash("one")
     with (package / name).open("a", encoding="utf-8") as file:
         file.write("\n")
-    (package / "stages/one.pyc").write_bytes(b"\0")
+    (package / "one/stage.pyc").write_bytes(b"\0")
     assert source_hash("one") == before
 
 
@@ -117,7 +122,7 @@ found = {{}}
 for stage in {STAGES}:
     for name in [name for name in sys.modules if name.split(".")[0] == "reparam"]:
         del sys.modules[name]
-    importlib.import_module(f"reparam.stages.{{stage}}")
+    importlib.import_module(f"reparam.{{stage}}.stage")
     ours = [module for name, module in sys.modules.items() if name.split(".")[0] == "reparam"]
     found[stage] = [module.__file__ for module in ours]
 print(json.dumps(found))
@@ -128,5 +133,8 @@ print(json.dumps(found))
     assert len(STAGES) == 6
     for stage in STAGES:
         really = {Path(file) for file in imported[stage] if Path(file).stat().st_size}
-        assert lineage.PACKAGE / f"stages/{stage}.py" in really
-        assert really - set(source_files(lineage.PACKAGE / f"stages/{stage}.py")) == set()
+        assert lineage.PACKAGE / stage / "stage.py" in really
+        missed = {
+            file.relative_to(lineage.PACKAGE).with_suffix("").parts[0] for file in really - set(source_files(stage))
+        }
+        assert missed - set(lineage.WITHOUT_EFFECT) == set()

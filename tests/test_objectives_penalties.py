@@ -14,7 +14,7 @@ from reparam.models.build import build_model
 from reparam.models.likelihoods import LIKELIHOODS
 from reparam.models.vae import VAE
 from reparam.objectives import OBJECTIVES, Setting, Terms, corrupt, maximum_mean_discrepancy, squared_jacobian_norm
-from reparam.training.checks import check_fit
+from reparam.train.checks import check_fit
 
 OBJECTIVE = ObjectiveConfig.model_validate(SMALL["objective"])
 MODEL = ModelConfig.model_validate(SMALL["model"])

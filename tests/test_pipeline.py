@@ -9,7 +9,7 @@ import pytest
 from dvc_project import STAGES, Project, copy_of, finished, project
 from ruamel.yaml import YAML
 
-from reparam.client import Client
+from reparam.client.client import Client
 from reparam.files import dvc_hash, sha256
 
 # ---- one run
@@ -115,10 +115,10 @@ def test_dvc_shows_the_pipeline_and_its_plots(project: Project) -> None:
 
 
 def test_an_edit_runs_its_stage_and_what_depends_on_it(project: Project) -> None:
-    source = project.root / "src/reparam/stages/evaluate.py"
+    source = project.root / "src/reparam/evaluate/stage.py"
     source.write_text(source.read_text() + "\n# edited\n")
     changed = json.loads(project("dvc status --json"))
-    assert changed == {"evaluate": [{"changed deps": {"src/reparam/stages/evaluate.py": "modified"}}]}
+    assert changed == {"evaluate": [{"changed deps": {"src/reparam/evaluate": "modified"}}]}
     output = project("dvc repro")
     ran = [stage for stage in STAGES if f"Running stage '{stage}'" in output]
     assert ran == ["evaluate", "report"]

@@ -19,17 +19,19 @@ from torch import Tensor
 from reparam.config import Config, load_config
 from reparam.data import store
 from reparam.data.batches import Batches
+from reparam.download import stage as download
 from reparam.errors import ParamsError
-from reparam.evaluation.metrics import Reports, Scores, headline
+from reparam.evaluate.metrics import Reports, Scores, headline
 from reparam.models.build import build_model, start_at_mean
 from reparam.models.likelihoods import is_density
 from reparam.models.storage import load_model
 from reparam.paths import Paths
+from reparam.preprocess import stage as preprocess
 from reparam.runtime import random_stream
-from reparam.stages import download, preprocess, train
-from reparam.training.checks import check_fit, check_parts
-from reparam.training.optimizers import rate_at
-from reparam.training.step import LossModule, Step
+from reparam.train import stage as train
+from reparam.train.checks import check_fit, check_parts
+from reparam.train.optimizers import rate_at
+from reparam.train.step import LossModule, Step
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.name not in ("dvc.yaml", "published.yaml"))

@@ -34,7 +34,8 @@ RICH: dict[str, dict[str, Any]] = {
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working copy in which the digits are ready to be trained on."""
     from reparam.config import load_config
-    from reparam.stages import download, preprocess
+    from reparam.download import stage as download
+    from reparam.preprocess import stage as preprocess
 
     root = tmp_path_factory.mktemp("digits")
     paths = Paths(root, root)

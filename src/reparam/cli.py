@@ -44,7 +44,7 @@ DeviceOption = Annotated[
 @app.command(rich_help_panel="Stages")
 def download() -> None:
     """Fetch the raw data and verify every file."""
-    from reparam.stages import download
+    from reparam.download import stage as download
 
     download.run(*_inputs())
 
@@ -52,7 +52,7 @@ def download() -> None:
 @app.command(rich_help_panel="Stages")
 def preprocess() -> None:
     """Split the raw images and write them in the one processed format."""
-    from reparam.stages import preprocess
+    from reparam.preprocess import stage as preprocess
 
     preprocess.run(*_inputs())
 
@@ -62,7 +62,7 @@ def train(
     device: DeviceOption = Device.auto, quiet: Annotated[bool, typer.Option(help="Show no progress.")] = False
 ) -> None:
     """Train a model and keep the weights of its best epoch; go on where an interrupted training was."""
-    from reparam.stages import train
+    from reparam.train import stage as train
 
     train.run(*_inputs(), device.value, quiet=quiet)
 
@@ -70,7 +70,7 @@ def train(
 @app.command(rich_help_panel="Stages")
 def evaluate(device: DeviceOption = Device.auto) -> None:
     """Score the trained model on the test split, and draw what it does."""
-    from reparam.stages import evaluate
+    from reparam.evaluate import stage as evaluate
 
     evaluate.run(*_inputs(), device.value)
 
@@ -78,7 +78,7 @@ def evaluate(device: DeviceOption = Device.auto) -> None:
 @app.command(rich_help_panel="Stages")
 def export() -> None:
     """Export encoder and decoder to ONNX, and check them against torch."""
-    from reparam.stages import export
+    from reparam.export import stage as export
 
     export.run(*_inputs())
 
@@ -86,7 +86,7 @@ def export() -> None:
 @app.command(rich_help_panel="Stages")
 def report() -> None:
     """Bring numbers, figures, parameters and lineage together on one page."""
-    from reparam.stages import report
+    from reparam.report import stage as report
 
     report.run(*_inputs())
 
@@ -142,8 +142,8 @@ def compare(
 @app.command(rich_help_panel="Around the stages")
 def replay() -> None:
     """Deliver to MLflow what it missed while it was away."""
-    from reparam import tracking
     from reparam.paths import Paths
+    from reparam.track import store as tracking
 
     print(f"delivered {tracking.replay(Paths.here())} calls")
 

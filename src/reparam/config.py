@@ -91,7 +91,7 @@ class Section(BaseModel):
 class DownloadConfig(Section):
     """Section `download`."""
 
-    source: Annotated[str, _key_of("SOURCES", "data/sources.py")]
+    source: Annotated[str, _key_of("SOURCES", "data/sources/registry.py")]
     variant: str | None  # which part of a source that has several: EMNIST
     path: str | None  # of source `folder`: a directory tree of images, or a .zip or .tar of one
     mirrors: Strings  # tried before the published addresses: directories, file://, http:// or https:// bases
@@ -167,7 +167,7 @@ class TrainConfig(Section):
     patience: PositiveInt  # epochs without a better validation score before stopping
     min_delta: NonNegativeFloat  # nats by which a score must be better to count as better
     monitor: Literal["loss", "elbo"]  # what a better score is: the objective at the end of its schedules, or the ELBO
-    optimizer: Annotated[str, _key_of("OPTIMIZERS", "training/optimizers.py")]
+    optimizer: Annotated[str, _key_of("OPTIMIZERS", "train/optimizers.py")]
     learning_rate: PositiveFloat
     betas: Betas  # of adam, adamw, adamax: decay of the two moments
     epsilon: Annotated[float, Field(ge=1e-30)]  # of adam, adamw, adamax, rmsprop
@@ -210,7 +210,7 @@ class EvaluateConfig(Section):
     grid_steps: Annotated[int, Field(ge=2, le=40)]  # images per side of the latent grid
     grid_range: PositiveFloat  # the grid spans +- this many standard deviations of the prior
     grid_plane: Literal["dimensions", "principal"]  # the two dimensions in most use, or principal components
-    sampler: Annotated[str, _key_of("SAMPLERS", "evaluation/samplers.py")]  # where generated images start from
+    sampler: Annotated[str, _key_of("SAMPLERS", "evaluate/samplers.py")]  # where generated images start from
     mixture_components: PositiveInt  # of sampler mixture
 
 

@@ -1,18 +1,29 @@
-"""data/processed, models/vae -> reports/gradients: how noisy gradient estimators are; outside the pipeline."""
+"""data/processed, models/vae -> reports/gradients: how noisy gradient estimators are; outside the pipeline.
+
+The reparameterisation trick is compared with the score function.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
 
 from reparam.config import Config
 from reparam.data import store
 from reparam.data.batches import Batches
 from reparam.errors import ParamsError
-from reparam.evaluation import figures
-from reparam.evaluation.gradients import noise_to_signal
+from reparam.figures.images import plot_gradient_noise
+from reparam.figures.style import png
 from reparam.files import whole_directory, write_json
+from reparam.models.draw import Model
 from reparam.models.storage import load_model
+from reparam.objectives import leave_one_out, log_weights
 from reparam.paths import Paths
 from reparam.runtime import make_deterministic, pick_device, random_stream
 
 IMAGES = 100  # a usual batch
 REPEATS = 100  # the standard deviation of a variance is then a seventh of it
+SAMPLES = (1, 2, 5, 10, 20, 50)  # posterior samples per image
 
 
 def run(config: Config, paths: Paths, device: str = "auto") -> None:
@@ -29,4 +40,64 @@ def run(config: Config, paths: Paths, device: str = "auto") -> None:
         noise = noise_to_signal(model, weights, x, REPEATS)
     with whole_directory(paths.gradients) as directory:
         write_json(directory / "noise.json", {"images": len(x), "repeats": REPEATS, "variance_over_square": noise})
-        (directory / "noise.png").write_bytes(figures.png(figures.gradient_noise(noise)))
+        (directory / "noise.png").write_bytes(png(plot_gradient_noise(noise)))
+
+
+def _pathwise(model: Model, x: Tensor, samples: int) -> Tensor:
+    """Source: Kingma & Welling 2014, eq. 6."""
+    return -log_weights(model.draw(x, x, samples)).mean(0)
+
+
+def _score_function(model: Model, x: Tensor, samples: int) -> Tensor:
+    """Source: Williams 1992."""
+    draw = model.draw(x, x, samples, "score")
+    return -(log_weights(draw).detach() * draw.log_qz).mean(0)
+
+
+def _score_function_with_baseline(model: Model, x: Tensor, samples: int) -> Tensor:
+    """Subtract the mean over the other samples, or with one sample over the other images."""
+    draw = model.draw(x, x, samples, "score")
+    return -(leave_one_out(log_weights(draw).detach()) * draw.log_qz).mean(0)
+
+
+Estimator = Callable[[Model, Tensor, int], Tensor]
+ESTIMATORS: dict[str, Estimator] = {
+    "score function": _score_function,
+    "score function, control variate": _score_function_with_baseline,
+    "reparameterised": _pathwise,
+}
+
+
+def noise_to_signal(model: Model, weights: Sequence[Tensor], x: Tensor, repeats: int) -> dict[str, dict[int, float]]:
+    """Measure the variance of each estimator of the ELBO's gradient, over the squared norm of that gradient.
+
+    The variances of all encoder weights are summed; the gradient is the mean over the batch and, as all are unbiased,
+    over the repeats of the least noisy one at most samples. Shapes: x (B, C, H, W).
+    """
+    variances: dict[str, dict[int, float]] = {}
+    for name, estimator in ESTIMATORS.items():
+        variances[name] = {}
+        for samples in SAMPLES:
+            mean, variance = _moments(_gradients(estimator, model, weights, x, (samples, repeats)))
+            variances[name][samples] = variance.sum().item()
+    signal = mean.square().sum().item()  # the last: reparameterised, most samples
+    return {name: {samples: value / signal for samples, value in row.items()} for name, row in variances.items()}
+
+
+def _gradients(
+    estimator: Estimator, model: Model, weights: Sequence[Tensor], x: Tensor, sizes: tuple[int, int]
+) -> Iterator[Tensor]:
+    samples, repeats = sizes
+    for _ in range(repeats):
+        slopes = torch.autograd.grad(estimator(model, x, samples).mean(), weights)
+        yield torch.cat([slope.flatten() for slope in slopes]).double()
+
+
+def _moments(values: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return mean and unbiased variance without keeping the values. Source: Welford 1962."""
+    mean = squares = torch.zeros((), dtype=torch.float64)
+    for count, value in enumerate(values, start=1):
+        delta = value - mean
+        mean = mean + delta / count
+        squares = squares + delta * (value - mean)
+    return mean, squares / (count - 1)

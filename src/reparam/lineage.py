@@ -1,4 +1,4 @@
-"""Which of our source files a stage depends on, and the hash of them."""
+"""Which of our source files can change the outputs of a stage, and the hash of them."""
 
 import ast
 import hashlib
@@ -6,19 +6,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
+# Modules and folders that cannot change a byte of what a stage writes: they read, refuse, name, show or log. An edit
+# there must not retrain a model. (What `config` reads is in params.yaml, which DVC compares by value.)
+WITHOUT_EFFECT = ("__init__", "cli", "config", "errors", "paths", "progress", "threads", "track")
 
 
-def source_files(module: Path) -> list[Path]:
-    """Follow the imports of a module through this package, those inside functions included.
+def source_files(stage: str) -> list[Path]:
+    """Follow the imports of a stage through this package, those inside functions included, to what can change outputs.
 
-    A template that stands beside a module under the same name counts as part of it. Empty `__init__` files do not
-    count.
+    A template with the name of a module, beside it, counts as part of it. Empty `__init__` files do not count.
     """
     found: set[Path] = set()
-    open_modules = [module]
+    open_modules = [PACKAGE / stage / "stage.py"]
     while open_modules:
         current = open_modules.pop()
-        if current in found:
+        if current in found or current.relative_to(PACKAGE).with_suffix("").parts[0] in WITHOUT_EFFECT:
             continue
         found.update([current, *current.parent.glob(f"{current.stem}.html")])
         open_modules.extend(_imports(current))
@@ -26,9 +28,9 @@ def source_files(module: Path) -> list[Path]:
 
 
 def source_hash(stage: str) -> str:
-    """Hash the source of a stage and of all it imports: SHA-256 over names and contents."""
+    """Hash the source files of a stage: SHA-256 over names and contents."""
     digest = hashlib.sha256()
-    for file in source_files(PACKAGE / "stages" / f"{stage}.py"):
+    for file in source_files(stage):
         digest.update(file.relative_to(PACKAGE).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
 

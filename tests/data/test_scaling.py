@@ -10,7 +10,7 @@ from torch import Tensor
 
 from reparam.data import store
 from reparam.data.scaling import Scaling
-from reparam.data.splits import SPLITS
+from reparam.data.store import SPLITS
 from reparam.files import read_json
 from reparam.models.likelihoods import LIKELIHOODS
 from reparam.models.storage import load_model

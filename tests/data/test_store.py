@@ -9,8 +9,7 @@ import pytest
 
 from reparam import files
 from reparam.data import store
-from reparam.data.splits import SPLITS
-from reparam.data.store import Images, Split, binarize, read_card, read_split, write_card
+from reparam.data.store import SPLITS, Images, Split, binarize, read_card, read_split, write_card
 from reparam.errors import DamagedInputError, MissingInputError
 
 REMEDY = "run `dvc repro --force --single-item preprocess`"

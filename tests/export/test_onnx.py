@@ -14,14 +14,14 @@ from data_card import data_card
 from exported_model import LATENT, OPSET, SHAPE, Exported, prepare, run_stage, torch_images
 from torch import Tensor
 
+from reparam.export import stage as export
 from reparam.export.onnx import export_decoder, export_encoder, serve
+from reparam.export.stage import serving_skew
 from reparam.export.verify import check_graph
 from reparam.files import read_json
 from reparam.lineage import source_hash
 from reparam.models.draw import Draw, Estimator
 from reparam.models.likelihoods import LIKELIHOODS
-from reparam.stages import export
-from reparam.stages.export import serving_skew
 
 pytest_plugins = ["fixtures_export"]
 

@@ -6,9 +6,11 @@ from matplotlib.figure import Figure
 
 from reparam.compare.differences import Comparison, spell
 from reparam.compare.experiment import Experiment
-from reparam.evaluation import curve_figures, figures, report
+from reparam.figures.curves import fit_after_burn_in
+from reparam.figures.style import COLOURS, literal, png, style
+from reparam.report import page as report
 
-TEMPLATE = Path(__file__).with_suffix(".html")
+TEMPLATE = Path(__file__).with_name("comparison.html")
 LINES = ("-", "--", ":")  # where there are more experiments than colours
 
 
@@ -17,33 +19,33 @@ def render(comparison: Comparison) -> str:
     environment = report.environment(TEMPLATE.parent)
     environment.globals["spell"] = spell
     trained = [experiment for experiment in comparison.experiments if experiment.losses]
-    curves = figures.png(loss_curves(trained)) if trained else None
+    curves = png(loss_curves(trained)) if trained else None
     return environment.get_template(TEMPLATE.name).render(comparison=comparison, curves=curves)
 
 
 def loss_curves(experiments: list[Experiment]) -> Figure:
     """Plot the loss of each experiment per epoch. Units: nats per image."""
-    with figures.style():
+    with style():
         figure = Figure(figsize=(9.2, 3.6), layout="constrained")
         axes = figure.subplots()
         splits = {experiment.loss_split for experiment in experiments}
         for number, experiment in enumerate(experiments):
             epochs, losses = list(experiment.losses), list(experiment.losses.values())
-            colours = len(figures.COLOURS)
+            colours = len(COLOURS)
             axes.plot(
                 epochs,
                 losses,
-                color=figures.COLOURS[number % colours],
+                color=COLOURS[number % colours],
                 linestyle=LINES[number // colours % len(LINES)],
                 marker="o" if len(epochs) == 1 else "",
                 linewidth=1.4 if number else 2.8,  # so that the first shows below one that is the same
                 label=_label(experiment.name) + (f" ({experiment.loss_split})" if len(splits) > 1 else ""),
             )
-        curve_figures.fit_after_burn_in(axes, [list(experiment.losses.values()) for experiment in experiments])
+        fit_after_burn_in(axes, [list(experiment.losses.values()) for experiment in experiments])
         axes.set(xlabel="epoch", ylabel=f"{' or '.join(sorted(splits))} loss (nats per image)")
         axes.legend()
         return figure
 
 
 def _label(name: str) -> str:
-    return figures.literal(name.lstrip("_"))  # matplotlib hides what begins with an underscore
+    return literal(name.lstrip("_"))  # matplotlib hides what begins with an underscore

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from reparam import tracking
 from reparam.compare.experiment import COUNTS, SETTINGS, Experiment
 from reparam.errors import TrackingError, UserError
 from reparam.paths import Paths
-from reparam.tracking import Tracker
+from reparam.track import store as tracking
+from reparam.track.store import Tracker
 
 RUN_ID = re.compile(r"[0-9a-f]{6,32}")
 # What training logs once an epoch: the curves, of which the last value is no result.

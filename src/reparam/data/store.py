@@ -8,12 +8,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from reparam.data.splits import SPLITS, SplitName
 from reparam.errors import DamagedInputError
 from reparam.files import read_json, rerun, sha256, write_json
 
 Images = npt.NDArray[np.uint8]  # (N, C, H, W)
 Labels = npt.NDArray[np.int32]  # (N,)
+SplitName = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+
 CHUNK = 8192  # images handled at once, unless they are large
 CHUNK_BYTES = 1 << 22
 CARD = "card.json"

@@ -1,0 +1,204 @@
+"""The data sets we know: what they are, how to get them, and how to read what was delivered.
+
+torchvision's classes name the files, their addresses and checksums, and decode them; `transport` moves the bytes.
+"""
+
+import gzip
+import importlib.util
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reparam.config import DownloadConfig
+from reparam.data.sources import torchvision_sets
+from reparam.data.sources.archives import unpack
+from reparam.data.sources.folder import find_images, list_splits
+from reparam.data.sources.raw import ImageArrays, Raw
+from reparam.data.sources.transport import RemoteFile, fetch
+from reparam.errors import DamagedInputError, ParamsError, UserError
+from reparam.files import read_json, rerun, sha256, whole_directory, whole_file, write_json
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set: `fetch` fills a directory with the files as delivered; `read` makes images of them.
+
+    `read` is given the directory of files, an empty scratch directory that lives until the images are processed, and
+    the variant. `variants` are what `download.variant` can name; none means that there is one edition.
+    """
+
+    title: str
+    licence: str
+    fetch: Callable[[DownloadConfig, Path], None]
+    read: Callable[[Path, Path, str], Raw]
+    variants: tuple[str, ...] = ()
+
+
+def find(config: DownloadConfig) -> Source:
+    """Look up the source that the parameters name.
+
+    Raises: ParamsError where they name none, or not one edition of it.
+    """
+    source = SOURCES[config.source]
+    if config.variant not in (source.variants or (None,)):
+        wanted = "one of " + ", ".join(map(repr, source.variants)) if source.variants else "null"
+        raise ParamsError(
+            f"params.yaml: download.variant: wanted {wanted} for {config.source}, found {config.variant!r}"
+        )
+    if (config.source == "folder") != (config.path is not None):
+        wanted = "a folder of images, a .zip or a .tar" if config.source == "folder" else "null, for folders only"
+        raise ParamsError(f"params.yaml: download.path: wanted {wanted}, found {config.path!r}")
+    return source
+
+
+def download(config: DownloadConfig, base: Path, directory: Path) -> None:
+    """Place the verified files of a source in a directory. Files that are there already are not fetched again.
+
+    Relative mirrors and paths start at `base`, because queued experiments run in a scratch copy.
+    Raises: ParamsError, UserError.
+    """
+    source = find(config)
+    anchored = {
+        "mirrors": tuple(
+            mirror if "://" in mirror else str(base / Path(mirror).expanduser()) for mirror in config.mirrors
+        ),
+        "path": config.path and str(base / Path(config.path).expanduser()),
+    }
+    source.fetch(config.model_copy(update=anchored), directory)
+
+
+def write_manifest(config: DownloadConfig, directory: Path) -> dict[str, Any]:
+    """List every file of a finished download with its checksum, and return the list."""
+    source = SOURCES[config.source]
+    manifest = {
+        "source": config.source,
+        "variant": config.variant,
+        "title": source.title,
+        "licence": source.licence,
+        "files": {
+            path.relative_to(directory).as_posix(): {"sha256": sha256(path), "bytes": path.stat().st_size}
+            for path in sorted(directory.rglob("*"))
+            if path.is_file()
+        },
+    }
+    write_json(directory / MANIFEST, manifest)
+    return manifest
+
+
+def read(directory: Path, scratch: Path) -> tuple[Mapping[str, Any], Raw]:
+    """Read downloaded files, after checking them against the manifest, which is returned too.
+
+    Raises: MissingInputError, DamagedInputError.
+    """
+    manifest = read_json(directory / MANIFEST, "download", ("source", "variant", "files"))
+    if manifest["source"] not in SOURCES or not manifest["files"]:
+        raise DamagedInputError(f"{directory / MANIFEST}: names no data set of ours, or no files; {rerun('download')}")
+    for file, facts in manifest["files"].items():
+        path = directory / file
+        size = path.stat().st_size if path.exists() else None
+        if size != facts["bytes"] or sha256(path) != facts["sha256"]:
+            found = "no file" if size is None else f"{size} bytes with another checksum"
+            raise DamagedInputError(
+                f"{path}: wanted the {facts['bytes']} bytes that were downloaded, found {found}; {rerun('download')}"
+            )
+    return manifest, SOURCES[manifest["source"]].read(directory, scratch, manifest["variant"] or "")
+
+
+def _fetch_files(list_files: Callable[[], list[RemoteFile]]) -> Callable[[DownloadConfig, Path], None]:
+    def fetch_all(config: DownloadConfig, directory: Path) -> None:
+        for file in list_files():
+            fetch(file, directory, config.mirrors)
+
+    return fetch_all
+
+
+def _digits_files() -> list[RemoteFile]:
+    # Located without importing scikit-learn, which takes a second.
+    package = importlib.util.find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise UserError("digits: the images ship inside scikit-learn, which is not installed; run `make install`")
+    address = (Path(package.origin).parent / "datasets/data/digits.csv.gz").as_uri()
+    digest = "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"
+    return [RemoteFile("digits.csv.gz", f"sha256:{digest}", (address,))]
+
+
+def _read_digits(directory: Path, _scratch: Path, _variant: str) -> Raw:
+    with gzip.open(directory / "digits.csv.gz", "rt") as file:
+        table = np.loadtxt(file, delimiter=",", dtype=np.int64)  # (N, 65): 64 grey values in 0..16, then the class
+    grey = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8)
+    digits = ImageArrays(grey.reshape(-1, 1, 8, 8), table[:, -1])
+    return Raw({"all": digits}, tuple("0123456789"))
+
+
+def _fetch_folder(config: DownloadConfig, directory: Path) -> None:
+    # Copied from the start each time: what a killed run left may be of another folder.
+    shutil.rmtree(directory)
+    directory.mkdir()
+    path = Path(str(config.path))
+    if path.is_dir():
+        list_splits(path)  # which refuses here what could not be read later
+        with whole_directory(directory / "images", durable=False) as images:
+            for name in find_images(path):
+                (images / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path / name, images / name)
+    elif path.is_file():
+        with whole_file(directory / path.name) as partial:
+            shutil.copyfile(path, partial)
+    else:
+        raise UserError(f"download.path: {path}: not found; wanted a folder of images, a .zip or a .tar")
+
+
+def _read_folder(directory: Path, scratch: Path, _variant: str) -> Raw:
+    root = directory / "images"
+    if not root.is_dir():
+        (archive,) = (path for path in directory.iterdir() if path.name != MANIFEST)
+        root = scratch / "images"
+        unpack(archive, root)
+    splits = list_splits(_without_wrapping(root))
+    return Raw(dict(splits), next(iter(splits.values())).classes)
+
+
+def _without_wrapping(root: Path) -> Path:
+    """Step into the one folder that is often put around everything, unless its images lie in it directly."""
+    names = [name.split("/") for name in find_images(root)]
+    is_wrapped = bool(names) and len({parts[0] for parts in names}) == 1 and all(len(parts) > 2 for parts in names)
+    return root / names[0][0] if is_wrapped else root
+
+
+def _torchvision(title: str, licence: str, name: str, variants: tuple[str, ...] = ()) -> Source:
+    return Source(
+        title,
+        licence,
+        _fetch_files(lambda: torchvision_sets.files(name)),
+        lambda directory, scratch, variant: torchvision_sets.read(name, directory, scratch, variant),
+        variants,
+    )
+
+
+SOURCES = {
+    "digits": Source(
+        title="Optical recognition of handwritten digits, test part (Alpaydin & Kaynak 1998)",
+        licence="CC BY 4.0",
+        fetch=_fetch_files(_digits_files),
+        read=_read_digits,
+    ),
+    "mnist": _torchvision("MNIST (LeCun et al. 1998)", "CC BY-SA 3.0", "MNIST"),
+    "fashion_mnist": _torchvision("Fashion-MNIST (Xiao et al. 2017)", "MIT", "FashionMNIST"),
+    "kmnist": _torchvision("Kuzushiji-MNIST (Clanuwat et al. 2018)", "CC BY-SA 4.0", "KMNIST"),
+    "emnist": _torchvision(
+        "EMNIST (Cohen et al. 2017)",
+        "public domain",
+        "EMNIST",
+        ("byclass", "bymerge", "balanced", "letters", "digits", "mnist"),
+    ),
+    "cifar10": _torchvision("CIFAR-10 (Krizhevsky 2009)", "not stated", "CIFAR10"),
+    "svhn": _torchvision("Street View House Numbers, cropped (Netzer et al. 2011)", "non-commercial use", "SVHN"),
+    "celeba": _torchvision("CelebA, aligned and cropped (Liu et al. 2015)", "non-commercial research", "CelebA"),
+    "folder": Source("A folder of images", "not stated", _fetch_folder, _read_folder),
+}

@@ -1,0 +1,51 @@
+"""params `download` -> data/raw: the files as delivered, and a manifest of their checksums."""
+
+import os
+import shutil
+from pathlib import Path
+
+from filelock import FileLock
+
+from reparam.config import Config, DownloadConfig, flatten
+from reparam.data.sources import registry as sources
+from reparam.files import dvc_hash, whole_directory
+from reparam.paths import Paths
+from reparam.track import store as tracking
+
+
+def run(config: Config, paths: Paths) -> None:
+    """Fetch the raw data and verify every file."""
+    sources.find(config.download)
+    tracker = tracking.connect(paths)
+    # Fetched into a folder that outlives a killed run, so that the next one goes on where this one stopped.
+    arriving = paths.downloads / config.download.source
+    arriving.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{arriving}.lock"):
+        with whole_directory(paths.raw) as directory:
+            arriving.mkdir(exist_ok=True)  # not before the lock, whose last holder removed it
+            sources.download(_with_more_mirrors(config.download), paths.shared, arriving)
+            _copy_files(arriving, directory)
+            manifest = sources.write_manifest(config.download, directory)
+        shutil.rmtree(arriving)
+    with tracker.data_run("download", dvc_hash(paths.raw)) as run:
+        run.log_params(flatten(config.download, "download."))
+        sizes = [file["bytes"] for file in manifest["files"].values()]
+        run.log_metrics({"files": len(sizes), "bytes": sum(sizes)})
+        run.log_files([paths.raw / sources.MANIFEST])
+
+
+def _with_more_mirrors(config: DownloadConfig) -> DownloadConfig:
+    # From the environment, because what belongs to a machine and changes no result has no place in params.yaml.
+    more = os.environ.get("REPARAM_MIRRORS", "").split()
+    return config.model_copy(update={"mirrors": (*more, *config.mirrors)})
+
+
+def _copy_files(source: Path, target: Path) -> None:
+    # Not by copytree, which goes on after a full disk, and raises a list of all that failed.
+    for path in source.rglob("*"):
+        copy = target / path.relative_to(source)
+        if path.is_dir():
+            copy.mkdir(parents=True, exist_ok=True)
+        else:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)

@@ -1,0 +1,138 @@
+"""How the latents are used across a data set: where the KL of the ELBO goes, and which dimensions say nothing."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from reparam import runtime
+from reparam.evaluate.subset import evenly_spaced
+from reparam.models.draw import gaussian_log_prob, standard_normal_log_prob
+
+# What a dimension can tell of an image is at most its KL: a collapsed one tells less than a seventh of a bit.
+COLLAPSED_KL = 0.1  # nats
+RANGES_NAMED = 8  # in one sentence
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """The mean KL and its parts, with standard errors over images. Units: nats.
+
+    kl = mutual_information + marginal_kl (Hoffman & Johnson 2016), and
+    marginal_kl = total_correlation + dimension_kl (Chen et al. 2018, eq. 2).
+    """
+
+    kl: float  # mean_n KL(q(z|x_n) || p(z))
+    kl_se: float
+    mutual_information: float  # of x and z under q
+    mutual_information_se: float
+    marginal_kl: float  # KL(q(z) || p(z)), where q(z) = mean_n q(z|x_n)
+    marginal_kl_se: float
+    total_correlation: float  # KL(q(z) || prod_j q(z_j))
+    total_correlation_se: float
+    dimension_kl: float  # sum_j KL(q(z_j) || p(z_j))
+    dimension_kl_se: float
+    bound: float  # log N, which the mutual information cannot exceed: near it, see `aggregate`
+    images: int  # that were measured
+
+
+def aggregate(mean: Tensor, log_variance: Tensor, z: Tensor, limit: int) -> Aggregate:
+    """Split the KL of Gaussian posteriors to a standard normal prior, from one sample of each posterior.
+
+    `z` must be drawn from N(mean, exp(log_variance)): the lower layers of a hierarchy are not.
+
+    An image's own posterior is part of q(z) with weight 1 / N, so that the mutual information is at most log N. That is
+    true of these N images; of all images that there could be, a model may tell more. What it tells beyond log N then
+    counts as marginal KL, and there as total correlation, which means nothing near the bound.
+
+    With more than `limit` images, evenly spaced ones stand for all: each one's own posterior keeps the weight 1 / N,
+    the others share the rest. That estimates q(z) without bias, its logarithm too low.
+
+    Time: quadratic in min(N, limit). Shapes: (N, D) each, with limit >= 2.
+    """
+    assert min(limit, len(z) + 1) >= 2, "nothing to mix"
+    total, rows = len(z), evenly_spaced(len(z), limit).to(z.device)
+    mean, log_variance, z = (values[rows].double() for values in (mean, log_variance, z))
+    log_given = gaussian_log_prob(z, mean, log_variance).sum(1)
+    log_prior = standard_normal_log_prob(z).sum(1)
+    log_joint, log_product = _log_mixtures(z, mean, log_variance, total)
+    parts = {
+        "kl": log_given - log_prior,
+        "mutual_information": log_given - log_joint,
+        "marginal_kl": log_joint - log_prior,
+        "total_correlation": log_joint - log_product,
+        "dimension_kl": log_product - log_prior,
+    }
+    numbers = {}
+    for name, part in parts.items():
+        numbers[name], numbers[f"{name}_se"] = _mean_and_error(part)
+    return Aggregate(**numbers, bound=math.log(total), images=len(rows))
+
+
+def _log_mixtures(z: Tensor, mean: Tensor, log_variance: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """Return log q(z_n) and sum_j log q(z_nj). Shapes: (M, D) three times -> (M,), (M,)."""
+    count, latent = z.shape
+    log_joint, log_product = z.new_zeros(count), z.new_zeros(count)
+    at_once = max(1, runtime.NUMBERS_AT_ONCE // (32 * count))  # of M numbers: 4 MB stay in the cache, ten times as fast
+    for start in range(0, count, at_once):
+        part = slice(start, start + at_once)
+        joint = z.new_zeros(len(z[part]), count)  # (b, M)
+        for j in range(latent):
+            given = gaussian_log_prob(z[part, j, None], mean[:, j], log_variance[:, j])  # (b, M)
+            joint += given
+            log_product[part] += _log_average(given, start, total)
+        log_joint[part] = _log_average(joint, start, total)
+    return log_joint, log_product
+
+
+def _log_average(log_q: Tensor, start: int, total: int) -> Tensor:
+    """Average over posteriors, in place, where row b belongs to image start + b. Shapes: (b, M) -> (b,)."""
+    count = log_q.shape[1]
+    # Own posterior 1 / N, each of the others (N - 1) / (M - 1) / N: all the same when M = N.
+    excess = math.log((total - 1) / (count - 1)) if count < total else 0.0
+    log_q.diagonal(offset=start).sub_(excess)
+    return log_q.logsumexp(1) + excess - math.log(total)
+
+
+def _mean_and_error(values: Tensor) -> tuple[float, float]:
+    error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return values.mean().item(), error
+
+
+def collapsed(kl_per_dim: Tensor, variance_of_mean: Tensor, threshold: float) -> list[int]:
+    """Return the dimensions whose posterior is the prior, whatever the image.
+
+    Their mean varies over images by no more than `threshold` (Burda et al. 2016), and their KL is below
+    COLLAPSED_KL: one that tells of images by its variance alone is in use. Shapes: (D,), (D,). Units: KL in nats.
+    """
+    is_still = (variance_of_mean <= threshold) & (kl_per_dim <= COLLAPSED_KL)
+    found: list[int] = is_still.nonzero().flatten().tolist()
+    return found
+
+
+def collapse_message(dimensions: Sequence[int], latent: int) -> str | None:
+    """Warn when more than half of the latent dimensions have collapsed; a few always may."""
+    if 2 * len(dimensions) <= latent:
+        return None
+    if len(dimensions) == latent:
+        what = f"posterior collapse: no latent dimension ({_ranges(dimensions)}) tells anything of an image"
+    else:
+        count = f"{len(dimensions)} of {latent} latent dimensions"
+        what = f"more than half of the latents have collapsed: {count} ({_ranges(dimensions)}) say nothing of an image"
+    return (
+        f"{what}; try a KL warm-up (objective.warmup), free bits (objective.free_bits), a lower objective.beta or a "
+        "smaller decoder (model.decoder_hidden)"
+    )
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """Write 0, 1, 2, 5 as 0-2, 5."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], number]
+        else:
+            runs.append([number])
+    names = ["-".join(map(str, run)) for run in runs]
+    return ", ".join(names[:RANGES_NAMED] + ["..."] * (len(names) > RANGES_NAMED))

@@ -1,0 +1,146 @@
+"""Score a trained model: ELBO, reconstruction, KL, log-likelihood, use of the latents."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reparam.config import EvaluateConfig
+from reparam.data.batches import Batches
+from reparam.evaluate.importance import bytes_per_draw, draws, importance, split_images
+from reparam.models.draw import Model
+from reparam.runtime import computing_in
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per-image and per-dimension results on one split, in float64 on the CPU. Units: nats."""
+
+    reconstruction: Tensor  # (N,) expected negative log p(x|z)
+    kl: Tensor  # (N,)
+    nll: Tensor  # (N,) importance-sampled estimate of -log p(x); NaN where a code has no density
+    bounds: Tensor  # (N, L) lower bounds on log p(x) of the first samples, as many as `importance.levels` says
+    effective: Tensor  # (N,) samples that the NLL rests on
+    latent_kl: Tensor  # (D,) mean over images; layer by layer, that next to the image first
+    latent_kl_error: Tensor  # (D,) its standard error over images
+    layer_kl: Tensor  # (N, L) KL of each image, layer by layer
+    latent_variance: Tensor  # (D,) variance over images of the posterior mean, as `latent_kl`
+    means: Tensor  # (N, D) posterior means, as `decode` takes them
+    log_variances: Tensor  # (N, D) of the posterior, likewise; of a code: -inf
+    layer_sizes: tuple[int, ...]  # D of each layer of latents
+
+
+@dataclass(frozen=True)
+class Reports:
+    """Which numbers mean something."""
+
+    density: bool  # the likelihood is one of these pixels; else (grey ones under a Bernoulli) it is a `bce`
+    posterior: bool  # there is one, and a prior, so that there are ELBO, KL and log-likelihood
+    bits: bool  # the likelihood is one of 256 grey values
+
+
+@torch.no_grad()
+def score(model: Model, data: Batches, config: EvaluateConfig) -> Scores:
+    """Score every image of a split, drawing from torch's generator."""
+    memory = config.memory_mb * 2**20
+    parts: list[tuple[Tensor, ...]] = []
+    for batch in data.ordered(config.seed):
+        with scoring_in(config.precision, batch.device):
+            at_once = memory // bytes_per_draw(model, batch)
+            for x in split_images(batch, at_once):
+                expectations, sizes = _expectations(model, x, config.elbo_samples, at_once)
+                parts.append((*expectations, *_likelihoods(model, x, config.nll_samples, memory), *model.posterior(x)))
+    columns = (torch.cat(part).double().cpu() for part in zip(*parts, strict=True))
+    reconstruction, kl, latent_kl, expected, noise, nll, bounds, effective, means, log_variances = columns
+    # The population variance, as an activity statistic of this very split, and 0 for a single image.
+    variance = (expected.var(0, correction=0) - noise.mean(0)).clamp_min(0)
+    layer_kl = torch.stack([part.sum(1) for part in torch.split(latent_kl, list(sizes), dim=1)], 1)
+    return Scores(
+        reconstruction=reconstruction,
+        kl=kl,
+        nll=nll,
+        bounds=bounds,
+        effective=effective,
+        latent_kl=latent_kl.mean(0),
+        latent_kl_error=_errors(latent_kl),
+        layer_kl=layer_kl,
+        latent_variance=variance,
+        means=means,
+        log_variances=log_variances,
+        layer_sizes=sizes,
+    )
+
+
+@contextmanager
+def scoring_in(precision: str, device: torch.device) -> Iterator[None]:
+    """Compute likelihoods in a precision, and leave full precision to what comes after."""
+    with computing_in(precision), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        yield
+
+
+def _expectations(model: Model, x: Tensor, samples: int, at_once: int) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """Average over posterior samples: -log p(x|z), KL, KL and mean of each dimension, variance of the latter average.
+
+    The mean of a layer depends on the samples of others, in a hierarchy: the noise of its average would count as
+    variance over images. (With one sample it is not known, and taken for 0.) Return the sizes of layers, too.
+    """
+    sums: tuple[Tensor, ...] = ()
+    for draw in draws(model, x, samples, at_once):
+        # Given the samples of the layers that it depends on, the mean of a layer is known without noise.
+        means = torch.cat([layer.mean.expand_as(layer.z) for layer in draw.layers], -1).double()
+        found = (-draw.log_px, draw.kl, torch.cat([layer.kl for layer in draw.layers], -1), means, means.square())
+        part = tuple(values.double().sum(0) for values in found)
+        sums = tuple(a + b for a, b in zip(sums, part, strict=True)) if sums else part
+    sizes = tuple(layer.z.shape[-1] for layer in draw.layers)
+    *averages, squares = (values / samples for values in sums)
+    noise = (squares - averages[-1].square()).clamp_min(0) / max(1, samples - 1)
+    return (*averages, noise), sizes
+
+
+def _likelihoods(model: Model, x: Tensor, samples: int, memory: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Estimate -log p(x), lower bounds and effective samples. Shapes: -> (B,), (B, L), (B,)."""
+    if not model.stochastic_layers:
+        nothing = torch.full((len(x),), torch.nan)
+        return nothing, nothing[:, None], nothing
+    found = importance(model, x, samples, memory)
+    return found.nll, found.bounds.T, found.effective
+
+
+def headline(scores: Scores, active_variance: float, reports: Reports, pixels: int) -> dict[str, float]:
+    """Reduce scores to means over images with their standard errors (`_se`). Units: nats per image.
+
+    `pixels` counts channels too: `bits_per_dim` is the NLL in bits, per pixel and channel.
+    """
+    per_image = {"reconstruction" if reports.density else "bce": scores.reconstruction}
+    if reports.density and reports.posterior:
+        per_image = {"elbo": -(scores.reconstruction + scores.kl), **per_image, "kl": scores.kl, "nll": scores.nll}
+    elif reports.posterior:
+        per_image["kl"] = scores.kl
+    if "nll" in per_image and reports.bits:
+        per_image["bits_per_dim"] = scores.nll / (math.log(2) * pixels)
+    metrics = {}
+    for name, values in per_image.items():
+        metrics[name] = round(values.mean().item(), 4)
+        metrics[f"{name}_se"] = round(standard_error(values), 4)
+    if "nll" in per_image:
+        metrics["nll_effective_samples"] = round(scores.effective.median().item(), 1)
+    if len(scores.layer_sizes) > 1:
+        for number, values in enumerate(scores.layer_kl.unbind(1), start=1):
+            metrics[f"kl_layer_{number}"] = round(values.mean().item(), 4)
+            metrics[f"kl_layer_{number}_se"] = round(standard_error(values), 4)
+    metrics["active_units"] = int((scores.latent_variance > active_variance).sum())
+    metrics["images"] = len(scores.kl)
+    return metrics
+
+
+def _errors(values: Tensor) -> Tensor:
+    """Return the standard error of each column's mean. Shapes: (N, D) -> (D,)."""
+    return values.std(0) / math.sqrt(len(values)) if len(values) > 1 else torch.zeros_like(values[0])
+
+
+def standard_error(values: Tensor) -> float:
+    """Return the standard error of a mean over images; 0 where one image tells none. Shapes: (N,)."""
+    return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else 0.0

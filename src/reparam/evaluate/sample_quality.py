@@ -1,0 +1,121 @@
+"""How generated images compare with real ones in a feature space: fidelity, variety and the Frechet distance."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from reparam import runtime
+from reparam.evaluate.subset import evenly_spaced
+
+NEIGHBOURS = 5  # Naeem et al. 2020
+COMPONENTS = 50
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Principal components of pixels, not whitened: distances are those of images, but for what they leave out."""
+
+    mean: Tensor  # (C*H*W,)
+    axes: Tensor  # (C*H*W, F)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return features. Shapes: (N, C, H, W), on the CPU -> (N, F), float64."""
+        rows = max(1, runtime.NUMBERS_AT_ONCE // len(self.mean))
+        return torch.cat([(part.flatten(1).double() - self.mean) @ self.axes for part in torch.split(images, rows)])
+
+
+def fit_projection(images: Tensor, components: int = COMPONENTS) -> Projection:
+    """Find the principal components of training images, of evenly spaced ones where memory asks for it.
+
+    There are fewer than `components` where there are fewer pixels or, but for one, images.
+    Shapes: (N, C, H, W), N > 1, on the CPU.
+    """
+    assert len(images) > 1, "one image does not vary"
+    pixels = images[0].numel()
+    rows = evenly_spaced(len(images), max(2 * components, runtime.NUMBERS_AT_ONCE // pixels))
+    with np.errstate(invalid="ignore"):  # of images that are all the same, scikit-learn divides 0 by 0
+        fitted = PCA(min(components, pixels, len(rows) - 1), random_state=0).fit(
+            images[rows].flatten(1).float().numpy()
+        )
+    return Projection(torch.from_numpy(fitted.mean_).double(), torch.from_numpy(fitted.components_).double().T)
+
+
+def pca_quality(real: Tensor, fake: Tensor, neighbours: int = NEIGHBOURS) -> dict[str, float]:
+    """Compare features of real and of generated images, as a `Projection` returns them.
+
+    precision: the fraction of generated images that look real; recall: of real ones that could have been generated;
+    density and coverage: the same with less weight on outliers; density may exceed 1. All are higher-is-better, and
+    comparable only between equal numbers of images. frechet: lower is better. Nothing where there are fewer than two
+    images of a kind. Shapes: (N, F), (M, F).
+    """
+    if min(len(real), len(fake)) < 2:
+        return {}
+    found = {**neighbourhoods(real, fake, neighbours), "frechet": frechet(real, fake)}
+    return {f"pca_{name}": value for name, value in found.items()}
+
+
+def neighbourhoods(real: Tensor, fake: Tensor, neighbours: int) -> dict[str, float]:
+    """Return precision, recall, density and coverage: who lies in whose ball, which reaches its k-th nearest neighbour.
+
+    k is smaller where there are fewer images. Shapes: (N, F), (M, F), N and M > 1.
+    Source: Kynkaanniemi et al. 2019, eq. 1 and 2; Naeem et al. 2020, sec. 3.2.
+    """
+    real, fake = real.double(), fake.double()
+    k = min(neighbours, len(real) - 1, len(fake) - 1)
+    real_radius, fake_radius = _radii(real, k), _radii(fake, k)
+    in_real_balls = []  # of each generated image: how many real balls hold it
+    recalled = covered = torch.zeros(len(real), dtype=torch.bool, device=real.device)
+    for part, distance in _distances(fake, real):  # (b, N)
+        is_in_real_ball = distance <= real_radius
+        in_real_balls.append(is_in_real_ball.sum(1))
+        covered = covered | is_in_real_ball.any(0)
+        recalled = recalled | (distance <= fake_radius[part, None]).any(0)
+    counts = torch.cat(in_real_balls).double()
+    return {
+        "precision": (counts > 0).double().mean().item(),
+        "recall": recalled.double().mean().item(),
+        "density": counts.mean().item() / k,
+        "coverage": covered.double().mean().item(),
+    }
+
+
+def _radii(points: Tensor, k: int) -> Tensor:
+    """Return the distance of each point to its k-th nearest other. Shapes: (N, F) -> (N,)."""
+    # The nearest of all is the point itself.
+    return torch.cat([d.topk(k + 1, largest=False).values[:, k] for _, d in _distances(points, points)])
+
+
+def _distances(rows: Tensor, columns: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Cut the matrix of distances into as many rows as memory allows. Shapes: (M, F), (N, F) -> (b, N) each."""
+    at_once = max(1, runtime.NUMBERS_AT_ONCE // len(columns))
+    for start in range(0, len(rows), at_once):
+        part = slice(start, start + at_once)
+        # Not by a matrix product: a point at the rim of a ball, as that which sets its radius, must stay there.
+        yield part, torch.cdist(rows[part], columns, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def frechet(real: Tensor, fake: Tensor) -> float:
+    """Return the squared Frechet distance of the Gaussians with the features' means and covariances.
+
+    Too large by what few images leave uncertain, and rank-deficient with fewer images than features.
+    Shapes: (N, F), (M, F), N and M > 1. Units: those of the features, squared.
+    Source: Heusel et al. 2017, eq. 6 (Dowson & Landau 1982).
+    """
+    root, mean = _root_of_covariance(real.double())
+    other_root, other_mean = _root_of_covariance(fake.double())
+    # With A = R'R and B = S'S, AB has the eigenvalues of RS'(RS')', whose roots are the singular values of RS'.
+    overlap = torch.linalg.svdvals(root @ other_root.T).sum()
+    spread = root.square().sum() + other_root.square().sum() - 2 * overlap
+    distance = (mean - other_mean).square().sum() + spread.clamp_min(0)
+    return float(distance)
+
+
+def _root_of_covariance(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return R with R'R the covariance, and the mean. Shapes: (N, F) -> (min(N, F), F), (F,)."""
+    mean = features.mean(0)
+    # From the features themselves: a product of them would lose half of the digits.
+    return torch.linalg.qr(features - mean, mode="r").R / (len(features) - 1) ** 0.5, mean

@@ -1,0 +1,198 @@
+"""data/processed, models/vae, params `evaluate` -> reports/evaluation: metrics and figures of a split."""
+
+import csv
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from reparam.config import Config, EvaluateConfig, flatten
+from reparam.data import store
+from reparam.data.batches import Batches
+from reparam.data.store import SplitName
+from reparam.errors import ParamsError
+from reparam.evaluate import gallery
+from reparam.evaluate.assessment import Assessed, Findings, assess
+from reparam.evaluate.importance import read_curve
+from reparam.evaluate.inception import WANTED
+from reparam.evaluate.metrics import Reports, Scores, headline, score
+from reparam.evaluate.samplers import SAMPLERS, draw_codes
+from reparam.evaluate.subject import Labels
+from reparam.figures.curves import plot_outliers
+from reparam.figures.style import png
+from reparam.files import whole_directory, whole_file, write_json
+from reparam.lineage import source_hash
+from reparam.models.build import AnyModel
+from reparam.models.likelihoods import is_density
+from reparam.models.storage import load_model, read_card
+from reparam.paths import Paths
+from reparam.runtime import make_deterministic, pick_device, random_stream
+from reparam.track import store as tracking
+
+log = logging.getLogger(__name__)
+
+BLACK_AND_WHITE = ("threshold", "static")  # binarizations after which no grey value is stored
+
+
+def run(config: Config, paths: Paths, device: str = "auto") -> None:
+    """Score the trained model on a split, measure what its latents and samples are worth, and draw what it does."""
+    settings, place = config.evaluate, pick_device(device)
+    tracker = tracking.connect(paths)
+    make_deterministic(settings.seed)
+    model = load_model(paths.model, place).requires_grad_(False)  # nothing here trains
+    data_card, model_card = store.read_card(paths.processed), read_card(paths.model)
+    scored, train = (_read_split(paths, name) for name in (settings.split, "train"))
+    outliers = None if settings.outliers is None else _read_outliers(Path(settings.outliers), data_card)
+    _check_sampler(model, model_card, settings)
+    _check_inception(settings)
+
+    def batches(images: store.Images) -> Batches:
+        return Batches(images, data_card, settings.batch_size, place)
+
+    data = batches(scored.images)
+
+    def codes(count: int) -> torch.Tensor:
+        """Draw latents to generate images from. Shapes: -> (count, D)."""
+        sampler, latent = SAMPLERS[settings.sampler], scores.means.shape[1]
+        return sampler(count, latent, lambda: draw_codes(model, batches(train.images)), settings.mixture_components)
+
+    with tracker.child_run("evaluate", model_card["lineage"]) as run:
+        run.log_params(flatten(settings, "evaluate."))
+        with random_stream(settings.seed, "score"):
+            scores = score(model, data, settings)
+        reports = Reports(
+            density=is_density(model.likelihood, data_card["binarization"]),
+            posterior=model.stochastic_layers > 0,
+            bits=model.likelihood.is_discrete,
+        )
+        subject = Assessed(model, data, scored, train, scores, settings, batches)
+        findings = assess(subject, codes, outliers, is_density=reports.density)
+        for warning in findings.warnings:
+            log.warning("evaluate: %s", warning)
+        metrics = headline(scores, settings.active_variance, reports, math.prod(data_card["shape"])) | findings.metrics
+        write_json(paths.evaluation_metrics, metrics)
+        _write_latents(paths, scores, settings)
+        if "nll" in metrics:
+            findings.details["bounds"] = _curve(scores, settings)
+        with random_stream(settings.seed, "samples"):
+            start = codes(gallery.SAMPLES_PER_SIDE**2)
+        tiles = _draw(paths, subject, np.array(data_card["classes"])[scored.labels], findings, (start, reports))
+        card = _describe(data_card, model_card, settings, len(data), findings)
+        write_json(paths.evaluation_card, card | {"tiles": tiles})
+        run.log_headline(metrics)
+        run.log_metrics({f"latent_kl.{i}": value for i, value in enumerate(scores.latent_kl.tolist())})
+        run.log_files([paths.evaluation_metrics, paths.latents, *sorted(paths.figures.iterdir())], "evaluation")
+
+
+def _draw(
+    paths: Paths, subject: Assessed, labels: Labels, findings: Findings, shown: tuple[torch.Tensor, Reports]
+) -> dict[str, Any]:
+    """Write all figures, and return what the page must know of those that it cuts up.
+
+    `shown` are the latents to generate images from, and which numbers mean something.
+    """
+    model, scores, settings = subject.model, subject.scores, subject.settings
+    start, reports = shown
+    drawn = gallery.draw(model, (subject.data, labels), scores, settings, start, reports=reports)
+    if findings.outlier_nll is not None:
+        both = scores.nll.numpy(), findings.outlier_nll.numpy()
+        drawn["outliers"] = plot_outliers(*both, findings.metrics["auroc"])
+    pictures = {name: png(figure) for name, figure in drawn.items()}
+    tiles, places = gallery.tiles(model, (subject.data, labels), scores, settings)
+    with whole_directory(paths.figures) as directory:
+        for name, content in (pictures | tiles).items():
+            (directory / f"{name}.png").write_bytes(content)
+    return places
+
+
+def _read_split(paths: Paths, name: SplitName) -> store.Split:
+    split = store.read_split(paths.processed, name)
+    if not len(split.images):
+        raise ParamsError(
+            f"params.yaml: evaluate.split: wanted a split with images, found {name!r}, which has none; choose another, "
+            "or give it a share under preprocess"
+        )
+    return split
+
+
+def _read_outliers(directory: Path, data_card: Any) -> store.Images:
+    if not (directory / store.CARD).is_file():
+        raise ParamsError(
+            f"params.yaml: evaluate.outliers: wanted a directory that `preprocess` wrote, found no {store.CARD} in "
+            f"{directory}; name a data/processed of other images, or null"
+        )
+    card = store.read_card(directory)
+    if card["shape"] != data_card["shape"]:
+        raise ParamsError(
+            f"params.yaml: evaluate.outliers: wanted images of shape {data_card['shape']}, as the model's, found "
+            f"{card['shape']} in {directory}; preprocess them with the same preprocess.image_size and channels"
+        )
+    # Under `dynamic` both are drawn from at each visit; else they would be told apart by being grey, or not being so.
+    is_drawn = data_card["binarization"] == "dynamic"
+    if not is_drawn and (data_card["binarization"] in BLACK_AND_WHITE) != (card["binarization"] in BLACK_AND_WHITE):
+        kinds = ("grey", "black and white")
+        wanted, found = (kinds[side["binarization"] in BLACK_AND_WHITE] for side in (data_card, card))
+        raise ParamsError(
+            f"params.yaml: evaluate.outliers: wanted {wanted} images, as the model's, found {found} ones "
+            f"(binarization {card['binarization']!r}) in {directory}; preprocess them with preprocess.binarization "
+            f"{data_card['binarization']!r}"
+        )
+    images = store.read_split(directory, "test").images
+    if not len(images):
+        raise ParamsError(f"params.yaml: evaluate.outliers: wanted a test split with images, found none in {directory}")
+    return images
+
+
+def _check_sampler(model: AnyModel, model_card: Any, settings: EvaluateConfig) -> None:
+    is_pulled_to_prior = model.stochastic_layers > 0 or model_card["objective"]["name"] == "mmd"
+    if settings.sampler == "prior" and not is_pulled_to_prior:
+        raise ParamsError(
+            "params.yaml: evaluate.sampler: wanted 'mixture' with an autoencoder, whose codes know no prior, "
+            "found 'prior'; then `dvc repro` goes on from the trained model"
+        )
+
+
+def _check_inception(settings: EvaluateConfig) -> None:
+    path = settings.inception_weights
+    if settings.generated and path is not None and not Path(path).is_file():
+        raise ParamsError(
+            f"params.yaml: evaluate.inception_weights: wanted {WANTED}, found no file {path}; save one there, or name "
+            "another, or null"
+        )
+
+
+def _describe(
+    data_card: Any, model_card: Any, settings: EvaluateConfig, images: int, findings: Findings
+) -> dict[str, Any]:
+    """Say what the metrics were measured on, and how."""
+    return {
+        "images": images,
+        "units": "nats per image",
+        "binarization": data_card["binarization"],
+        **settings.model_dump(mode="json", exclude={"grid_steps", "grid_range", "grid_plane"}),
+        "details": findings.details,
+        "warnings": findings.warnings,
+        "lineage": {**model_card["lineage"], "evaluate_code_sha256": source_hash("evaluate")},
+    }
+
+
+def _curve(scores: Scores, settings: EvaluateConfig) -> list[dict[str, float]]:
+    """List the bounds on log p(x) of the first K samples, with their standard errors."""
+    columns = read_curve(scores.bounds, settings.nll_samples)
+    return [
+        {"samples": samples, "bound": round(bound, 4), "bound_se": round(error, 4)}
+        for samples, bound, error in zip(*columns, strict=True)
+    ]
+
+
+def _write_latents(paths: Paths, scores: Scores, settings: EvaluateConfig) -> None:
+    with whole_file(paths.latents) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["dimension", "kl", "kl_se", "variance_of_mean", "active"])
+        columns = (scores.latent_kl, scores.latent_kl_error, scores.latent_variance)
+        for dimension, (kl, error, variance) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+            is_active = int(variance > settings.active_variance)
+            writer.writerow([dimension, f"{kl:.4f}", f"{error:.4f}", f"{variance:.4f}", is_active])

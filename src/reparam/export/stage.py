@@ -1,0 +1,106 @@
+"""data/processed, models/vae, params `export` -> models/onnx: two verified graphs; reports/export: parity, skew."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from reparam.config import Config, flatten
+from reparam.data import store
+from reparam.data.scaling import Scaling
+from reparam.export import onnx, verify
+from reparam.files import whole_directory, write_json
+from reparam.lineage import source_hash
+from reparam.models.build import AnyModel
+from reparam.models.likelihoods import is_density
+from reparam.models.storage import load_model, read_card
+from reparam.paths import Paths
+from reparam.runtime import NUMBERS_AT_ONCE, make_deterministic, random_stream
+from reparam.track import store as tracking
+
+GOLDEN_IMAGES = 8
+SKEW_BATCH = 128  # images at once, at most
+SKEW_SAMPLES = 16  # posterior samples per image; enough to tell differences of a hundredth of a nat
+
+
+def run(config: Config, paths: Paths) -> None:
+    """Export encoder and decoder, and fail unless they agree with torch.
+
+    Runs on the CPU, where apps are tested first.
+    """
+    settings = config.export
+    tracker = tracking.connect(paths)
+    make_deterministic(0)
+    model, card = load_model(paths.model, torch.device("cpu")), read_card(paths.model)
+    scaling = Scaling(card["data"])
+    encoder, decoder = onnx.EncoderGraph(model, scaling, settings.grey_pixels), onnx.DecoderGraph(model, scaling)
+    split = store.read_split(paths.processed, "test")
+    images = np.ascontiguousarray(split.images.transpose(0, 2, 3, 1))  # (N, H, W, C)
+
+    with tracker.child_run("export", card["lineage"]) as run:
+        run.log_params(flatten(settings, "export."))
+        latent = model.posterior(torch.zeros(1, *model.shape))[0].shape[1]
+        facts = _describe(card, latent, settings.grey_pixels)
+        metadata = {"reparam": json.dumps(facts, sort_keys=True)}
+        with whole_directory(paths.onnx) as directory:
+            onnx.export_encoder(encoder, settings.opset, metadata, directory / onnx.ENCODER)
+            onnx.export_decoder(decoder, latent, settings.opset, metadata, directory / onnx.DECODER)
+            for name, graph in ((onnx.ENCODER, encoder), (onnx.DECODER, decoder)):
+                verify.check_graph(directory / name, graph.outputs, settings.opset)
+            metrics = verify.measure_parity(encoder, decoder, directory, images, seed=0)
+            verify.write_golden(encoder, decoder, directory, images[:GOLDEN_IMAGES])
+            verify.write_manifest(directory, {**facts, "opset": settings.opset})
+        # Under `threshold` and `static` the grey values, which an app would send, are not stored.
+        binarization = card["data"]["binarization"]
+        has_elbo = model.stochastic_layers and is_density(model.likelihood, binarization)
+        if binarization in ("none", "dynamic") and has_elbo:
+            metrics |= serving_skew(model, split.images, card["data"], settings.grey_pixels)
+        write_json(paths.export_metrics, metrics)
+        run.log_headline(metrics)
+        run.log_files([paths.export_metrics, *sorted(paths.onnx.iterdir())], "export")
+        for name in (onnx.ENCODER, onnx.DECODER):
+            run.log_onnx(paths.onnx / name)
+
+
+@torch.no_grad()
+def serving_skew(
+    model: AnyModel, images: store.Images, data_card: Mapping[str, Any], grey_pixels: str
+) -> dict[str, float]:
+    """Measure what it costs that apps encode grey images where training encoded random binarizations of them.
+
+    `served_elbo` scores binarized images under a posterior that saw them as the exported encoder does;
+    `served_elbo_loss` is what it lost against a posterior that saw the binarized images themselves, on the same
+    draws. Shapes: images (N, C, H, W). Units: nats per image.
+    """
+    grey = torch.from_numpy(images.astype(np.float32) / 255)
+    scaling = Scaling(data_card)
+    batch = max(1, min(SKEW_BATCH, NUMBERS_AT_ONCE // (SKEW_SAMPLES * grey[0].numel() * model.likelihood.outputs)))
+    elbos = []
+    with random_stream(0, "serving skew"):
+        target = torch.bernoulli(grey) if data_card["binarization"] == "dynamic" else grey
+    for x in (target, onnx.serve(grey, grey_pixels)):
+        with random_stream(0, "serving skew, posterior"):
+            total = 0.0
+            for some, its in zip(torch.split(x, batch), torch.split(target, batch), strict=True):
+                draw = model.draw(scaling(some), scaling(its), SKEW_SAMPLES)
+                total += (draw.log_px - draw.kl).double().mean(0).sum().item()
+        elbos.append(total / len(grey))
+    return {"served_elbo": round(elbos[1], 4), "served_elbo_loss": round(elbos[0] - elbos[1], 4)}
+
+
+def _describe(card: dict[str, Any], latent: int, grey_pixels: str) -> dict[str, Any]:
+    """Collect what an app must know, and the way back to the parameters; goes into both graphs and the manifest."""
+    channels, height, width = card["data"]["shape"]
+    return {
+        "format": 1,
+        "image": {"layout": "NHWC", "shape": [height, width, channels], "dtype": "uint8", "range": [0, 255]},
+        "kind": card["model"]["kind"],
+        "latent_size": latent,
+        "likelihood": card["model"]["likelihood"],
+        "grey_pixels": grey_pixels,
+        "source": card["data"]["source"],
+        "params": {name: card[name] for name in ("model", "objective", "train")},
+        "lineage": {**card["lineage"], "export_code_sha256": source_hash("export")},
+    }

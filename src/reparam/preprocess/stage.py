@@ -1,0 +1,86 @@
+"""data/raw, params `preprocess` -> data/processed: uint8 images (N, C, H, W), labels, a seeded split, and a card."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reparam.config import Config, PreprocessConfig, flatten
+from reparam.data import store
+from reparam.data.sources import registry as sources
+from reparam.data.sources.folder import ImageFiles
+from reparam.data.sources.raw import Raw
+from reparam.files import dvc_hash, scratch_directory, whole_directory, write_json
+from reparam.paths import Paths
+from reparam.preprocess import convert, splits
+from reparam.track import store as tracking
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config, paths: Paths) -> None:
+    """Decode, split and write the raw images in the one format that later stages read."""
+    settings = config.preprocess
+    tracker = tracking.connect(paths)
+    with scratch_directory(paths.processed) as scratch, whole_directory(paths.processed) as directory:
+        manifest, raw = sources.read(paths.raw, scratch)
+        skipped = _write_arrays(raw, settings, directory)
+        kept = list(splits.class_numbers(raw.classes, settings.classes))
+        facts = {
+            "source": manifest["source"],
+            "variant": manifest["variant"],
+            "binarization": settings.binarization,
+            "classes": [raw.classes[label] for label in kept],
+            "skipped": skipped,
+        }
+        card = store.write_card(directory, facts, settings.scaling)
+    metrics = _summarize(card)
+    write_json(paths.data_metrics, metrics)
+    data_hash = dvc_hash(paths.processed)
+    with tracker.data_run("preprocess", data_hash) as run:
+        run.log_params(flatten(settings, "preprocess."))
+        run.log_metrics(metrics)
+        run.log_dataset(card, data_hash, "preprocess")
+        run.log_files([paths.processed / store.CARD])
+
+
+def _write_arrays(raw: Raw, settings: PreprocessConfig, directory: Path) -> dict[str, str]:
+    """Write images and labels of each split; return the names of unreadable images with the reason."""
+    parts = splits.assign(raw, settings)
+    numbers = splits.class_numbers(raw.classes, settings.classes)
+    published, rows = parts["train"]
+    shape = convert.common_shape(raw.splits[published], rows, settings)
+    files = [split for split in raw.splits.values() if isinstance(split, ImageFiles)]
+    top = Path(os.path.commonpath([split.root for split in files])) if files else Path()
+    skipped: dict[str, str] = {}
+    for name, (published, rows) in parts.items():
+        collection = raw.splits[published]
+        images = directory / f"{name}-images.npy"
+        unreadable = convert.convert(collection, rows, shape, images)
+        if isinstance(collection, ImageFiles):
+            # Below what all splits have in common: a published train and test may hold files of the same name.
+            prefix = collection.root.relative_to(top)
+            named = {(prefix / collection.names[row]).as_posix(): why for row, why in sorted(unreadable.items())}
+            if 0 < len(named) == len(rows) and settings.on_error == "skip":
+                raise convert.none_readable(name, named)
+            skipped |= named
+        store.binarize(images, settings.binarization, (settings.seed, store.SPLITS.index(name)))
+        labels = [numbers[int(collection.labels[row])] for row in rows if row not in unreadable]
+        np.save(directory / f"{name}-labels.npy", np.asarray(labels, np.int32))
+    if settings.on_error == "fail":
+        convert.refuse_unreadable(skipped)
+    elif skipped:
+        log.warning("preprocess: %d unreadable images are left out; data/processed/card.json names them", len(skipped))
+    return skipped
+
+
+def _summarize(card: dict[str, Any]) -> dict[str, float]:
+    """Reduce the card to numbers that DVC and MLflow compare."""
+    return {
+        **{f"{name}_images": split["count"] for name, split in card["splits"].items()},
+        "skipped_images": len(card["skipped"]),
+        "train_mean": round(float(np.mean(card["train_mean"])), 6),
+        "train_standard_deviation": round(float(np.mean(card["train_standard_deviation"])), 6),
+    }

@@ -1,0 +1,62 @@
+"""Every earlier stage's reports, all params -> reports/index.html: one page that needs no network."""
+
+import csv
+from collections.abc import Sequence
+
+from reparam.config import Config, flatten
+from reparam.data import store
+from reparam.data.store import SPLITS
+from reparam.errors import DamagedInputError
+from reparam.figures.curves import SCHEDULES, plot_training
+from reparam.figures.images import plot_contact_sheet
+from reparam.figures.style import png
+from reparam.files import read_json, require, rerun, whole_file
+from reparam.models.storage import read_card
+from reparam.paths import Paths
+from reparam.report.page import REQUIRED, Page, render
+from reparam.track import store as tracking
+
+
+def run(config: Config, paths: Paths) -> None:
+    """Bring numbers, figures, parameters and lineage together on one page."""
+    tracker = tracking.connect(paths)
+    card = read_card(paths.model)
+    for name in REQUIRED:
+        require(paths.figures / f"{name}.png", made_by="evaluate")
+    data = store.read_card(paths.processed)
+    filled = [name for name in SPLITS if data["splits"][name]["count"]]  # there may be no validation split
+    history = _read_history(paths, [name for name in filled if name != "test"])
+    pictures = {path.stem: path.read_bytes() for path in sorted(paths.figures.glob("*.png"))}
+    sheet = plot_contact_sheet({name: store.read_split(paths.processed, name).images for name in filled})
+    pictures["contact_sheet"] = png(sheet)
+    pictures["training_curves"] = png(plot_training(history, card["best_epoch"]))
+    page = Page(
+        title=config.report.title,
+        data=data,
+        model=card,
+        metrics=read_json(paths.evaluation_metrics, "evaluate", ("active_units", "images")),
+        evaluation=read_json(paths.evaluation_card, "evaluate", ("images", "units", "lineage")),
+        parity=read_json(paths.export_metrics, "export", ("encoder_max_error", "decoder_max_error")),
+        manifest=read_json(paths.onnx / "manifest.json", "export", ("latent_size", "image", "lineage", "files")),
+        params=flatten(config),
+        pictures=pictures,
+    )
+    with whole_file(paths.report) as partial:
+        partial.write_text(render(page), encoding="utf-8")
+    with tracker.child_run("report", card["lineage"]) as run:
+        run.log_params(flatten(config.report, "report."))
+        run.log_files([paths.report], "report")
+
+
+def _read_history(paths: Paths, splits: Sequence[str]) -> dict[str, list[float]]:
+    require(paths.history, made_by="train")
+    wanted = ["epoch", *(f"{split}_{term}" for split in splits for term in ("loss", "reconstruction", "kl"))]
+    try:
+        with paths.history.open(encoding="utf-8") as file:
+            rows = list(csv.DictReader(file)) or [{}]
+        schedules = [name for name in SCHEDULES if name in rows[0]]
+        return {name: [float(row[name]) for row in rows] for name in (*wanted, *schedules)}
+    except (KeyError, TypeError, ValueError):  # no row, a row cut short, a column missing, or no number
+        raise DamagedInputError(
+            f"{paths.history}: wanted a table of {', '.join(wanted)}, found a damaged one; {rerun('train')}"
+        ) from None

@@ -1,0 +1,126 @@
+"""An open run of the tracking store, which never stops the stage that it belongs to."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from reparam.errors import TrackingError
+from reparam.track.spool import Call, Spool
+
+FLUSH_SECONDS = 2.0
+
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """An open run.
+
+    `deliver` hands a call to the store, and raises TrackingError where the store cannot take it: then it is spooled.
+    """
+
+    def __init__(self, deliver: Callable[[Call], None], run_id: str, spool: Spool, parent: str | None = None) -> None:
+        self.run_id = run_id
+        self.parent = parent
+        self._deliver = deliver
+        self._spool = spool
+        self._away = False
+        self._pending: list[dict[str, Any]] = []
+        self._flushed = time.monotonic()
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        self._send(
+            {"call": "params", "run": self.run_id, "values": {name: str(value) for name, value in params.items()}}
+        )
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        self._send({"call": "tags", "run": self.run_id, "values": dict(tags)})
+
+    def log_metrics(self, metrics: Mapping[str, float], epoch: int = 0) -> None:
+        """Keep metrics for the next delivery, at most one in FLUSH_SECONDS: a store must not slow training."""
+        self._pending += _metrics(metrics, epoch)
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self._flush()
+
+    def log_headline(self, metrics: Mapping[str, float]) -> None:
+        """Log metrics here and on the training run, so that the table of runs alone compares models."""
+        self.log_metrics(metrics)
+        if self.parent is not None:
+            self._flush()
+            self._send({"call": "metrics", "run": self.parent, "values": _metrics(metrics, 0)})
+
+    def log_files(self, files: Iterable[Path], folder: str = "") -> None:
+        """Log artifacts here, and on the training run where there is one."""
+        for path in files:
+            for run in (self.run_id, self.parent):
+                if run is not None:
+                    self._send({"call": "file", "run": run, "path": str(path), "folder": folder})
+
+    def log_dataset(self, card: Mapping[str, Any], data_hash: str, context: str) -> None:
+        """Log the processed data as an MLflow dataset whose digest is the hash in `dvc.lock`."""
+        images = {
+            "type": "tensor",
+            "name": "images",
+            "tensor-spec": {"dtype": card["dtype"], "shape": [-1, *card["shape"]]},
+        }
+        values = {
+            "name": card["source"],
+            "digest": data_hash,
+            "source_type": "local",
+            "source": json.dumps({"uri": "data/processed"}),
+            "schema": json.dumps({"mlflow_tensorspec": {"features": json.dumps([images]), "targets": None}}),
+            "profile": json.dumps({name: split["count"] for name, split in card["splits"].items()}),
+        }
+        self._send({"call": "dataset", "run": self.run_id, "values": values, "context": context})
+
+    def log_onnx(self, path: Path) -> None:
+        """Log a graph as an MLflow ONNX model with its signature, named after the file."""
+        self._send({"call": "onnx", "run": self.run_id, "path": str(path), "folder": "onnx"})
+
+    def close(self, status: str) -> None:
+        """Deliver what is pending and end the run; what was spooled on the way is tried once more."""
+        self._flush()
+        self._send({"call": "end", "run": self.run_id, "status": status, "time": round(time.time() * 1000)})
+        if self._away:
+            self._replay()
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._send({"call": "metrics", "run": self.run_id, "values": self._pending})
+        self._pending, self._flushed = [], time.monotonic()
+
+    def _send(self, call: Call) -> None:
+        if not self._away:
+            try:
+                self._deliver(call)
+            except TrackingError as error:
+                # From here on everything is spooled: an absent store costs one time-out, and the order is kept.
+                self._away = True
+                log.warning("MLflow does not answer, going on without it: %s", error)
+            else:
+                return
+        try:
+            self._spool.add(call)
+        except OSError as error:
+            log.warning("%s: a call to MLflow is lost, because it cannot be spooled: %s", call["call"], error)
+
+    def _replay(self) -> None:
+        try:
+            self._spool.replay(self._deliver)
+            log.warning("MLflow is back: what it missed was delivered")
+        except (TrackingError, OSError):
+            log.warning("MLflow is still away: what it missed is kept; deliver it with `reparam replay`")
+
+
+class NoRun(Run):
+    """A run of nowhere: tracking is off, or the store has all this already."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda _: None, "", Spool(Path(), "none"))
+
+
+def _metrics(metrics: Mapping[str, float], epoch: int) -> list[dict[str, Any]]:
+    now = round(time.time() * 1000)
+    return [{"key": key, "value": value, "timestamp": now, "step": epoch} for key, value in metrics.items()]

@@ -1,0 +1,272 @@
+import os
+import shutil
+import subprocess
+import venv
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from exported_model import LATENT, Exported, torch_images
+
+import reparam
+from reparam.client.client import Client
+from reparam.errors import DamagedInputError, MissingInputError, UserError
+
+pytest_plugins = ["fixtures_export"]
+
+
+@pytest.fixture
+def client(exported: Exported) -> Client:
+    return Client(exported.directory)
+
+
+def some_latents(count: int) -> np.ndarray:
+    return np.random.default_rng(2).standard_normal((count, LATENT), dtype=np.float32)
+
+
+# Against torch
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 5, 40])
+def test_encode_gives_torchs_posterior(size: int, exported: Exported, client: Client) -> None:
+    images = exported.images[:size]
+    with torch.no_grad():
+        wanted = exported.model.posterior(torch_images(images))
+    for found, reference in zip(client.encode(images), wanted, strict=True):
+        assert found.shape == (size, LATENT)
+        np.testing.assert_allclose(found, reference.numpy(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 5, 40])
+def test_decode_gives_torchs_mean_images(size: int, exported: Exported, client: Client) -> None:
+    latents = some_latents(size)
+    with torch.no_grad():
+        wanted = exported.model.decode(torch.from_numpy(latents)).permute(0, 2, 3, 1).numpy()
+    mean, images = client.decode_mean(latents), client.decode(latents)
+    assert (mean.dtype, images.dtype) == (np.float32, np.uint8)
+    np.testing.assert_allclose(mean, wanted, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(images, np.rint(mean * 255).astype(np.uint8))
+
+
+def test_reconstruct_decodes_the_posterior_mean(exported: Exported, client: Client) -> None:
+    with torch.no_grad():
+        mean = exported.model.decode(exported.model.posterior(torch_images(exported.images))[0])
+    found = client.reconstruct(exported.images)
+    assert found.shape == exported.images.shape
+    np.testing.assert_allclose(found, mean.permute(0, 2, 3, 1).numpy() * 255, rtol=0, atol=0.51)
+
+
+def test_latents_may_be_lists_and_images_any_view(exported: Exported, client: Client) -> None:
+    np.testing.assert_array_equal(
+        client.decode([[1, 2], [0, -1]]), client.decode(np.array([[1, 2], [0, -1]], np.float32))
+    )
+    backwards = exported.images[:4][::-1]
+    np.testing.assert_array_equal(client.encode(backwards)[0], client.encode(np.ascontiguousarray(backwards))[0])
+
+
+def test_the_client_knows_its_model(client: Client) -> None:
+    assert (client.image_shape, client.latent_size) == ((4, 6, 3), LATENT)
+    assert client.metadata["source"] == "noise"
+
+
+def test_the_code_of_an_autoencoder_has_no_variance(code: Exported) -> None:
+    client = Client(code.directory)
+    with torch.no_grad():
+        wanted = code.model.posterior(torch_images(code.images))
+    mean, log_variance = client.encode(code.images)
+    np.testing.assert_allclose(mean, wanted[0].numpy(), rtol=1e-5, atol=1e-5)
+    assert (log_variance.shape, log_variance.dtype) == ((40, LATENT), np.float32)
+    assert (log_variance == -np.inf).all()
+    np.testing.assert_array_equal(np.exp(log_variance), np.zeros((40, LATENT)))  # which can be computed with
+    assert client.encode(code.images[:0])[1].shape == (0, LATENT)
+
+
+def test_an_autoencoder_reconstructs_and_interpolates(code: Exported) -> None:
+    client = Client(code.directory)
+    with torch.no_grad():
+        mean = code.model.decode(code.model.posterior(torch_images(code.images))[0]).permute(0, 2, 3, 1)
+    found = client.reconstruct(code.images)
+    np.testing.assert_allclose(found, mean.numpy() * 255, rtol=0, atol=0.51)
+    between = client.interpolate(*code.images[:2], steps=3)
+    np.testing.assert_array_equal(between[[0, -1]], found[:2])
+
+
+def test_an_autoencoder_has_no_prior_to_sample_from(code: Exported) -> None:
+    with pytest.raises(UserError) as error:
+        Client(code.directory).sample(3, seed=0)
+    assert str(error.value) == (
+        "sample: wanted a model with a prior, found an autoencoder; decode codes of your own instead"
+    )
+
+
+@pytest.mark.parametrize("fixture", ["exported", "code"])
+def test_the_golden_file_is_what_the_client_computes(fixture: str, request: pytest.FixtureRequest) -> None:
+    files: Exported = request.getfixturevalue(fixture)
+    client = Client(files.directory)
+    with np.load(files.directory / "golden.npz", allow_pickle=False) as file:
+        golden = dict(file)
+    mean, log_variance = client.encode(golden["images"])
+    np.testing.assert_allclose(mean, golden["mean"], rtol=1e-5, atol=1e-5)
+    if fixture == "exported":
+        np.testing.assert_allclose(log_variance, golden["log_variance"], rtol=1e-5, atol=1e-5)
+    else:
+        assert "log_variance" not in golden
+    np.testing.assert_allclose(client.decode_mean(golden["latents"]), golden["decoded_mean"], rtol=0, atol=1e-5)
+    levels = np.abs(client.decode(golden["latents"]).astype(int) - golden["decoded_images"])
+    assert levels.max() <= 1
+
+
+# Samples and interpolations
+
+
+def test_samples_are_decoded_draws_of_a_seeded_standard_normal(client: Client) -> None:
+    wanted = client.decode(np.random.default_rng(5).standard_normal((6, LATENT)))
+    np.testing.assert_array_equal(client.sample(6, seed=5), wanted)
+    assert not np.array_equal(client.sample(6, seed=6), wanted)
+    assert wanted.shape == (6, 4, 6, 3)
+
+
+def test_an_interpolation_runs_from_one_reconstruction_to_the_other(exported: Exported, client: Client) -> None:
+    first, second = exported.images[:2]
+    found = client.interpolate(first, second, steps=5)
+    wanted = client.reconstruct(exported.images[:2])
+    assert found.shape == (5, 4, 6, 3)
+    np.testing.assert_array_equal(found[[0, -1]], wanted)
+    assert not np.array_equal(wanted[0], wanted[1])
+    start, end = client.encode(exported.images[:2])[0]
+    np.testing.assert_array_equal(found[1], client.decode([0.75 * start + 0.25 * end])[0])
+
+
+# What the user can mend
+
+
+@pytest.mark.parametrize(
+    ("images", "found"),
+    [
+        (np.zeros((2, 4, 6, 3), np.float32), "float32 (2, 4, 6, 3)"),
+        (np.zeros((2, 3, 4, 6), np.uint8), "uint8 (2, 3, 4, 6)"),
+        (np.zeros((4, 6, 3), np.uint8), "uint8 (4, 6, 3)"),
+        ([[1, 2]], "int64 (1, 2)"),
+    ],
+    ids=["floats", "channels first", "no batch", "a list"],
+)
+def test_images_of_another_kind_are_refused(images: np.ndarray, found: str, client: Client) -> None:
+    with pytest.raises(UserError) as error:
+        client.encode(images)
+    assert str(error.value) == f"encode: wanted uint8 images of shape (B, 4, 6, 3), found {found}"
+
+
+@pytest.mark.parametrize("method", ["decode", "decode_mean"])
+@pytest.mark.parametrize("shape", [(2, 3), (2,), (2, 1, 2)], ids=str)
+def test_latents_of_another_size_are_refused(shape: tuple[int, ...], method: str, client: Client) -> None:
+    with pytest.raises(UserError) as error:
+        getattr(client, method)(np.zeros(shape))
+    assert str(error.value) == f"decode: wanted latents of shape (B, 2), found {shape}"
+
+
+def test_an_interpolation_between_images_of_two_sizes_is_refused(exported: Exported, client: Client) -> None:
+    with pytest.raises(UserError) as error:
+        client.interpolate(exported.images[0], exported.images[0, :2], steps=3)
+    assert str(error.value) == "encode: wanted uint8 images of shape (B, 4, 6, 3), found uint8 (1, 2, 6, 3)"
+
+
+@pytest.mark.parametrize("name", ["encoder.onnx", "decoder.onnx"])
+def test_a_missing_file_names_the_stage_that_writes_it(name: str, exported: Exported, tmp_path: Path) -> None:
+    shutil.copytree(exported.directory, tmp_path, dirs_exist_ok=True)
+    (tmp_path / name).unlink()
+    with pytest.raises(MissingInputError) as error:
+        Client(tmp_path)
+    assert str(error.value) == f"{tmp_path / name}: not found; `dvc repro export` writes it"
+
+
+@pytest.mark.parametrize("name", ["encoder.onnx", "decoder.onnx"])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda content: content[: len(content) // 2], lambda _: b"", lambda _: b"not a graph"],
+    ids=["truncated", "empty", "something else"],
+)
+def test_a_damaged_file_is_refused(
+    name: str, damage: Callable[[bytes], bytes], exported: Exported, tmp_path: Path
+) -> None:
+    shutil.copytree(exported.directory, tmp_path, dirs_exist_ok=True)
+    (tmp_path / name).write_bytes(damage((tmp_path / name).read_bytes()))
+    with pytest.raises(DamagedInputError) as error:
+        Client(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path / name}: onnxruntime cannot open it: ")
+
+
+def test_a_graph_of_someone_else_is_refused(exported: Exported, tmp_path: Path) -> None:
+    shutil.copytree(exported.directory, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "decoder.onnx"
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    onnx.save(model, path)
+    with pytest.raises(DamagedInputError) as error:
+        Client(tmp_path)
+    assert str(error.value) == f"{path}: not exported by reparam, its metadata are missing; run `dvc repro export`"
+
+
+# Without torch
+
+
+ALONE = """
+import sys
+from pathlib import Path
+import numpy as np
+import onnxruntime
+
+directory = Path(sys.argv[1])
+with np.load(directory / "golden.npz", allow_pickle=False) as file:
+    golden = dict(file)
+
+def check(found, wanted):
+    assert found.dtype == wanted.dtype and found.shape == wanted.shape, (found.dtype, found.shape)
+    if found.dtype == np.uint8:
+        assert abs(found.astype(int) - wanted).max() <= 1
+    else:
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+# Plain onnxruntime, as an app uses it.
+encoder, decoder = (onnxruntime.InferenceSession(directory / f"{name}.onnx") for name in ("encoder", "decoder"))
+for found, name in zip(encoder.run(None, {"images": golden["images"]}), ("mean", "log_variance"), strict=True):
+    check(found, golden[name])
+decoded = decoder.run(None, {"latents": golden["latents"]})
+for found, name in zip(decoded, ("decoded_images", "decoded_mean"), strict=True):
+    check(found, golden[name])
+
+# Our client.
+from reparam.client import Client
+
+client = Client(directory)
+mean, log_variance = client.encode(golden["images"])
+check(mean, golden["mean"])
+check(log_variance, golden["log_variance"])
+check(client.decode(golden["latents"]), golden["decoded_images"])
+check(client.decode_mean(golden["latents"]), golden["decoded_mean"])
+check(client.reconstruct(golden["images"]), golden["decoded_images"])
+assert client.sample(3, seed=0).shape == (3, *client.image_shape)
+assert client.interpolate(*golden["images"][:2], steps=4).shape == (4, *client.image_shape)
+
+unwanted = {"torch", "torchvision", "mlflow", "onnx", "dvc", "pydantic", "matplotlib"} & set(sys.modules)
+assert not unwanted, unwanted
+print("agrees")
+"""
+
+
+@pytest.mark.slow
+def test_numpy_and_onnxruntime_alone_run_the_exported_files(exported: Exported, tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv/bin/python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "numpy", "onnxruntime"], check=True)
+    installed = subprocess.run([python, "-m", "pip", "list"], check=True, capture_output=True, text=True).stdout.split()
+    assert not {"torch", "onnx", "pydantic", "reparam"} & set(installed)
+
+    source = Path(reparam.__file__).parents[1]
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1"}
+    result = subprocess.run(
+        [python, "-c", ALONE, exported.directory], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout.strip()) == (0, "agrees"), result.stderr

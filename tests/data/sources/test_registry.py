@@ -1,0 +1,260 @@
+import importlib.util
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from reparam.config import DownloadConfig
+from reparam.data.sources.folder import ImageFiles
+from reparam.data.sources.raw import ImageArrays
+from reparam.data.sources.registry import SOURCES, download, read, write_manifest
+from reparam.errors import DamagedInputError, MissingInputError, ParamsError, UserError
+from reparam.files import sha256
+
+REMEDY = "run `dvc repro --force --single-item download`"
+
+
+def settings(source: str, **values: Any) -> DownloadConfig:
+    return DownloadConfig.model_validate({"source": source, "variant": None, "path": None, "mirrors": [], **values})
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """The digits, freshly downloaded."""
+    directory = tmp_path / "raw"
+    directory.mkdir()
+    download(settings("digits"), tmp_path, directory)
+    write_manifest(settings("digits"), directory)
+    return directory
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Path:
+    (tmp_path / "scratch").mkdir()
+    return tmp_path / "scratch"
+
+
+def test_the_manifest_tells_what_was_downloaded(raw: Path) -> None:
+    manifest = json.loads((raw / "manifest.json").read_text())
+    file = raw / "digits.csv.gz"
+    assert manifest == {
+        "source": "digits",
+        "variant": None,
+        "title": "Optical recognition of handwritten digits, test part (Alpaydin & Kaynak 1998)",
+        "licence": "CC BY 4.0",
+        "files": {"digits.csv.gz": {"sha256": sha256(file), "bytes": file.stat().st_size}},
+    }
+    assert {path.name for path in raw.iterdir()} == {"digits.csv.gz", "manifest.json"}
+
+
+@pytest.mark.parametrize("mirror", ["mirror", "~/mirror", "{base}/mirror", "file://{base}/mirror"])
+def test_a_mirror_stands_where_the_project_or_the_user_is_at_home(
+    mirror: str, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: SimpleNamespace(origin=f"{tmp_path}/none/x.py"))
+    raw.rename(tmp_path / "mirror")
+    raw.mkdir()
+    download(settings("digits", mirrors=[mirror.format(base=tmp_path)]), tmp_path, raw)
+    assert (raw / "digits.csv.gz").read_bytes() == (tmp_path / "mirror/digits.csv.gz").read_bytes()
+
+
+def test_the_digits_are_those_of_scikit_learn(raw: Path, scratch: Path) -> None:
+    manifest, found = read(raw, scratch)
+    published = load_digits()
+    assert manifest["source"] == "digits"
+    assert list(found.splits) == ["all"]
+    digits = found.splits["all"]
+    assert isinstance(digits, ImageArrays)
+    assert (digits.images.dtype, digits.images.shape) == (np.uint8, (1797, 1, 8, 8))
+    assert (digits.labels.dtype, digits.labels.shape) == (np.int64, (1797,))
+    np.testing.assert_array_equal(digits.images[:, 0], np.rint(published.images * 255 / 16))
+    np.testing.assert_array_equal(digits.labels, published.target)
+    assert (digits.images.min(), digits.images.max()) == (0, 255)
+    assert found.classes == tuple("0123456789")
+
+
+def test_a_file_that_differs_from_the_published_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package, directory = tmp_path / "sklearn", tmp_path / "raw"
+    address = package / "datasets/data/digits.csv.gz"
+    address.parent.mkdir(parents=True)
+    address.write_bytes(b"abc")
+    spec = SimpleNamespace(origin=str(package / "__init__.py"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: spec)
+    directory.mkdir()
+    with pytest.raises(UserError) as caught:
+        download(settings("digits"), tmp_path, directory)
+    wanted = "sha256:09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"
+    assert str(caught.value) == (
+        f"digits.csv.gz ({wanted}): no source gives this file\n"
+        f"  {address.as_uri()}: wrong checksum: wanted {wanted}, "
+        "found sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad\n"
+        "set download.mirrors in params.yaml to a directory or server that holds it"
+    )
+    assert list(directory.iterdir()) == []
+
+
+def test_without_scikit_learn_the_digits_say_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(UserError) as caught:
+        download(settings("digits"), tmp_path, tmp_path)
+    assert str(caught.value) == (
+        "digits: the images ship inside scikit-learn, which is not installed; run `make install`"
+    )
+
+
+def test_a_truncated_raw_file_is_refused(raw: Path, scratch: Path) -> None:
+    path = raw / "digits.csv.gz"
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(DamagedInputError) as caught:
+        read(raw, scratch)
+    assert str(caught.value) == (
+        f"{path}: wanted the {size} bytes that were downloaded, found 1000 bytes with another checksum; {REMEDY}"
+    )
+
+
+def test_a_raw_file_with_one_changed_byte_is_refused(raw: Path, scratch: Path) -> None:
+    path = raw / "digits.csv.gz"
+    content = bytearray(path.read_bytes())
+    content[500] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DamagedInputError, match=f"found {len(content)} bytes with another checksum; {REMEDY}$"):
+        read(raw, scratch)
+
+
+def test_a_raw_file_that_is_gone_is_missed(raw: Path, scratch: Path) -> None:
+    (raw / "digits.csv.gz").unlink()
+    with pytest.raises(DamagedInputError, match=f"that were downloaded, found no file; {REMEDY}$"):
+        read(raw, scratch)
+
+
+def test_nothing_is_read_before_it_is_downloaded(tmp_path: Path) -> None:
+    with pytest.raises(MissingInputError) as caught:
+        read(tmp_path, tmp_path)
+    assert str(caught.value) == f"{tmp_path}/manifest.json: not found; run `dvc repro download` first"
+
+
+# What the parameters may name
+
+
+VARIANTS = "'byclass', 'bymerge', 'balanced', 'letters', 'digits', 'mnist'"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"source": "emnist"}, f"download.variant: wanted one of {VARIANTS} for emnist, found None"),
+        (
+            {"source": "emnist", "variant": "letter"},
+            f"download.variant: wanted one of {VARIANTS} for emnist, found 'letter'",
+        ),
+        ({"source": "mnist", "variant": "digits"}, "download.variant: wanted null for mnist, found 'digits'"),
+        ({"source": "folder"}, "download.path: wanted a folder of images, a .zip or a .tar, found None"),
+        ({"source": "digits", "path": "here"}, "download.path: wanted null, for folders only, found 'here'"),
+    ],
+    ids=str,
+)
+def test_parameters_that_name_no_one_data_set_are_refused(values: dict[str, str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ParamsError) as caught:
+        download(settings(**values), tmp_path, tmp_path)
+    assert str(caught.value) == f"params.yaml: {message}"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_source_says_what_it_is_and_on_what_terms() -> None:
+    assert list(SOURCES) == [
+        *("digits", "mnist", "fashion_mnist", "kmnist", "emnist", "cifar10", "svhn", "celeba", "folder")
+    ]
+    assert all(source.title and source.licence for source in SOURCES.values())
+    assert [name for name, source in SOURCES.items() if source.variants] == ["emnist"]
+
+
+# Folders of images
+
+
+def paint(path: Path, grey: int) -> Path:
+    """Write an image of one grey."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (2, 3), grey).save(path)
+    return path
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    """A folder with two classes, and a file that is no image."""
+    folder = tmp_path / "my pets"
+    paint(folder / "cat/one.png", 10)
+    paint(folder / "cat/naïve.png", 20)
+    paint(folder / "dog/three.png", 30)
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+def zipped(folder: Path, prefix: str = "") -> Path:
+    archive = folder.with_name("pets.zip")
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(folder.rglob("*.png")):
+            file.write(path, prefix + path.relative_to(folder).as_posix())
+    return archive
+
+
+def tarred(folder: Path) -> Path:
+    archive = folder.with_name("pets.tar.gz")
+    with tarfile.open(archive, "w:gz") as file:
+        file.add(folder, "pets")
+    return archive
+
+
+@pytest.mark.parametrize(
+    "pack", [lambda folder: folder, zipped, lambda folder: zipped(folder, "pets/"), tarred],
+    ids=["folder", "zip", "wrapped zip", "wrapped tar.gz"],
+)  # fmt: skip
+def test_a_folder_and_an_archive_of_it_are_the_same_data(pack: Any, pets: Path, tmp_path: Path, scratch: Path) -> None:
+    config = settings("folder", path=str(pack(pets)))
+    directory = tmp_path / "raw"
+    directory.mkdir()
+    download(config, tmp_path, directory)
+    write_manifest(config, directory)
+    manifest, raw = read(directory, scratch)
+    assert (manifest["source"], raw.classes) == ("folder", ("cat", "dog"))
+    images = raw.splits["all"]
+    assert isinstance(images, ImageFiles)
+    assert images.names == ("cat/naïve.png", "cat/one.png", "dog/three.png")
+    assert images.labels == (0, 0, 1)
+    greys = [int(np.asarray(Image.open(images.root / name))[0, 0]) for name in images.names]
+    assert greys == [20, 10, 30]
+
+
+def test_of_a_folder_the_images_alone_are_copied(pets: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "raw"
+    directory.mkdir()
+    config = settings("folder", path=str(pets))
+    download(config, tmp_path, directory)
+    manifest = write_manifest(config, directory)
+    assert list(manifest["files"]) == ["images/cat/naïve.png", "images/cat/one.png", "images/dog/three.png"]
+
+
+def test_what_a_killed_download_left_of_another_folder_is_not_mixed_in(pets: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "raw"
+    paint(directory / "images/hamster/left over.png", 0)
+    download(settings("folder", path=str(pets)), tmp_path, directory)
+    assert sorted(path.name for path in (directory / "images").iterdir()) == ["cat", "dog"]
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    directory = tmp_path / "raw"
+    directory.mkdir()
+    with pytest.raises(UserError) as caught:
+        download(settings("folder", path="nowhere"), tmp_path, directory)
+    assert str(caught.value) == (
+        f"download.path: {tmp_path}/nowhere: not found; wanted a folder of images, a .zip or a .tar"
+    )
+    assert list(directory.iterdir()) == []

@@ -1,0 +1,495 @@
+import io
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL
+from data_card import data_card
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from reparam.config import EvaluateConfig, ModelConfig
+from reparam.data.batches import Batches
+from reparam.evaluate import gallery, latent_walks
+from reparam.evaluate.metrics import Reports, Scores
+from reparam.evaluate.samplers import SAMPLERS
+from reparam.figures.images import plot_contact_sheet, tile
+from reparam.figures.style import png
+from reparam.models.build import AnyModel, build_model
+from reparam.report import page as report
+
+SHAPE = (1, 2, 3)
+SETTINGS = EvaluateConfig.model_validate(
+    SMALL["evaluate"] | {"batch_size": 4, "elbo_samples": 1, "nll_samples": 1, "grid_steps": 3, "grid_range": 2.0}
+)
+
+
+def some_model(latent: int, kind: str = "vae", likelihood: str = "bernoulli") -> AnyModel:
+    torch.manual_seed(0)
+    changes = {"kind": kind, "hidden": [5], "activation": "tanh", "latent": latent, "likelihood": likelihood}
+    return build_model(ModelConfig.model_validate(SMALL["model"] | changes), SHAPE)
+
+
+def some_data(images: int, binarization: str, shift: float = 0.0, scale: float = 1.0) -> Batches:
+    grey = np.random.default_rng(0).integers(0, 256, (images, *SHAPE), dtype=np.uint8)
+    return Batches(grey, data_card(binarization, shift, scale), 4, torch.device("cpu"))
+
+
+def some_scores(images: int, kl: list[float], *, is_code: bool = False) -> Scores:
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(images, len(kl), generator=generator).double()
+    number = torch.full((images,), torch.nan if is_code else 1.0, dtype=torch.float64)
+    return Scores(
+        reconstruction=torch.rand(images, generator=generator).double(),
+        kl=number,
+        nll=number,
+        bounds=number[:, None],
+        effective=number,
+        latent_kl=torch.tensor(kl, dtype=torch.float64),
+        latent_kl_error=torch.zeros(len(kl)),
+        layer_kl=number[:, None],
+        latent_variance=torch.tensor([value / 10 for value in kl], dtype=torch.float64),
+        means=means,
+        log_variances=torch.full_like(means, -torch.inf if is_code else -2.0),
+        layer_sizes=(len(kl),),
+    )
+
+
+def some_start(latent: int) -> Tensor:
+    return torch.randn(gallery.SAMPLES_PER_SIDE**2, latent, generator=torch.Generator().manual_seed(1))
+
+
+def draw(
+    labels: list[Any],
+    kl: list[float],
+    binarization: str = "dynamic",
+    model: AnyModel | None = None,
+    settings: EvaluateConfig = SETTINGS,
+) -> dict[str, Figure]:
+    data, scores = some_data(len(labels), binarization), some_scores(len(labels), kl)
+    start = some_start(len(kl))
+    return gallery.draw(model or some_model(len(kl)), (data, np.array(labels)), scores, settings, start)
+
+
+def rows(figure: Figure, columns: int) -> list[np.ndarray]:
+    """Read the images back, row by row. Shapes: each (columns, H, W)."""
+    shown = [np.asarray(axes.images[0].get_array()) for axes in figure.axes]
+    return [np.stack(shown[start : start + columns]) for start in range(0, len(shown), columns)]
+
+
+def titles(figure: Figure) -> list[str]:
+    return [axes.get_title() for axes in figure.axes if axes.get_title()]
+
+
+def drawn(figure: Figure) -> bool:
+    return png(figure).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("latent", "labels", "plane"),
+    [
+        (1, [0] * 12, "dimensions"),
+        (1, [3], "principal"),
+        (2, [4, 4, 2], "principal"),
+        (3, [-1, -1], "dimensions"),
+        (4, [7], "dimensions"),
+        (400, [4, 4, 2], "dimensions"),
+    ],
+)
+def test_every_picture_can_be_drawn(latent: int, labels: list[int], plane: str) -> None:
+    pictures = draw(labels, kl=[1.0] * latent, settings=SETTINGS.model_copy(update={"grid_plane": plane}))
+    wanted = ["aggregate", "bounds"]
+    wanted += ["interpolation", "extremes"] if len(labels) > 1 else []
+    wanted += ["components"] if len(labels) > 1 and latent > 2 else []
+    assert tuple(pictures)[: len(gallery.FIGURES)] == gallery.FIGURES
+    assert set(pictures) - set(gallery.FIGURES) == set(wanted)
+    assert set(wanted) <= set(gallery.OTHER_FIGURES)
+    if plane == "principal":  # the others would only be drawn again
+        pictures = {name: pictures[name] for name in ("latent_grid", "latent_scatter")}
+    assert all(map(drawn, pictures.values()))
+
+
+def test_the_page_asks_for_what_is_always_drawn_and_knows_all_that_may_be() -> None:
+    known = {picture.name for group in report.PICTURES.values() for picture in group}
+    assert gallery.FIGURES == report.REQUIRED
+    assert {*gallery.FIGURES, *gallery.OTHER_FIGURES, "contact_sheet", "training_curves", "outliers"} == known
+
+
+def test_one_image_of_each_class_is_shown_first_and_in_the_order_of_the_classes() -> None:
+    assert titles(draw([3, 1, 1, 2], kl=[1.0])["reconstructions"]) == ["1", "1", "2", "3"]
+    labels = [9, 9, 9, 0, 1, 2, 3, 4, 5, 6, 7, 8, 8]
+    assert titles(draw(labels, kl=[1.0])["reconstructions"]) == [str(label) for label in range(10)]
+    assert len(titles(draw(list(range(14)), kl=[1.0])["reconstructions"])) == 10
+
+
+def test_reconstructions_are_those_of_the_pixels_that_the_model_saw() -> None:
+    model, data = some_model(2), some_data(3, "dynamic")
+    original, seen, reconstruction = rows(draw([0, 1, 2], kl=[2.0, 1.0], model=model)["reconstructions"], columns=3)
+    np.testing.assert_allclose(original, data.grey(torch.arange(len(data)))[:, 0].numpy() / 255, rtol=1e-6)
+    assert set(np.unique(seen)) == {0.0, 1.0}
+    with torch.no_grad():
+        wanted = model.decode(model.posterior(torch.from_numpy(seen)[:, None])[0])
+    np.testing.assert_allclose(reconstruction, wanted[:, 0].numpy(), rtol=1e-6)
+
+
+def test_a_model_of_grey_images_saw_the_originals() -> None:
+    model = some_model(2)
+    original, reconstruction = rows(draw([0, 1, 2], [2.0, 1.0], "none", model)["reconstructions"], columns=3)
+    with torch.no_grad():
+        wanted = model.decode(model.posterior(torch.from_numpy(original)[:, None])[0])
+    np.testing.assert_allclose(reconstruction, wanted[:, 0].numpy(), rtol=1e-6)
+
+
+def test_pictures_show_pixels_whatever_scale_the_model_sees() -> None:
+    model, data, scores = some_model(2), some_data(3, "dynamic", shift=0.5, scale=0.5), some_scores(3, [2.0, 1.0])
+    pictures = gallery.draw(model, (data, np.arange(3)), scores, SETTINGS, some_start(2))
+    original, seen, reconstruction = rows(pictures["reconstructions"], columns=3)
+    np.testing.assert_allclose(original, data.grey(torch.arange(len(data)))[:, 0].numpy() / 255, rtol=1e-6)
+    assert set(np.unique(seen)) == {0.0, 1.0}
+    with torch.no_grad():
+        decoded = model.decode(model.posterior(torch.from_numpy(seen * 2 - 1)[:, None])[0])
+    np.testing.assert_allclose(reconstruction, decoded[:, 0].numpy() / 2 + 0.5, rtol=1e-6)
+    for name in ("samples", "latent_grid"):
+        [image] = [image for axes in pictures[name].axes for image in axes.images]
+        shown = np.asarray(image.get_array())
+        assert (
+            0.5 < shown.min() < shown.max() <= 1.0
+        )  # a sigmoid lies between 0 and 1, and its pixels in the upper half
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_contact_sheet_shows_images_from_all_over_each_split(channels: int) -> None:
+    def numbered(count: int) -> np.ndarray:
+        return np.broadcast_to(np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1), (count, channels, 2, 3)).copy()
+
+    figure = plot_contact_sheet({"train": numbered(31), "validation": numbered(16), "test": numbered(1)})
+    shown = [np.asarray(axes.images[0].get_array()) for axes in figure.axes]
+    assert {image.shape for image in shown} == {(2, 3) if channels == 1 else (2, 3, 3)}
+    greys = [round(float(image.max()) * 255) for image in shown]
+    assert greys == [*range(0, 31, 2), *range(16), 0, *[255] * 15]
+    assert [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()] == ["train", "validation", "test"]
+
+
+def test_the_latent_plane_spans_the_two_dimensions_of_the_largest_kl() -> None:
+    model, decoded = some_model(4), list[Tensor]()
+    model.decoder.register_forward_hook(lambda _module, inputs, _output: decoded.append(inputs[0]))
+    pictures = draw([0, 1, 2], kl=[0.5, 3.0, 0.1, 4.0], model=model)
+    reconstructed, sampled, plane = decoded[:3]
+    assert (reconstructed.shape, sampled.shape) == ((3, 4), (49, 4))
+    # Row by row from the top: dimension 3 grows to the right, dimension 1 upwards, the others stay 0.
+    assert plane.tolist() == [[0.0, y, 0.0, x] for y in (2.0, 0.0, -2.0) for x in (-2.0, 0.0, 2.0)]
+    for name in ("latent_grid", "latent_scatter"):
+        [axes] = pictures[name].axes
+        assert "z_{3}" in axes.get_xlabel()
+        assert "z_{1}" in axes.get_ylabel()
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_samples_are_decoded_from_the_latents_given_and_named_after_where_those_came_from(sampler: str) -> None:
+    model, decoded, start = some_model(5), list[Tensor](), some_start(5)
+    model.decoder.register_forward_hook(lambda _module, inputs, _output: decoded.append(inputs[0]))
+    data, scores = some_data(3, "dynamic"), some_scores(3, [1.0] * 5)
+    settings = SETTINGS.model_copy(update={"sampler": sampler})
+    pictures = gallery.draw(model, (data, np.arange(3)), scores, settings, start)
+    assert torch.equal(decoded[1], start)
+    [axes] = pictures["samples"].axes
+    source = {"prior": "the prior", "mixture": "a fitted mixture"}[sampler]
+    assert axes.get_title(loc="left") == f"Decoder means of draws from {source}"
+
+
+def test_an_autoencoder_is_drawn_around_its_mean_code_where_codes_vary_most() -> None:
+    model, decoded = some_model(3, "autoencoder"), list[Tensor]()
+    model.decoder.register_forward_hook(lambda _module, inputs, _output: decoded.append(inputs[0]))
+    scores = some_scores(3, [0.0, 0.0, 0.0], is_code=True)  # there is no KL to choose by
+    scores = replace(scores, latent_variance=torch.tensor([0.5, 0.001, 2.0], dtype=torch.float64))
+    pictures = gallery.draw(model, (some_data(3, "none"), np.arange(3)), scores, SETTINGS, some_start(3))
+    middle, spread = scores.means.mean(0), scores.means.std(0, correction=0)
+    steps = [[y, 0.0, x] for y in (2.0, 0.0, -2.0) for x in (-2.0, 0.0, 2.0)]
+    torch.testing.assert_close(decoded[2], (middle + torch.tensor(steps) * spread).float())
+    [grid], [use] = pictures["latent_grid"].axes, pictures["latent_use"].axes
+    assert grid.get_xlabel() == "$z_{2}$  (standard deviations of the code)"
+    assert grid.get_title(loc="left") == "Decoder mean; the other latent dimensions are at their mean"
+    assert use.get_ylabel() == "variance over images"
+    assert [bar.get_height() for bar in use.containers[0].patches] == [2.0, 0.5, 0.001]
+    assert use.get_title(loc="left") == "2 of 3 latent dimensions are active"
+    points = np.asarray(pictures["latent_scatter"].axes[0].collections[0].get_offsets())
+    np.testing.assert_allclose(points, ((scores.means - middle) / spread)[:, [2, 0]].numpy())
+    [walks] = pictures["traversals"].axes
+    names = [text.get_text() for text in walks.get_yticklabels()]
+    assert names == ["$z_{2}$: 2.00 variance", "$z_{0}$: 0.50 variance"]
+    assert "aggregate" not in pictures
+    assert "bounds" not in pictures
+
+
+def test_a_hierarchy_is_drawn_in_all_its_latents() -> None:
+    model = some_model(2, "hierarchical")  # and six above
+    pictures = draw([0, 1, 2], kl=[0.1] * 7 + [5.0], model=model)
+    [grid] = pictures["latent_grid"].axes
+    assert grid.get_xlabel() == "$z_{7}$  (prior standard deviations)"
+    for figure in pictures.values():
+        assert png(figure).startswith(b"\x89PNG")
+
+
+def test_active_dimensions_are_those_above_the_threshold() -> None:
+    [axes] = draw([0, 1], kl=[0.05, 0.2, 3.0])["latent_use"].axes  # variances 0.005, 0.02, 0.3
+    assert axes.get_title(loc="left") == "2 of 3 latent dimensions are active"
+
+
+def test_pictures_are_the_same_each_time_and_leave_the_random_stream_alone() -> None:
+    before = torch.get_rng_state()
+    model = some_model(2)
+    torch.set_rng_state(before)
+    first = {name: png(figure) for name, figure in draw([0, 1, 2], [2.0, 1.0], model=model).items()}
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(7)
+    second = {name: png(figure) for name, figure in draw([0, 1, 2], [2.0, 1.0], model=model).items()}
+    assert first == second
+
+
+def test_names_of_classes_change_no_draw() -> None:
+    model = some_model(2)
+    plain, named = (draw(labels, [2.0, 1.0], model=model) for labels in ([0, 1, 2], ["ape", "bee", "cat"]))
+    assert titles(named["reconstructions"]) == ["ape", "bee", "cat"]
+    for before, after in zip(rows(plain["reconstructions"], 3), rows(named["reconstructions"], 3), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+# Planes and walks
+
+
+def test_the_principal_plane_spans_standard_deviations_along_the_principal_components() -> None:
+    means = torch.tensor([[1.0, 5.0, 0.0], [1.0, -3.0, 0.0], [2.0, 1.0, 0.0], [0.0, 1.0, 0.0]], dtype=torch.float64)
+    plane = latent_walks.plane("principal", means, torch.ones(3), False)
+    torch.testing.assert_close(plane.origin, torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64))
+    wanted = torch.tensor([[0.0, 8**0.5, 0.0], [0.5**0.5, 0.0, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(plane.directions, wanted)
+    coordinates = plane.coordinates(means)
+    torch.testing.assert_close(coordinates.var(0, correction=0), torch.ones(2, dtype=torch.float64))
+    assert plane.coordinates(plane.latents(3, 2.0))[:3, 0].tolist() == pytest.approx([-2.0, 0.0, 2.0])
+
+
+def test_the_grid_and_the_scatter_share_the_principal_plane() -> None:
+    settings = SETTINGS.model_copy(update={"grid_plane": "principal"})
+    pictures, means = draw([0, 1, 2], [1.0] * 4, settings=settings), some_scores(3, [1.0] * 4).means
+    points = np.asarray(pictures["latent_scatter"].axes[0].collections[0].get_offsets())
+    np.testing.assert_allclose(points, latent_walks.plane_of_components(means).coordinates(means).numpy())
+    for name in ("latent_grid", "latent_scatter"):
+        [axes] = pictures[name].axes
+        assert axes.get_xlabel() == "component 1  (standard deviations of posterior means)"
+        assert axes.get_ylabel() == "component 2  (standard deviations of posterior means)"
+
+
+def test_of_a_single_latent_dimension_classes_are_drawn_one_above_the_other() -> None:
+    pictures = draw([5, 9, 5], [1.0])
+    [axes], means = pictures["latent_scatter"].axes, some_scores(3, [1.0]).means
+    points = np.asarray(axes.collections[0].get_offsets())
+    np.testing.assert_allclose(points, [[means[0, 0], 0], [means[1, 0], 1], [means[2, 0], 0]])
+    assert axes.get_ylabel() == "number of the class"
+    assert pictures["latent_grid"].axes[0].get_ylabel() == "(a single dimension: rows repeat)"
+
+
+def test_traversals_move_one_active_dimension_at_a_time_those_that_tell_most_first() -> None:
+    model, decoded = some_model(4), list[Tensor]()
+    model.decoder.register_forward_hook(lambda _module, inputs, _output: decoded.append(inputs[0]))
+    pictures = draw([0, 1, 2], kl=[0.5, 3.0, 0.05, 4.0], model=model)  # dimension 2 is not active
+    walk = decoded[3].reshape(3, 11, 4)
+    for number, row in zip((3, 1, 0), walk, strict=True):
+        torch.testing.assert_close(row[:, number], torch.linspace(-2, 2, 11))
+        assert row.count_nonzero() == 10
+    [axes] = pictures["traversals"].axes
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    assert names == ["$z_{3}$: 4.00 nats", "$z_{1}$: 3.00 nats", "$z_{0}$: 0.50 nats"]
+    columns = [text.get_text() for text in axes.get_xticklabels()]
+    assert columns == ["−2", "−1.6", "−1.2", "−0.8", "−0.4", "0", "0.4", "0.8", "1.2", "1.6", "2"]
+    assert axes.get_xlabel() == "prior standard deviations"
+
+
+@pytest.mark.parametrize(("kl", "chosen"), [([0.0, 0.01], [1]), ([1.0] * 20, list(range(12)))])
+def test_traversals_are_at_least_one_and_at_most_twelve(kl: list[float], chosen: list[int]) -> None:
+    [axes] = draw([0, 1], kl)["traversals"].axes
+    assert [text.get_text().split("}")[0] for text in axes.get_yticklabels()] == [f"$z_{{{i}" for i in chosen]
+
+
+def cells(figure: Figure, columns: int) -> np.ndarray:
+    """Read tiles of SHAPE, a pixel apart, back. Shapes: (rows, columns, H, W)."""
+    [axes] = figure.axes
+    canvas = np.pad(np.asarray(axes.images[0].get_array()), ((0, 1), (0, 1)))
+    height, width = SHAPE[1] + 1, SHAPE[2] + 1
+    return canvas.reshape(-1, height, columns, width).swapaxes(1, 2)[:, :, :-1, :-1]
+
+
+def test_interpolation_goes_straight_from_one_image_to_one_of_another_class() -> None:
+    model, scores = some_model(2), some_scores(8, [2.0, 1.0])
+    labels = [0, 1, 2, 3, 0, 1, 2, 3]
+    figure = draw(labels, [2.0, 1.0], model=model)["interpolation"]
+    found = cells(figure, 13)
+    stored = some_data(8, "dynamic").grey(torch.arange(8))[:, 0].numpy() / np.float32(255)
+    seen = list[int]()
+    for line, text in zip(found, figure.axes[0].get_yticklabels(), strict=True):
+        first, second = (int(np.abs(stored - end).sum((1, 2)).argmin()) for end in (line[0], line[-1]))
+        np.testing.assert_allclose(line[[0, -1]], stored[[first, second]], rtol=1e-6)
+        assert text.get_text() == f"{labels[first]} to {labels[second]}"
+        assert labels[first] != labels[second]
+        means = scores.means[[first, second]].float()
+        with torch.no_grad():
+            wanted = model.decode(torch.lerp(means[:1], means[1:], torch.linspace(0, 1, 11)[:, None]))
+        np.testing.assert_allclose(line[1:-1], wanted[:, 0].numpy(), rtol=1e-5)
+        seen += [first, second]
+    assert 2 <= len(found) <= 4
+    assert len(set(seen)) == len(seen)
+
+
+def test_interpolation_joins_six_pairs_at_most_and_any_images_where_there_are_no_classes() -> None:
+    figure = draw([-1] * 20, [2.0, 1.0])["interpolation"]
+    assert cells(figure, 13).shape[0] == 6
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == [""] * 6
+
+
+# What the numbers look like
+
+
+def test_the_aggregate_posterior_is_made_of_one_draw_for_each_image() -> None:
+    images = 4000
+    scores = some_scores(images, [0.5, 3.0])
+    scores = replace(scores, means=scores.means * 0.5, log_variances=torch.full_like(scores.means, np.log(0.75)))
+    figure = gallery.draw(some_model(2), (some_data(images, "none"), np.zeros(images)), scores, SETTINGS, some_start(2))
+    panels = figure["aggregate"].axes
+    assert [axes.get_title(loc="left") for axes in panels] == ["$z_{1}$: 3.00 nats", "$z_{0}$: 0.50 nats"]
+    for axes in panels:  # 0.25 + 0.75 is the variance of the prior
+        density, edges, _ = axes.patches[0].get_data()
+        places, shares = (edges[1:] + edges[:-1]) / 2, density * np.diff(edges)
+        assert (shares * places).sum() == pytest.approx(0, abs=0.06)
+        assert (shares * places**2).sum() == pytest.approx(1, abs=0.08)
+
+
+def test_the_aggregate_posterior_shows_twelve_dimensions_at_most() -> None:
+    assert len(draw([0, 1], [1.0] * 400)["aggregate"].axes) == 12
+
+
+def test_bounds_are_drawn_where_they_are_bounds_alone() -> None:
+    settings = SETTINGS.model_copy(update={"nll_samples": 5})
+    scores = replace(some_scores(4, [1.0]), bounds=torch.tensor([[-3.0, -2.0, -1.0]] * 4, dtype=torch.float64))
+    model, data = some_model(1), (some_data(4, "none"), np.arange(4))
+
+    def names(scores: Scores, reports: Reports | None) -> set[str]:
+        return set(gallery.draw(model, data, scores, settings, some_start(1), reports=reports))
+
+    drawn = gallery.draw(model, data, scores, settings, some_start(1))["bounds"]
+    [line] = drawn.axes[0].lines
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 2, 5], [-3.0, -2.0, -1.0])
+    assert "bounds" in names(scores, Reports(density=True, posterior=True, bits=False))
+    assert "bounds" not in names(scores, Reports(density=False, posterior=True, bits=False))
+    assert "bounds" not in names(replace(scores, bounds=scores.bounds * torch.nan), None)
+
+
+@pytest.mark.parametrize(("images", "count"), [(2, 1), (5, 2), (50, 10)])
+def test_extremes_are_the_best_and_the_worst_with_their_nats(images: int, count: int) -> None:
+    labels = [0] * images
+    figure = draw(labels, [2.0, 1.0], "none")["extremes"]
+    losses = sorted(some_scores(images, [2.0, 1.0]).reconstruction.tolist())
+    best, worst = figure.axes
+    assert [text.get_text() for text in best.get_xticklabels()] == [f"{value:.1f}" for value in losses[:count]]
+    assert [text.get_text() for text in worst.get_xticklabels()] == [f"{value:.1f}" for value in losses[::-1][:count]]
+    assert [text.get_text() for text in best.get_yticklabels()] == ["original", "reconstruction"]
+
+
+def test_extremes_show_the_very_draw_that_was_scored() -> None:
+    model, data, scores = some_model(2), some_data(9, "dynamic"), some_scores(9, [2.0, 1.0])
+    best, _worst = gallery.draw(model, (data, np.zeros(9)), scores, SETTINGS, some_start(2))["extremes"].axes
+    seen = torch.cat(list(data.ordered(SETTINGS.seed)))[scores.reconstruction.argsort()[:4]]
+    with torch.no_grad():
+        decoded = model.decode(model.posterior(seen)[0])
+    canvas = np.asarray(best.images[0].get_array())
+    for row, images in ((1, seen), (2, decoded)):
+        top = row * (SHAPE[1] + 1)
+        found = canvas[top : top + SHAPE[1]]
+        np.testing.assert_allclose(found, tile(images.numpy(), 4, 1)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shift", "scale"), [("vae", 0.5, 0.25), ("hierarchical", 0.0, 1.0), ("autoencoder", 0.0, 1.0)]
+)
+def test_a_decoder_that_gives_each_pixel_a_deviation_shows_it(kind: str, shift: float, scale: float) -> None:
+    model = some_model(2, kind, likelihood="gaussian_per_pixel")
+    latent = 8 if kind == "hierarchical" else 2
+    with torch.no_grad():
+        for parameter in model.decoder.parameters():
+            parameter.zero_()
+        list(model.decoder.parameters())[-1].view(2, -1)[1] = -1.0  # log sigma, of every pixel
+    data, scores = some_data(3, "none", shift, scale), some_scores(3, [1.0] * latent, is_code=kind == "autoencoder")
+    pictures = gallery.draw(model, (data, np.arange(3)), scores, SETTINGS, some_start(latent))
+    shown = [np.asarray(axes.images[0].get_array()) for axes in pictures["sigma"].axes[6:9]]
+    # The likelihood bounds log sigma between -6 and 2, softly: -1 becomes a little less.
+    np.testing.assert_allclose(shown, np.full((3, *SHAPE[1:]), np.exp(-1.0) * scale), rtol=0.05)
+    assert np.ptp(shown) < 1e-6
+    assert drawn(pictures["sigma"])
+
+
+def test_likelihoods_without_a_deviation_for_each_pixel_show_none() -> None:
+    for likelihood in ("bernoulli", "gaussian", "gaussian_learned"):
+        pictures = draw([0, 1], [1.0, 1.0], "none", some_model(2, likelihood=likelihood))
+        assert "sigma" not in pictures
+
+
+# Tiles
+
+
+def pixels(content: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(content)) as image:
+        return np.asarray(image)
+
+
+@pytest.mark.parametrize("plane", ["dimensions", "principal"])
+def test_tiles_are_the_decoded_images_edge_to_edge(plane: str) -> None:
+    settings = SETTINGS.model_copy(update={"grid_plane": plane})
+    model, scores = some_model(3), some_scores(5, [2.0, 0.01, 1.0])
+    pictures, facts = gallery.tiles(model, (some_data(5, "dynamic"), np.arange(5)), scores, settings)
+    assert tuple(pictures) == gallery.TILES
+    grid, walks = (pixels(pictures[name]) for name in gallery.TILES)
+    assert grid.shape == (3 * 2, 3 * 3)
+    assert walks.shape == (2 * 2, 21 * 3)
+    z = latent_walks.plane(settings.grid_plane, scores.means, scores.latent_kl, False).latents(3, 2.0)
+    along = torch.zeros(21, 3)
+    along[:, 2] = torch.linspace(-2, 2, 21)
+    with torch.no_grad():
+        first, last, walk = model.decode(z[:1].float()), model.decode(z[-1:].float()), model.decode(along)
+    for found, wanted in ((grid[:2, :3], first), (grid[-2:, -3:], last)):
+        np.testing.assert_allclose(found, wanted[0, 0].numpy() * 255, atol=0.51)
+    np.testing.assert_allclose(walks[2:], tile(walk.numpy(), 21, 0)[0] * 255, atol=0.51)
+    names = ["z0", "z2"] if plane == "dimensions" else ["component 1", "component 2"]
+    unit = "prior standard deviations" if plane == "dimensions" else "standard deviations of posterior means"
+    assert facts == {
+        "image": [2, 3],
+        "range": 2.0,
+        "grid": {"steps": 3, "names": names, "unit": unit},
+        "traversals": {
+            "steps": 21,
+            "unit": "prior standard deviations",
+            "use": "nats",
+            "dimensions": [{"number": 0, "use": 2.0}, {"number": 2, "use": 1.0}],
+        },
+    }
+
+
+def test_tiles_are_the_same_each_time_and_draw_nothing() -> None:
+    model, scores, before = some_model(1, "autoencoder"), some_scores(3, [0.0], is_code=True), torch.get_rng_state()
+    first, second = (gallery.tiles(model, (some_data(3, "none"), np.arange(3)), scores, SETTINGS) for _ in range(2))
+    assert first == second
+    assert torch.equal(torch.get_rng_state(), before)
+    assert json.loads(json.dumps(first[1], allow_nan=False)) == first[1]
+    assert first[1]["grid"]["names"] == ["z0", ""]
+
+
+def test_images_of_three_channels_are_drawn_and_cut_in_colour() -> None:
+    torch.manual_seed(0)
+    model = build_model(ModelConfig.model_validate(SMALL["model"] | {"hidden": [5], "latent": 2}), (3, 2, 3))
+    grey = np.random.default_rng(0).integers(0, 256, (6, 3, 2, 3), dtype=np.uint8)
+    data = Batches(grey, data_card("none", channels=3), 4, torch.device("cpu")), np.arange(6) % 2
+    pictures = gallery.draw(model, data, some_scores(6, [1.0, 1.0]), SETTINGS, some_start(2))
+    assert all(map(drawn, pictures.values()))
+    tiles, _ = gallery.tiles(model, data, some_scores(6, [1.0, 1.0]), SETTINGS)
+    assert pixels(tiles["grid_tiles"]).shape == (6, 9, 3)

@@ -1,0 +1,369 @@
+import copy
+import csv
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL
+from ruamel.yaml import YAML
+
+from reparam.config import Config, load_config
+from reparam.data import store
+from reparam.data.store import SPLITS
+from reparam.download import stage as download
+from reparam.errors import UserError
+from reparam.evaluate import metrics as metrics_module
+from reparam.evaluate import stage as evaluate
+from reparam.evaluate.gallery import FIGURES, TILES
+from reparam.lineage import source_hash
+from reparam.models.storage import read_card
+from reparam.paths import Paths
+from reparam.preprocess import stage as preprocess
+from reparam.train import stage as train
+
+Write = Callable[[dict[str, Any]], None]
+
+BERNOULLI = {"elbo", "reconstruction", "kl", "nll"}
+LATENTS = {"mutual_information", "marginal_kl", "total_correlation"}
+LABELS = {"knn_accuracy", "probe_accuracy"}
+GENERATED = {f"pca_{name}" for name in ("precision", "recall", "density", "coverage", "frechet")}
+COUNTS = {"active_units", "images"}
+
+
+def with_errors(names: set[str]) -> set[str]:
+    return names | {f"{name}_se" for name in names}
+
+
+def prepared(project: Paths, params: dict[str, Any], write_params: Write, **changes: dict[str, Any]) -> Config:
+    """Train a model for one epoch, ready to be evaluated."""
+    params["preprocess"]["limit"] = 60
+    params["train"]["epochs"] = 1
+    for section, values in changes.items():
+        params[section].update(values)
+    write_params(params)
+    config = load_config(project.params)
+    for stage in (download, preprocess, train):
+        stage.run(config, project)
+    return config
+
+
+def written(project: Paths) -> dict[str, bytes]:
+    folder = project.evaluation_metrics.parent
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def metrics(project: Paths) -> dict[str, float]:
+    found: dict[str, float] = json.loads(project.evaluation_metrics.read_text())
+    return found
+
+
+def latents(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_mixture_generates_images_of_an_autoencoder_the_same_each_time(
+    project: Paths, params: dict[str, Any], write_params: Write
+) -> None:
+    config = prepared(
+        project,
+        params,
+        write_params,
+        model={"kind": "autoencoder"},
+        objective={"name": "reconstruction"},
+        preprocess={"binarization": "threshold"},
+        evaluate={"sampler": "mixture", "mixture_components": 3},
+    )
+    evaluate.run(config, project)
+    first = written(project)
+    drawn = (*FIGURES, "interpolation", "components", "extremes", *TILES)
+    assert set(first) == {"metrics.json", "card.json", "latents.csv", *(f"figures/{name}.png" for name in drawn)}
+    assert set(metrics(project)) == with_errors({"reconstruction"} | LABELS) | GENERATED | COUNTS
+    assert json.loads(project.evaluation_card.read_text())["sampler"] == "mixture"
+    assert [row["kl"] for row in latents(project.latents)] == ["0.0000"] * 3
+
+    evaluate.run(config, project)
+    assert written(project) == first
+
+
+def test_the_sampler_changes_generated_images_and_nothing_else_that_was_measured(
+    project: Paths, params: dict[str, Any], write_params: Write
+) -> None:
+    config = prepared(project, params, write_params)
+    evaluate.run(config, project)
+    first, measured = written(project), metrics(project)
+    params["evaluate"]["sampler"] = "mixture"
+    write_params(params)
+    evaluate.run(load_config(project.params), project)
+    second = written(project)
+    assert {name for name in first if first[name] != second[name]} == {
+        "figures/samples.png",
+        "card.json",
+        "metrics.json",
+    }
+    changed = {name for name, value in metrics(project).items() if value != measured[name]}
+    assert "pca_frechet" in changed <= GENERATED
+
+
+def test_grey_pixels_under_a_bernoulli_have_neither_elbo_nor_nll(
+    project: Paths, params: dict[str, Any], write_params: Write
+) -> None:
+    evaluate.run(prepared(project, params, write_params, preprocess={"binarization": "none"}), project)
+    assert set(metrics(project)) == with_errors({"bce", "kl"} | LATENTS | LABELS) | GENERATED | COUNTS
+
+
+def test_grey_values_are_scored_in_bits_per_pixel(project: Paths, params: dict[str, Any], write_params: Write) -> None:
+    config = prepared(
+        project, params, write_params, preprocess={"binarization": "none"}, model={"likelihood": "discretised_logistic"}
+    )
+    evaluate.run(config, project)
+    found = metrics(project)
+    assert found["bits_per_dim"] == pytest.approx(found["nll"] / (64 * math.log(2)), abs=1e-4)  # images of 8x8 pixels
+    assert found["bits_per_dim_se"] == pytest.approx(found["nll_se"] / (64 * math.log(2)), abs=1e-4)
+
+
+def test_a_hierarchy_is_scored_layer_by_layer(project: Paths, params: dict[str, Any], write_params: Write) -> None:
+    evaluate.run(prepared(project, params, write_params, model={"kind": "hierarchical", "upper": [2]}), project)
+    found = metrics(project)
+    assert found["kl_layer_1"] + found["kl_layer_2"] == pytest.approx(found["kl"], abs=2e-4)
+    rows = latents(project.latents)
+    assert [row["dimension"] for row in rows] == ["0", "1", "2", "3", "4"]
+    of_layers = [sum(float(row["kl"]) for row in part) for part in (rows[:3], rows[3:])]
+    assert of_layers == pytest.approx([found["kl_layer_1"], found["kl_layer_2"]], abs=3e-4)
+
+
+# One trained model, evaluated in several ways
+
+
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working copy with a model that knows digits; `trained` copies it, nobody changes it."""
+    root = tmp_path_factory.mktemp("trained")
+    params = copy.deepcopy(SMALL)
+    params["preprocess"]["limit"] = 300
+    params["train"] |= {"epochs": 20, "patience": 20, "batch_size": 32}
+    params["evaluate"] |= {"nll_samples": 20}
+    with (root / "params.yaml").open("w", encoding="utf-8") as file:
+        YAML().dump(params, file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "off")
+        for stage in (download, preprocess, train):
+            stage.run(load_config(root / "params.yaml"), Paths(root, root))
+    return root
+
+
+@pytest.fixture
+def trained(project: Paths, trained_once: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
+    """`project`, with the trained model in it, and without figures, which take most of the time."""
+    shutil.copytree(trained_once, project.root, dirs_exist_ok=True)
+    monkeypatch.setattr(evaluate.gallery, "draw", lambda *_, **__: {})
+    monkeypatch.setattr(evaluate.gallery, "tiles", lambda *_: ({}, {}))
+    return project
+
+
+def evaluated(trained: Paths, **changes: Any) -> dict[str, float]:
+    """Evaluate with other parameters of that section; return the metrics."""
+    values = YAML(typ="safe").load(trained.params)
+    values["evaluate"] |= changes
+    with trained.params.open("w", encoding="utf-8") as file:
+        YAML().dump(values, file)
+    evaluate.run(load_config(trained.params), trained)
+    return metrics(trained)
+
+
+def refused(trained: Paths, **changes: Any) -> str:
+    """Evaluate with parameters that are wrong; return the one message, after which nothing is there."""
+    with pytest.raises(UserError) as raised:
+        evaluated(trained, **changes)
+    assert not trained.evaluation_metrics.parent.exists()
+    return str(raised.value)
+
+
+def card(project: Paths) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(project.evaluation_card.read_text())
+    return found
+
+
+def other_images(directory: Path, shape: tuple[int, ...] = (1, 8, 8), tests: int = 80, how: str = "dynamic") -> str:
+    """Write a data/processed of noise, and name it as params.yaml does."""
+    directory.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for name, count in zip(SPLITS, (5, 5, tests), strict=True):
+        np.save(directory / f"{name}-images.npy", random.integers(0, 256, (count, *shape), dtype=np.uint8))
+        np.save(directory / f"{name}-labels.npy", np.zeros(count, np.int32))
+    store.write_card(directory, {"source": "noise", "binarization": how, "classes": ["noise"]}, "unit")
+    return str(directory)
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_the_split_of_the_params_is_scored_and_recorded(split: str, trained: Paths) -> None:
+    found = evaluated(trained, split=split)
+    count = store.read_card(trained.processed)["splits"][split]["count"]
+    assert found["images"] == card(trained)["images"] == count
+    assert card(trained)["split"] == split
+
+
+def test_a_split_without_images_is_refused(project: Paths, params: dict[str, Any], write_params: Write) -> None:
+    prepared(project, params, write_params, preprocess={"validation": 0})
+    message = refused(project, split="validation")
+    assert message.startswith("params.yaml: evaluate.split: wanted a split with images, found 'validation'")
+    assert "choose another" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"shape": (1, 4, 4)}, "wanted images of shape [1, 8, 8], as the model's, found [1, 4, 4] in "),
+        ({"shape": (3, 8, 8)}, "wanted images of shape [1, 8, 8], as the model's, found [3, 8, 8] in "),
+        ({"tests": 0}, "wanted a test split with images, found none in "),
+    ],
+    ids=["size", "channels", "no image"],
+)
+def test_outliers_that_the_model_cannot_score_are_refused(
+    changes: dict[str, Any], wanted: str, trained: Paths, tmp_path: Path
+) -> None:
+    directory = other_images(tmp_path / "others", **changes)
+    assert refused(trained, outliers=directory).startswith(f"params.yaml: evaluate.outliers: {wanted}{directory}")
+
+
+def test_grey_outliers_are_refused_where_the_images_of_the_model_are_black_and_white(
+    project: Paths, params: dict[str, Any], write_params: Write
+) -> None:
+    prepared(project, params, write_params, preprocess={"binarization": "threshold"})
+    message = refused(project, outliers=other_images(project.root / "grey", how="none"))
+    assert "wanted black and white images, as the model's, found grey ones (binarization 'none')" in message
+    assert message.endswith("preprocess them with preprocess.binarization 'threshold'")
+
+
+def test_outliers_that_are_not_there_are_refused(trained: Paths) -> None:
+    message = refused(trained, outliers="data/others")
+    assert message.startswith("params.yaml: evaluate.outliers: wanted a directory that `preprocess` wrote")
+    assert "data/others" in message
+
+
+def test_weights_of_inception_that_are_not_there_are_refused_before_anything_is_scored(
+    trained: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "score", lambda *_: pytest.fail("scored"))
+    message = refused(trained, inception_weights="data/inception.pth")
+    assert message.startswith("params.yaml: evaluate.inception_weights: wanted the state_dict of torchvision")
+    assert "found no file data/inception.pth" in message
+
+
+def test_the_card_says_what_was_measured_and_how(
+    trained: Paths, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    others = other_images(tmp_path / "others")
+    with caplog.at_level(logging.WARNING):
+        evaluated(trained, split="validation", seed=3, precision="bf16_matmul", outliers=others, active_variance=50.0)
+    found = card(trained)
+    images = store.read_card(trained.processed)["splits"]["validation"]["count"]
+    wanted = {
+        "images": images,
+        "units": "nats per image",
+        "binarization": "dynamic",
+        "seed": 3,
+        "batch_size": 128,
+        "elbo_samples": 2,
+        "nll_samples": 20,
+        "split": "validation",
+        "precision": "bf16_matmul",
+        "active_variance": 50.0,
+        "neighbours": 5,
+        "generated": 1000,
+        "components": 50,
+        "inception_weights": None,
+        "outliers": others,
+        "annealed_images": 0,
+        "sampler": "prior",
+    }
+    assert {name: found[name] for name in wanted} == wanted
+    assert not {"grid_steps", "grid_range", "grid_plane"} & set(found)  # of figures alone
+    assert found["details"]["generated"] == {"images": images, "components": 50}
+    assert found["details"]["outliers"]["images"] == min(images, 80)
+    lineage = read_card(trained.model)["lineage"]
+    assert found["lineage"] == lineage | {"evaluate_code_sha256": source_hash("evaluate")}
+    assert [record.getMessage() for record in caplog.records] == [f"evaluate: {text}" for text in found["warnings"]]
+
+
+def test_a_warning_is_logged_and_recorded(
+    project: Paths, params: dict[str, Any], write_params: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = prepared(project, params, write_params, objective={"beta": 1000.0})
+    with caplog.at_level(logging.WARNING):
+        evaluate.run(config, project)
+    few, warning = card(project)["warnings"]
+    assert few.startswith("nll rests on")
+    assert "latents have collapsed" in warning or "posterior collapse" in warning
+    assert f"evaluate: {warning}" in [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize(("precision", "distance"), [("bf16_matmul", 0.1), ("bf16", 0.3)])
+def test_a_lower_precision_gives_nearly_the_same_nll_and_ends_with_the_score(
+    precision: str, distance: float, trained: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, importance = set(), metrics_module.importance
+    full = evaluated(trained)
+
+    def spy(*args: Any) -> Any:
+        chosen.add(torch.get_float32_matmul_precision())
+        return importance(*args)
+
+    monkeypatch.setattr(metrics_module, "importance", spy)
+    before = torch.get_float32_matmul_precision()
+    lower = evaluated(trained, precision=precision)
+    assert lower["nll"] == pytest.approx(full["nll"], abs=distance)
+    assert lower["kl"] == pytest.approx(full["kl"], abs=distance)
+    assert chosen == {{"bf16_matmul": "medium", "bf16": "highest"}[precision]}
+    assert torch.get_float32_matmul_precision() == before == "highest"
+    assert card(trained)["precision"] == precision
+
+
+def test_the_same_seed_writes_the_same_bytes_and_another_seed_other_numbers(trained: Paths, tmp_path: Path) -> None:
+    everything = {
+        "outliers": other_images(tmp_path / "others"),
+        "annealed_images": 5,
+        "annealed_chains": 2,
+        "annealed_steps": 5,
+    }
+    first = evaluated(trained, **everything)
+    assert set(first) == (
+        with_errors(BERNOULLI | LATENTS | LABELS | {"auroc", "ais_nll", "ais_minus_nll", "ais_gap"})
+        | GENERATED
+        | COUNTS
+        | {"nll_effective_samples"}
+    )
+    before = written(trained)
+    torch.rand(3)
+    evaluated(trained)
+    assert written(trained) == before
+
+    second = evaluated(trained, seed=1)
+    for name in ("nll", "elbo", "mutual_information", "pca_frechet", "ais_nll", "ais_gap"):
+        assert first[name] != second[name], name
+    assert second["nll"] == pytest.approx(first["nll"], abs=1)
+
+
+def test_the_memory_for_scoring_changes_only_what_is_drawn(trained: Paths) -> None:
+    ample, little = evaluated(trained), evaluated(trained, memory_mb=1)
+    assert ample["kl"] == little["kl"]
+    assert ample["nll"] == pytest.approx(little["nll"], abs=0.5)
+
+
+def test_noise_is_told_from_digits(trained: Paths, tmp_path: Path) -> None:
+    found = evaluated(trained, outliers=other_images(tmp_path / "others"))
+    assert found["auroc"] > 0.9
+    assert 0 <= found["auroc_se"] < 0.03
+    assert card(trained)["details"]["outliers"]["nll"] > found["nll"] + 10
+
+
+def test_the_test_images_themselves_are_no_outliers(trained: Paths) -> None:
+    found = evaluated(trained, outliers=str(trained.processed))
+    assert found["auroc"] == pytest.approx(0.5, abs=0.02)  # but for the noise of importance sampling

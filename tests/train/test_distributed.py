@@ -1,0 +1,128 @@
+"""Several processes that train one model together."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SMALL
+from ruamel.yaml import YAML
+from safetensors.torch import load_file
+
+from reparam.config import load_config
+from reparam.download import stage as download
+from reparam.paths import Paths
+from reparam.preprocess import stage as preprocess
+from reparam.train import stage as train
+from reparam.train.distributed import ALONE, World
+
+# No noise anywhere, so that two processes that share a batch must do what one does.
+NOISELESS: dict[str, dict[str, Any]] = {
+    "preprocess": {"binarization": "none", "limit": 101},
+    "model": {"kind": "autoencoder", "likelihood": "gaussian"},
+    "objective": {"name": "reconstruction"},
+    "train": {"batch_size": 25, "epochs": 3, "schedule": "cosine"},  # 101 = 4 * 25 + 1: fewer images than processes
+}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("images", [1, 2, 3, 7, 12])
+def test_the_average_over_processes_is_the_mean_over_images(images: int, size: int) -> None:
+    rows, values = torch.arange(images), torch.randn(images, dtype=torch.float64)
+    worlds = [World(rank, size) for rank in range(size)]
+    parts = [world.share(rows) for world in worlds]
+    weighted = [values[part].mean() * w.weight(len(part), images) for w, part in zip(worlds, parts, strict=True)]
+    torch.testing.assert_close(torch.stack(weighted).mean(), values.mean())
+    if images >= size:
+        assert sorted(torch.cat(parts).tolist()) == rows.tolist()  # every image once
+
+
+def test_alone_everything_is_what_it_was() -> None:
+    rows = torch.arange(5)
+    assert ALONE.share(rows) is rows or ALONE.share(rows).tolist() == rows.tolist()
+    assert ALONE.weight(5, 5) == 1.0
+    assert ALONE.total(rows) is rows
+    assert ALONE.agree(rows) is rows
+
+
+@pytest.fixture
+def noiseless(project: Paths) -> Paths:
+    """A working copy with data, and the parameters of a training without noise."""
+    params = copy.deepcopy(SMALL)
+    for section, values in NOISELESS.items():
+        params[section] |= values
+    with project.params.open("w") as file:
+        YAML().dump(params, file)
+    config = load_config(project.params)
+    download.run(config, project)
+    preprocess.run(config, project)
+    return project
+
+
+def torchrun(root: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(train.__file__).parents[2])}
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.run([*start, *command], cwd=root, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_two_processes_train_the_model_that_one_trains(noiseless: Paths) -> None:
+    train.run(load_config(noiseless.params), noiseless, "cpu", quiet=True)
+    wanted, history = load_file(noiseless.model / "weights.safetensors"), noiseless.history.read_text()
+    noiseless.history.unlink()
+    done = torchrun(noiseless.root, "-m", "reparam", "train", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    found = load_file(noiseless.model / "weights.safetensors")
+    assert found.keys() == wanted.keys()
+    for name, weight in wanted.items():
+        # Adam divides by the gradient's size, so a rounding of a tiny gradient is a visible step.
+        torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-4)
+    rows = [[float(cell) for cell in line.split(",")] for line in noiseless.history.read_text().splitlines()[1:]]
+    alone = [[float(cell) for cell in line.split(",")] for line in history.splitlines()[1:]]
+    assert [value for row in rows for value in row] == pytest.approx([v for row in alone for v in row], rel=1e-3)
+    assert done.stderr.count("epoch 3/3") == 1  # one of them speaks
+
+
+WORKER = """
+import sys, torch
+import torch.distributed as dist
+from reparam.config import load_config
+from reparam.data import store
+from reparam.data.batches import Batches
+from reparam.paths import Paths
+from reparam.runtime import make_deterministic
+from reparam.train.stage import build
+from reparam.train.distributed import joined
+
+device = torch.device("cpu")
+with joined(device) as world:
+    paths = Paths.here()
+    config, card = load_config(paths.params), store.read_card(paths.processed)
+    make_deterministic(config.train.seed + world.rank)  # other weights and noise in each process
+    images = store.read_split(paths.processed, "train").images
+    data = Batches(images, card, config.train.batch_size, device, world.share)
+    step = build(config, card, data, device, world)
+    for batch in data.visit(step.agree(data.draw_order())):
+        step.step(batch)
+        for what in ("data", "grad"):
+            mine = torch.cat([getattr(weight, what).flatten() for weight in step.module.parameters()])
+            everyone = [torch.empty_like(mine) for _ in range(world.size)]
+            dist.all_gather(everyone, mine)
+            assert all(torch.equal(one, mine) for one in everyone), what
+    assert step.images == len(images)
+    if world.is_first:
+        print("equal", len(images))
+"""
+
+
+def test_all_processes_have_equal_gradients_and_weights_after_every_step(noiseless: Paths) -> None:
+    params = YAML().load(noiseless.params)
+    params["model"]["kind"], params["objective"]["name"] = "vae", "elbo"  # each process draws its own noise
+    with noiseless.params.open("w") as file:
+        YAML().dump(params, file)
+    (noiseless.root / "worker.py").write_text(WORKER)
+    done = torchrun(noiseless.root, "worker.py")
+    assert (done.returncode, done.stdout.strip()) == (0, "equal 101"), done.stderr

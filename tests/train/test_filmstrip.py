@@ -1,0 +1,74 @@
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL
+from data_card import data_card
+from matplotlib.image import imread
+
+from reparam.config import ModelConfig
+from reparam.data.batches import Batches
+from reparam.models.build import AnyModel, build_model
+from reparam.track.run import NoRun
+from reparam.train.filmstrip import COLUMNS, Filmstrip
+
+SHAPE = (1, 32, 16)  # two rows of it, enlarged four times, are wider than SMALLEST_SIDE
+
+
+class Album(NoRun):
+    """A run that keeps what it is given: name and pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pictures: dict[str, np.ndarray] = {}
+
+    def log_files(self, files: Iterable[Path], folder: str = "") -> None:
+        self.pictures |= {f"{folder}/{path.name}": imread(path) for path in files}
+
+
+def some_model(**changes: Any) -> AnyModel:
+    torch.manual_seed(0)
+    return build_model(ModelConfig.model_validate(SMALL["model"] | {"hidden": [5], "latent": 2} | changes), SHAPE)
+
+
+def some_images(count: int) -> Batches:
+    grey = np.random.default_rng(0).integers(0, 256, (count, *SHAPE), dtype=np.uint8)
+    return Batches(grey, data_card("none"), 4, torch.device("cpu"))
+
+
+def test_a_picture_shows_images_reconstructions_and_samples_of_every_so_many_epochs() -> None:
+    album = Album()
+    filmstrip, model = Filmstrip(some_images(12), album, every=2, seed=3), some_model()
+    state = torch.get_rng_state()
+    for epoch in range(1, 6):
+        filmstrip.show(model, epoch)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    assert list(album.pictures) == ["filmstrip/epoch-0002.png", "filmstrip/epoch-0004.png"]
+    first, second = album.pictures.values()
+    np.testing.assert_array_equal(first, second)  # the same images and draws, of the same model
+    # Images of 32 x 16 are enlarged four times, with four pixels between them.
+    assert first.shape[:2] == (3 * (4 * 32 + 4) + 4, COLUMNS * (4 * 16 + 4) + 4)
+    shown = first[4 : 4 + 128 : 4, 4 : 4 + 64 : 4, 0]
+    x = some_images(12).pixels(some_images(12).grey(torch.tensor([0])))
+    np.testing.assert_allclose(shown, x[0, 0].numpy(), atol=1 / 255)
+    with torch.no_grad():
+        wanted = model.eval().decode(model.posterior(x)[0])
+    np.testing.assert_allclose(first[136 : 136 + 128 : 4, 4 : 4 + 64 : 4, 0], wanted[0, 0].numpy(), atol=1 / 255)
+
+
+@pytest.mark.parametrize(("changes", "rows"), [({}, 3), ({"kind": "autoencoder", "likelihood": "gaussian"}, 2)])
+def test_few_images_are_repeated_and_an_autoencoder_has_no_samples(changes: dict[str, Any], rows: int) -> None:
+    album = Album()
+    Filmstrip(some_images(1), album, every=1, seed=3).show(some_model(**changes), 1)
+    (picture,) = album.pictures.values()
+    assert len(picture) == rows * (4 * 32 + 4) + 4
+
+
+def test_nothing_is_shown_where_nothing_was_asked_for() -> None:
+    album = Album()
+    Filmstrip(some_images(1), album, every=0, seed=3).show(some_model(), 10)
+    assert not album.pictures
