@@ -4,7 +4,7 @@ PYTHON ?= python3
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 INSTALLED := $(VENV)/.reparam-installed
 
-.PHONY: run test test-slow lint bench install
+.PHONY: run test test-slow lint docs bench install
 
 run: install  ## the whole pipeline, then its headline numbers
 	dvc repro
@@ -21,6 +21,9 @@ bench: install  ## side-by-side measurements, into benchmarks/RESULTS.md
 	python benchmarks/train.py
 	python benchmarks/streaming.py
 	python benchmarks/nll.py
+
+docs: install  ## what is generated from the source: comments of params.yaml, docs/reference/
+	python docs/generate.py
 
 lint: install
 	ruff format --check .

@@ -8,6 +8,8 @@ result itself go to results/<recipe>.json, the pictures of the first run to figu
 """
 
 import csv
+import functools
+import operator
 import os
 import shutil
 import tempfile
@@ -23,7 +25,9 @@ from PIL import Image
 from ruamel.yaml import YAML
 from sklearn.datasets import load_sample_image
 
+from reparam import recipes
 from reparam.config import Config, load_config
+from reparam.config.load import paths_of
 from reparam.data import store
 from reparam.data.batches import Batches
 from reparam.data.scaling import Scaling
@@ -68,7 +72,7 @@ def main(
     figures = HERE / "figures" / recipe
     shutil.rmtree(figures, ignore_errors=True)
     if photographs:
-        budget |= {"download.source": "folder", "download.path": "cut-outs of two photographs"}
+        budget |= {"download.source": "folder", "download.folder.path": "cut-outs of two photographs"}
     runs = []
     for change, number in product(swept, seed):
         variant = Variant(recipe, {**budget, **change, "train.seed": number})
@@ -84,7 +88,7 @@ def _run(variant: Variant, figures: Path | None, codes: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="reparam-") as scratch:
         paths = Paths(Path(scratch), HERE.parent)
         if variant.changes.get("download.source") == "folder":
-            variant.changes["download.path"] = str(_write_photographs(Path(scratch) / "photographs"))
+            variant.changes["download.folder.path"] = str(_write_photographs(Path(scratch) / "photographs"))
         config = _write_params(variant, paths)
         device = os.environ.get("REPARAM_DEVICE", "auto")
         download.run(config, paths)
@@ -119,14 +123,13 @@ def _write_photographs(directory: Path) -> Path:
 
 
 def _write_params(variant: Variant, paths: Paths) -> Config:
-    yaml = YAML()
-    params = yaml.load(HERE / f"{variant.recipe}.yaml")
+    params = recipes.complete(HERE, variant.recipe)
     for path, value in variant.changes.items():
-        section, _, name = path.partition(".")
-        if name not in params.get(section, {}):
-            raise ParamsError(f"{variant.recipe}.yaml: {path}: no such parameter; mend --set or --sweep")
-        params[section][name] = value
-    yaml.dump(params, paths.params)
+        if path not in paths_of():
+            raise ParamsError(f"{variant.recipe}.yaml: {path}: no such parameter; correct --set or --sweep")
+        *blocks, name = path.split(".")
+        functools.reduce(operator.getitem, blocks, params)[name] = value
+    YAML().dump(params, paths.params)
     return load_config(paths.params)
 
 

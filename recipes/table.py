@@ -35,6 +35,7 @@ MEASURES: dict[str, tuple[str, Callable[[Metrics], float]]] = {
         lambda m: (m["reconstruction"] - LOG_PI) / PIXELS + 0.1 * m["kl"] / 5,
     ),
 }
+RENAMED = {"download.path": "download.folder.path"}
 PARTS = ("reconstruction", "kl", "nll")
 
 
@@ -45,7 +46,7 @@ def main() -> None:
     for name in published:
         path = HERE / "results" / f"{name}.json"
         if path.exists():
-            results[name] = json.loads(path.read_text(encoding="utf-8"))
+            results[name] = _renamed(json.loads(path.read_text(encoding="utf-8")))
     lines = [
         "# What the recipes measured",
         "",
@@ -72,6 +73,11 @@ def main() -> None:
         lines += [_parts(name, runs) for runs in _by_change(result)]
     lines += _pictures(results)
     (HERE / "RESULTS.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _renamed(result: dict[str, Any]) -> dict[str, Any]:
+    """Call the parameters of older measurements by their names of today."""
+    return result | {"budget": {RENAMED.get(path, path): value for path, value in result["budget"].items()}}
 
 
 def _write_measured(recipe: Path, facts: dict[str, str], result: dict[str, Any] | None) -> None:

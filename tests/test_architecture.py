@@ -29,14 +29,14 @@ LAYERS = (
     ("data", "models", "track", "client"),
     ("objectives", "figures"),
     ("download", "preprocess", "train", "evaluate", "export", "report"),
-    ("compare", "gradients", "summary"),
+    ("compare", "gradients", "recipes", "summary"),
     ("cli",),
     ("__main__",),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 STAGES = tuple(YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"])
 # What a working copy holds that no stage writes: the user's parameters, and what commands around the stages write.
-OUTSIDE = {"params.yaml", "reports/gradients", "reports/compare.html"}
+OUTSIDE = {"params.yaml", "recipes", "reports/gradients", "reports/compare.html"}
 
 
 def modules() -> dict[str, Path]:

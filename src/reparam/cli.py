@@ -6,6 +6,7 @@ Torch and MLflow are imported by the stage that runs, so `--help` answers at onc
 import logging
 import signal
 import sys
+import textwrap
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Train variational autoencoders as a reproducible pipeline. "
-    "Parameters stand in params.yaml; `dvc repro` runs the stages in order.",
+    "Parameters are in params.yaml; `dvc repro` runs the stages in order.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -105,6 +106,39 @@ def check() -> None:
     """Check params.yaml and do nothing else."""
     _, paths = _inputs()
     print(f"{paths.relative(paths.params)}: valid")
+
+
+@app.command(rich_help_panel="Around the stages")
+def params(
+    name: Annotated[
+        str, typer.Argument(help="A parameter, block or section; without it, all.", show_default=False)
+    ] = "",
+) -> None:
+    """Print parameters of params.yaml with their values, and say what they mean."""
+    from reparam.config.document import explain
+
+    print(explain(_inputs()[0], name))
+
+
+@app.command(rich_help_panel="Around the stages")
+def recipe(
+    name: Annotated[str, typer.Argument(help="A recipe; without it, all are listed.", show_default=False)] = "",
+    output: Annotated[Path | None, typer.Option(help="Where to write it.", show_default="params.yaml")] = None,
+) -> None:
+    """List systems from the literature, or write the parameters of one to params.yaml."""
+    from reparam import recipes
+    from reparam.paths import Paths
+
+    paths = Paths.here()
+    if not name:
+        for known in recipes.names(paths.recipes):
+            print(f"{known:<16}  {textwrap.shorten(recipes.source(paths.recipes, known), 100, placeholder=' ...')}")
+        return
+    target = output or paths.params
+    kept = recipes.place(recipes.params_file(paths.recipes, name), target)
+    print(f"{paths.relative(target)}: written")
+    if kept:
+        print(f"{paths.relative(kept)}: the file that was there")
 
 
 @app.command(rich_help_panel="Around the stages")

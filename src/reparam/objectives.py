@@ -32,7 +32,7 @@ def reconstruction(model: Model, x: Tensor, config: ObjectiveConfig, _setting: S
 
 def denoising(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> Terms:
     """Score the clean image after encoding a corrupted one. Source: Vincent et al. 2008, sec. 2.3; Im et al. 2017."""
-    draw = model.draw(corrupt(x, config.noise, config.noise_level, setting), x, config.samples)
+    draw = model.draw(corrupt(x, config.denoising.noise, config.denoising.level, setting), x, config.samples)
     return _terms(model, draw, _weighted(model, draw, config, setting))
 
 
@@ -43,13 +43,15 @@ def sparse(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -
     """
     draw = model.draw(x, x, config.samples)
     code = draw.layers[0].mean  # (B, D)
-    if config.sparsity == "l1":
+    if config.sparse.penalty == "l1":
         penalty = code.abs().sum(-1)
     else:
-        rho, found = config.rho, code.mean(0).clamp(1e-6, 1 - 1e-6)  # (D,)
+        rho, found = config.sparse.rho, code.mean(0).clamp(1e-6, 1 - 1e-6)  # (D,)
         distance = rho * (rho / found).log() + (1 - rho) * ((1 - rho) / (1 - found)).log()
         penalty = distance.sum().expand(len(x))
-    return _terms(model, draw, _weighted(model, draw, config, setting) + config.weight * penalty, penalty=penalty)
+    return _terms(
+        model, draw, _weighted(model, draw, config, setting) + config.sparse.weight * penalty, penalty=penalty
+    )
 
 
 def contractive(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> Terms:
@@ -59,7 +61,9 @@ def contractive(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setti
     """
     draw = model.draw(x, x, config.samples)
     penalty = squared_jacobian_norm(model, x)
-    return _terms(model, draw, _weighted(model, draw, config, setting) + config.weight * penalty, penalty=penalty)
+    return _terms(
+        model, draw, _weighted(model, draw, config, setting) + config.contractive.weight * penalty, penalty=penalty
+    )
 
 
 def elbo(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> Terms:
@@ -74,9 +78,9 @@ def elbo(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> 
 def capacity(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> Terms:
     """Hold the mean KL at a capacity that rises with the epochs. Source: Burgess et al. 2018, eq. 8."""
     draw = model.draw(x, x, config.samples)
-    wanted = config.capacity * (setting.epoch / config.capacity_epochs).clamp(0, 1)
+    wanted = config.capacity.nats * (setting.epoch / config.capacity.epochs).clamp(0, 1)
     distance = (_kl(draw, config).mean() - wanted).abs()
-    return _terms(model, draw, -draw.log_px.mean(0) + config.weight * distance, capacity=wanted.expand(len(x)))
+    return _terms(model, draw, -draw.log_px.mean(0) + config.capacity.weight * distance, capacity=wanted.expand(len(x)))
 
 
 def beta_tc(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> Terms:
@@ -103,7 +107,7 @@ def mmd(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> T
     draw = model.draw(x, x, config.samples)
     z = draw.layers[0].z.flatten(0, 1)  # (K*B, D)
     discrepancy = maximum_mean_discrepancy(z, torch.randn_like(z)).expand(len(x))
-    loss = _weighted(model, draw, config, setting) + config.weight * discrepancy
+    loss = _weighted(model, draw, config, setting) + config.mmd.weight * discrepancy
     return _terms(model, draw, loss, mmd=discrepancy)
 
 

@@ -27,6 +27,10 @@ class Paths:
     def params(self) -> Path:
         return self.root / "params.yaml"
 
+    @property
+    def recipes(self) -> Path:
+        return self.root / "recipes"
+
     # download
     @property
     def raw(self) -> Path:

@@ -45,11 +45,11 @@ CONDITIONS = (
     Condition("binarization", "the binarization of test images is", None, is_new=False),
     Condition("nll_samples", "the number K of importance samples is", SAMPLED, is_new=False),
     Condition("outliers", "the outliers are", {"auroc"}),
-    Condition("annealed_images", "the number of annealed images is", ANNEALED),
-    Condition("annealed_chains", "the number of annealed chains is", ANNEALED),
-    Condition("annealed_steps", "the number of annealing steps is", ANNEALED),
-    Condition("generated", "the number of generated images is", QUALITY | {"fid_torchvision"}),
-    Condition("components", "the number of principal components is", QUALITY),
+    Condition("annealing.images", "the number of annealed images is", ANNEALED),
+    Condition("annealing.chains", "the number of annealed chains is", ANNEALED),
+    Condition("annealing.steps", "the number of annealing steps is", ANNEALED),
+    Condition("generated.images", "the number of generated images is", QUALITY),
+    Condition("generated.components", "the number of principal components is", QUALITY),
     Condition("neighbours", "the number of neighbours is", QUALITY | {"knn_accuracy"}),
 )
 

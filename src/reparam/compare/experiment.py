@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Settings of `evaluate` that metrics depend on: by these names in its card, as `evaluate.<name>` in MLflow.
+# Settings of `evaluate` that metrics depend on: by these paths in its card, as `evaluate.<path>` in MLflow.
 COUNTS = (
     "nll_samples",
-    "annealed_images",
-    "annealed_chains",
-    "annealed_steps",
-    "generated",
-    "components",
+    "annealing.images",
+    "annealing.chains",
+    "annealing.steps",
+    "generated.images",
+    "generated.components",
     "neighbours",
 )
 SETTINGS = ("split", "outliers", *COUNTS)

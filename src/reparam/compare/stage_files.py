@@ -67,7 +67,7 @@ def assemble(name: str, origin: str, files: Files, hint: str) -> Experiment:
         raise UserError(f"{name} ({origin}): wanted an experiment, found none of its files; {hint}")
     if files.missing:
         files.notes.append(f"not found: {', '.join(files.missing)}; {hint}")
-    lineage = card.get("lineage", {})
+    lineage, facts = card.get("lineage", {}), spread(card)
     if _are_others(params, lineage):
         files.notes.append(
             f"{paths.relative(paths.params)} was changed after training: the parameters are not those of the results; "
@@ -78,7 +78,7 @@ def assemble(name: str, origin: str, files: Files, hint: str) -> Experiment:
         origin=origin,
         params=spread(params),
         metrics=training | evaluation,
-        conditions={key: card[key] for key in CONDITIONS if card.get(key) is not None}
+        conditions={key: facts[key] for key in CONDITIONS if facts.get(key) is not None}
         | ({"data": lineage["data"]} if "data" in lineage else {}),
         losses=losses,
         loss_split=split,

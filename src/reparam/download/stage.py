@@ -15,7 +15,7 @@ from reparam.track import store as tracking
 
 def run(config: Config, paths: Paths) -> None:
     """Fetch the raw data and verify every file."""
-    sources.find(config.download)
+    sources.check(config.download)
     tracker = tracking.connect(paths)
     # Fetched into a folder that outlives a killed run, so that the next one goes on where this one stopped.
     arriving = paths.downloads / config.download.source

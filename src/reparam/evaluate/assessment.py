@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,13 @@ from reparam.data.store import Images, Split
 from reparam.evaluate.aggregate import aggregate, collapse_message, collapsed
 from reparam.evaluate.annealing import (
     Annealed,
+    Path,
     annealed_log_likelihood,
     concatenate,
     image_chunks,
     reverse_log_likelihood,
 )
-from reparam.evaluate.annealing import Path as AnnealingPath
 from reparam.evaluate.importance import importance
-from reparam.evaluate.inception import fid_torchvision
 from reparam.evaluate.metrics import Scores, scoring_in, standard_error
 from reparam.evaluate.representation import Labelled, probe
 from reparam.evaluate.sample_quality import fit_projection, pca_quality
@@ -85,11 +83,11 @@ def assess(subject: Assessed, codes: Callable[[int], Tensor], outliers: Images |
     for name, measure in (("latents", _latents), ("labels", _labels)):
         with random_stream(seed, name):
             measure(subject, findings)
-    if subject.settings.generated:
+    if subject.settings.generated.images:
         with random_stream(seed, "generated"):
             _generated(subject, findings, codes)
     if not (is_density and subject.model.stochastic_layers):
-        asked = {"outliers": outliers is not None, "annealed": subject.settings.annealed_images > 0}
+        asked = {"outliers": outliers is not None, "annealed": subject.settings.annealing.images > 0}
         reason = "not measured: this model has no likelihood of these pixels"
         findings.details |= {name: reason for name, is_asked in asked.items() if is_asked}
         findings.warnings += [f"{name}: {reason}" for name, is_asked in asked.items() if is_asked]
@@ -97,7 +95,7 @@ def assess(subject: Assessed, codes: Callable[[int], Tensor], outliers: Images |
     if outliers is not None:
         with random_stream(seed, "outliers"):
             _outliers(subject, findings, outliers)
-    if subject.settings.annealed_images:
+    if subject.settings.annealing.images:
         with random_stream(seed, "annealed"):
             _annealed(subject, findings)
     return findings
@@ -154,7 +152,7 @@ def _encode(subject: Assessed, images: Images) -> Tensor:
 def _generated(subject: Assessed, findings: Findings, codes: Callable[[int], Tensor]) -> None:
     """Compare generated images, decoder means as the figure shows them, with grey originals: equally many of both."""
     settings, scored = subject.settings, subject.scored.images
-    rows = evenly_spaced(len(scored), settings.generated)
+    rows = evenly_spaced(len(scored), settings.generated.images)
     real = _grey(scored[rows.numpy()])
     z = codes(len(rows)).to(subject.data.device)
     show = subject.data.scaling.invert
@@ -162,10 +160,8 @@ def _generated(subject: Assessed, findings: Findings, codes: Callable[[int], Ten
     learned_from = evenly_spaced(len(subject.train.images), LEARNED_FROM).numpy()
     if len(learned_from) < 2 or len(rows) < 2:
         return
-    project = fit_projection(_grey(subject.train.images[learned_from]), settings.components)
+    project = fit_projection(_grey(subject.train.images[learned_from]), settings.generated.components)
     found = pca_quality(project(real), project(fake), settings.neighbours)
-    if settings.inception_weights is not None:
-        found |= fid_torchvision(Path(settings.inception_weights), real, fake)
     for name, value in found.items():
         findings.add(name, value)
     findings.details["generated"] = {"images": len(rows), "components": project.axes.shape[1]}
@@ -181,7 +177,7 @@ def _outliers(subject: Assessed, findings: Findings, outliers: Images) -> None:
     rows = evenly_spaced(len(outliers), len(subject.scores.nll)).numpy()
     with scoring_in(settings.precision, subject.data.device):
         parts = [
-            importance(subject.model, x, settings.nll_samples, settings.memory_mb * 2**20).nll.cpu()
+            importance(subject.model, x, settings.nll_samples).nll.cpu()
             for x in subject.batches(outliers[rows]).ordered(settings.seed)
         ]
     findings.outlier_nll = torch.cat(parts)
@@ -192,14 +188,11 @@ def _outliers(subject: Assessed, findings: Findings, outliers: Images) -> None:
 def _annealed(subject: Assessed, findings: Findings) -> None:
     """Check the NLL by chains from the prior; bracket log p(x) where the posterior is known, on simulated images."""
     model, settings = subject.model, subject.settings
-    rows = evenly_spaced(len(subject.data), settings.annealed_images)
+    rows = evenly_spaced(len(subject.data), settings.annealing.images)
     generator = torch.Generator().manual_seed(settings.seed)
     x = subject.data.pixels(subject.data.grey(rows), generator)
     forward = _anneal(subject, x)
-    weighed = [
-        importance(model, part, settings.nll_samples, settings.memory_mb * 2**20).nll.cpu()
-        for part in torch.split(x, settings.batch_size)
-    ]
+    weighed = [importance(model, part, settings.nll_samples).nll.cpu() for part in torch.split(x, settings.batch_size)]
     findings.add("ais_nll", -forward.log_px.mean().item(), standard_error(forward.log_px))
     difference = -forward.log_px.cpu() - torch.cat(weighed)
     findings.add("ais_minus_nll", difference.mean().item(), standard_error(difference))
@@ -214,8 +207,8 @@ def _annealed(subject: Assessed, findings: Findings) -> None:
     acceptance = forward.acceptance.mean().item()  # NaN where a single step leaves nothing to move
     findings.details["annealed"] = {
         "images": len(rows),
-        "chains": settings.annealed_chains,
-        "steps": settings.annealed_steps,
+        "chains": settings.annealing.chains,
+        "steps": settings.annealing.steps,
         "leapfrog": LEAPFROG,
         "acceptance": None if math.isnan(acceptance) else round(acceptance, 3),
         "effective_chains": round(forward.effective_chains.median().item(), 1),
@@ -224,19 +217,19 @@ def _annealed(subject: Assessed, findings: Findings) -> None:
 
 def _anneal(subject: Assessed, x: Tensor, exact: Tensor | None = None) -> Annealed:
     """Run chains for each image; backwards, from an exact posterior sample, where there is one."""
-    model, settings, found, done = subject.model, subject.settings, [], 0
-    path = AnnealingPath(settings.annealed_steps, LEAPFROG)
-    for part in image_chunks(x, settings.annealed_chains, model.likelihood.outputs):
+    model, settings, found, done = subject.model, subject.settings.annealing, [], 0
+    path = Path(settings.steps, LEAPFROG)
+    for part in image_chunks(x, settings.chains, model.likelihood.outputs):
 
         def log_likelihood(z: Tensor, part: Tensor = part) -> Tensor:
             outputs = torch.unflatten(model.output(z.flatten(0, 1)), 0, z.shape[:2])
             return model.likelihood.log_prob(outputs, part)
 
         if exact is None:
-            start = torch.randn(settings.annealed_chains, len(part), subject.scores.means.shape[1])
+            start = torch.randn(settings.chains, len(part), subject.scores.means.shape[1])
             found.append(annealed_log_likelihood(log_likelihood, start.to(x.device), path))
         else:
             start = exact[done : done + len(part)]
-            found.append(reverse_log_likelihood(log_likelihood, start, settings.annealed_chains, path))
+            found.append(reverse_log_likelihood(log_likelihood, start, settings.chains, path))
         done += len(part)
     return concatenate(found)

@@ -90,7 +90,7 @@ def tiles(
     Return PNGs under the names of TILES, and what they show, ready for JSON.
     """
     subject = Subject(model, data, scores, settings)
-    limit, steps, walked = settings.grid_range, settings.grid_steps, _walked(subject)
+    limit, steps, walked = settings.grid.range, settings.grid.steps, _walked(subject)
     grid = subject.decode(subject.plane.latents(steps, limit))
     walks = subject.decode(latent_walks.traverse(subject.means, walked, (FINE_STEPS, limit), subject.is_code))
     pictures = (pixel_png(tile(grid, steps, 0)), pixel_png(tile(walks, FINE_STEPS, 0)))
@@ -114,14 +114,14 @@ def _reconstructions(subject: Subject) -> Figure:
 
 
 def _latent_grid(subject: Subject) -> Figure:
-    settings, labels = subject.settings, axis_labels(subject.plane.names, subject.plane.unit)
-    images = subject.decode(subject.plane.latents(settings.grid_steps, settings.grid_range))
+    grid, labels = subject.settings.grid, axis_labels(subject.plane.names, subject.plane.unit)
+    images = subject.decode(subject.plane.latents(grid.steps, grid.range))
     title = {
         "dimensions": f"Decoder mean; the other latent dimensions are {_others(subject)}",
         "principal": "Decoder mean along two principal components",
-    }[settings.grid_plane]
+    }[grid.plane]
     ordinate = labels[1] or "(a single dimension: rows repeat)"
-    return plot_latent_grid(images, settings.grid_range, (labels[0], ordinate), title)
+    return plot_latent_grid(images, grid.range, (labels[0], ordinate), title)
 
 
 def _latent_scatter(subject: Subject) -> Figure:
@@ -140,7 +140,7 @@ def _latent_scatter(subject: Subject) -> Figure:
 
 
 def _traversals(subject: Subject) -> Figure:
-    limit, walked = subject.settings.grid_range, _walked(subject)
+    limit, walked = subject.settings.grid.range, _walked(subject)
     z = latent_walks.traverse(subject.means, walked, (STEPS, limit), subject.is_code)
     columns = [f"{value:.3g}".replace("-", "−") for value in latent_walks.spread(STEPS, limit).tolist()]
     title = f"Decoder mean along one latent dimension at a time; the others are {_others(subject)}"

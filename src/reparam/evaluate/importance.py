@@ -12,6 +12,8 @@ from reparam.objectives import log_weights
 
 # Bytes that one number of the decoder's output takes while it is scored: itself, and what the likelihood makes of it.
 BYTES_PER_NUMBER = 4 * 6
+# About what scoring takes, whatever the number of samples. Caches of a CPU hold so much; a GPU is faster with more.
+MEMORY = {"cpu": 12 << 20, "cuda": 512 << 20}  # bytes
 
 
 @dataclass(frozen=True)
@@ -30,14 +32,14 @@ def levels(samples: int) -> list[int]:
 
 
 @torch.no_grad()
-def importance(model: Model, x: Tensor, samples: int, memory: int) -> Importance:
+def importance(model: Model, x: Tensor, samples: int) -> Importance:
     """Estimate -log p(x) with samples of the posterior; an upper bound in expectation, exact as K grows.
 
-    Sums are streamed, so that about `memory` bytes are taken whatever K, or what one sample of one image takes.
+    Sums are streamed, so that about MEMORY is taken whatever K, or what one sample of one image takes.
     Shapes: x (B, C, H, W). Source: Burda et al. 2016, eq. 8; Kong 1992 for the effective sample size.
     """
-    size = bytes_per_draw(model, x)
-    parts = [_importance(model, part, samples, memory // size) for part in split_images(x, memory // size)]
+    at_once = draws_at_once(model, x)
+    parts = [_importance(model, part, samples, at_once) for part in split_images(x, at_once)]
     return Importance(
         torch.cat([part.nll for part in parts]),
         torch.cat([part.bounds for part in parts], 1),
@@ -68,6 +70,11 @@ def draws(model: Model, x: Tensor, samples: int, at_once: int) -> Iterator[Draw]
 def split_images(x: Tensor, at_once: int) -> tuple[Tensor, ...]:
     """Cut a batch into no more than `at_once` images each, or single ones."""
     return torch.split(x, max(1, at_once))
+
+
+def draws_at_once(model: Model, x: Tensor) -> int:
+    """Return how many samples of how many images fit into MEMORY together."""
+    return MEMORY[x.device.type] // bytes_per_draw(model, x)
 
 
 def bytes_per_draw(model: Model, x: Tensor) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from reparam.config import EvaluateConfig
 from reparam.data.batches import Batches
-from reparam.evaluate.importance import bytes_per_draw, draws, importance, split_images
+from reparam.evaluate.importance import draws, draws_at_once, importance, split_images
 from reparam.models.draw import Model
 from reparam.runtime import computing_in
 
@@ -45,14 +45,13 @@ class Reports:
 @torch.no_grad()
 def score(model: Model, data: Batches, config: EvaluateConfig) -> Scores:
     """Score every image of a split, drawing from torch's generator."""
-    memory = config.memory_mb * 2**20
     parts: list[tuple[Tensor, ...]] = []
     for batch in data.ordered(config.seed):
         with scoring_in(config.precision, batch.device):
-            at_once = memory // bytes_per_draw(model, batch)
+            at_once = draws_at_once(model, batch)
             for x in split_images(batch, at_once):
                 expectations, sizes = _expectations(model, x, config.elbo_samples, at_once)
-                parts.append((*expectations, *_likelihoods(model, x, config.nll_samples, memory), *model.posterior(x)))
+                parts.append((*expectations, *_likelihoods(model, x, config.nll_samples), *model.posterior(x)))
     columns = (torch.cat(part).double().cpu() for part in zip(*parts, strict=True))
     reconstruction, kl, latent_kl, expected, noise, nll, bounds, effective, means, log_variances = columns
     # The population variance, as an activity statistic of this very split, and 0 for a single image.
@@ -100,12 +99,12 @@ def _expectations(model: Model, x: Tensor, samples: int, at_once: int) -> tuple[
     return (*averages, noise), sizes
 
 
-def _likelihoods(model: Model, x: Tensor, samples: int, memory: int) -> tuple[Tensor, Tensor, Tensor]:
+def _likelihoods(model: Model, x: Tensor, samples: int) -> tuple[Tensor, Tensor, Tensor]:
     """Estimate -log p(x), lower bounds and effective samples. Shapes: -> (B,), (B, L), (B,)."""
     if not model.stochastic_layers:
         nothing = torch.full((len(x),), torch.nan)
         return nothing, nothing[:, None], nothing
-    found = importance(model, x, samples, memory)
+    found = importance(model, x, samples)
     return found.nll, found.bounds.T, found.effective
 
 

@@ -8,18 +8,19 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
+from reparam.config.evaluate import MixtureConfig
 from reparam.data.batches import Batches
 from reparam.models.draw import Model
 
 CODES = 10_000  # at most, because a mixture of tens of Gaussians needs no more
 
 
-def prior(count: int, latent: int, _codes: Callable[[], Tensor], _components: int) -> Tensor:
+def prior(count: int, latent: int, _codes: Callable[[], Tensor]) -> Tensor:
     """Draw from the standard normal. Shapes: -> (count, latent)."""
     return torch.randn(count, latent)
 
 
-def mixture(count: int, _latent: int, codes: Callable[[], Tensor], components: int) -> Tensor:
+def mixture(count: int, _latent: int, codes: Callable[[], Tensor], config: MixtureConfig) -> Tensor:
     """Fit a Gaussian mixture to codes of images, samples of the aggregate posterior, and draw from it.
 
     Shapes: codes() (N, D) -> (count, D). Source: Ghosh et al. 2020, sec. 4.1.
@@ -29,7 +30,7 @@ def mixture(count: int, _latent: int, codes: Callable[[], Tensor], components: i
     with warnings.catch_warnings():
         # Equal codes, as of a collapsed model, and a last digit that still moves are no reason not to draw.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        fitted = GaussianMixture(min(components, len(found)), random_state=seed, reg_covar=1e-4)
+        fitted = GaussianMixture(min(config.components, len(found)), random_state=seed, reg_covar=1e-4)
         fitted.fit(found if len(found) > 1 else found.repeat(2, 0))  # scikit-learn wants two rows at least
     drawn = torch.from_numpy(fitted.sample(count)[0]).float()
     return drawn[torch.randperm(count)]  # scikit-learn sorts its draws by component
@@ -41,5 +42,4 @@ def draw_codes(model: Model, data: Batches) -> Tensor:
     return torch.cat([model.sample_posterior(x) for x in data.visit(data.draw_order()[:CODES])])
 
 
-Sampler = Callable[[int, int, Callable[[], Tensor], int], Tensor]
-SAMPLERS: dict[str, Sampler] = {"prior": prior, "mixture": mixture}
+SAMPLERS: dict[str, Callable[..., Tensor]] = {"prior": prior, "mixture": mixture}

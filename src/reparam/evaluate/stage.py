@@ -17,7 +17,6 @@ from reparam.errors import ParamsError
 from reparam.evaluate import gallery
 from reparam.evaluate.assessment import Assessed, Findings, assess
 from reparam.evaluate.importance import read_curve
-from reparam.evaluate.inception import WANTED
 from reparam.evaluate.metrics import Reports, Scores, headline, score
 from reparam.evaluate.samplers import SAMPLERS, draw_codes
 from reparam.evaluate.subject import Labels
@@ -47,7 +46,6 @@ def run(config: Config, paths: Paths, device: str = "auto") -> None:
     scored, train = (_read_split(paths, name) for name in (settings.split, "train"))
     outliers = None if settings.outliers is None else _read_outliers(Path(settings.outliers), data_card)
     _check_sampler(model, model_card, settings)
-    _check_inception(settings)
 
     def batches(images: store.Images) -> Batches:
         return Batches(images, data_card, settings.batch_size, place)
@@ -56,8 +54,9 @@ def run(config: Config, paths: Paths, device: str = "auto") -> None:
 
     def codes(count: int) -> torch.Tensor:
         """Draw latents to generate images from. Shapes: -> (count, D)."""
-        sampler, latent = SAMPLERS[settings.sampler], scores.means.shape[1]
-        return sampler(count, latent, lambda: draw_codes(model, batches(train.images)), settings.mixture_components)
+        name, latent = settings.sampler, scores.means.shape[1]
+        its = settings.arguments(name)
+        return SAMPLERS[name](count, latent, lambda: draw_codes(model, batches(train.images)), *its)
 
     with tracker.child_run("evaluate", model_card["lineage"]) as run:
         run.log_params(flatten(settings, "evaluate."))
@@ -155,15 +154,6 @@ def _check_sampler(model: AnyModel, model_card: Any, settings: EvaluateConfig) -
         )
 
 
-def _check_inception(settings: EvaluateConfig) -> None:
-    path = settings.inception_weights
-    if settings.generated and path is not None and not Path(path).is_file():
-        raise ParamsError(
-            f"params.yaml: evaluate.inception_weights: wanted {WANTED}, found no file {path}; save one there, or name "
-            "another, or null"
-        )
-
-
 def _describe(
     data_card: Any, model_card: Any, settings: EvaluateConfig, images: int, findings: Findings
 ) -> dict[str, Any]:
@@ -172,7 +162,7 @@ def _describe(
         "images": images,
         "units": "nats per image",
         "binarization": data_card["binarization"],
-        **settings.model_dump(mode="json", exclude={"grid_steps", "grid_range", "grid_plane"}),
+        **settings.model_dump(mode="json", exclude={"grid"}),
         "details": findings.details,
         "warnings": findings.warnings,
         "lineage": {**model_card["lineage"], "evaluate_code_sha256": source_hash("evaluate")},

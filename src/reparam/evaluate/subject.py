@@ -34,7 +34,7 @@ class Subject:
         self.means = scores.means.double()
         self.use = scores.latent_variance if self.is_code else scores.latent_kl
         self.active = scores.latent_variance > settings.active_variance
-        self.plane = latent_walks.plane(settings.grid_plane, self.means, self.use, self.is_code)
+        self.plane = latent_walks.plane(settings.grid.plane, self.means, self.use, self.is_code)
 
     def decode(self, z: Tensor) -> Pictures:
         """Decode latents. Shapes: (n, D) -> (n, C, H, W)."""

@@ -1,18 +1,37 @@
 """From names in `params.yaml` to a model."""
 
 import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from reparam.config import ModelConfig
+from reparam.config.model import AutoencoderConfig, HierarchicalConfig, ModelConfig
 from reparam.models import networks
 from reparam.models.autoencoder import Autoencoder
+from reparam.models.draw import Likelihood
 from reparam.models.hierarchical import HierarchicalVAE
 from reparam.models.likelihoods import LIKELIHOODS
 from reparam.models.linear import Linear
+from reparam.models.networks import NETWORKS, Network
 from reparam.models.vae import VAE
 
 AnyModel = Autoencoder | VAE | HierarchicalVAE
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What every kind of model is made of."""
+
+    network: Network
+    likelihood: Likelihood
+    latent: int
+    shape: tuple[int, ...]  # (C, H, W)
+
+    def decoder(self) -> nn.Sequential:
+        """Build the network from latents to what the likelihood reads. Shapes: (N, D) -> (N, P*C, H, W)."""
+        channels, *sides = self.shape
+        return self.network.decoder(self.latent, (channels * self.likelihood.outputs, *sides))
 
 
 def build_model(config: ModelConfig, shape: tuple[int, ...]) -> AnyModel:
@@ -20,21 +39,14 @@ def build_model(config: ModelConfig, shape: tuple[int, ...]) -> AnyModel:
 
     Raises: ParamsError where the networks cannot have images of that size.
     """
-    likelihood = LIKELIHOODS[config.likelihood](config)
-    output_shape = (shape[0] * likelihood.outputs, *shape[1:])
-    model: AnyModel
-    if config.kind == "hierarchical":
-        sizes = (config.latent, *config.upper)
-        layers = _layers(config, sizes, shape)
-        decoder = networks.decoder(config, config.latent, output_shape)
-        model = HierarchicalVAE(layers, decoder, likelihood, sizes, shape)
-    else:
-        kind, outputs = (Autoencoder, config.latent) if config.kind == "autoencoder" else (VAE, 2 * config.latent)
-        encoder = networks.encoder(config, shape, outputs)
-        if kind is Autoencoder and config.code == "sigmoid":
-            encoder.append(nn.Sigmoid())
-        decoder = networks.decoder(config, config.latent, output_shape)
-        model = kind(encoder, decoder, likelihood, shape)
+    network, likelihood = config.network, config.likelihood
+    parts = Parts(
+        NETWORKS[network](*config.arguments(network)),
+        LIKELIHOODS[likelihood](*config.arguments(likelihood)),
+        config.latent,
+        shape,
+    )
+    model = KINDS[config.kind](parts, *config.arguments(config.kind))
     networks.initialise(model, config.init)
     return model
 
@@ -49,22 +61,37 @@ def start_at_mean(model: AnyModel, mean: Tensor) -> None:
     networks.set_output_bias(model.decoder, mean, model.likelihood.output_of)
 
 
-def _layers(
-    config: ModelConfig, sizes: tuple[int, ...], shape: tuple[int, ...]
-) -> tuple[list[nn.Module], list[nn.Module], list[nn.Module]]:
-    """Build features, encoders and priors of a hierarchy."""
-    between, pairs = config.upper_hidden, list(itertools.pairwise(sizes))
+def _autoencoder(parts: Parts, config: AutoencoderConfig) -> Autoencoder:
+    encoder = parts.network.encoder(parts.shape, parts.latent)
+    if config.code == "sigmoid":
+        encoder.append(nn.Sigmoid())
+    return Autoencoder(encoder, parts.decoder(), parts.likelihood, parts.shape)
+
+
+def _vae(parts: Parts) -> VAE:
+    encoder = parts.network.encoder(parts.shape, 2 * parts.latent)
+    return VAE(encoder, parts.decoder(), parts.likelihood, parts.shape)
+
+
+def _hierarchical(parts: Parts, config: HierarchicalConfig) -> HierarchicalVAE:
+    network, hidden = parts.network, config.upper_hidden
+    sizes = (parts.latent, *config.upper)
+    pairs = list(itertools.pairwise(sizes))
     features: list[nn.Module] = []
     encoders: list[nn.Module] = []
     if config.inference == "bottom_up":
-        encoders.append(networks.encoder(config, shape, 2 * sizes[0]))
-        encoders += [networks.mlp((below, *between, 2 * above), config) for below, above in pairs]
+        encoders.append(network.encoder(parts.shape, 2 * sizes[0]))
+        encoders += [network.between((below, *hidden, 2 * above)) for below, above in pairs]
     else:
-        body, width = networks.features(config, shape)
+        body, width = network.features(parts.shape)
         for size in sizes:
             if features:
-                body, width = networks.stack((width, *between), config), (width, *between)[-1]
+                body, width = network.stack((width, *hidden)), (width, *hidden)[-1]
             features.append(body)
             encoders.append(Linear(width, 2 * size))
-    priors: list[nn.Module] = [networks.mlp((above, *reversed(between), 2 * below), config) for below, above in pairs]
-    return features, encoders, priors
+    priors = [network.between((above, *reversed(hidden), 2 * below)) for below, above in pairs]
+    layers = (features, encoders, priors)
+    return HierarchicalVAE(layers, parts.decoder(), parts.likelihood, sizes, parts.shape)
+
+
+KINDS: dict[str, Callable[..., AnyModel]] = {"autoencoder": _autoencoder, "vae": _vae, "hierarchical": _hierarchical}

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reparam.config import ModelConfig
+from reparam.config.model import GaussianConfig, LearnedGaussianConfig, LogisticMixtureConfig, PixelGaussianConfig
 from reparam.errors import ParamsError
 from reparam.models.draw import Likelihood, gaussian_log_prob
 
@@ -67,9 +67,6 @@ class Bernoulli:
     needs_unit = True
     is_discrete = False
 
-    def __init__(self, _config: ModelConfig) -> None:
-        pass
-
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
         # From the logits: log(sigmoid(output)) would be -inf where the sigmoid underflows.
         log_px: Tensor = _LogBernoulli.apply(output, target)
@@ -89,9 +86,6 @@ class ContinuousBernoulli:
     needs_binary = False
     needs_unit = True
     is_discrete = False
-
-    def __init__(self, _config: ModelConfig) -> None:
-        pass
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
         """Return log p(x|z), by a series around an output of 0, where the normaliser is 0 / 0."""
@@ -118,12 +112,12 @@ class Gaussian:
 
     outputs = 1
     needs_binary = False
-    needs_unit = False
     is_discrete = False
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: GaussianConfig) -> None:
         self.sigma = config.sigma
-        self.link = LINKS[config.output]
+        self.link = LINKS[config.mean]
+        self.needs_unit = self.link.is_unit
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
         distance = (target - self.mean(output)) / self.sigma
@@ -141,19 +135,19 @@ class LearnedGaussian(nn.Module):
 
     outputs = 1
     needs_binary = False
-    needs_unit = False
     is_discrete = False
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: LearnedGaussianConfig) -> None:
         super().__init__()
+        self.link = LINKS[config.mean]
+        self.needs_unit = self.link.is_unit
         low, high = (math.exp(bound) for bound in LOG_SIGMA)
         if not low < config.sigma < high:
             raise ParamsError(
-                f"params.yaml: model.sigma: wanted a number from {low:.4f} to {high:.2f} to start from with "
-                f"model.likelihood 'gaussian_learned', found {config.sigma}"
+                f"params.yaml: model.gaussian_learned.sigma: wanted a number from {low:.4f} to {high:.2f} to start "
+                f"from, found {config.sigma}"
             )
         self.log_sigma = nn.Parameter(_unbound(torch.tensor(config.sigma).log(), *LOG_SIGMA))
-        self.link = LINKS[config.output]
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
         return gaussian_log_prob(target, self.mean(output), 2 * _bound(self.log_sigma, *LOG_SIGMA)).sum(PIXELS)
@@ -170,11 +164,11 @@ class PixelGaussian:
 
     outputs = 2
     needs_binary = False
-    needs_unit = False
     is_discrete = False
 
-    def __init__(self, config: ModelConfig) -> None:
-        self.link = LINKS[config.output]
+    def __init__(self, config: PixelGaussianConfig) -> None:
+        self.link = LINKS[config.mean]
+        self.needs_unit = self.link.is_unit
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
         log_sigma = _bound(output.chunk(2, dim=-3)[1], *LOG_SIGMA)
@@ -192,12 +186,12 @@ class Laplace:
 
     outputs = 1
     needs_binary = False
-    needs_unit = False
     is_discrete = False
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: GaussianConfig) -> None:
         self.scale = config.sigma / math.sqrt(2)
-        self.link = LINKS[config.output]
+        self.link = LINKS[config.mean]
+        self.needs_unit = self.link.is_unit
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
         return (-(target - self.mean(output)).abs() / self.scale - math.log(2 * self.scale)).sum(PIXELS)
@@ -220,7 +214,7 @@ class LogisticMixture:
     needs_unit = True
     is_discrete = True
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: LogisticMixtureConfig) -> None:
         self.components = config.components
         self.outputs = 3 * self.components
 
@@ -258,12 +252,14 @@ class LogisticMixture:
 class DiscretisedLogistic(LogisticMixture):
     """A mixture of one. Source: Kingma et al. 2016, app. B."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config.model_copy(update={"components": 1}))
+    def __init__(self) -> None:
+        super().__init__(LogisticMixtureConfig(components=1))
 
 
 class Linear:
     """The mean is the output itself."""
+
+    is_unit = False
 
     @staticmethod
     def to_mean(output: Tensor) -> Tensor:
@@ -276,6 +272,8 @@ class Linear:
 
 class Sigmoid:
     """The mean lies between black and white, in [0, 1]."""
+
+    is_unit = True
 
     @staticmethod
     def to_mean(output: Tensor) -> Tensor:
@@ -337,7 +335,7 @@ def _log_logistic_between(lower: Tensor, upper: Tensor) -> Tensor:
     return F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-width))
 
 
-LIKELIHOODS: dict[str, Callable[[ModelConfig], Likelihood]] = {
+LIKELIHOODS: dict[str, Callable[..., Likelihood]] = {
     "bernoulli": Bernoulli,
     "continuous_bernoulli": ContinuousBernoulli,
     "gaussian": Gaussian,

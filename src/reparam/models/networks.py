@@ -1,13 +1,14 @@
-"""Fully connected and convolutional networks without an idea of what they are used for."""
+"""Networks between images and numbers, without an idea of what they are used for."""
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from reparam.config import ModelConfig
+from reparam.config.model import ConvConfig, MlpConfig
 from reparam.errors import ParamsError
 from reparam.models.linear import Linear
 
@@ -20,64 +21,111 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-def encoder(config: ModelConfig, shape: tuple[int, ...], outputs: int) -> nn.Sequential:
-    """Map images to numbers. Shapes: `shape` is (C, H, W); (B, C, H, W) -> (B, outputs).
+class Network(ABC):
+    """A kind of layers, of which all networks of a model are built. Shapes: `shape` is (C, H, W).
 
-    Raises: ParamsError where convolutions cannot have images of that size.
+    Raises: ParamsError where it cannot have images of that size.
     """
-    body, width = features(config, shape)
-    return nn.Sequential(*body, Linear(width, outputs))
+
+    @abstractmethod
+    def features(self, shape: tuple[int, ...]) -> tuple[nn.Sequential, int]:
+        """Build an encoder up to its last activation, and count its outputs. Shapes: (B, C, H, W) -> (B, outputs)."""
+
+    @abstractmethod
+    def decoder(self, inputs: int, shape: tuple[int, ...]) -> nn.Sequential:
+        """Map numbers to images. Shapes: (N, inputs) -> (N, C, H, W)."""
+
+    @abstractmethod
+    def stack(self, widths: tuple[int, ...]) -> nn.Sequential:
+        """Build layers of the given widths, up to the last activation. Shapes: (B, widths[0]) -> (B, widths[-1])."""
+
+    def encoder(self, shape: tuple[int, ...], outputs: int) -> nn.Sequential:
+        """Map images to numbers. Shapes: (B, C, H, W) -> (B, outputs)."""
+        body, width = self.features(shape)
+        return nn.Sequential(*body, Linear(width, outputs))
+
+    def between(self, widths: tuple[int, ...]) -> nn.Sequential:
+        """Map numbers to numbers, as between two layers of latents. Shapes: (B, widths[0]) -> (B, widths[-1])."""
+        return nn.Sequential(*self.stack(widths[:-1]), Linear(widths[-2], widths[-1]))
 
 
-def features(config: ModelConfig, shape: tuple[int, ...]) -> tuple[nn.Sequential, int]:
-    """Build an encoder up to its last activation; return it with the number of its outputs."""
-    layers: list[nn.Module] = []
-    channels, height, width = shape
-    if config.network == "conv":
-        _check_size(config, shape)
-        for inputs, outputs in itertools.pairwise((channels, *config.channels)):
-            convolution = nn.Conv2d(inputs, outputs, config.kernel, config.stride, _padding(config))
-            layers += [convolution, *_after(config, outputs, is_image=True)]
-        total = config.stride ** len(config.channels)
-        channels, height, width = config.channels[-1], height // total, width // total
-    flat = channels * height * width
-    layers += [nn.Flatten(), *stack((flat, *config.hidden), config)]
-    return nn.Sequential(*layers), (flat, *config.hidden)[-1]
+class MLP(Network):
+    """Fully connected layers, with norm and activation after each."""
+
+    def __init__(self, config: MlpConfig) -> None:
+        self.config = config
+        mirrored = tuple(reversed(config.hidden))
+        self.decoder_hidden = mirrored if config.decoder_hidden is None else config.decoder_hidden
+
+    def features(self, shape: tuple[int, ...]) -> tuple[nn.Sequential, int]:
+        widths = (math.prod(shape), *self.config.hidden)
+        return nn.Sequential(nn.Flatten(), *self.stack(widths)), widths[-1]
+
+    def decoder(self, inputs: int, shape: tuple[int, ...]) -> nn.Sequential:
+        layers = self.between((inputs, *self.decoder_hidden, math.prod(shape)))
+        return nn.Sequential(*layers, nn.Unflatten(1, shape))
+
+    def stack(self, widths: tuple[int, ...]) -> nn.Sequential:
+        layers: list[nn.Module] = []
+        for inputs, outputs in itertools.pairwise(widths):
+            layers += [Linear(inputs, outputs), *self.after(outputs, is_image=False)]
+        return nn.Sequential(*layers)
+
+    def after(self, width: int, *, is_image: bool) -> list[nn.Module]:
+        """Build what follows a layer. A group norm with one group is the layer norm of images."""
+        norms: dict[str, list[nn.Module]] = {
+            "none": [],
+            "batch": [nn.BatchNorm2d(width) if is_image else nn.BatchNorm1d(width)],
+            "layer": [nn.GroupNorm(1, width) if is_image else nn.LayerNorm(width)],
+        }
+        return [*norms[self.config.norm], ACTIVATIONS[self.config.activation]()]
 
 
-def decoder(config: ModelConfig, inputs: int, shape: tuple[int, ...]) -> nn.Sequential:
-    """Mirror the encoder. Shapes: `shape` is (C, H, W); (N, inputs) -> (N, C, H, W)."""
-    mirrored = tuple(reversed(config.hidden))
-    widths = (inputs, *(mirrored if config.decoder_hidden is None else config.decoder_hidden))
-    if config.network == "mlp":
-        return nn.Sequential(*mlp((*widths, math.prod(shape)), config), nn.Unflatten(1, shape))
-    _check_size(config, shape)
-    total = config.stride ** len(config.channels)
-    small = (config.channels[-1], shape[1] // total, shape[2] // total)
-    layers: list[nn.Module] = [*stack((*widths, math.prod(small)), config), nn.Unflatten(1, small)]
-    padding = _padding(config)
-    missing = config.stride + 2 * padding - config.kernel  # pixels by which the mirrored sizes fall short, 0 or 1
-    for inputs_, outputs in itertools.pairwise((*reversed(config.channels), shape[0])):
-        layers.append(nn.ConvTranspose2d(inputs_, outputs, config.kernel, config.stride, padding, missing))
-        layers += _after(config, outputs, is_image=True)
-    # The last convolution puts out the result: neither norm nor activation follow it.
-    return nn.Sequential(*layers[: len(layers) - len(_after(config, 1, is_image=True))])
+class Conv(MLP):
+    """Strided convolutions next to the image, fully connected layers behind them."""
 
+    config: ConvConfig
 
-def mlp(widths: tuple[int, ...], config: ModelConfig) -> nn.Sequential:
-    """Stack linear layers of the given widths, norm and activation between each two.
+    def __init__(self, config: ConvConfig) -> None:
+        super().__init__(config)
+        self.padding = (config.kernel - config.stride + 1) // 2  # sides of n * stride pixels become n
 
-    Shapes: (B, widths[0]) -> (B, widths[-1]).
-    """
-    return nn.Sequential(*stack(widths[:-1], config), Linear(widths[-2], widths[-1]))
+    def features(self, shape: tuple[int, ...]) -> tuple[nn.Sequential, int]:
+        config, small = self.config, self._smallest(shape)
+        layers: list[nn.Module] = []
+        for inputs, outputs in itertools.pairwise((shape[0], *config.channels)):
+            convolution = nn.Conv2d(inputs, outputs, config.kernel, config.stride, self.padding)
+            layers += [convolution, *self.after(outputs, is_image=True)]
+        flat, width = super().features(small)
+        return nn.Sequential(*layers, *flat), width
 
+    def decoder(self, inputs: int, shape: tuple[int, ...]) -> nn.Sequential:
+        config, small = self.config, self._smallest(shape)
+        layers: list[nn.Module] = [*self.stack((inputs, *self.decoder_hidden, math.prod(small)))]
+        layers.append(nn.Unflatten(1, small))
+        missing = config.stride + 2 * self.padding - config.kernel  # pixels that the mirrored sizes lack, 0 or 1
+        for number, (width, outputs) in enumerate(itertools.pairwise((*reversed(config.channels), shape[0])), start=1):
+            layers.append(nn.ConvTranspose2d(width, outputs, config.kernel, config.stride, self.padding, missing))
+            if number < len(config.channels):  # the last one puts out the result
+                layers += self.after(outputs, is_image=True)
+        return nn.Sequential(*layers)
 
-def stack(widths: tuple[int, ...], config: ModelConfig) -> nn.Sequential:
-    """Stack linear layers, each followed by norm and activation. Shapes: (B, widths[0]) -> (B, widths[-1])."""
-    layers: list[nn.Module] = []
-    for inputs, outputs in itertools.pairwise(widths):
-        layers += [Linear(inputs, outputs), *_after(config, outputs, is_image=False)]
-    return nn.Sequential(*layers)
+    def _smallest(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """Return the shape behind all convolutions; refuse ones that would skip or repeat pixels."""
+        kernel, stride, channels = self.config.kernel, self.config.stride, self.config.channels
+        if kernel < stride or (stride == 1 and kernel % 2 == 0):
+            wanted = "an odd number with model.conv.stride 1" if stride == 1 else f"at least the stride, {stride}"
+            raise ParamsError(f"params.yaml: model.conv.kernel: wanted {wanted}, found {kernel}")
+        total = stride ** len(channels)
+        if shape[1] % total or shape[2] % total:
+            below, above = max(1, min(shape[1:]) // total) * total, -(-max(shape[1:]) // total) * total
+            sizes = f"{below} or {above}" if below != above else f"{above}"
+            raise ParamsError(
+                f"params.yaml: model.conv.channels: {len(channels)} convolutions of stride {stride} need images whose "
+                f"sides are divisible by {total}, found {shape[1]}x{shape[2]} pixels; set preprocess.image_size to "
+                f"{sizes} or another multiple, or change model.conv.channels or model.conv.stride"
+            )
+        return channels[-1], shape[1] // total, shape[2] // total
 
 
 def initialise(module: nn.Module, init: str) -> None:
@@ -107,32 +155,4 @@ def set_output_bias(decoder: nn.Module, mean: Tensor, output_of: Callable[[Tenso
         last.bias.copy_(output_of(mean).flatten())
 
 
-def _after(config: ModelConfig, width: int, *, is_image: bool) -> list[nn.Module]:
-    """What follows a layer. A group norm with one group is the layer norm of images."""
-    norms: dict[str, list[nn.Module]] = {
-        "none": [],
-        "batch": [nn.BatchNorm2d(width) if is_image else nn.BatchNorm1d(width)],
-        "layer": [nn.GroupNorm(1, width) if is_image else nn.LayerNorm(width)],
-    }
-    return [*norms[config.norm], ACTIVATIONS[config.activation]()]
-
-
-def _padding(config: ModelConfig) -> int:
-    return (config.kernel - config.stride + 1) // 2  # sides of n * stride pixels become n
-
-
-def _check_size(config: ModelConfig, shape: tuple[int, ...]) -> None:
-    """Refuse convolutions that would skip pixels or change their number unevenly."""
-    kernel, stride = config.kernel, config.stride
-    if kernel < stride or (stride == 1 and kernel % 2 == 0):
-        wanted = "an odd number with model.stride 1" if stride == 1 else f"at least model.stride, {stride}"
-        raise ParamsError(f"params.yaml: model.kernel: wanted {wanted}, found {kernel}")
-    total = stride ** len(config.channels)
-    if shape[1] % total or shape[2] % total:
-        below, above = max(1, min(shape[1:]) // total) * total, -(-max(shape[1:]) // total) * total
-        sizes = f"{below} or {above}" if below != above else f"{above}"
-        raise ParamsError(
-            f"params.yaml: model.channels: {len(config.channels)} convolutions of stride {stride} need images whose "
-            f"sides are divisible by {total}, found {shape[1]}x{shape[2]} pixels; set preprocess.image_size to {sizes} "
-            "or another multiple, or change model.channels or model.stride"
-        )
+NETWORKS: dict[str, Callable[..., Network]] = {"mlp": MLP, "conv": Conv}

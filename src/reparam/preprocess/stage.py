@@ -30,7 +30,7 @@ def run(config: Config, paths: Paths) -> None:
         kept = list(splits.class_numbers(raw.classes, settings.classes))
         facts = {
             "source": manifest["source"],
-            "variant": manifest["variant"],
+            "options": manifest["options"],
             "binarization": settings.binarization,
             "classes": [raw.classes[label] for label in kept],
             "skipped": skipped,

@@ -85,7 +85,6 @@ GENERATION = (
         "Fréchet distance",
         "Between generated and real images, in components of pixels; lower is better.",
     ),
-    Number("fid_torchvision", "FID", "The same in torchvision's Inception features: compare it with its like alone."),
 )
 
 
@@ -167,7 +166,6 @@ def environment(*directories: Path) -> Environment:
 def render(page: Page) -> str:
     """Fill the template."""
     template = environment().get_template(TEMPLATE.name)
-    sections = _sections(page.params)
     return template.render(
         page=page,
         numbers=_numbers(page.metrics, _annealed_images(page.evaluation)),
@@ -177,8 +175,8 @@ def render(page: Page) -> str:
             if (shown := [p for p in group if p.name in page.pictures])
         },
         tiles=_tiles(page),
-        sections=sections,
-        params_file=_params_file(sections),
+        sections=_sections(page.params),
+        params_file=_params_file(page.params),
     )
 
 
@@ -260,10 +258,15 @@ def _sections(params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return sections
 
 
-def _params_file(sections: Mapping[str, Mapping[str, Any]]) -> str:
+def _params_file(params: Mapping[str, Any]) -> str:
     """Spell parameters as a params.yaml; every JSON value is a YAML one."""
-    return "".join(
-        f"{section}:\n"
-        + "".join(f"  {name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items())
-        for section, values in sections.items()
-    )
+    lines: list[str] = []
+    above: list[str] = []  # sections and blocks that the line before is in
+    for path, value in params.items():
+        *blocks, name = path.split(".")
+        for depth, block in enumerate(blocks):
+            if above[: depth + 1] != blocks[: depth + 1]:
+                lines.append(f"{'  ' * depth}{block}:\n")
+        lines.append(f"{'  ' * len(blocks)}{name}: {json.dumps(value, ensure_ascii=False)}\n")
+        above = blocks
+    return "".join(lines)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
 from reparam.config import Config, ModelConfig, ObjectiveConfig
 from reparam.errors import ParamsError
 from reparam.models.build import AnyModel
@@ -17,11 +19,12 @@ def check_parts(model: AnyModel, config: Config, card: Mapping[str, Any]) -> Non
     """
     check_fit(model, config.model, config.objective)
     kind = card["scaling"]["kind"]
-    if kind != "unit" and (model.likelihood.needs_unit or config.model.output == "sigmoid"):
-        name = "likelihood" if model.likelihood.needs_unit else "output"
+    if kind != "unit" and model.likelihood.needs_unit:
+        likelihood = config.model.likelihood
+        settings = "".join(f" ({block})" for block in config.model.arguments(likelihood))
         raise ParamsError(
-            f"params.yaml: preprocess.scaling: wanted 'unit' with model.{name} {getattr(config.model, name)!r}, "
-            f"which is of pixels in [0, 1], found {kind!r}"
+            f"params.yaml: preprocess.scaling: wanted 'unit' with model.likelihood {likelihood!r}{settings}, which is "
+            f"of pixels in [0, 1], found {kind!r}"
         )
     if card["binarization"] != "none" and not model.likelihood.needs_binary:
         raise ParamsError(
@@ -29,10 +32,11 @@ def check_parts(model: AnyModel, config: Config, card: Mapping[str, Any]) -> Non
             f"likelihood of grey pixels, found {card['binarization']!r}"
         )
     images, size = card["splits"]["train"]["count"], config.train.batch_size
-    if config.model.norm == "batch" and (images % size == 1 or min(images, size) == 1):
+    if has_batch_norm(model) and (images % size == 1 or min(images, size) == 1):
         raise ParamsError(
-            f"params.yaml: train.batch_size: wanted more than one image in every batch with model.norm 'batch', "
-            f"found {size}, which leaves one of the {images} training images alone; take another number"
+            "params.yaml: train.batch_size: wanted more than one image in every batch with "
+            f"model.{config.model.network}.norm 'batch', found {size}, which leaves one of the {images} training "
+            "images alone; take another number"
         )
     if config.train.monitor == "elbo" and not is_density(model.likelihood, card["binarization"]):
         raise ParamsError(
@@ -44,14 +48,14 @@ def check_parts(model: AnyModel, config: Config, card: Mapping[str, Any]) -> Non
             "params.yaml: train.monitor: wanted 'loss' with an autoencoder, which has no ELBO, found 'elbo'"
         )
     _check_penalties(config)
-    _check_schedule(config)
 
 
 def _check_penalties(config: Config) -> None:
-    objective, code = config.objective, (config.model.kind, config.model.code)
-    if objective.name == "sparse" and objective.sparsity == "kl" and code != ("autoencoder", "sigmoid"):
+    objective, code = config.objective, (config.model.kind, config.model.autoencoder.code)
+    if objective.name == "sparse" and objective.sparse.penalty == "kl" and code != ("autoencoder", "sigmoid"):
         raise ParamsError(
-            "params.yaml: model.code: wanted 'sigmoid' with model.kind 'autoencoder' for objective.sparsity 'kl', "
+            "params.yaml: model.autoencoder.code: wanted 'sigmoid' with model.kind 'autoencoder' for "
+            "objective.sparse.penalty 'kl', "
             f"which wants activations from 0 to 1, found {code[1]!r} with {code[0]!r}"
         )
     if objective.name == "contractive" and config.train.compile:
@@ -59,20 +63,11 @@ def _check_penalties(config: Config) -> None:
             "params.yaml: train.compile: wanted false with objective.name 'contractive', whose penalty is a derivative "
             "already and torch.compile takes no second one, found true"
         )
-    if objective.name == "denoising" and objective.noise != "gaussian" and objective.noise_level > 1:
+    noise = objective.denoising
+    if objective.name == "denoising" and noise.noise != "gaussian" and noise.level > 1:
         raise ParamsError(
-            f"params.yaml: objective.noise_level: wanted a share of the pixels, at most 1, with objective.noise "
-            f"{objective.noise!r}, found {objective.noise_level}"
-        )
-
-
-def _check_schedule(config: Config) -> None:
-    if config.train.schedule == "milestones" and not config.train.milestones:
-        raise ParamsError("params.yaml: train.milestones: wanted epochs with train.schedule 'milestones', found []")
-    if config.train.schedule == "step" and len(config.train.milestones) != 1:
-        raise ParamsError(
-            "params.yaml: train.milestones: wanted one number, the period, with train.schedule 'step', "
-            f"found {list(config.train.milestones)}"
+            f"params.yaml: objective.denoising.level: wanted a share of the pixels, at most 1, with noise "
+            f"{noise.noise!r}, found {noise.level}"
         )
 
 
@@ -88,8 +83,13 @@ def check_fit(model: AnyModel, config: ModelConfig, objective: ObjectiveConfig) 
         raise ParamsError(
             f"params.yaml: model.kind: wanted {wanted} with objective.name {objective.name!r}, found {config.kind!r}"
         )
-    if objective.name == "contractive" and config.norm == "batch":
+    if objective.name == "contractive" and has_batch_norm(model):
         raise ParamsError(
-            "params.yaml: model.norm: wanted 'none' or 'layer' with objective.name 'contractive', found 'batch': "
-            "it makes an image's code depend on the other images of the batch"
+            f"params.yaml: model.{config.network}.norm: wanted 'none' or 'layer' with objective.name 'contractive', "
+            "found 'batch': it makes an image's code depend on the other images of the batch"
         )
+
+
+def has_batch_norm(model: AnyModel) -> bool:
+    """Whether what the model makes of an image in training depends on the other images of the batch."""
+    return any(isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) for layer in model.modules())

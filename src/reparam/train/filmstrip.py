@@ -1,5 +1,6 @@
 """Pictures of a model in training: what it makes of the same images, and of the same draws from the prior."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -7,12 +8,28 @@ import torch
 from torch import Tensor
 
 from reparam.data.batches import Batches
+from reparam.errors import UserError
 from reparam.models.build import AnyModel
 from reparam.runtime import random_stream
 from reparam.track.run import Run
 
+EVERY = 10  # epochs
 COLUMNS = 10
 SMALLEST_SIDE = 64  # pixels of a shown image; smaller ones are enlarged
+
+
+def epochs_between_pictures() -> int:
+    """Read REPARAM_PICTURES_EVERY; 0 means that there are no pictures.
+
+    Raises: UserError.
+    """
+    text = os.environ.get("REPARAM_PICTURES_EVERY", str(EVERY))
+    if not (text.isascii() and text.isdigit()):
+        raise UserError(
+            f"REPARAM_PICTURES_EVERY: wanted a whole number of epochs, or 0 for no pictures, found {text!r}; "
+            "correct or unset it"
+        )
+    return int(text)
 
 
 class Filmstrip:

@@ -6,58 +6,27 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
-from reparam.config import TrainConfig
+from reparam.config.train import AdamConfig, MilestonesConfig, RmspropConfig, SgdConfig, StepConfig, TrainConfig
 
 Weights = Iterable[nn.Parameter]
 
 
-def _adam(weights: Weights, config: TrainConfig) -> torch.optim.Optimizer:
-    return torch.optim.Adam(weights, **_moments(config), fused=True)
-
-
-def _adamw(weights: Weights, config: TrainConfig) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(weights, **_moments(config), fused=True)
-
-
-def _adamax(weights: Weights, config: TrainConfig) -> torch.optim.Optimizer:
-    return torch.optim.Adamax(weights, **_moments(config))
-
-
-def _sgd(weights: Weights, config: TrainConfig) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
-        weights, config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
-    )
-
-
-def _rmsprop(weights: Weights, config: TrainConfig) -> torch.optim.Optimizer:
-    return torch.optim.RMSprop(
-        weights, config.learning_rate, eps=config.epsilon, momentum=config.momentum, weight_decay=config.weight_decay
-    )
-
-
-def _moments(config: TrainConfig) -> dict[str, Any]:
-    return {
-        "lr": config.learning_rate,
-        "betas": config.betas,
-        "eps": config.epsilon,
-        "weight_decay": config.weight_decay,
-    }
+def build_optimizer(weights: Weights, config: TrainConfig) -> Optimizer:
+    """Build the optimizer that the parameters name."""
+    name = config.optimizer
+    return OPTIMIZERS[name](weights, config.learning_rate, config.weight_decay, *config.arguments(name))
 
 
 def rate_at(config: TrainConfig, epoch: float) -> float:
     """Return the learning rate after `epoch` epochs, a fraction within one."""
-    rate = config.learning_rate
-    if config.schedule == "cosine":
-        rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, epoch / config.epochs)))  # Loshchilov & Hutter 2017, eq. 5
-    elif config.schedule == "step":
-        rate *= config.factor ** (epoch // config.milestones[0])
-    elif config.schedule == "milestones":
-        rate *= config.factor ** sum(epoch >= milestone for milestone in config.milestones)
+    name = config.schedule
+    rate = config.learning_rate * SCHEDULES[name](epoch / config.epochs, epoch, *config.arguments(name))
     return rate * min(1.0, epoch / config.warmup_epochs) if config.warmup_epochs else rate
 
 
-def let_capture(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+def let_capture(optimizer: Optimizer, device: torch.device) -> None:
     """Keep on the device what changes from step to step, so that a CUDA graph of a step can be replayed."""
     for group in optimizer.param_groups:
         group["lr"] = torch.tensor(group["lr"], device=device)
@@ -65,10 +34,62 @@ def let_capture(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
             group["capturable"] = True
 
 
-OPTIMIZERS: dict[str, Callable[[Weights, TrainConfig], torch.optim.Optimizer]] = {
-    "adam": _adam,
-    "adamw": _adamw,
-    "adamax": _adamax,
-    "sgd": _sgd,
-    "rmsprop": _rmsprop,
+def adam(weights: Weights, rate: float, decay: float, config: AdamConfig) -> Optimizer:
+    return torch.optim.Adam(weights, rate, **_moments(config), weight_decay=decay, fused=True)
+
+
+def adamw(weights: Weights, rate: float, decay: float, config: AdamConfig) -> Optimizer:
+    return torch.optim.AdamW(weights, rate, **_moments(config), weight_decay=decay, fused=True)
+
+
+def adamax(weights: Weights, rate: float, decay: float, config: AdamConfig) -> Optimizer:
+    return torch.optim.Adamax(weights, rate, **_moments(config), weight_decay=decay)
+
+
+def sgd(weights: Weights, rate: float, decay: float, config: SgdConfig) -> Optimizer:
+    return torch.optim.SGD(weights, rate, config.momentum, weight_decay=decay, fused=True)
+
+
+def rmsprop(weights: Weights, rate: float, decay: float, config: RmspropConfig) -> Optimizer:
+    return torch.optim.RMSprop(weights, rate, eps=config.epsilon, momentum=config.momentum, weight_decay=decay)
+
+
+def _moments(config: AdamConfig) -> dict[str, Any]:
+    return {"betas": config.betas, "eps": config.epsilon}
+
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "adam": adam,
+    "adamw": adamw,
+    "adamax": adamax,
+    "sgd": sgd,
+    "rmsprop": rmsprop,
+}
+
+
+# Factors of the learning rate, given the share of all epochs that is done, and how many are done.
+
+
+def constant(_share: float, _epoch: float) -> float:
+    return 1.0
+
+
+def cosine(share: float, _epoch: float) -> float:
+    """Fall to 0 at the last epoch. Source: Loshchilov & Hutter 2017, eq. 5."""
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+
+
+def step(_share: float, epoch: float, config: StepConfig) -> float:
+    return float(config.factor ** (epoch // config.epochs))
+
+
+def milestones(_share: float, epoch: float, config: MilestonesConfig) -> float:
+    return config.factor ** sum(epoch >= milestone for milestone in config.epochs)
+
+
+SCHEDULES: dict[str, Callable[..., float]] = {
+    "constant": constant,
+    "cosine": cosine,
+    "step": step,
+    "milestones": milestones,
 }

@@ -23,9 +23,9 @@ from reparam.runtime import computing_in, make_deterministic, pick_device
 from reparam.track import store as tracking
 from reparam.track.run import Run
 from reparam.train.checkpoint import Checkpoints, holding
-from reparam.train.checks import check_parts
+from reparam.train.checks import check_parts, has_batch_norm
 from reparam.train.distributed import ALONE, World, joined
-from reparam.train.filmstrip import Filmstrip
+from reparam.train.filmstrip import Filmstrip, epochs_between_pictures
 from reparam.train.guard import Guard, seconds_between_checkpoints
 from reparam.train.loop import Fit, Metrics, fit
 from reparam.train.step import LossModule, Step
@@ -82,10 +82,10 @@ def build(
     """
     model = build_model(config.model, tuple(card["shape"]))
     check_parts(model, config, card)
-    if world.size > 1 and config.model.norm == "batch":
+    if world.size > 1 and has_batch_norm(model):
         raise ParamsError(
-            "params.yaml: model.norm: wanted 'none' or 'layer' where several processes train, each of which sees a "
-            "part of the batch, found 'batch'"
+            f"params.yaml: model.{config.model.network}.norm: wanted 'none' or 'layer' where several processes train, "
+            "each of which sees a part of the batch, found 'batch'"
         )
     if config.model.start_at_mean:
         start_at_mean(model, training.mean_image().cpu())
@@ -129,7 +129,7 @@ def _fit(
             note(row, int(row["epoch"]))
 
         held_out = validation if len(validation) else training
-        filmstrip = Filmstrip(held_out, run, config.train.pictures_every, config.train.seed)
+        filmstrip = Filmstrip(held_out, run, epochs_between_pictures(), config.train.seed)
 
         def show_and_note(metrics: Metrics, epoch: int) -> None:
             show(metrics, epoch)

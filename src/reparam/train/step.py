@@ -15,7 +15,7 @@ from reparam.objectives import OBJECTIVES, Setting, Terms, beta_at
 from reparam.train.distributed import ALONE, World
 from reparam.train.graph import Replayed
 from reparam.train.loop import Metrics, Sums, Totals, summed
-from reparam.train.optimizers import OPTIMIZERS, let_capture, rate_at
+from reparam.train.optimizers import build_optimizer, let_capture, rate_at
 
 
 class LossModule(nn.Module):
@@ -69,7 +69,7 @@ class Step:
         self.config = config
         self.world = world
         self.is_replayed = config.cuda_graph and module.seen.is_cuda and world.size == 1
-        self.optimizer = OPTIMIZERS[config.optimizer](module.parameters(), config)
+        self.optimizer = build_optimizer(module.parameters(), config)
         if self.is_replayed:
             let_capture(self.optimizer, module.seen.device)
         self.prepare: Callable[[Tensor], Tensor] = lambda batch: batch  # makes pixels of what `step` is given

@@ -30,31 +30,26 @@ class Source:
     """A data set: `fetch` fills a directory with the files as delivered; `read` makes images of them.
 
     `read` is given the directory of files, an empty scratch directory that lives until the images are processed, and
-    the variant. `variants` are what `download.variant` can name; none means that there is one edition.
+    by name those parameters of the data set's block in section `download` that are listed in `options`.
     """
 
     title: str
     licence: str
     fetch: Callable[[DownloadConfig, Path], None]
-    read: Callable[[Path, Path, str], Raw]
-    variants: tuple[str, ...] = ()
+    read: Callable[..., Raw]
+    options: tuple[str, ...] = ()
 
 
-def find(config: DownloadConfig) -> Source:
-    """Look up the source that the parameters name.
+def check(config: DownloadConfig) -> None:
+    """Refuse source folder without a folder.
 
-    Raises: ParamsError where they name none, or not one edition of it.
+    Raises: ParamsError.
     """
-    source = SOURCES[config.source]
-    if config.variant not in (source.variants or (None,)):
-        wanted = "one of " + ", ".join(map(repr, source.variants)) if source.variants else "null"
+    if config.source == "folder" and config.folder.path is None:
         raise ParamsError(
-            f"params.yaml: download.variant: wanted {wanted} for {config.source}, found {config.variant!r}"
+            "params.yaml: download.folder.path: wanted a folder of images, a .zip or a .tar with download.source "
+            "'folder', found None"
         )
-    if (config.source == "folder") != (config.path is not None):
-        wanted = "a folder of images, a .zip or a .tar" if config.source == "folder" else "null, for folders only"
-        raise ParamsError(f"params.yaml: download.path: wanted {wanted}, found {config.path!r}")
-    return source
 
 
 def download(config: DownloadConfig, base: Path, directory: Path) -> None:
@@ -63,14 +58,15 @@ def download(config: DownloadConfig, base: Path, directory: Path) -> None:
     Relative mirrors and paths start at `base`, because queued experiments run in a scratch copy.
     Raises: ParamsError, UserError.
     """
-    source = find(config)
-    anchored = {
-        "mirrors": tuple(
-            mirror if "://" in mirror else str(base / Path(mirror).expanduser()) for mirror in config.mirrors
-        ),
-        "path": config.path and str(base / Path(config.path).expanduser()),
-    }
-    source.fetch(config.model_copy(update=anchored), directory)
+    check(config)
+    mirrors = (mirror if "://" in mirror else _anchored(mirror, base) for mirror in config.mirrors)
+    folder = config.folder.model_copy(update={"path": config.folder.path and _anchored(config.folder.path, base)})
+    anchored = config.model_copy(update={"mirrors": tuple(mirrors), "folder": folder})
+    SOURCES[config.source].fetch(anchored, directory)
+
+
+def _anchored(path: str, base: Path) -> str:
+    return str(base / Path(path).expanduser())
 
 
 def write_manifest(config: DownloadConfig, directory: Path) -> dict[str, Any]:
@@ -78,7 +74,7 @@ def write_manifest(config: DownloadConfig, directory: Path) -> dict[str, Any]:
     source = SOURCES[config.source]
     manifest = {
         "source": config.source,
-        "variant": config.variant,
+        "options": {name: getattr(block, name) for block in config.arguments(config.source) for name in source.options},
         "title": source.title,
         "licence": source.licence,
         "files": {
@@ -96,7 +92,7 @@ def read(directory: Path, scratch: Path) -> tuple[Mapping[str, Any], Raw]:
 
     Raises: MissingInputError, DamagedInputError.
     """
-    manifest = read_json(directory / MANIFEST, "download", ("source", "variant", "files"))
+    manifest = read_json(directory / MANIFEST, "download", ("source", "options", "files"))
     if manifest["source"] not in SOURCES or not manifest["files"]:
         raise DamagedInputError(f"{directory / MANIFEST}: names no data set of ours, or no files; {rerun('download')}")
     for file, facts in manifest["files"].items():
@@ -107,7 +103,7 @@ def read(directory: Path, scratch: Path) -> tuple[Mapping[str, Any], Raw]:
             raise DamagedInputError(
                 f"{path}: wanted the {facts['bytes']} bytes that were downloaded, found {found}; {rerun('download')}"
             )
-    return manifest, SOURCES[manifest["source"]].read(directory, scratch, manifest["variant"] or "")
+    return manifest, SOURCES[manifest["source"]].read(directory, scratch, **manifest["options"])
 
 
 def _fetch_files(list_files: Callable[[], list[RemoteFile]]) -> Callable[[DownloadConfig, Path], None]:
@@ -128,7 +124,7 @@ def _digits_files() -> list[RemoteFile]:
     return [RemoteFile("digits.csv.gz", f"sha256:{digest}", (address,))]
 
 
-def _read_digits(directory: Path, _scratch: Path, _variant: str) -> Raw:
+def _read_digits(directory: Path, _scratch: Path) -> Raw:
     with gzip.open(directory / "digits.csv.gz", "rt") as file:
         table = np.loadtxt(file, delimiter=",", dtype=np.int64)  # (N, 65): 64 grey values in 0..16, then the class
     grey = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8)
@@ -140,7 +136,7 @@ def _fetch_folder(config: DownloadConfig, directory: Path) -> None:
     # Copied from the start each time: what a killed run left may be of another folder.
     shutil.rmtree(directory)
     directory.mkdir()
-    path = Path(str(config.path))
+    path = Path(str(config.folder.path))
     if path.is_dir():
         list_splits(path)  # which refuses here what could not be read later
         with whole_directory(directory / "images", durable=False) as images:
@@ -151,10 +147,10 @@ def _fetch_folder(config: DownloadConfig, directory: Path) -> None:
         with whole_file(directory / path.name) as partial:
             shutil.copyfile(path, partial)
     else:
-        raise UserError(f"download.path: {path}: not found; wanted a folder of images, a .zip or a .tar")
+        raise UserError(f"download.folder.path: {path}: not found; wanted a folder of images, a .zip or a .tar")
 
 
-def _read_folder(directory: Path, scratch: Path, _variant: str) -> Raw:
+def _read_folder(directory: Path, scratch: Path) -> Raw:
     root = directory / "images"
     if not root.is_dir():
         (archive,) = (path for path in directory.iterdir() if path.name != MANIFEST)
@@ -171,13 +167,13 @@ def _without_wrapping(root: Path) -> Path:
     return root / names[0][0] if is_wrapped else root
 
 
-def _torchvision(title: str, licence: str, name: str, variants: tuple[str, ...] = ()) -> Source:
+def _torchvision(title: str, licence: str, name: str, *options: str) -> Source:
     return Source(
         title,
         licence,
         _fetch_files(lambda: torchvision_sets.files(name)),
-        lambda directory, scratch, variant: torchvision_sets.read(name, directory, scratch, variant),
-        variants,
+        lambda directory, scratch, **chosen: torchvision_sets.read(name, directory, scratch, **chosen),
+        options,
     )
 
 
@@ -191,12 +187,7 @@ SOURCES = {
     "mnist": _torchvision("MNIST (LeCun et al. 1998)", "CC BY-SA 3.0", "MNIST"),
     "fashion_mnist": _torchvision("Fashion-MNIST (Xiao et al. 2017)", "MIT", "FashionMNIST"),
     "kmnist": _torchvision("Kuzushiji-MNIST (Clanuwat et al. 2018)", "CC BY-SA 4.0", "KMNIST"),
-    "emnist": _torchvision(
-        "EMNIST (Cohen et al. 2017)",
-        "public domain",
-        "EMNIST",
-        ("byclass", "bymerge", "balanced", "letters", "digits", "mnist"),
-    ),
+    "emnist": _torchvision("EMNIST (Cohen et al. 2017)", "public domain", "EMNIST", "variant"),
     "cifar10": _torchvision("CIFAR-10 (Krizhevsky 2009)", "not stated", "CIFAR10"),
     "svhn": _torchvision("Street View House Numbers, cropped (Netzer et al. 2011)", "non-commercial use", "SVHN"),
     "celeba": _torchvision("CelebA, aligned and cropped (Liu et al. 2015)", "non-commercial research", "CelebA"),

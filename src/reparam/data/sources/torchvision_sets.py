@@ -35,9 +35,14 @@ def files(name: str) -> list[RemoteFile]:
     return [RemoteFile(file, f"md5:{md5}", tuple(urls)) for file, md5, urls in listed]
 
 
-def read(name: str, directory: Path, scratch: Path, variant: str) -> Raw:
-    """Let the torchvision class `name` check, unpack and decode its files, without touching the originals."""
-    return READERS.get(name, _read_mnist)(name, directory, scratch, variant)
+def read(name: str, directory: Path, scratch: Path, variant: str = "") -> Raw:
+    """Let the torchvision class `name` check, unpack and decode its files, without touching the originals.
+
+    `variant` is what EMNIST calls a split.
+    """
+    if name in READERS:
+        return READERS[name](directory, scratch)
+    return _read_mnist(name, directory, scratch, variant)
 
 
 def _read_mnist(name: str, directory: Path, scratch: Path, variant: str) -> Raw:
@@ -56,7 +61,7 @@ def _read_mnist(name: str, directory: Path, scratch: Path, variant: str) -> Raw:
     return Raw(dict(splits), tuple(map(str, data.classes)))
 
 
-def _read_cifar10(_name: str, directory: Path, scratch: Path, _variant: str) -> Raw:
+def _read_cifar10(directory: Path, scratch: Path) -> Raw:
     from torchvision import datasets
 
     _link(directory, scratch)
@@ -67,7 +72,7 @@ def _read_cifar10(_name: str, directory: Path, scratch: Path, _variant: str) -> 
     return Raw(dict(splits), tuple(data.classes))
 
 
-def _read_svhn(_name: str, directory: Path, _scratch: Path, _variant: str) -> Raw:
+def _read_svhn(directory: Path, _scratch: Path) -> Raw:
     from torchvision import datasets
 
     splits = {}
@@ -77,7 +82,7 @@ def _read_svhn(_name: str, directory: Path, _scratch: Path, _variant: str) -> Ra
     return Raw(dict(splits), tuple("0123456789"))
 
 
-def _read_celeba(_name: str, directory: Path, scratch: Path, _variant: str) -> Raw:
+def _read_celeba(directory: Path, scratch: Path) -> Raw:
     unpack(directory / "img_align_celeba.zip", scratch / "images")
     partition = np.loadtxt(directory / "list_eval_partition.txt", dtype=str, ndmin=2)  # (N, 2): name, 0 | 1 | 2
     splits = {}
@@ -93,8 +98,4 @@ def _link(directory: Path, target: Path) -> None:
         (target / path.name).symlink_to(path.resolve())
 
 
-READERS: dict[str, Callable[[str, Path, Path, str], Raw]] = {
-    "CIFAR10": _read_cifar10,
-    "SVHN": _read_svhn,
-    "CelebA": _read_celeba,
-}
+READERS: dict[str, Callable[[Path, Path], Raw]] = {"CIFAR10": _read_cifar10, "SVHN": _read_svhn, "CelebA": _read_celeba}

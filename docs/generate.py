@@ -1,0 +1,23 @@
+"""Write what is generated from the source: the comments of the params files, and the reference of parameters."""
+
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from reparam.config.document import HEAD, reference, with_comments
+
+ROOT = Path(__file__).parents[1]
+
+
+def main() -> None:
+    """Write the files; values of parameters stay as they are."""
+    for path in (ROOT / "params.yaml", ROOT / "src/reparam/config/params.yaml"):
+        text = path.read_text(encoding="utf-8")
+        own, separator, _ = text.partition("\n\n")[0].partition("\n#\n")  # of a recipe: where it is from
+        head = f"{own}{separator}{HEAD}" if separator else HEAD
+        path.write_text(with_comments(YAML().load(text), head), encoding="utf-8")
+    (ROOT / "docs/reference/parameters.md").write_text(reference(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""The meaning of parameters, read off the sections: comments of params files, the reference page, `reparam params`."""
+
+import io
+import json
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic.fields import FieldInfo
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedSeq
+
+from reparam.config.load import Config, close_paths, flatten, paths_of, schema_at, section_at
+from reparam.config.section import Section, describe_type
+from reparam.errors import ParamsError
+
+COLUMNS = 150  # of a line of a params file
+HEAD = """\
+# Everything that determines the result. `dvc exp run -S train.epochs=3` changes a value for one experiment.
+# What does not change the result (device, tracking server) comes from the environment: see README.md.
+# A block (model.mlp) has the parameters of one choice, and is ignored under others. `make docs` writes the comments.
+"""
+
+
+def with_comments(values: Mapping[str, Any], head: str = HEAD) -> str:
+    """Write a complete params file; values that ruamel.yaml loaded keep their spelling."""
+    parts = [head]
+    for name, section in Config.blocks().items():
+        parts += [f"\n# {_doc(section)}\n{name}:\n", *_lines(section, values[name], (name,))]
+    return "".join(parts)
+
+
+def _lines(section: type[Section], values: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+    indent, blocks = "  " * len(path), section.blocks()
+    for name, field in section.model_fields.items():
+        if name in blocks:
+            yield f"{indent}# {field.description}\n{indent}{name}:\n"
+            yield from _lines(blocks[name], values[name], (*path, name))
+            continue
+        options = schema_at((*path, name)).get("enum", ())
+        text = f"{' | '.join(map(str, options))}: {field.description}" if options else str(field.description)
+        line = textwrap.indent(_spell(name, values[name]), indent)
+        if len(line) + len(text) + 3 <= COLUMNS and "\n" not in line:
+            yield f"{line} # {text}\n"
+        else:
+            above = textwrap.fill(text, COLUMNS, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
+            yield f"{above}\n{line}\n"
+
+
+def _spell(name: str, value: Any) -> str:
+    if value is None:
+        return f"{name}: null"  # ruamel.yaml would write nothing
+    if isinstance(value, list | tuple):
+        value = CommentedSeq(value)  # anew, because the comment behind a list belongs to the list
+        value.fa.set_flow_style()
+    yaml, stream = YAML(), io.StringIO()
+    yaml.width = 10_000
+    yaml.dump({name: value}, stream)
+    return stream.getvalue().removesuffix("\n")
+
+
+def reference() -> str:
+    """Write the reference page, in Markdown."""
+    parts = [
+        "# Parameters\n\n"
+        "Everything in `params.yaml`, section by section. A block such as `model.mlp` has the parameters of one\n"
+        "choice, and is ignored under others. `reparam params` prints the same with the values of a working copy.\n"
+        "`make docs` writes this page from the docstrings in `src/reparam/config/`.\n"
+    ]
+    for name, section in Config.blocks().items():
+        parts.append(f"\n## `{name}`\n\n{_doc(section)}\n\n{_table(section, (name,))}")
+        for inner, block in section.blocks().items():
+            parts.append(
+                f"\n### `{name}.{inner}`\n\n{section.model_fields[inner].description}\n\n{_table(block, (name, inner))}"
+            )
+    return "".join(parts)
+
+
+def _table(section: type[Section], path: tuple[str, ...]) -> str:
+    rows = ["| parameter | values | meaning |\n|---|---|---|\n"]
+    for name, field in section.model_fields.items():
+        if name not in section.blocks():
+            schema = schema_at((*path, name))
+            options = ", ".join(f"`{option}`" for option in schema.get("enum", ()))
+            rows.append(f"| `{name}` | {options or describe_type(schema)} | {field.description} |\n")
+    return "".join(rows)
+
+
+def explain(config: Config, name: str = "") -> str:
+    """Say what parameters are: one, those of a section or block, or all.
+
+    Raises: ParamsError where there is none of that name.
+    """
+    values = flatten(config)
+    found = [path for path in paths_of() if f"{path}.".startswith(f"{name}." if name else "")]
+    if not found:
+        close = " or ".join(map(repr, close_paths(name)))
+        hint = f"did you mean {close}?" if close else "`reparam params` lists all"
+        raise ParamsError(f"params.yaml: {name}: no such parameter; {hint}")
+    return "\n\n".join(_explain(path, values[path]) for path in found)
+
+
+def _explain(path: str, value: Any) -> str:
+    location = tuple(path.split("."))
+    type_ = describe_type(schema_at(location))
+    lines = [f"{path}: {json.dumps(value, ensure_ascii=False)}", f"    {type_}", f"    {_field(location).description}"]
+    return "\n".join(lines)
+
+
+def _field(location: tuple[str, ...]) -> FieldInfo:
+    owner = section_at(location[:-1])
+    assert owner is not None
+    return owner.model_fields[location[-1]]
+
+
+def _doc(section: type[Section]) -> str:
+    return str(section.__doc__).splitlines()[0]

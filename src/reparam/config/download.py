@@ -1,0 +1,35 @@
+"""Section `download`."""
+
+from typing import Annotated, Literal
+
+from reparam.config.section import KeyOf, Section, Strings
+
+
+class EmnistConfig(Section):
+    """Block `emnist`."""
+
+    variant: Literal["byclass", "bymerge", "balanced", "letters", "digits", "mnist"]
+    """Published selection of classes and images. Source: Cohen et al. 2017, table 2."""
+
+
+class FolderConfig(Section):
+    """Block `folder`."""
+
+    path: str | None
+    """A directory tree of images, or a .zip or .tar of one; a relative path starts at the root of the repository."""
+
+
+class DownloadConfig(Section):
+    """Which data set is fetched, and from where."""
+
+    source: Annotated[str, KeyOf("SOURCES", "data/sources/registry.py")]
+    """Data set to fetch."""
+
+    mirrors: Strings
+    """Places to try before the published addresses: directories, or file://, http:// and https:// addresses."""
+
+    emnist: EmnistConfig
+    """For source emnist."""
+
+    folder: FolderConfig
+    """For source folder, which needs a path."""

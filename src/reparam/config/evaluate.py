@@ -1,0 +1,96 @@
+"""Section `evaluate`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from reparam.config.section import KeyOf, Section, Seed
+
+
+class MixtureConfig(Section):
+    """Block `mixture`."""
+
+    components: PositiveInt
+    """Gaussians that are fitted to the codes of training images."""
+
+
+class GeneratedConfig(Section):
+    """Block `generated`."""
+
+    images: NonNegativeInt
+    """Generated images, which are compared with as many real ones; 0 compares none."""
+
+    components: PositiveInt
+    """Principal components of the pixels of training images, in which images are compared."""
+
+
+class AnnealingConfig(Section):
+    """Block `annealing`."""
+
+    images: NonNegativeInt
+    """Images whose NLL is checked, which is slow; 0 checks none."""
+
+    chains: PositiveInt
+    """Chains per image."""
+
+    steps: PositiveInt
+    """Distributions from the prior to the posterior. Source: Wu et al. 2017."""
+
+
+class GridConfig(Section):
+    """Block `grid`."""
+
+    steps: Annotated[int, Field(ge=2, le=40)]
+    """Images on each side of the grid."""
+
+    range: PositiveFloat
+    """Standard deviations of the prior from the middle of the grid to its sides."""
+
+    plane: Literal["dimensions", "principal"]
+    """Axes of the grid: the two latent dimensions in most use, or two principal components of the codes."""
+
+
+class EvaluateConfig(Section):
+    """How the trained model is scored."""
+
+    seed: Seed
+    """Seed of all that is drawn in evaluation."""
+
+    batch_size: PositiveInt
+    """Images that are scored together."""
+
+    split: Literal["train", "validation", "test"]
+    """Images that are scored."""
+
+    precision: Literal["fp32", "tf32", "bf16_matmul", "bf16"]
+    """Arithmetic of likelihoods: full float32; rounded factors in matrix products (tf32: on a GPU); or autocast."""
+
+    elbo_samples: PositiveInt
+    """Posterior samples per image for ELBO, reconstruction and KL."""
+
+    nll_samples: PositiveInt
+    """Importance samples per image for the NLL, K. Source: Burda et al. 2016, eq. 8."""
+
+    active_variance: PositiveFloat
+    """Variance over images of the posterior mean of an active latent, at least. Source: Burda et al. 2016, sec. 5.2."""
+
+    neighbours: PositiveInt
+    """Nearest neighbours, for the accuracy of classes and for precision, recall, density and coverage."""
+
+    outliers: str | None
+    """A data/processed of other images, which the NLL should tell from the scored ones; null measures none."""
+
+    sampler: Annotated[str, KeyOf("SAMPLERS", "evaluate/samplers.py")]
+    """Distribution of latents that images are generated from."""
+
+    mixture: MixtureConfig
+    """For sampler mixture."""
+
+    generated: GeneratedConfig
+    """Comparison of generated with real images."""
+
+    annealing: AnnealingConfig
+    """Check of the NLL by annealed importance sampling."""
+
+    grid: GridConfig
+    """Figure of the decoder over a plane of latents."""

@@ -1,0 +1,17 @@
+"""Section `export`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from reparam.config.section import Section
+
+
+class ExportConfig(Section):
+    """The exported ONNX graphs."""
+
+    opset: Annotated[int, Field(ge=18, le=23)]  # what torch's exporter writes and onnxruntime runs
+    """Version of the ONNX operators."""
+
+    grey_pixels: Literal["keep", "threshold"]
+    """What the exported encoder does with pixels between black and white."""

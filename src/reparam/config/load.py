@@ -1,0 +1,159 @@
+"""`params.yaml` -> Config, or a message that lists everything that is wrong with it."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from reparam.config.download import DownloadConfig
+from reparam.config.evaluate import EvaluateConfig
+from reparam.config.export import ExportConfig
+from reparam.config.model import ModelConfig
+from reparam.config.objective import ObjectiveConfig
+from reparam.config.preprocess import PreprocessConfig
+from reparam.config.report import ReportConfig
+from reparam.config.section import Section, describe_type
+from reparam.config.train import TrainConfig
+from reparam.errors import ParamsError
+
+Location = tuple[int | str, ...]
+
+
+class Config(Section):
+    """The whole of `params.yaml`."""
+
+    download: DownloadConfig
+    preprocess: PreprocessConfig
+    model: ModelConfig
+    objective: ObjectiveConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    export: ExportConfig
+    report: ReportConfig
+
+
+def load_config(path: Path) -> Config:
+    """Read and check `params.yaml`.
+
+    Raises: ParamsError that lists every wrong parameter with its path, what was wanted and what was found.
+    """
+    try:
+        # ruamel reads YAML 1.2, where 1e-05 (as `dvc exp run -S` writes it) is a number; PyYAML reads a string.
+        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParamsError(f"{path}: not found; run from the root of the project, where params.yaml is") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path}: not valid YAML: {error}") from None
+    return check_config(values, str(path))
+
+
+def check_config(values: Any, name: str) -> Config:
+    """Check the values of a params file; `name` is what messages call it.
+
+    Raises: ParamsError as `load_config`.
+    """
+    if not isinstance(values, dict):
+        raise ParamsError(f"{name}: wanted sections of parameters, found {values!r}")
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        parents = {item["loc"][:-1] for item in found}
+        # pydantic does not count a wrong item, so a list that holds one may pass for too short.
+        problems = [_describe(item) for item in found if item["type"] != "too_short" or item["loc"] not in parents]
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise ParamsError(f"{name}: {count}\n" + "\n".join(f"  {p}" for p in problems)) from None
+
+
+def flatten(section: Section, prefix: str = "") -> dict[str, Any]:
+    """Name every parameter by its dotted path and spell it as params.yaml does: a list is a list."""
+    flat: dict[str, Any] = {}
+    for name, value in section:
+        path = f"{prefix}{name}"
+        if isinstance(value, Section):
+            flat |= flatten(value, f"{path}.")
+        else:
+            flat[path] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def params_hash(values: dict[str, Any]) -> str:
+    """Hash parameters by value: neither the order nor the layout of the file changes it."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def section_at(path: Location) -> type[Section] | None:
+    """Return the class of a section or block; None where the path leads to neither."""
+    found: type[Section] | None = Config
+    for part in path:
+        found = found.blocks().get(str(part)) if found else None
+    return found
+
+
+def paths_of(section: type[Section] = Config, prefix: str = "", *, blocks: bool = False) -> Iterator[str]:
+    """Yield the dotted path of each parameter, in the order of params.yaml, and with `blocks` those of blocks."""
+    inner = section.blocks()
+    for name in section.model_fields:
+        if name not in inner or blocks:
+            yield f"{prefix}{name}"
+        if name in inner:
+            yield from paths_of(inner[name], f"{prefix}{name}.", blocks=blocks)
+
+
+def close_paths(path: str) -> list[str]:
+    """Guess which parameters are meant by the path of none: those of the same name elsewhere, else one spelt alike."""
+    parent, _, name = path.rpartition(".")
+    section = path.split(".")[0]
+    known = sorted(paths_of(blocks=True), key=lambda other: other.split(".")[0] != section)  # its own section first
+    by_name = [other for other in known if name in (other.rpartition(".")[2], "_".join(other.split(".")[1:]))]
+    here = [other for other in by_name if other.split(".")[0] == section] or by_name
+    if here:
+        return here
+    owner = section_at(tuple(parent.split("."))) if parent else Config
+    if owner and (near := difflib.get_close_matches(name, owner.model_fields, n=1)):
+        return [f"{parent}.{near[0]}" if parent else near[0]]
+    return difflib.get_close_matches(path, known, n=1, cutoff=0.75)
+
+
+def _describe(problem: Any) -> str:
+    location: Location = problem["loc"]
+    path, found = ".".join(map(str, location)), problem["input"]
+    match problem["type"]:
+        case "missing":
+            return f"{path}: missing; wanted {_wanted(location)}"
+        case "extra_forbidden":
+            close = " or ".join(map(repr, close_paths(path)))
+            return f"{path}: unknown parameter, found {found!r}; {f'did you mean {close}?' if close else 'remove it'}"
+        case "model_type":
+            return f"{path}: wanted {_wanted(location)}, found {found!r}"
+        case "tuple_type":
+            return f"{path}: wanted a list, found {found!r}"
+        case "too_short":
+            return f"{path}: wanted at least {problem['ctx']['min_length']} items, found {found!r}"
+        case "too_long":
+            return f"{path}: wanted at most {problem['ctx']['max_length']} items, found {found!r}"
+    message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"{path}: wanted {message}, found {found!r}"
+
+
+def _wanted(location: Location) -> str:
+    section = section_at(location)
+    if section is None:
+        return describe_type(schema_at(location))
+    if len(location) == 1:
+        return "a section of parameters"
+    return f"a block of parameters ({', '.join(section.model_fields)})"
+
+
+def schema_at(location: Location) -> Mapping[str, Any]:
+    """Return the JSON schema of a parameter."""
+    owner = section_at(location[:-1])
+    assert owner is not None
+    schema: Mapping[str, Any] = owner.model_json_schema()["properties"][str(location[-1])]
+    return schema

@@ -1,0 +1,139 @@
+"""Section `model`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from reparam.config.section import KeyOf, MaybeWidths, Section, Widths
+
+Sigma = Annotated[float, Field(ge=1e-3, le=1e3)]
+
+
+class MlpConfig(Section):
+    """Block `mlp`."""
+
+    hidden: MaybeWidths
+    """Units of each fully connected layer of the encoder."""
+
+    decoder_hidden: MaybeWidths | None
+    """Units of each fully connected layer of the decoder; null takes those of the encoder in reverse."""
+
+    activation: Annotated[str, KeyOf("ACTIVATIONS", "models/networks.py")]
+    """Activation after each layer."""
+
+    norm: Literal["none", "batch", "layer"]
+    """Normalisation between a layer and its activation."""
+
+
+class Convolutions(Section):
+    """What block `conv` has beyond block `mlp`."""
+
+    channels: Widths
+    """Output channels of each strided convolution; the decoder mirrors them."""
+
+    kernel: PositiveInt
+    """Side of each kernel, in pixels."""
+
+    stride: PositiveInt
+    """Step of each kernel, in pixels: image sides must be divisible by stride ** len(channels)."""
+
+
+class ConvConfig(MlpConfig, Convolutions):
+    """Block `conv`: convolutions, and the fully connected layers behind them."""
+
+
+class AutoencoderConfig(Section):
+    """Block `autoencoder`."""
+
+    code: Literal["linear", "sigmoid"]
+    """How the encoder's output becomes the code."""
+
+
+class HierarchicalConfig(Section):
+    """Block `hierarchical`."""
+
+    upper: Widths
+    """Latent dimensions of each layer above the one next to the image."""
+
+    upper_hidden: MaybeWidths
+    """Units of each fully connected layer of the networks between two layers of latents."""
+
+    inference: Literal["bottom_up", "top_down"]
+    """Direction of the posterior. Source: Burda et al. 2016, sec. 2 (bottom_up); Sonderby et al. 2016 (top_down)."""
+
+
+class PixelGaussianConfig(Section):
+    """Block `gaussian_per_pixel`."""
+
+    mean: Literal["linear", "sigmoid"]
+    """How the decoder's output becomes the mean of a pixel; a sigmoid keeps it in [0, 1]."""
+
+
+class GaussianConfig(PixelGaussianConfig):
+    """Blocks `gaussian` and `laplace`."""
+
+    sigma: Sigma
+    """Standard deviation of each pixel, in units of the pixels that the model sees."""
+
+
+class LearnedGaussianConfig(PixelGaussianConfig):
+    """Block `gaussian_learned`."""
+
+    sigma: Sigma
+    """Standard deviation of each pixel before training, in units of the pixels that the model sees."""
+
+
+class LogisticMixtureConfig(Section):
+    """Block `logistic_mixture`."""
+
+    components: PositiveInt
+    """Logistic distributions that are mixed in each pixel and channel."""
+
+
+class ModelConfig(Section):
+    """The model: its kind, its networks, and the distribution of pixels given latents."""
+
+    kind: Annotated[str, KeyOf("KINDS", "models/build.py")]
+    """Kind of model: a code without a prior, one layer of latents, or several."""
+
+    latent: PositiveInt
+    """Latent dimensions; of a hierarchy, those of the layer next to the image."""
+
+    network: Annotated[str, KeyOf("NETWORKS", "models/networks.py")]
+    """Layers of encoder and decoder."""
+
+    likelihood: Annotated[str, KeyOf("LIKELIHOODS", "models/likelihoods.py")]
+    """Distribution of pixels given latents."""
+
+    init: Literal["torch", "glorot"]
+    """Weights before training: torch's own, or uniform with zero biases. Source: Glorot & Bengio 2010, eq. 16."""
+
+    start_at_mean: bool
+    """Whether the untrained decoder's bias is the mean training image (conv: its mean in each channel)."""
+
+    mlp: MlpConfig
+    """For network mlp."""
+
+    conv: ConvConfig
+    """For network conv."""
+
+    autoencoder: AutoencoderConfig
+    """For kind autoencoder."""
+
+    hierarchical: HierarchicalConfig
+    """For kind hierarchical."""
+
+    gaussian: GaussianConfig
+    """For likelihood gaussian."""
+
+    gaussian_learned: LearnedGaussianConfig
+    """For likelihood gaussian_learned."""
+
+    gaussian_per_pixel: PixelGaussianConfig
+    """For likelihood gaussian_per_pixel."""
+
+    laplace: GaussianConfig
+    """For likelihood laplace."""
+
+    logistic_mixture: LogisticMixtureConfig
+    """For likelihood logistic_mixture."""

@@ -1,0 +1,97 @@
+"""Section `objective`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveInt
+
+from reparam.config.section import KeyOf, Section
+
+
+class CapacityConfig(Section):
+    """Block `capacity`."""
+
+    nats: NonNegativeFloat
+    """KL that is wanted in the end, in nats. Source: Burgess et al. 2018, eq. 8."""
+
+    epochs: PositiveInt
+    """Epochs over which the wanted KL rises from 0."""
+
+    weight: NonNegativeFloat
+    """Weight of the distance between the KL and the wanted KL."""
+
+
+class DenoisingConfig(Section):
+    """Block `denoising`."""
+
+    noise: Literal["gaussian", "salt_and_pepper", "masking"]
+    """What is done to the encoder's input. Source: Vincent et al. 2010, sec. 3.3."""
+
+    level: NonNegativeFloat
+    """Standard deviation of Gaussian noise, in ranges from black to white; of other noise, the share of pixels."""
+
+
+class SparseConfig(Section):
+    """Block `sparse`."""
+
+    penalty: Literal["l1", "kl"]
+    """What is charged for: codes away from 0, or (of a sigmoid code) mean activations away from rho."""
+
+    rho: Annotated[float, Field(gt=0, lt=1)]
+    """Mean activation that penalty kl wants. Source: Ng 2011, sec. 3."""
+
+    weight: NonNegativeFloat
+    """Weight of the penalty."""
+
+
+class ContractiveConfig(Section):
+    """Block `contractive`."""
+
+    weight: NonNegativeFloat
+    """Weight of the squared Jacobian norm of the encoder. Source: Rifai et al. 2011, eq. 7."""
+
+
+class MmdConfig(Section):
+    """Block `mmd`."""
+
+    weight: NonNegativeFloat
+    """Weight of the squared MMD between codes and prior, which is at most 2: take hundreds."""
+
+
+class ObjectiveConfig(Section):
+    """The loss that training minimises, in nats per image."""
+
+    name: Annotated[str, KeyOf("OBJECTIVES", "objectives.py")]
+    """What the loss charges for, beside the reconstruction of images."""
+
+    samples: PositiveInt
+    """Posterior samples per image and step; of iwae and dreg, K of the bound."""
+
+    beta: NonNegativeFloat
+    """Weight of the KL (beta_tc: of the total correlation), 1 for the ELBO; not of capacity, iwae, dreg, reinforce."""
+
+    kl: Literal["analytic", "monte_carlo"]
+    """How the KL is computed: in closed form if there is one, or by samples; not of beta_tc, iwae, dreg, reinforce."""
+
+    free_bits: NonNegativeFloat
+    """KL that each latent dimension has for free, in nats, as a mean over the batch; of objectives that have kl."""
+
+    warmup: Literal["none", "linear", "cyclic"]
+    """How beta rises from 0. Source: Bowman et al. 2016, sec. 3.1 (linear); Fu et al. 2019, sec. 4 (cyclic)."""
+
+    warmup_epochs: PositiveInt
+    """Epochs until beta is reached; of cyclic, the length of a cycle, in whose middle beta is reached."""
+
+    capacity: CapacityConfig
+    """For objective capacity."""
+
+    denoising: DenoisingConfig
+    """For objective denoising."""
+
+    sparse: SparseConfig
+    """For objective sparse."""
+
+    contractive: ContractiveConfig
+    """For objective contractive."""
+
+    mmd: MmdConfig
+    """For objective mmd."""

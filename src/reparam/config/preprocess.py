@@ -1,0 +1,41 @@
+"""Section `preprocess`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from reparam.config.section import MaybeShare, Section, Seed, Share, Strings
+
+
+class PreprocessConfig(Section):
+    """How raw images become arrays of one shape, and which of them train, validate and test."""
+
+    seed: Seed
+    """Seed of the split, and of the pixels that static binarization draws."""
+
+    image_size: PositiveInt | None
+    """Pixels: the shorter side is resized to so many, then the centre is cropped; null keeps images as they are."""
+
+    channels: Literal[1, 3]
+    """Channels of each pixel: grey, or red, green and blue."""
+
+    classes: Annotated[Strings, Field(min_length=1)] | None
+    """Names of the classes to keep; null keeps all."""
+
+    validation: MaybeShare
+    """Share or number of training images that choose when training stops; 0 trains on all, up to the last epoch."""
+
+    test: Share
+    """Share or number of all images that `evaluate` scores; ignored if the source publishes a test split."""
+
+    limit: PositiveInt | None
+    """Images in each split, at most, for quick trials; null keeps all."""
+
+    binarization: Literal["none", "threshold", "static", "dynamic"]
+    """How grey pixels become black or white: at the middle, drawn once, or drawn anew at each visit from the grey."""
+
+    scaling: Literal["unit", "symmetric", "standard"]
+    """Pixels as the model sees them: in [0, 1], in [-1, 1], or with mean 0 and variance 1 over the training images."""
+
+    on_error: Literal["fail", "skip"]
+    """What is done about unreadable images: stop and list them, or leave them out and list them in the card."""

@@ -1,0 +1,138 @@
+"""What the sections of `params.yaml` share: their base class, types of parameters, and words for these types."""
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PlainValidator,
+    PositiveInt,
+    WithJsonSchema,
+)
+from pydantic_core import core_schema
+
+PACKAGE = Path(__file__).parents[1]
+
+
+class Section(BaseModel):
+    """A strict, frozen group of parameters without defaults: a section of `params.yaml`, or a block in one.
+
+    The docstring below a field is the one place where its meaning is written; see `document.py`.
+    """
+
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    def arguments(self, choice: str) -> tuple["Section", ...]:
+        """Return the block of a choice, as the arguments that the choice is built with: none if it has no block."""
+        block = getattr(self, choice, None)
+        return (block,) if isinstance(block, Section) else ()
+
+    @classmethod
+    def blocks(cls) -> dict[str, type["Section"]]:
+        """Return the classes of the blocks in it, by name."""
+        kinds = {name: field.annotation for name, field in cls.model_fields.items()}
+        return {name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, Section)}
+
+
+@dataclass(frozen=True)
+class KeyOf:
+    """Accept the keys of a dict in another module, which is read as text: importing it would import torch.
+
+    So the names are in that dict alone, and a wrong one is still listed with all other mistakes.
+    """
+
+    table: str
+    module: str
+
+    @property
+    def names(self) -> list[str]:
+        return _keys(self.table, self.module)
+
+    def check(self, name: str) -> str:
+        if name not in self.names:
+            raise ValueError("one of " + ", ".join(map(repr, self.names)))
+        return name
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, _schema: core_schema.CoreSchema, _handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"enum": self.names}
+
+
+@cache
+def _keys(table: str, module: str) -> list[str]:
+    for node in ast.walk(ast.parse((PACKAGE / module).read_text(encoding="utf-8"))):
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if isinstance(target, ast.Name) and target.id == table:
+            return [ast.literal_eval(key) for key in node.value.keys]  # type: ignore[attr-defined]
+    raise AssertionError(f"{module}: no dict {table}")
+
+
+SHARE = "a fraction below 1, or a whole number of images"
+MAYBE_SHARE = f"0, {SHARE}"
+
+
+def _check_share(value: Any) -> float | int:
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    is_fraction = isinstance(value, float) and 0 < value < 1
+    if not is_count and not is_fraction:
+        raise ValueError(SHARE)
+    return value  # type: ignore[no-any-return]
+
+
+def _check_maybe_share(value: Any) -> float | int:
+    if value == 0 and not isinstance(value, bool):
+        return value  # type: ignore[no-any-return]
+    try:
+        return _check_share(value)
+    except ValueError:
+        raise ValueError(MAYBE_SHARE) from None
+
+
+Share = Annotated[float | int, PlainValidator(_check_share), WithJsonSchema({"wanted": SHARE})]
+MaybeShare = Annotated[float | int, PlainValidator(_check_maybe_share), WithJsonSchema({"wanted": MAYBE_SHARE})]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch and numpy both take
+Decay = Annotated[float, Field(ge=0, lt=1)]
+# A YAML list arrives as a Python list; the tuples keep the model frozen, and their items stay strict.
+Widths = Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)]
+MaybeWidths = Annotated[tuple[PositiveInt, ...], Field(strict=False)]
+Strings = Annotated[tuple[str, ...], Field(strict=False)]
+
+TYPES = {
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "string": "text",
+    "null": "null",
+}
+BOUNDS = {"exclusiveMinimum": "above", "minimum": "at least", "exclusiveMaximum": "below", "maximum": "at most"}
+
+
+def describe_type(schema: Mapping[str, Any]) -> str:
+    """Say in words which values a parameter can have, given its JSON schema."""
+    if "anyOf" in schema:
+        options = sorted(schema["anyOf"], key=lambda option: option.get("type") != "null")
+        return " or ".join(describe_type(option) for option in options)
+    if "enum" in schema:
+        return "one of " + ", ".join(map(repr, schema["enum"]))
+    if "wanted" in schema:
+        return str(schema["wanted"])
+    if schema["type"] == "array":
+        least, most = schema.get("minItems"), schema.get("maxItems")
+        length = "" if least is None else f" of {least}" if least == most else f" of at least {least}"
+        return f"a list{length}, each {describe_type(schema['items'])}"
+    bounds = " and ".join(f"{word} {schema[name]}" for name, word in BOUNDS.items() if name in schema)
+    return TYPES[schema["type"]] + (f" ({bounds})" if bounds else "")

@@ -1,0 +1,134 @@
+"""Section `train`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from reparam.config.section import Decay, KeyOf, Section, Seed, Widths
+
+
+class AdamConfig(Section):
+    """Blocks `adam`, `adamw` and `adamax`."""
+
+    betas: Annotated[tuple[Decay, ...], Field(strict=False, min_length=2, max_length=2)]
+    """Decay of the averages of the gradient and of its square."""
+
+    epsilon: Annotated[float, Field(ge=1e-30)]
+    """Added to the root of the average square, which divides."""
+
+
+class SgdConfig(Section):
+    """Block `sgd`."""
+
+    momentum: Decay
+    """Share of the last step that is taken again."""
+
+
+class RmspropConfig(SgdConfig):
+    """Block `rmsprop`."""
+
+    epsilon: Annotated[float, Field(ge=1e-30)]
+    """Added to the root of the average square, which divides."""
+
+
+class Decayed(Section):
+    """What blocks `step` and `milestones` have in common."""
+
+    factor: Annotated[float, Field(gt=0, lt=1)]
+    """What the learning rate is multiplied by, each time."""
+
+
+class StepConfig(Decayed):
+    """Block `step`."""
+
+    epochs: PositiveInt
+    """Epochs from one multiplication to the next."""
+
+
+class MilestonesConfig(Decayed):
+    """Block `milestones`."""
+
+    epochs: Widths
+    """Epochs after which the learning rate is multiplied."""
+
+
+class TrainConfig(Section):
+    """How the model is trained: steps, stopping, optimizer, learning rate, arithmetic."""
+
+    seed: Seed
+    """Seed of weights, order of images, and all that is drawn in training."""
+
+    batch_size: PositiveInt
+    """Images per optimizer step."""
+
+    epochs: PositiveInt
+    """Epochs, at most."""
+
+    patience: PositiveInt
+    """Epochs without a better validation score after which training stops."""
+
+    min_delta: NonNegativeFloat
+    """Nats by which a score must be better to count as better."""
+
+    monitor: Literal["loss", "elbo"]
+    """Validation score that chooses the kept epoch: the objective with all schedules at their end, or the ELBO."""
+
+    optimizer: Annotated[str, KeyOf("OPTIMIZERS", "train/optimizers.py")]
+    """Rule that turns gradients into steps."""
+
+    learning_rate: PositiveFloat
+    """Learning rate before its schedule."""
+
+    weight_decay: NonNegativeFloat
+    """Weight of the penalty on squared weights; adamw decays the weights themselves."""
+
+    schedule: Annotated[str, KeyOf("SCHEDULES", "train/optimizers.py")]
+    """How the learning rate changes with the epochs. Source: Loshchilov & Hutter 2017, eq. 5 (cosine)."""
+
+    warmup_epochs: NonNegativeFloat
+    """Epochs over which the learning rate rises from 0."""
+
+    clip_norm: PositiveFloat | None
+    """Norm that longer gradients are cut to; null leaves them as they are."""
+
+    average: Decay
+    """Decay of a moving average of the weights, which is then scored and kept; 0 keeps the weights themselves."""
+
+    on_nonfinite: Literal["stop", "rollback"]
+    """After a loss that is not finite: stop, or return to the last good epoch with half the learning rate."""
+
+    precision: Literal["fp32", "tf32", "bf16_matmul", "bf16"]
+    """Arithmetic: full float32; rounded factors in matrix products (tf32: on a GPU); or bf16 by autocast."""
+
+    channels_last: bool
+    """Whether the channels of a pixel lie side by side in memory, which can make network conv faster."""
+
+    compile: bool
+    """Whether torch.compile compiles the step: faster epochs, after a minute of compiling."""
+
+    cuda_graph: bool
+    """On a GPU, whether steps are replayed from a CUDA graph."""
+
+    deterministic: bool
+    """On a GPU, whether only kernels run whose result is the same each time."""
+
+    adam: AdamConfig
+    """For optimizer adam."""
+
+    adamw: AdamConfig
+    """For optimizer adamw."""
+
+    adamax: AdamConfig
+    """For optimizer adamax."""
+
+    sgd: SgdConfig
+    """For optimizer sgd."""
+
+    rmsprop: RmspropConfig
+    """For optimizer rmsprop."""
+
+    step: StepConfig
+    """For schedule step."""
+
+    milestones: MilestonesConfig
+    """For schedule milestones."""

@@ -1,0 +1,83 @@
+"""Recipes, systems from the literature: each is what differs from `recipes/base.yaml` and the shipped parameters."""
+
+import difflib
+import itertools
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from reparam.config.document import HEAD, with_comments
+from reparam.config.load import check_config
+from reparam.errors import ParamsError
+from reparam.files import whole_file
+
+SHIPPED = Path(__file__).parent / "config/params.yaml"
+OTHERS = ("base", "dvc", "published")  # files of the folder that are no recipes
+
+
+def names(folder: Path) -> list[str]:
+    """List the recipes of a folder."""
+    return sorted(path.stem for path in folder.glob("*.yaml") if path.stem not in OTHERS)
+
+
+def header(folder: Path, name: str) -> str:
+    """Return the comments on top of a recipe: where it is from, what was published, what was measured."""
+    lines = _text(folder, name).splitlines(keepends=True)
+    return "".join(itertools.takewhile(lambda line: line.startswith("#"), lines))
+
+
+def source(folder: Path, name: str) -> str:
+    """Say where a recipe is from."""
+    words = header(folder, name).partition("# Source:")[2].partition("# Published")[0]
+    return " ".join(words.replace("#", " ").split())
+
+
+def complete(folder: Path, name: str) -> dict[str, Any]:
+    """Return all parameters of a recipe.
+
+    Raises: ParamsError where there is no such recipe, or its parameters are wrong.
+    """
+    values: dict[str, Any] = YAML().load(SHIPPED)
+    for text in (_text(folder, "base"), _text(folder, name)):
+        _merge(values, YAML().load(text) or {})
+    check_config(values, f"{folder.name}/{name}.yaml")
+    return values
+
+
+def params_file(folder: Path, name: str) -> str:
+    """Write a recipe as a complete params file."""
+    return with_comments(complete(folder, name), f"{header(folder, name)}#\n{HEAD}")
+
+
+def place(text: str, path: Path) -> Path | None:
+    """Write a params file. One that is there and differs is kept beside it; return where."""
+    kept = None
+    if path.exists() and path.read_bytes() != text.encode():
+        backups = (path.with_name(f"{path.name}.bak{number or ''}") for number in itertools.count())
+        kept = path.rename(next(backup for backup in backups if not backup.exists()))
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return kept
+
+
+def _text(folder: Path, name: str) -> str:
+    path = folder / f"{name}.yaml"
+    known = names(folder)
+    if name != "base" and name not in known:
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "`reparam recipe` lists all"
+        raise ParamsError(f"{name}: no recipe in {folder}; {hint}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ParamsError(f"{path}: not found; run from the root of the project, where recipes/ is") from None
+
+
+def _merge(values: MutableMapping[str, Any], changes: Mapping[str, Any]) -> None:
+    for name, change in changes.items():
+        if isinstance(change, Mapping) and isinstance(values.get(name), MutableMapping):
+            _merge(values[name], change)
+        else:
+            values[name] = change
