@@ -58,7 +58,7 @@ def measure_folder(scratch: Path, count: int) -> str:
     folders = {few: (2_000, 64), many: (count, 64), large: (3_000, 512)}
     for folder, (number, size) in folders.items():
         draw_jpegs(folder / "jpegs", number, size)
-        section = {"source": "folder", "path": str(folder / "jpegs")}
+        section = {"source": "folder", "folder": {"path": str(folder / "jpegs")}}
         prepare(folder, {"download": section, "preprocess": {"channels": 3, "image_size": 64, "binarization": "none"}})
         run(folder, "download")
     cores = len(os.sched_getaffinity(0))

@@ -31,7 +31,6 @@ BLOCK = 500  # images
 BATCH = 100  # images that are scored together
 REFERENCE = "image by image"
 WAYS = {"fp32": "fp32", "bf16 inside products": "bf16_matmul", "bf16 autocast": "bf16"}
-MEMORY_MB = 12  # the default of evaluate.memory_mb
 COUNTS = (50, 500, 50_000)  # samples, of few images, for the peaks of memory
 
 
@@ -121,7 +120,7 @@ def _describe(answers: Answers, peaks: list[tuple[int, float]], arguments: argpa
     return (
         f"784-400-20 after one epoch, thresholded MNIST. Speeds are medians over blocks of {BLOCK} images.\n\n"
         f"{table(header, rows)}\n\n"
-        f"What {BATCH} images add to the peak of one image and sample, with evaluate.memory_mb = {MEMORY_MB}:\n\n"
+        f"What {BATCH} images add to the peak of one image and sample:\n\n"
         f"{table(['samples', 'MB'], found)}"
     )
 
@@ -150,7 +149,7 @@ def _ours(model: Any, way: str, samples: int) -> Callable[[Tensor], Tensor]:
 
     def score(images: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=WAYS[way] == "bf16"):
-            parts = [importance(model, x, samples, MEMORY_MB * 2**20).nll for x in torch.split(images, BATCH)]
+            parts = [importance(model, x, samples).nll for x in torch.split(images, BATCH)]
         return torch.cat(parts)
 
     return score
@@ -190,10 +189,10 @@ def _train(mnist: Path) -> Any:
 
 
 def _build() -> Any:
-    from reparam.config import load_config
     from reparam.models.build import build_model
+    from reparam.recipes import read
 
-    return build_model(load_config(ROOT / "recipes/pytorch-example.yaml").model, (1, 28, 28))
+    return build_model(read(ROOT / "recipes", "pytorch-example").model, (1, 28, 28))
 
 
 def _read_images(path: Path) -> Tensor:

@@ -77,13 +77,13 @@ def _work(path: str, fraction: str) -> None:
     os.environ["REPARAM_RESIDENT_FRACTION"] = fraction
     import torch
 
-    from reparam.config import load_config
     from reparam.data.batches import Batches
+    from reparam.recipes import read
     from reparam.train.loop import Sums
     from reparam.train.stage import build
 
     images = np.load(path, mmap_mode="r")
-    config = load_config(ROOT / "recipes/pytorch-example.yaml")
+    config = read(ROOT / "recipes", "pytorch-example")
     card: dict[str, Any] = {
         "scaling": {"kind": "unit", "shift": [0.0], "scale": [1.0]},
         "binarization": "none",

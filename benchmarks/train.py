@@ -31,7 +31,6 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from results import RESULTS, peak_megabytes, table, write_section
-from ruamel.yaml import YAML
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -238,24 +237,16 @@ def _work(model: str, way: str, mnist: Path) -> None:
 Epoch = Callable[[], tuple[float, float]]
 
 
-def _our_way(model: str, way: str, mnist: Path, scratch: Path) -> Epoch:
-    from reparam.config import load_config
+def _our_way(model: str, way: str, mnist: Path, _scratch: Path) -> Epoch:
     from reparam.data.batches import Batches
+    from reparam.recipes import read
     from reparam.runtime import make_deterministic, set_precision
     from reparam.train.loop import Sums
     from reparam.train.stage import build
 
     recipe, changes = MODELS[model]
-    yaml = YAML()
-    params = yaml.load(ROOT / "recipes" / f"{recipe}.yaml")
-    for path, value in {
-        **changes,
-        **{f"train.{name}": value for name, value in (WAYS | CONV_WAYS | GPU_WAYS)[way].items()},
-    }.items():
-        section, _, name = path.partition(".")
-        params[section][name] = value
-    yaml.dump(params, scratch / "params.yaml")
-    config = load_config(scratch / "params.yaml")
+    of_way = {f"train.{name}": value for name, value in (WAYS | CONV_WAYS | GPU_WAYS)[way].items()}
+    config = read(ROOT / "recipes", recipe, changes | of_way)
     make_deterministic(config.train.seed, kernels=config.train.deterministic)
     set_precision(config.train.precision)
     card = {"scaling": {"kind": "unit", "shift": [0.0], "scale": [1.0]}, "binarization": "none", "shape": [1, 28, 28]}

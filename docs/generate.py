@@ -5,17 +5,20 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from reparam.config.document import HEAD, reference, with_comments
+from reparam.recipes import SHIPPED, merge
 
 ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
-    """Write the files; values of parameters stay as they are."""
-    for path in (ROOT / "params.yaml", ROOT / "src/reparam/config/params.yaml"):
+    """Write the files. Values stay as they are; a parameter that params.yaml lacks gets the shipped value."""
+    for path in (SHIPPED, ROOT / "params.yaml"):
         text = path.read_text(encoding="utf-8")
         own, separator, _ = text.partition("\n\n")[0].partition("\n#\n")  # of a recipe: where it is from
         head = f"{own}{separator}{HEAD}" if separator else HEAD
-        path.write_text(with_comments(YAML().load(text), head), encoding="utf-8")
+        values = YAML().load(SHIPPED)
+        merge(values, YAML().load(text))
+        path.write_text(with_comments(values, head), encoding="utf-8")
     (ROOT / "docs/reference/parameters.md").write_text(reference(), encoding="utf-8")
 
 

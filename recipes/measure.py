@@ -8,8 +8,6 @@ result itself go to results/<recipe>.json, the pictures of the first run to figu
 """
 
 import csv
-import functools
-import operator
 import os
 import shutil
 import tempfile
@@ -26,13 +24,12 @@ from ruamel.yaml import YAML
 from sklearn.datasets import load_sample_image
 
 from reparam import recipes
-from reparam.config import Config, load_config
-from reparam.config.load import paths_of
+from reparam.config import Config
 from reparam.data import store
 from reparam.data.batches import Batches
 from reparam.data.scaling import Scaling
 from reparam.download import stage as download
-from reparam.errors import ParamsError, UserError
+from reparam.errors import UserError
 from reparam.evaluate import stage as evaluate
 from reparam.files import read_json, write_json
 from reparam.models.storage import load_model
@@ -89,7 +86,7 @@ def _run(variant: Variant, figures: Path | None, codes: bool) -> dict[str, Any]:
         paths = Paths(Path(scratch), HERE.parent)
         if variant.changes.get("download.source") == "folder":
             variant.changes["download.folder.path"] = str(_write_photographs(Path(scratch) / "photographs"))
-        config = _write_params(variant, paths)
+        config = recipes.read(HERE, variant.recipe, variant.changes)
         device = os.environ.get("REPARAM_DEVICE", "auto")
         download.run(config, paths)
         preprocess.run(config, paths)
@@ -120,17 +117,6 @@ def _write_photographs(directory: Path) -> Path:
             cut = photograph.crop((left, top, left + side, top + side))
             cut.save(directory / f"{name.removesuffix('.jpg')}-{number:04}.png")
     return directory
-
-
-def _write_params(variant: Variant, paths: Paths) -> Config:
-    params = recipes.complete(HERE, variant.recipe)
-    for path, value in variant.changes.items():
-        if path not in paths_of():
-            raise ParamsError(f"{variant.recipe}.yaml: {path}: no such parameter; correct --set or --sweep")
-        *blocks, name = path.split(".")
-        functools.reduce(operator.getitem, blocks, params)[name] = value
-    YAML().dump(params, paths.params)
-    return load_config(paths.params)
 
 
 def _read_history(path: Path) -> dict[str, list[float]]:

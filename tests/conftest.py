@@ -3,13 +3,14 @@
 import copy
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
+from reparam.config import Config
 from reparam.paths import Paths
 
 # As `reparam` does, and before a test module imports torch: threads that wait do not take the others' turns.
@@ -17,14 +18,35 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # What differs from the params.yaml that we ship, so that a new section or parameter needs no second place.
 CHANGES: dict[str, dict[str, Any]] = {
-    "model": {"hidden": [16], "latent": 3},
+    "model": {"latent": 3, "mlp": {"hidden": [16]}, "conv": {"hidden": [16]}},
     "train": {"batch_size": 128, "epochs": 2, "patience": 2},
-    "evaluate": {"elbo_samples": 2, "nll_samples": 4, "grid_steps": 3},
+    "evaluate": {"elbo_samples": 2, "nll_samples": 4, "grid": {"steps": 3}},
     "report": {"title": "A small model"},
 }
 SMALL: dict[str, dict[str, Any]] = YAML(typ="safe").load(Path(__file__).parents[1] / "params.yaml")
+
+
+def change(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Change parameters of a section: its own, those of a block, or one by its name in every block that has it."""
+    for name, value in changes.items():
+        if isinstance(value, Mapping):
+            change(values[name], value)
+            continue
+        blocks = [block for block in values.values() if isinstance(block, dict) and name in block]
+        for owner in [values] if name in values else blocks:
+            owner[name] = value
+        assert name in values or blocks, name
+
+
 for section, values in CHANGES.items():
-    SMALL[section].update(values)
+    change(SMALL[section], values)
+
+
+def small_section(section: str, **changes: Any) -> Any:
+    """A section of the small params.yaml, changed as `change` does."""
+    values = copy.deepcopy(SMALL[section])
+    change(values, changes)
+    return Config.model_fields[section].annotation.model_validate(values)
 
 
 @pytest.fixture

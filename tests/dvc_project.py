@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import change
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from ruamel.yaml import YAML
@@ -20,9 +21,9 @@ from ruamel.yaml import YAML
 STAGES = ("download", "preprocess", "train", "evaluate", "export", "report")
 PROJECT = Path(__file__).parent.parent
 SMALL = {
-    "model": {"hidden": [16], "latent": 3},
+    "model": {"latent": 3, "mlp": {"hidden": [16]}},
     "train": {"epochs": 2},
-    "evaluate": {"elbo_samples": 2, "nll_samples": 20, "grid_steps": 3},
+    "evaluate": {"elbo_samples": 2, "nll_samples": 20, "grid": {"steps": 3}},
 }
 
 
@@ -116,7 +117,7 @@ def project_in(root: Path, changes: Mapping[str, Mapping[str, Any]], **environme
     yaml = YAML()
     params = yaml.load(root / "params.yaml")
     for section, values in changes.items():
-        params[section].update(values)
+        change(params[section], values)
     yaml.dump(params, root / "params.yaml")
     project = Project(root, **environment)
     project("git init --quiet --initial-branch main")

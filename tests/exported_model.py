@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
+from conftest import small_section
 from torch import Tensor, nn
 
-from reparam.config import Config, ExportConfig, ModelConfig
+from reparam.config import Config, ExportConfig
 from reparam.data import store
 from reparam.data.scaling import Scaling
 from reparam.data.store import SPLITS
@@ -66,7 +66,7 @@ def prepare(root: Path, binarization: str = "dynamic", scaling: str = "unit", **
 
     torch.manual_seed(0)
     small = {"hidden": [16], "channels": [4], "latent": LATENT, "upper": [3], "upper_hidden": [5]}
-    config = ModelConfig.model_validate(SMALL["model"] | small | changes)
+    config = small_section("model", **small | changes)
     model = build_model(config, SHAPE).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)  # so that images reach from dark to bright

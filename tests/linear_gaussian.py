@@ -4,11 +4,10 @@ import math
 from types import SimpleNamespace
 
 import torch
-from conftest import SMALL
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal
 
-from reparam.config import ModelConfig
+from reparam.config.model import GaussianConfig
 from reparam.models import likelihoods
 from reparam.models.draw import Draw, Estimator, Layer
 from reparam.models.hierarchical import HierarchicalVAE
@@ -141,8 +140,7 @@ def _decoder() -> nn.Module:
 
 
 def _gaussian() -> likelihoods.Gaussian:
-    changes = {"sigma": SIGMA, "output": "linear"}
-    return likelihoods.Gaussian(ModelConfig.model_validate(SMALL["model"]).model_copy(update=changes))
+    return likelihoods.Gaussian(GaussianConfig(mean="linear", sigma=SIGMA))
 
 
 def _cat(mean: Tensor, variance: Tensor) -> Tensor:

@@ -157,7 +157,7 @@ def test_bad_parameters_stop_every_command_with_one_message(
         1,
         f"error: {project.params}: 2 problems\n"
         "  train.epochs: wanted a valid integer, found 'many'\n"
-        "  report.title: missing; wanted a value of type string\n",
+        "  report.title: missing; wanted text\n",
     )
     assert files(project.root) == before
 
@@ -385,3 +385,69 @@ def test_a_request_to_end_ends_the_stage_with_the_conventional_code_and_no_half_
     assert stage.returncode == 143
     assert not finished.model.exists()
     assert list(finished.model.parent.glob(".partial-*")) == []
+
+
+# ---- parameters and recipes
+
+
+def test_params_explains_the_parameters_of_the_working_copy(project: Paths, reparam: Command) -> None:
+    assert reparam("params", "train.epochs") == (
+        0,
+        "train.epochs: 2\n    a whole number (above 0)\n    Epochs, at most.\n",
+    )
+    code, printed = reparam("params")
+    assert code == 0
+    assert "model.mlp.hidden: [16]\n" in printed
+    assert reparam("params", "train.epoch") == (
+        1,
+        "error: params.yaml: train.epoch: no such parameter; did you mean 'train.epochs'?\n",
+    )
+
+
+@pytest.fixture
+def recipes(project: Paths) -> Path:
+    """The recipes, in the working copy."""
+    shutil.copytree(SOURCE.parent / "recipes", project.recipes, ignore=shutil.ignore_patterns("results", "figures"))
+    return project.recipes
+
+
+def test_recipe_lists_every_recipe_with_where_it_is_from(recipes: Path, reparam: Command) -> None:
+    code, printed = reparam("recipe")
+    lines = printed.splitlines()
+    assert (code, len(lines)) == (0, 20)
+    assert "kingma-mlp        Kingma & Welling 2014, Auto-Encoding Variational Bayes" in printed
+    assert max(map(len, lines)) <= 120
+
+
+def test_recipe_writes_params_yaml_and_keeps_the_one_that_was_there(
+    recipes: Path, project: Paths, reparam: Command
+) -> None:
+    before = project.params.read_bytes()
+    assert reparam("recipe", "kingma-mlp") == (0, "params.yaml: written\nparams.yaml.bak: the file that was there\n")
+    assert (project.root / "params.yaml.bak").read_bytes() == before
+    assert load_config(project.params).report.title == "kingma-mlp"
+    assert reparam("recipe", "kingma-mlp", "--output", "other.yaml") == (0, "other.yaml: written\n")
+    assert (project.root / "other.yaml").read_bytes() == project.params.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("kingma", "did you mean 'kingma-mlp'?"),
+        ("base", "`reparam recipe` lists all"),
+        ("xyz", "`reparam recipe` lists all"),
+    ],
+)
+def test_a_recipe_that_there_is_not_has_a_hint(
+    name: str, hint: str, recipes: Path, project: Paths, reparam: Command
+) -> None:
+    before = project.params.read_bytes()
+    assert reparam("recipe", name) == (1, f"error: {name}: no recipe in {recipes}; {hint}\n")
+    assert project.params.read_bytes() == before
+
+
+def test_recipes_are_looked_for_at_the_root(project: Paths, reparam: Command) -> None:
+    assert reparam("recipe") == (
+        1,
+        f"error: {project.recipes}: not found; run from the root of the project, where recipes/ is\n",
+    )

@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL
+from conftest import small_section
 
-from reparam.config import ModelConfig, ObjectiveConfig, TrainConfig
 from reparam.data.scaling import Scaling
 from reparam.errors import ParamsError
 from reparam.models.build import build_model
@@ -27,9 +26,9 @@ NEEDS_ONE_LAYER = ["reconstruction", "sparse", "contractive", "beta_tc", "mmd", 
 REFUSED = {("autoencoder", name) for name in NEEDS_A_POSTERIOR} | {
     (kind, name) for kind in ("bottom_up", "top_down") for name in NEEDS_ONE_LAYER
 }
-MODEL = ModelConfig.model_validate(SMALL["model"])
-OBJECTIVE = ObjectiveConfig.model_validate(SMALL["objective"])
-TRAIN = TrainConfig.model_validate(SMALL["train"])
+MODEL = small_section("model")
+OBJECTIVE = small_section("objective")
+TRAIN = small_section("train")
 SIZES = {"hidden": (8,), "channels": (4, 6), "latent": 3, "upper": (3, 2), "upper_hidden": (5,)}
 IMAGES = torch.bernoulli(torch.full((4, 1, 8, 8), 0.5), generator=torch.Generator().manual_seed(0))
 
@@ -50,8 +49,8 @@ def test_every_combination_trains_or_is_refused(kind: str, likelihood: str, obje
     # Each kind and objective has half of its likelihoods with either network.
     is_conv = (list(LIKELIHOODS).index(likelihood) + list(OBJECTIVES).index(objective)) % 2
     changes = KINDS[kind] | SIZES | {"likelihood": likelihood, "network": "conv" if is_conv else "mlp"}
-    config = MODEL.model_copy(update=changes)
-    wanted = OBJECTIVE.model_copy(update={"name": objective, "samples": 2})
+    config = small_section("model", **changes)
+    wanted = small_section("objective", name=objective, samples=2)
     torch.manual_seed(0)
     model = build_model(config, IMAGES.shape[1:])
     if (kind, objective) in REFUSED:

@@ -2,11 +2,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL
+from conftest import small_section
 from torch import Tensor
 
 from reparam import gradients
-from reparam.config import ModelConfig
 from reparam.gradients import ESTIMATORS, _gradients, _moments, noise_to_signal
 from reparam.models.build import AnyModel, build_model
 
@@ -16,7 +15,7 @@ SHAPE = (1, 2, 2)
 def some_model(**changes: Any) -> AnyModel:
     torch.manual_seed(0)
     small = {"hidden": [3], "latent": 2, "upper": [1], "upper_hidden": [2], "activation": "tanh"}
-    return build_model(ModelConfig.model_validate(SMALL["model"] | small | changes), SHAPE)
+    return build_model(small_section("model", **small | changes), SHAPE)
 
 
 def some_images() -> Tensor:

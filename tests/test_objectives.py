@@ -4,18 +4,17 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL
+from conftest import small_section
 from linear_gaussian import LinearGaussian
 from torch import Tensor
 from torch.distributions import Normal
 
-from reparam.config import ModelConfig, ObjectiveConfig
 from reparam.models.build import AnyModel, build_model
 from reparam.models.draw import Draw, Estimator, Layer
 from reparam.objectives import OBJECTIVES, Setting, Terms, aggregate_posterior
 
-OBJECTIVE = ObjectiveConfig.model_validate(SMALL["objective"])
-MODEL = ModelConfig.model_validate(SMALL["model"])
+OBJECTIVE = small_section("objective")
+MODEL = small_section("model")
 IMAGE = (1, 1, 2)  # (C, H, W)
 NAN = math.nan  # what must not be looked at
 
@@ -54,14 +53,14 @@ def scripted(kl: list[list[float]], log_px: float = -1.0) -> Scripted:
 
 def minimise(name: str, model: Any, x: Tensor | None = None, epoch: float = math.inf, **changes: Any) -> Terms:
     """Return the terms of an objective, with 10 training images and pixels in [0, 1]."""
-    config = OBJECTIVE.model_copy(update={"name": name, **changes})
+    config = small_section("objective", **{"name": name, **changes})
     setting = Setting(torch.tensor(epoch), torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
     return OBJECTIVES[name].terms(model, torch.zeros(2, *IMAGE) if x is None else x, config, setting)
 
 
 def small_model(**changes: Any) -> AnyModel:
     small = {"hidden": (3,), "activation": "tanh", "latent": 2, "upper": (3,), "upper_hidden": (4,)}
-    return build_model(MODEL.model_copy(update=small | changes), IMAGE)
+    return build_model(small_section("model", **small | changes), IMAGE)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +158,7 @@ def test_beta_rises_with_the_epochs(warmup: str, epoch: float, share: float) -> 
 )
 def test_the_mean_kl_is_held_at_a_capacity_that_rises(epoch: float, wanted: float) -> None:
     model = scripted([[2.0, 1.0], [5.0, 0.0]])  # 4 nats on average: too many at first, too few in the end
-    terms = minimise("capacity", model, epoch=epoch, weight=3.0, capacity=10.0, capacity_epochs=100)
+    terms = minimise("capacity", model, epoch=epoch, weight=3.0, capacity={"nats": 10.0, "epochs": 100})
     assert terms["capacity"].tolist() == [wanted, wanted]
     assert terms["loss"].tolist() == [1 + 3 * abs(4 - wanted)] * 2
 
@@ -184,7 +183,7 @@ PARTS = {1: [slice(0, 2)], 2: [slice(0, 1), slice(1, 2)]}  # dimensions of each 
 
 def test_no_bits_are_free_where_there_is_no_posterior() -> None:
     torch.manual_seed(0)
-    terms = minimise("denoising", small_model(kind="autoencoder"), free_bits=0.5, noise_level=0.0)
+    terms = minimise("denoising", small_model(kind="autoencoder"), free_bits=0.5, level=0.0)
     assert terms["loss"].tolist() == terms["reconstruction"].tolist()
 
 

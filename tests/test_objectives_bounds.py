@@ -4,23 +4,22 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL
+from conftest import small_section
 from linear_gaussian import LinearGaussian, hierarchy_evidence, linear_hierarchy, linear_vae, vae_evidence
 from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
-from reparam.config import ModelConfig, ObjectiveConfig
 from reparam.models.build import build_model
 from reparam.models.draw import Draw
 from reparam.objectives import OBJECTIVES, Setting, Terms, iwae, log_weights
 
-OBJECTIVE = ObjectiveConfig.model_validate(SMALL["objective"])
-MODEL = ModelConfig.model_validate(SMALL["model"])
+OBJECTIVE = small_section("objective")
+MODEL = small_section("model")
 SETTING = Setting(torch.tensor(torch.inf), torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
 
 
 def minimise(name: str, model: Any, x: Tensor, **changes: Any) -> Terms:
-    config = OBJECTIVE.model_copy(update={"name": name, **changes})
+    config = small_section("objective", **{"name": name, **changes})
     return OBJECTIVES[name].terms(model, x, config, SETTING)
 
 
@@ -116,7 +115,7 @@ BOUNDS = {
 def test_no_iwae_loss_has_a_value_that_is_not_the_bound(name: str, kind: str, samples: int) -> None:
     torch.manual_seed(0)
     changes = {"kind": kind, "hidden": (3,), "latent": 2, "upper": (3,), "upper_hidden": (4,)}
-    model = build_model(MODEL.model_copy(update=changes), (1, 1, 2)).double()
+    model = build_model(small_section("model", **changes), (1, 1, 2)).double()
     x = torch.rand(4, 1, 1, 2, dtype=torch.float64)
     torch.manual_seed(1)
     wanted = BOUNDS[name](log_weights(model.draw(x, x, samples)))

@@ -4,19 +4,19 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL
+from conftest import small_section
 from linear_gaussian import hierarchy_evidence, linear_hierarchy
 from torch import Tensor, nn
 
-from reparam.config import ModelConfig, ObjectiveConfig
+from reparam.config.model import GaussianConfig
 from reparam.models import likelihoods
 from reparam.models.build import build_model
 from reparam.models.draw import Draw, kl_to_standard_normal
 from reparam.models.vae import VAE
 from reparam.objectives import OBJECTIVES, Setting, Terms, log_weights
 
-OBJECTIVE = ObjectiveConfig.model_validate(SMALL["objective"])
-MODEL = ModelConfig.model_validate(SMALL["model"])
+OBJECTIVE = small_section("objective")
+MODEL = small_section("model")
 SETTING = Setting(torch.tensor(torch.inf), torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
 SIGMA = 0.7
 TARGET = torch.tensor([0.8, -0.3, 1.1], dtype=torch.float64)  # the only image
@@ -26,7 +26,7 @@ BIAS = torch.tensor([0.1, -0.2, 0.5], dtype=torch.float64)
 
 
 def minimise(name: str, model: Any, x: Tensor, **changes: Any) -> Terms:
-    config = OBJECTIVE.model_copy(update={"name": name, **changes})
+    config = small_section("objective", **{"name": name, **changes})
     return OBJECTIVES[name].terms(model, x, config, SETTING)
 
 
@@ -61,8 +61,7 @@ class Copies(VAE):
 
 def copies(images: int) -> tuple[Copies, Tensor]:
     """The same image over and over, with the same model, as a batch."""
-    changes = {"sigma": SIGMA, "output": "linear"}
-    likelihood = likelihoods.Gaussian(MODEL.model_copy(update=changes))
+    likelihood = likelihoods.Gaussian(GaussianConfig(mean="linear", sigma=SIGMA))
     model = Copies(OwnPosterior(images), OwnWeights(images), likelihood, (1, 1, 3))
     return model, TARGET.expand(images, 1, 1, 3)
 
@@ -204,7 +203,7 @@ def test_the_gradient_of_iwae_with_one_sample_is_that_of_the_sampled_elbo(kind: 
     changes = {"kind": "vae" if kind == "vae" else "hierarchical", "inference": inference, "hidden": (3,), "latent": 2}
     more = {"upper": (3,), "upper_hidden": (4,)}
     torch.manual_seed(0)
-    model = build_model(MODEL.model_copy(update=changes | more), (1, 1, 2))
+    model = build_model(small_section("model", **changes | more), (1, 1, 2))
     model.double()
     x, found = torch.rand(4, 1, 1, 2, dtype=torch.float64), []
     for name in ("iwae", "elbo"):

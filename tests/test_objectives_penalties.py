@@ -3,21 +3,21 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL
+from conftest import small_section
 from linear_gaussian import linear
 from torch import Tensor, nn
 
-from reparam.config import ModelConfig, ObjectiveConfig
+from reparam.config import ModelConfig
 from reparam.errors import ParamsError
 from reparam.models.autoencoder import Autoencoder
 from reparam.models.build import build_model
-from reparam.models.likelihoods import LIKELIHOODS
+from reparam.models.likelihoods import Gaussian
 from reparam.models.vae import VAE
 from reparam.objectives import OBJECTIVES, Setting, Terms, corrupt, maximum_mean_discrepancy, squared_jacobian_norm
 from reparam.train.checks import check_fit
 
-OBJECTIVE = ObjectiveConfig.model_validate(SMALL["objective"])
-MODEL = ModelConfig.model_validate(SMALL["model"])
+OBJECTIVE = small_section("objective")
+MODEL = small_section("model")
 UNIT = Setting(torch.tensor(torch.inf), torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
 SHAPE = (2, 4, 4)
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -28,11 +28,11 @@ NOISES = ["gaussian", "masking", "salt_and_pepper"]
 
 
 def settings(**changes: Any) -> ModelConfig:
-    return MODEL.model_copy(update={"latent": 3, **changes})
+    return small_section("model", **{"latent": 3, **changes})
 
 
 def minimise(name: str, model: Any, x: Tensor, setting: Setting = UNIT, **changes: Any) -> Terms:
-    config = OBJECTIVE.model_copy(update={"name": name, **changes})
+    config = small_section("objective", **{"name": name, **changes})
     return OBJECTIVES[name].terms(model, x, config, setting)
 
 
@@ -52,7 +52,7 @@ def some_images(count: int) -> Tensor:
 
 def coder(shape: tuple[int, ...] = (1, 1, 2)) -> Autoencoder:
     """An autoencoder whose code is the image."""
-    return Autoencoder(nn.Flatten(), nn.Unflatten(1, shape), LIKELIHOODS["gaussian"](settings()), shape)
+    return Autoencoder(nn.Flatten(), nn.Unflatten(1, shape), Gaussian(settings().gaussian), shape)
 
 
 each_network = pytest.mark.parametrize("network", NETWORKS)
@@ -79,7 +79,7 @@ def test_the_contractive_penalty_is_the_squared_norm_of_the_jacobian(kind: str, 
 def test_the_contractive_penalty_of_a_linear_encoder_is_its_squared_weights() -> None:
     layer = linear(torch.tensor([[1.0, -2.0], [0.5, 3.0]]), torch.zeros(2))
     model = Autoencoder(
-        nn.Sequential(nn.Flatten(), layer), nn.Unflatten(1, (1, 1, 2)), LIKELIHOODS["gaussian"](settings()), (1, 1, 2)
+        nn.Sequential(nn.Flatten(), layer), nn.Unflatten(1, (1, 1, 2)), Gaussian(settings().gaussian), (1, 1, 2)
     )
     penalty = minimise("contractive", model, torch.rand(3, 1, 1, 2))["penalty"]
     assert penalty.tolist() == [14.25] * 3
@@ -120,23 +120,23 @@ def test_the_contractive_penalty_can_be_scored_without_gradients(network: str) -
 
 
 def test_the_contractive_penalty_is_refused_where_an_image_s_code_depends_on_others() -> None:
-    objective = OBJECTIVE.model_copy(update={"name": "contractive"})
+    objective = small_section("objective", name="contractive")
     for norm in ("none", "layer"):
-        check_fit(some_model("vae", "mlp"), settings(kind="vae", norm=norm), objective)
-    with pytest.raises(ParamsError, match=r"^params\.yaml: model\.norm: .*'contractive', found 'batch'"):
-        check_fit(some_model("vae", "mlp"), settings(kind="vae", norm="batch"), objective)
+        check_fit(build_model(settings(norm=norm), SHAPE), settings(norm=norm), objective)
+    with pytest.raises(ParamsError, match=r"^params\.yaml: model\.mlp\.norm: .*'contractive', found 'batch'"):
+        check_fit(build_model(settings(norm="batch"), SHAPE), settings(norm="batch"), objective)
 
 
 def test_sparsity_l1_is_the_sum_of_magnitudes() -> None:
     x = torch.tensor([[1.0, -2.0], [0.5, 0.0]]).reshape(2, 1, 1, 2)
-    terms = minimise("sparse", coder(), x, sparsity="l1", weight=4.0)
+    terms = minimise("sparse", coder(), x, penalty="l1", weight=4.0)
     assert terms["penalty"].tolist() == [3.0, 0.5]
     assert (terms["loss"] - terms["reconstruction"]).tolist() == pytest.approx([12.0, 2.0], rel=1e-6)
 
 
 def test_sparsity_kl_compares_the_mean_activation_of_each_unit_with_rho() -> None:
     activations = torch.tensor([[0.2, 0.1], [0.4, 0.1]])  # means 0.3 and 0.1
-    terms = minimise("sparse", coder(), activations.reshape(2, 1, 1, 2), sparsity="kl", rho=0.1, weight=4.0)
+    terms = minimise("sparse", coder(), activations.reshape(2, 1, 1, 2), penalty="kl", rho=0.1, weight=4.0)
     wanted = 0.1 * math.log(0.1 / 0.3) + 0.9 * math.log(0.9 / 0.7)  # and nothing of the second unit
     assert terms["penalty"].tolist() == pytest.approx([wanted] * 2, rel=1e-5)
     assert (terms["loss"] - terms["reconstruction"]).tolist() == pytest.approx([4 * wanted] * 2, rel=1e-5)
@@ -144,7 +144,7 @@ def test_sparsity_kl_compares_the_mean_activation_of_each_unit_with_rho() -> Non
 
 @pytest.mark.parametrize("code", [0.0, 1.0])
 def test_sparsity_kl_stays_finite_where_units_saturate(code: float) -> None:
-    terms = minimise("sparse", coder(), torch.full((2, 1, 1, 2), code), sparsity="kl", rho=0.05)
+    terms = minimise("sparse", coder(), torch.full((2, 1, 1, 2), code), penalty="kl", rho=0.05)
     active = 1e-6 if code == 0 else 1 - 1e-6
     wanted = 2 * (0.05 * math.log(0.05 / active) + 0.95 * math.log(0.95 / (1 - active)))
     assert terms["penalty"].tolist() == pytest.approx([wanted] * 2, rel=0.01)  # 1 - 1e-6 has few digits in float32
@@ -153,7 +153,7 @@ def test_sparsity_kl_stays_finite_where_units_saturate(code: float) -> None:
 def test_a_vae_is_sparse_in_its_means() -> None:
     model, x = some_model("vae", "mlp"), some_images(4)
     autoencoder = Autoencoder(nn.Sequential(model.encoder, Half()), model.decoder, model.likelihood, SHAPE)
-    found, wanted = (minimise("sparse", m, x, sparsity="l1", weight=3.0) for m in (model, autoencoder))
+    found, wanted = (minimise("sparse", m, x, penalty="l1", weight=3.0) for m in (model, autoencoder))
     torch.testing.assert_close(found["penalty"], wanted["penalty"])
     torch.testing.assert_close(found["loss"], -found["elbo"] + 3 * found["penalty"])
 
@@ -228,7 +228,7 @@ def test_a_corrupted_image_is_encoded_and_the_clean_one_scored(kind: str, noise:
     torch.manual_seed(0)
     wanted = model.draw(corrupt(x, noise, 0.4, SCALED), x, 2)
     torch.manual_seed(0)
-    found = minimise("denoising", model, x, SCALED, noise=noise, noise_level=0.4, samples=2, beta=3.0)
+    found = minimise("denoising", model, x, SCALED, noise=noise, level=0.4, samples=2, beta=3.0)
     torch.testing.assert_close(found["loss"], (3 * wanted.kl - wanted.log_px).mean(0))
     assert torch.equal(x, grey_images()[:3, :, :4, :4].double())  # the batch itself stays clean
 
@@ -236,7 +236,7 @@ def test_a_corrupted_image_is_encoded_and_the_clean_one_scored(kind: str, noise:
 def test_denoising_without_noise_is_the_elbo() -> None:
     model, x = some_model("vae", "mlp"), some_images(3)
     torch.manual_seed(0)
-    found = minimise("denoising", model, x, noise="gaussian", noise_level=0.0)
+    found = minimise("denoising", model, x, noise="gaussian", level=0.0)
     torch.manual_seed(0)
     torch.randn_like(x)  # what denoising draws, even at level 0
     wanted = minimise("elbo", model, x)

@@ -42,7 +42,7 @@ def test_one_run_stands_for_the_trained_model(finished: Project) -> None:
         mirrored = {name: run.data.metrics[name] for name in finished.metrics(stage)}
         assert mirrored == finished.metrics(stage)
     assert finished.metrics("training").items() <= run.data.metrics.items()
-    assert run.data.params["model.hidden"] == "[16]"
+    assert run.data.params["model.mlp.hidden"] == "[16]"
     assert run.data.params["train.epochs"] == "2"
     assert run.data.params["preprocess.binarization"] == "dynamic"
     assert run.data.tags["reparam.weights_sha256"] == sha256(finished.root / "models/vae/weights.safetensors")

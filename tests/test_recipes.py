@@ -1,5 +1,4 @@
 import importlib.util
-import itertools
 import json
 import math
 import shlex
@@ -12,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import change
 from data_card import data_card
 from ruamel.yaml import YAML
 from torch import Tensor
 
+from reparam import recipes
+from reparam.compare.experiment import spread
 from reparam.config import Config, load_config
 from reparam.data import store
 from reparam.data.batches import Batches
@@ -34,7 +36,7 @@ from reparam.train.optimizers import rate_at
 from reparam.train.step import LossModule, Step
 
 FOLDER = Path(__file__).parents[1] / "recipes"
-RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.name not in ("dvc.yaml", "published.yaml"))
+RECIPES = recipes.names(FOLDER)
 PUBLISHED: dict[str, dict[str, str]] = YAML(typ="safe").load(FOLDER / "published.yaml")
 COMMANDS: dict[str, str] = YAML(typ="safe").load(FOLDER / "dvc.yaml")["stages"]["measure"]["foreach"]
 LOG_PI = 392 * math.log(math.pi)
@@ -57,7 +59,7 @@ MEASURE, TABLE = module("measure"), module("table")
 
 
 def recipe(name: str) -> Config:
-    return load_config(FOLDER / f"{name}.yaml")
+    return recipes.read(FOLDER, name)
 
 
 def shape(config: Config) -> tuple[int, ...]:
@@ -94,13 +96,28 @@ def test_recipes_results_and_commands_are_about_the_same_systems() -> None:
 
 @every_recipe
 def test_a_recipe_says_where_it_comes_from_and_what_to_expect(name: str) -> None:
-    header = list(itertools.takewhile(lambda line: line.startswith("#"), _lines(name)))
+    header = recipes.header(FOLDER, name).splitlines()
     for start in ("# Source:", "# Published", "# Measured:"):
         assert len([line for line in header if line.startswith(start)]) == 1, start
 
 
-def _lines(name: str) -> list[str]:
-    return (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+@every_recipe
+def test_a_recipe_says_only_what_differs(name: str) -> None:
+    shared, own = (spread(YAML(typ="safe").load(FOLDER / f"{file}.yaml")) for file in ("base", name))
+    assert [path for path, value in own.items() if shared.get(path) == value] == []
+
+
+def test_a_change_of_the_shipped_parameters_changes_no_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {name: recipe(name) for name in RECIPES}
+    shipped: dict[str, Any] = YAML(typ="safe").load(recipes.SHIPPED)
+    changed = {"train": {"learning_rate": 0.5, "epochs": 3}, "model": {"latent": 99, "mlp": {"hidden": [1]}}}
+    for section, values in changed.items():
+        change(shipped[section], values)
+    YAML().dump(shipped, tmp_path / "params.yaml")
+    monkeypatch.setattr(recipes, "SHIPPED", tmp_path / "params.yaml")
+    assert {name: recipe(name) for name in RECIPES} == before
+    # All that there were when recipes became differences are set; one that is new need not be.
+    assert len(spread(YAML(typ="safe").load(FOLDER / "base.yaml"))) >= 113
 
 
 @every_recipe
@@ -156,7 +173,7 @@ def test_the_number_to_compare_can_be_read_off_what_is_measured(name: str) -> No
     assert math.isfinite(measure(metrics))
     if "squared" in title:  # these take off the constant of 784 pixels of variance 1/2
         assert (config.model.likelihood, math.prod(shape(config))) == ("gaussian", 784)
-        assert config.model.sigma == pytest.approx(math.sqrt(0.5), rel=1e-7)
+        assert config.model.gaussian.sigma == pytest.approx(math.sqrt(0.5), rel=1e-7)
     if "standardised" in title:
         assert config.preprocess.scaling == "standard"
 
@@ -173,12 +190,81 @@ def test_a_command_changes_parameters_that_there_are_to_values_that_fit(name: st
         if option == "--sweep":
             path, values = value.split("=")
             swept = [{path: MEASURE._parse(one)} for one in values.split(",")]
-    for change in swept:
-        paths = Paths(tmp_path, tmp_path)
-        config = MEASURE._write_params(MEASURE.Variant(name, {**budget, **change, "train.seed": 3}), paths)
+    for one in swept:
+        config = recipes.read(FOLDER, name, {**budget, **one, "train.seed": 3})
         assert config.train.seed == 3
         model = build_model(config.model, shape(config))
         check_fit(model, config.model, config.objective)
+
+
+# Complete files
+
+
+def test_a_recipe_is_what_is_shipped_with_what_recipes_share_and_what_differs() -> None:
+    values = recipes.complete(FOLDER, "conv-latent2")
+    assert values["model"]["conv"] == {
+        "channels": [32, 64],
+        "kernel": 3,
+        "hidden": [400],
+        "decoder_hidden": [],
+        "activation": "relu",  # its own
+        "stride": 2,
+        "norm": "none",  # shared
+    }
+    assert (values["train"]["optimizer"], values["download"]["source"]) == ("adamw", "mnist")
+
+
+@every_recipe
+def test_a_complete_file_holds_the_recipe_its_origin_and_the_meaning_of_parameters(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(recipes.params_file(FOLDER, name), encoding="utf-8")
+    assert load_config(path) == recipe(name)
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith(recipes.header(FOLDER, name))
+    assert f"  title: {name} # Title of the page.\n" in text
+
+
+def test_the_source_of_a_recipe_is_one_line() -> None:
+    found = recipes.source(FOLDER, "kingma-mlp")
+    assert found.startswith(
+        "Kingma & Welling 2014, Auto-Encoding Variational Bayes, in the form of the JAX/Flax example"
+    )
+    assert found.endswith("the best of the 10 epochs by validation.)")
+    assert "\n" not in found
+
+
+def test_a_params_file_that_is_replaced_is_kept_under_a_name_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    assert recipes.place("one", path) is None
+    assert recipes.place("one", path) is None  # the same
+    assert recipes.place("two", path) == tmp_path / "params.yaml.bak"
+    assert recipes.place("three", path) == tmp_path / "params.yaml.bak1"
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {
+        "params.yaml": "three",
+        "params.yaml.bak": "one",
+        "params.yaml.bak1": "two",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            "model: {mlp: {hiden: [3]}}",
+            "model.mlp.hiden: unknown parameter, found [3]; did you mean 'model.mlp.hidden'?",
+        ),
+        ("train: {epochs: many}", "train.epochs: wanted a valid integer, found 'many'"),
+        ("model: 3", "model: wanted a section of parameters, found 3"),
+    ],
+)
+def test_a_recipe_that_is_wrong_is_named(text: str, problem: str, tmp_path: Path) -> None:
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    (folder / "base.yaml").touch()
+    (folder / "mine.yaml").write_text(text)
+    with pytest.raises(ParamsError) as error:
+        recipes.read(folder, "mine")
+    assert str(error.value) == f"recipes/mine.yaml: 1 problem\n  {problem}"
 
 
 # What the headers claim
@@ -190,8 +276,8 @@ def test_the_recipes_of_burda_et_al_are_as_published(layers: int, samples: int) 
     config = recipe(f"iwae-{layers}l-k{samples}")
     train = config.train
     assert (config.objective.name, config.objective.samples, config.objective.beta) == ("iwae", samples, 1.0)
-    assert (train.optimizer, train.betas, train.epsilon, train.batch_size) == ("adam", (0.9, 0.999), 1e-4, 20)
-    assert (config.preprocess.binarization, config.model.activation, config.model.start_at_mean) == (
+    assert (train.optimizer, train.adam.betas, train.adam.epsilon, train.batch_size) == ("adam", (0.9, 0.999), 1e-4, 20)
+    assert (config.preprocess.binarization, config.model.mlp.activation, config.model.start_at_mean) == (
         "dynamic",
         "tanh",
         True,
@@ -199,7 +285,7 @@ def test_the_recipes_of_burda_et_al_are_as_published(layers: int, samples: int) 
     lengths = [3**stage for stage in range(8)]
     assert sum(lengths) == train.epochs == train.patience == 3280
     starts = [sum(lengths[:stage]) for stage in range(8)]
-    assert starts == [0, *train.milestones]
+    assert starts == [0, *train.milestones.epochs]
     for stage, (start, length) in enumerate(zip(starts, lengths, strict=True)):
         for epoch in (start, start + length / 2, start + length - 1e-6):
             assert rate_at(train, epoch) == pytest.approx(0.001 * 10 ** (-stage / 7), rel=1e-6)
@@ -436,6 +522,7 @@ def tiny(project: Paths, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch
     params["preprocess"]["limit"] = 60
     params["train"]["epochs"] = 9
     YAML().dump(params, folder / "tiny.yaml")
+    (folder / "base.yaml").touch()
     monkeypatch.setattr(MEASURE, "HERE", folder)
     return folder
 
@@ -477,7 +564,7 @@ def test_a_measurement_holds_a_run_for_each_value_and_seed_and_can_be_repeated(t
 def test_a_parameter_that_there_is_not_is_refused(tiny: Path) -> None:
     with pytest.raises(ParamsError) as error:
         MEASURE.main("tiny", seed=[0], set_=["train.epoch=2"], sweep="", codes=False)
-    assert str(error.value) == "tiny.yaml: train.epoch: no such parameter; mend --set or --sweep"
+    assert str(error.value) == "tiny.yaml: train.epoch: no such parameter; did you mean 'train.epochs'?"
     with pytest.raises(ParamsError, match=r"train\.epochs: wanted a valid integer, .*found 'two'"):
         MEASURE.main("tiny", seed=[0], set_=["train.epochs=two"], sweep="", codes=False)
     assert not (tiny / "results").exists()
@@ -495,7 +582,7 @@ def test_codes_are_measured_in_units_that_do_not_depend_on_their_size(
         "train.epochs": 1,
         "evaluate.sampler": "mixture",
     }
-    config = MEASURE._write_params(MEASURE.Variant("tiny", changes), project)
+    config = recipes.read(tiny, "tiny", changes)
     for stage in (download, preprocess, train):
         stage.run(config, project)
     found = MEASURE._measure_codes(project, config)

@@ -1,6 +1,7 @@
 """`reparam train` as a process that is killed: what it leaves, and that the rerun ends as if nothing had been."""
 
 import contextlib
+import copy
 import os
 import random
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SMALL
+from conftest import SMALL, change
 from dvc_project import Project, project_in
 from ruamel.yaml import YAML
 
@@ -113,7 +114,9 @@ class Training:
 
 
 def _write_params(root: Path, changes: dict[str, dict[str, Any]]) -> None:
-    values = {section: given | changes.get(section, {}) for section, given in SMALL.items()}
+    values = copy.deepcopy(SMALL)
+    for section, given in changes.items():
+        change(values[section], given)
     with (root / "params.yaml").open("w", encoding="utf-8") as file:
         YAML().dump(values, file)
 

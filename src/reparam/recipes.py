@@ -3,13 +3,16 @@
 import difflib
 import itertools
 from collections.abc import Mapping, MutableMapping
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
-from reparam.config.document import HEAD, with_comments
-from reparam.config.load import check_config
+from reparam.config import Config
+from reparam.config.document import ALL, HEAD, with_comments
+from reparam.config.load import check_config, hint, paths_of
 from reparam.errors import ParamsError
 from reparam.files import whole_file
 
@@ -18,7 +21,12 @@ OTHERS = ("base", "dvc", "published")  # files of the folder that are no recipes
 
 
 def names(folder: Path) -> list[str]:
-    """List the recipes of a folder."""
+    """List the recipes of a folder.
+
+    Raises: ParamsError where the folder is not there.
+    """
+    if not folder.is_dir():
+        raise ParamsError(f"{folder}: not found; run from the root of the project, where recipes/ is")
     return sorted(path.stem for path in folder.glob("*.yaml") if path.stem not in OTHERS)
 
 
@@ -35,19 +43,37 @@ def source(folder: Path, name: str) -> str:
 
 
 def complete(folder: Path, name: str) -> dict[str, Any]:
-    """Return all parameters of a recipe.
+    """Return all parameters of a recipe, unchecked.
 
-    Raises: ParamsError where there is no such recipe, or its parameters are wrong.
+    Raises: ParamsError where there is no such recipe.
     """
+    own = _text(folder, name)
     values: dict[str, Any] = YAML().load(SHIPPED)
-    for text in (_text(folder, "base"), _text(folder, name)):
-        _merge(values, YAML().load(text) or {})
-    check_config(values, f"{folder.name}/{name}.yaml")
+    for text in ((folder / "base.yaml").read_text(encoding="utf-8"), own):
+        merge(values, YAML().load(text) or {})
     return values
 
 
+def read(folder: Path, name: str, changes: Mapping[str, Any] | None = None) -> Config:
+    """Read a recipe, with other values of some parameters, which `changes` names by their paths.
+
+    Raises: ParamsError where there is no such recipe or parameter, or a value is wrong.
+    """
+    values = complete(folder, name)
+    for path, value in (changes or {}).items():
+        if path not in paths_of():
+            raise ParamsError(f"{name}.yaml: {path}: no such parameter; {hint(path, ALL)}")
+        *blocks, parameter = path.split(".")
+        reduce(getitem, blocks, values)[parameter] = value
+    return check_config(values, f"{folder.name}/{name}.yaml")
+
+
 def params_file(folder: Path, name: str) -> str:
-    """Write a recipe as a complete params file."""
+    """Write a recipe as a complete params file.
+
+    Raises: ParamsError as `read`.
+    """
+    read(folder, name)
     return with_comments(complete(folder, name), f"{header(folder, name)}#\n{HEAD}")
 
 
@@ -63,21 +89,18 @@ def place(text: str, path: Path) -> Path | None:
 
 
 def _text(folder: Path, name: str) -> str:
-    path = folder / f"{name}.yaml"
     known = names(folder)
-    if name != "base" and name not in known:
+    if name not in known:
         close = difflib.get_close_matches(name, known, n=3)
-        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "`reparam recipe` lists all"
-        raise ParamsError(f"{name}: no recipe in {folder}; {hint}")
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ParamsError(f"{path}: not found; run from the root of the project, where recipes/ is") from None
+        help_ = f"did you mean {' or '.join(map(repr, close))}?" if close else "`reparam recipe` lists all"
+        raise ParamsError(f"{name}: no recipe in {folder}; {help_}")
+    return (folder / f"{name}.yaml").read_text(encoding="utf-8")
 
 
-def _merge(values: MutableMapping[str, Any], changes: Mapping[str, Any]) -> None:
+def merge(values: MutableMapping[str, Any], changes: Mapping[str, Any]) -> None:
+    """Change parameters in place, block by block."""
     for name, change in changes.items():
         if isinstance(change, Mapping) and isinstance(values.get(name), MutableMapping):
-            _merge(values[name], change)
+            merge(values[name], change)
         else:
             values[name] = change

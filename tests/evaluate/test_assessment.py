@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
+from conftest import small_section
 from data_card import data_card
 from linear_gaussian import hierarchy_evidence, linear_hierarchy, linear_vae, vae_evidence
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from reparam.config import EvaluateConfig, ModelConfig
+from reparam.config import EvaluateConfig
 from reparam.data.batches import Batches
 from reparam.data.store import Images, Split
 from reparam.evaluate import annealing, assessment
@@ -41,16 +41,16 @@ WITHOUT_ERROR = GENERATED
 
 
 def settings(**changes: Any) -> EvaluateConfig:
-    small = {"batch_size": 32, "elbo_samples": 2, "nll_samples": 20, "generated": 50, "components": 5}
-    slow = {"annealed_images": 6, "annealed_chains": 3, "annealed_steps": 5}
-    return EvaluateConfig.model_validate(SMALL["evaluate"] | small | slow | changes)
+    small = {"batch_size": 32, "elbo_samples": 2, "nll_samples": 20, "generated": {"images": 50, "components": 5}}
+    slow = {"annealing": {"images": 6, "chains": 3, "steps": 5}}
+    return small_section("evaluate", **small | slow | changes)
 
 
 def some_model(scale: float = 3.0, **changes: Any) -> AnyModel:
     """An untrained model, whose latents nevertheless depend on the image."""
     small = {"hidden": [6], "latent": 3, "upper": [2], "upper_hidden": [5]}
     torch.manual_seed(0)
-    model = build_model(ModelConfig.model_validate(SMALL["model"] | small | changes), SHAPE).eval()
+    model = build_model(small_section("model", **small | changes), SHAPE).eval()
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(scale)
@@ -136,7 +136,7 @@ def test_without_a_density_nothing_that_needs_a_likelihood_is_measured(kind: str
 
 
 def test_what_the_settings_leave_out_is_not_measured() -> None:
-    found = assessed(measured(some_model(), generated=0, annealed_images=0), outliers=False)
+    found = assessed(measured(some_model(), generated={"images": 0}, annealing={"images": 0}), outliers=False)
     assert set(found.metrics) == with_errors(LATENTS | LABELS)
     assert set(found.details) == {"mutual_information"}
 
@@ -155,7 +155,7 @@ def test_it_is_told_why_there_is_no_accuracy(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_single_image_is_assessed_as_far_as_it_goes() -> None:
-    found = assessed(measured(some_model(), some_split(1, seed=0), annealed_images=1))
+    found = assessed(measured(some_model(), some_split(1, seed=0), annealing={"images": 1}))
     assert set(found.metrics) == with_errors(OUTLIERS | ANNEALED)
 
 
@@ -196,7 +196,7 @@ def test_labels_are_guessed_from_posterior_means(limit: int, monkeypatch: pytest
 
 
 def test_generated_images_are_compared_with_originals_as_grey_values_in_equal_numbers() -> None:
-    subject = measured(some_model(), generated=50)
+    subject = measured(some_model())  # 50 of them
     z, asked = torch.randn(50, 3, generator=torch.Generator().manual_seed(3)), []
 
     def codes(count: int) -> Tensor:
@@ -215,7 +215,7 @@ def test_generated_images_are_compared_with_originals_as_grey_values_in_equal_nu
 
 
 def test_no_more_images_are_generated_than_there_are_originals() -> None:
-    assert assessed(measured(some_model(), generated=1000)).details["generated"]["images"] == 90
+    assert assessed(measured(some_model(), generated={"images": 1000})).details["generated"]["images"] == 90
 
 
 def test_outliers_are_told_from_the_scored_images_by_their_nll() -> None:
@@ -224,7 +224,7 @@ def test_outliers_are_told_from_the_scored_images_by_their_nll() -> None:
     assert found.outlier_nll is not None
     torch.manual_seed(1)
     pixels = torch.from_numpy(outliers).float() / 255
-    other = importance(subject.model, pixels, 200, 2**24).nll  # with noise of its own
+    other = importance(subject.model, pixels, 200).nll  # with noise of its own
     difference = found.outlier_nll - other
     assert standard_error(difference) < 0.1
     assert abs(difference.mean().item()) < 4 * standard_error(difference)
@@ -242,7 +242,11 @@ def test_each_part_draws_from_a_stream_of_its_own_and_leaves_the_others_as_they_
     before = torch.random.get_rng_state()
     whole = assessed(measured(model)).metrics
     assert torch.equal(torch.random.get_rng_state(), before)
-    for part, changes in ((GENERATED, {"generated": 0}), (ANNEALED, {"annealed_images": 0}), (OUTLIERS, {})):
+    for part, changes in (
+        (GENERATED, {"generated": {"images": 0}}),
+        (ANNEALED, {"annealing": {"images": 0}}),
+        (OUTLIERS, {}),
+    ):
         torch.rand(5)  # nor does it matter what was drawn before
         found = assessed(measured(model, **changes), outliers=part is not OUTLIERS).metrics
         assert found == {name: value for name, value in whole.items() if name not in with_errors(part)}
@@ -327,13 +331,13 @@ def linear_subject(kind: str, count: int, error: float = 0.0, **changes: Any) ->
     """Return the subject, and its exact -log p(x)."""
     model, evidence = LINEAR[kind][0](error).float().eval(), LINEAR[kind][1]()
     split = images_of(evidence, count)
-    subject = measured(model, split, WIDE, generated=0, **changes)
+    subject = measured(model, split, WIDE, generated={"images": 0}, **changes)
     return subject, exact_nll(evidence, split)
 
 
 @pytest.mark.parametrize("kind", LINEAR)
 def test_importance_sampling_finds_the_known_likelihood(kind: str) -> None:
-    subject, exact = linear_subject(kind, 300, error=0.3, nll_samples=1000, annealed_images=0)
+    subject, exact = linear_subject(kind, 300, error=0.3, nll_samples=1000, annealing={"images": 0})
     difference = subject.scores.nll - exact
     assert 0 < standard_error(difference) < 0.01  # far below that of the images, 0.1
     assert abs(difference.mean().item()) < 3 * standard_error(difference)
@@ -342,7 +346,7 @@ def test_importance_sampling_finds_the_known_likelihood(kind: str) -> None:
 @every_prior
 def test_annealed_importance_sampling_finds_the_known_likelihood(kind: str) -> None:
     count = 40
-    changes = {"annealed_images": count, "annealed_chains": 16, "annealed_steps": 60, "nll_samples": 2}
+    changes = {"annealing": {"images": count, "chains": 16, "steps": 60}, "nll_samples": 2}
     subject, exact = linear_subject(kind, 80, **changes)
     # The encoder gives the posterior itself, so that importance sampling is exact with any number of samples ...
     torch.testing.assert_close(subject.scores.nll, exact, atol=1e-4, rtol=0)
@@ -369,7 +373,7 @@ def test_both_directions_bracket_the_known_likelihood_of_simulated_images(
     monkeypatch.setattr(annealing, "NUMBERS_AT_ONCE", at_once * 3 * 4)
     simulated, found = spied(monkeypatch, "simulate"), spied(monkeypatch, "concatenate")
     count = 150
-    subject, _ = linear_subject(kind, count, annealed_images=count, annealed_chains=3, annealed_steps=5)
+    subject, _ = linear_subject(kind, count, annealing={"images": count, "chains": 3, "steps": 5})
     metrics = assess(subject, codes_of(subject), None, is_density=True).metrics
     [x], [_, lower, upper] = simulated, found
     exact = LINEAR[kind][1]().log_prob(x.double().flatten(1))
@@ -397,14 +401,14 @@ def spied(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Any]:
 def test_a_better_path_narrows_the_gap() -> None:
     gaps = []
     for steps in (3, 9, 27):
-        subject, _ = linear_subject("vae", 100, annealed_images=100, annealed_chains=4, annealed_steps=steps)
+        subject, _ = linear_subject("vae", 100, annealing={"images": 100, "chains": 4, "steps": steps})
         gaps.append(assess(subject, codes_of(subject), None, is_density=True).metrics["ais_gap"])
     assert gaps[0] > 2 * gaps[1] > 4 * gaps[2] > 0
 
 
 def test_a_path_without_moves_has_no_acceptance() -> None:
     # JSON knows no NaN, with which evaluate would end after all the work.
-    told = assessed(measured(some_model(), annealed_steps=1)).details["annealed"]
+    told = assessed(measured(some_model(), annealing={"images": 6, "steps": 1})).details["annealed"]
     assert told["acceptance"] is None
 
 

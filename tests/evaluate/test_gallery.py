@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
+from conftest import small_section
 from data_card import data_card
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from reparam.config import EvaluateConfig, ModelConfig
+from reparam.config import EvaluateConfig
 from reparam.data.batches import Batches
 from reparam.evaluate import gallery, latent_walks
 from reparam.evaluate.metrics import Reports, Scores
@@ -23,15 +23,17 @@ from reparam.models.build import AnyModel, build_model
 from reparam.report import page as report
 
 SHAPE = (1, 2, 3)
-SETTINGS = EvaluateConfig.model_validate(
-    SMALL["evaluate"] | {"batch_size": 4, "elbo_samples": 1, "nll_samples": 1, "grid_steps": 3, "grid_range": 2.0}
-)
+SETTINGS = small_section("evaluate", batch_size=4, elbo_samples=1, nll_samples=1, grid={"steps": 3, "range": 2.0})
+
+
+def with_plane(plane: str) -> EvaluateConfig:
+    return SETTINGS.model_copy(update={"grid": SETTINGS.grid.model_copy(update={"plane": plane})})
 
 
 def some_model(latent: int, kind: str = "vae", likelihood: str = "bernoulli") -> AnyModel:
     torch.manual_seed(0)
     changes = {"kind": kind, "hidden": [5], "activation": "tanh", "latent": latent, "likelihood": likelihood}
-    return build_model(ModelConfig.model_validate(SMALL["model"] | changes), SHAPE)
+    return build_model(small_section("model", **changes), SHAPE)
 
 
 def some_data(images: int, binarization: str, shift: float = 0.0, scale: float = 1.0) -> Batches:
@@ -101,7 +103,7 @@ def drawn(figure: Figure) -> bool:
     ],
 )
 def test_every_picture_can_be_drawn(latent: int, labels: list[int], plane: str) -> None:
-    pictures = draw(labels, kl=[1.0] * latent, settings=SETTINGS.model_copy(update={"grid_plane": plane}))
+    pictures = draw(labels, kl=[1.0] * latent, settings=with_plane(plane))
     wanted = ["aggregate", "bounds"]
     wanted += ["interpolation", "extremes"] if len(labels) > 1 else []
     wanted += ["components"] if len(labels) > 1 and latent > 2 else []
@@ -273,7 +275,7 @@ def test_the_principal_plane_spans_standard_deviations_along_the_principal_compo
 
 
 def test_the_grid_and_the_scatter_share_the_principal_plane() -> None:
-    settings = SETTINGS.model_copy(update={"grid_plane": "principal"})
+    settings = with_plane("principal")
     pictures, means = draw([0, 1, 2], [1.0] * 4, settings=settings), some_scores(3, [1.0] * 4).means
     points = np.asarray(pictures["latent_scatter"].axes[0].collections[0].get_offsets())
     np.testing.assert_allclose(points, latent_walks.plane_of_components(means).coordinates(means).numpy())
@@ -445,14 +447,14 @@ def pixels(content: bytes) -> np.ndarray:
 
 @pytest.mark.parametrize("plane", ["dimensions", "principal"])
 def test_tiles_are_the_decoded_images_edge_to_edge(plane: str) -> None:
-    settings = SETTINGS.model_copy(update={"grid_plane": plane})
+    settings = with_plane(plane)
     model, scores = some_model(3), some_scores(5, [2.0, 0.01, 1.0])
     pictures, facts = gallery.tiles(model, (some_data(5, "dynamic"), np.arange(5)), scores, settings)
     assert tuple(pictures) == gallery.TILES
     grid, walks = (pixels(pictures[name]) for name in gallery.TILES)
     assert grid.shape == (3 * 2, 3 * 3)
     assert walks.shape == (2 * 2, 21 * 3)
-    z = latent_walks.plane(settings.grid_plane, scores.means, scores.latent_kl, False).latents(3, 2.0)
+    z = latent_walks.plane(settings.grid.plane, scores.means, scores.latent_kl, False).latents(3, 2.0)
     along = torch.zeros(21, 3)
     along[:, 2] = torch.linspace(-2, 2, 21)
     with torch.no_grad():
@@ -486,7 +488,7 @@ def test_tiles_are_the_same_each_time_and_draw_nothing() -> None:
 
 def test_images_of_three_channels_are_drawn_and_cut_in_colour() -> None:
     torch.manual_seed(0)
-    model = build_model(ModelConfig.model_validate(SMALL["model"] | {"hidden": [5], "latent": 2}), (3, 2, 3))
+    model = build_model(small_section("model", hidden=[5], latent=2), (3, 2, 3))
     grey = np.random.default_rng(0).integers(0, 256, (6, 3, 2, 3), dtype=np.uint8)
     data = Batches(grey, data_card("none", channels=3), 4, torch.device("cpu")), np.arange(6) % 2
     pictures = gallery.draw(model, data, some_scores(6, [1.0, 1.0]), SETTINGS, some_start(2))

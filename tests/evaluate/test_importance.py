@@ -3,16 +3,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import SMALL
+from conftest import small_section
 from linear_gaussian import LinearGaussian
 from torch import Tensor
 
-from reparam.config import ModelConfig
-from reparam.evaluate.importance import BYTES_PER_NUMBER, bytes_per_draw, importance, levels, read_curve
+from reparam.evaluate.importance import BYTES_PER_NUMBER, MEMORY, bytes_per_draw, importance, levels, read_curve
 from reparam.models.build import AnyModel, build_model
 from reparam.models.draw import Draw, Estimator
-
-MEGABYTE = 2**20
 
 
 class Prescribed:
@@ -42,7 +39,7 @@ class Prescribed:
 def test_nll_is_exact_when_q_is_the_posterior(samples: int) -> None:
     torch.manual_seed(0)
     model, x = LinearGaussian(), torch.linspace(-3, 3, 8).reshape(4, 1, 1, 2)
-    found = importance(model, x, samples, MEGABYTE)
+    found = importance(model, x, samples)
     exact = model.log_evidence(x).double()
     torch.testing.assert_close(found.nll, -exact, rtol=0, atol=1e-5)
     torch.testing.assert_close(found.bounds, exact.expand(len(levels(samples)), 4), rtol=0, atol=1e-5)
@@ -54,7 +51,7 @@ def test_nll_converges_to_the_exact_one_when_q_is_not_the_posterior() -> None:
     model, x = LinearGaussian(slope=0.4, variance=0.7), torch.linspace(-2, 2, 8).reshape(4, 1, 1, 2)
     exact = -model.log_evidence(x).double()
     assert (-model.expected_elbo(x) - exact).min().item() > 0.05  # q is visibly not the posterior
-    coarse, fine = ((importance(model, x, samples, MEGABYTE).nll - exact).abs().max().item() for samples in (1, 50_000))
+    coarse, fine = ((importance(model, x, samples).nll - exact).abs().max().item() for samples in (1, 50_000))
     assert coarse > 0.1
     assert fine < 0.01
 
@@ -62,7 +59,7 @@ def test_nll_converges_to_the_exact_one_when_q_is_not_the_posterior() -> None:
 def test_bounds_rise_to_the_log_likelihood_on_average() -> None:
     torch.manual_seed(0)
     model, x = LinearGaussian(slope=0.4, variance=0.7), torch.linspace(-2, 2, 8).reshape(4, 1, 1, 2)
-    bounds = torch.stack([importance(model, x, 100, MEGABYTE).bounds for _ in range(200)]).mean((0, 2))
+    bounds = torch.stack([importance(model, x, 100).bounds for _ in range(200)]).mean((0, 2))
     assert bounds[:4].diff().min().item() > 0
     assert bounds[0].item() == pytest.approx(model.expected_elbo(x).mean().item(), abs=0.1)
     assert bounds[-1].item() == pytest.approx(model.log_evidence(x).mean().item(), abs=0.02)
@@ -70,7 +67,7 @@ def test_bounds_rise_to_the_log_likelihood_on_average() -> None:
 
 def test_everything_is_read_off_the_weights() -> None:
     log_w = torch.tensor([[1.0, 2.0], [3.0, 6.0], [5.0, 1.0]]).log()
-    found = importance(Prescribed(log_w), torch.zeros(2, 1, 1, 1), 3, MEGABYTE)
+    found = importance(Prescribed(log_w), torch.zeros(2, 1, 1, 1), 3)
     torch.testing.assert_close(found.nll, -torch.tensor([3.0, 3.0]).double().log(), rtol=1e-6, atol=0)
     # Of the first sample, the first two, and all.
     wanted = torch.tensor([[1.0, 2.0], [2.0, 4.0], [3.0, 3.0]]).double().log()
@@ -80,7 +77,7 @@ def test_everything_is_read_off_the_weights() -> None:
 
 def test_one_sample_that_outweighs_the_rest_is_one_effective_sample() -> None:
     log_w = torch.tensor([[0.0, 5.0], [-90.0, 5.0], [-80.0, 5.0], [-99.0, 5.0]])
-    found = importance(Prescribed(log_w), torch.zeros(2, 1, 1, 1), 4, MEGABYTE)
+    found = importance(Prescribed(log_w), torch.zeros(2, 1, 1, 1), 4)
     torch.testing.assert_close(found.effective, torch.tensor([1.0, 4.0]).double(), rtol=1e-12, atol=0)
 
 
@@ -88,10 +85,13 @@ def test_one_sample_that_outweighs_the_rest_is_one_effective_sample() -> None:
     ("numbers_at_once", "asked"),
     [(4, [1] * 11), (8, [1, 1, 2, 1, 2, 2, 1, 1]), (20, [1, 1, 3, 5, 1]), (1_000, [1, 1, 3, 5, 1])],
 )
-def test_drawing_in_chunks_changes_nothing(numbers_at_once: int, asked: list[int]) -> None:
+def test_drawing_in_chunks_changes_nothing(
+    numbers_at_once: int, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     log_w = 5 * torch.randn(11, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 90
     model = Prescribed(log_w)
-    found = importance(model, torch.zeros(4, 1, 1, 1), 11, numbers_at_once * BYTES_PER_NUMBER)
+    monkeypatch.setitem(MEMORY, "cpu", numbers_at_once * BYTES_PER_NUMBER)
+    found = importance(model, torch.zeros(4, 1, 1, 1), 11)
     assert model.asked == asked
     torch.testing.assert_close(found.nll, math.log(11) - log_w.logsumexp(0))
     torch.testing.assert_close(found.bounds[3], log_w[:10].logsumexp(0) - math.log(10))
@@ -101,7 +101,7 @@ def test_drawing_in_chunks_changes_nothing(numbers_at_once: int, asked: list[int
 def some_model(hidden: int) -> AnyModel:
     torch.manual_seed(0)
     changes = {"hidden": [hidden], "latent": 2, "likelihood": "bernoulli"}
-    return build_model(ModelConfig.model_validate(SMALL["model"] | changes), (1, 2, 3)).eval()
+    return build_model(small_section("model", **changes), (1, 2, 3)).eval()
 
 
 def test_memory_is_that_of_the_widest_layer_or_of_the_likelihood() -> None:
@@ -113,20 +113,22 @@ def test_memory_is_that_of_the_widest_layer_or_of_the_likelihood() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_images_take_turns_where_one_sample_of_each_is_too_much() -> None:
+def test_images_take_turns_where_one_sample_of_each_is_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = some_model(hidden=500), list[int]()
     model.decoder.register_forward_hook(lambda _module, inputs, _output: rows.append(len(inputs[0])))
     x = torch.rand(5, 1, 2, 3).round()
-    found = importance(model, x, 1000, 2 * 4 * 1000)
+    whole = importance(model, x, 1000)
+    rows.clear()
+    monkeypatch.setitem(MEMORY, "cpu", 2 * 4 * 1000)
+    found = importance(model, x, 1000)
     assert max(rows) == 2
     assert found.bounds.shape == (len(levels(1000)), 5)
-    whole = importance(model, x, 1000, MEGABYTE)
     torch.testing.assert_close(found.nll, whole.nll, rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize("log_weight", [-1e4, 1e4])
 def test_nll_is_finite_where_the_weights_are_not(log_weight: float) -> None:
-    found = importance(Prescribed(torch.full((6, 1), log_weight)), torch.zeros(1, 1, 1, 1), 6, 2 * BYTES_PER_NUMBER)
+    found = importance(Prescribed(torch.full((6, 1), log_weight)), torch.zeros(1, 1, 1, 1), 6)
     assert found.nll.tolist() == [pytest.approx(-log_weight, rel=1e-12)]
     assert found.effective.tolist() == [pytest.approx(6.0)]
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, change
 from ruamel.yaml import YAML
 from safetensors.numpy import load_file
 
@@ -28,7 +28,7 @@ CHANGES = {
     "preprocess": {"limit": 1_200, "binarization": "static"},
     "model": {"hidden": [64], "latent": 8, "activation": "tanh"},
     "train": {"batch_size": 8, "epochs": 5},
-    "evaluate": {"elbo_samples": 8, "nll_samples": 20, "generated": 0},
+    "evaluate": {"elbo_samples": 8, "nll_samples": 20, "generated": {"images": 0}},
 }
 ELBO_SAMPLES, NLL_SAMPLES, ROUNDS = 8, 20, 3
 ONCE = 1e-4  # the last digit of what is rounded to four
@@ -73,7 +73,7 @@ def stage(mnist_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Stage:
     paths, params = Paths(root, root), copy.deepcopy(SMALL)
     params["download"] |= {"source": "mnist", "mirrors": [str(mnist_files)]}
     for section, values in CHANGES.items():
-        params[section] |= values
+        change(params[section], values)
     with paths.params.open("w", encoding="utf-8") as file:
         YAML().dump(params, file)
     with pytest.MonkeyPatch.context() as patch:

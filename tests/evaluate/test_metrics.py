@@ -4,13 +4,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
+from conftest import small_section
 from data_card import data_card
 from linear_gaussian import LinearGaussian
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from reparam.config import EvaluateConfig, ModelConfig
+from reparam.config import EvaluateConfig
 from reparam.data.batches import Batches
 from reparam.evaluate.metrics import Reports, Scores, headline, score
 from reparam.models.build import AnyModel, build_model
@@ -27,13 +27,13 @@ DENSITY = Reports(density=True, posterior=True, bits=False)
 
 def settings(elbo_samples: int = 2, nll_samples: int = 3, batch_size: int = 2) -> EvaluateConfig:
     changes = {"batch_size": batch_size, "elbo_samples": elbo_samples, "nll_samples": nll_samples}
-    return EvaluateConfig.model_validate(SMALL["evaluate"] | changes)
+    return small_section("evaluate", **changes)
 
 
 def some_model(shape: tuple[int, ...] = SHAPE, **changes: Any) -> AnyModel:
     small = {"hidden": [5], "latent": 3, "upper": [2], "upper_hidden": [4]}
     torch.manual_seed(0)
-    return build_model(ModelConfig.model_validate(SMALL["model"] | small | changes), shape).eval()
+    return build_model(small_section("model", **small | changes), shape).eval()
 
 
 def some_images(count: int) -> np.ndarray:
@@ -310,7 +310,7 @@ def test_the_headline_of_an_autoencoder_is_its_reconstruction(density: bool, nam
 def test_units_that_know_nothing_of_the_image_are_not_active_however_few_the_samples(inference: str) -> None:
     torch.manual_seed(0)
     changes = {"kind": "hierarchical", "inference": inference, "hidden": (8,), "latent": 4, "upper": (2,)}
-    model = build_model(ModelConfig.model_validate(SMALL["model"]).model_copy(update=changes), (1, 4, 4)).eval()
+    model = build_model(small_section("model", **changes), (1, 4, 4)).eval()
     with torch.no_grad():
         first = model.features[0][1] if inference == "top_down" else model.encoders[0][1]
         first.weight.zero_()  # the image reaches nothing, but each layer still depends on the samples of another
@@ -319,7 +319,7 @@ def test_units_that_know_nothing_of_the_image_are_not_active_however_few_the_sam
                 layer.weight.mul_(3)
     images = np.random.default_rng(0).integers(0, 256, (400, 1, 4, 4), dtype=np.uint8)
     data = Batches(images, data_card("dynamic"), 100, torch.device("cpu"))
-    config = EvaluateConfig.model_validate(SMALL["evaluate"]).model_copy(update={"elbo_samples": 4, "nll_samples": 1})
+    config = small_section("evaluate", elbo_samples=4, nll_samples=1)
     scores = score(model, data, config)
     spread = torch.cat(
         [

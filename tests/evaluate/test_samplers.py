@@ -4,11 +4,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
+from conftest import small_section
 from data_card import data_card
 from torch import Tensor
 
-from reparam.config import ModelConfig
+from reparam.config.evaluate import MixtureConfig
 from reparam.data.batches import Batches
 from reparam.evaluate import samplers
 from reparam.evaluate.samplers import draw_codes, mixture, prior
@@ -31,7 +31,7 @@ def two_clusters(first: int, second: int) -> Callable[[], Tensor]:
 def some_model(**changes: Any) -> AnyModel:
     torch.manual_seed(0)
     small = {"hidden": [5], "latent": 3, "upper": [2], "upper_hidden": [4]}
-    return build_model(ModelConfig.model_validate(SMALL["model"] | small | changes), SHAPE).eval()
+    return build_model(small_section("model", **small | changes), SHAPE).eval()
 
 
 def some_data(images: int) -> Batches:
@@ -49,7 +49,7 @@ def by_row(rows: Tensor) -> list[list[float]]:
 
 
 def test_the_prior_is_a_standard_normal() -> None:
-    drawn = seeded(lambda: prior(10_000, 6, unasked, 1)).double()
+    drawn = seeded(lambda: prior(10_000, 6, unasked)).double()
     assert drawn.shape == (10_000, 6)
     # Five standard errors of means, variances and covariances of 10,000 draws.
     assert drawn.mean(0).abs().max().item() < 5 / 100
@@ -59,7 +59,7 @@ def test_the_prior_is_a_standard_normal() -> None:
 
 
 def test_a_mixture_draws_from_each_cluster_its_share() -> None:
-    drawn = seeded(lambda: mixture(2_000, 2, two_clusters(300, 100), 2)).double()
+    drawn = seeded(lambda: mixture(2_000, 2, two_clusters(300, 100), MixtureConfig(components=2))).double()
     assert (drawn.shape, drawn.dtype) == ((2_000, 2), torch.float64)
     is_left = drawn[:, 0] < 0
     left, right = drawn[is_left], drawn[~is_left]
@@ -72,7 +72,7 @@ def test_a_mixture_draws_from_each_cluster_its_share() -> None:
 
 
 def test_the_draws_of_a_mixture_are_not_sorted_by_component() -> None:
-    drawn = seeded(lambda: mixture(100, 2, two_clusters(200, 200), 2))
+    drawn = seeded(lambda: mixture(100, 2, two_clusters(200, 200), MixtureConfig(components=2)))
     is_left = drawn[:, 0] < 0
     changes = int((is_left[1:] != is_left[:-1]).sum())
     assert changes > 20
@@ -80,7 +80,7 @@ def test_the_draws_of_a_mixture_are_not_sorted_by_component() -> None:
 
 def test_the_same_seed_gives_the_same_draws_and_another_others() -> None:
     def draw() -> Tensor:
-        return mixture(50, 2, two_clusters(60, 60), 3)
+        return mixture(50, 2, two_clusters(60, 60), MixtureConfig(components=3))
 
     assert torch.equal(seeded(draw), seeded(draw))
     assert not torch.equal(seeded(draw), seeded(draw, 1))
@@ -89,14 +89,14 @@ def test_the_same_seed_gives_the_same_draws_and_another_others() -> None:
 @pytest.mark.parametrize("codes", [1, 2, 4])
 def test_fewer_codes_than_components_are_enough(codes: int) -> None:
     found = 100 * torch.eye(4)[:codes]
-    drawn = seeded(lambda: mixture(49, 4, lambda: found, 10))
+    drawn = seeded(lambda: mixture(49, 4, lambda: found, MixtureConfig(components=10)))
     assert drawn.shape == (49, 4)
     # A component for each code, of variance 1e-4 at least: every draw lies next to a code.
     assert torch.cdist(drawn, found).min(1).values.max().item() < 0.1
 
 
 def test_codes_that_are_all_the_same_are_drawn_again() -> None:
-    drawn = seeded(lambda: mixture(49, 3, lambda: torch.full((20, 3), 2.0), 5))
+    drawn = seeded(lambda: mixture(49, 3, lambda: torch.full((20, 3), 2.0), MixtureConfig(components=5)))
     assert (drawn - 2).abs().max().item() < 0.1
 
 

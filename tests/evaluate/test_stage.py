@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, change
 from ruamel.yaml import YAML
 
 from reparam.config import Config, load_config
@@ -22,6 +22,7 @@ from reparam.errors import UserError
 from reparam.evaluate import metrics as metrics_module
 from reparam.evaluate import stage as evaluate
 from reparam.evaluate.gallery import FIGURES, TILES
+from reparam.evaluate.importance import MEMORY
 from reparam.lineage import source_hash
 from reparam.models.storage import read_card
 from reparam.paths import Paths
@@ -46,7 +47,7 @@ def prepared(project: Paths, params: dict[str, Any], write_params: Write, **chan
     params["preprocess"]["limit"] = 60
     params["train"]["epochs"] = 1
     for section, values in changes.items():
-        params[section].update(values)
+        change(params[section], values)
     write_params(params)
     config = load_config(project.params)
     for stage in (download, preprocess, train):
@@ -79,7 +80,7 @@ def test_a_mixture_generates_images_of_an_autoencoder_the_same_each_time(
         model={"kind": "autoencoder"},
         objective={"name": "reconstruction"},
         preprocess={"binarization": "threshold"},
-        evaluate={"sampler": "mixture", "mixture_components": 3},
+        evaluate={"sampler": "mixture", "mixture": {"components": 3}},
     )
     evaluate.run(config, project)
     first = written(project)
@@ -248,15 +249,6 @@ def test_outliers_that_are_not_there_are_refused(trained: Paths) -> None:
     assert "data/others" in message
 
 
-def test_weights_of_inception_that_are_not_there_are_refused_before_anything_is_scored(
-    trained: Paths, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(evaluate, "score", lambda *_: pytest.fail("scored"))
-    message = refused(trained, inception_weights="data/inception.pth")
-    assert message.startswith("params.yaml: evaluate.inception_weights: wanted the state_dict of torchvision")
-    assert "found no file data/inception.pth" in message
-
-
 def test_the_card_says_what_was_measured_and_how(
     trained: Paths, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
@@ -277,15 +269,14 @@ def test_the_card_says_what_was_measured_and_how(
         "precision": "bf16_matmul",
         "active_variance": 50.0,
         "neighbours": 5,
-        "generated": 1000,
-        "components": 50,
-        "inception_weights": None,
+        "generated": {"images": 1000, "components": 50},
         "outliers": others,
-        "annealed_images": 0,
+        "annealing": {"images": 0, "chains": 16, "steps": 1000},
         "sampler": "prior",
+        "mixture": {"components": 10},
     }
     assert {name: found[name] for name in wanted} == wanted
-    assert not {"grid_steps", "grid_range", "grid_plane"} & set(found)  # of figures alone
+    assert "grid" not in found  # of figures alone
     assert found["details"]["generated"] == {"images": images, "components": 50}
     assert found["details"]["outliers"]["images"] == min(images, 80)
     lineage = read_card(trained.model)["lineage"]
@@ -327,12 +318,7 @@ def test_a_lower_precision_gives_nearly_the_same_nll_and_ends_with_the_score(
 
 
 def test_the_same_seed_writes_the_same_bytes_and_another_seed_other_numbers(trained: Paths, tmp_path: Path) -> None:
-    everything = {
-        "outliers": other_images(tmp_path / "others"),
-        "annealed_images": 5,
-        "annealed_chains": 2,
-        "annealed_steps": 5,
-    }
+    everything = {"outliers": other_images(tmp_path / "others"), "annealing": {"images": 5, "chains": 2, "steps": 5}}
     first = evaluated(trained, **everything)
     assert set(first) == (
         with_errors(BERNOULLI | LATENTS | LABELS | {"auroc", "ais_nll", "ais_minus_nll", "ais_gap"})
@@ -351,8 +337,10 @@ def test_the_same_seed_writes_the_same_bytes_and_another_seed_other_numbers(trai
     assert second["nll"] == pytest.approx(first["nll"], abs=1)
 
 
-def test_the_memory_for_scoring_changes_only_what_is_drawn(trained: Paths) -> None:
-    ample, little = evaluated(trained), evaluated(trained, memory_mb=1)
+def test_the_memory_for_scoring_changes_only_what_is_drawn(trained: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    ample = evaluated(trained)
+    monkeypatch.setitem(MEMORY, "cpu", 2**20)
+    little = evaluated(trained)
     assert ample["kl"] == little["kl"]
     assert ample["nll"] == pytest.approx(little["nll"], abs=0.5)
 

@@ -149,7 +149,7 @@ def test_other_opsets_can_be_written_and_run(opset: int, exported: Exported, tmp
 
 # What is exported differs by kind, network, norm and likelihood. Each line has one of each, so that all are covered.
 MODELS: dict[str, dict[str, Any]] = {
-    "code": {"kind": "autoencoder", "likelihood": "gaussian", "output": "sigmoid"},
+    "code": {"kind": "autoencoder", "likelihood": "gaussian", "mean": "sigmoid"},
     "convolutional code": {"kind": "autoencoder", "network": "conv", "norm": "batch", "likelihood": "bernoulli"},
     "one layer": {"kind": "vae", "norm": "layer", "likelihood": "continuous_bernoulli", "activation": "tanh"},
     "batch norm": {"kind": "vae", "norm": "batch", "likelihood": "gaussian_per_pixel", "activation": "softplus"},

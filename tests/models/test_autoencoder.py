@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL
+from conftest import small_section
 from torch import Tensor, nn
 from torch.distributions import Bernoulli
 
@@ -17,7 +17,7 @@ SHAPE = (3, 2, 4)  # (C, H, W), all different, so that no two can be mixed up
 
 def settings(**changes: Any) -> ModelConfig:
     small = {"kind": "autoencoder", "hidden": (6,), "activation": "tanh", "latent": 2, "likelihood": "bernoulli"}
-    return ModelConfig.model_validate(SMALL["model"]).model_copy(update=small | changes)
+    return small_section("model", **small | changes)
 
 
 def some_model() -> Autoencoder:
@@ -39,7 +39,7 @@ def test_it_has_no_layer_with_a_posterior() -> None:
 
 def test_the_code_is_what_the_encoder_puts_out_and_has_no_variance() -> None:
     decoder = nn.Unflatten(1, (1, 2, 2))
-    model = Autoencoder(nn.Flatten(), decoder, likelihoods.Bernoulli(settings()), (1, 2, 2))
+    model = Autoencoder(nn.Flatten(), decoder, likelihoods.Bernoulli(), (1, 2, 2))
     x = torch.arange(8.0).reshape(2, 1, 2, 2)
     code, log_variance = model.posterior(x)
     assert code.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL
+from conftest import small_section
 from torch import Tensor, nn
 
 from reparam.config import ModelConfig
@@ -29,7 +29,7 @@ every_norm = pytest.mark.parametrize("norm", ["none", "batch", "layer"])
 
 def config(**changes: Any) -> ModelConfig:
     small = {"hidden": [6], "channels": [2, 3], "latent": 3, "upper": [2, 4], "upper_hidden": [5]}
-    return ModelConfig.model_validate(SMALL["model"] | small | changes)
+    return small_section("model", **small | changes)
 
 
 def build(shape: tuple[int, ...] = SHAPE, seed: int = 0, **changes: Any) -> AnyModel:
@@ -191,41 +191,41 @@ def untrained_mean(model: AnyModel) -> Tensor:
     return model.decode(codes)[0].detach()
 
 
-def started_at(mean: Tensor, **changes: Any) -> Tensor:
+def started_at(image: Tensor, **changes: Any) -> Tensor:
     model = build(**changes)
-    start_at_mean(model, mean)
+    start_at_mean(model, image)
     return untrained_mean(model)
 
 
 @every_likelihood
-@pytest.mark.parametrize("output", ["linear", "sigmoid"])
+@pytest.mark.parametrize("link", ["linear", "sigmoid"])
 @pytest.mark.parametrize("kind", ["autoencoder", "vae", "hierarchical"])
-def test_an_mlp_starts_at_the_mean_image(likelihood: str, output: str, kind: str) -> None:
+def test_an_mlp_starts_at_the_mean_image(likelihood: str, link: str, kind: str) -> None:
     mean = torch.linspace(0.01, 0.99, math.prod(SHAPE)).reshape(SHAPE)
-    found = started_at(mean, likelihood=likelihood, output=output, kind=kind)
+    found = started_at(mean, likelihood=likelihood, mean=link, kind=kind)
     torch.testing.assert_close(found, mean, rtol=0, atol=2e-6)
 
 
 @every_likelihood
 def test_an_mlp_starts_a_little_away_from_pixels_that_never_vary(likelihood: str) -> None:
     mean = torch.tensor([0.0, 1.0]).repeat(math.prod(SHAPE) // 2).reshape(SHAPE)
-    found = started_at(mean, likelihood=likelihood, output="sigmoid")
+    found = started_at(mean, likelihood=likelihood, mean="sigmoid")
     torch.testing.assert_close(found, mean.clamp(CLIP, 1 - CLIP), rtol=0, atol=2e-6)
 
 
 @every_likelihood
-@pytest.mark.parametrize("output", ["linear", "sigmoid"])
-def test_convolutions_start_at_the_mean_of_each_channel(likelihood: str, output: str) -> None:
+@pytest.mark.parametrize("link", ["linear", "sigmoid"])
+def test_convolutions_start_at_the_mean_of_each_channel(likelihood: str, link: str) -> None:
     mean = torch.tensor([0.125, 0.75]).reshape(2, 1, 1).expand(SHAPE)
-    found = started_at(mean, network="conv", likelihood=likelihood, output=output)
+    found = started_at(mean, network="conv", likelihood=likelihood, mean=link)
     torch.testing.assert_close(found, mean, rtol=0, atol=2e-6)
 
 
 @every_likelihood
-@pytest.mark.parametrize("output", ["linear", "sigmoid"])
-def test_convolutions_start_at_the_mean_of_pixels_that_differ(likelihood: str, output: str) -> None:
+@pytest.mark.parametrize("link", ["linear", "sigmoid"])
+def test_convolutions_start_at_the_mean_of_pixels_that_differ(likelihood: str, link: str) -> None:
     mean = torch.linspace(0, 1, math.prod(SHAPE)).square().reshape(SHAPE)
-    found = started_at(mean, network="conv", likelihood=likelihood, output=output)
+    found = started_at(mean, network="conv", likelihood=likelihood, mean=link)
     torch.testing.assert_close(found, mean.mean((1, 2), keepdim=True).expand(SHAPE), rtol=0, atol=2e-6)
 
 

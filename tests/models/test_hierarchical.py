@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL
+from conftest import small_section
 from linear_gaussian import (
     LOADINGS,
     OFFSET,
@@ -16,7 +16,6 @@ from linear_gaussian import (
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
-from reparam.config import ModelConfig
 from reparam.models.build import build_model
 from reparam.models.draw import Estimator
 from reparam.models.hierarchical import HierarchicalVAE, _kl, _merge
@@ -40,7 +39,7 @@ def some_model(inference: str) -> HierarchicalVAE:
         "likelihood": "bernoulli",
     }
     torch.manual_seed(0)
-    model = build_model(ModelConfig.model_validate(SMALL["model"]).model_copy(update=changes), SHAPE)
+    model = build_model(small_section("model", **changes), SHAPE)
     assert isinstance(model, HierarchicalVAE)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.4)

@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL
+from conftest import small_section
 from torch import Tensor, nn
 
-from reparam.config import ModelConfig
 from reparam.errors import ParamsError
 from reparam.models import networks
-from reparam.models.networks import ACTIVATIONS
+from reparam.models.networks import ACTIVATIONS, NETWORKS, Network
 
 DEFINITIONS: dict[str, Callable[[float], float]] = {
     "relu": lambda x: max(0.0, x),
@@ -41,15 +40,25 @@ WINDOWS = [
     (6, 3),
     (4, 4),
 ]
+every_direction = pytest.mark.parametrize(
+    "make",
+    [lambda network, shape: network.encoder(shape, 4), lambda network, shape: network.decoder(4, shape)],
+    ids=["encoder", "decoder"],
+)
 every_window = pytest.mark.parametrize(("kernel", "stride"), WINDOWS)
 
 
-def config(**changes: Any) -> ModelConfig:
-    return ModelConfig.model_validate(SMALL["model"] | {"hidden": [6], "channels": [2, 3]} | changes)
+def build(network: str, **changes: Any) -> Network:
+    config = small_section("model", **{"hidden": [6], "channels": [2, 3]} | changes)
+    return NETWORKS[network](*config.arguments(network))
 
 
-def conv(**changes: Any) -> ModelConfig:
-    return config(network="conv", **changes)
+def mlp(**changes: Any) -> Network:
+    return build("mlp", **changes)
+
+
+def conv(**changes: Any) -> Network:
+    return build("conv", **changes)
 
 
 def with_unit_weights(network: nn.Module) -> nn.Module:
@@ -73,27 +82,27 @@ def some_images(*shape: int) -> Tensor:
 
 @every_activation
 def test_one_activation_stands_between_two_layers(name: str) -> None:
-    network = with_unit_weights(networks.mlp((1, 1, 1), config(activation=name)))
+    network = with_unit_weights(mlp(activation=name).between((1, 1, 1)))
     found = network(torch.tensor(POINTS)[:, None])[:, 0]
     torch.testing.assert_close(found, torch.tensor([DEFINITIONS[name](x) for x in POINTS]))
 
 
 @every_activation
 def test_an_activation_stands_between_any_two_of_three_layers(name: str) -> None:
-    network = with_unit_weights(networks.mlp((1, 1, 1, 1), config(activation=name)))
+    network = with_unit_weights(mlp(activation=name).between((1, 1, 1, 1)))
     found = network(torch.tensor(POINTS)[:, None])[:, 0]
     torch.testing.assert_close(found, torch.tensor([DEFINITIONS[name](DEFINITIONS[name](x)) for x in POINTS]))
 
 
 @every_activation
 def test_an_activation_ends_a_stack(name: str) -> None:
-    found = with_unit_weights(networks.stack((1, 1), config(activation=name)))(torch.tensor(POINTS)[:, None])[:, 0]
+    found = with_unit_weights(mlp(activation=name).stack((1, 1)))(torch.tensor(POINTS)[:, None])[:, 0]
     torch.testing.assert_close(found, torch.tensor([DEFINITIONS[name](x) for x in POINTS]))
 
 
 @every_activation
 def test_the_last_layer_is_linear(name: str) -> None:
-    found = with_unit_weights(networks.mlp((1, 1), config(activation=name)))(torch.tensor(POINTS)[:, None])
+    found = with_unit_weights(mlp(activation=name).between((1, 1)))(torch.tensor(POINTS)[:, None])
     assert found[:, 0].tolist() == POINTS
 
 
@@ -102,25 +111,25 @@ def test_every_activation_has_its_definition() -> None:
 
 
 def test_layers_have_the_given_widths() -> None:
-    assert linear_widths(networks.mlp((5, 4, 3, 2), config())) == [(5, 4), (4, 3), (3, 2)]
-    assert linear_widths(networks.stack((5, 4, 3), config())) == [(5, 4), (4, 3)]
+    assert linear_widths(mlp().between((5, 4, 3, 2))) == [(5, 4), (4, 3), (3, 2)]
+    assert linear_widths(mlp().stack((5, 4, 3))) == [(5, 4), (4, 3)]
 
 
 def test_a_network_of_no_layers_changes_nothing() -> None:
     rows = some_images(4, 3)
-    assert networks.stack((3,), config())(rows).tolist() == rows.tolist()
+    assert mlp().stack((3,))(rows).tolist() == rows.tolist()
 
 
-@pytest.mark.parametrize("network", ["mlp", "conv"])
-def test_the_decoder_mirrors_the_widths_of_the_encoder(network: str) -> None:
-    settings = config(network=network, hidden=[7, 5])
-    flat = 2 * 8 * 4 if network == "mlp" else 3 * 2 * 1
-    assert linear_widths(networks.encoder(settings, (2, 8, 4), 6)) == [(flat, 7), (7, 5), (5, 6)]
-    assert linear_widths(networks.decoder(settings, 3, (2, 8, 4))) == [(3, 5), (5, 7), (7, flat)]
+@pytest.mark.parametrize("kind", ["mlp", "conv"])
+def test_the_decoder_mirrors_the_widths_of_the_encoder(kind: str) -> None:
+    network = build(kind, hidden=[7, 5])
+    flat = 2 * 8 * 4 if kind == "mlp" else 3 * 2 * 1
+    assert linear_widths(network.encoder((2, 8, 4), 6)) == [(flat, 7), (7, 5), (5, 6)]
+    assert linear_widths(network.decoder(3, (2, 8, 4))) == [(3, 5), (5, 7), (7, flat)]
 
 
 def test_the_decoder_mirrors_the_channels_of_the_encoder() -> None:
-    encoder, decoder = networks.encoder(conv(), (1, 8, 8), 4), networks.decoder(conv(), 3, (4, 8, 8))
+    encoder, decoder = conv().encoder((1, 8, 8), 4), conv().decoder(3, (4, 8, 8))
     down = [(layer.in_channels, layer.out_channels) for layer in encoder.modules() if isinstance(layer, nn.Conv2d)]
     up = [
         (layer.in_channels, layer.out_channels) for layer in decoder.modules() if isinstance(layer, nn.ConvTranspose2d)
@@ -135,19 +144,19 @@ def test_the_decoder_mirrors_the_channels_of_the_encoder() -> None:
 def test_norm_and_activation_follow_every_layer_but_the_last(
     norm: str, of_rows: list[str], of_images: list[str]
 ) -> None:
-    settings, rows, images = conv(norm=norm, activation="silu"), [*of_rows, "SiLU"], [*of_images, "SiLU"]
+    network, rows, images = conv(norm=norm, activation="silu"), [*of_rows, "SiLU"], [*of_images, "SiLU"]
     down = ["Conv2d", *images, "Conv2d", *images, "Flatten", "Linear", *rows, "Linear"]
     up = ["Linear", *rows, "Linear", *rows, "Unflatten", "ConvTranspose2d", *images, "ConvTranspose2d"]
-    assert kinds(networks.encoder(settings, (1, 8, 8), 4)) == down
-    assert kinds(networks.decoder(settings, 3, (1, 8, 8))) == up
-    settings = config(norm=norm, activation="silu")
-    assert kinds(networks.encoder(settings, (1, 8, 8), 4)) == ["Flatten", "Linear", *rows, "Linear"]
-    assert kinds(networks.decoder(settings, 3, (1, 8, 8))) == ["Linear", *rows, "Linear", "Unflatten"]
+    assert kinds(network.encoder((1, 8, 8), 4)) == down
+    assert kinds(network.decoder(3, (1, 8, 8))) == up
+    network = mlp(norm=norm, activation="silu")
+    assert kinds(network.encoder((1, 8, 8), 4)) == ["Flatten", "Linear", *rows, "Linear"]
+    assert kinds(network.decoder(3, (1, 8, 8))) == ["Linear", *rows, "Linear", "Unflatten"]
 
 
 def test_an_mlp_encodes_pixels_and_decodes_them_in_the_same_order() -> None:
-    encoder = networks.encoder(config(hidden=[]), (2, 3, 4), 24)
-    decoder = networks.decoder(config(hidden=[]), 24, (2, 3, 4))
+    encoder = mlp(hidden=[]).encoder((2, 3, 4), 24)
+    decoder = mlp(hidden=[]).decoder(24, (2, 3, 4))
     for layer in [*encoder.modules(), *decoder.modules()]:
         if isinstance(layer, nn.Linear):
             nn.init.eye_(layer.weight)
@@ -169,57 +178,58 @@ def test_convolutions_reproduce_every_size_that_they_divide(
     kernel: int, stride: int, channels: list[int], colours: int
 ) -> None:
     total = stride ** len(channels)
-    settings = conv(kernel=kernel, stride=stride, channels=channels)
+    changes = {"kernel": kernel, "stride": stride, "channels": channels}
+    network, bare = conv(**changes), conv(**changes, hidden=[])
     for height, width in [(total, total), (total, 3 * total), (2 * total, total)]:
         shape = (colours, height, width)
-        body, flat = networks.features(settings.model_copy(update={"hidden": ()}), shape)
+        body, flat = bare.features(shape)
         images = some_images(2, *shape)
         assert body(images).shape == (2, flat) == (2, channels[-1] * (height // total) * (width // total))
-        assert networks.encoder(settings, shape, 5)(images).shape == (2, 5)
-        assert networks.decoder(settings, 4, shape)(some_images(3, 4)).shape == (3, *shape)
+        assert network.encoder(shape, 5)(images).shape == (2, 5)
+        assert network.decoder(4, shape)(some_images(3, 4)).shape == (3, *shape)
 
 
 @every_window
 def test_every_pixel_counts(kernel: int, stride: int) -> None:
     """No convolution skips a pixel on its way down, nor leaves one out on its way up."""
-    settings = conv(kernel=kernel, stride=stride, channels=[2], hidden=[], activation="softplus")
+    network = conv(kernel=kernel, stride=stride, channels=[2], hidden=[], activation="softplus")
     shape = (1, 2 * stride, 3 * stride)
-    encoder, decoder = networks.encoder(settings, shape, 1), networks.decoder(settings, 1, shape)
+    encoder, decoder = network.encoder(shape, 1), network.decoder(1, shape)
     images = torch.zeros(1, *shape, requires_grad=True)
     gradient = torch.autograd.grad(with_unit_weights(encoder)(images).sum(), images)[0]
     assert gradient.min().item() > 0
     assert with_unit_weights(decoder)(torch.ones(1, 1)).min().item() > 0
 
 
-@pytest.mark.parametrize("network", ["mlp", "conv"])
+@pytest.mark.parametrize("kind", ["mlp", "conv"])
 @pytest.mark.parametrize("hidden", [[], [7], [7, 5]])
 @pytest.mark.parametrize("shape", [(1, 4, 8), (3, 8, 8)])
-def test_networks_of_any_depth_have_the_wanted_shapes(network: str, hidden: list[int], shape: tuple[int, ...]) -> None:
-    settings = config(network=network, hidden=hidden)
-    body, width = networks.features(settings, shape)
+def test_networks_of_any_depth_have_the_wanted_shapes(kind: str, hidden: list[int], shape: tuple[int, ...]) -> None:
+    network = build(kind, hidden=hidden)
+    body, width = network.features(shape)
     assert body(some_images(2, *shape)).shape == (2, width)
-    assert networks.encoder(settings, shape, 9)(some_images(2, *shape)).shape == (2, 9)
-    assert networks.decoder(settings, 4, shape)(some_images(6, 4)).shape == (6, *shape)
+    assert network.encoder(shape, 9)(some_images(2, *shape)).shape == (2, 9)
+    assert network.decoder(4, shape)(some_images(6, 4)).shape == (6, *shape)
 
 
-@pytest.mark.parametrize("build", [networks.encoder, lambda c, shape, n: networks.decoder(c, n, shape)])
+@every_direction
 @pytest.mark.parametrize(
     ("height", "width", "channels", "stride"),
     [(9, 9, [2, 3], 2), (28, 28, [2, 2, 2], 2), (3, 3, [2, 2], 2), (1, 1, [2], 2), (8, 6, [2, 2], 2), (28, 28, [2], 3)],
 )
 def test_sizes_that_convolutions_cannot_have_are_refused_with_some_that_they_can(
-    build: Callable[..., nn.Module], height: int, width: int, channels: list[int], stride: int
+    make: Callable[..., nn.Module], height: int, width: int, channels: list[int], stride: int
 ) -> None:
-    settings, total = conv(channels=channels, stride=stride), stride ** len(channels)
+    network, total = conv(channels=channels, stride=stride), stride ** len(channels)
     with pytest.raises(ParamsError, match=f"sides are divisible by {total}, found {height}x{width} pixels") as caught:
-        build(settings, (1, height, width), 4)
+        make(network, (1, height, width))
     named = re.search(r"set preprocess\.image_size to (\d+)(?: or (\d+))? or another multiple", str(caught.value))
     assert named is not None
     sizes = [int(size) for size in named.groups() if size is not None]
     assert sizes
     for size in sizes:
-        assert networks.encoder(settings, (1, size, size), 4)(some_images(2, 1, size, size)).shape == (2, 4)
-        assert networks.decoder(settings, 4, (1, size, size))(some_images(2, 4)).shape == (2, 1, size, size)
+        assert network.encoder((1, size, size), 4)(some_images(2, 1, size, size)).shape == (2, 4)
+        assert network.decoder(4, (1, size, size))(some_images(2, 4)).shape == (2, 1, size, size)
 
 
 @pytest.mark.parametrize(
@@ -227,30 +237,30 @@ def test_sizes_that_convolutions_cannot_have_are_refused_with_some_that_they_can
 )
 def test_the_sizes_named_are_the_next_ones(size: int, wanted: str) -> None:
     with pytest.raises(ParamsError, match=f"set preprocess.image_size to {wanted} or another multiple"):
-        networks.encoder(conv(), (1, size, size), 4)
+        conv().encoder((1, size, size), 4)
 
 
-@pytest.mark.parametrize("build", [networks.encoder, lambda c, shape, n: networks.decoder(c, n, shape)])
+@every_direction
 @pytest.mark.parametrize(
     ("kernel", "stride", "wanted"),
     [
-        (1, 2, "at least model.stride, 2"),
-        (2, 3, "at least model.stride, 3"),
-        (2, 1, "an odd number with model.stride 1"),
-        (4, 1, "an odd number with model.stride 1"),
+        (1, 2, "at least the stride, 2"),
+        (2, 3, "at least the stride, 3"),
+        (2, 1, "an odd number with model.conv.stride 1"),
+        (4, 1, "an odd number with model.conv.stride 1"),
     ],
 )
 def test_kernels_that_skip_pixels_or_shift_them_are_refused(
-    build: Callable[..., nn.Module], kernel: int, stride: int, wanted: str
+    make: Callable[..., nn.Module], kernel: int, stride: int, wanted: str
 ) -> None:
-    with pytest.raises(ParamsError, match=f"model.kernel: wanted {wanted}, found {kernel}"):
-        build(conv(kernel=kernel, stride=stride), (1, 36, 36), 4)
+    with pytest.raises(ParamsError, match=f"model.conv.kernel: wanted {wanted}, found {kernel}"):
+        make(conv(kernel=kernel, stride=stride), (1, 36, 36))
 
 
 def test_an_mlp_ignores_kernel_and_stride() -> None:
-    settings = config(kernel=1, stride=7)
-    assert networks.encoder(settings, (1, 5, 3), 4)(some_images(2, 1, 5, 3)).shape == (2, 4)
-    assert networks.decoder(settings, 4, (1, 5, 3))(some_images(2, 4)).shape == (2, 1, 5, 3)
+    network = mlp(kernel=1, stride=7)
+    assert network.encoder((1, 5, 3), 4)(some_images(2, 1, 5, 3)).shape == (2, 4)
+    assert network.decoder(4, (1, 5, 3))(some_images(2, 4)).shape == (2, 1, 5, 3)
 
 
 def test_glorot_weights_are_uniform_and_biases_zero() -> None:
@@ -274,7 +284,7 @@ def test_glorot_weights_are_uniform_and_biases_zero() -> None:
 
 @pytest.mark.parametrize("norm", ["batch", "layer"])
 def test_glorot_leaves_norms_as_they_are(norm: str) -> None:
-    network = networks.encoder(conv(norm=norm), (1, 8, 8), 4)
+    network = conv(norm=norm).encoder((1, 8, 8), 4)
     networks.initialise(network, "glorot")
     norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm1d)]
     norms += [layer for layer in network.modules() if isinstance(layer, nn.GroupNorm | nn.LayerNorm)]
@@ -283,7 +293,7 @@ def test_glorot_leaves_norms_as_they_are(norm: str) -> None:
 
 
 def test_torch_init_leaves_layers_as_they_were_made() -> None:
-    network = networks.encoder(conv(), (1, 8, 8), 4)
+    network = conv().encoder((1, 8, 8), 4)
     before = {name: weight.clone() for name, weight in network.state_dict().items()}
     networks.initialise(network, "torch")
     assert all(weight.equal(before[name]) for name, weight in network.state_dict().items())
@@ -297,49 +307,49 @@ def without_last_weights(decoder: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("hidden", [[], [5]])
 def test_the_output_bias_of_an_mlp_is_the_output_pixel_by_pixel(hidden: list[int]) -> None:
-    decoder, output = networks.decoder(config(hidden=hidden), 3, (2, 4, 8)), some_images(2, 4, 8)
+    decoder, output = mlp(hidden=hidden).decoder(3, (2, 4, 8)), some_images(2, 4, 8)
     networks.set_output_bias(decoder, output, lambda mean: mean)
     assert without_last_weights(decoder)(some_images(5, 3)).tolist() == output.expand(5, -1, -1, -1).tolist()
 
 
 @pytest.mark.parametrize("norm", ["none", "batch", "layer"])
 def test_the_output_bias_of_convolutions_is_one_number_per_channel(norm: str) -> None:
-    decoder = networks.decoder(conv(norm=norm), 3, (2, 4, 8))
+    decoder = conv(norm=norm).decoder(3, (2, 4, 8))
     output = torch.tensor([0.25, -3.0]).reshape(2, 1, 1).expand(2, 4, 8)
     networks.set_output_bias(decoder, output, lambda mean: mean)
     assert without_last_weights(decoder)(some_images(5, 3)).tolist() == output.expand(5, -1, -1, -1).tolist()
 
 
 def test_batch_norm_makes_every_unit_standard_over_the_batch() -> None:
-    stack = networks.stack((5, 7), config(norm="batch"))[:-1]  # without the activation
+    stack = mlp(norm="batch").stack((5, 7))[:-1]  # without the activation
     found = stack(10 + 3 * some_images(64, 5))
     torch.testing.assert_close(found.mean(0), torch.zeros(7), rtol=0, atol=1e-5)
     torch.testing.assert_close(found.var(0, correction=0), torch.ones(7), rtol=0, atol=1e-3)
 
 
 def test_batch_norm_makes_every_channel_standard_over_batch_and_pixels() -> None:
-    body, _ = networks.features(conv(norm="batch", channels=[4]), (1, 8, 8))
+    body, _ = conv(norm="batch", channels=[4]).features((1, 8, 8))
     found = body[:2](10 + 3 * some_images(64, 1, 8, 8))
     torch.testing.assert_close(found.mean((0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-4)
     torch.testing.assert_close(found.var((0, 2, 3), correction=0), torch.ones(4), rtol=0, atol=1e-3)
 
 
 def test_layer_norm_makes_every_row_standard() -> None:
-    stack = networks.stack((5, 70), config(norm="layer"))[:-1]
+    stack = mlp(norm="layer").stack((5, 70))[:-1]
     found = stack(10 + 3 * some_images(6, 5))
     torch.testing.assert_close(found.mean(1), torch.zeros(6), rtol=0, atol=1e-5)
     torch.testing.assert_close(found.var(1, correction=0), torch.ones(6), rtol=0, atol=1e-3)
 
 
 def test_layer_norm_makes_every_image_standard_over_channels_and_pixels() -> None:
-    body, _ = networks.features(conv(norm="layer", channels=[4]), (1, 8, 8))
+    body, _ = conv(norm="layer", channels=[4]).features((1, 8, 8))
     found = body[:2](10 + 3 * some_images(6, 1, 8, 8))
     torch.testing.assert_close(found.mean((1, 2, 3)), torch.zeros(6), rtol=0, atol=1e-5)
     torch.testing.assert_close(found.var((1, 2, 3), correction=0), torch.ones(6), rtol=0, atol=1e-3)
 
 
 def test_without_a_norm_an_image_keeps_its_scale() -> None:
-    body, _ = networks.features(conv(norm="none", activation="relu", hidden=[]), (1, 8, 8))
+    body, _ = conv(norm="none", activation="relu", hidden=[]).features((1, 8, 8))
     for layer in body.modules():
         if isinstance(layer, nn.Conv2d):
             assert layer.bias is not None

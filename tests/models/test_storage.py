@@ -5,16 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL
+from conftest import small_section
 
-from reparam.config import ModelConfig
 from reparam.errors import DamagedInputError, MissingInputError
 from reparam.models.build import build_model
 from reparam.models.storage import load_model, read_card, save_card, save_weights
 from reparam.models.vae import VAE
 
 CPU = torch.device("cpu")
-CONFIG = ModelConfig.model_validate(SMALL["model"]).model_copy(update={"hidden": (5, 4), "latent": 2})
+CONFIG = small_section("model", hidden=(5, 4), latent=2)
 SHAPE = (1, 3, 2)
 
 

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL
+from conftest import small_section
 from linear_gaussian import linear_vae, vae_evidence
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal, kl_divergence
@@ -21,10 +21,10 @@ LATENT = 2
 
 def settings(**changes: Any) -> ModelConfig:
     small = {"kind": "vae", "hidden": (6,), "activation": "tanh", "latent": LATENT, "likelihood": "bernoulli"}
-    return ModelConfig.model_validate(SMALL["model"]).model_copy(update=small | changes)
+    return small_section("model", **small | changes)
 
 
-BERNOULLI = likelihoods.Bernoulli(settings())
+BERNOULLI = likelihoods.Bernoulli()
 
 
 def some_model() -> VAE:

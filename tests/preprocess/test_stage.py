@@ -1,4 +1,5 @@
 import contextlib
+import copy
 import errno
 import json
 import os
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SMALL
+from conftest import SMALL, change
 from pictures import HEIGHT, MODES, WIDTH, Pixels, draw, draw_modes, luma, noise, pack, write_mnist
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -50,7 +51,7 @@ def prepare(project: Paths, params: dict[str, Any], write_params: Callable[[dict
 
     def run(folder: Path | None = None, **changes: Any) -> Any:
         if folder is not None:
-            params["download"] |= {"source": "folder", "path": str(folder)}
+            change(params["download"], {"source": "folder", "path": str(folder)})
         params["preprocess"] |= changes
         write_params(params)
         config = load_config(project.params)
@@ -63,9 +64,10 @@ def prepare(project: Paths, params: dict[str, Any], write_params: Callable[[dict
 
 def prepare_at(root: Path, source: dict[str, Any], **changes: Any) -> Path:
     """Run both stages in a working copy of its own, with worker processes where images are decoded."""
-    config = Config.model_validate(
-        SMALL | {"download": SMALL["download"] | source, "preprocess": SMALL["preprocess"] | changes}
-    )
+    params = copy.deepcopy(SMALL)
+    change(params["download"], source)
+    change(params["preprocess"], changes)
+    config = Config.model_validate(params)
     paths = Paths(root, root)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", "off")
@@ -164,7 +166,7 @@ def test_the_card_of_a_folder_is_complete(colour: Path, modes: tuple[Path, Pixel
     counted = {"train": len(MODES), "validation": 1, "test": 1}
     card = {
         "source": "folder",
-        "variant": None,
+        "options": {},
         "binarization": "none",
         "classes": ["all"],
         "skipped": {},
@@ -679,7 +681,7 @@ def test_a_disk_that_is_really_full_kills_no_worker(
     small_disk: list[str], project: Paths, params: dict[str, Any], write_params: Callable[[dict[str, Any]], None]
 ) -> None:
     draw_flat(project.root / "photos", {f"{value:02}.png": value for value in range(40)})
-    params["download"] |= {"source": "folder", "path": str(project.root / "photos")}
+    change(params["download"], {"source": "folder", "path": str(project.root / "photos")})
     params["preprocess"] |= {"image_size": 128}  # 32 * 16 kB in the largest split
     write_params(params)
     commands = (

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
+from conftest import small_section
 from data_card import data_card
 from filelock import Timeout
 from torch import Tensor
 
-from reparam.config import ModelConfig, ObjectiveConfig, TrainConfig
+from reparam.config import TrainConfig
 from reparam.data.batches import Batches
 from reparam.data.scaling import Scaling
 from reparam.errors import NonFiniteError
@@ -37,7 +37,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (10, 1, 4, 4), dtype=np.uint8
 
 def settings(**changes: Any) -> TrainConfig:
     values = {"epochs": 4, "patience": 100, "batch_size": 4, "learning_rate": 0.01}
-    return TrainConfig.model_validate(SMALL["train"]).model_copy(update=values | changes)
+    return small_section("train", **values | changes)
 
 
 def data() -> tuple[Batches, Batches]:
@@ -47,8 +47,8 @@ def data() -> tuple[Batches, Batches]:
 
 def new_step(config: TrainConfig) -> Step:
     torch.manual_seed(config.seed)
-    model = ModelConfig.model_validate(SMALL["model"]).model_copy(update={"hidden": (6,), "latent": 2})
-    objective = ObjectiveConfig.model_validate(SMALL["objective"])
+    model = small_section("model", hidden=(6,), latent=2)
+    objective = small_section("objective")
     return Step(LossModule(build_model(model, (1, 4, 4)), objective, Scaling(data_card("none")), 10), config)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, change
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
@@ -54,7 +54,7 @@ def noiseless(project: Paths) -> Paths:
     """A working copy with data, and the parameters of a training without noise."""
     params = copy.deepcopy(SMALL)
     for section, values in NOISELESS.items():
-        params[section] |= values
+        change(params[section], values)
     with project.params.open("w") as file:
         YAML().dump(params, file)
     config = load_config(project.params)

@@ -5,15 +5,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
+from conftest import small_section
 from data_card import data_card
 from matplotlib.image import imread
 
-from reparam.config import ModelConfig
 from reparam.data.batches import Batches
+from reparam.errors import UserError
 from reparam.models.build import AnyModel, build_model
 from reparam.track.run import NoRun
-from reparam.train.filmstrip import COLUMNS, Filmstrip
+from reparam.train.filmstrip import COLUMNS, Filmstrip, epochs_between_pictures
 
 SHAPE = (1, 32, 16)  # two rows of it, enlarged four times, are wider than SMALLEST_SIDE
 
@@ -31,7 +31,7 @@ class Album(NoRun):
 
 def some_model(**changes: Any) -> AnyModel:
     torch.manual_seed(0)
-    return build_model(ModelConfig.model_validate(SMALL["model"] | {"hidden": [5], "latent": 2} | changes), SHAPE)
+    return build_model(small_section("model", **{"hidden": [5], "latent": 2} | changes), SHAPE)
 
 
 def some_images(count: int) -> Batches:
@@ -72,3 +72,22 @@ def test_nothing_is_shown_where_nothing_was_asked_for() -> None:
     album = Album()
     Filmstrip(some_images(1), album, every=0, seed=3).show(some_model(), 10)
     assert not album.pictures
+
+
+@pytest.mark.parametrize(("text", "wanted"), [(None, 10), ("0", 0), ("25", 25)])
+def test_the_environment_says_how_often(text: str | None, wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REPARAM_PICTURES_EVERY", raising=False)
+    if text is not None:
+        monkeypatch.setenv("REPARAM_PICTURES_EVERY", text)
+    assert epochs_between_pictures() == wanted
+
+
+@pytest.mark.parametrize("text", ["", "-1", "2.5", "often", "²"])
+def test_what_is_no_number_of_epochs_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPARAM_PICTURES_EVERY", text)
+    with pytest.raises(UserError) as error:
+        epochs_between_pictures()
+    assert str(error.value) == (
+        f"REPARAM_PICTURES_EVERY: wanted a whole number of epochs, or 0 for no pictures, found {text!r}; "
+        "correct or unset it"
+    )

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
+from conftest import small_section
 from data_card import data_card
 from torch import Tensor
 
-from reparam.config import DownloadConfig, ModelConfig, ObjectiveConfig, TrainConfig
+from reparam.config import TrainConfig
 from reparam.data.batches import Batches
 from reparam.data.scaling import Scaling
 from reparam.data.sources import registry as sources
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 def settings(epochs: int, **changes: Any) -> TrainConfig:
     values = {"epochs": epochs, "patience": 100, "seed": 0, "batch_size": 4, "learning_rate": 0.005}
-    return TrainConfig.model_validate(SMALL["train"]).model_copy(update=values | changes)
+    return small_section("train", **values | changes)
 
 
 def batches(images: int, batch_size: int = 4) -> Batches:
@@ -540,7 +540,7 @@ class Draws:
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Images:
     """The real digits, (1797, 1, 8, 8)."""
     directory = tmp_path_factory.mktemp("raw")
-    config = DownloadConfig(source="digits", variant=None, path=None, mirrors=())
+    config = small_section("download", source="digits")
     sources.download(config, directory, directory)
     sources.write_manifest(config, directory)
     _, raw = sources.read(directory, tmp_path_factory.mktemp("scratch"))
@@ -558,8 +558,8 @@ def deterministic() -> Iterator[None]:
 
 
 def module_for(images: Images, scaling: Scaling, device: torch.device = CPU, **objective: Any) -> LossModule:
-    config = ModelConfig.model_validate(SMALL["model"]).model_copy(update={"hidden": (32,), "latent": 4})
-    wanted = ObjectiveConfig.model_validate(SMALL["objective"]).model_copy(update=objective)
+    config = small_section("model", hidden=(32,), latent=4)
+    wanted = small_section("objective", **objective)
     return LossModule(build_model(config, images.shape[1:]), wanted, scaling, len(images)).to(device)
 
 

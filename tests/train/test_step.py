@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
+from conftest import small_section
 from data_card import data_card
 from torch import Tensor, nn
 
-from reparam.config import ModelConfig, ObjectiveConfig, TrainConfig
+from reparam.config import ObjectiveConfig, TrainConfig
 from reparam.data.batches import Batches
 from reparam.data.scaling import Scaling
 from reparam.errors import NonFiniteError
@@ -28,7 +28,7 @@ OBJECTIVE: dict[str, Any] = {"beta": 3.0, "samples": 2}
 
 
 def settings(**changes: Any) -> TrainConfig:
-    return TrainConfig.model_validate(SMALL["train"]).model_copy(update={"learning_rate": RATE, **changes})
+    return small_section("train", **{"learning_rate": RATE, **changes})
 
 
 def module_with(
@@ -39,8 +39,8 @@ def module_with(
 ) -> LossModule:
     """A small model of black and white images, and its objective."""
     torch.manual_seed(0)
-    config = ModelConfig.model_validate(SMALL["model"]).model_copy(update=MODEL | (model or {}))
-    wanted = ObjectiveConfig.model_validate(SMALL["objective"]).model_copy(update=OBJECTIVE | (objective or {}))
+    config = small_section("model", **MODEL | (model or {}))
+    wanted = small_section("objective", **OBJECTIVE | (objective or {}))
     return LossModule(build_model(config, shape), wanted, Scaling(data_card("none")), images)
 
 
@@ -127,7 +127,7 @@ def test_the_beta_of_training_is_not_forgotten_in_model_selection(warmup: str, s
 
 
 def test_a_capacity_is_whole_where_held_out_images_are_scored(batch: Tensor) -> None:
-    module = module_with({"name": "capacity", "capacity": 7.0, "capacity_epochs": 100})
+    module = module_with({"name": "capacity", "capacity": {"nats": 7.0, "epochs": 100}})
     assert module(batch)["capacity"].tolist() == [0.0] * 4
     assert module.score(batch)["capacity"].tolist() == [7.0] * 4
 
@@ -388,9 +388,9 @@ def test_a_restored_step_goes_on_to_the_last_bit_with_weights_in_channels_last(o
     def build() -> Step:
         torch.manual_seed(0)
         changes = {"network": "conv", "channels": (4, 6), "hidden": (5,), "latent": 2}
-        config = ModelConfig.model_validate(SMALL["model"]).model_copy(update=changes)
+        config = small_section("model", **changes)
         model = build_model(config, (1, 8, 8)).to(memory_format=torch.channels_last)
-        wanted = ObjectiveConfig.model_validate(SMALL["objective"])
+        wanted = small_section("objective")
         return Step(LossModule(model, wanted, Scaling(data_card("none")), 4), settings(optimizer=optimizer))
 
     step, other = build(), build()

@@ -10,10 +10,11 @@ from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
 
-from reparam.config.load import Config, close_paths, flatten, paths_of, schema_at, section_at
+from reparam.config.load import Config, flatten, hint, paths_of, schema_at, section_at
 from reparam.config.section import Section, describe_type
 from reparam.errors import ParamsError
 
+ALL = "`reparam params` lists all"
 COLUMNS = 150  # of a line of a params file
 HEAD = """\
 # Everything that determines the result. `dvc exp run -S train.epochs=3` changes a value for one experiment.
@@ -94,9 +95,7 @@ def explain(config: Config, name: str = "") -> str:
     values = flatten(config)
     found = [path for path in paths_of() if f"{path}.".startswith(f"{name}." if name else "")]
     if not found:
-        close = " or ".join(map(repr, close_paths(name)))
-        hint = f"did you mean {close}?" if close else "`reparam params` lists all"
-        raise ParamsError(f"params.yaml: {name}: no such parameter; {hint}")
+        raise ParamsError(f"params.yaml: {name}: no such parameter; {hint(name, ALL)}")
     return "\n\n".join(_explain(path, values[path]) for path in found)
 
 

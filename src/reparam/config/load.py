@@ -121,6 +121,12 @@ def close_paths(path: str) -> list[str]:
     return difflib.get_close_matches(path, known, n=1, cutoff=0.75)
 
 
+def hint(path: str, otherwise: str) -> str:
+    """Ask whether a parameter is meant that is spelt alike."""
+    close = " or ".join(map(repr, close_paths(path)))
+    return f"did you mean {close}?" if close else otherwise
+
+
 def _describe(problem: Any) -> str:
     location: Location = problem["loc"]
     path, found = ".".join(map(str, location)), problem["input"]
@@ -128,8 +134,7 @@ def _describe(problem: Any) -> str:
         case "missing":
             return f"{path}: missing; wanted {_wanted(location)}"
         case "extra_forbidden":
-            close = " or ".join(map(repr, close_paths(path)))
-            return f"{path}: unknown parameter, found {found!r}; {f'did you mean {close}?' if close else 'remove it'}"
+            return f"{path}: unknown parameter, found {found!r}; {hint(path, 'remove it')}"
         case "model_type":
             return f"{path}: wanted {_wanted(location)}, found {found!r}"
         case "tuple_type":

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import small_section
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -22,7 +23,7 @@ REMEDY = "run `dvc repro --force --single-item download`"
 
 
 def settings(source: str, **values: Any) -> DownloadConfig:
-    return DownloadConfig.model_validate({"source": source, "variant": None, "path": None, "mirrors": [], **values})
+    return small_section("download", source=source, **values)
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_the_manifest_tells_what_was_downloaded(raw: Path) -> None:
     file = raw / "digits.csv.gz"
     assert manifest == {
         "source": "digits",
-        "variant": None,
+        "options": {},
         "title": "Optical recognition of handwritten digits, test part (Alpaydin & Kaynak 1998)",
         "licence": "CC BY 4.0",
         "files": {"digits.csv.gz": {"sha256": sha256(file), "bytes": file.stat().st_size}},
@@ -145,28 +146,21 @@ def test_nothing_is_read_before_it_is_downloaded(tmp_path: Path) -> None:
 # What the parameters may name
 
 
-VARIANTS = "'byclass', 'bymerge', 'balanced', 'letters', 'digits', 'mnist'"
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"source": "emnist"}, f"download.variant: wanted one of {VARIANTS} for emnist, found None"),
-        (
-            {"source": "emnist", "variant": "letter"},
-            f"download.variant: wanted one of {VARIANTS} for emnist, found 'letter'",
-        ),
-        ({"source": "mnist", "variant": "digits"}, "download.variant: wanted null for mnist, found 'digits'"),
-        ({"source": "folder"}, "download.path: wanted a folder of images, a .zip or a .tar, found None"),
-        ({"source": "digits", "path": "here"}, "download.path: wanted null, for folders only, found 'here'"),
-    ],
-    ids=str,
-)
-def test_parameters_that_name_no_one_data_set_are_refused(values: dict[str, str], message: str, tmp_path: Path) -> None:
+def test_a_folder_must_be_named(tmp_path: Path) -> None:
     with pytest.raises(ParamsError) as caught:
-        download(settings(**values), tmp_path, tmp_path)
-    assert str(caught.value) == f"params.yaml: {message}"
+        download(settings("folder"), tmp_path, tmp_path)
+    assert str(caught.value) == (
+        "params.yaml: download.folder.path: wanted a folder of images, a .zip or a .tar with download.source 'folder', "
+        "found None"
+    )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_block_of_another_source_is_ignored(tmp_path: Path) -> None:
+    config = settings("digits", path="nowhere", variant="letters")
+    download(config, tmp_path, tmp_path)
+    assert write_manifest(config, tmp_path)["options"] == {}
+    assert write_manifest(settings("emnist", variant="letters"), tmp_path)["options"] == {"variant": "letters"}
 
 
 def test_every_source_says_what_it_is_and_on_what_terms() -> None:
@@ -174,7 +168,7 @@ def test_every_source_says_what_it_is_and_on_what_terms() -> None:
         *("digits", "mnist", "fashion_mnist", "kmnist", "emnist", "cifar10", "svhn", "celeba", "folder")
     ]
     assert all(source.title and source.licence for source in SOURCES.values())
-    assert [name for name, source in SOURCES.items() if source.variants] == ["emnist"]
+    assert [name for name, source in SOURCES.items() if source.options] == ["emnist"]
 
 
 # Folders of images
@@ -255,6 +249,6 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         download(settings("folder", path="nowhere"), tmp_path, directory)
     assert str(caught.value) == (
-        f"download.path: {tmp_path}/nowhere: not found; wanted a folder of images, a .zip or a .tar"
+        f"download.folder.path: {tmp_path}/nowhere: not found; wanted a folder of images, a .zip or a .tar"
     )
     assert list(directory.iterdir()) == []

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import scipy.io
+from conftest import small_section
 from PIL import Image
 from torchvision import datasets
 
-from reparam.config import DownloadConfig
 from reparam.data.sources import registry as sources
 from reparam.data.sources.folder import ImageFiles
 from reparam.data.sources.raw import ImageArrays, Raw
@@ -130,7 +130,7 @@ def test_the_files_of_a_set_have_the_published_checksums(name: str, wanted: dict
 
 
 def test_celeba_says_that_it_cannot_be_fetched(directory: Path, tmp_path: Path) -> None:
-    config = DownloadConfig(source="celeba", variant=None, path=None, mirrors=())
+    config = small_section("download", source="celeba")
     with pytest.raises(UserError) as caught:
         sources.download(config, tmp_path, directory)
     assert str(caught.value) == (
@@ -365,7 +365,7 @@ def mnist(mnist_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Raw:
     base = tmp_path_factory.mktemp("mnist")
     for name in ("raw", "scratch"):
         (base / name).mkdir()
-    config = DownloadConfig(source="mnist", variant=None, path=None, mirrors=(str(mnist_files),))
+    config = small_section("download", source="mnist", mirrors=[str(mnist_files)])
     sources.download(config, base, base / "raw")
     sources.write_manifest(config, base / "raw")
     return sources.read(base / "raw", base / "scratch")[1]

@@ -2,24 +2,28 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable
+from functools import reduce
+from operator import attrgetter, getitem
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SMALL
+from conftest import SMALL, change
 from pydantic import ValidationError
 
 from reparam.config import Config, flatten, load_config, params_hash
+from reparam.config.load import paths_of, section_at
 from reparam.data.sources.registry import SOURCES
 from reparam.errors import ParamsError
 from reparam.evaluate.samplers import SAMPLERS
+from reparam.models.build import KINDS
 from reparam.models.likelihoods import LIKELIHOODS
-from reparam.models.networks import ACTIVATIONS
+from reparam.models.networks import ACTIVATIONS, NETWORKS
 from reparam.objectives import OBJECTIVES
 from reparam.paths import Paths
-from reparam.train.optimizers import OPTIMIZERS
+from reparam.train.optimizers import OPTIMIZERS, SCHEDULES
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 Write = Callable[[dict[str, Any]], None]
 
 
@@ -36,26 +40,29 @@ def test_the_shipped_parameters_are_valid_and_are_read_as_they_stand() -> None:
     config = load_config(REPOSITORY / "params.yaml")
     assert config.download.source == "digits"
     assert config.preprocess.binarization == "dynamic"
-    assert config.model.hidden == (256, 256)
+    assert config.model.mlp.hidden == (256, 256)
     assert config.objective.beta == 1.0
     assert config.train.learning_rate == 0.002
-    assert config.train.betas == (0.9, 0.999)
-    assert config.train.milestones == ()
+    assert config.train.adam.betas == (0.9, 0.999)
+    assert config.train.adam.epsilon == 1e-8
     assert config.report.title == "A variational autoencoder of handwritten digits"
 
 
 def test_every_wrong_parameter_is_named_at_once(project: Paths, params: dict[str, Any], write_params: Write) -> None:
     params["download"]["source"] = 7
-    params["model"]["hidden"] = [16, 0]
+    params["model"]["mlp"]["hidden"] = [16, 0]
     params["model"]["latent"] = 2.5
     params["model"]["stochastic"] = {"layers": 2}
     params["objective"]["free_bit"] = params["objective"].pop("free_bits")
-    params["objective"]["rho"] = 1
-    params["train"]["betas"] = [0.9, 1.0]
-    params["train"]["milestones"] = [1, 2.5]
+    params["objective"]["sparse"]["rho"] = 1
+    params["objective"]["capacity"]["epoch"] = params["objective"]["capacity"].pop("epochs")
+    params["train"]["adam"]["betas"] = [0.9, 1.0]
+    params["train"]["milestones"]["epochs"] = [1, 2.5]
+    del params["train"]["sgd"]
     params["preprocess"]["binarization"] = "dinamic"
     params["train"]["epoch"] = params["train"].pop("epochs")
-    params["evaluate"]["grid_steps"] = 41
+    params["evaluate"]["grid"]["steps"] = 41
+    params["evaluate"]["mixture"] = 10
     params["export"]["colour"] = "red"
     params["preprocess"]["test"] = 1.0
     params["preprocess"]["channels"] = 2
@@ -72,20 +79,24 @@ def test_every_wrong_parameter_is_named_at_once(project: Paths, params: dict[str
             "preprocess.classes.1: wanted a valid string, found 2",
             "preprocess.limit: wanted greater than 0, found 0",
             "download.mirrors: wanted a list, found 'https://example.org'",
-            "model.hidden.1: wanted greater than 0, found 0",
+            "model.mlp.hidden.1: wanted greater than 0, found 0",
             "model.latent: wanted a valid integer, found 2.5",
             "model.stochastic: unknown parameter, found {'layers': 2}; remove it",
-            "objective.free_bits: missing; wanted a value of type number",
-            "objective.free_bit: unknown parameter, found 0.0; did you mean 'free_bits'?",
-            "objective.rho: wanted less than 1, found 1",
-            "train.betas.1: wanted less than 1, found 1.0",
-            "train.milestones.1: wanted a valid integer, found 2.5",
+            "objective.free_bits: missing; wanted a number (at least 0)",
+            "objective.free_bit: unknown parameter, found 0.0; did you mean 'objective.free_bits'?",
+            "objective.sparse.rho: wanted less than 1, found 1",
+            "objective.capacity.epochs: missing; wanted a whole number (above 0)",
+            "objective.capacity.epoch: unknown parameter, found 100; did you mean 'objective.capacity.epochs'?",
+            "train.adam.betas.1: wanted less than 1, found 1.0",
+            "train.sgd: missing; wanted a block of parameters (momentum)",
+            "train.milestones.epochs.1: wanted a valid integer, found 2.5",
             "preprocess.binarization: wanted 'none', 'threshold', 'static' or 'dynamic', found 'dinamic'",
-            "train.epochs: missing; wanted a value of type integer",
-            "train.epoch: unknown parameter, found 2; did you mean 'epochs'?",
-            "evaluate.grid_steps: wanted less than or equal to 40, found 41",
+            "train.epochs: missing; wanted a whole number (above 0)",
+            "train.epoch: unknown parameter, found 2; did you mean 'train.epochs'?",
+            "evaluate.grid.steps: wanted less than or equal to 40, found 41",
+            "evaluate.mixture: wanted a block of parameters (components), found 10",
             "export.colour: unknown parameter, found 'red'; remove it",
-            "report: missing; wanted a section",
+            "report: missing; wanted a section of parameters",
         ]
     )
 
@@ -93,36 +104,39 @@ def test_every_wrong_parameter_is_named_at_once(project: Paths, params: dict[str
 @pytest.mark.parametrize(
     ("section", "name", "wanted"),
     [
-        ("download", "source", "a value of type string"),
-        ("download", "path", "a value of type string or null"),
+        ("download", "source", "one of " + ", ".join(map(repr, SOURCES))),
+        ("download", "folder.path", "null or text"),
         ("preprocess", "binarization", "one of 'none', 'threshold', 'static', 'dynamic'"),
         ("preprocess", "channels", "one of 1, 3"),
-        ("preprocess", "classes", "a list or null"),
-        ("preprocess", "limit", "a value of type integer or null"),
+        ("preprocess", "classes", "null or a list of at least 1, each text"),
+        ("preprocess", "limit", "null or a whole number (above 0)"),
         ("preprocess", "validation", "0, a fraction below 1, or a whole number of images"),
         ("preprocess", "test", "a fraction below 1, or a whole number of images"),
         ("model", "kind", "one of 'autoencoder', 'vae', 'hierarchical'"),
-        ("model", "hidden", "a list"),
-        ("model", "start_at_mean", "a value of type boolean"),
-        ("objective", "beta", "a value of type number"),
-        ("train", "betas", "a list"),
+        ("model", "mlp.hidden", "a list, each a whole number (above 0)"),
+        ("model", "conv.decoder_hidden", "null or a list, each a whole number (above 0)"),
+        ("model", "gaussian", "a block of parameters (mean, sigma)"),
+        ("model", "gaussian.sigma", "a number (at least 0.001 and at most 1000.0)"),
+        ("model", "start_at_mean", "true or false"),
+        ("objective", "beta", "a number (at least 0)"),
+        ("train", "adam.betas", "a list of 2, each a number (at least 0 and below 1)"),
         ("train", "monitor", "one of 'loss', 'elbo'"),
-        ("train", "optimizer", "a value of type string"),
-        ("train", "min_delta", "a value of type number"),
-        ("train", "clip_norm", "a value of type number or null"),
-        ("train", "average", "a value of type number"),
+        ("train", "optimizer", "one of 'adam', 'adamw', 'adamax', 'sgd', 'rmsprop'"),
+        ("train", "min_delta", "a number (at least 0)"),
+        ("train", "clip_norm", "null or a number (above 0)"),
+        ("train", "average", "a number (at least 0 and below 1)"),
         ("train", "on_nonfinite", "one of 'stop', 'rollback'"),
         ("train", "precision", "one of 'fp32', 'tf32', 'bf16_matmul', 'bf16'"),
-        ("train", "channels_last", "a value of type boolean"),
-        ("train", "compile", "a value of type boolean"),
-        ("train", "seed", "a value of type integer"),
-        ("report", "title", "a value of type string"),
+        ("train", "compile", "true or false"),
+        ("train", "seed", f"a whole number (at least 0 and below {2**63})"),
+        ("report", "title", "text"),
     ],
 )
 def test_a_missing_parameter_says_what_belongs_there(
     section: str, name: str, wanted: str, project: Paths, params: dict[str, Any], write_params: Write
 ) -> None:
-    del params[section][name]
+    block, _, leaf = f"{section}.{name}".rpartition(".")
+    del reduce(getitem, block.split("."), params)[leaf]
     write_params(params)
     assert problems(project.params) == [f"{section}.{name}: missing; wanted {wanted}"]
 
@@ -131,9 +145,50 @@ def test_a_misspelt_section_is_recognised(project: Paths, params: dict[str, Any]
     params["trian"] = params.pop("train")
     write_params(params)
     missing, unknown = problems(project.params)
-    assert missing == "train: missing; wanted a section"
+    assert missing == "train: missing; wanted a section of parameters"
     assert unknown.startswith("trian: unknown parameter, found {")
     assert unknown.endswith("; did you mean 'train'?")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "places"),
+    [
+        ("model.hidden", [16], "'model.mlp.hidden' or 'model.conv.hidden'"),
+        ("model.kernel", 4, "'model.conv.kernel'"),
+        ("model.components", 5, "'model.logistic_mixture.components'"),
+        ("train.momentum", 0.9, "'train.sgd.momentum' or 'train.rmsprop.momentum'"),
+        ("train.factor", 0.1, "'train.step.factor' or 'train.milestones.factor'"),
+        ("objective.capacity_epochs", 10, "'objective.capacity.epochs'"),
+        ("objective.noise_level", 0.3, "'objective.denoising.level'"),
+        ("evaluate.grid_plane", "dimensions", "'evaluate.grid.plane'"),
+        ("evaluate.annealed_images", 0, "'evaluate.annealing'"),
+        ("evaluate.mixture_components", 10, "'evaluate.mixture.components'"),
+        ("download.variant", "letters", "'download.emnist.variant'"),
+        ("train.latent", 3, "'model.latent'"),
+        ("evaluate.mlp", {}, "'model.mlp'"),
+        ("model.mlp.hiden", [16], "'model.mlp.hidden'"),
+        ("model.mlp.channels", [16], "'model.conv.channels'"),
+    ],
+)
+def test_a_parameter_in_the_wrong_place_is_shown_the_right_one(
+    path: str, value: Any, places: str, project: Paths, params: dict[str, Any], write_params: Write
+) -> None:
+    *blocks, name = path.split(".")
+    reduce(getitem, blocks, params)[name] = value
+    write_params(params)
+    assert problems(project.params) == [f"{path}: unknown parameter, found {value!r}; did you mean {places}?"]
+
+
+@pytest.mark.parametrize(
+    "path", ["evaluate.memory_mb", "evaluate.inception_weights", "train.pictures_every", "model.output"]
+)
+def test_a_parameter_that_is_no_more_is_to_be_removed(
+    path: str, project: Paths, params: dict[str, Any], write_params: Write
+) -> None:
+    section, name = path.split(".")
+    params[section][name] = 12
+    write_params(params)
+    assert problems(project.params) == [f"{path}: unknown parameter, found 12; remove it"]
 
 
 @pytest.mark.parametrize(
@@ -150,16 +205,19 @@ def test_a_misspelt_section_is_recognised(project: Paths, params: dict[str, Any]
         ("train", "learning_rate", "'0.1'", "wanted a valid number, found '0.1'"),
         ("train", "learning_rate", "true", "wanted a valid number, found True"),
         ("train", "learning_rate", "0", "wanted greater than 0, found 0"),
-        ("train", "betas", "[0.9]", "wanted at least 2 items, found [0.9]"),
-        ("train", "betas", "[0.9, 0.99, 0.999]", "wanted at most 2 items, found [0.9, 0.99, 0.999]"),
-        ("train", "betas", "0.9", "wanted a list, found 0.9"),
-        ("train", "betas", "[]", "wanted at least 2 items, found []"),
-        ("train", "momentum", "1", "wanted less than 1, found 1"),
-        ("train", "momentum", "-0.1", "wanted greater than or equal to 0, found -0.1"),
-        ("train", "factor", "1.0", "wanted less than 1, found 1.0"),
-        ("train", "factor", "0", "wanted greater than 0, found 0"),
+        ("train", "adam.betas", "[0.9]", "wanted at least 2 items, found [0.9]"),
+        ("train", "adam.betas", "[0.9, 0.99, 0.999]", "wanted at most 2 items, found [0.9, 0.99, 0.999]"),
+        ("train", "adam.betas", "0.9", "wanted a list, found 0.9"),
+        ("train", "adam.betas", "[]", "wanted at least 2 items, found []"),
+        ("train", "sgd.momentum", "1", "wanted less than 1, found 1"),
+        ("train", "sgd.momentum", "-0.1", "wanted greater than or equal to 0, found -0.1"),
+        ("train", "step.factor", "1.0", "wanted less than 1, found 1.0"),
+        ("train", "step.factor", "0", "wanted greater than 0, found 0"),
         ("train", "warmup_epochs", "-1", "wanted greater than or equal to 0, found -1"),
-        ("train", "schedule", "linear", "wanted 'constant', 'cosine', 'step' or 'milestones', found 'linear'"),
+        ("train", "step", "3", "wanted a block of parameters (factor, epochs), found 3"),
+        ("train", "milestones", "[4, 5]", "wanted a block of parameters (factor, epochs), found [4, 5]"),
+        ("train", "milestones.epochs", "[]", "wanted at least 1 items, found []"),
+        ("train", "schedule", "linear", "wanted one of 'constant', 'cosine', 'step', 'milestones', found 'linear'"),
         ("train", "monitor", "kl", "wanted 'loss' or 'elbo', found 'kl'"),
         ("train", "min_delta", "-0.1", "wanted greater than or equal to 0, found -0.1"),
         ("train", "min_delta", "", "wanted a valid number, found None"),
@@ -177,9 +235,9 @@ def test_a_misspelt_section_is_recognised(project: Paths, params: dict[str, Any]
         ("objective", "beta", "-1", "wanted greater than or equal to 0, found -1"),
         ("objective", "samples", "0", "wanted greater than 0, found 0"),
         ("objective", "warmup_epochs", "0", "wanted greater than 0, found 0"),
-        ("objective", "rho", "0", "wanted greater than 0, found 0"),
-        ("model", "hidden", "16", "wanted a list, found 16"),
-        ("model", "sigma", "0", "wanted greater than or equal to 0.001, found 0"),
+        ("objective", "sparse.rho", "0", "wanted greater than 0, found 0"),
+        ("model", "mlp.hidden", "16", "wanted a list, found 16"),
+        ("model", "laplace.sigma", "0", "wanted greater than or equal to 0.001, found 0"),
         ("model", "start_at_mean", "1", "wanted a valid boolean, found 1"),
         *(
             ("preprocess", name, text, f"wanted {zero}a fraction below 1, or a whole number of images, found {found}")
@@ -208,7 +266,8 @@ def test_a_value_of_another_type_or_range_is_refused(
     section: str, name: str, text: str, complaint: str, project: Paths, params: dict[str, Any]
 ) -> None:
     values = copy.deepcopy(params)
-    values[section][name] = "HERE"
+    *blocks, leaf = f"{section}.{name}".split(".")
+    reduce(getitem, blocks, values)[leaf] = "HERE"
     # JSON is YAML, and leaves the spelling of one value to the test.
     project.params.write_text(json.dumps(values).replace('"HERE"', text), encoding="utf-8")
     assert problems(project.params) == [f"{section}.{name}: {complaint}"]
@@ -226,34 +285,40 @@ def test_clipping_and_averaging_can_be_left_out(
     assert (found, type(found)) == (value, type(value))
 
 
-@pytest.mark.parametrize(("section", "name"), [("preprocess", "classes"), ("model", "channels"), ("model", "upper")])
+@pytest.mark.parametrize(
+    ("section", "name", "path"),
+    [
+        ("preprocess", "classes", "preprocess.classes"),
+        ("model", "channels", "model.conv.channels"),
+        ("model", "upper", "model.hierarchical.upper"),
+    ],
+)
 def test_an_empty_list_is_refused_where_it_means_nothing(
-    section: str, name: str, project: Paths, params: dict[str, Any], write_params: Write
+    section: str, name: str, path: str, project: Paths, params: dict[str, Any], write_params: Write
 ) -> None:
-    params[section][name] = []
+    change(params[section], {name: []})
     write_params(params)
-    assert problems(project.params) == [f"{section}.{name}: wanted at least 1 items, found []"]
+    assert problems(project.params) == [f"{path}: wanted at least 1 items, found []"]
 
 
-@pytest.mark.parametrize("name", ["channels", "upper", "hidden"])
+@pytest.mark.parametrize(("block", "name"), [("conv", "channels"), ("hierarchical", "upper"), ("mlp", "hidden")])
 def test_a_list_of_one_wrong_number_is_not_called_too_short(
-    name: str, project: Paths, params: dict[str, Any], write_params: Write
+    block: str, name: str, project: Paths, params: dict[str, Any], write_params: Write
 ) -> None:
-    params["model"][name] = [0]
+    params["model"][block][name] = [0]
     write_params(params)
-    assert problems(project.params) == [f"model.{name}.0: wanted greater than 0, found 0"]
+    assert problems(project.params) == [f"model.{block}.{name}.0: wanted greater than 0, found 0"]
 
 
 @pytest.mark.parametrize(
-    ("section", "name"),
-    [("model", "hidden"), ("model", "upper_hidden"), ("train", "milestones"), ("download", "mirrors")],
+    ("section", "name"), [("model", "mlp.hidden"), ("model", "hierarchical.upper_hidden"), ("download", "mirrors")]
 )
 def test_an_empty_list_is_allowed_where_it_means_none(
     section: str, name: str, project: Paths, params: dict[str, Any], write_params: Write
 ) -> None:
-    params[section][name] = []
+    change(params[section], {name.rpartition(".")[2]: []})
     write_params(params)
-    assert getattr(getattr(load_config(project.params), section), name) == ()
+    assert attrgetter(f"{section}.{name}")(load_config(project.params)) == ()
 
 
 def test_a_section_that_is_no_section_is_refused(project: Paths, params: dict[str, Any], write_params: Write) -> None:
@@ -324,7 +389,7 @@ def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
     with pytest.raises(ParamsError) as caught:
         load_config(tmp_path / "params.yaml")
     assert str(caught.value) == (
-        f"{tmp_path}/params.yaml: not found; run from the root of the project, where params.yaml stands"
+        f"{tmp_path}/params.yaml: not found; run from the root of the project, where params.yaml is"
     )
 
 
@@ -336,31 +401,40 @@ def test_parameters_cannot_be_changed_after_reading(project: Paths) -> None:
 
 
 def test_no_parameter_has_a_default() -> None:
-    sections = [field.annotation for field in Config.model_fields.values()]
-    fields = [(s, *item) for s in [Config, *sections] for item in s.model_fields.items()]
-    assert len(fields) > len(sections) > 0
+    sections = [section for path in ("", *paths_of(blocks=True)) if (section := section_at(path_parts(path)))]
+    fields = [(section, *item) for section in sections for item in section.model_fields.items()]
+    assert len(fields) > len(sections) > len(Config.model_fields)
     assert [(section, name) for section, name, field in fields if not field.is_required()] == []
+
+
+def path_parts(path: str) -> tuple[str, ...]:
+    return tuple(path.split(".")) if path else ()
 
 
 @pytest.mark.parametrize(
     ("section", "name", "options"),
     [
         ("download", "source", SOURCES),
-        ("model", "activation", ACTIVATIONS),
+        ("model", "kind", KINDS),
+        ("model", "network", NETWORKS),
+        ("model", "mlp.activation", ACTIVATIONS),
         ("model", "likelihood", LIKELIHOODS),
         ("objective", "name", OBJECTIVES),
         ("train", "optimizer", OPTIMIZERS),
+        ("train", "schedule", SCHEDULES),
         ("evaluate", "sampler", SAMPLERS),
     ],
 )
 def test_names_are_the_keys_of_the_dict_of_their_kind(
     section: str, name: str, options: dict[str, Any], project: Paths, params: dict[str, Any], write_params: Write
 ) -> None:
+    *blocks, leaf = f"{section}.{name}".split(".")
+    owner = reduce(getitem, blocks, params)
     for option in options:
-        params[section][name] = option
+        owner[leaf] = option
         write_params(params)
-        assert getattr(getattr(load_config(project.params), section), name) == option
-    params[section][name] = "unheard-of"
+        assert attrgetter(f"{section}.{name}")(load_config(project.params)) == option
+    owner[leaf] = "unheard-of"
     write_params(params)
     wanted = ", ".join(map(repr, options))
     assert problems(project.params) == [f"{section}.{name}: wanted one of {wanted}, found 'unheard-of'"]
@@ -368,15 +442,23 @@ def test_names_are_the_keys_of_the_dict_of_their_kind(
 
 def test_flatten_names_parameters_as_dvc_does(project: Paths, params: dict[str, Any]) -> None:
     config = load_config(project.params)
-    assert flatten(config.model, "model.") == {f"model.{name}": value for name, value in SMALL["model"].items()}
-    assert (SMALL["model"]["hidden"], SMALL["model"]["likelihood"]) == ([16], "bernoulli")
+    assert flatten(config.model)["mlp.hidden"] == SMALL["model"]["mlp"]["hidden"] == [16]
     assert flatten(config.download, "download.") == {
         "download.source": "digits",
-        "download.variant": None,
-        "download.path": None,
         "download.mirrors": [],
+        "download.emnist.variant": "balanced",
+        "download.folder.path": None,
     }
-    assert set(flatten(config)) == {f"{section}.{name}" for section, values in params.items() for name in values}
+    assert list(flatten(config)) == list(paths_of())
+    assert all(reduce(getitem, path.split("."), params) == value for path, value in flatten(config).items())
+
+
+def test_the_arguments_of_a_choice_are_its_block_or_nothing(project: Paths) -> None:
+    config = load_config(project.params)
+    assert config.model.arguments("mlp") == (config.model.mlp,)
+    assert config.model.arguments("bernoulli") == ()
+    assert config.model.arguments("latent") == ()  # a parameter, and no block
+    assert config.model.arguments("copy") == ()  # a method of every model of pydantic
 
 
 def test_the_hash_of_parameters_ignores_their_order_and_nothing_else() -> None:
