@@ -35,11 +35,11 @@ def _lines(section: type[Section], values: Mapping[str, Any], path: tuple[str, .
     indent, blocks = "  " * len(path), section.blocks()
     for name, field in section.model_fields.items():
         if name in blocks:
-            yield f"{indent}# {field.description}\n{indent}{name}:\n"
+            yield f"{indent}# {_meaning(field)}\n{indent}{name}:\n"
             yield from _lines(blocks[name], values[name], (*path, name))
             continue
         options = schema_at((*path, name)).get("enum", ())
-        text = f"{' | '.join(map(str, options))}: {field.description}" if options else str(field.description)
+        text = f"{' | '.join(map(str, options))}: {_meaning(field)}" if options else _meaning(field)
         line = textwrap.indent(_spell(name, values[name]), indent)
         if len(line) + len(text) + 3 <= COLUMNS and "\n" not in line:
             yield f"{line} # {text}\n"
@@ -72,7 +72,7 @@ def reference() -> str:
         parts.append(f"\n## `{name}`\n\n{_doc(section)}\n\n{_table(section, (name,))}")
         for inner, block in section.blocks().items():
             parts.append(
-                f"\n### `{name}.{inner}`\n\n{section.model_fields[inner].description}\n\n{_table(block, (name, inner))}"
+                f"\n### `{name}.{inner}`\n\n{_meaning(section.model_fields[inner])}\n\n{_table(block, (name, inner))}"
             )
     return "".join(parts)
 
@@ -83,7 +83,7 @@ def _table(section: type[Section], path: tuple[str, ...]) -> str:
         if name not in section.blocks():
             schema = schema_at((*path, name))
             options = ", ".join(f"`{option}`" for option in schema.get("enum", ()))
-            rows.append(f"| `{name}` | {options or describe_type(schema)} | {field.description} |\n")
+            rows.append(f"| `{name}` | {options or describe_type(schema)} | {_meaning(field)} |\n")
     return "".join(rows)
 
 
@@ -102,7 +102,7 @@ def explain(config: Config, name: str = "") -> str:
 def _explain(path: str, value: Any) -> str:
     location = tuple(path.split("."))
     type_ = describe_type(schema_at(location))
-    lines = [f"{path}: {json.dumps(value, ensure_ascii=False)}", f"    {type_}", f"    {_field(location).description}"]
+    lines = [f"{path}: {json.dumps(value, ensure_ascii=False)}", f"    {type_}", f"    {_meaning(_field(location))}"]
     return "\n".join(lines)
 
 
@@ -110,6 +110,10 @@ def _field(location: tuple[str, ...]) -> FieldInfo:
     owner = section_at(location[:-1])
     assert owner is not None
     return owner.model_fields[location[-1]]
+
+
+def _meaning(field: FieldInfo) -> str:
+    return " ".join(str(field.description).split())
 
 
 def _doc(section: type[Section]) -> str:

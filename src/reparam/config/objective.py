@@ -67,10 +67,12 @@ class ObjectiveConfig(Section):
     """Posterior samples per image and step; of iwae and dreg, K of the bound."""
 
     beta: NonNegativeFloat
-    """Weight of the KL (beta_tc: of the total correlation), 1 for the ELBO; not of capacity, iwae, dreg, reinforce."""
+    """Weight of the KL (beta_tc: of total correlation), 1 for the ELBO. Ignored by objectives that have no such weight:
+    reconstruction, capacity, iwae, dreg and reinforce."""
 
     kl: Literal["analytic", "monte_carlo"]
-    """How the KL is computed: in closed form if there is one, or by samples; not of beta_tc, iwae, dreg, reinforce."""
+    """How the KL is computed: in closed form if there is one, or from samples. Ignored by reconstruction, beta_tc,
+    iwae, dreg and reinforce."""
 
     free_bits: NonNegativeFloat
     """KL that each latent dimension has for free, in nats, as a mean over the batch; of objectives that have kl."""

@@ -12,7 +12,7 @@ from reparam.objectives import log_weights
 
 # Bytes that one number of the decoder's output takes while it is scored: itself, and what the likelihood makes of it.
 BYTES_PER_NUMBER = 4 * 6
-# About what scoring takes, whatever the number of samples. Caches of a CPU hold so much; a GPU is faster with more.
+# About what scoring takes, whatever the number of samples. Caches of a CPU hold so much; a GPU wants more work at once.
 MEMORY = {"cpu": 12 << 20, "cuda": 512 << 20}  # bytes
 
 
