@@ -25,6 +25,7 @@ from reparam.evaluate.representation import Labelled, probe
 from reparam.evaluate.sample_quality import fit_projection, pca_quality
 from reparam.evaluate.unusual import auroc
 from reparam.models.build import AnyModel, build_model
+from reparam.models.likelihoods import Gaussian
 from reparam.runtime import random_stream
 
 CPU = torch.device("cpu")
@@ -371,7 +372,7 @@ def test_both_directions_bracket_the_known_likelihood_of_simulated_images(
 ) -> None:
     # Images of 3 chains and 4 pixels. Started from latents of others, the upper bound is 3 to 8 nats below the exact.
     monkeypatch.setattr(annealing, "NUMBERS_AT_ONCE", at_once * 3 * 4)
-    simulated, found = spied(monkeypatch, "simulate"), spied(monkeypatch, "concatenate")
+    simulated, found = spied(monkeypatch, Gaussian, "sample"), spied(monkeypatch, assessment, "concatenate")
     count = 150
     subject, _ = linear_subject(kind, count, annealing={"images": count, "chains": 3, "steps": 5})
     metrics = assess(subject, codes_of(subject), None, is_density=True).metrics
@@ -386,15 +387,15 @@ def test_both_directions_bracket_the_known_likelihood_of_simulated_images(
     assert metrics["ais_gap_se"] == round(standard_error(gap), 4)
 
 
-def spied(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Any]:
-    """Collect what a function of the module returns."""
-    original, returned = getattr(assessment, name), []
+def spied(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[Any]:
+    """Collect what a function of a module or class returns."""
+    original, returned = getattr(owner, name), []
 
     def spy(*args: Any) -> Annealed | Tensor:
         returned.append(original(*args))
         return returned[-1]
 
-    monkeypatch.setattr(assessment, name, spy)
+    monkeypatch.setattr(owner, name, spy)
     return returned
 
 

@@ -11,7 +11,8 @@ from reparam.errors import ParamsError
 from reparam.models.autoencoder import Autoencoder
 from reparam.models.build import AnyModel, build_model, start_at_mean
 from reparam.models.hierarchical import HierarchicalVAE
-from reparam.models.likelihoods import CLIP, LIKELIHOODS
+from reparam.models.likelihoods import LIKELIHOODS
+from reparam.models.ranges import CLIP
 from reparam.models.vae import VAE
 
 SHAPE = (2, 4, 8)  # (C, H, W), all different, so that no two can be mixed up

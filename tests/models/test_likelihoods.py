@@ -16,7 +16,8 @@ from reparam.config.model import PixelGaussianConfig
 from reparam.errors import ParamsError
 from reparam.models.build import build_model
 from reparam.models.draw import Likelihood
-from reparam.models.likelihoods import LIKELIHOODS, LOG_SIGMA, is_density
+from reparam.models.likelihoods import LIKELIHOODS, is_density
+from reparam.models.ranges import LOG_SIGMA
 
 SHAPE = (2, 1, 2)  # (C, H, W), small enough to visit every image
 # Every black and white image of that shape.

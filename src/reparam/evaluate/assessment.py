@@ -28,7 +28,6 @@ from reparam.evaluate.sample_quality import fit_projection, pca_quality
 from reparam.evaluate.subset import evenly_spaced
 from reparam.evaluate.unusual import auroc
 from reparam.models.build import AnyModel
-from reparam.models.simulate import simulate
 from reparam.runtime import random_stream
 
 MIXED = 5_000  # images whose posteriors are mixed: the time is quadratic
@@ -200,7 +199,7 @@ def _annealed(subject: Assessed, findings: Findings) -> None:
     latent = subject.scores.means.shape[1]
     with torch.no_grad():
         exact = torch.randn(len(rows), latent).to(x.device)
-        simulated = simulate(model.likelihood, model.output(exact))
+        simulated = model.likelihood.sample(model.output(exact))
     lower, upper = _anneal(subject, simulated), _anneal(subject, simulated, exact)
     gap = upper.log_px - lower.log_px
     findings.add("ais_gap", gap.mean().item(), standard_error(gap))

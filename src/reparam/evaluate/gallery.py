@@ -28,7 +28,6 @@ from reparam.figures.latents import (
     plot_latent_use,
 )
 from reparam.models.draw import Model
-from reparam.models.likelihoods import PixelGaussian
 
 RECONSTRUCTIONS = 10  # images, one of each class first
 EXTREMES = 10  # images at either end
@@ -76,7 +75,7 @@ def draw(
         "aggregate": (not subject.is_code, _aggregate),
         "bounds": (not subject.is_code and bool(are_bounds), _bounds),
         "extremes": (images > 1, partial(_extremes, is_density=reports is None or reports.density)),
-        "sigma": (isinstance(model.likelihood, PixelGaussian), _sigma),
+        "sigma": (model.likelihood.outputs > 1, _sigma),
     }
     return pictures | {name: picture(subject) for name, (is_wanted, picture) in others.items() if is_wanted}
 
@@ -193,28 +192,12 @@ def _extremes(subject: Subject, *, is_density: bool) -> Figure:
 
 
 def _sigma(subject: Subject) -> Figure:
-    rows, outputs = subject.one_of_each_class(RECONSTRUCTIONS), list[Tensor]()
-    decoder: torch.nn.Module = subject.model.decoder  # type: ignore[attr-defined]
-    hook = decoder.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
-    try:
-        pictures = subject.reconstruct(rows, subject.drawn(rows))
-    finally:
-        hook.remove()
+    rows, model = subject.one_of_each_class(RECONSTRUCTIONS), subject.model
+    pixels = subject.drawn(rows)
+    deviations = model.likelihood.deviation(model.output(model.posterior(pixels)[0])) * subject.images.scaling.scale
     # In a pixel of several channels, the root of their mean square; in units where black to white is 1.
-    deviations = _deviations(subject.model, outputs[0]) * subject.images.scaling.scale
     maps: npt.NDArray[np.float32] = as_array(deviations.square().mean(1).sqrt())
-    return plot_deviations(pictures, maps, subject.names(rows))
-
-
-def _deviations(model: Model, output: Tensor) -> Tensor:
-    """Read standard deviations of Gaussian pixels off the slope of their log density, (mean - target) / sigma ** 2.
-
-    Shapes: (n, P*C, H, W) -> (n, C, H, W).
-    """
-    with torch.enable_grad():
-        target = (model.likelihood.mean(output) + 1).requires_grad_()
-        [slope] = torch.autograd.grad(model.likelihood.log_prob(output, target).sum(), target)
-    return (-slope).rsqrt()
+    return plot_deviations(subject.reconstruct(rows, pixels), maps, subject.names(rows))
 
 
 def _walked(subject: Subject) -> list[int]:

@@ -90,6 +90,12 @@ class Likelihood(Protocol):
     def mean(self, output: Tensor) -> Tensor:
         """Return the expected image. Shapes: (..., P*C, H, W) -> (..., C, H, W)."""
 
+    def deviation(self, output: Tensor) -> Tensor:
+        """Return the standard deviation of each pixel. Shapes: (..., P*C, H, W) -> (..., C, H, W)."""
+
+    def sample(self, output: Tensor) -> Tensor:
+        """Draw an image, without a gradient, from torch's generator. Shapes: (..., P*C, H, W) -> (..., C, H, W)."""
+
     def output_of(self, mean: Tensor) -> Tensor:
         """Return an output whose expected image is about `mean`. Shapes: (..., C, H, W) -> (..., P*C, H, W)."""
 

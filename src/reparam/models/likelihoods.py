@@ -1,21 +1,19 @@
 """Distributions over images, given what the decoder puts out."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributions, nn
 
-from reparam.config.model import GaussianConfig, LearnedGaussianConfig, LogisticMixtureConfig, PixelGaussianConfig
+from reparam.config.model import GaussianConfig, LearnedGaussianConfig, PixelGaussianConfig
 from reparam.errors import ParamsError
 from reparam.models.draw import Likelihood, gaussian_log_prob
+from reparam.models.logistic import DiscretisedLogistic, LogisticMixture
+from reparam.models.ranges import CLIP, LOG_SIGMA, bound, invert, unbound
 
-# Bounds of log sigma (of log scale, for logistics) where the decoder puts it out: from half a grey level to 7 times the
-# range of [0, 1]. Without them, pixels that never vary let the density grow without end.
-LOG_SIGMA = (-6.0, 2.0)
-CLIP = 1e-3  # a pixel that is black in all training images: a logit of -6.9 instead of -inf (Burda et al. 2016, code)
 PIXELS = (-3, -2, -1)
 FACTORS = 112  # 2 ** 112 is within float32; a seventh of MNIST's pixels
 # Of the continuous Bernoulli: below, its series are exact to float32, while the closed forms lose digits as 1 / output.
@@ -75,6 +73,12 @@ class Bernoulli:
     def mean(self, output: Tensor) -> Tensor:
         return output.sigmoid()
 
+    def deviation(self, output: Tensor) -> Tensor:
+        return (output.sigmoid() * (-output).sigmoid()).sqrt()
+
+    def sample(self, output: Tensor) -> Tensor:
+        return torch.bernoulli(output.sigmoid()).detach()
+
     def output_of(self, mean: Tensor) -> Tensor:
         return mean.clamp(CLIP, 1 - CLIP).logit()
 
@@ -103,157 +107,115 @@ class ContinuousBernoulli:
         # exp(80) is as good as infinity here, but has a gradient.
         return torch.where(is_small, series, -1 / torch.expm1((-safe).clamp_max(80)) - 1 / safe)
 
+    def deviation(self, output: Tensor) -> Tensor:
+        return distributions.ContinuousBernoulli(logits=output).stddev
+
+    def sample(self, output: Tensor) -> Tensor:
+        drawn: Tensor = distributions.ContinuousBernoulli(logits=output).sample()  # type: ignore[no-untyped-call]
+        return drawn
+
     def output_of(self, mean: Tensor) -> Tensor:
-        return _invert(self.mean, mean, limit=1 / CLIP)
+        return invert(self.mean, mean, limit=1 / CLIP)
 
 
-class Gaussian:
-    """Independent pixels of one fixed standard deviation."""
+class Located:
+    """Independent pixels around a mean, which is the first (or only) output of each, behind a link."""
 
     outputs = 1
     needs_binary = False
     is_discrete = False
 
-    def __init__(self, config: GaussianConfig) -> None:
-        self.sigma = config.sigma
+    def __init__(self, config: PixelGaussianConfig) -> None:
+        super().__init__()
         self.link = LINKS[config.mean]
         self.needs_unit = self.link.is_unit
+
+    def mean(self, output: Tensor) -> Tensor:
+        return self.link.to_mean(output.chunk(self.outputs, dim=-3)[0])
+
+    def output_of(self, mean: Tensor) -> Tensor:
+        """Return an output whose expected image is `mean`, with log sigmas of 0 where the decoder puts them out."""
+        return torch.cat([self.link.to_output(mean), *[torch.zeros_like(mean)] * (self.outputs - 1)], dim=-3)
+
+
+class Gaussian(Located):
+    """Gaussian pixels of one fixed standard deviation."""
+
+    def __init__(self, config: GaussianConfig) -> None:
+        super().__init__(config)
+        self.sigma = config.sigma
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
         distance = (target - self.mean(output)) / self.sigma
         return (-0.5 * distance.square() - math.log(self.sigma) - 0.5 * math.log(2 * math.pi)).sum(PIXELS)
 
-    def mean(self, output: Tensor) -> Tensor:
-        return self.link.to_mean(output)
+    def deviation(self, output: Tensor) -> Tensor:
+        return torch.full_like(self.mean(output), self.sigma)
 
-    def output_of(self, mean: Tensor) -> Tensor:
-        return self.link.to_output(mean)
+    def sample(self, output: Tensor) -> Tensor:
+        return torch.normal(self.mean(output), self.sigma).detach()
 
 
-class LearnedGaussian(nn.Module):
-    """Independent pixels of one standard deviation, learned as a weight of the model."""
+class UncertainGaussian(Located):
+    """Gaussian pixels whose log sigma is learned."""
 
-    outputs = 1
-    needs_binary = False
-    is_discrete = False
+    @abstractmethod
+    def log_sigma_of(self, output: Tensor) -> Tensor:
+        """Return the unbounded log sigma. Shapes: (..., P*C, H, W) -> (..., C, H, W), or anything that broadcasts."""
+
+    def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
+        log_variance = 2 * bound(self.log_sigma_of(output), *LOG_SIGMA)
+        return gaussian_log_prob(target, self.mean(output), log_variance).sum(PIXELS)
+
+    def deviation(self, output: Tensor) -> Tensor:
+        return bound(self.log_sigma_of(output), *LOG_SIGMA).exp().expand_as(self.mean(output))
+
+    def sample(self, output: Tensor) -> Tensor:
+        return torch.normal(self.mean(output), self.deviation(output)).detach()
+
+
+class LearnedGaussian(UncertainGaussian, nn.Module):
+    """Gaussian pixels of one standard deviation, learned as a weight of the model."""
 
     def __init__(self, config: LearnedGaussianConfig) -> None:
-        super().__init__()
-        self.link = LINKS[config.mean]
-        self.needs_unit = self.link.is_unit
-        low, high = (math.exp(bound) for bound in LOG_SIGMA)
+        super().__init__(config)
+        low, high = (math.exp(limit) for limit in LOG_SIGMA)
         if not low < config.sigma < high:
             raise ParamsError(
                 f"params.yaml: model.gaussian_learned.sigma: wanted a number from {low:.4f} to {high:.2f} to start "
                 f"from, found {config.sigma}"
             )
-        self.log_sigma = nn.Parameter(_unbound(torch.tensor(config.sigma).log(), *LOG_SIGMA))
+        self.log_sigma = nn.Parameter(unbound(torch.tensor(config.sigma).log(), *LOG_SIGMA))
 
-    def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
-        return gaussian_log_prob(target, self.mean(output), 2 * _bound(self.log_sigma, *LOG_SIGMA)).sum(PIXELS)
-
-    def mean(self, output: Tensor) -> Tensor:
-        return self.link.to_mean(output)
-
-    def output_of(self, mean: Tensor) -> Tensor:
-        return self.link.to_output(mean)
+    def log_sigma_of(self, _output: Tensor) -> Tensor:
+        return self.log_sigma
 
 
-class PixelGaussian:
-    """Independent pixels; the decoder puts out mean and log sigma of each, sigma bounded by LOG_SIGMA."""
+class PixelGaussian(UncertainGaussian):
+    """Gaussian pixels; the decoder puts out mean and log sigma of each."""
 
     outputs = 2
-    needs_binary = False
-    is_discrete = False
 
-    def __init__(self, config: PixelGaussianConfig) -> None:
-        self.link = LINKS[config.mean]
-        self.needs_unit = self.link.is_unit
-
-    def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
-        log_sigma = _bound(output.chunk(2, dim=-3)[1], *LOG_SIGMA)
-        return gaussian_log_prob(target, self.mean(output), 2 * log_sigma).sum(PIXELS)
-
-    def mean(self, output: Tensor) -> Tensor:
-        return self.link.to_mean(output.chunk(2, dim=-3)[0])
-
-    def output_of(self, mean: Tensor) -> Tensor:
-        return torch.cat([self.link.to_output(mean), torch.zeros_like(mean)], dim=-3)
+    def log_sigma_of(self, output: Tensor) -> Tensor:
+        return output.chunk(2, dim=-3)[1]
 
 
-class Laplace:
-    """Independent Laplace pixels of one fixed standard deviation: the scale is sigma / sqrt(2)."""
-
-    outputs = 1
-    needs_binary = False
-    is_discrete = False
+class Laplace(Located):
+    """Laplace pixels of one fixed standard deviation: the scale is sigma / sqrt(2)."""
 
     def __init__(self, config: GaussianConfig) -> None:
+        super().__init__(config)
         self.scale = config.sigma / math.sqrt(2)
-        self.link = LINKS[config.mean]
-        self.needs_unit = self.link.is_unit
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
         return (-(target - self.mean(output)).abs() / self.scale - math.log(2 * self.scale)).sum(PIXELS)
 
-    def mean(self, output: Tensor) -> Tensor:
-        return self.link.to_mean(output)
+    def deviation(self, output: Tensor) -> Tensor:
+        return torch.full_like(self.mean(output), math.sqrt(2) * self.scale)
 
-    def output_of(self, mean: Tensor) -> Tensor:
-        return self.link.to_output(mean)
-
-
-class LogisticMixture:
-    """A mixture of logistics for each pixel and channel, rounded to the 256 grey values; the ends take the tails.
-
-    The decoder puts out the logits of the shares, the centres and the log scales, M numbers each.
-    Source: Salimans et al. 2017, eq. 2, with the channels independent.
-    """
-
-    needs_binary = False
-    needs_unit = True
-    is_discrete = True
-
-    def __init__(self, config: LogisticMixtureConfig) -> None:
-        self.components = config.components
-        self.outputs = 3 * self.components
-
-    def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the log mass of each grey level's interval; black and white have the tails as well."""
-        log_shares, centre, log_scale = self._parts(output)  # (..., M, C, H, W)
-        pixel, step = target.unsqueeze(-4), 1 / 510
-        upper = torch.where(pixel > 1 - step, torch.inf, (pixel + step - centre) * (-log_scale).exp())
-        lower = torch.where(pixel < step, -torch.inf, (pixel - step - centre) * (-log_scale).exp())
-        return (log_shares + _log_logistic_between(lower, upper)).logsumexp(-4).sum(PIXELS)
-
-    def mean(self, output: Tensor) -> Tensor:
-        """Return the mean of the logistics cut off at [0, 1]; rounding moves it by half a grey level at most."""
-        log_shares, centre, log_scale = self._parts(output)
-        scale = log_scale.exp()
-        means = scale * (F.softplus(centre / scale) - F.softplus((centre - 1) / scale))
-        return (log_shares.exp() * means).sum(-4)
-
-    def output_of(self, mean: Tensor) -> Tensor:
-        # The tails cut off pull the mean to grey, so that the middle of the components must lie beyond it.
-        return self._spread(_invert(lambda middle: self.mean(self._spread(middle)), mean, limit=3))
-
-    def _spread(self, middle: Tensor) -> Tensor:
-        shares = torch.zeros_like(middle)
-        centres = [middle + offset for offset in torch.linspace(-0.5, 0.5, self.components + 2)[1:-1].tolist()]
-        scales = torch.full_like(middle, -2.0)  # wide enough for the components to overlap: exp(-2) = 0.14
-        return torch.cat([shares] * self.components + centres + [scales] * self.components, dim=-3)
-
-    def _parts(self, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        split = torch.unflatten(output, -3, (3, self.components, -1))  # (..., 3, M, C, H, W)
-        logits, centre, log_scale = split.unbind(-5)
-        return logits.log_softmax(-4), centre, _bound(log_scale, *LOG_SIGMA)
-
-
-class DiscretisedLogistic(LogisticMixture):
-    """A mixture of one. Source: Kingma et al. 2016, app. B."""
-
-    def __init__(self) -> None:
-        super().__init__(LogisticMixtureConfig(components=1))
+    def sample(self, output: Tensor) -> Tensor:
+        drawn: Tensor = distributions.Laplace(self.mean(output), self.scale).sample()
+        return drawn
 
 
 class Linear:
@@ -295,44 +257,9 @@ def is_density(likelihood: Likelihood, binarization: str) -> bool:
     return likelihood.needs_binary == (binarization != "none")
 
 
-def _bound(values: Tensor, low: float, high: float) -> Tensor:
-    """Keep values between bounds, smoothly, so that a gradient leads back. Source: Chua et al. 2018, app. A.1."""
-    values = high - F.softplus(high - values)
-    return low + F.softplus(values - low)
-
-
-def _unbound(values: Tensor, low: float, high: float) -> Tensor:
-    """Invert `_bound`; of values at the bounds or beyond, which nothing is mapped to, take one just inside."""
-    values = values.clamp(low + 1e-3, high - 1e-3)
-    values = low + _inverse_softplus(values - low)
-    return high - _inverse_softplus(high - values)
-
-
-def _inverse_softplus(values: Tensor) -> Tensor:
-    return values + torch.log(-torch.expm1(-values))
-
-
-def _invert(function: Callable[[Tensor], Tensor], mean: Tensor, limit: float) -> Tensor:
-    """Solve function(x) = mean by bisection between -limit and limit, for a rising function without closed inverse."""
-    wanted = mean.clamp(CLIP, 1 - CLIP)
-    low, high = torch.full_like(wanted, -limit), torch.full_like(wanted, limit)
-    for _ in range(60):
-        middle = (low + high) / 2
-        is_below = function(middle) < wanted
-        low, high = torch.where(is_below, middle, low), torch.where(is_below, high, middle)
-    return (low + high) / 2
-
-
 def _away_from_zero(values: Tensor) -> Tensor:
     # What `where` does not choose still has a gradient, and infinity times 0 is NaN.
     return values.clamp_min(SMALL / 4)
-
-
-def _log_logistic_between(lower: Tensor, upper: Tensor) -> Tensor:
-    """log(sigmoid(upper) - sigmoid(lower)), without cancellation. Shapes: unchanged."""
-    # = logsigmoid(upper) + logsigmoid(-lower) + log(1 - exp(lower - upper))
-    width = (upper - lower).clamp_min(1e-12)
-    return F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-width))
 
 
 LIKELIHOODS: dict[str, Callable[..., Likelihood]] = {

@@ -7,10 +7,8 @@ import torch
 from conftest import small_section
 from torch import Tensor
 
-from reparam.errors import ParamsError
 from reparam.models.draw import Likelihood
 from reparam.models.likelihoods import LIKELIHOODS
-from reparam.models.simulate import simulate
 
 DRAWS = 200_000
 every_likelihood = pytest.mark.parametrize("name", LIKELIHOODS)
@@ -51,7 +49,7 @@ def test_draws_have_the_distribution_of_the_density(name: str, link: str, seed: 
     likelihood = make(name, mean=link)
     single = one_pixel(likelihood, seed)
     torch.manual_seed(1)
-    drawn = simulate(likelihood, single.expand(DRAWS, *single.shape)).flatten()
+    drawn = likelihood.sample(single.expand(DRAWS, *single.shape)).flatten()
     values, probabilities = distribution(likelihood, single)
     assert probabilities.sum().item() == pytest.approx(1, abs=1e-4)
 
@@ -74,7 +72,7 @@ def test_every_pixel_of_every_image_is_drawn_from_its_own_output(name: str) -> N
     mean = torch.tensor([0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0]).reshape(2, 3, 1, 2)
     output = likelihood.output_of(mean)
     torch.manual_seed(0)
-    drawn = torch.stack([simulate(likelihood, output) for _ in range(400)])
+    drawn = torch.stack([likelihood.sample(output) for _ in range(400)])
     assert drawn.shape == (400, 2, 3, 1, 2)
     # The largest sigma is that of `gaussian_per_pixel`, 1: a standard error of 0.05.
     torch.testing.assert_close(drawn.mean(0), likelihood.mean(output).detach(), rtol=0, atol=0.25)
@@ -85,7 +83,7 @@ def test_draws_can_be_scored_and_carry_no_gradient(name: str) -> None:
     likelihood = make(name)
     generator = torch.Generator().manual_seed(0)
     output = torch.randn(5, likelihood.outputs * 2, 3, 3, generator=generator).requires_grad_()
-    drawn = simulate(likelihood, output)
+    drawn = likelihood.sample(output)
     assert (drawn.shape, drawn.dtype, drawn.requires_grad) == ((5, 2, 3, 3), torch.float32, False)
     assert likelihood.log_prob(output, drawn).isfinite().all()
     if is_of_unit_pixels(likelihood):
@@ -96,7 +94,7 @@ def test_draws_can_be_scored_and_carry_no_gradient(name: str) -> None:
 def test_draws_at_extreme_outputs_are_finite(name: str) -> None:
     likelihood = make(name)
     for size in (-200.0, 200.0):
-        drawn = simulate(likelihood, torch.full((1000, likelihood.outputs, 1, 1), size))
+        drawn = likelihood.sample(torch.full((1000, likelihood.outputs, 1, 1), size))
         assert drawn.isfinite().all()
 
 
@@ -106,14 +104,19 @@ def test_a_seed_gives_the_same_images() -> None:
     images = []
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
-        images.append(simulate(likelihood, output))
+        images.append(likelihood.sample(output))
     assert torch.equal(images[0], images[1])
     assert not torch.equal(images[0], images[2])
 
 
-def test_a_likelihood_that_nobody_can_draw_from_is_named() -> None:
-    class Poisson:
-        outputs = 1
-
-    with pytest.raises(ParamsError, match=r"images can be drawn from \(Bernoulli, .*found Poisson; add"):
-        simulate(Poisson(), torch.zeros(1, 1, 1))  # type: ignore[arg-type]
+@every_likelihood
+@pytest.mark.parametrize("seed", range(4))
+def test_the_deviation_is_that_of_the_density(name: str, seed: int) -> None:
+    likelihood = make(name)
+    output = one_pixel(likelihood, seed)
+    values, probabilities = distribution(likelihood, output)
+    mean = (values * probabilities).sum()
+    wanted = ((values - mean).square() * probabilities).sum().sqrt()
+    found = likelihood.deviation(output).detach()
+    assert found.shape == (1, 1, 1)
+    assert found.item() == pytest.approx(wanted.item(), rel=2e-3)
