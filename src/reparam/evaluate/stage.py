@@ -12,6 +12,7 @@ import torch
 from reparam.config import Config, EvaluateConfig, flatten
 from reparam.data import store
 from reparam.data.batches import Batches
+from reparam.data.pixels import Pixels
 from reparam.data.store import SplitName
 from reparam.errors import ParamsError
 from reparam.evaluate import gallery
@@ -21,6 +22,7 @@ from reparam.evaluate.inception import WANTED
 from reparam.evaluate.metrics import Reports, Scores, headline, score
 from reparam.evaluate.samplers import SAMPLERS, draw_codes
 from reparam.evaluate.subject import Labels
+from reparam.evaluate.view import View
 from reparam.figures.curves import plot_outliers
 from reparam.figures.style import png
 from reparam.files import whole_directory, whole_file, write_json
@@ -49,15 +51,15 @@ def run(config: Config, paths: Paths, device: str = "auto") -> None:
     _check_sampler(model, model_card, settings)
     _check_inception(settings)
 
-    def batches(images: store.Images) -> Batches:
-        return Batches(images, data_card, settings.batch_size, place)
+    def view(images: store.Images) -> View:
+        return View(Batches(images, settings.batch_size, place), Pixels(data_card).to(place))
 
-    data = batches(scored.images)
+    data = view(scored.images)
 
     def codes(count: int) -> torch.Tensor:
         """Draw latents to generate images from. Shapes: -> (count, D)."""
         sampler, latent = SAMPLERS[settings.sampler], scores.means.shape[1]
-        return sampler(count, latent, lambda: draw_codes(model, batches(train.images)), settings.mixture_components)
+        return sampler(count, latent, lambda: draw_codes(model, view(train.images)), settings.mixture_components)
 
     with tracker.child_run("evaluate", model_card["lineage"]) as run:
         run.log_params(flatten(settings, "evaluate."))
@@ -68,7 +70,7 @@ def run(config: Config, paths: Paths, device: str = "auto") -> None:
             posterior=model.stochastic_layers > 0,
             bits=model.likelihood.is_discrete,
         )
-        subject = Assessed(model, data, scored, train, scores, settings, batches)
+        subject = Assessed(model, data, scored, train, scores, settings, view)
         findings = assess(subject, codes, outliers, is_density=reports.density)
         for warning in findings.warnings:
             log.warning("evaluate: %s", warning)
