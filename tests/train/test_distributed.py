@@ -94,7 +94,7 @@ from reparam.data import store
 from reparam.data.batches import Batches
 from reparam.paths import Paths
 from reparam.runtime import make_deterministic
-from reparam.train.stage import build
+from reparam.train.build import build_trainer
 from reparam.train.distributed import joined
 
 device = torch.device("cpu")
@@ -103,16 +103,16 @@ with joined(device) as world:
     config, card = load_config(paths.params), store.read_card(paths.processed)
     make_deterministic(config.train.seed + world.rank)  # other weights and noise in each process
     images = store.read_split(paths.processed, "train").images
-    data = Batches(images, card, config.train.batch_size, device, world.share)
-    step = build(config, card, data, device, world)
-    for batch in data.visit(step.agree(data.draw_order())):
-        step.step(batch)
+    data = Batches(images, config.train.batch_size, device)
+    trainer = build_trainer(config, card, data, world)
+    for batch in data.visit(world.agree(torch.randperm(len(images))), world.share):
+        trainer.step(batch)
         for what in ("data", "grad"):
-            mine = torch.cat([getattr(weight, what).flatten() for weight in step.module.parameters()])
+            mine = torch.cat([getattr(weight, what).flatten() for weight in trainer.loss.parameters()])
             everyone = [torch.empty_like(mine) for _ in range(world.size)]
             dist.all_gather(everyone, mine)
             assert all(torch.equal(one, mine) for one in everyone), what
-    assert step.images == len(images)
+    assert trainer.images == len(images)
     if world.is_first:
         print("equal", len(images))
 """
