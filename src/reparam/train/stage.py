@@ -95,7 +95,7 @@ def _train(training: State, data: Data, config: TrainConfig, checkpoints: Checkp
     if not keeper.resume():
         training.separate_processes()
         rollback.remember()
-    elif checkpoints is not None:
+    elif checkpoints is not None and trainer.world.is_first:
         log.warning("train: going on after epoch %d, from %s", len(record.history), checkpoints.directory)
     logged = display.tracker.logged_epochs(display.run) if record.history else set()
     console = Console(stderr=True, quiet=display.is_quiet or not trainer.world.is_first)
