@@ -79,8 +79,8 @@ def _work(path: str, fraction: str) -> None:
 
     from reparam.data.batches import Batches
     from reparam.recipes import read
-    from reparam.train.loop import Sums
-    from reparam.train.stage import build
+    from reparam.train.build import build_trainer
+    from reparam.train.sums import Sums
 
     images = np.load(path, mmap_mode="r")
     config = read(ROOT / "recipes", "pytorch-example")
@@ -90,13 +90,13 @@ def _work(path: str, fraction: str) -> None:
         "shape": [1, 28, 28],
         "splits": {"train": {"count": len(images)}},
     }
-    data = Batches(images, card, config.train.batch_size, torch.device("cpu"))
-    step = build(config, card, data, torch.device("cpu"))
+    data = Batches(images, config.train.batch_size, torch.device("cpu"))
+    trainer = build_trainer(config, card, data)
     for batch in data.visit(torch.arange(min(len(data), WARM_UP * config.train.batch_size))):
-        step.step(batch)
-    start, sums = time.perf_counter(), Sums()
-    for batch in data.visit(data.draw_order()):
-        sums.add(step.step(batch))
+        trainer.step(batch)
+    start, sums = time.perf_counter(), Sums(data.device)
+    for batch in data.visit(torch.randperm(len(data))):
+        sums.add(trainer.step(batch))
     sums.means("train", 1)
     seconds = time.perf_counter() - start
     status = Path("/proc/self/status").read_text(encoding="utf-8")

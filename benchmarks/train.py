@@ -241,8 +241,8 @@ def _our_way(model: str, way: str, mnist: Path, _scratch: Path) -> Epoch:
     from reparam.data.batches import Batches
     from reparam.recipes import read
     from reparam.runtime import make_deterministic, set_precision
-    from reparam.train.loop import Sums
-    from reparam.train.stage import build
+    from reparam.train.build import build_trainer
+    from reparam.train.sums import Sums
 
     recipe, changes = MODELS[model]
     of_way = {f"train.{name}": value for name, value in (WAYS | CONV_WAYS | GPU_WAYS)[way].items()}
@@ -251,27 +251,30 @@ def _our_way(model: str, way: str, mnist: Path, _scratch: Path) -> Epoch:
     set_precision(config.train.precision)
     card = {"scaling": {"kind": "unit", "shift": [0.0], "scale": [1.0]}, "binarization": "none", "shape": [1, 28, 28]}
     card["splits"] = {"train": {"count": IMAGES}}
-    data = Batches(_read_images(mnist), card, config.train.batch_size, DEVICE)
-    step = build(config, card, data, DEVICE)
-    flops = _flops(step.module)
+    data = Batches(_read_images(mnist), config.train.batch_size, DEVICE)
+    trainer = build_trainer(config, card, data)
+    flops = _flops(trainer.loss)
 
     def epoch() -> tuple[float, float]:
-        sums = Sums()
-        for batch in data.visit(data.draw_order()):
-            sums.add(step.step(batch))
+        sums = Sums(DEVICE)
+        for images in data.visit(torch.randperm(len(data))):
+            sums.add(trainer.step(images))
         return sums.means("train", 1)["train_loss"], flops
 
     return epoch
 
 
-def _flops(module: Any) -> float:
+def _flops(loss: Any) -> float:
     """Count the arithmetic of linear layers and convolutions for one image, forward and backward."""
     from torch.utils.flop_counter import FlopCounterMode
 
+    from reparam.objectives import Setting
+
     # In float64, whose products are all torch's own, which the counter knows.
-    module, x = copy.deepcopy(module).cpu().double(), torch.zeros(64, 1, 28, 28, dtype=torch.float64)
+    loss, x = copy.deepcopy(loss).cpu().double(), torch.zeros(64, 1, 28, 28, dtype=torch.float64)
     with FlopCounterMode(display=False) as counter:
-        module(x)["loss"].mean().backward()
+        terms = loss.objective(loss.model, x, loss.config, Setting(loss.epoch, loss.black, loss.white))
+        terms["loss"].mean().backward()
     return counter.get_total_flops() / len(x)
 
 

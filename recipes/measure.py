@@ -27,7 +27,7 @@ from reparam import recipes
 from reparam.config import Config
 from reparam.data import store
 from reparam.data.batches import Batches
-from reparam.data.scaling import Scaling
+from reparam.data.pixels import Pixels
 from reparam.download import stage as download
 from reparam.errors import UserError
 from reparam.evaluate import stage as evaluate
@@ -130,15 +130,15 @@ def _measure_codes(paths: Paths, config: Config) -> dict[str, Any]:
     place = pick_device(os.environ.get("REPARAM_DEVICE", "auto"))
     card = store.read_card(paths.processed)
     model = load_model(paths.model, place)
-    data = Batches(store.read_split(paths.processed, "test").images, card, config.evaluate.batch_size, place)
-    scaling = Scaling(card).to(place)
-    black, white = (scaling(torch.full((1, 1, 1), value, device=place)) for value in (0.0, 1.0))
+    data = Batches(store.read_split(paths.processed, "test").images, config.evaluate.batch_size, place)
+    pixels = Pixels(card).to(place)
+    black, white = (pixels.scaled(torch.full((1, 1, 1), value, device=place)) for value in (0.0, 1.0))
     setting = Setting(torch.tensor(torch.inf), black, white)
     errors = dict.fromkeys(NOISE_LEVELS, 0.0)
     codes: list[torch.Tensor] = []
     norms: list[torch.Tensor] = []
     with random_stream(0, "codes"), torch.no_grad():
-        for x in data.ordered(0):
+        for x in pixels.of(data.in_order(), 0):
             codes.append(model.posterior(x)[0])
             if sum(len(part) for part in norms) < CODES_FOR_JACOBIAN:
                 norms.append(squared_jacobian_norm(model, x))

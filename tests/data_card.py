@@ -1,4 +1,4 @@
-"""The part of a data card that tells what a model sees of the stored pixels."""
+"""The part of a data card that says what a model sees of the stored pixels."""
 
 from typing import Any
 

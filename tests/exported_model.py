@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from reparam.config import Config, ExportConfig
 from reparam.data import store
-from reparam.data.scaling import Scaling
+from reparam.data.pixels import Pixels
 from reparam.data.store import SPLITS
 from reparam.export import stage as export
 from reparam.export.onnx import DecoderGraph, EncoderGraph
@@ -31,7 +31,7 @@ class Exported:
 
     paths: Paths
     model: AnyModel
-    scaling: Scaling
+    pixels: Pixels
     images: store.Images  # the test split, (N, H, W, C)
 
     @property
@@ -41,11 +41,11 @@ class Exported:
     @property
     def decoder(self) -> DecoderGraph:
         """What `decoder.onnx` should compute."""
-        return DecoderGraph(self.model, self.scaling)
+        return DecoderGraph(self.model, self.pixels)
 
     def encoder(self, grey_pixels: str = "keep") -> EncoderGraph:
         """What `encoder.onnx` should compute."""
-        return EncoderGraph(self.model, self.scaling, grey_pixels)
+        return EncoderGraph(self.model, self.pixels, grey_pixels)
 
 
 def torch_images(images: store.Images) -> Tensor:
@@ -86,7 +86,7 @@ def prepare(root: Path, binarization: str = "dynamic", scaling: str = "unit", **
         "lineage": lineage,
     }
     save_card(paths.model, card)
-    return Exported(paths, model, Scaling(data), np.ascontiguousarray(grey.transpose(0, 2, 3, 1)))
+    return Exported(paths, model, Pixels(data), np.ascontiguousarray(grey.transpose(0, 2, 3, 1)))
 
 
 def run_stage(paths: Paths, opset: int = OPSET, grey_pixels: str = "keep") -> None:

@@ -5,15 +5,17 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import small_section
+from data_card import data_card
+from training import black_and_white, model_config, objective_config, train_config
 
-from reparam.data.scaling import Scaling
+from reparam.data.pixels import Pixels
 from reparam.errors import ParamsError
 from reparam.models.build import build_model
 from reparam.models.likelihoods import LIKELIHOODS
 from reparam.objectives import OBJECTIVES
 from reparam.train.checks import check_fit
-from reparam.train.step import LossModule, Step
+from reparam.train.loss import Loss
+from reparam.train.trainer import Trainer
 
 KINDS: dict[str, dict[str, Any]] = {
     "autoencoder": {"kind": "autoencoder"},
@@ -26,11 +28,9 @@ NEEDS_ONE_LAYER = ["reconstruction", "sparse", "contractive", "beta_tc", "mmd", 
 REFUSED = {("autoencoder", name) for name in NEEDS_A_POSTERIOR} | {
     (kind, name) for kind in ("bottom_up", "top_down") for name in NEEDS_ONE_LAYER
 }
-MODEL = small_section("model")
-OBJECTIVE = small_section("objective")
-TRAIN = small_section("train")
+TRAIN = train_config()
 SIZES = {"hidden": (8,), "channels": (4, 6), "latent": 3, "upper": (3, 2), "upper_hidden": (5,)}
-IMAGES = torch.bernoulli(torch.full((4, 1, 8, 8), 0.5), generator=torch.Generator().manual_seed(0))
+IMAGES = black_and_white(4, 1, 8, 8)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -49,8 +49,7 @@ def test_every_combination_trains_or_is_refused(kind: str, likelihood: str, obje
     # Each kind and objective has half of its likelihoods with either network.
     is_conv = (list(LIKELIHOODS).index(likelihood) + list(OBJECTIVES).index(objective)) % 2
     changes = KINDS[kind] | SIZES | {"likelihood": likelihood, "network": "conv" if is_conv else "mlp"}
-    config = small_section("model", **changes)
-    wanted = small_section("objective", name=objective, samples=2)
+    config, wanted = model_config(**changes), objective_config(name=objective, samples=2)
     torch.manual_seed(0)
     model = build_model(config, IMAGES.shape[1:])
     if (kind, objective) in REFUSED:
@@ -59,13 +58,12 @@ def test_every_combination_trains_or_is_refused(kind: str, likelihood: str, obje
         return
 
     check_fit(model, config, wanted)
-    scaling = Scaling({"scaling": {"shift": [0.0], "scale": [1.0]}})
-    module = LossModule(model, wanted, scaling, images=100)
-    step = Step(module, TRAIN)
+    loss = Loss(model, Pixels(data_card("none")), wanted)
+    trainer = Trainer(loss, TRAIN, epoch_images=100)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     with torch.no_grad():
-        held_out = module.score(IMAGES)
-    totals = [step.step(IMAGES).terms, step.step(IMAGES).terms]
+        held_out = loss.score(IMAGES, torch.Generator())
+    totals = [trainer.step(IMAGES).terms, trainer.step(IMAGES).terms]
     for terms, wanted_shape in ((totals[0], ()), (totals[1], ()), (held_out, (4,))):
         assert {name: values.shape for name, values in terms.items()} == dict.fromkeys(held_out, wanted_shape)
         assert all(values.isfinite().all() for values in terms.values()), terms

@@ -21,6 +21,7 @@ from reparam.compare.experiment import spread
 from reparam.config import Config, load_config
 from reparam.data import store
 from reparam.data.batches import Batches
+from reparam.data.pixels import Pixels
 from reparam.download import stage as download
 from reparam.errors import ParamsError
 from reparam.evaluate.metrics import Reports, Scores, headline
@@ -32,8 +33,9 @@ from reparam.preprocess import stage as preprocess
 from reparam.runtime import random_stream
 from reparam.train import stage as train
 from reparam.train.checks import check_fit, check_parts
+from reparam.train.loss import Loss
 from reparam.train.optimizers import rate_at
-from reparam.train.step import LossModule, Step
+from reparam.train.trainer import Trainer
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = recipes.names(FOLDER)
@@ -68,20 +70,20 @@ def shape(config: Config) -> tuple[int, ...]:
 
 def some_data(config: Config, images: int, batch_size: int) -> Batches:
     grey = np.random.default_rng(0).integers(0, 256, (images, *shape(config)), dtype=np.uint8)
-    shift, scale = (0.0, 1.0) if config.preprocess.scaling == "unit" else (0.5, 0.25)
-    card = data_card(config.preprocess.binarization, shift, scale, channels=shape(config)[0])
     if config.preprocess.binarization == "static":
         grey = np.where(grey > 127, 255, 0).astype(np.uint8)
-    return Batches(grey, card, batch_size, torch.device("cpu"))
+    return Batches(grey, batch_size, torch.device("cpu"))
 
 
-def some_loss(config: Config, data: Batches) -> LossModule:
+def some_loss(config: Config, data: Batches) -> Loss:
     torch.manual_seed(0)
     model = build_model(config.model, shape(config))
     check_fit(model, config.model, config.objective)
+    shift, scale = (0.0, 1.0) if config.preprocess.scaling == "unit" else (0.5, 0.25)
+    pixels = Pixels(data_card(config.preprocess.binarization, shift, scale, channels=shape(config)[0]))
     if config.model.start_at_mean:
-        start_at_mean(model, data.mean_image())
-    return LossModule(model, config.objective, data.scaling, len(data))
+        start_at_mean(model, pixels.scaled(data.mean()))
+    return Loss(model, pixels, config.objective)
 
 
 # The files
@@ -134,10 +136,10 @@ def test_a_recipe_trains(name: str) -> None:
     data = some_data(config, images=12, batch_size=4)
     loss = some_loss(config, data)
     before = {key: weight.detach().clone() for key, weight in loss.named_parameters()}
-    step = Step(loss, config.train)
-    for x in data.visit(data.draw_order()):
-        assert x.shape == (4, *shape(config))
-        assert all(values.isfinite().all() for values in step.step(x).terms.values())
+    trainer = Trainer(loss, config.train, len(data))
+    for images in data.visit(torch.randperm(len(data))):
+        assert images.shape == (4, *shape(config))
+        assert all(values.isfinite().all() for values in trainer.step(images).terms.values())
     assert [key for key, weight in loss.named_parameters() if torch.equal(weight, before[key])] == []
     assert all(weight.isfinite().all() for weight in loss.parameters())
 
@@ -303,14 +305,15 @@ def test_the_recipes_of_burda_et_al_are_as_published(layers: int, samples: int) 
     assert widths == (one if layers == 1 else up + prior + down)
 
 
-def drawn(name: str) -> tuple[LossModule, Tensor, dict[str, Tensor], tuple[Tensor, Tensor, Tensor]]:
+def drawn(name: str) -> tuple[Loss, Tensor, dict[str, Tensor], tuple[Tensor, Tensor, Tensor]]:
     """Draw random images and latents; return the loss, the images, our terms, and the decoder's image with its KL."""
     config = recipe(name)
     data = some_data(config, images=6, batch_size=6)
     loss = some_loss(config, data)
-    [x] = data.ordered(0)
+    [images] = data.in_order()
+    x = loss.pixels(images)
     torch.manual_seed(5)
-    terms = loss(x)
+    terms = loss(images)
     with torch.no_grad():
         mean, log_variance = loss.model.posterior(x)
         torch.manual_seed(5)
@@ -589,7 +592,7 @@ def test_codes_are_measured_in_units_that_do_not_depend_on_their_size(
 
     model = load_model(project.model, torch.device("cpu"))
     images = store.read_split(project.processed, "test").images
-    [x] = Batches(images, store.read_card(project.processed), len(images), torch.device("cpu")).ordered(0)
+    x = Pixels(store.read_card(project.processed))(torch.from_numpy(images.copy()))
     with torch.no_grad():
         code = model.posterior(x)[0]
         error = ((model.decode(code) - x) / 2).square().mean().item()  # black is -1, white is 1

@@ -11,6 +11,7 @@ from torch import Tensor
 from reparam.config import Config
 from reparam.data import store
 from reparam.data.batches import Batches
+from reparam.data.pixels import Pixels
 from reparam.errors import ParamsError
 from reparam.figures.images import plot_gradient_noise
 from reparam.figures.style import png
@@ -34,7 +35,8 @@ def run(config: Config, paths: Paths, device: str = "auto") -> None:
     if not model.stochastic_layers:
         raise ParamsError("gradients: wanted a model with a posterior, found an autoencoder, which draws no samples")
     images = store.read_split(paths.processed, "test").images[:IMAGES]
-    [x] = Batches(images, store.read_card(paths.processed), IMAGES, place).ordered(config.evaluate.seed)
+    pixels = Pixels(store.read_card(paths.processed)).to(place)
+    [x] = pixels.of(Batches(images, IMAGES, place).in_order(), config.evaluate.seed)
     weights = [weight for name, weight in model.named_parameters() if name.startswith(("encoder", "feature"))]
     with random_stream(config.evaluate.seed, "gradients"):
         noise = noise_to_signal(model, weights, x, REPEATS)

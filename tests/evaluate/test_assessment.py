@@ -11,9 +11,9 @@ from data_card import data_card
 from linear_gaussian import hierarchy_evidence, linear_hierarchy, linear_vae, vae_evidence
 from torch import Tensor
 from torch.distributions import MultivariateNormal
+from views import view_of
 
 from reparam.config import EvaluateConfig
-from reparam.data.batches import Batches
 from reparam.data.store import Images, Split
 from reparam.evaluate import annealing, assessment
 from reparam.evaluate.aggregate import aggregate
@@ -24,11 +24,11 @@ from reparam.evaluate.metrics import score, standard_error
 from reparam.evaluate.representation import Labelled, probe
 from reparam.evaluate.sample_quality import fit_projection, pca_quality
 from reparam.evaluate.unusual import auroc
+from reparam.evaluate.view import View
 from reparam.models.build import AnyModel, build_model
 from reparam.models.likelihoods import Gaussian
 from reparam.runtime import random_stream
 
-CPU = torch.device("cpu")
 SHAPE = (1, 4, 4)
 SCALED = data_card("dynamic", shift=0.5, scale=0.25)
 
@@ -72,13 +72,13 @@ def measured(model: AnyModel, split: Split | None = None, card: dict[str, Any] =
     """Score a split, so that the rest can be assessed."""
     config, scored = settings(**changes), split or some_split(90, seed=0)
 
-    def batches(images: Images) -> Batches:
-        return Batches(images, card, config.batch_size, CPU)
+    def view(images: Images) -> View:
+        return view_of(images, card, config.batch_size)
 
     with random_stream(config.seed, "score"):
-        scores = score(model, batches(scored.images), config)
+        scores = score(model, view(scored.images), config)
     train = some_split(80, seed=1) if split is None else split
-    return Assessed(model, batches(scored.images), scored, train, scores, config, batches)
+    return Assessed(model, view(scored.images), scored, train, scores, config, view)
 
 
 def assessed(subject: Assessed, *, outliers: bool = True, is_density: bool = True) -> Findings:

@@ -11,12 +11,13 @@ from data_card import data_card
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
+from views import view_of
 
 from reparam.config import EvaluateConfig
-from reparam.data.batches import Batches
 from reparam.evaluate import gallery, latent_walks
 from reparam.evaluate.metrics import Reports, Scores
 from reparam.evaluate.samplers import SAMPLERS
+from reparam.evaluate.view import View
 from reparam.figures.images import plot_contact_sheet, tile
 from reparam.figures.style import png
 from reparam.models.build import AnyModel, build_model
@@ -36,9 +37,9 @@ def some_model(latent: int, kind: str = "vae", likelihood: str = "bernoulli") ->
     return build_model(small_section("model", **changes), SHAPE)
 
 
-def some_data(images: int, binarization: str, shift: float = 0.0, scale: float = 1.0) -> Batches:
+def some_data(images: int, binarization: str, shift: float = 0.0, scale: float = 1.0) -> View:
     grey = np.random.default_rng(0).integers(0, 256, (images, *SHAPE), dtype=np.uint8)
-    return Batches(grey, data_card(binarization, shift, scale), 4, torch.device("cpu"))
+    return view_of(grey, data_card(binarization, shift, scale))
 
 
 def some_scores(images: int, kl: list[float], *, is_code: bool = False) -> Scores:
@@ -131,7 +132,7 @@ def test_one_image_of_each_class_is_shown_first_and_in_the_order_of_the_classes(
 def test_reconstructions_are_those_of_the_pixels_that_the_model_saw() -> None:
     model, data = some_model(2), some_data(3, "dynamic")
     original, seen, reconstruction = rows(draw([0, 1, 2], kl=[2.0, 1.0], model=model)["reconstructions"], columns=3)
-    np.testing.assert_allclose(original, data.grey(torch.arange(len(data)))[:, 0].numpy() / 255, rtol=1e-6)
+    np.testing.assert_allclose(original, data.batches.take(torch.arange(len(data)))[:, 0].numpy() / 255, rtol=1e-6)
     assert set(np.unique(seen)) == {0.0, 1.0}
     with torch.no_grad():
         wanted = model.decode(model.posterior(torch.from_numpy(seen)[:, None])[0])
@@ -150,7 +151,7 @@ def test_pictures_show_pixels_whatever_scale_the_model_sees() -> None:
     model, data, scores = some_model(2), some_data(3, "dynamic", shift=0.5, scale=0.5), some_scores(3, [2.0, 1.0])
     pictures = gallery.draw(model, (data, np.arange(3)), scores, SETTINGS, some_start(2))
     original, seen, reconstruction = rows(pictures["reconstructions"], columns=3)
-    np.testing.assert_allclose(original, data.grey(torch.arange(len(data)))[:, 0].numpy() / 255, rtol=1e-6)
+    np.testing.assert_allclose(original, data.batches.take(torch.arange(len(data)))[:, 0].numpy() / 255, rtol=1e-6)
     assert set(np.unique(seen)) == {0.0, 1.0}
     with torch.no_grad():
         decoded = model.decode(model.posterior(torch.from_numpy(seen * 2 - 1)[:, None])[0])
@@ -329,7 +330,7 @@ def test_interpolation_goes_straight_from_one_image_to_one_of_another_class() ->
     labels = [0, 1, 2, 3, 0, 1, 2, 3]
     figure = draw(labels, [2.0, 1.0], model=model)["interpolation"]
     found = cells(figure, 13)
-    stored = some_data(8, "dynamic").grey(torch.arange(8))[:, 0].numpy() / np.float32(255)
+    stored = some_data(8, "dynamic").batches.take(torch.arange(8))[:, 0].numpy() / np.float32(255)
     seen = list[int]()
     for line, text in zip(found, figure.axes[0].get_yticklabels(), strict=True):
         first, second = (int(np.abs(stored - end).sum((1, 2)).argmin()) for end in (line[0], line[-1]))
@@ -402,7 +403,7 @@ def test_extremes_are_the_best_and_the_worst_with_their_nats(images: int, count:
 def test_extremes_show_the_very_draw_that_was_scored() -> None:
     model, data, scores = some_model(2), some_data(9, "dynamic"), some_scores(9, [2.0, 1.0])
     best, _worst = gallery.draw(model, (data, np.zeros(9)), scores, SETTINGS, some_start(2))["extremes"].axes
-    seen = torch.cat(list(data.ordered(SETTINGS.seed)))[scores.reconstruction.argsort()[:4]]
+    seen = torch.cat(list(data.seen(SETTINGS.seed)))[scores.reconstruction.argsort()[:4]]
     with torch.no_grad():
         decoded = model.decode(model.posterior(seen)[0])
     canvas = np.asarray(best.images[0].get_array())
@@ -490,7 +491,7 @@ def test_images_of_three_channels_are_drawn_and_cut_in_colour() -> None:
     torch.manual_seed(0)
     model = build_model(small_section("model", hidden=[5], latent=2), (3, 2, 3))
     grey = np.random.default_rng(0).integers(0, 256, (6, 3, 2, 3), dtype=np.uint8)
-    data = Batches(grey, data_card("none", channels=3), 4, torch.device("cpu")), np.arange(6) % 2
+    data = view_of(grey, data_card("none", channels=3)), np.arange(6) % 2
     pictures = gallery.draw(model, data, some_scores(6, [1.0, 1.0]), SETTINGS, some_start(2))
     assert all(map(drawn, pictures.values()))
     tiles, _ = gallery.tiles(model, data, some_scores(6, [1.0, 1.0]), SETTINGS)

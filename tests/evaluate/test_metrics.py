@@ -9,17 +9,14 @@ from data_card import data_card
 from linear_gaussian import LinearGaussian
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
+from views import view_of
 
 from reparam.config import EvaluateConfig
-from reparam.data.batches import Batches
 from reparam.evaluate.metrics import Reports, Scores, headline, score
 from reparam.models.build import AnyModel, build_model
 from reparam.models.draw import Draw, Estimator, Layer, kl_to_standard_normal
 from reparam.models.hierarchical import HierarchicalVAE
 from reparam.models.likelihoods import LIKELIHOODS, is_density
-
-CPU = torch.device("cpu")
-
 
 SHAPE = (1, 2, 3)
 DENSITY = Reports(density=True, posterior=True, bits=False)
@@ -65,7 +62,7 @@ def test_scores_are_per_image_in_the_order_of_the_split() -> None:
     grey = np.arange(0, 250, 25, dtype=np.uint8).reshape(5, 1, 1, 2)  # 5 images in batches of 2
     torch.manual_seed(0)
     model = Split(slope=1.0, variance=0.7)
-    scores = score(model, Batches(grey, data_card("none"), 2, CPU), settings(elbo_samples=20_000, nll_samples=20_000))
+    scores = score(model, view_of(grey, data_card("none"), 2), settings(elbo_samples=20_000, nll_samples=20_000))
 
     x = torch.from_numpy(grey).float() / 255
     mean, log_variance = model.posterior(x)
@@ -86,7 +83,7 @@ def test_scoring_asks_for_the_samples_of_the_params_and_keeps_no_graph() -> None
     model = some_model((1, 2, 2))
     asked: list[int] = []
     model.decoder.register_forward_hook(lambda _module, inputs, _output: asked.append(len(inputs[0])))
-    scores = score(model, Batches(np.full((3, 1, 2, 2), 255, np.uint8), data_card("none"), 2, CPU), settings())
+    scores = score(model, view_of(np.full((3, 1, 2, 2), 255, np.uint8), data_card("none"), 2), settings())
     # ELBO samples, then NLL samples up to each level: of a batch of two and a batch of one.
     # (One more of each batch, and of the samples of it, sees how much memory they take.)
     assert asked == [1, 2 * 2, 1, 2, 2, 2, 1, 2 * 1, 1, 1, 1, 1]
@@ -108,7 +105,7 @@ def test_scoring_asks_for_the_samples_of_the_params_and_keeps_no_graph() -> None
 
 def test_an_autoencoder_has_a_reconstruction_and_codes_but_neither_kl_nor_likelihood() -> None:
     model = some_model(kind="autoencoder", likelihood="gaussian", sigma=0.5)
-    data = Batches(some_images(5), data_card("none"), 2, CPU)
+    data = view_of(some_images(5), data_card("none"), 2)
     scores = score(model, data, settings())
     x = torch.from_numpy(some_images(5)).float() / 255
     with torch.no_grad():
@@ -134,7 +131,7 @@ def test_the_kl_of_a_hierarchy_is_told_layer_by_layer_that_next_to_the_image_fir
         top = [layer for layer in model.encoders[-1].modules() if isinstance(layer, torch.nn.Linear)][-1]
         assert top.bias is not None
         top.bias.copy_(torch.tensor([3.0, 0.0]))  # q(z_3 | x) = N(3, 1): a KL of 9/2
-    scores = score(model, Batches(some_images(5), data_card("dynamic"), 2, CPU), settings(elbo_samples=4))
+    scores = score(model, view_of(some_images(5), data_card("dynamic"), 2), settings(elbo_samples=4))
     assert scores.layer_sizes == (3, 2, 1)
     assert scores.latent_kl.shape == (6,)
     assert scores.means.shape == (5, 6)
@@ -152,7 +149,7 @@ def test_the_kl_of_a_hierarchy_is_told_layer_by_layer_that_next_to_the_image_fir
 
 
 def test_a_single_layer_has_no_kl_per_layer() -> None:
-    scores = score(some_model(), Batches(some_images(3), data_card("dynamic"), 2, CPU), settings())
+    scores = score(some_model(), view_of(some_images(3), data_card("dynamic"), 2), settings())
     assert not [name for name in headline(scores, 0.01, DENSITY, pixels=6) if "layer" in name]
 
 
@@ -166,7 +163,7 @@ def test_a_ragged_last_batch_does_not_change_the_mean_over_images(kind: str) -> 
         model.draw = without_noise(model)  # type: ignore[method-assign]
 
     def found(batch_size: int) -> dict[str, float]:
-        data = Batches(grey, data_card("none"), batch_size, CPU)
+        data = view_of(grey, data_card("none"), batch_size)
         scores = score(model, data, settings(elbo_samples=1, nll_samples=1))
         return headline(scores, 0.01, Reports(density=True, posterior=kind != "autoencoder", bits=False), pixels=6)
 
@@ -178,7 +175,7 @@ def test_a_ragged_last_batch_does_not_change_the_mean_over_images(kind: str) -> 
     assert is_close(found(2), whole)
     assert is_close(found(3), whole)
     # The last image is unlike the others, so that the wrong mean would be seen.
-    ragged = score(model, Batches(grey, data_card("none"), 2, CPU), settings(elbo_samples=1, nll_samples=1))
+    ragged = score(model, view_of(grey, data_card("none"), 2), settings(elbo_samples=1, nll_samples=1))
     of_batches = torch.stack([part.mean() for part in torch.split(ragged.reconstruction, 2)]).mean().item()
     assert abs(of_batches - whole["reconstruction"]) > 1
 
@@ -237,14 +234,14 @@ def test_headline_gives_means_and_standard_errors() -> None:
 
 def test_layers_and_dimensions_have_errors_over_images() -> None:
     model = some_model(kind="hierarchical", upper=[2])
-    scores = score(model, Batches(some_images(7), data_card("none"), 3, CPU), settings())
+    scores = score(model, view_of(some_images(7), data_card("none"), 3), settings())
     found = headline(scores, 0.01, DENSITY, pixels=6)
     assert scores.layer_kl.shape == (7, 2)
     torch.testing.assert_close(scores.layer_kl.sum(1), scores.kl, rtol=1e-5, atol=1e-6)
     for number in (1, 2):
         values = scores.layer_kl[:, number - 1]
         assert found[f"kl_layer_{number}_se"] == pytest.approx(values.std().item() / math.sqrt(7), abs=5e-5)
-    alone = score(model, Batches(some_images(1), data_card("none"), 3, CPU), settings())
+    alone = score(model, view_of(some_images(1), data_card("none"), 3), settings())
     assert alone.latent_kl_error.tolist() == [0.0] * 5
 
 
@@ -261,7 +258,7 @@ def test_without_a_density_there_is_a_cross_entropy_and_neither_elbo_nor_nll() -
 
 
 def test_a_single_image_has_no_standard_error_and_no_active_unit() -> None:
-    scores = score(Split(), Batches(np.full((1, 1, 1, 2), 200, np.uint8), data_card("none"), 2, CPU), settings())
+    scores = score(Split(), view_of(np.full((1, 1, 1, 2), 200, np.uint8), data_card("none"), 2), settings())
     found = headline(scores, 0.01, DENSITY, pixels=2)
     assert [found[f"{name}_se"] for name in ("elbo", "reconstruction", "kl", "nll")] == [0.0] * 4
     assert (found["active_units"], found["images"]) == (0, 1)
@@ -277,7 +274,7 @@ def test_the_nll_in_bits_is_per_pixel_and_channel() -> None:
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_bits_are_told_of_the_256_grey_values_alone(likelihood: str) -> None:
     model = some_model(likelihood=likelihood)
-    scores = score(model, Batches(some_images(3), data_card("none"), 2, CPU), settings())
+    scores = score(model, view_of(some_images(3), data_card("none"), 2), settings())
     reports = Reports(is_density(model.likelihood, "none"), model.stochastic_layers > 0, model.likelihood.is_discrete)
     found = headline(scores, 0.01, reports, pixels=6)
     assert ("bits_per_dim" in found) == (likelihood in ("discretised_logistic", "logistic_mixture"))
@@ -288,7 +285,7 @@ def test_bits_are_told_of_the_256_grey_values_alone(likelihood: str) -> None:
 @pytest.mark.parametrize("kind", ["vae", "hierarchical"])
 def test_no_nll_is_told_of_grey_pixels_under_a_bernoulli(kind: str) -> None:
     model = some_model(kind=kind)
-    scores = score(model, Batches(some_images(3), data_card("none"), 2, CPU), settings())
+    scores = score(model, view_of(some_images(3), data_card("none"), 2), settings())
     found = headline(scores, 0.01, Reports(is_density(model.likelihood, "none"), True, False), pixels=6)
     assert {"elbo", "nll", "bits_per_dim", "reconstruction"} & set(found) == set()
     assert found["bce"] == round(scores.reconstruction.mean().item(), 4)
@@ -318,15 +315,11 @@ def test_units_that_know_nothing_of_the_image_are_not_active_however_few_the_sam
             if isinstance(layer, torch.nn.Linear):
                 layer.weight.mul_(3)
     images = np.random.default_rng(0).integers(0, 256, (400, 1, 4, 4), dtype=np.uint8)
-    data = Batches(images, data_card("dynamic"), 100, torch.device("cpu"))
+    data = view_of(images, data_card("dynamic"), 100)
     config = small_section("evaluate", elbo_samples=4, nll_samples=1)
     scores = score(model, data, config)
     spread = torch.cat(
-        [
-            layer.mean.expand_as(layer.z)
-            for layer in model.draw(next(data.ordered(0)), next(data.ordered(0)), 50).layers
-        ],
-        -1,
+        [layer.mean.expand_as(layer.z) for layer in model.draw(next(data.seen(0)), next(data.seen(0)), 50).layers], -1
     )
     dependent = spread.var(0).mean(0) > 0.01
     assert dependent.any()  # without the correction a quarter of this would count

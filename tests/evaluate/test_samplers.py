@@ -7,11 +7,12 @@ import torch
 from conftest import small_section
 from data_card import data_card
 from torch import Tensor
+from views import view_of
 
 from reparam.config.evaluate import MixtureConfig
-from reparam.data.batches import Batches
 from reparam.evaluate import samplers
 from reparam.evaluate.samplers import draw_codes, mixture, prior
+from reparam.evaluate.view import View
 from reparam.models.build import AnyModel, build_model
 
 SHAPE = (1, 2, 3)
@@ -34,9 +35,9 @@ def some_model(**changes: Any) -> AnyModel:
     return build_model(small_section("model", **small | changes), SHAPE).eval()
 
 
-def some_data(images: int) -> Batches:
+def some_data(images: int) -> View:
     grey = np.random.default_rng(0).integers(0, 256, (images, *SHAPE), dtype=np.uint8)
-    return Batches(grey, data_card("none"), 4, torch.device("cpu"))
+    return view_of(grey, data_card("none"))
 
 
 def seeded(draw: Callable[[], Tensor], seed: int = 0) -> Tensor:
@@ -103,7 +104,7 @@ def test_codes_that_are_all_the_same_are_drawn_again() -> None:
 def test_the_codes_of_an_autoencoder_are_its_codes_exactly() -> None:
     model, data = some_model(kind="autoencoder"), some_data(11)
     with torch.no_grad():
-        wanted = torch.cat([model.posterior(x)[0] for x in data.ordered(0)])
+        wanted = torch.cat([model.posterior(x)[0] for x in data.seen(0)])
     found = seeded(lambda: draw_codes(model, data))
     assert not found.requires_grad
     # In another order, which changes the last digit of a product.
@@ -111,10 +112,9 @@ def test_the_codes_of_an_autoencoder_are_its_codes_exactly() -> None:
 
 
 def test_the_codes_of_a_vae_are_draws_of_its_posterior() -> None:
-    model, [x] = some_model(), some_data(1).ordered(0)
-    data = Batches(
-        np.repeat(some_data(1).grey(torch.arange(1)).numpy(), 4_000, 0), data_card("none"), 500, torch.device("cpu")
-    )
+    model, [x] = some_model(), some_data(1).seen(0)
+    grey = some_data(1).batches.take(torch.arange(1)).numpy()
+    data = view_of(np.repeat(grey, 4_000, 0), data_card("none"), 500)
     with torch.no_grad():
         mean, log_variance = model.posterior(x)
     found = seeded(lambda: draw_codes(model, data)).double()

@@ -192,10 +192,10 @@ def test_every_model_is_exported_as_torch_computes_it(name: str, tmp_path: Path)
     assert signature(decoder.input) == {"latents": ["any", latent]}
     assert signature(decoder.output) == {"images": ["any", 4, 6, 3], "mean": ["any", 4, 6, 3]}
 
-    x = prepared.scaling(torch_images(prepared.images))
+    x = prepared.pixels.scaled(torch_images(prepared.images))
     with torch.no_grad():
         wanted = prepared.model.posterior(x)[: len(posterior)]
-        decoded = prepared.scaling.invert(prepared.model.decode(wanted[0])).permute(0, 2, 3, 1).numpy()
+        decoded = prepared.pixels.unscaled(prepared.model.decode(wanted[0])).permute(0, 2, 3, 1).numpy()
     for found, reference in zip(run(prepared.directory / "encoder.onnx", prepared.images), wanted, strict=True):
         np.testing.assert_allclose(found, reference.numpy(), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(run(prepared.directory / "decoder.onnx", wanted[0].numpy())[1], decoded, atol=1e-5)

@@ -12,6 +12,7 @@ import torch
 from conftest import SMALL, change
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
+from torch import Tensor
 
 from reparam.config import load_config
 from reparam.download import stage as download
@@ -69,21 +70,63 @@ def torchrun(root: Path, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*start, *command], cwd=root, env=environment, capture_output=True, text=True, check=False)
 
 
+def assert_trained(paths: Paths, wanted: dict[str, Tensor]) -> None:
+    found = load_file(paths.model / "weights.safetensors")
+    assert found.keys() == wanted.keys()
+    for name, weight in wanted.items():
+        # Adam divides by the gradient's size, so a rounding of a tiny gradient is a visible step.
+        torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-4)
+
+
 def test_two_processes_train_the_model_that_one_trains(noiseless: Paths) -> None:
     train.run(load_config(noiseless.params), noiseless, "cpu", quiet=True)
     wanted, history = load_file(noiseless.model / "weights.safetensors"), noiseless.history.read_text()
     noiseless.history.unlink()
     done = torchrun(noiseless.root, "-m", "reparam", "train", "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    found = load_file(noiseless.model / "weights.safetensors")
-    assert found.keys() == wanted.keys()
-    for name, weight in wanted.items():
-        # Adam divides by the gradient's size, so a rounding of a tiny gradient is a visible step.
-        torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-4)
+    assert_trained(noiseless, wanted)
     rows = [[float(cell) for cell in line.split(",")] for line in noiseless.history.read_text().splitlines()[1:]]
     alone = [[float(cell) for cell in line.split(",")] for line in history.splitlines()[1:]]
     assert [value for row in rows for value in row] == pytest.approx([v for row in alone for v in row], rel=1e-3)
     assert done.stderr.count("epoch 3/3") == 1  # one of them speaks
+
+
+KILLED = """
+from reparam.config import load_config
+from reparam.paths import Paths
+from reparam.train import stage
+from reparam.train.trainer import Trainer
+
+steps, step = 0, Trainer.step
+
+def die(trainer, images):
+    global steps
+    steps += 1
+    if steps == 8:  # two steps into the second of three epochs
+        raise SystemExit(7)
+    return step(trainer, images)
+
+Trainer.step = die
+paths = Paths.here()
+stage.run(load_config(paths.params), paths, "cpu", quiet=True)
+"""
+
+
+def test_two_processes_that_were_killed_go_on_to_the_same_model(
+    noiseless: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train.run(load_config(noiseless.params), noiseless, "cpu", quiet=True)
+    wanted = load_file(noiseless.model / "weights.safetensors")
+    (noiseless.model / "weights.safetensors").unlink()
+    monkeypatch.setenv("REPARAM_CHECKPOINT_SECONDS", "0")
+    (noiseless.root / "killed.py").write_text(KILLED)
+    killed = torchrun(noiseless.root, "killed.py")
+    assert killed.returncode != 0
+    assert not (noiseless.model / "weights.safetensors").exists()
+    done = torchrun(noiseless.root, "-m", "reparam", "train", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert_trained(noiseless, wanted)
+    assert done.stderr.count("going on after epoch 1,") == 1  # one of them speaks
 
 
 WORKER = """
@@ -94,7 +137,7 @@ from reparam.data import store
 from reparam.data.batches import Batches
 from reparam.paths import Paths
 from reparam.runtime import make_deterministic
-from reparam.train.stage import build
+from reparam.train.build import build_trainer
 from reparam.train.distributed import joined
 
 device = torch.device("cpu")
@@ -103,16 +146,16 @@ with joined(device) as world:
     config, card = load_config(paths.params), store.read_card(paths.processed)
     make_deterministic(config.train.seed + world.rank)  # other weights and noise in each process
     images = store.read_split(paths.processed, "train").images
-    data = Batches(images, card, config.train.batch_size, device, world.share)
-    step = build(config, card, data, device, world)
-    for batch in data.visit(step.agree(data.draw_order())):
-        step.step(batch)
+    data = Batches(images, config.train.batch_size, device)
+    trainer = build_trainer(config, card, data, world)
+    for batch in data.visit(world.agree(torch.randperm(len(images))), world.share):
+        trainer.step(batch)
         for what in ("data", "grad"):
-            mine = torch.cat([getattr(weight, what).flatten() for weight in step.module.parameters()])
+            mine = torch.cat([getattr(weight, what).flatten() for weight in trainer.loss.parameters()])
             everyone = [torch.empty_like(mine) for _ in range(world.size)]
             dist.all_gather(everyone, mine)
             assert all(torch.equal(one, mine) for one in everyone), what
-    assert step.images == len(images)
+    assert trainer.images == len(images)
     if world.is_first:
         print("equal", len(images))
 """

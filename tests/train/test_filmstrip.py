@@ -10,11 +10,13 @@ from data_card import data_card
 from matplotlib.image import imread
 
 from reparam.data.batches import Batches
+from reparam.data.pixels import Pixels
 from reparam.errors import UserError
 from reparam.models.build import AnyModel, build_model
 from reparam.track.run import NoRun
 from reparam.train.filmstrip import COLUMNS, Filmstrip, epochs_between_pictures
 
+PIXELS = Pixels(data_card("none"))
 SHAPE = (1, 32, 16)  # two rows of it, enlarged four times, are wider than SMALLEST_SIDE
 
 
@@ -36,12 +38,12 @@ def some_model(**changes: Any) -> AnyModel:
 
 def some_images(count: int) -> Batches:
     grey = np.random.default_rng(0).integers(0, 256, (count, *SHAPE), dtype=np.uint8)
-    return Batches(grey, data_card("none"), 4, torch.device("cpu"))
+    return Batches(grey, 4, torch.device("cpu"))
 
 
 def test_a_picture_shows_images_reconstructions_and_samples_of_every_so_many_epochs() -> None:
     album = Album()
-    filmstrip, model = Filmstrip(some_images(12), album, every=2, seed=3), some_model()
+    filmstrip, model = Filmstrip(some_images(12), PIXELS, album, every=2, seed=3), some_model()
     state = torch.get_rng_state()
     for epoch in range(1, 6):
         filmstrip.show(model, epoch)
@@ -53,7 +55,7 @@ def test_a_picture_shows_images_reconstructions_and_samples_of_every_so_many_epo
     # Images of 32 x 16 are enlarged four times, with four pixels between them.
     assert first.shape[:2] == (3 * (4 * 32 + 4) + 4, COLUMNS * (4 * 16 + 4) + 4)
     shown = first[4 : 4 + 128 : 4, 4 : 4 + 64 : 4, 0]
-    x = some_images(12).pixels(some_images(12).grey(torch.tensor([0])))
+    x = PIXELS(some_images(12).take(torch.tensor([0])))
     np.testing.assert_allclose(shown, x[0, 0].numpy(), atol=1 / 255)
     with torch.no_grad():
         wanted = model.eval().decode(model.posterior(x)[0])
@@ -63,14 +65,14 @@ def test_a_picture_shows_images_reconstructions_and_samples_of_every_so_many_epo
 @pytest.mark.parametrize(("changes", "rows"), [({}, 3), ({"kind": "autoencoder", "likelihood": "gaussian"}, 2)])
 def test_few_images_are_repeated_and_an_autoencoder_has_no_samples(changes: dict[str, Any], rows: int) -> None:
     album = Album()
-    Filmstrip(some_images(1), album, every=1, seed=3).show(some_model(**changes), 1)
+    Filmstrip(some_images(1), PIXELS, album, every=1, seed=3).show(some_model(**changes), 1)
     (picture,) = album.pictures.values()
     assert len(picture) == rows * (4 * 32 + 4) + 4
 
 
 def test_nothing_is_shown_where_nothing_was_asked_for() -> None:
     album = Album()
-    Filmstrip(some_images(1), album, every=0, seed=3).show(some_model(), 10)
+    Filmstrip(some_images(1), PIXELS, album, every=0, seed=3).show(some_model(), 10)
     assert not album.pictures
 
 

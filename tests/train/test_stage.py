@@ -12,6 +12,7 @@ import torch
 from conftest import change
 from safetensors.torch import load_file
 from torch import Tensor
+from training import Killed, spoil
 
 from reparam.config import Config, Section, flatten, load_config
 from reparam.data import store
@@ -22,8 +23,9 @@ from reparam.paths import Paths
 from reparam.train import stage as train
 from reparam.train.checkpoint import Checkpoints
 from reparam.train.distributed import ALONE
-from reparam.train.loop import Totals
-from reparam.train.step import LossModule, Step
+from reparam.train.loss import Loss
+from reparam.train.sums import Totals
+from reparam.train.trainer import Trainer
 
 Train = Callable[..., None]
 
@@ -177,12 +179,12 @@ def test_the_weights_on_disk_are_those_of_the_best_epoch_and_not_of_the_last(
 ) -> None:
     seen: list[dict[str, Tensor]] = []
 
-    def score(self: LossModule, x: Tensor) -> Terms:
+    def score(self: Loss, images: Tensor, generator: torch.Generator) -> Terms:
         seen.append({name: tensor.clone() for name, tensor in self.model.state_dict().items()})
-        loss = torch.full((len(x),), [3.0, 1.0, 2.0, 4.0][len(seen) - 1])
+        loss = torch.full((len(images),), [3.0, 1.0, 2.0, 4.0][len(seen) - 1])
         return {"loss": loss, "elbo": -loss}
 
-    monkeypatch.setattr(LossModule, "score", score)
+    monkeypatch.setattr(Loss, "score", score)
     run(train={"epochs": 4, "patience": 4})
     kept = load_file(project.model / "weights.safetensors")
     assert kept.keys() == seen[1].keys()
@@ -263,20 +265,20 @@ def test_training_computes_in_its_precision_and_leaves_full_precision_to_the_nex
     precision: str, wanted: str, run: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = set()
-    step = Step.step
+    step = Trainer.step
 
-    def look(self: Step, x: Tensor) -> Terms:
+    def look(self: Trainer, images: Tensor) -> Totals:
         seen.add(torch.get_float32_matmul_precision())
-        return step(self, x)
+        return step(self, images)
 
-    monkeypatch.setattr(Step, "step", look)
+    monkeypatch.setattr(Trainer, "step", look)
     run(train={"epochs": 1, "precision": precision})
     assert seen == {wanted}
     assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_training_that_fails_leaves_full_precision_too(run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Step, "step", lambda self, x: Totals.of({"loss": torch.full((len(x),), math.nan)}))
+    monkeypatch.setattr(Trainer, "step", not_finite)
     with pytest.raises(NonFiniteError):
         run(train={"precision": "bf16_matmul"})
     assert torch.get_float32_matmul_precision() == "highest"
@@ -291,18 +293,19 @@ def test_convolutions_train_with_channels_last_and_their_weights_are_stored_as_a
 
 
 def test_the_averaged_weights_are_those_on_disk(run: Train, project: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps: list[Step] = []
-    build = train.build
+    trainers: list[Trainer] = []
+    build = train.build_trainer
 
-    def remember(*arguments: Any) -> Step:
-        steps.append(build(*arguments))
-        return steps[0]
+    def remember(*arguments: Any) -> Trainer:
+        trainers.append(build(*arguments))
+        return trainers[0]
 
-    monkeypatch.setattr(train, "build", remember)
+    monkeypatch.setattr(train, "build_trainer", remember)
     run(counts=(24, 0, 4), train={"epochs": 2, "batch_size": 8, "average": 0.9})
     kept = load_file(project.model / "weights.safetensors")
-    last = steps[0].module.model.state_dict()
-    assert all(torch.equal(kept[name], tensor) for name, tensor in steps[0].weights().items())
+    [trainer] = trainers
+    last = trainer.loss.model.state_dict()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in trainer.model.state_dict().items())
     assert not any(torch.equal(kept[name], tensor) for name, tensor in last.items())
 
 
@@ -321,13 +324,14 @@ def test_only_quiet_training_shows_no_progress(
 # Going on after an interruption
 
 
-class Killed(BaseException):
-    pass
-
-
 def outputs(project: Paths) -> dict[str, bytes]:
     paths = [*project.model.iterdir(), project.history, project.training_metrics]
     return {path.name: path.read_bytes() for path in paths}
+
+
+def not_finite(_trainer: Trainer, images: Tensor) -> Totals:
+    """What a step gives whose loss is NaN."""
+    return Totals.of({"loss": torch.full((len(images),), math.nan)})
 
 
 def checkpoints(project: Paths) -> list[Path]:
@@ -336,17 +340,17 @@ def checkpoints(project: Paths) -> list[Path]:
 
 def interrupt(config: Config, project: Paths, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Train with a checkpoint after every step, until so many are done."""
-    done, step = 0, Step.step
+    done, step = 0, Trainer.step
 
-    def count(self: Step, x: Tensor) -> Terms:
+    def count(self: Trainer, images: Tensor) -> Totals:
         nonlocal done
         done += 1
         if done > steps:
             raise Killed
-        return step(self, x)
+        return step(self, images)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Step, "step", count)
+        patch.setattr(Trainer, "step", count)
         patch.setenv("REPARAM_CHECKPOINT_SECONDS", "0")
         with pytest.raises(Killed):
             train.run(config, project, "cpu")
@@ -364,14 +368,14 @@ def test_a_rerun_goes_on_where_training_was_interrupted_and_leaves_the_same_byte
     assert checkpoints(project) == []
     interrupt(config, project, steps, monkeypatch)
     (directory,) = {path.parent for path in checkpoints(project)}
-    trained, step = 0, Step.step
+    trained, step = 0, Trainer.step
 
-    def count(self: Step, x: Tensor) -> Terms:
+    def count(self: Trainer, images: Tensor) -> Totals:
         nonlocal trained
         trained += 1
-        return step(self, x)
+        return step(self, images)
 
-    monkeypatch.setattr(Step, "step", count)
+    monkeypatch.setattr(Trainer, "step", count)
     train.run(config, project, "cpu")
     assert outputs(project) == wanted
     assert trained == 9 - steps
@@ -441,7 +445,7 @@ def test_two_that_train_the_same_share_no_checkpoints(
 
 
 def test_a_loss_that_is_not_finite_leaves_no_model(run: Train, project: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Step, "step", lambda self, x: Totals.of({"loss": torch.full((len(x),), math.nan)}))
+    monkeypatch.setattr(Trainer, "step", not_finite)
     monkeypatch.setenv("REPARAM_CHECKPOINT_SECONDS", "0")
     with pytest.raises(NonFiniteError, match="epoch 1, step 1 of 1"):
         run()
@@ -452,12 +456,14 @@ def test_a_loss_that_is_not_finite_leaves_no_model(run: Train, project: Paths, m
 def test_a_rate_that_is_too_high_is_mended_by_rolling_back(
     run: Train, project: Paths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    step = Step.step
+    step = Trainer.step
 
-    def diverge(self: Step, x: Tensor) -> Terms:
-        return step(self, x * math.nan if self.rate_factor == 1 and self.images >= 24 else x)
+    def diverge(self: Trainer, images: Tensor) -> Totals:
+        if self.rate_factor == 1 and self.images >= 24:
+            spoil(self)
+        return step(self, images)
 
-    monkeypatch.setattr(Step, "step", diverge)
+    monkeypatch.setattr(Trainer, "step", diverge)
     with caplog.at_level(logging.WARNING):
         run(train=INTERRUPTED | {"on_nonfinite": "rollback"})
     assert [row["epoch"] for row in rows(project)] == ["1", "2", "3"]

@@ -4,15 +4,13 @@ import contextlib
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from reparam.data.scaling import Scaling
 from reparam.data.store import Images
 from reparam.errors import UserError
 
@@ -21,27 +19,15 @@ READ_AHEAD = 3  # batches
 
 
 class Batches:
-    """A split cut into batches, the last one ragged; without images, into none.
+    """A split as batches of grey images, (B, C, H, W) uint8, the last one ragged; without images, no batch.
 
-    The images stay on the device as uint8 where they fit into a share of its free memory (REPARAM_RESIDENT_FRACTION);
-    else a thread reads them ahead from the memory map. Order and draws are the same either way.
+    The images stay on the device where they fit into a share of its free memory (REPARAM_RESIDENT_FRACTION); else a
+    thread reads them ahead from the memory map. The batches are the same either way.
     """
 
-    def __init__(
-        self,
-        images: Images,
-        card: Mapping[str, Any],
-        batch_size: int,
-        device: torch.device,
-        share: Callable[[Tensor], Tensor] = lambda rows: rows,
-    ) -> None:
-        """`share` picks the rows of a training batch that are for this process."""
+    def __init__(self, images: Images, batch_size: int, device: torch.device) -> None:
         self.device = device
-        self.share = share
-        self.is_dynamic = card["binarization"] == "dynamic"
-        self.scaling = Scaling(card).to(device)
         self.batch_size = batch_size
-        self.yields_rows = False
         self._mapped = images
         # Copied, because the map is read-only.
         self._resident = torch.from_numpy(images.copy()).to(device) if _fits(images.nbytes, device) else None
@@ -50,92 +36,57 @@ class Batches:
         """Count images, not batches."""
         return len(self._mapped)
 
-    def mean_image(self) -> Tensor:
-        """Return the mean of all images, as the model sees them. Shapes: (C, H, W)."""
-        total = torch.zeros(self._mapped.shape[1:], dtype=torch.float64, device=self.device)
-        for grey in self._greys(self._cut(torch.arange(len(self)))):
-            total += grey.double().sum(0)
-        mean: Tensor = self.scaling((total / len(self) / 255).float())
-        return mean
-
-    def draw_order(self) -> Tensor:
-        """Draw an order of all images from torch's generator. Shapes: -> (N,)."""
-        # On the CPU, so that the order is the same on every device.
-        return torch.randperm(len(self))
-
     @property
     def is_resident(self) -> bool:
         """Whether the images stay on the device."""
         return self._resident is not None
 
-    def visit(self, order: Tensor) -> Iterator[Tensor]:
-        """Visit images in the given order; yield pixels (B, C, H, W), or rows (B,) with `yields_rows`.
+    def visit(self, order: Tensor, share: Callable[[Tensor], Tensor] = lambda rows: rows) -> Iterator[Tensor]:
+        """Yield the images of some rows in the given order; `share` takes a part of the rows of each batch.
 
-        Who takes rows turns them into pixels itself (`pixels_of`), as a part of a step that is replayed or compiled.
-        Shapes: (N,) rows.
+        Shapes: (N,) -> (B, C, H, W) uint8 each.
         """
         # One transfer of the whole order instead of one per batch.
         order = order.to(self.device) if self.is_resident else order
-        if self.yields_rows:
-            yield from map(self.share, self._cut(order))
-            return
-        for grey in self._greys(map(self.share, self._cut(order))):
-            yield self.pixels(grey)
+        yield from self._read(map(share, self._cut(order)))
 
-    def ordered(self, seed: int) -> Iterator[Tensor]:
-        """Visit every image once, in the order of the store; yield pixels (B, C, H, W).
+    def in_order(self) -> Iterator[Tensor]:
+        """Yield every image once, in the order of the store. Shapes: (B, C, H, W) uint8 each."""
+        yield from self.visit(torch.arange(len(self)))
 
-        Under `dynamic`, the draw is a function of seed and image alone: neither the model, nor the batch size, nor the
-        device changes what is scored.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        for grey in self._greys(self._cut(torch.arange(len(self)))):
-            yield self.pixels(grey, generator)
-
-    def grey(self, rows: Tensor) -> Tensor:
-        """Return images as they are stored, on the device. Shapes: (B,) -> (B, C, H, W) uint8."""
+    def take(self, rows: Tensor) -> Tensor:
+        """Return the images of some rows, on the device. Shapes: (B,) -> (B, C, H, W) uint8."""
         if self._resident is not None:
             return self._resident[rows.to(self.device)]
-        grey = torch.from_numpy(self._mapped[rows.cpu().numpy()])
+        images = torch.from_numpy(self._mapped[rows.cpu().numpy()])
         if self.device.type == "cuda":
-            return grey.pin_memory().to(self.device, non_blocking=True)
-        return grey
+            return images.pin_memory().to(self.device, non_blocking=True)
+        return images
 
-    def pixels_of(self, rows: Tensor) -> Tensor:
-        """Return images as the model is trained on them. Shapes: (B,) -> (B, C, H, W)."""
-        return self.pixels(self.grey(rows))
-
-    def pixels(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Turn grey values into what the model is trained on: scaled floats, drawn anew under `dynamic`.
-
-        Without a generator of the CPU, the draw comes from torch's own.
-        Source: Salakhutdinov & Murray 2008, sec. 4: grey values as probabilities of white.
-        """
-        pixels = images / 255
-        if self.is_dynamic and generator is None:
-            pixels = torch.bernoulli(pixels)
-        elif self.is_dynamic:
-            pixels = (torch.rand(pixels.shape, generator=generator).to(pixels.device) < pixels).float()
-        scaled: Tensor = self.scaling(pixels)
-        return scaled
+    def mean(self) -> Tensor:
+        """Return the mean of all images, with pixels in [0, 1]. Shapes: (C, H, W)."""
+        total = torch.zeros(self._mapped.shape[1:], dtype=torch.float64, device=self.device)
+        for images in self.in_order():
+            total += images.double().sum(0)
+        return (total / len(self) / 255).float()
 
     def _cut(self, rows: Tensor) -> tuple[Tensor, ...]:
         # torch cuts nothing into one empty batch, whose means are NaN.
         return torch.split(rows, self.batch_size) if len(rows) else ()
 
-    def _greys(self, cuts: Iterable[Tensor]) -> Iterator[Tensor]:
+    def _read(self, cuts: Iterable[Tensor]) -> Iterator[Tensor]:
         if self._resident is not None:
-            yield from map(self.grey, cuts)
+            yield from map(self.take, cuts)
             return
         rest = iter(cuts)
         with ThreadPoolExecutor(1) as reader:
             waiting: deque[Future[Tensor]] = deque(
-                reader.submit(self.grey, rows) for rows in itertools.islice(rest, READ_AHEAD)
+                reader.submit(self.take, rows) for rows in itertools.islice(rest, READ_AHEAD)
             )
             while waiting:
-                grey = waiting.popleft().result()
-                waiting.extend(reader.submit(self.grey, rows) for rows in itertools.islice(rest, 1))
-                yield grey
+                images = waiting.popleft().result()
+                waiting.extend(reader.submit(self.take, rows) for rows in itertools.islice(rest, 1))
+                yield images
 
 
 def _fits(size: int, device: torch.device) -> bool:

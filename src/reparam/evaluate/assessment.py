@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from reparam.config import EvaluateConfig
-from reparam.data.batches import Batches
 from reparam.data.store import Images, Split
 from reparam.evaluate.aggregate import aggregate, collapse_message, collapsed
 from reparam.evaluate.annealing import (
@@ -27,6 +26,7 @@ from reparam.evaluate.representation import Labelled, probe
 from reparam.evaluate.sample_quality import fit_projection, pca_quality
 from reparam.evaluate.subset import evenly_spaced
 from reparam.evaluate.unusual import auroc
+from reparam.evaluate.view import View
 from reparam.models.build import AnyModel
 from reparam.runtime import random_stream
 
@@ -58,12 +58,12 @@ class Assessed:
     """A trained model, and the data that it is measured on."""
 
     model: AnyModel
-    data: Batches  # of the scored split
+    data: View  # of the scored split
     scored: Split
     train: Split
     scores: Scores
     settings: EvaluateConfig
-    batches: Callable[[Images], Batches]  # of other images, in the same form
+    view: Callable[[Images], View]  # of other images, in the same form
 
 
 def assess(subject: Assessed, codes: Callable[[int], Tensor], outliers: Images | None, *, is_density: bool) -> Findings:
@@ -143,8 +143,8 @@ def _labels(subject: Assessed, findings: Findings) -> None:
 
 @torch.no_grad()
 def _encode(subject: Assessed, images: Images) -> Tensor:
-    batches = subject.batches(images)
-    return torch.cat([subject.model.posterior(x)[0].cpu() for x in batches.ordered(subject.settings.seed)])
+    seen = subject.view(images).seen(subject.settings.seed)
+    return torch.cat([subject.model.posterior(x)[0].cpu() for x in seen])
 
 
 @torch.no_grad()
@@ -154,7 +154,7 @@ def _generated(subject: Assessed, findings: Findings, codes: Callable[[int], Ten
     rows = evenly_spaced(len(scored), settings.generated.images)
     real = _grey(scored[rows.numpy()])
     z = codes(len(rows)).to(subject.data.device)
-    show = subject.data.scaling.invert
+    show = subject.data.pixels.unscaled
     fake = torch.cat([show(subject.model.decode(part)).cpu() for part in torch.split(z, settings.batch_size)])
     learned_from = evenly_spaced(len(subject.train.images), LEARNED_FROM).numpy()
     if len(learned_from) < 2 or len(rows) < 2:
@@ -177,7 +177,7 @@ def _outliers(subject: Assessed, findings: Findings, outliers: Images) -> None:
     with scoring_in(settings.precision, subject.data.device):
         parts = [
             importance(subject.model, x, settings.nll_samples).nll.cpu()
-            for x in subject.batches(outliers[rows]).ordered(settings.seed)
+            for x in subject.view(outliers[rows]).seen(settings.seed)
         ]
     findings.outlier_nll = torch.cat(parts)
     findings.add("auroc", *auroc(subject.scores.nll, findings.outlier_nll))
@@ -189,7 +189,7 @@ def _annealed(subject: Assessed, findings: Findings) -> None:
     model, settings = subject.model, subject.settings
     rows = evenly_spaced(len(subject.data), settings.annealing.images)
     generator = torch.Generator().manual_seed(settings.seed)
-    x = subject.data.pixels(subject.data.grey(rows), generator)
+    x = subject.data.pixels(subject.data.batches.take(rows), generator)
     forward = _anneal(subject, x)
     weighed = [importance(model, part, settings.nll_samples).nll.cpu() for part in torch.split(x, settings.batch_size)]
     findings.add("ais_nll", -forward.log_px.mean().item(), standard_error(forward.log_px))

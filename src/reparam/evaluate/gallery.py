@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from reparam.config import EvaluateConfig
-from reparam.data.batches import Batches
 from reparam.evaluate import latent_walks
 from reparam.evaluate.importance import read_curve
 from reparam.evaluate.metrics import Reports, Scores
 from reparam.evaluate.subject import Labels, Rows, Subject, as_array
+from reparam.evaluate.view import View
 from reparam.figures.curves import plot_bounds
 from reparam.figures.images import pixel_png, plot_blocks, plot_deviations, plot_grid, plot_rows, plot_table, tile
 from reparam.figures.latents import (
@@ -45,7 +45,7 @@ TILES = ("grid_tiles", "traversal_tiles")
 @torch.no_grad()
 def draw(
     model: Model,
-    data: tuple[Batches, Labels],
+    data: tuple[View, Labels],
     scores: Scores,
     settings: EvaluateConfig,
     start: Tensor,
@@ -82,7 +82,7 @@ def draw(
 
 @torch.no_grad()
 def tiles(
-    model: Model, data: tuple[Batches, Labels], scores: Scores, settings: EvaluateConfig
+    model: Model, data: tuple[View, Labels], scores: Scores, settings: EvaluateConfig
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Draw latent grid and traversals without axes or margins, one pixel of an image a pixel, for a page to cut up.
 
@@ -194,7 +194,7 @@ def _extremes(subject: Subject, *, is_density: bool) -> Figure:
 def _sigma(subject: Subject) -> Figure:
     rows, model = subject.one_of_each_class(RECONSTRUCTIONS), subject.model
     pixels = subject.drawn(rows)
-    deviations = model.likelihood.deviation(model.output(model.posterior(pixels)[0])) * subject.images.scaling.scale
+    deviations = model.likelihood.deviation(model.output(model.posterior(pixels)[0])) * subject.images.pixels.scale
     # In a pixel of several channels, the root of their mean square; in units where black to white is 1.
     maps: npt.NDArray[np.float32] = as_array(deviations.square().mean(1).sqrt())
     return plot_deviations(subject.reconstruct(rows, pixels), maps, subject.names(rows))

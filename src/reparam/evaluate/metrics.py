@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from reparam.config import EvaluateConfig
-from reparam.data.batches import Batches
 from reparam.evaluate.importance import draws, draws_at_once, importance, split_images
+from reparam.evaluate.view import View
 from reparam.models.draw import Model
 from reparam.runtime import computing_in
 
@@ -43,10 +43,10 @@ class Reports:
 
 
 @torch.no_grad()
-def score(model: Model, data: Batches, config: EvaluateConfig) -> Scores:
+def score(model: Model, data: View, config: EvaluateConfig) -> Scores:
     """Score every image of a split, drawing from torch's generator."""
     parts: list[tuple[Tensor, ...]] = []
-    for batch in data.ordered(config.seed):
+    for batch in data.seen(config.seed):
         with scoring_in(config.precision, batch.device):
             at_once = draws_at_once(model, batch)
             for x in split_images(batch, at_once):

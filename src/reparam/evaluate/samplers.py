@@ -9,7 +9,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from reparam.config.evaluate import MixtureConfig
-from reparam.data.batches import Batches
+from reparam.evaluate.view import View
 from reparam.models.draw import Model
 
 CODES = 10_000  # at most, because a mixture of tens of Gaussians needs no more
@@ -37,9 +37,14 @@ def mixture(count: int, _latent: int, codes: Callable[[], Tensor], config: Mixtu
 
 
 @torch.no_grad()
-def draw_codes(model: Model, data: Batches) -> Tensor:
+def draw_codes(model: Model, data: View) -> Tensor:
     """Draw one code each of up to CODES images, chosen at random. Shapes: -> (N, D)."""
-    return torch.cat([model.sample_posterior(x) for x in data.visit(data.draw_order()[:CODES])])
+    return torch.cat(
+        [
+            model.sample_posterior(data.pixels(images))
+            for images in data.batches.visit(torch.randperm(len(data))[:CODES])
+        ]
+    )
 
 
 SAMPLERS: dict[str, Callable[..., Tensor]] = {"prior": prior, "mixture": mixture}

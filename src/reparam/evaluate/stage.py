@@ -12,6 +12,7 @@ import torch
 from reparam.config import Config, EvaluateConfig, flatten
 from reparam.data import store
 from reparam.data.batches import Batches
+from reparam.data.pixels import Pixels
 from reparam.data.store import SplitName
 from reparam.errors import ParamsError
 from reparam.evaluate import gallery
@@ -20,6 +21,7 @@ from reparam.evaluate.importance import read_curve
 from reparam.evaluate.metrics import Reports, Scores, headline, score
 from reparam.evaluate.samplers import SAMPLERS, draw_codes
 from reparam.evaluate.subject import Labels
+from reparam.evaluate.view import View
 from reparam.figures.curves import plot_outliers
 from reparam.figures.style import png
 from reparam.files import whole_directory, whole_file, write_json
@@ -47,16 +49,16 @@ def run(config: Config, paths: Paths, device: str = "auto") -> None:
     outliers = None if settings.outliers is None else _read_outliers(Path(settings.outliers), data_card)
     _check_sampler(model, model_card, settings)
 
-    def batches(images: store.Images) -> Batches:
-        return Batches(images, data_card, settings.batch_size, place)
+    def view(images: store.Images) -> View:
+        return View(Batches(images, settings.batch_size, place), Pixels(data_card).to(place))
 
-    data = batches(scored.images)
+    data = view(scored.images)
 
     def codes(count: int) -> torch.Tensor:
         """Draw latents to generate images from. Shapes: -> (count, D)."""
         name, latent = settings.sampler, scores.means.shape[1]
         its = settings.arguments(name)
-        return SAMPLERS[name](count, latent, lambda: draw_codes(model, batches(train.images)), *its)
+        return SAMPLERS[name](count, latent, lambda: draw_codes(model, view(train.images)), *its)
 
     with tracker.child_run("evaluate", model_card["lineage"]) as run:
         run.log_params(flatten(settings, "evaluate."))
@@ -67,7 +69,7 @@ def run(config: Config, paths: Paths, device: str = "auto") -> None:
             posterior=model.stochastic_layers > 0,
             bits=model.likelihood.is_discrete,
         )
-        subject = Assessed(model, data, scored, train, scores, settings, batches)
+        subject = Assessed(model, data, scored, train, scores, settings, view)
         findings = assess(subject, codes, outliers, is_density=reports.density)
         for warning in findings.warnings:
             log.warning("evaluate: %s", warning)

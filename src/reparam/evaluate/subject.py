@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from reparam.config import EvaluateConfig
-from reparam.data.batches import Batches
 from reparam.evaluate import latent_walks
 from reparam.evaluate.metrics import Scores
+from reparam.evaluate.view import View
 from reparam.figures.style import literal
 from reparam.models.draw import Model
 from reparam.runtime import random_stream
@@ -25,7 +25,7 @@ AT_ONCE = 256  # images that are decoded together
 class Subject:
     """A model, the split that it was scored on, and the latents that are worth a look."""
 
-    def __init__(self, model: Model, data: tuple[Batches, Labels], scores: Scores, settings: EvaluateConfig) -> None:
+    def __init__(self, model: Model, data: tuple[View, Labels], scores: Scores, settings: EvaluateConfig) -> None:
         self.model, self.scores, self.settings = model, scores, settings
         self.images, labels = data
         self.labels = np.asarray(labels)
@@ -43,23 +43,24 @@ class Subject:
 
     def shown(self, pixels: Tensor) -> Pictures:
         """Undo the scaling that the model sees. Shapes: (n, C, H, W), unchanged."""
-        return as_array(self.images.scaling.invert(pixels))
+        return as_array(self.images.pixels.unscaled(pixels))
 
     def stored(self, rows: Rows) -> Pictures:
         """Return images as they are stored. Shapes: (n,) -> (n, C, H, W)."""
-        return as_array(self.images.grey(torch.from_numpy(rows.copy())).float() / 255)
+        return as_array(self.images.batches.take(torch.from_numpy(rows.copy())).float() / 255)
 
     def drawn(self, rows: Rows) -> Tensor:
         """Return pixels as the model sees them, drawn for the figure under `dynamic`. Shapes: (n,) -> (n, C, H, W)."""
         with self.draws():
-            return self.images.pixels(self.images.grey(torch.from_numpy(rows.copy())))
+            pixels: Tensor = self.images.pixels(self.images.batches.take(torch.from_numpy(rows.copy())))
+            return pixels
 
     def scored(self, rows: Rows) -> Tensor:
         """Return pixels as the model saw them when it was scored. Shapes: (n,) -> (n, C, H, W)."""
-        if not self.images.is_dynamic:
+        if not self.images.pixels.is_drawn:
             return self.drawn(rows)
         found, position = dict[int, Tensor](), 0
-        for x in self.images.ordered(self.settings.seed):
+        for x in self.images.seen(self.settings.seed):
             found |= {row: x[row - position] for row in rows.tolist() if position <= row < position + len(x)}
             position += len(x)
         return torch.stack([found[row] for row in rows.tolist()])
@@ -68,7 +69,7 @@ class Subject:
         """Name images as they are stored, as the model sees them where that differs, and reconstructed."""
         reconstructed = self.decode(self.model.posterior(pixels)[0])
         pictures = {"original": self.stored(rows), "as seen": self.shown(pixels), "reconstruction": reconstructed}
-        if not self.images.is_dynamic:
+        if not self.images.pixels.is_drawn:
             del pictures["as seen"]
         return pictures
 

@@ -7,7 +7,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from reparam.data.scaling import Scaling
+from reparam.data.pixels import Pixels
 from reparam.models.build import AnyModel
 
 ENCODER = "encoder.onnx"
@@ -17,16 +17,16 @@ DECODER = "decoder.onnx"
 class EncoderGraph(nn.Module):
     """uint8 images (B, H, W, C) -> mean and log variance of q(z|x), each (B, D); of an autoencoder, the code alone."""
 
-    def __init__(self, model: AnyModel, scaling: Scaling, grey_pixels: str) -> None:
+    def __init__(self, model: AnyModel, pixels: Pixels, grey_pixels: str) -> None:
         super().__init__()
         self.model = model
-        self.scaling = scaling
+        self.pixels = pixels
         self.grey_pixels = grey_pixels
         self.outputs = ("mean", "log_variance") if model.stochastic_layers else ("mean",)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         grey = images.permute(0, 3, 1, 2).to(torch.float32) / 255
-        return self.model.posterior(self.scaling(serve(grey, self.grey_pixels)))[: len(self.outputs)]
+        return self.model.posterior(self.pixels.scaled(serve(grey, self.grey_pixels)))[: len(self.outputs)]
 
 
 class DecoderGraph(nn.Module):
@@ -34,13 +34,13 @@ class DecoderGraph(nn.Module):
 
     outputs = ("images", "mean")
 
-    def __init__(self, model: AnyModel, scaling: Scaling) -> None:
+    def __init__(self, model: AnyModel, pixels: Pixels) -> None:
         super().__init__()
         self.model = model
-        self.scaling = scaling
+        self.pixels = pixels
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        mean = self.scaling.invert(self.model.decode(latents)).permute(0, 2, 3, 1)
+        mean = self.pixels.unscaled(self.model.decode(latents)).permute(0, 2, 3, 1)
         return (mean * 255).round().to(torch.uint8), mean.contiguous()
 
 

@@ -9,7 +9,7 @@ import torch
 
 from reparam.config import Config, flatten
 from reparam.data import store
-from reparam.data.scaling import Scaling
+from reparam.data.pixels import Pixels
 from reparam.export import onnx, verify
 from reparam.files import whole_directory, write_json
 from reparam.lineage import source_hash
@@ -34,8 +34,8 @@ def run(config: Config, paths: Paths) -> None:
     tracker = tracking.connect(paths)
     make_deterministic(0)
     model, card = load_model(paths.model, torch.device("cpu")), read_card(paths.model)
-    scaling = Scaling(card["data"])
-    encoder, decoder = onnx.EncoderGraph(model, scaling, settings.grey_pixels), onnx.DecoderGraph(model, scaling)
+    pixels = Pixels(card["data"])
+    encoder, decoder = onnx.EncoderGraph(model, pixels, settings.grey_pixels), onnx.DecoderGraph(model, pixels)
     split = store.read_split(paths.processed, "test")
     images = np.ascontiguousarray(split.images.transpose(0, 2, 3, 1))  # (N, H, W, C)
 
@@ -75,7 +75,7 @@ def serving_skew(
     draws. Shapes: images (N, C, H, W). Units: nats per image.
     """
     grey = torch.from_numpy(images.astype(np.float32) / 255)
-    scaling = Scaling(data_card)
+    pixels = Pixels(data_card)
     batch = max(1, min(SKEW_BATCH, NUMBERS_AT_ONCE // (SKEW_SAMPLES * grey[0].numel() * model.likelihood.outputs)))
     elbos = []
     with random_stream(0, "serving skew"):
@@ -84,7 +84,7 @@ def serving_skew(
         with random_stream(0, "serving skew, posterior"):
             total = 0.0
             for some, its in zip(torch.split(x, batch), torch.split(target, batch), strict=True):
-                draw = model.draw(scaling(some), scaling(its), SKEW_SAMPLES)
+                draw = model.draw(pixels.scaled(some), pixels.scaled(its), SKEW_SAMPLES)
                 total += (draw.log_px - draw.kl).double().mean(0).sum().item()
         elbos.append(total / len(grey))
     return {"served_elbo": round(elbos[1], 4), "served_elbo_loss": round(elbos[0] - elbos[1], 4)}

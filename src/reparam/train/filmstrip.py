@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from reparam.data.batches import Batches
+from reparam.data.pixels import Pixels
 from reparam.errors import UserError
 from reparam.models.build import AnyModel
 from reparam.runtime import random_stream
@@ -38,8 +39,9 @@ class Filmstrip:
     Training draws the same numbers with and without it.
     """
 
-    def __init__(self, images: Batches, run: Run, every: int, seed: int) -> None:
+    def __init__(self, images: Batches, pixels: Pixels, run: Run, every: int, seed: int) -> None:
         self.images = images
+        self.pixels = pixels
         self.run = run
         self.every = every
         self.seed = seed
@@ -66,10 +68,10 @@ class Filmstrip:
         rows = torch.arange(COLUMNS) % len(self.images)
         with random_stream(self.seed, "filmstrip"):
             generator = torch.Generator().manual_seed(self.seed)
-            x = self.images.pixels(self.images.grey(rows), generator)
+            x = self.pixels(self.images.take(rows), generator)
             mean, _ = model.posterior(x)
             shown = [x, model.decode(mean)]
             if model.stochastic_layers:
                 shown.append(model.decode(torch.randn(mean.shape, generator=generator).to(mean.device)))
         model.train(was_training)
-        return [self.images.scaling.invert(part).cpu() for part in shown]
+        return [self.pixels.unscaled(part).cpu() for part in shown]

@@ -3,32 +3,35 @@
 import csv
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from reparam.config import Config, flatten, params_hash
+from reparam.config import Config, TrainConfig, flatten, params_hash
 from reparam.data import store
 from reparam.data.batches import Batches
-from reparam.errors import ParamsError
 from reparam.files import dvc_hash, require_writable, whole_directory, whole_file, write_json
 from reparam.lineage import source_hash
-from reparam.models.build import build_model, start_at_mean
-from reparam.models.likelihoods import is_density
 from reparam.models.storage import save_card, save_weights
 from reparam.paths import Paths
 from reparam.progress import progress
 from reparam.runtime import computing_in, make_deterministic, pick_device
 from reparam.track import store as tracking
 from reparam.track.run import Run
+from reparam.train.build import build_trainer
 from reparam.train.checkpoint import Checkpoints, holding
-from reparam.train.checks import check_parts, has_batch_norm
-from reparam.train.distributed import ALONE, World, joined
+from reparam.train.distributed import World, joined
 from reparam.train.filmstrip import Filmstrip, epochs_between_pictures
-from reparam.train.guard import Guard, seconds_between_checkpoints
-from reparam.train.loop import Fit, Metrics, fit
-from reparam.train.step import LossModule, Step
+from reparam.train.keeper import Keeper, seconds_between_checkpoints
+from reparam.train.loop import Data, fit
+from reparam.train.record import Record
+from reparam.train.reporting import EpochLog
+from reparam.train.rollback import Rollback
+from reparam.train.signals import StopRequest
+from reparam.train.state import State
+from reparam.train.sums import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +46,13 @@ def run(config: Config, paths: Paths, device: str = "auto", *, quiet: bool = Fal
     with joined(place) as world, computing_in(config.train.precision):
         card = store.read_card(paths.processed)
         make_deterministic(config.train.seed, kernels=config.train.deterministic)
-        training, validation = (
-            Batches(store.read_split(paths.processed, split).images, card, config.train.batch_size, place, world.share)
-            for split in ("train", "validation")
+        data = Data(
+            *(
+                Batches(store.read_split(paths.processed, split).images, config.train.batch_size, place)
+                for split in ("train", "validation")
+            )
         )
-        step = build(config, card, training, place, world)
+        training = State(build_trainer(config, card, data.training, world))
         data_hash = dvc_hash(paths.processed)
         checkpoints = Checkpoints(paths.resume / _identity(config, data_hash, place, world))
         tracker = tracking.connect(paths) if world.is_first else tracking.nowhere(paths)
@@ -58,12 +63,12 @@ def run(config: Config, paths: Paths, device: str = "auto", *, quiet: bool = Fal
             if is_ours and run.run_id:
                 checkpoints.run_id = run.run_id
             run.log_dataset(card, data_hash, "train")
-            quiet = quiet or not world.is_first
-            result = _fit(step, (training, validation), config, checkpoints if is_ours else None, (tracker, run), quiet)
-
+            for section in ("download", "preprocess", "model", "objective", "train"):
+                run.log_params(flatten(getattr(config, section), f"{section}."))
+            _train(training, data, config.train, checkpoints if is_ours else None, Display(tracker, run, quiet))
             if world.is_first:
-                lineage = _write_model(config, paths, card, data_hash, result)
-                summary = _write_reports(paths, result)
+                lineage = _write_model(config, paths, card, data_hash, training.record)
+                summary = _write_reports(paths, training.record)
                 run.set_tags(
                     {tracking.WEIGHTS_TAG: lineage["weights_sha256"], tracking.PARAMS_TAG: lineage["params_sha256"]}
                 )
@@ -73,72 +78,34 @@ def run(config: Config, paths: Paths, device: str = "auto", *, quiet: bool = Fal
                     checkpoints.clear()
 
 
-def build(
-    config: Config, card: Mapping[str, Any], training: Batches, place: torch.device, world: World = ALONE
-) -> Step:
-    """Put model, objective and optimizer together, on a device.
+@dataclass(frozen=True)
+class Display:
+    """Where a training is shown: the tracking run, and the terminal unless it is quiet."""
 
-    Raises: ParamsError where they do not go together.
-    """
-    model = build_model(config.model, tuple(card["shape"]))
-    check_parts(model, config, card)
-    if world.size > 1 and has_batch_norm(model):
-        raise ParamsError(
-            f"params.yaml: model.{config.model.network}.norm: wanted 'none' or 'layer' where several processes train, "
-            "each of which sees a part of the batch, found 'batch'"
-        )
-    if config.model.start_at_mean:
-        start_at_mean(model, training.mean_image().cpu())
-    if config.train.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    has_density = is_density(model.likelihood, card["binarization"])
-    module = LossModule(model, config.objective, training.scaling, len(training), is_density=has_density).to(place)
-    step = Step(module, config.train, world)
-    if (step.is_replayed or step.is_traced) and training.is_resident:  # gathering and drawing are a part of the step
-        training.yields_rows, step.prepare = True, training.pixels_of
-    return step
+    tracker: tracking.Tracker
+    run: Run
+    is_quiet: bool
 
 
-def _fit(
-    step: Step,
-    data: tuple[Batches, Batches],
-    config: Config,
-    checkpoints: Checkpoints | None,
-    tracks: tuple[tracking.Tracker, Run],
-    quiet: bool,
-) -> Fit:
-    """Train from the start, or from the newest checkpoint, and log each epoch once."""
-    result = Fit()
-    training, validation = data
-    guard = Guard(step, result, config.train, checkpoints, seconds_between_checkpoints())
-    if guard.resume() and step.world.is_first:
-        assert checkpoints is not None
-        log.warning("train: going on after epoch %d, from %s", len(result.history), checkpoints.directory)
-    guard.draw_apart()
-    tracker, run = tracks
-    logged = tracker.logged_epochs(run) if result.history else set()
-    for section in ("download", "preprocess", "model", "objective", "train"):
-        run.log_params(flatten(getattr(config, section), f"{section}."))
-    with guard.listening(), progress(config.train.epochs, Console(stderr=True, quiet=quiet)) as show:
-
-        def note(metrics: Metrics, epoch: int) -> None:
-            if epoch not in logged:
-                run.log_metrics(metrics, epoch)
-
-        for row in result.history:
-            note(row, int(row["epoch"]))
-
-        held_out = validation if len(validation) else training
-        filmstrip = Filmstrip(held_out, run, epochs_between_pictures(), config.train.seed)
-
-        def show_and_note(metrics: Metrics, epoch: int) -> None:
-            show(metrics, epoch)
-            note(metrics, epoch)
-            if step.world.is_first:
-                filmstrip.show(step.model, epoch)
-
-        fit(step, (training, validation), config.train, show_and_note, result, guard)
-    return result
+def _train(training: State, data: Data, config: TrainConfig, checkpoints: Checkpoints | None, display: Display) -> None:
+    """Train from the start, or from the newest checkpoint."""
+    trainer, record = training.trainer, training.record
+    rollback = Rollback(training, is_on=config.on_nonfinite == "rollback")
+    keeper = Keeper(training, rollback, StopRequest(), checkpoints, seconds_between_checkpoints())
+    if not keeper.resume():
+        training.separate_processes()
+        rollback.remember()
+    elif checkpoints is not None and trainer.world.is_first:
+        log.warning("train: going on after epoch %d, from %s", len(record.history), checkpoints.directory)
+    logged = display.tracker.logged_epochs(display.run) if record.history else set()
+    console = Console(stderr=True, quiet=display.is_quiet or not trainer.world.is_first)
+    held_out = data.validation if len(data.validation) else data.training
+    filmstrip = Filmstrip(held_out, trainer.loss.pixels, display.run, epochs_between_pictures(), config.seed)
+    with keeper.stop.listening(), progress(config.epochs, console) as show:
+        epoch_log = EpochLog(trainer, display.run, show, filmstrip, logged)
+        for row in record.history:
+            epoch_log.log(row, int(row["epoch"]))
+        fit(training, data, config, epoch_log, rollback, keeper)
 
 
 def _params(config: Config) -> dict[str, Any]:
@@ -152,7 +119,7 @@ def _identity(config: Config, data_hash: str, place: torch.device, world: World)
 
 
 def _write_model(
-    config: Config, paths: Paths, data_card: Mapping[str, Any], data_hash: str, result: Fit
+    config: Config, paths: Paths, data_card: Mapping[str, Any], data_hash: str, record: Record
 ) -> dict[str, str]:
     """Write weights and card, and return the card's lineage."""
     params = _params(config)
@@ -161,31 +128,31 @@ def _write_model(
             "data": data_hash,
             "code_sha256": source_hash("train"),
             "params_sha256": params_hash(params),
-            "weights_sha256": save_weights(directory, result.best_weights),
+            "weights_sha256": save_weights(directory, record.best_weights),
         }
         card = {
             **params,
             "data": {
                 name: data_card[name] for name in ("source", "binarization", "scaling", "shape", "layout", "range")
             },
-            "best_epoch": result.best_epoch,
-            "epochs": len(result.history),
+            "best_epoch": record.best_epoch,
+            "epochs": len(record.history),
             "lineage": lineage,
         }
         save_card(directory, card)
     return lineage
 
 
-def _write_reports(paths: Paths, result: Fit) -> Metrics:
+def _write_reports(paths: Paths, record: Record) -> Metrics:
     with whole_file(paths.history) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, result.history[0], lineterminator="\n")
+        writer = csv.DictWriter(file, record.history[0], lineterminator="\n")
         writer.writeheader()
-        writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in result.history)
-    best = result.history[result.best_epoch - 1]
+        writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in record.history)
+    best = record.history[record.best_epoch - 1]
     summary: Metrics = {
         **({"best_validation_loss": round(best["validation_loss"], 4)} if "validation_loss" in best else {}),
-        "best_epoch": result.best_epoch,
-        "epochs": len(result.history),
+        "best_epoch": record.best_epoch,
+        "epochs": len(record.history),
     }
     write_json(paths.training_metrics, summary)
     return summary

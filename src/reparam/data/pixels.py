@@ -1,0 +1,56 @@
+"""What a model sees of grey images, and the way back."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Pixels(nn.Module):
+    """The first layer of whatever trains or scores: draws black and white under `dynamic`, then shifts and scales.
+
+    A model sees (pixel - shift) / scale of each channel, with pixels in [0, 1].
+    Source: Salakhutdinov & Murray 2008, sec. 4: grey values as probabilities of white.
+    """
+
+    shift: Tensor  # (C, 1, 1)
+    scale: Tensor
+
+    def __init__(self, card: Mapping[str, Any]) -> None:
+        """Read the entries `binarization` and `scaling` of a data card."""
+        super().__init__()
+        self.is_drawn = card["binarization"] == "dynamic"
+        for name in ("shift", "scale"):
+            self.register_buffer(name, torch.tensor(card["scaling"][name])[:, None, None], persistent=False)
+        self.is_identity = not self.shift.any() and bool((self.scale == 1).all())
+
+    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Turn grey images into what the model sees, drawn from a generator of the CPU, or from torch's own.
+
+        Shapes: (B, C, H, W) uint8, unchanged -> float32.
+        """
+        pixels = images / 255
+        if self.is_drawn and generator is None:
+            pixels = torch.bernoulli(pixels)
+        elif self.is_drawn:
+            pixels = (torch.rand(pixels.shape, generator=generator).to(pixels.device) < pixels).float()
+        return self.scaled(pixels)
+
+    def scaled(self, pixels: Tensor) -> Tensor:
+        """Scale pixels in [0, 1]. Shapes: (..., C, H, W), unchanged."""
+        return pixels if self.is_identity else (pixels - self.shift) / self.scale
+
+    def unscaled(self, values: Tensor) -> Tensor:
+        """Return pixels in [0, 1]. Shapes: (..., C, H, W), unchanged."""
+        return (values * self.scale + self.shift).clamp(0, 1)
+
+    def of(self, batches: Iterable[Tensor], seed: int) -> Iterator[Tensor]:
+        """Yield what the model sees of the batches of a split.
+
+        Each draw is a function of the seed and the image's place alone: neither the model, nor the batch size, nor the
+        device changes what is scored. Shapes: (B, C, H, W) uint8, unchanged -> float32.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for images in batches:
+            yield self(images, generator)

@@ -1,0 +1,30 @@
+"""Images of a split, as they are stored and as the model sees them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reparam.data.batches import Batches
+from reparam.data.pixels import Pixels
+
+
+@dataclass(frozen=True)
+class View:
+    """Images of a split, and what the model sees of them."""
+
+    batches: Batches
+    pixels: Pixels
+
+    def __len__(self) -> int:
+        """Count images."""
+        return len(self.batches)
+
+    @property
+    def device(self) -> torch.device:
+        return self.batches.device
+
+    def seen(self, seed: int) -> Iterator[Tensor]:
+        """Yield what the model sees of every image, in the order of the store. Shapes: (B, C, H, W) float32."""
+        return self.pixels.of(self.batches.in_order(), seed)

@@ -1,0 +1,47 @@
+"""Model, objective and pixels as one module: grey images in, loss terms out."""
+
+import torch
+from torch import Tensor, nn
+
+from reparam.config import ObjectiveConfig
+from reparam.data.pixels import Pixels
+from reparam.models.build import AnyModel
+from reparam.objectives import OBJECTIVES, Setting, Terms
+
+
+class Loss(nn.Module):
+    """What is lowered, so that whatever wraps modules wraps all of it.
+
+    Without `is_density`, the likelihood is none of these pixels, and there is no ELBO.
+    """
+
+    epoch: Tensor  # (): epochs trained so far, a fraction within one; on the device, where schedules read it
+    black: Tensor  # (C, 1, 1): what the model sees of a black pixel
+    white: Tensor
+
+    def __init__(self, model: AnyModel, pixels: Pixels, config: ObjectiveConfig, *, is_density: bool = True) -> None:
+        super().__init__()
+        self.model = model
+        self.pixels = pixels
+        self.config = config
+        self.is_density = is_density
+        self.objective = OBJECTIVES[config.name].terms
+        self.register_buffer("epoch", torch.zeros((), device=pixels.shift.device), persistent=False)
+        for name, value in (("black", 0.0), ("white", 1.0)):
+            self.register_buffer(name, pixels.scaled(torch.full_like(pixels.shift, value)), persistent=False)
+
+    def forward(self, images: Tensor) -> Terms:
+        """Return the loss terms of a training batch, each (B,). Shapes: (B, C, H, W) uint8."""
+        return self._terms(self.pixels(images), self.epoch)
+
+    def score(self, images: Tensor, generator: torch.Generator) -> Terms:
+        """Return the loss terms of a held-out batch, with every schedule at its end, so that epochs can be compared."""
+        self.eval()
+        try:
+            return self._terms(self.pixels(images, generator), torch.full_like(self.epoch, torch.inf))
+        finally:
+            self.train()
+
+    def _terms(self, x: Tensor, epoch: Tensor) -> Terms:
+        terms = self.objective(self.model, x, self.config, Setting(epoch, self.black, self.white))
+        return {name: values for name, values in terms.items() if name != "elbo" or self.is_density}

@@ -1,0 +1,33 @@
+"""What people see of the epochs of a training: on the terminal, in MLflow, and as pictures."""
+
+from collections.abc import Callable
+
+from reparam.track.run import Run
+from reparam.train.filmstrip import Filmstrip
+from reparam.train.sums import Metrics
+from reparam.train.trainer import Trainer
+
+
+class EpochLog:
+    """Show every epoch, and log it once, also where an interrupted training goes on."""
+
+    def __init__(
+        self, trainer: Trainer, run: Run, show: Callable[[Metrics, int], None], filmstrip: Filmstrip, logged: set[int]
+    ) -> None:
+        """`logged` are the epochs that the tracking store has already."""
+        self.trainer = trainer
+        self.run = run
+        self.show = show
+        self.filmstrip = filmstrip
+        self.logged = logged
+
+    def __call__(self, metrics: Metrics, epoch: int) -> None:
+        self.show(metrics, epoch)
+        self.log(metrics, epoch)
+        if self.trainer.world.is_first:
+            self.filmstrip.show(self.trainer.model, epoch)
+
+    def log(self, metrics: Metrics, epoch: int) -> None:
+        """Log the metrics of an epoch unless the store has them."""
+        if epoch not in self.logged:
+            self.run.log_metrics(metrics, epoch)

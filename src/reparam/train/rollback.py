@@ -1,0 +1,62 @@
+"""Back to the last good epoch, with half the learning rate, where the loss is no longer finite."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from reparam.errors import NonFiniteError
+from reparam.train.state import State
+
+ROLLBACKS = 3  # a learning rate that is still too high at an eighth is not the trouble
+
+log = logging.getLogger(__name__)
+
+
+class Rollback:
+    """Remembers the last good epoch, and takes training back to it; switched off, it does neither."""
+
+    def __init__(self, training: State, *, is_on: bool) -> None:
+        self.training = training
+        self.is_on = is_on
+        self.count = 0
+        self.good: dict[str, Any] = {}
+
+    def remember(self) -> None:
+        """Note that all is well."""
+        if self.is_on:
+            self.good = _copy(self.training.state_dict())
+
+    def go_back(self, error: NonFiniteError) -> None:
+        """Go back to what was remembered, ROLLBACKS times at most; else raise."""
+        if not self.is_on or self.count == ROLLBACKS:
+            raise error
+        trainer = self.training.trainer
+        self.count, factor = self.count + 1, trainer.rate_factor / 2
+        self.training.load_state_dict(self.good)
+        trainer.rate_factor = factor
+        self.remember()
+        log.warning("%s", error)
+        log.warning(
+            "train: back to the end of epoch %d, learning rate times %g (%d of %d times)",
+            len(self.training.record.history),
+            factor,
+            self.count,
+            ROLLBACKS,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        # With the good epoch: an interruption must not change where a roll-back leads.
+        return {"count": self.count, "good": self.good}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.count, self.good = state["count"], dict(state["good"])
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, Mapping):
+        return {name: _copy(part) for name, part in value.items()}
+    return list(value) if isinstance(value, list) else value

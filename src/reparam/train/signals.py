@@ -1,0 +1,36 @@
+"""SIGTERM and SIGINT end training after the running step."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class StopRequest:
+    """Whether somebody asked training to end."""
+
+    def __init__(self) -> None:
+        self.signal = 0  # the number of the signal; 0: none
+
+    def __bool__(self) -> bool:
+        return self.signal != 0
+
+    @property
+    def exit_code(self) -> int:
+        return 128 + self.signal  # as shells report it
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Note the first signal; end the process at once on a second one."""
+
+        def note(number: int, _frame: FrameType | None) -> None:
+            if self.signal:
+                raise SystemExit(128 + number)
+            self.signal = number
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,0 +1,89 @@
+"""All that decides how training goes on."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from reparam.train.record import Record
+from reparam.train.sums import Sums
+from reparam.train.trainer import Trainer
+
+
+class Stateful(Protocol):
+    """Whatever survives a kill: its state is nested dicts of tensors, numbers, texts and lists."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, which may share memory with its owner."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state, without sharing memory that changes in place."""
+
+
+class Epoch:
+    """The running epoch: the order in which its images are visited, and the loss terms summed so far."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.order: Tensor | None = None  # (N,) rows; None between two epochs
+        self.sums = Sums(device)
+
+    def begin(self, order: Tensor) -> None:
+        """Begin a new epoch. Shapes: (N,) rows."""
+        self.order = order
+        self.sums.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"order": {} if self.order is None else {"rows": self.order}, "sums": self.sums.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.order = state["order"]["rows"] if state["order"] else None
+        self.sums.load_state_dict(state["sums"])
+
+
+class RandomStreams:
+    """The states of torch's generators."""
+
+    def state_dict(self) -> dict[str, Any]:
+        is_used = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        return {"cpu": torch.get_rng_state(), "cuda": {"state": torch.cuda.get_rng_state()} if is_used else {}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        torch.set_rng_state(state["cpu"])
+        if state["cuda"]:
+            torch.cuda.set_rng_state(state["cuda"]["state"])
+
+
+class State:
+    """A training: the trainer, the running epoch, what it leaves behind, and the random streams."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.epoch = Epoch(trainer.device)
+        self.record = Record()
+        self.parts: dict[str, Stateful] = {
+            "trainer": trainer,
+            "epoch": self.epoch,
+            "record": self.record,
+            "random": RandomStreams(),
+        }
+
+    @property
+    def position(self) -> int:
+        """How many images of the running epoch were visited."""
+        return self.trainer.images - len(self.record.history) * self.trainer.epoch_images
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+        self.separate_processes()
+
+    def separate_processes(self) -> None:
+        """Let no two processes draw the same noise, nor sum the loss terms that the first process saved."""
+        world = self.trainer.world
+        if not world.is_first:
+            torch.manual_seed(self.trainer.config.seed + world.rank + world.size * self.trainer.images)
+            self.epoch.sums.forget()
