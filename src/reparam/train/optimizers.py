@@ -1,5 +1,6 @@
 """Optimizers, and learning rates that change with the epochs."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,28 +11,41 @@ from torch import nn
 from reparam.config import TrainConfig
 
 Weights = Iterable[nn.Parameter]
+WRAPPED = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
+
+
+def _without_compiler(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """Derive an optimizer that computes the same without importing torch.compile, which takes more than a second.
+
+    torch wraps these methods so that the compiler leaves them alone; nothing here compiles an optimizer.
+    """
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in WRAPPED}
+    return type(kind.__name__, (kind,), {**methods, "step": torch.no_grad()(inspect.unwrap(kind.step))})
+
+
+Adam, AdamW, Adamax, SGD, RMSprop = map(
+    _without_compiler, (torch.optim.Adam, torch.optim.AdamW, torch.optim.Adamax, torch.optim.SGD, torch.optim.RMSprop)
+)
 
 
 def _adam(weights: Weights, config: TrainConfig) -> torch.optim.Optimizer:
-    return torch.optim.Adam(weights, **_moments(config), fused=True)
+    return Adam(weights, **_moments(config), fused=True)
 
 
 def _adamw(weights: Weights, config: TrainConfig) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(weights, **_moments(config), fused=True)
+    return AdamW(weights, **_moments(config), fused=True)
 
 
 def _adamax(weights: Weights, config: TrainConfig) -> torch.optim.Optimizer:
-    return torch.optim.Adamax(weights, **_moments(config))
+    return Adamax(weights, **_moments(config))
 
 
 def _sgd(weights: Weights, config: TrainConfig) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
-        weights, config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
-    )
+    return SGD(weights, config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay, fused=True)
 
 
 def _rmsprop(weights: Weights, config: TrainConfig) -> torch.optim.Optimizer:
-    return torch.optim.RMSprop(
+    return RMSprop(
         weights, config.learning_rate, eps=config.epsilon, momentum=config.momentum, weight_decay=config.weight_decay
     )
 
