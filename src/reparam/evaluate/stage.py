@@ -26,8 +26,9 @@ from reparam.figures.style import png
 from reparam.files import whole_directory, whole_file, write_json
 from reparam.lineage import source_hash
 from reparam.models.build import AnyModel
+from reparam.models.card import read_card
 from reparam.models.likelihoods import is_density
-from reparam.models.storage import load_model, read_card
+from reparam.models.storage import load_model
 from reparam.paths import Paths
 from reparam.runtime import make_deterministic, pick_device, random_stream
 from reparam.track import store as tracking

@@ -14,8 +14,9 @@ from reparam.export import onnx, verify
 from reparam.files import whole_directory, write_json
 from reparam.lineage import source_hash
 from reparam.models.build import AnyModel
+from reparam.models.card import read_card
 from reparam.models.likelihoods import is_density
-from reparam.models.storage import load_model, read_card
+from reparam.models.storage import load_model
 from reparam.paths import Paths
 from reparam.runtime import NUMBERS_AT_ONCE, make_deterministic, random_stream
 from reparam.track import store as tracking

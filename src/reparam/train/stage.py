@@ -15,8 +15,9 @@ from reparam.errors import ParamsError
 from reparam.files import dvc_hash, require_writable, whole_directory, whole_file, write_json
 from reparam.lineage import source_hash
 from reparam.models.build import build_model, start_at_mean
+from reparam.models.card import save_card
 from reparam.models.likelihoods import is_density
-from reparam.models.storage import save_card, save_weights
+from reparam.models.storage import save_weights
 from reparam.paths import Paths
 from reparam.progress import progress
 from reparam.runtime import computing_in, make_deterministic, pick_device
