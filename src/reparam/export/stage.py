@@ -46,8 +46,7 @@ def run(config: Config, paths: Paths) -> None:
         facts = _describe(card, latent, settings.grey_pixels)
         metadata = {"reparam": json.dumps(facts, sort_keys=True)}
         with whole_directory(paths.onnx) as directory:
-            onnx.export_encoder(encoder, settings.opset, metadata, directory / onnx.ENCODER)
-            onnx.export_decoder(decoder, latent, settings.opset, metadata, directory / onnx.DECODER)
+            onnx.export_graphs(encoder, decoder, settings.opset, metadata, directory)
             for name, graph in ((onnx.ENCODER, encoder), (onnx.DECODER, decoder)):
                 verify.check_graph(directory / name, graph.outputs, settings.opset)
             metrics = verify.measure_parity(encoder, decoder, directory, images, seed=0)
