@@ -62,13 +62,13 @@ def run(config: Config, paths: Paths, device: str = "auto") -> None:
 
     with tracker.child_run("evaluate", model_card["lineage"]) as run:
         run.log_params(flatten(settings, "evaluate."))
-        with random_stream(settings.seed, "score"):
-            scores = score(model, data, settings)
         reports = Reports(
             density=is_density(model.likelihood, data_card["binarization"]),
             posterior=model.stochastic_layers > 0,
             bits=model.likelihood.is_discrete,
         )
+        with random_stream(settings.seed, "score"):
+            scores = score(model, data, settings, is_density=reports.density)
         subject = Assessed(model, data, scored, train, scores, settings, batches)
         findings = assess(subject, codes, outliers, is_density=reports.density)
         for warning in findings.warnings:
