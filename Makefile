@@ -21,6 +21,7 @@ bench: install  ## side-by-side measurements, into benchmarks/RESULTS.md
 	python benchmarks/train.py
 	python benchmarks/streaming.py
 	python benchmarks/nll.py
+	python benchmarks/loop.py
 
 lint: install
 	ruff format --check .
