@@ -3,13 +3,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
+from reparam import runtime
 from reparam.errors import UserError
 from reparam.runtime import make_deterministic, pick_device, random_stream, set_precision
 
+SOURCE = str(Path(runtime.__file__).parents[1])  # what a fresh interpreter should import, too
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA GPU")
 
 
@@ -137,7 +140,13 @@ print(torch._inductor.config.deterministic)
 @pytest.mark.parametrize("kernels", [True, False])
 def test_the_compiler_is_as_strict_once_it_is_imported_and_not_imported_to_make_it_so(kernels: bool) -> None:
     code = COMPILER.format(kernels=kernels)
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": SOURCE},
+    )
     assert answer.stdout.split() == ["False", str(kernels)]
 
 
@@ -156,7 +165,7 @@ def test_numbers_that_slow_a_processor_down_are_zero_in_every_thread() -> None:
         capture_output=True,
         text=True,
         check=True,
-        env=os.environ | {"OMP_NUM_THREADS": "2"},
+        env=os.environ | {"PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "2"},
     )
     assert answer.stdout.split() == ["0", "8"]
 

@@ -25,8 +25,8 @@ def plot_training(history: Mapping[str, Sequence[float]], best_epoch: int) -> Fi
         schedules = [name for name in SCHEDULES if name in history]
         count = len(terms) + len(schedules)
         rows, columns = -(-count // PER_ROW), min(count, PER_ROW)
-        figure = Figure(figsize=(8.8, 2.35 * rows))
-        margins = {**WIDE, "wspace": 0.35, "hspace": 0.4}
+        figure = Figure(figsize=(8.8, 2.3 * rows))
+        margins = {**WIDE, "wspace": 0.4, "hspace": 0.45}
         panels = list(figure.subplots(rows, columns, squeeze=False, gridspec_kw=margins).flat)
         for unused in panels[count:]:
             unused.remove()
