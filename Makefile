@@ -21,6 +21,7 @@ bench: install  ## side-by-side measurements, into benchmarks/RESULTS.md
 	python benchmarks/train.py
 	python benchmarks/streaming.py
 	python benchmarks/nll.py
+	python benchmarks/loop.py
 
 docs: install  ## what is generated from the source: comments of params.yaml, docs/reference/
 	python docs/generate.py

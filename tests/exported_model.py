@@ -17,7 +17,8 @@ from reparam.data.store import SPLITS
 from reparam.export import stage as export
 from reparam.export.onnx import DecoderGraph, EncoderGraph
 from reparam.models.build import AnyModel, build_model
-from reparam.models.storage import save_card, save_weights
+from reparam.models.card import save_card
+from reparam.models.storage import save_weights
 from reparam.paths import Paths
 
 SHAPE = (3, 4, 6)  # (C, H, W), all different, so that no two can be mixed up

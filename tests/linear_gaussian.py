@@ -9,7 +9,7 @@ from torch.distributions import MultivariateNormal, Normal
 
 from reparam.config.model import GaussianConfig
 from reparam.models import likelihoods
-from reparam.models.draw import Draw, Estimator, Layer
+from reparam.models.draw import Draw, Encoded, Estimator, Layer
 from reparam.models.hierarchical import HierarchicalVAE
 from reparam.models.vae import VAE
 
@@ -47,7 +47,13 @@ class LinearGaussian:
         return z[:, None, None, :]  # (N, D) -> (N, 1, 1, D)
 
     def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
-        mean, log_variance = self.posterior(x)
+        return self.draw_from(self.encode(x), target, samples)
+
+    def encode(self, x: Tensor) -> Encoded:
+        return [self.posterior(x)]
+
+    def draw_from(self, encoded: Encoded, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
+        [(mean, log_variance)] = encoded
         q, prior = Normal(mean, (0.5 * log_variance).exp()), Normal(torch.zeros_like(mean), 1.0)
         z = q.sample((samples,))  # (K, B, D)
         kl = torch.distributions.kl_divergence(q, prior).expand(samples, -1, -1)

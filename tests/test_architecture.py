@@ -131,6 +131,32 @@ def test_the_light_modules_load_neither_torch_nor_mlflow(name: str) -> None:
     assert {"torch", "mlflow", *(["numpy"] if name != "client" else [])} & set(loaded) == set()
 
 
+# Libraries that take a tenth of a second or more to import, and who cannot do without them on the default data.
+HEAVY = {"matplotlib", "mlflow", "onnx", "onnxruntime", "pandas", "scipy", "sklearn", "torch", "torchvision"}
+COMPILER = "torch._dynamo"  # a second and a half more than torch
+NEEDED = {
+    "download": set(),
+    "preprocess": set(),
+    "train": {"torch"},
+    "evaluate": {"matplotlib", "scipy", "torch"},
+    "export": {"onnx", "onnxruntime", "torch", COMPILER},
+    "report": {"matplotlib"},
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_loads_only_what_it_needs(stage: str, finished: Paths) -> None:
+    loaded = python(f"""
+import sys
+from reparam.cli import app
+try:
+    app(["{stage}"])
+finally:
+    print(*sys.modules)
+""")
+    assert (HEAVY | {COMPILER}) & set(loaded.split()) == NEEDED[stage]
+
+
 def test_the_client_loads_where_nothing_else_is_installed() -> None:
     block = """
 import sys

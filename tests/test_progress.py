@@ -4,7 +4,7 @@ import re
 import pytest
 from rich.console import Console
 
-from reparam.progress import progress
+from reparam.progress import counting, progress
 
 METRICS = {
     "train_loss": 12.345,
@@ -52,3 +52,21 @@ def test_without_validation_the_line_says_nothing_of_it(is_terminal: bool) -> No
     text = console.file.getvalue()
     assert "loss 12.35  KL 1.50  12,346 images/s" in text
     assert "validation" not in text
+
+
+def counted(console: Console) -> str:
+    with counting("scoring images", 40, console) as advance:
+        advance(30)
+        advance(10)
+    assert isinstance(console.file, io.StringIO)
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue())
+
+
+def test_a_terminal_gets_a_bar_of_what_is_counted() -> None:
+    last = counted(Console(file=io.StringIO(), force_terminal=True, width=80)).strip().splitlines()[-1]
+    assert last.startswith("scoring images ")
+    assert last.endswith(" 100% 0:00:00")
+
+
+def test_a_log_file_gets_nothing_of_what_is_counted() -> None:
+    assert counted(Console(file=io.StringIO(), force_terminal=False)) == ""

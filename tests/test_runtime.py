@@ -1,14 +1,18 @@
+import contextlib
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
+from reparam import runtime
 from reparam.errors import UserError
 from reparam.runtime import make_deterministic, pick_device, random_stream, set_precision
 
+SOURCE = str(Path(runtime.__file__).parents[1])  # what a fresh interpreter should import, too
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA GPU")
 
 
@@ -16,12 +20,13 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch find
 def settings_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Leave torch's global settings, and the environment, as they were."""
     # Set before it is deleted, so that what the test sets is taken back as well.
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
-    before, precision = torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()
-    torch.use_deterministic_algorithms(False)
+    for name in ("CUBLAS_WORKSPACE_CONFIG", "TORCHINDUCTOR_DETERMINISTIC"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    before, precision = torch.get_deterministic_debug_mode(), torch.get_float32_matmul_precision()
+    torch.set_deterministic_debug_mode("default")
     yield
-    torch.use_deterministic_algorithms(before)
+    torch.set_deterministic_debug_mode(before)
     torch.set_flush_denormal(False)
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.set_float32_matmul_precision(precision)
@@ -112,6 +117,39 @@ def test_determinism_is_seeded_and_strict() -> None:
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
+@pytest.mark.usefixtures("settings_restored")
+@pytest.mark.parametrize("kernels", [True, False])
+def test_a_kernel_whose_result_depends_on_scheduling_is_refused_where_that_is_asked_for(kernels: bool) -> None:
+    make_deterministic(0, kernels=kernels)
+    twice = torch.tensor([0, 0])
+    with pytest.raises(RuntimeError, match="put_") if kernels else contextlib.nullcontext():
+        torch.zeros(1).put_(twice, torch.ones(2))
+
+
+COMPILER = """
+import sys
+import torch
+from reparam.runtime import make_deterministic
+make_deterministic(0, kernels={kernels})
+print("torch._dynamo" in sys.modules)
+import torch._inductor.config
+print(torch._inductor.config.deterministic)
+"""
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_the_compiler_is_as_strict_once_it_is_imported_and_not_imported_to_make_it_so(kernels: bool) -> None:
+    code = COMPILER.format(kernels=kernels)
+    answer = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": SOURCE},
+    )
+    assert answer.stdout.split() == ["False", str(kernels)]
+
+
 FLUSHING = """
 import torch
 from reparam.runtime import make_deterministic
@@ -127,7 +165,7 @@ def test_numbers_that_slow_a_processor_down_are_zero_in_every_thread() -> None:
         capture_output=True,
         text=True,
         check=True,
-        env=os.environ | {"OMP_NUM_THREADS": "2"},
+        env=os.environ | {"PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "2"},
     )
     assert answer.stdout.split() == ["0", "8"]
 

@@ -3,6 +3,7 @@
 Torch and MLflow are imported by the stage that runs, so `--help` answers at once.
 """
 
+import gc
 import logging
 import signal
 import sys
@@ -184,6 +185,7 @@ def replay() -> None:
 
 def main() -> None:
     """Run a command; a mistake of the user is one message and exit code 1."""
+    gc.disable()  # imports leave no garbage, and make enough objects for a search to take half a second
     choose_wait_policy(Path.cwd())
     # As Ctrl-C does, a request to end closes the MLflow run and removes what is half-written; 143 is the shell's code.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -221,4 +223,7 @@ def _inputs() -> "tuple[Config, Paths]":
     from reparam.paths import Paths
 
     paths = Paths.here()
-    return load_config(paths.params), paths
+    config = load_config(paths.params)
+    gc.freeze()  # what was imported stays: no search for garbage need look at it
+    gc.enable()
+    return config, paths

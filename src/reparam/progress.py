@@ -1,10 +1,10 @@
-"""What a person sees of training: a bar on a terminal, one line per epoch elsewhere."""
+"""What a person sees of long work: a bar on a terminal; elsewhere one line per epoch of training, and nothing else."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 
 @contextmanager
@@ -25,6 +25,16 @@ def progress(epochs: int, console: Console) -> Iterator[Callable[[Mapping[str, f
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=epochs)
         yield lambda metrics, epoch: bar.update(task, completed=epoch, description=_line(metrics))
+
+
+@contextmanager
+def counting(title: str, total: int, console: Console | None = None) -> Iterator[Callable[[int], None]]:
+    """Yield `advance(count)`, which moves a bar with the time left; nothing is shown where there is no terminal."""
+    console = console or Console(stderr=True)
+    columns = TextColumn(title), BarColumn(bar_width=24), TaskProgressColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda count: bar.advance(task, count)
 
 
 def _line(metrics: Mapping[str, float]) -> str:

@@ -35,7 +35,9 @@ def make_deterministic(seed: int, *, kernels: bool = True) -> None:
     """
     # cuBLAS is deterministic only with a fixed workspace, which it reads from the environment at first use.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(kernels)
+    # Not `use_deterministic_algorithms`: it sets the same two flags, but imports torch.compile to set the second.
+    torch.set_deterministic_debug_mode("error" if kernels else "default")
+    os.environ["TORCHINDUCTOR_DETERMINISTIC"] = str(int(kernels))  # torch.compile reads it when it is imported
     # Numbers below 1e-38 count as zero. The averages that Adam keeps fade into such numbers where gradients vanish (the
     # borders of MNIST, after two epochs), and an epoch then takes a quarter longer, because processors are slow with
     # them. Threads take this over when they start.

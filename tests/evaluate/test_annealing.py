@@ -227,6 +227,7 @@ def test_every_move_has_its_step_size(temperatures: int) -> None:
     assert moves.count(7) == 1 + 2 * (temperatures - 1)
     stops = math.ceil((temperatures - 1) / math.ceil(temperatures / annealing.VISITS))
     assert moves.count(annealing.SCOUTS) == 1 + 2 * stops
+    assert len(moves) == annealing.evaluations(path)
 
 
 def test_moves_keep_the_distribution() -> None:

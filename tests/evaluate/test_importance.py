@@ -1,5 +1,6 @@
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from reparam.evaluate.importance import BYTES_PER_NUMBER, MEMORY, bytes_per_draw, importance, levels, read_curve
 from reparam.models.build import AnyModel, build_model
-from reparam.models.draw import Draw, Estimator
+from reparam.models.draw import Draw, Encoded, Estimator
 
 
 class Prescribed:
@@ -22,11 +23,17 @@ class Prescribed:
         self.log_w = log_w
         self.asked: list[int] = []
 
-    def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
+    def encode(self, x: Tensor) -> Encoded:
+        return []
+
+    def draw_from(self, encoded: Encoded, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
         start = sum(self.asked)
         self.asked.append(samples)
         log_w = self.log_w[start : start + samples]
         return Draw(log_w - 3, torch.full_like(log_w, 1.0), torch.full_like(log_w, -2.0), torch.zeros_like(log_w))
+
+    def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
+        return Draw(*torch.zeros(4, 1, 1))
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
@@ -98,9 +105,9 @@ def test_drawing_in_chunks_changes_nothing(
     torch.testing.assert_close(found.effective, log_w.softmax(0).square().sum(0).reciprocal())
 
 
-def some_model(hidden: int) -> AnyModel:
+def some_model(hidden: int, **changes: Any) -> AnyModel:
     torch.manual_seed(0)
-    changes = {"hidden": [hidden], "latent": 2, "likelihood": "bernoulli"}
+    changes = {"hidden": [hidden], "latent": 2, "likelihood": "bernoulli"} | changes
     return build_model(small_section("model", **changes), (1, 2, 3)).eval()
 
 
@@ -124,6 +131,34 @@ def test_images_take_turns_where_one_sample_of_each_is_too_much(monkeypatch: pyt
     assert max(rows) == 2
     assert found.bounds.shape == (len(levels(1000)), 5)
     torch.testing.assert_close(found.nll, whole.nll, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("changes", [{}, {"inference": "bottom_up"}, {"inference": "top_down"}])
+def test_images_are_encoded_once_whatever_the_number_of_samples(
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, encoded = some_model(hidden=8, kind="hierarchical" if changes else "vae", **changes), list[int]()
+    first = next(layer for layer in model.modules() if isinstance(layer, torch.nn.Flatten))
+    x = torch.rand(5, 1, 2, 3).round()
+    monkeypatch.setitem(MEMORY, "cpu", 10 * bytes_per_draw(model, x))
+    first.register_forward_hook(lambda _module, inputs, _output: encoded.append(len(inputs[0])))
+    importance(model, x, 100)
+    assert encoded == [1, 5]  # one image to measure what a draw takes, then all
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "vae", "bottom_up", "top_down"])
+def test_to_draw_is_to_encode_and_to_draw_from_that(kind: str) -> None:
+    hierarchy = {"kind": "hierarchical", "inference": kind, "upper": [2, 1]}
+    model = some_model(hidden=8, **(hierarchy if "_" in kind else {"kind": kind}))
+    x, target = torch.rand(2, 4, 1, 2, 3).round()
+    torch.manual_seed(1)
+    whole = model.draw(x, target, 3)
+    torch.manual_seed(1)
+    encoded = model.encode(x)
+    parts = [model.draw_from(encoded, target, 3), model.draw_from(encoded, target, 2)]
+    for name in ("log_px", "log_pz", "log_qz", "kl"):
+        assert torch.equal(getattr(parts[0], name), getattr(whole, name))
+        assert getattr(parts[1], name).shape == (2, 4)
 
 
 @pytest.mark.parametrize("log_weight", [-1e4, 1e4])

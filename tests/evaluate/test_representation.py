@@ -1,9 +1,10 @@
-import warnings
-
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
 
 from reparam.evaluate import representation
 from reparam.evaluate.representation import Accuracy, Labelled, Probes, probe
@@ -119,10 +120,39 @@ def test_codes_that_are_all_the_same_tell_the_majority() -> None:
         assert accuracy.value == 0.75
 
 
-def test_a_probe_that_has_not_converged_warns_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(representation, "ITERATIONS", 1)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        _, linear = both(probe(digits(slice(400)), digits(slice(400, 800)), 5, 1000))
-    assert caught == []
+def test_a_probe_that_has_not_converged_guesses_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(representation.LIMITS, "maxiter", 1)
+    _, linear = both(probe(digits(slice(400)), digits(slice(400, 800)), 5, 1000))
     assert 0.1 < linear.value < 0.95
+
+
+@pytest.mark.parametrize(("classes", "latent", "images"), [(2, 5, 300), (2, 1, 30), (3, 30, 200), (10, 12, 1500)])
+def test_both_classifiers_guess_as_scikit_learns_do(classes: int, latent: int, images: int) -> None:
+    draw = np.random.default_rng(classes * latent)
+    labels = draw.integers(0, classes, images + 400, dtype=np.int32) * 3  # not 0, 1, 2, ...
+    codes = 1e3 + (draw.normal(size=(3 * classes, latent))[labels] + draw.normal(size=(len(labels), latent)))
+    codes[:, 0] = codes[:, 0].round() if latent > 1 else codes[:, 0]
+    known, unseen = codes[:images], codes[images:]
+    nearest = KNeighborsClassifier(5, algorithm="brute").fit(known, labels[:images]).predict(unseen)
+    scaler = StandardScaler().fit(known)
+    linear = LogisticRegression(max_iter=200).fit(scaler.transform(known), labels[:images])
+    arguments = torch.from_numpy(known), labels[:images], torch.from_numpy(unseen)
+    assert representation._guess_nearest(*arguments, 5).tolist() == nearest.tolist()
+    guessed = representation._guess_linearly(*arguments)
+    assert guessed.tolist() == linear.predict(scaler.transform(unseen)).tolist()
+    assert 1 < len(set(guessed.tolist())) <= classes
+
+
+def test_a_number_that_is_the_same_in_all_codes_says_nothing() -> None:
+    train, test = digits(slice(400)), digits(slice(400, 800))
+    wider = [
+        Labelled(torch.nn.functional.pad(split.codes, (0, 1), value=1e4 / 3), split.labels) for split in (train, test)
+    ]
+    assert probe(*wider, 5, 400) == probe(train, test, 5, 400)
+
+
+def test_neighbours_are_found_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, test = digits(slice(400)), digits(slice(400, 800))
+    whole = probe(train, test, 5, 400)
+    monkeypatch.setattr(representation.runtime, "NUMBERS_AT_ONCE", 400 * 7)
+    assert probe(train, test, 5, 400) == whole

@@ -154,6 +154,19 @@ def test_the_projection_is_the_same_every_time_and_draws_nothing_from_torch() ->
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("side", [12, 40])  # below and above the size up to which all components are found
+def test_the_projection_is_that_of_the_singular_vectors(side: int) -> None:
+    draws = torch.Generator().manual_seed(0)
+    strength = torch.arange(1, side * side + 1) ** -0.8  # about as in natural images
+    mixing = torch.linalg.qr(torch.randn(side * side, side * side, generator=draws)).Q
+    pixels = (torch.randn(300, side * side, generator=draws) * strength) @ mixing + 0.5
+    images = pixels.reshape(300, 1, side, side)
+    axes = torch.linalg.svd(images.flatten(1).double() - images.flatten(1).double().mean(0)).Vh[:20].T
+    features = fit_projection(images, 20)(images)
+    exact = (images.flatten(1).double() - images.flatten(1).double().mean(0)) @ axes
+    torch.testing.assert_close(torch.cdist(features, features), torch.cdist(exact, exact), rtol=1e-3, atol=1e-6)
+
+
 def test_memory_bounds_the_images_that_are_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "NUMBERS_AT_ONCE", 30 * 16)
     pictures = torch.rand(90, 1, 4, 4, generator=torch.Generator().manual_seed(0))

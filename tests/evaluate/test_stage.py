@@ -24,7 +24,7 @@ from reparam.evaluate import stage as evaluate
 from reparam.evaluate.gallery import FIGURES, TILES
 from reparam.evaluate.importance import MEMORY
 from reparam.lineage import source_hash
-from reparam.models.storage import read_card
+from reparam.models.card import read_card
 from reparam.paths import Paths
 from reparam.preprocess import stage as preprocess
 from reparam.train import stage as train

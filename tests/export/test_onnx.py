@@ -15,7 +15,7 @@ from exported_model import LATENT, OPSET, SHAPE, Exported, prepare, run_stage, t
 from torch import Tensor
 
 from reparam.export import stage as export
-from reparam.export.onnx import export_decoder, export_encoder, serve
+from reparam.export.onnx import export_graphs, serve
 from reparam.export.stage import serving_skew
 from reparam.export.verify import check_graph
 from reparam.files import read_json
@@ -39,9 +39,9 @@ def metadata(path: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def threshold_encoder(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An encoder that sees grey pixels as black or white."""
-    path = tmp_path_factory.mktemp("threshold") / "encoder.onnx"
-    export_encoder(exported.encoder("threshold"), OPSET, {}, path)
-    return path
+    directory = tmp_path_factory.mktemp("threshold")
+    export_graphs(exported.encoder("threshold"), exported.decoder, OPSET, {}, directory)
+    return directory / "encoder.onnx"
 
 
 def grey(value: int) -> np.ndarray:
@@ -134,15 +134,29 @@ def test_a_file_holds_no_trace_of_the_source_that_it_came_from(name: str, export
     )
 
 
+def test_each_file_holds_its_own_weights_alone_under_their_names_in_the_model(exported: Exported) -> None:
+    found = {}
+    for half in ("encoder", "decoder"):
+        graph = onnx.load(exported.directory / f"{half}.onnx").graph
+        found[half] = {tensor.name for tensor in graph.initializer if tensor.name.startswith("model.")}
+        declared = [value.name for value in (*graph.input, *graph.output, *graph.value_info)]
+        assert len(declared) == len(set(declared))
+        made = {name for node in graph.node for name in node.output}
+        assert {value.name for value in graph.output} <= made
+        assert not [name for name in {*declared, *made} if name.startswith("decoded_")]
+    weights = {f"model.{name}" for name in exported.model.state_dict()}
+    assert found["encoder"] | found["decoder"] == weights
+    assert found["encoder"] == {name for name in weights if name.startswith("model.encoder")}
+
+
 @pytest.mark.parametrize("opset", [18, 23])  # the ends of the range that params.yaml may name
 def test_other_opsets_can_be_written_and_run(opset: int, exported: Exported, tmp_path: Path) -> None:
-    path = tmp_path / "decoder.onnx"
-    export_decoder(exported.decoder, LATENT, opset, {}, path)
-    check_graph(path, ("images", "mean"), opset)
-    latents = np.ones((2, LATENT), np.float32)
-    np.testing.assert_allclose(
-        run(path, latents)[1], run(exported.directory / "decoder.onnx", latents)[1], rtol=0, atol=1e-5
-    )
+    export_graphs(exported.encoder(), exported.decoder, opset, {}, tmp_path)
+    inputs = {"encoder.onnx": exported.images, "decoder.onnx": np.ones((2, LATENT), np.float32)}
+    for name, outputs in (("encoder.onnx", ("mean", "log_variance")), ("decoder.onnx", ("images", "mean"))):
+        check_graph(tmp_path / name, outputs, opset)
+        for found, wanted in zip(*(run(at / name, inputs[name]) for at in (tmp_path, exported.directory)), strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 if found.dtype == np.float32 else 1)
 
 
 # Models of every kind
@@ -211,7 +225,7 @@ def test_every_model_is_exported_as_torch_computes_it(name: str, tmp_path: Path)
 def test_a_batch_norm_is_exported_as_it_evaluates_and_not_as_it_trains(tmp_path: Path) -> None:
     prepared = prepare(tmp_path, norm="batch")
     prepared.model.train()
-    export_encoder(prepared.encoder(), OPSET, {}, tmp_path / "encoder.onnx")
+    export_graphs(prepared.encoder(), prepared.decoder, OPSET, {}, tmp_path)
     alone, together = (run(tmp_path / "encoder.onnx", prepared.images[:size])[0] for size in (1, 40))
     np.testing.assert_allclose(alone[0], together[0], rtol=1e-5, atol=1e-5)
     with torch.no_grad():

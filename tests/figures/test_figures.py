@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.cbook import is_math_text
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -51,6 +52,15 @@ def is_drawn(figure: Figure) -> bool:
     """Whether the rendered figure shows anything on its white paper."""
     picture = pixels(png(figure))[..., :3]
     return bool((picture < 0.5).any())
+
+
+def named(axes: Axes) -> tuple[list[str], list[str]]:
+    """The names of columns and rows, without what makes matplotlib take them literally."""
+    columns, rows = (
+        [text.get_text().replace("\\", "") for text in labels]
+        for labels in (axes.get_xticklabels(), axes.get_yticklabels())
+    )
+    return columns, rows
 
 
 def some_history(epochs: int) -> dict[str, list[float]]:
@@ -108,6 +118,19 @@ def test_a_png_holds_the_picture_and_no_word_on_the_software() -> None:
     assert 600 < width < 1200
 
 
+def test_a_png_has_room_for_every_label_and_no_more() -> None:
+    names = {f"z{number}: {number} nats": np.zeros(9) for number in range(5)}
+    points = np.array([[0.0, 1.0], [2.0, -1.0], [1.0, 1.0]])
+    for figure in (
+        plot_training(some_history(3), 2),
+        plot_aggregate(names),
+        plot_components(points[0], points, np.arange(3)),
+    ):
+        ink = (pixels(png(figure))[..., :3] < 0.95).any(-1)
+        for lines in (ink, ink[::-1], ink.T, ink.T[::-1]):
+            assert int(lines.any(1).argmax()) in range(13, 32)  # 0.08 inches are 16 pixels
+
+
 def test_the_style_does_not_leak() -> None:
     before = dict(matplotlib.rcParams)
     png(plot_grid(some_images(1), 1, "Samples"))
@@ -122,15 +145,18 @@ def test_the_style_does_not_leak() -> None:
 def test_rows_of_images_have_a_name_each_and_a_label_above_each_column(count: int, channels: int) -> None:
     rows = {"original": some_images(count, channels), "reconstruction": 1 - some_images(count, channels)}
     figure = plot_rows(rows, labels=list(range(10, 10 + count)))
-    axes = figure.axes
-    assert [plot.get_title() for plot in axes] == [str(10 + i) for i in range(count)] + [""] * count
-    assert [axes[0].get_ylabel(), axes[count].get_ylabel()] == ["original", "reconstruction"]
+    [axes] = figure.axes
+    assert named(axes) == ([str(10 + i) for i in range(count)], ["original", "reconstruction"])
+    shown = iter(axes.images)
     for row, images in enumerate(rows.values()):
-        for column in range(count):
-            wanted = images[column, 0] if channels == 1 else images[column].transpose(1, 2, 0)
-            [shown] = axes[row * count + column].images
-            np.testing.assert_array_equal(shown.get_array(), wanted)
-            assert shown.get_clim() == (0, 1)  # black is 0 and white is 1, whatever the image holds
+        for column, (image, found) in enumerate(zip(images, shown, strict=False)):
+            np.testing.assert_array_equal(found.get_array(), as_shown(image))
+            assert found.get_clim() == (0, 1)  # black is 0 and white is 1, whatever the image holds
+            left, right, bottom, top = found.get_extent()
+            assert (right - left, bottom - top) == pytest.approx((1, 3 / 4))  # of 4x3 pixels
+            assert axes.get_xticks()[column] == pytest.approx((left + right) / 2)
+            assert axes.get_yticks()[row] == pytest.approx((bottom + top) / 2)
+    assert (axes.get_xlim(), axes.get_ylim()) == ((0, right), (bottom, 0))
     assert is_drawn(figure)
 
 
@@ -147,7 +173,7 @@ def test_dollars_are_escaped_once(text: str, escaped: str) -> None:
 
 def test_names_of_classes_are_no_formulas() -> None:
     rows = plot_rows({"original": some_images(4)}, NAMES)
-    assert [plot.get_title().replace("\\", "") for plot in rows.axes] == NAMES
+    assert named(rows.axes[0])[0] == NAMES
     assert is_drawn(rows)
     plane = scattered(np.zeros((4, 2)), np.array(NAMES))
     legend = plane.axes[0].get_legend()
@@ -161,7 +187,7 @@ def test_a_subject_gives_names_of_classes_that_can_be_drawn_in_rows_and_tables()
     subject.labels, subject.is_labelled = np.array(NAMES), True
     names = subject.names(np.arange(4))
     assert [name.replace("\\", "") for name in names] == NAMES
-    assert [plot.get_title() for plot in plot_rows({"": some_images(4)}, names).axes] == names
+    assert named(plot_rows({"": some_images(4)}, names).axes[0])[0] == NAMES
     assert is_drawn(plot_table(some_images(8), [f"{name} to b" for name in names], ["0", "1"], "Table"))
 
 
@@ -278,7 +304,7 @@ def test_hundreds_of_latent_dimensions_go_without_numbers() -> None:
 
 
 def test_axes_of_a_plane_name_coordinates_and_unit() -> None:
-    assert axis_labels(("z7", "z12"), "metres") == ("$z_{7}$  (metres)", "$z_{12}$  (metres)")
+    assert axis_labels(("z7", "z12"), "metres") == ("z₇  (metres)", "z₁₂  (metres)")
     assert axis_labels(("component 1", ""), "metres") == ("component 1  (metres)", "")
 
 
@@ -301,7 +327,7 @@ def test_components_of_codes_that_are_all_equal_can_be_drawn(latent: int) -> Non
 
 @pytest.mark.parametrize("dimensions", [1, 4, 5, 12])
 def test_an_aggregate_posterior_has_a_panel_for_each_dimension(dimensions: int) -> None:
-    z = {f"$z_{{{number}}}$": np.random.default_rng(number).normal(size=2000) for number in range(dimensions)}
+    z = {f"z{number}": np.random.default_rng(number).normal(size=2000) for number in range(dimensions)}
     figure = plot_aggregate(z)
     assert [axes.get_title(loc="left") for axes in figure.axes] == list(z)
     for axes, values in zip(figure.axes, z.values(), strict=True):
@@ -353,13 +379,14 @@ def test_deviation_maps_stand_below_the_images_on_one_scale(channels: int, sigma
     deviations = np.full((2, 3, 4), 0.1)
     deviations[1, 0, 0] = sigma
     figure = plot_deviations({"original": some_images(2, channels)}, deviations, ["7", "8"])
-    *_, first, second, bar = figure.axes
-    for axes, deviation in zip((first, second), deviations, strict=True):
-        [shown] = axes.images
+    axes, bar = figure.axes
+    for shown, deviation in zip(axes.images[2:], deviations, strict=True):
         np.testing.assert_array_equal(shown.get_array(), deviation)
         assert shown.get_clim() == pytest.approx((0.1, max(sigma, 0.101)))
+        assert shown.get_cmap().name == "cividis"
+    assert axes.images[0].get_cmap().name == "gray"
     assert bar.get_ylabel() == "sigma\n(black to white is 1)"
-    assert first.get_ylabel() == "sigma"
+    assert named(axes) == (["7", "8"], ["original", "sigma"])
     assert is_drawn(figure)
 
 

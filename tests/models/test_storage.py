@@ -9,7 +9,8 @@ from conftest import small_section
 
 from reparam.errors import DamagedInputError, MissingInputError
 from reparam.models.build import build_model
-from reparam.models.storage import load_model, read_card, save_card, save_weights
+from reparam.models.card import read_card, save_card
+from reparam.models.storage import load_model, save_weights
 from reparam.models.vae import VAE
 
 CPU = torch.device("cpu")

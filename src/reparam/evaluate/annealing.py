@@ -95,6 +95,12 @@ def sigmoid_schedule(temperatures: int, delta: float = 4.0) -> list[float]:
     return betas
 
 
+def evaluations(path: Path) -> int:
+    """Count how often one estimate asks for log p(x|z)."""
+    scouted = len(sigmoid_schedule(path.temperatures)[1 : -1 : _stride(path)])
+    return 2 + (scouted + path.temperatures - 1) * path.leapfrog
+
+
 def image_chunks(x: Tensor, chains: int, outputs: int) -> Iterator[Tensor]:
     """Cut images so that the decoder puts out no more than NUMBERS_AT_ONCE for all chains, or those of one image.
 
@@ -127,12 +133,16 @@ def _scout(log_likelihood: LogLikelihood, like: Tensor, betas: Sequence[float], 
     """
     here = _look(log_likelihood, torch.randn(SCOUTS, *like.shape, dtype=like.dtype, device=like.device))
     step, found = torch.full_like(like[:, :1], FIRST_STEP), []
-    stride = math.ceil(path.temperatures / VISITS)
+    stride = _stride(path)
     for beta in betas[1:-1:stride]:
         here, acceptance = _move(log_likelihood, here, beta, step, path.leapfrog)
         step = (step * (GAIN * (acceptance - TARGET)).exp()[:, None].to(step.dtype)).clamp(*STEPS)
         found += [step] * stride
     return found[: len(betas) - 2]
+
+
+def _stride(path: Path) -> int:
+    return math.ceil(path.temperatures / VISITS)
 
 
 def _anneal(

@@ -17,6 +17,7 @@ from reparam.evaluate.annealing import (
     Path,
     annealed_log_likelihood,
     concatenate,
+    evaluations,
     image_chunks,
     reverse_log_likelihood,
 )
@@ -28,6 +29,7 @@ from reparam.evaluate.subset import evenly_spaced
 from reparam.evaluate.unusual import auroc
 from reparam.evaluate.view import View
 from reparam.models.build import AnyModel
+from reparam.progress import counting
 from reparam.runtime import random_stream
 
 MIXED = 5_000  # images whose posteriors are mixed: the time is quadratic
@@ -218,17 +220,19 @@ def _anneal(subject: Assessed, x: Tensor, exact: Tensor | None = None) -> Anneal
     """Run chains for each image; backwards, from an exact posterior sample, where there is one."""
     model, settings, found, done = subject.model, subject.settings.annealing, [], 0
     path = Path(settings.steps, LEAPFROG)
-    for part in image_chunks(x, settings.chains, model.likelihood.outputs):
+    with counting("annealing" if exact is None else "annealing back", len(x) * evaluations(path)) as advance:
+        for part in image_chunks(x, settings.chains, model.likelihood.outputs):
 
-        def log_likelihood(z: Tensor, part: Tensor = part) -> Tensor:
-            outputs = torch.unflatten(model.output(z.flatten(0, 1)), 0, z.shape[:2])
-            return model.likelihood.log_prob(outputs, part)
+            def log_likelihood(z: Tensor, part: Tensor = part) -> Tensor:
+                advance(len(part))
+                outputs = torch.unflatten(model.output(z.flatten(0, 1)), 0, z.shape[:2])
+                return model.likelihood.log_prob(outputs, part)
 
-        if exact is None:
-            start = torch.randn(settings.chains, len(part), subject.scores.means.shape[1])
-            found.append(annealed_log_likelihood(log_likelihood, start.to(x.device), path))
-        else:
-            start = exact[done : done + len(part)]
-            found.append(reverse_log_likelihood(log_likelihood, start, settings.chains, path))
-        done += len(part)
+            if exact is None:
+                start = torch.randn(settings.chains, len(part), subject.scores.means.shape[1])
+                found.append(annealed_log_likelihood(log_likelihood, start.to(x.device), path))
+            else:
+                start = exact[done : done + len(part)]
+                found.append(reverse_log_likelihood(log_likelihood, start, settings.chains, path))
+            done += len(part)
     return concatenate(found)

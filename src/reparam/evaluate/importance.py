@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from reparam.models.draw import Draw, Model
+from reparam.models.draw import Draw, Encoded, Model
 from reparam.objectives import log_weights
 
 # Bytes that one number of the decoder's output takes while it is scored: itself, and what the likelihood makes of it.
@@ -48,10 +48,11 @@ def importance(model: Model, x: Tensor, samples: int) -> Importance:
 
 
 def _importance(model: Model, x: Tensor, samples: int, at_once: int) -> Importance:
+    encoded = model.encode(x)
     total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
     squares, bounds, seen = total.clone(), [], 0
     for level in levels(samples):
-        for draw in draws(model, x, level - seen, at_once):
+        for draw in draws(model, encoded, x, level - seen, at_once):
             log_w = log_weights(draw).double()  # (k, B)
             total = torch.logaddexp(total, log_w.logsumexp(0))
             squares = torch.logaddexp(squares, (2 * log_w).logsumexp(0))
@@ -60,11 +61,11 @@ def _importance(model: Model, x: Tensor, samples: int, at_once: int) -> Importan
     return Importance(math.log(samples) - total, torch.stack(bounds), (2 * total - squares).exp())
 
 
-def draws(model: Model, x: Tensor, samples: int, at_once: int) -> Iterator[Draw]:
-    """Draw samples of each image, so that there are no more than `at_once` in all, or one of each."""
+def draws(model: Model, encoded: Encoded, x: Tensor, samples: int, at_once: int) -> Iterator[Draw]:
+    """Draw samples of each encoded image, so that there are no more than `at_once` in all, or one of each."""
     each = max(1, at_once // len(x))
     for start in range(0, samples, each):
-        yield model.draw(x, x, min(each, samples - start))
+        yield model.draw_from(encoded, x, min(each, samples - start))
 
 
 def split_images(x: Tensor, at_once: int) -> tuple[Tensor, ...]:

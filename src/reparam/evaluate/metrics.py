@@ -12,6 +12,7 @@ from reparam.config import EvaluateConfig
 from reparam.evaluate.importance import draws, draws_at_once, importance, split_images
 from reparam.evaluate.view import View
 from reparam.models.draw import Model
+from reparam.progress import counting
 from reparam.runtime import computing_in
 
 
@@ -21,7 +22,7 @@ class Scores:
 
     reconstruction: Tensor  # (N,) expected negative log p(x|z)
     kl: Tensor  # (N,)
-    nll: Tensor  # (N,) importance-sampled estimate of -log p(x); NaN where a code has no density
+    nll: Tensor  # (N,) importance-sampled estimate of -log p(x); NaN where there is no likelihood of these pixels
     bounds: Tensor  # (N, L) lower bounds on log p(x) of the first samples, as many as `importance.levels` says
     effective: Tensor  # (N,) samples that the NLL rests on
     latent_kl: Tensor  # (D,) mean over images; layer by layer, that next to the image first
@@ -43,15 +44,21 @@ class Reports:
 
 
 @torch.no_grad()
-def score(model: Model, data: View, config: EvaluateConfig) -> Scores:
-    """Score every image of a split, drawing from torch's generator."""
+def score(model: Model, data: View, config: EvaluateConfig, *, is_density: bool = True) -> Scores:
+    """Score every image of a split, drawing from torch's generator.
+
+    Without `is_density`, pixels have no likelihood to estimate.
+    """
+    nll_samples = config.nll_samples if is_density and model.stochastic_layers else 0
     parts: list[tuple[Tensor, ...]] = []
-    for batch in data.seen(config.seed):
-        with scoring_in(config.precision, batch.device):
-            at_once = draws_at_once(model, batch)
-            for x in split_images(batch, at_once):
-                expectations, sizes = _expectations(model, x, config.elbo_samples, at_once)
-                parts.append((*expectations, *_likelihoods(model, x, config.nll_samples), *model.posterior(x)))
+    with counting("scoring images", len(data)) as advance:
+        for batch in data.seen(config.seed):
+            with scoring_in(config.precision, batch.device):
+                at_once = draws_at_once(model, batch)
+                for x in split_images(batch, at_once):
+                    expectations, sizes = _expectations(model, x, config.elbo_samples, at_once)
+                    parts.append((*expectations, *_likelihoods(model, x, nll_samples), *model.posterior(x)))
+                    advance(len(x))
     columns = (torch.cat(part).double().cpu() for part in zip(*parts, strict=True))
     reconstruction, kl, latent_kl, expected, noise, nll, bounds, effective, means, log_variances = columns
     # The population variance, as an activity statistic of this very split, and 0 for a single image.
@@ -87,7 +94,7 @@ def _expectations(model: Model, x: Tensor, samples: int, at_once: int) -> tuple[
     variance over images. (With one sample it is not known, and taken for 0.) Return the sizes of layers, too.
     """
     sums: tuple[Tensor, ...] = ()
-    for draw in draws(model, x, samples, at_once):
+    for draw in draws(model, model.encode(x), x, samples, at_once):
         # Given the samples of the layers that it depends on, the mean of a layer is known without noise.
         means = torch.cat([layer.mean.expand_as(layer.z) for layer in draw.layers], -1).double()
         found = (-draw.log_px, draw.kl, torch.cat([layer.kl for layer in draw.layers], -1), means, means.square())
@@ -100,8 +107,8 @@ def _expectations(model: Model, x: Tensor, samples: int, at_once: int) -> tuple[
 
 
 def _likelihoods(model: Model, x: Tensor, samples: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Estimate -log p(x), lower bounds and effective samples. Shapes: -> (B,), (B, L), (B,)."""
-    if not model.stochastic_layers:
+    """Estimate -log p(x), lower bounds and effective samples, or NaN without samples. Shapes: -> (B,), (B, L), (B,)."""
+    if not samples:
         nothing = torch.full((len(x),), torch.nan)
         return nothing, nothing[:, None], nothing
     found = importance(model, x, samples)

@@ -4,8 +4,6 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from reparam.config.evaluate import MixtureConfig
@@ -25,6 +23,10 @@ def mixture(count: int, _latent: int, codes: Callable[[], Tensor], config: Mixtu
 
     Shapes: codes() (N, D) -> (count, D). Source: Ghosh et al. 2020, sec. 4.1.
     """
+    # Imported here, because it takes more than a second and only this function needs it.
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
     found = codes().double().cpu().numpy()
     seed = int(torch.randint(2**31, ()))
     with warnings.catch_warnings():

@@ -27,8 +27,9 @@ from reparam.figures.style import png
 from reparam.files import whole_directory, whole_file, write_json
 from reparam.lineage import source_hash
 from reparam.models.build import AnyModel
+from reparam.models.card import read_card
 from reparam.models.likelihoods import is_density
-from reparam.models.storage import load_model, read_card
+from reparam.models.storage import load_model
 from reparam.paths import Paths
 from reparam.runtime import make_deterministic, pick_device, random_stream
 from reparam.track import store as tracking
@@ -62,13 +63,13 @@ def run(config: Config, paths: Paths, device: str = "auto") -> None:
 
     with tracker.child_run("evaluate", model_card["lineage"]) as run:
         run.log_params(flatten(settings, "evaluate."))
-        with random_stream(settings.seed, "score"):
-            scores = score(model, data, settings)
         reports = Reports(
             density=is_density(model.likelihood, data_card["binarization"]),
             posterior=model.stochastic_layers > 0,
             bits=model.likelihood.is_discrete,
         )
+        with random_stream(settings.seed, "score"):
+            scores = score(model, data, settings, is_density=reports.density)
         subject = Assessed(model, data, scored, train, scores, settings, view)
         findings = assess(subject, codes, outliers, is_density=reports.density)
         for warning in findings.warnings:

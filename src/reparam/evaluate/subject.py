@@ -12,7 +12,7 @@ from reparam.config import EvaluateConfig
 from reparam.evaluate import latent_walks
 from reparam.evaluate.metrics import Scores
 from reparam.evaluate.view import View
-from reparam.figures.style import literal
+from reparam.figures.style import indexed, literal
 from reparam.models.draw import Model
 from reparam.runtime import random_stream
 
@@ -105,7 +105,7 @@ class Subject:
     def name_and_use(self, dimension: int) -> str:
         """Name a latent dimension, and say how much it tells."""
         unit = "variance" if self.is_code else "nats"
-        return f"$z_{{{dimension}}}$: {float(self.use[dimension]):.2f} {unit}"
+        return f"{indexed(f'z{dimension}')}: {float(self.use[dimension]):.2f} {unit}"
 
     def draws(self) -> AbstractContextManager[None]:
         """Start a stream of random numbers: each figure has it from its beginning, whatever else is drawn."""

@@ -1,10 +1,12 @@
 """The trained model as two ONNX graphs: images to posterior, latents to images."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
+from onnx.utils import Extractor
 from torch import Tensor, nn
 
 from reparam.data.pixels import Pixels
@@ -50,36 +52,71 @@ def serve(grey: Tensor, grey_pixels: str) -> Tensor:
     return (grey >= 0.5).to(grey.dtype) if grey_pixels == "threshold" else grey
 
 
-def export_encoder(graph: EncoderGraph, opset: int, metadata: dict[str, str], path: Path) -> None:
-    """Write `encoder.onnx`. Its input is `images`, uint8 (batch, H, W, C)."""
-    channels, height, width = graph.model.shape
-    example = torch.zeros(2, height, width, channels, dtype=torch.uint8)
-    _export(graph, example, "images", opset, metadata, path)
+class BothGraphs(nn.Module):
+    """Images and latents -> what the encoder puts out, and then the decoder."""
+
+    def __init__(self, encoder: EncoderGraph, decoder: DecoderGraph) -> None:
+        super().__init__()
+        self.model, self.pixels = encoder.model, encoder.pixels  # registered once, so that weights have one name each
+        self.graphs = (encoder, decoder)
+
+    def forward(self, images: Tensor, latents: Tensor) -> tuple[Tensor, ...]:
+        encoder, decoder = self.graphs
+        return (*encoder(images), *decoder(latents))
 
 
-def export_decoder(graph: DecoderGraph, latent: int, opset: int, metadata: dict[str, str], path: Path) -> None:
-    """Write `decoder.onnx`. Its input is `latents`, float32 (batch, D)."""
-    _export(graph, torch.zeros(2, latent), "latents", opset, metadata, path)
+def export_graphs(
+    encoder: EncoderGraph, decoder: DecoderGraph, opset: int, metadata: dict[str, str], directory: Path
+) -> None:
+    """Write `encoder.onnx` and `decoder.onnx`.
+
+    Their inputs are `images`, uint8 (batch, H, W, C), and `latents`, float32 (batch, D).
+    """
+    # Exported as one graph and cut in two, because most of the time goes into what the exporter does once for each.
+    decoded = {f"decoded_{name}": name for name in decoder.outputs}
+    both = Extractor(_export(BothGraphs(encoder, decoder).eval(), [*encoder.outputs, *decoded], opset))
+    for file, (name, outputs) in {ENCODER: ("images", encoder.outputs), DECODER: ("latents", decoded)}.items():
+        model = both.extract_model([name], list(outputs))
+        _rename(model.graph, decoded)
+        _forget_source_paths(model)
+        for key, value in sorted(metadata.items()):
+            model.metadata_props.add(key=key, value=value)
+        onnx.save(model, directory / file)
 
 
-def _export(graph: Any, example: Tensor, name: str, opset: int, metadata: dict[str, str], path: Path) -> None:
-    program = torch.onnx.export(
-        graph.eval(),
-        (example,),
-        input_names=[name],
-        output_names=list(graph.outputs),
-        opset_version=opset,
-        dynamo=True,
-        dynamic_shapes=({0: "batch"},),
-        external_data=False,
-        verbose=False,
-    )
+def _export(both: BothGraphs, outputs: list[str], opset: int) -> Any:
+    channels, height, width = both.model.shape
+    images = torch.zeros(2, height, width, channels, dtype=torch.uint8)
+    latents = both.model.posterior(torch.zeros(2, *both.model.shape))[0]
+    gc.disable()  # the exporter imports and keeps so much that searching it for garbage takes a second
+    try:
+        program = torch.onnx.export(
+            both,
+            (images, latents.detach()),
+            input_names=["images", "latents"],
+            output_names=outputs,
+            opset_version=opset,
+            dynamo=True,
+            dynamic_shapes=({0: "batch"}, {0: "batch"}),
+            external_data=False,
+            verbose=False,
+        )
+    finally:
+        gc.enable()
     assert program is not None
-    model = program.model_proto
-    _forget_source_paths(model)
-    for key, value in sorted(metadata.items()):
-        model.metadata_props.add(key=key, value=value)
-    onnx.save(model, path)
+    return program.model_proto
+
+
+def _rename(graph: Any, names: dict[str, str]) -> None:
+    """Rename outputs, and drop the types that are declared twice, as outputs and as values in between."""
+    for values in (value for node in graph.node for value in (node.input, node.output)):
+        values[:] = [names.get(value, value) for value in values]
+    for output in graph.output:
+        output.name = names.get(output.name, output.name)
+    declared = {value.name for value in (*graph.input, *graph.output)} | set(names)
+    between = [value for value in graph.value_info if value.name not in declared]
+    del graph.value_info[:]
+    graph.value_info.extend(between)
 
 
 def _forget_source_paths(model: Any) -> None:
@@ -96,4 +133,5 @@ def _forget_source_paths(model: Any) -> None:
         del tensor.metadata_props[:]
     del model.metadata_props[:]
     model.doc_string = ""
+    model.graph.name = "main_graph"
     model.producer_name, model.producer_version = "reparam", ""

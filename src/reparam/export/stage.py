@@ -14,8 +14,9 @@ from reparam.export import onnx, verify
 from reparam.files import whole_directory, write_json
 from reparam.lineage import source_hash
 from reparam.models.build import AnyModel
+from reparam.models.card import read_card
 from reparam.models.likelihoods import is_density
-from reparam.models.storage import load_model, read_card
+from reparam.models.storage import load_model
 from reparam.paths import Paths
 from reparam.runtime import NUMBERS_AT_ONCE, make_deterministic, random_stream
 from reparam.track import store as tracking
@@ -45,8 +46,7 @@ def run(config: Config, paths: Paths) -> None:
         facts = _describe(card, latent, settings.grey_pixels)
         metadata = {"reparam": json.dumps(facts, sort_keys=True)}
         with whole_directory(paths.onnx) as directory:
-            onnx.export_encoder(encoder, settings.opset, metadata, directory / onnx.ENCODER)
-            onnx.export_decoder(decoder, latent, settings.opset, metadata, directory / onnx.DECODER)
+            onnx.export_graphs(encoder, decoder, settings.opset, metadata, directory)
             for name, graph in ((onnx.ENCODER, encoder), (onnx.DECODER, decoder)):
                 verify.check_graph(directory / name, graph.outputs, settings.opset)
             metrics = verify.measure_parity(encoder, decoder, directory, images, seed=0)

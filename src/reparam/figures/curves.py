@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from reparam.figures.style import COLOURS, QUIET, Array, style
+from reparam.figures.style import COLOURS, QUIET, WIDE, Array, style
 
 TERMS = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL"}
 SCHEDULES = {"beta": "beta", "learning_rate": "learning rate"}  # columns that a history may have, and their titles
@@ -25,8 +25,9 @@ def plot_training(history: Mapping[str, Sequence[float]], best_epoch: int) -> Fi
         schedules = [name for name in SCHEDULES if name in history]
         count = len(terms) + len(schedules)
         rows, columns = -(-count // PER_ROW), min(count, PER_ROW)
-        figure = Figure(figsize=(9.2, 2.6 * rows + 0.1), layout="constrained")
-        panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+        figure = Figure(figsize=(8.8, 2.3 * rows))
+        margins = {**WIDE, "wspace": 0.4, "hspace": 0.45}
+        panels = list(figure.subplots(rows, columns, squeeze=False, gridspec_kw=margins).flat)
         for unused in panels[count:]:
             unused.remove()
         splits = [split for split in ("train", "validation") if f"{split}_loss" in history]
@@ -53,8 +54,8 @@ def plot_bounds(samples: Sequence[int], means: Sequence[float], errors: Sequence
     Shapes: (L,) each. Units: nats per image.
     """
     with style():
-        figure = Figure(figsize=(5.6, 3.4), layout="constrained")
-        axes = figure.subplots()
+        figure = Figure(figsize=(4.9, 2.8))
+        axes = figure.subplots(gridspec_kw=WIDE)
         middle, error = np.asarray(means), np.asarray(errors)
         axes.set_xscale("log")
         axes.fill_between(samples, middle - error, middle + error, color=COLOURS[0], alpha=0.18, linewidth=0)
@@ -76,8 +77,8 @@ def plot_outliers(usual: Array, unusual: Array, auroc: float) -> Figure:
     Shapes: (N,), (M,). Units: nats per image.
     """
     with style():
-        figure = Figure(figsize=(5.6, 3.0), layout="constrained")
-        axes = figure.subplots()
+        figure = Figure(figsize=(4.9, 2.4))
+        axes = figure.subplots(gridspec_kw=WIDE)
         both = np.concatenate([usual, unusual])
         low, high = np.quantile(both, [0.0, 0.995])  # a few monsters would flatten the rest
         edges = np.linspace(low, max(high, low + 1e-6), 41).tolist()

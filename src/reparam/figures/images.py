@@ -4,6 +4,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
@@ -11,10 +12,11 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from PIL import Image
 
-from reparam.figures.style import Array, literal, style
+from reparam.figures.style import WIDE, Array, literal, style
 
 GREY: Any = {"cmap": "gray", "vmin": 0.0, "vmax": 1.0, "interpolation": "nearest"}
 CELL = 0.78  # inches that an image takes
+GAP = 0.06  # between images, in units of their width
 
 
 def pixel_png(image: Array) -> bytes:
@@ -31,14 +33,20 @@ def plot_rows(rows: Mapping[str, Array], labels: Sequence[object]) -> Figure:
     """
     with style():
         figure = Figure(figsize=(CELL * len(labels) + 1.2, CELL * len(rows) + 0.3))
-        axes = figure.subplots(len(rows), len(labels), squeeze=False, gridspec_kw={"wspace": 0.06, "hspace": 0.06})
-        for line, (name, images) in zip(axes, rows.items(), strict=True):
-            for plot, image in zip(line, images, strict=True):
-                show(plot, image)
-            line[0].set_ylabel(name, rotation=0, ha="right", va="center")
-        size = _font_size(labels)
-        for plot, label in zip(axes[0], labels, strict=True):
-            plot.set_title(literal(str(label)), loc="center", fontsize=size)
+        axes = figure.subplots()
+        height, width = next(iter(rows.values())).shape[2:]
+        tall = height / width  # in units of an image's width
+        for line, images in enumerate(rows.values()):
+            for column, image in enumerate(images):
+                left, top = column * (1 + GAP), line * (tall + GAP)
+                axes.imshow(as_shown(image), extent=(left, left + 1, top + tall, top), **GREY)
+        axes.set(xlim=(0, left + 1), ylim=(top + tall, 0))
+        axes.spines[:].set_visible(False)
+        axes.xaxis.tick_top()
+        axes.set_xticks(np.arange(len(labels)) * (1 + GAP) + 0.5, [literal(str(label)) for label in labels])
+        axes.set_yticks(np.arange(len(rows)) * (tall + GAP) + tall / 2, list(rows))
+        axes.tick_params(length=0, labelcolor=mpl.rcParams["text.color"])
+        axes.tick_params(axis="x", labelsize=_font_size(labels))
         return figure
 
 
@@ -93,11 +101,11 @@ def plot_deviations(rows: Mapping[str, Array], deviations: Array, labels: Sequen
     with style():
         low, high = float(deviations.min()), float(deviations.max())
         scale = LogNorm(low, max(high, 1.01 * low))  # a scale of no length cannot be drawn
-        axes = figure.axes
-        for plot, deviation in zip(axes[-len(labels) :], deviations, strict=True):
-            plot.images[0].remove()
-            shown = plot.imshow(deviation, cmap="cividis", norm=scale, interpolation="nearest")
-        bar = figure.colorbar(shown, ax=axes, fraction=0.03, pad=0.02)
+        [axes] = figure.axes
+        shown = axes.images[-len(deviations) :]
+        for image, deviation in zip(shown, deviations, strict=True):
+            image.set(data=deviation, cmap="cividis", norm=scale)
+        bar = figure.colorbar(shown[0], ax=axes, fraction=0.03, pad=0.02)
         bar.outline.set_visible(False)
         bar.set_label("sigma\n(black to white is 1)")
         return figure
@@ -117,8 +125,8 @@ def plot_contact_sheet(splits: Mapping[str, npt.NDArray[np.uint8]]) -> Figure:
 def plot_gradient_noise(noise: Mapping[str, Mapping[int, float]]) -> Figure:
     """Plot variance over squared mean of gradient estimators by the number of samples."""
     with style():
-        figure = Figure(figsize=(5.6, 3.6), layout="constrained")
-        axes = figure.subplots()
+        figure = Figure(figsize=(5.0, 3.0))
+        axes = figure.subplots(gridspec_kw=WIDE)
         for name, row in noise.items():
             axes.loglog(list(row), list(row.values()), marker="o", markersize=4, linewidth=1.4, label=name)
         axes.set_xticks(list(row), [str(samples) for samples in row])

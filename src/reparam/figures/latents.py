@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
 from reparam.figures.images import GREY, as_shown, tile
-from reparam.figures.style import COLOURS, Array, literal, style
+from reparam.figures.style import COLOURS, WIDE, Array, indexed, literal, style
 
 Labels = npt.NDArray[Any]  # (N,), numbers or names of classes
 NAMED = 20  # classes that a legend or thumbnails can tell apart, at most
@@ -93,8 +93,8 @@ def plot_components(variances: Array, points: Array, labels: Labels) -> Figure:
     Shapes: variances (D,), largest first, points (N, 2), labels (N,).
     """
     with style():
-        figure = Figure(figsize=(9.2, 3.8), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
+        figure = Figure(figsize=(8.0, 3.2))
+        left, right = figure.subplots(1, 2, width_ratios=(1, 1.2), gridspec_kw={**WIDE, "wspace": 0.15})
         total = variances.sum()
         shares = variances / total if total > 0 else np.zeros_like(variances)
         numbers = np.arange(1, len(shares) + 1)[:NAMED]
@@ -117,8 +117,10 @@ def plot_aggregate(samples: Mapping[str, Array]) -> Figure:
     with style():
         columns = min(PER_ROW, len(samples))
         rows = -(-len(samples) // columns)
-        figure = Figure(figsize=(max(2.3 * columns, 3.2), 1.55 * rows + 0.6), layout="constrained")
-        panels = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
+        height = 1.5 * rows + 0.5
+        figure = Figure(figsize=(max(2.3 * columns, 3.2), height))
+        margins = {"left": 0.03, "right": 1.0, "bottom": 0.5 / height, "top": 1.0, "wspace": 0.03, "hspace": 0.25}
+        panels = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True, gridspec_kw=margins).flat)
         for unused in panels[len(samples) :]:
             unused.remove()
         reach = max(4.0, *(float(np.quantile(np.abs(values), 0.999)) for values in samples.values()))
@@ -126,8 +128,8 @@ def plot_aggregate(samples: Mapping[str, Array]) -> Figure:
         x = np.linspace(-reach, reach, 201)
         for plot, (name, values) in zip(panels, samples.items(), strict=False):
             density = np.histogram(values, edges)[0] / (len(values) * (edges[1] - edges[0]))
-            plot.stairs(density, edges, fill=True, color=COLOURS[5], label="$q(z)$")
-            plot.plot(x, np.exp(-x * x / 2) / np.sqrt(2 * np.pi), color="#3A3F47", linewidth=1, label="$N(0, 1)$")
+            plot.stairs(density, edges, fill=True, color=COLOURS[5], label="q(z)")
+            plot.plot(x, np.exp(-x * x / 2) / np.sqrt(2 * np.pi), color="#3A3F47", linewidth=1, label="N(0, 1)")
             plot.set_title(name)
             plot.set_yticks([])
             plot.spines["left"].set_visible(False)
@@ -141,12 +143,8 @@ def plot_aggregate(samples: Mapping[str, Array]) -> Figure:
 
 def axis_labels(names: Sequence[str], unit: str) -> tuple[str, str]:
     """Spell out what the axes of a plane show; a plane of one direction has one name."""
-    first, second = (_in_maths(name) for name in names)
+    first, second = (indexed(name) if name.startswith("z") else name for name in names)
     return f"{first}  ({unit})", f"{second}  ({unit})" if second else ""
-
-
-def _in_maths(name: str) -> str:
-    return f"$z_{{{name[1:]}}}$" if name[:1] == "z" else name
 
 
 def _pin(axes: Axes, picture: Array, place: Array, colour: str) -> None:

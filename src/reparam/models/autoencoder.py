@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from reparam.models.draw import Draw, Estimator, Layer, Likelihood, in_full
+from reparam.models.draw import Draw, Encoded, Estimator, Layer, Likelihood, in_full
 from reparam.models.vae import each_sample
 
 
@@ -37,9 +37,21 @@ class Autoencoder(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         return self.likelihood.mean(self.output(z))
 
-    def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:  # noqa: ARG002
-        """Encode `x` once and score `target`; all samples are the same. Shapes: fields (samples, B)."""
-        code, log_variance = self.posterior(x)
+    def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
+        return self.draw_from(self.encode(x), target, samples, estimator)
+
+    def encode(self, x: Tensor) -> Encoded:
+        return [self.posterior(x)]
+
+    def draw_from(
+        self,
+        encoded: Encoded,
+        target: Tensor,
+        samples: int,
+        estimator: Estimator = "pathwise",  # noqa: ARG002
+    ) -> Draw:
+        """Score `target`; all samples are the same. Shapes: fields (samples, B)."""
+        [(code, log_variance)] = encoded
         z = code[None]  # (1, B, D)
         log_px = self.likelihood.log_prob(each_sample(self.decoder, z), target).expand(samples, -1)
         nothing = torch.zeros_like(z).expand(samples, -1, -1)

@@ -1,6 +1,7 @@
 """What a model says about a batch, and the two protocols that the rest of the package relies on."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -11,6 +12,10 @@ from torch import Tensor
 # "pathwise" through the sample and its density (Kingma & Welling 2014), "stopped" through the sample alone (Roeder et
 # al. 2017), "score" through the density alone (Williams 1992).
 Estimator = Literal["pathwise", "stopped", "score"]
+
+
+Gaussian = tuple[Tensor, Tensor]  # mean and log variance
+Encoded = Sequence[Gaussian]  # what the image alone says of the latents: all that a posterior needs of an encoder
 
 
 @dataclass(frozen=True)
@@ -58,10 +63,16 @@ class Model(Protocol):
     stochastic_layers: int  # layers of latents with a posterior; 0: a deterministic code, which has no log-likelihood
 
     def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
-        """Encode `x`, sample the posterior, and score `target`.
+        """Encode `x`, sample the posterior, and score `target`: `draw_from` what `encode` says.
 
         Shapes: x and target (B, C, H, W); fields (samples, B).
         """
+
+    def encode(self, x: Tensor) -> Encoded:
+        """Run the encoder, once for all samples that are drawn from what it says. Shapes: (B, C, H, W)."""
+
+    def draw_from(self, encoded: Encoded, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
+        """Sample the posterior of encoded images, and score `target`. Shapes: (B, C, H, W); fields (samples, B)."""
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log variance of q(z|x). Shapes: (B, C, H, W) -> (B, D), (B, D)."""

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from reparam.models.draw import (
     Draw,
+    Encoded,
     Estimator,
+    Gaussian,
     Layer,
     Likelihood,
     gaussian_log_prob,
@@ -17,8 +19,6 @@ from reparam.models.draw import (
     standard_normal_log_prob,
 )
 from reparam.models.vae import each_sample, sample_gaussian
-
-Gaussian = tuple[Tensor, Tensor]  # mean and log variance
 
 
 class HierarchicalVAE(nn.Module):
@@ -64,7 +64,7 @@ class HierarchicalVAE(nn.Module):
 
     def sample_posterior(self, x: Tensor) -> Tensor:
         """Draw latents in units of their prior, given the sample above. Shapes: (B, C, H, W) -> (B, D)."""
-        z = [layer.z for layer in self._layers(x, 1, "pathwise")]  # (1, B, D_l) each
+        z = [layer.z for layer in self._layers(self.encode(x), 1, "pathwise")]  # (1, B, D_l) each
         for number, prior in enumerate(self.priors):
             mean, log_variance = halves(each_sample(prior, z[number + 1]))
             z[number] = (z[number] - mean) * (-0.5 * log_variance).exp()
@@ -83,17 +83,30 @@ class HierarchicalVAE(nn.Module):
         return self.likelihood.mean(self.output(z))
 
     def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
-        layers = self._layers(x, samples, estimator)
+        return self.draw_from(self.encode(x), target, samples, estimator)
+
+    def encode(self, x: Tensor) -> Encoded:
+        """Return what the image says of the lowest layer or, on the way down, of each."""
+        if not len(self.features):
+            return [halves(self.encoders[0](x))]
+        found = []
+        for feature, encoder in zip(self.features, self.encoders, strict=True):
+            x = feature(x)
+            found.append(halves(encoder(x)))
+        return found
+
+    def draw_from(self, encoded: Encoded, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
+        layers = self._layers(encoded, samples, estimator)
         return Draw.of(self.likelihood.log_prob(each_sample(self.decoder, layers[0].z), target), *layers)
 
-    def _layers(self, x: Tensor, samples: int, estimator: Estimator) -> list[Layer]:
-        return (self._draw_down if len(self.features) else self._draw_up)(x, samples, estimator)
+    def _layers(self, encoded: Encoded, samples: int, estimator: Estimator) -> list[Layer]:
+        return (self._draw_down if len(self.features) else self._draw_up)(encoded, samples, estimator)
 
-    def _draw_up(self, x: Tensor, samples: int, estimator: Estimator) -> list[Layer]:
-        posteriors: list[Gaussian] = []
-        drawn: list[tuple[Tensor, Tensor]] = []  # of each layer, z and log q(z)
-        for encoder in self.encoders:
-            posteriors.append(halves(each_sample(encoder, drawn[-1][0]) if drawn else encoder(x)))
+    def _draw_up(self, encoded: Encoded, samples: int, estimator: Estimator) -> list[Layer]:
+        posteriors: list[Gaussian] = [*encoded]
+        drawn = [sample_gaussian(*posteriors[0], samples, estimator)]  # of each layer, z and log q(z)
+        for encoder in list(self.encoders)[1:]:
+            posteriors.append(halves(each_sample(encoder, drawn[-1][0])))
             drawn.append(sample_gaussian(*posteriors[-1], samples, estimator))
         layers = []
         for prior, posterior, (z, log_qz), (above, _) in zip(self.priors, posteriors, drawn, drawn[1:], strict=False):
@@ -102,8 +115,8 @@ class HierarchicalVAE(nn.Module):
             layers.append(Layer(z, *posterior, log_pz, log_qz, kl=log_qz - log_pz))
         return [*layers, _top(posteriors[-1], *drawn[-1])]
 
-    def _draw_down(self, x: Tensor, samples: int, estimator: Estimator) -> list[Layer]:
-        *evidence, highest = self._evidence(x)
+    def _draw_down(self, encoded: Encoded, samples: int, estimator: Estimator) -> list[Layer]:
+        *evidence, highest = encoded
         layers = [_top(highest, *sample_gaussian(*highest, samples, estimator))]
         for prior_network, found in zip(reversed(self.priors), reversed(evidence), strict=True):
             prior = halves(each_sample(prior_network, layers[0].z))
@@ -113,26 +126,18 @@ class HierarchicalVAE(nn.Module):
             layers.insert(0, Layer(z, *posterior, log_pz, log_qz, kl=_kl(posterior, prior)))
         return layers
 
-    def _evidence(self, x: Tensor) -> list[Gaussian]:
-        """Collect what the image says about each layer."""
-        found = []
-        for feature, encoder in zip(self.features, self.encoders, strict=True):
-            x = feature(x)
-            found.append(halves(encoder(x)))
-        return found
-
     def _at_means(self, x: Tensor) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Walk through the layers without noise; list posterior and prior of each."""
         if len(self.features):
-            *evidence, above = self._evidence(x)
+            *evidence, above = self.encode(x)
             walked = [(*above, *_standard(above))]
             for prior_network, found in zip(reversed(self.priors), reversed(evidence), strict=True):
                 prior = halves(prior_network(walked[0][0]))
                 walked.insert(0, (*_merge(found, prior), *prior))
             return walked
-        posteriors: list[Gaussian] = []
-        for encoder in self.encoders:
-            posteriors.append(halves(encoder(posteriors[-1][0] if posteriors else x)))
+        posteriors: list[Gaussian] = [*self.encode(x)]
+        for encoder in list(self.encoders)[1:]:
+            posteriors.append(halves(encoder(posteriors[-1][0])))
         priors = [halves(prior(above)) for prior, (above, _) in zip(self.priors, posteriors[1:], strict=True)]
         priors.append(_standard(posteriors[-1]))
         return [(*posterior, *prior) for posterior, prior in zip(posteriors, priors, strict=True)]

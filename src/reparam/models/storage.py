@@ -1,7 +1,6 @@
-"""The files of a trained model: weights as safetensors, everything else as a JSON card. Nothing is ever unpickled."""
+"""The files of a trained model: weights as safetensors, all else on its JSON card. Nothing is ever unpickled."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -9,11 +8,11 @@ from safetensors.torch import load_file, save
 
 from reparam.config import ModelConfig
 from reparam.errors import DamagedInputError
-from reparam.files import read_json, require, rerun, sha256, write_json
+from reparam.files import require, rerun, sha256
 from reparam.models.build import AnyModel, build_model
+from reparam.models.card import CARD, read_card
 
 WEIGHTS = "weights.safetensors"
-CARD = "card.json"
 
 
 def save_weights(directory: Path, weights: dict[str, torch.Tensor]) -> str:
@@ -21,21 +20,6 @@ def save_weights(directory: Path, weights: dict[str, torch.Tensor]) -> str:
     # Serialized here, because safetensors' own writer makes a file that only its owner may read.
     (directory / WEIGHTS).write_bytes(save({name: tensor.contiguous().cpu() for name, tensor in weights.items()}))
     return sha256(directory / WEIGHTS)
-
-
-def save_card(directory: Path, card: dict[str, Any]) -> None:
-    """Write the model card; `load_model` and export read its `model` (the params section), `data` and `lineage`."""
-    write_json(directory / CARD, card)
-
-
-def read_card(directory: Path) -> Any:
-    """Read the model card.
-
-    Raises: MissingInputError, DamagedInputError.
-    """
-    return read_json(
-        directory / CARD, "train", ("model", "objective", "train", "data", "best_epoch", "epochs", "lineage")
-    )
 
 
 def load_model(directory: Path, device: torch.device) -> AnyModel:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from reparam.models.draw import (
     Draw,
+    Encoded,
     Estimator,
     Layer,
     Likelihood,
@@ -47,8 +48,13 @@ class VAE(nn.Module):
         return self.likelihood.mean(self.output(z))
 
     def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
-        """Encode `x` once, sample the posterior, and score `target`. Shapes: fields (samples, B)."""
-        mean, log_variance = self.posterior(x)  # (B, D)
+        return self.draw_from(self.encode(x), target, samples, estimator)
+
+    def encode(self, x: Tensor) -> Encoded:
+        return [self.posterior(x)]
+
+    def draw_from(self, encoded: Encoded, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
+        [(mean, log_variance)] = encoded  # (B, D)
         z, log_qz = sample_gaussian(mean, log_variance, samples, estimator)
         kl = kl_to_standard_normal(mean, log_variance).expand_as(z)
         layer = Layer(z, mean, log_variance, standard_normal_log_prob(z), log_qz, kl)

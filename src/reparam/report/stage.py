@@ -11,7 +11,7 @@ from reparam.figures.curves import SCHEDULES, plot_training
 from reparam.figures.images import plot_contact_sheet
 from reparam.figures.style import png
 from reparam.files import read_json, require, rerun, whole_file
-from reparam.models.storage import read_card
+from reparam.models.card import read_card
 from reparam.paths import Paths
 from reparam.report.page import REQUIRED, Page, render
 from reparam.track import store as tracking

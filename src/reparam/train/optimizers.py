@@ -1,5 +1,6 @@
 """Optimizers, and learning rates that change with the epochs."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,6 +12,21 @@ from torch.optim import Optimizer
 from reparam.config.train import AdamConfig, MilestonesConfig, RmspropConfig, SgdConfig, StepConfig, TrainConfig
 
 Weights = Iterable[nn.Parameter]
+WRAPPED = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
+
+
+def _without_compiler(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """Derive an optimizer that computes the same without importing torch.compile, which takes more than a second.
+
+    torch wraps these methods so that the compiler leaves them alone; nothing here compiles an optimizer.
+    """
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in WRAPPED}
+    return type(kind.__name__, (kind,), {**methods, "step": torch.no_grad()(inspect.unwrap(kind.step))})
+
+
+Adam, AdamW, Adamax, SGD, RMSprop = map(
+    _without_compiler, (torch.optim.Adam, torch.optim.AdamW, torch.optim.Adamax, torch.optim.SGD, torch.optim.RMSprop)
+)
 
 
 def build_optimizer(weights: Weights, config: TrainConfig) -> Optimizer:
@@ -35,23 +51,23 @@ def let_capture(optimizer: Optimizer, device: torch.device) -> None:
 
 
 def adam(weights: Weights, rate: float, decay: float, config: AdamConfig) -> Optimizer:
-    return torch.optim.Adam(weights, rate, **_moments(config), weight_decay=decay, fused=True)
+    return Adam(weights, rate, **_moments(config), weight_decay=decay, fused=True)
 
 
 def adamw(weights: Weights, rate: float, decay: float, config: AdamConfig) -> Optimizer:
-    return torch.optim.AdamW(weights, rate, **_moments(config), weight_decay=decay, fused=True)
+    return AdamW(weights, rate, **_moments(config), weight_decay=decay, fused=True)
 
 
 def adamax(weights: Weights, rate: float, decay: float, config: AdamConfig) -> Optimizer:
-    return torch.optim.Adamax(weights, rate, **_moments(config), weight_decay=decay)
+    return Adamax(weights, rate, **_moments(config), weight_decay=decay)
 
 
 def sgd(weights: Weights, rate: float, decay: float, config: SgdConfig) -> Optimizer:
-    return torch.optim.SGD(weights, rate, config.momentum, weight_decay=decay, fused=True)
+    return SGD(weights, rate, config.momentum, weight_decay=decay, fused=True)
 
 
 def rmsprop(weights: Weights, rate: float, decay: float, config: RmspropConfig) -> Optimizer:
-    return torch.optim.RMSprop(weights, rate, eps=config.epsilon, momentum=config.momentum, weight_decay=decay)
+    return RMSprop(weights, rate, eps=config.epsilon, momentum=config.momentum, weight_decay=decay)
 
 
 def _moments(config: AdamConfig) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from reparam.data import store
 from reparam.data.batches import Batches
 from reparam.files import dvc_hash, require_writable, whole_directory, whole_file, write_json
 from reparam.lineage import source_hash
-from reparam.models.storage import save_card, save_weights
+from reparam.models.card import save_card
+from reparam.models.storage import save_weights
 from reparam.paths import Paths
 from reparam.progress import progress
 from reparam.runtime import computing_in, make_deterministic, pick_device
