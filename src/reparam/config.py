@@ -27,6 +27,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from reparam.errors import ParamsError
+from reparam.redact import parameter_without_secrets
 
 
 def _key_of(table: str, module: str) -> AfterValidator:
@@ -266,14 +267,14 @@ def load_config(path: Path) -> Config:
 
 
 def flatten(section: Section, prefix: str = "") -> dict[str, Any]:
-    """Name every parameter by its dotted path and spell it as params.yaml does: a list is a list."""
+    """Name every parameter by its dotted path and spell it as params.yaml does, to be shown: without credentials."""
     flat: dict[str, Any] = {}
     for name, value in section:
         path = f"{prefix}{name}"
         if isinstance(value, Section):
             flat |= flatten(value, f"{path}.")
         else:
-            flat[path] = list(value) if isinstance(value, tuple) else value
+            flat[path] = parameter_without_secrets(list(value) if isinstance(value, tuple) else value)
     return flat
 
 

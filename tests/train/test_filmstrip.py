@@ -1,5 +1,4 @@
-from collections.abc import Iterable
-from pathlib import Path
+import io
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from matplotlib.image import imread
 from reparam.config import ModelConfig
 from reparam.data.batches import Batches
 from reparam.models.build import AnyModel, build_model
-from reparam.track.run import NoRun
+from reparam.track import NoRun
 from reparam.train.filmstrip import COLUMNS, Filmstrip
 
 SHAPE = (1, 32, 16)  # two rows of it, enlarged four times, are wider than SMALLEST_SIDE
@@ -25,8 +24,8 @@ class Album(NoRun):
         super().__init__()
         self.pictures: dict[str, np.ndarray] = {}
 
-    def log_files(self, files: Iterable[Path], folder: str = "") -> None:
-        self.pictures |= {f"{folder}/{path.name}": imread(path) for path in files}
+    def log_picture(self, name: str, content: bytes) -> None:
+        self.pictures[name] = imread(io.BytesIO(content))
 
 
 def some_model(**changes: Any) -> AnyModel:

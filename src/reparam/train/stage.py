@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from reparam import track
 from reparam.config import Config, flatten, params_hash
 from reparam.data import store
 from reparam.data.batches import Batches
@@ -20,8 +21,6 @@ from reparam.models.storage import save_card, save_weights
 from reparam.paths import Paths
 from reparam.progress import progress
 from reparam.runtime import computing_in, make_deterministic, pick_device
-from reparam.track import store as tracking
-from reparam.track.run import Run
 from reparam.train.checkpoint import Checkpoints, holding
 from reparam.train.checks import check_parts
 from reparam.train.distributed import ALONE, World, joined
@@ -33,12 +32,15 @@ from reparam.train.step import LossModule, Step
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, paths: Paths, device: str = "auto", *, quiet: bool = False) -> None:
+def run(
+    config: Config, paths: Paths, device: str = "auto", *, quiet: bool = False, tracker: track.Tracker | None = None
+) -> None:
     """Train a model and keep the weights of its best epoch; go on where an interrupted training was.
 
     Under torchrun, the processes share every batch; the first one keeps and writes what there is to keep.
     """
     require_writable(paths.model, paths.history)
+    tracker = tracker or track.connect(paths)
     place = pick_device(device)
     with joined(place) as world, computing_in(config.train.precision):
         card = store.read_card(paths.processed)
@@ -50,23 +52,26 @@ def run(config: Config, paths: Paths, device: str = "auto", *, quiet: bool = Fal
         step = build(config, card, training, place, world)
         data_hash = dvc_hash(paths.processed)
         checkpoints = Checkpoints(paths.resume / _identity(config, data_hash, place, world))
-        tracker = tracking.connect(paths) if world.is_first else tracking.nowhere(paths)
         with (
             holding(checkpoints, world) as is_ours,
             tracker.training_run(data_hash, checkpoints.run_id if is_ours else "") as run,
         ):
             if is_ours and run.run_id:
                 checkpoints.run_id = run.run_id
-            run.log_dataset(card, data_hash, "train")
+            run.log_dataset(
+                name=card["source"],
+                digest=data_hash,
+                context="train",
+                shape=card["shape"],
+                counts={name: split["count"] for name, split in card["splits"].items()},
+            )
             quiet = quiet or not world.is_first
             result = _fit(step, (training, validation), config, checkpoints if is_ours else None, (tracker, run), quiet)
 
             if world.is_first:
                 lineage = _write_model(config, paths, card, data_hash, result)
                 summary = _write_reports(paths, result)
-                run.set_tags(
-                    {tracking.WEIGHTS_TAG: lineage["weights_sha256"], tracking.PARAMS_TAG: lineage["params_sha256"]}
-                )
+                run.set_tags({track.WEIGHTS_TAG: lineage["weights_sha256"], track.PARAMS_TAG: lineage["params_sha256"]})
                 run.log_metrics(summary)
                 run.log_files([paths.model / "card.json", paths.history])
                 if is_ours:
@@ -104,7 +109,7 @@ def _fit(
     data: tuple[Batches, Batches],
     config: Config,
     checkpoints: Checkpoints | None,
-    tracks: tuple[tracking.Tracker, Run],
+    tracks: tuple[track.Tracker, track.Run],
     quiet: bool,
 ) -> Fit:
     """Train from the start, or from the newest checkpoint, and log each epoch once."""
