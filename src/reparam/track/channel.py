@@ -23,6 +23,7 @@ from reparam.paths import Paths
 from reparam.track.spool import Call
 
 ANSWER_SECONDS = 60.0  # for one answer; MLflow itself gives up on a server after 10 s
+SLOWEST_UPLOAD = 1e5  # bytes/s; a file gets as much time more
 
 
 class Channel:
@@ -77,28 +78,40 @@ class RecorderProcess:
 
     def exchange(self, call: Call) -> Any:
         """Hand over a call and return the answer. Raises: TrackingError where the store or the recorder fails."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        started, line = time.monotonic(), ""
-        watchdog = threading.Timer(ANSWER_SECONDS, self._process.kill)
+        patience = ANSWER_SECONDS + _size(call) / SLOWEST_UPLOAD
+        watchdog = threading.Timer(patience, self._process.kill)
+        started = time.monotonic()
         watchdog.start()
-        with suppress(OSError):  # a broken pipe; nothing comes back then
-            self._process.stdin.write(json.dumps(call) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
+        line = self._write_and_read(json.dumps(call))
         watchdog.cancel()
-        if not line:
-            is_late = time.monotonic() - started >= ANSWER_SECONDS
-            how = f"did not answer within {ANSWER_SECONDS:.0f} s" if is_late else f"ended ({self._process.wait()})"
+        if not line.endswith("\n"):
+            is_late = time.monotonic() - started >= patience
+            how = f"did not answer within {patience:.0f} s" if is_late else f"ended ({self._process.wait()})"
             raise TrackingError(f"the process that speaks to MLflow {how}")
         answer = json.loads(line)
         if "error" in answer:
             raise TrackingError(answer["error"])
         return answer["answer"]
 
+    def _write_and_read(self, line: str) -> str:
+        """Return the line that answers a line, nothing where the recorder ended."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+            return self._process.stdout.readline()
+        except BrokenPipeError:
+            return ""
+
     def cut(self) -> None:
         """Kill the recorder: whoever waits for an answer is told that it ended."""
         self._process.kill()
+
+
+def _size(call: Call) -> int:
+    file = Path(call.get("path", ""))
+    return file.stat().st_size if file.is_file() else 0
 
 
 def _end(process: subprocess.Popen[str]) -> None:
