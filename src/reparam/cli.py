@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from reparam.errors import UserError
-from reparam.redact import redacted_errors
+from reparam.redact import redacted_output
 from reparam.threads import choose_wait_policy
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def replay() -> None:
     print(f"delivered {track.replay(Paths.here())} calls")
 
 
-@redacted_errors()
+@redacted_output()
 def main() -> None:
     """Run a command; a mistake of the user is one message and exit code 1."""
     choose_wait_policy(Path.cwd())

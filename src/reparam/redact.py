@@ -4,7 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TextIO
 from urllib.parse import unquote
 
@@ -63,7 +63,7 @@ class _Redacted:
 
 
 @contextmanager
-def redacted_errors() -> Iterator[None]:
+def redacted_output() -> Iterator[None]:
     """Hide credentials in messages, warnings and tracebacks, whoever prints them."""
-    with redirect_stderr(_Redacted(sys.stderr)):
+    with redirect_stdout(_Redacted(sys.stdout)), redirect_stderr(_Redacted(sys.stderr)):
         yield

@@ -78,8 +78,7 @@ def test_processes_may_open_a_fresh_database_at_once(copies: int, tmp_path: Path
     assert {path.name for path in database.parent.glob("*mlflow.db*")} == {"mlflow.db", "mlflow.db.lock"}
 
 
-# How long it takes from the first sign of a database to a run, in seconds; the kills fall at random in between.
-@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
 def test_a_kill_while_the_database_is_made_leaves_one_that_works_or_none(kills: int, tmp_path: Path) -> None:
     rng = random.Random(kills)
     for number in range(kills):
@@ -90,7 +89,7 @@ def test_a_kill_while_the_database_is_made_leaves_one_that_works_or_none(kills: 
         first.stdin.flush()
         while not list(root.glob("*mlflow.db*")) and first.poll() is None:
             time.sleep(0.005)
-        time.sleep(rng.uniform(0, 1.5))
+        time.sleep(rng.uniform(0, 1.5))  # about what it takes from the first sign of a database to a run
         os.killpg(first.pid, signal.SIGKILL)
         first.communicate()
         second = start(root, "second")

@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from reparam.config import ModelConfig
 from reparam.data.batches import Batches
 from reparam.models.build import AnyModel, build_model
-from reparam.track import NoRun
+from reparam.track.run import NoRun
 from reparam.train.filmstrip import COLUMNS, Filmstrip
 
 SHAPE = (1, 32, 16)  # two rows of it, enlarged four times, are wider than SMALLEST_SIDE

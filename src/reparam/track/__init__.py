@@ -6,7 +6,7 @@ delivers it later.
 """
 
 from reparam.track.delivery import replay
-from reparam.track.run import NoRun, Run
+from reparam.track.run import Run
 from reparam.track.runs import DATA_TAG, EXPERIMENT_TAG, PARAMS_TAG, STAGE_TAG, WEIGHTS_TAG
 from reparam.track.store import Store, connect_to_read
 from reparam.track.tracker import Tracker, connect
@@ -17,7 +17,6 @@ __all__ = [
     "PARAMS_TAG",
     "STAGE_TAG",
     "WEIGHTS_TAG",
-    "NoRun",
     "Run",
     "Store",
     "Tracker",

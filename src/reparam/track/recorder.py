@@ -13,7 +13,7 @@ from typing import Any
 
 from reparam.errors import TrackingError
 from reparam.paths import Paths
-from reparam.redact import redacted_errors
+from reparam.redact import redacted_output
 from reparam.track.delivery import Delivery
 from reparam.track.runs import Runs
 from reparam.track.spool import Call
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with redacted_errors(), redirect_stdout(sys.stderr):
+    with redacted_output(), redirect_stdout(sys.stderr):
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
         with suppress(BrokenPipeError):  # the stage was killed and takes no answer
             main()
