@@ -43,13 +43,8 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
     with tracker.data_run("preprocess", data_hash) as run:
         run.log_params(flatten(settings, "preprocess."))
         run.log_metrics(metrics)
-        run.log_dataset(
-            name=card["source"],
-            digest=data_hash,
-            context="preprocess",
-            shape=card["shape"],
-            counts={name: split["count"] for name, split in card["splits"].items()},
-        )
+        counts = {name: split["count"] for name, split in card["splits"].items()}
+        run.log_dataset(name=card["source"], digest=data_hash, context="preprocess", shape=card["shape"], counts=counts)
         run.log_files([paths.processed / store.CARD])
 
 

@@ -58,13 +58,8 @@ def run(
         ):
             if is_ours and run.run_id:
                 checkpoints.run_id = run.run_id
-            run.log_dataset(
-                name=card["source"],
-                digest=data_hash,
-                context="train",
-                shape=card["shape"],
-                counts={name: split["count"] for name, split in card["splits"].items()},
-            )
+            counts = {name: split["count"] for name, split in card["splits"].items()}
+            run.log_dataset(name=card["source"], digest=data_hash, context="train", shape=card["shape"], counts=counts)
             quiet = quiet or not world.is_first
             result = _fit(step, (training, validation), config, checkpoints if is_ours else None, (tracker, run), quiet)
 
