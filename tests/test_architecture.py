@@ -24,7 +24,7 @@ PACKAGE = SOURCE / "reparam"
 
 # A module imports from the rows above its own, and inside its own part; never from another part in its row.
 LAYERS = (
-    ("errors",),
+    ("errors", "redact"),
     ("config", "paths", "files", "lineage", "runtime", "threads", "progress"),
     ("data", "models", "track", "client"),
     ("objectives", "figures"),

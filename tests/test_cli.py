@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from reparam import cli
+from reparam import cli, track
 from reparam.config import load_config
 from reparam.download import stage as download
 from reparam.evaluate import stage as evaluate
@@ -99,30 +99,42 @@ def test_check_accepts_valid_parameters(project: Paths, reparam: Command) -> Non
     assert reparam("check") == (0, "params.yaml: valid\n")
 
 
-def test_a_command_runs_its_stage_with_the_parameters_and_the_device(
+def test_a_command_runs_its_stage_with_the_parameters_the_tracker_and_the_device(
     project: Paths, reparam: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(track, "connect", lambda paths: f"tracker of {paths.root}")
     for name, stage in STAGES.items():
         monkeypatch.setattr(
             stage, "run", lambda *given, name=name, **options: calls.append((name, *given, *options.items()))
         )
-    config = load_config(project.params)
+    config, tracker = load_config(project.params), f"tracker of {project.root}"
     for name in STAGES:
         assert reparam(name) == (0, "")
     assert reparam("train", "--device", "cpu") == (0, "")
     monkeypatch.setenv("REPARAM_DEVICE", "cuda")
     assert reparam("evaluate") == (0, "")
     assert calls == [
-        ("download", config, project),
-        ("preprocess", config, project),
-        ("train", config, project, "auto", ("quiet", False)),
-        ("evaluate", config, project, "auto"),
-        ("export", config, project),
-        ("report", config, project),
-        ("train", config, project, "cpu", ("quiet", False)),
-        ("evaluate", config, project, "cuda"),
+        ("download", config, project, tracker),
+        ("preprocess", config, project, tracker),
+        ("train", config, project, "auto", ("quiet", False), ("tracker", tracker)),
+        ("evaluate", config, project, "auto", tracker),
+        ("export", config, project, tracker),
+        ("report", config, project, tracker),
+        ("train", config, project, "cpu", ("quiet", False), ("tracker", tracker)),
+        ("evaluate", config, project, "cuda", tracker),
     ]
+
+
+def test_how_threads_wait_is_decided_before_the_recorder_starts_which_would_count_as_somebody_else(
+    project: Paths, reparam: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(cli, "choose_wait_policy", lambda *_: order.append("policy"))
+    monkeypatch.setattr(track, "connect", lambda *_: order.append("recorder"))
+    monkeypatch.setattr(report, "run", lambda *_: order.append("stage"))
+    assert reparam("report") == (0, "")
+    assert order == ["policy", "recorder", "stage"]
 
 
 def test_summary_prints_the_headline_and_where_to_look_next(

@@ -1,6 +1,6 @@
 """The command line: one thin command per stage, and some around them.
 
-Torch and MLflow are imported by the stage that runs, so `--help` answers at once.
+Torch is imported by the stage that runs, and MLflow by a process beside it, so `--help` answers at once.
 """
 
 import gc
@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from reparam.errors import UserError
+from reparam.redact import redacted_output
 from reparam.threads import choose_wait_policy
 
 if TYPE_CHECKING:
     from reparam.config import Config
     from reparam.paths import Paths
+    from reparam.track import Tracker
 
 app = typer.Typer(
     help="Train variational autoencoders as a reproducible pipeline. "
@@ -46,17 +48,19 @@ DeviceOption = Annotated[
 @app.command(rich_help_panel="Stages")
 def download() -> None:
     """Fetch the raw data and verify every file."""
+    config, paths, tracker = _connected()
     from reparam.download import stage as download
 
-    download.run(*_inputs())
+    download.run(config, paths, tracker)
 
 
 @app.command(rich_help_panel="Stages")
 def preprocess() -> None:
     """Split the raw images and write them in the one processed format."""
+    config, paths, tracker = _connected()
     from reparam.preprocess import stage as preprocess
 
-    preprocess.run(*_inputs())
+    preprocess.run(config, paths, tracker)
 
 
 @app.command(rich_help_panel="Stages")
@@ -64,33 +68,37 @@ def train(
     device: DeviceOption = Device.auto, quiet: Annotated[bool, typer.Option(help="Show no progress.")] = False
 ) -> None:
     """Train a model and keep the weights of its best epoch; go on where an interrupted training was."""
+    config, paths, tracker = _connected()
     from reparam.train import stage as train
 
-    train.run(*_inputs(), device.value, quiet=quiet)
+    train.run(config, paths, device.value, quiet=quiet, tracker=tracker)
 
 
 @app.command(rich_help_panel="Stages")
 def evaluate(device: DeviceOption = Device.auto) -> None:
     """Score the trained model on the test split, and draw what it does."""
+    config, paths, tracker = _connected()
     from reparam.evaluate import stage as evaluate
 
-    evaluate.run(*_inputs(), device.value)
+    evaluate.run(config, paths, device.value, tracker)
 
 
 @app.command(rich_help_panel="Stages")
 def export() -> None:
     """Export encoder and decoder to ONNX, and check them against torch."""
+    config, paths, tracker = _connected()
     from reparam.export import stage as export
 
-    export.run(*_inputs())
+    export.run(config, paths, tracker)
 
 
 @app.command(rich_help_panel="Stages")
 def report() -> None:
     """Bring numbers, figures, parameters and lineage together on one page."""
+    config, paths, tracker = _connected()
     from reparam.report import stage as report
 
-    report.run(*_inputs())
+    report.run(config, paths, tracker)
 
 
 @app.command(rich_help_panel="Around the stages")
@@ -177,12 +185,13 @@ def compare(
 @app.command(rich_help_panel="Around the stages")
 def replay() -> None:
     """Deliver to MLflow what it missed while it was away."""
+    from reparam import track
     from reparam.paths import Paths
-    from reparam.track import store as tracking
 
-    print(f"delivered {tracking.replay(Paths.here())} calls")
+    print(f"delivered {track.replay(Paths.here())} calls")
 
 
+@redacted_output()
 def main() -> None:
     """Run a command; a mistake of the user is one message and exit code 1."""
     gc.disable()  # imports leave no garbage, and make enough objects for a search to take half a second
@@ -227,3 +236,11 @@ def _inputs() -> "tuple[Config, Paths]":
     gc.freeze()  # what was imported stays: no search for garbage need look at it
     gc.enable()
     return config, paths
+
+
+def _connected() -> "tuple[Config, Paths, Tracker]":
+    """Start what tracks, which loads MLflow while the stage loads torch."""
+    from reparam import track
+
+    config, paths = _inputs()
+    return config, paths, track.connect(paths)

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from reparam.files import read_json
 from reparam.paths import Paths
+from reparam.redact import without_secrets
 
 
 def show(paths: Paths) -> None:
@@ -32,7 +33,9 @@ def show(paths: Paths) -> None:
     console.print(table)
     error = max(parity["encoder_max_error"], parity["decoder_max_error"])
     console.print(f"ONNX parity   largest difference from torch {error:.1e}")
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{paths.relative(paths.tracking_database)}"
+    uri = without_secrets(
+        os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{paths.relative(paths.tracking_database)}"
+    )
     console.print(f"report        {paths.relative(paths.report)}", soft_wrap=True)
     experiments = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else f"tracking: {uri}"
     console.print(f"experiments   {experiments}", soft_wrap=True)

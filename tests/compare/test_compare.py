@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from reparam import cli
+from reparam import cli, track
 from reparam.compare import page, side_by_side, sources
 from reparam.compare.differences import DISCRETE, Cell, Difference, compare, judge, spell
 from reparam.compare.experiment import Experiment, spread
@@ -25,7 +25,6 @@ from reparam.config import flatten, load_config, params_hash
 from reparam.errors import TrackingError, UserError
 from reparam.models.likelihoods import LIKELIHOODS
 from reparam.paths import Paths
-from reparam.track import store as tracking
 
 PICTURE = b"\x89PNG of "
 CONDITIONS = {"data": "hash.dir", "images": 359, "binarization": "dynamic", "nll_samples": 100}
@@ -568,13 +567,13 @@ def store_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str
         for name in [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))]:
             patch.delenv(name)
         patch.setenv("DVC_EXP_NAME", "bonny-bream")
-        tracker = tracking.connect(Paths(root, root))
+        tracker = track.connect(Paths(root, root))
         with tracker.training_run("hash.dir") as run:
             run.log_params({"model.latent": 12, "model.hidden": [16, 8], "preprocess.binarization": "dynamic"})
             for epoch, loss in enumerate((30.0, 20.0), start=1):
                 run.log_metrics({"train_loss": loss + 1, "validation_loss": loss, "images_per_second": 9.0}, epoch)
             run.log_metrics({"best_epoch": 2, "best_validation_loss": 20.0})
-            run.set_tags({tracking.WEIGHTS_TAG: "weights"})
+            run.set_tags({track.WEIGHTS_TAG: "weights"})
         with tracker.child_run("evaluate", {"weights_sha256": "weights"}) as child:
             child.log_params({"evaluate.nll_samples": 100, "evaluate.split": "test", "evaluate.outliers": None})
             child.log_params({"evaluate.generated.images": 50})
@@ -587,6 +586,7 @@ def store_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str
         with tracker.child_run("export", {"weights_sha256": "weights"}) as child:
             child.log_headline({"encoder_max_error": 1e-7})
         patch.setenv("DVC_EXP_NAME", "dull-dace")
+        tracker = track.connect(Paths(root, root))
         with suppress(KeyboardInterrupt), tracker.training_run("hash.dir") as other:
             other.log_metrics({"train_loss": 40.0}, 1)
             raise KeyboardInterrupt

@@ -296,7 +296,7 @@ def test_mirrors_of_the_environment_are_not_recorded_as_parameters(
     fetch: Fetch, mnist: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logged: list[dict[str, Any]] = []
-    monkeypatch.setattr("reparam.track.store.Run.log_params", lambda _, values: logged.append(values))
+    monkeypatch.setattr("reparam.track.Run.log_params", lambda _, values: logged.append(values))
     monkeypatch.setenv("REPARAM_MIRRORS", f"{mnist} https://example.org/?signature=secret")
     fetch("mnist", mirrors=["nowhere"])
     assert [values["download.mirrors"] for values in logged] == [["nowhere"]]

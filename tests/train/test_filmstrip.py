@@ -1,5 +1,4 @@
-from collections.abc import Iterable
-from pathlib import Path
+import io
 from typing import Any
 
 import numpy as np
@@ -27,8 +26,8 @@ class Album(NoRun):
         super().__init__()
         self.pictures: dict[str, np.ndarray] = {}
 
-    def log_files(self, files: Iterable[Path], folder: str = "") -> None:
-        self.pictures |= {f"{folder}/{path.name}": imread(path) for path in files}
+    def log_picture(self, name: str, content: bytes) -> None:
+        self.pictures[name] = imread(io.BytesIO(content))
 
 
 def some_model(**changes: Any) -> AnyModel:

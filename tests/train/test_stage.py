@@ -20,6 +20,7 @@ from reparam.data.store import SPLITS
 from reparam.errors import NonFiniteError, ParamsError, UserError
 from reparam.objectives import Terms
 from reparam.paths import Paths
+from reparam.track import Tracker
 from reparam.train import stage as train
 from reparam.train.checkpoint import Checkpoints
 from reparam.train.distributed import ALONE
@@ -416,25 +417,14 @@ def test_two_that_train_the_same_share_no_checkpoints(
     monkeypatch.setenv("REPARAM_CHECKPOINT_SECONDS", "0")
     held = Checkpoints(left[0].parent)
     held.run_id = "the run of the first"
-    connect = train.tracking.connect
 
-    def spy(paths: Paths) -> Any:
-        tracker = connect(paths)
-        inner = tracker.training_run
+    class Spy(Tracker):
+        def training_run(self, data_hash: str, resume: str = "") -> Any:
+            resumed.append(resume)
+            return super().training_run(data_hash, resume)
 
-        class Spy:
-            logged_epochs = staticmethod(tracker.logged_epochs)
-
-            @staticmethod
-            def training_run(data_hash: str, resume: str) -> Any:
-                resumed.append(resume)
-                return inner(data_hash, resume)
-
-        return Spy
-
-    monkeypatch.setattr(train.tracking, "connect", spy)
     with held.held():
-        train.run(config, project, "cpu")
+        train.run(config, project, "cpu", tracker=Spy(None, project))
     assert outputs(project) == wanted
     assert checkpoints(project) == left
     assert resumed == [""]  # nor the run

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from reparam.redact import parameter_without_secrets
+
 # Settings of `evaluate` that metrics depend on: by these paths in its card, as `evaluate.<path>` in MLflow.
 COUNTS = (
     "nll_samples",
@@ -33,8 +35,12 @@ class Experiment:
 
 
 def spread(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """Name every value of nested mappings by its dotted path."""
+    """Name every value of nested mappings by its dotted path, without credentials."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        flat |= spread(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        flat |= (
+            spread(value, f"{prefix}{name}.")
+            if isinstance(value, Mapping)
+            else {f"{prefix}{name}": parameter_without_secrets(value)}
+        )
     return flat

@@ -21,6 +21,7 @@ from reparam.config.report import ReportConfig
 from reparam.config.section import Section, describe_type
 from reparam.config.train import TrainConfig
 from reparam.errors import ParamsError
+from reparam.redact import parameter_without_secrets
 
 Location = tuple[int | str, ...]
 
@@ -72,14 +73,14 @@ def check_config(values: Any, name: str) -> Config:
 
 
 def flatten(section: Section, prefix: str = "") -> dict[str, Any]:
-    """Name every parameter by its dotted path and spell it as params.yaml does: a list is a list."""
+    """Name every parameter by its dotted path and spell it as params.yaml does, to be shown: without credentials."""
     flat: dict[str, Any] = {}
     for name, value in section:
         path = f"{prefix}{name}"
         if isinstance(value, Section):
             flat |= flatten(value, f"{path}.")
         else:
-            flat[path] = list(value) if isinstance(value, tuple) else value
+            flat[path] = parameter_without_secrets(list(value) if isinstance(value, tuple) else value)
     return flat
 
 

@@ -6,17 +6,18 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from reparam import track
 from reparam.config import Config, DownloadConfig, flatten
 from reparam.data.sources import registry as sources
 from reparam.files import dvc_hash, whole_directory
 from reparam.paths import Paths
-from reparam.track import store as tracking
 
 
-def run(config: Config, paths: Paths) -> None:
+def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> None:
     """Fetch the raw data and verify every file."""
     sources.check(config.download)
-    tracker = tracking.connect(paths)
+    tracker = tracker or track.connect(paths)
+    tracker.ready()
     # Fetched into a folder that outlives a killed run, so that the next one goes on where this one stopped.
     arriving = paths.downloads / config.download.source
     arriving.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from reparam import track
 from reparam.config import Config, EvaluateConfig, flatten
 from reparam.data import store
 from reparam.data.batches import Batches
@@ -32,17 +33,16 @@ from reparam.models.likelihoods import is_density
 from reparam.models.storage import load_model
 from reparam.paths import Paths
 from reparam.runtime import make_deterministic, pick_device, random_stream
-from reparam.track import store as tracking
 
 log = logging.getLogger(__name__)
 
 BLACK_AND_WHITE = ("threshold", "static")  # binarizations after which no grey value is stored
 
 
-def run(config: Config, paths: Paths, device: str = "auto") -> None:
+def run(config: Config, paths: Paths, device: str = "auto", tracker: track.Tracker | None = None) -> None:
     """Score the trained model on a split, measure what its latents and samples are worth, and draw what it does."""
     settings, place = config.evaluate, pick_device(device)
-    tracker = tracking.connect(paths)
+    tracker = tracker or track.connect(paths)
     make_deterministic(settings.seed)
     model = load_model(paths.model, place).requires_grad_(False)  # nothing here trains
     data_card, model_card = store.read_card(paths.processed), read_card(paths.model)
@@ -61,6 +61,7 @@ def run(config: Config, paths: Paths, device: str = "auto") -> None:
         its = settings.arguments(name)
         return SAMPLERS[name](count, latent, lambda: draw_codes(model, view(train.images)), *its)
 
+    tracker.ready()
     with tracker.child_run("evaluate", model_card["lineage"]) as run:
         run.log_params(flatten(settings, "evaluate."))
         reports = Reports(

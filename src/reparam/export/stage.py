@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from reparam import track
 from reparam.config import Config, flatten
 from reparam.data import store
 from reparam.data.pixels import Pixels
@@ -19,20 +20,19 @@ from reparam.models.likelihoods import is_density
 from reparam.models.storage import load_model
 from reparam.paths import Paths
 from reparam.runtime import NUMBERS_AT_ONCE, make_deterministic, random_stream
-from reparam.track import store as tracking
 
 GOLDEN_IMAGES = 8
 SKEW_BATCH = 128  # images at once, at most
 SKEW_SAMPLES = 16  # posterior samples per image; enough to tell differences of a hundredth of a nat
 
 
-def run(config: Config, paths: Paths) -> None:
+def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> None:
     """Export encoder and decoder, and fail unless they agree with torch.
 
     Runs on the CPU, where apps are tested first.
     """
     settings = config.export
-    tracker = tracking.connect(paths)
+    tracker = tracker or track.connect(paths)
     make_deterministic(0)
     model, card = load_model(paths.model, torch.device("cpu")), read_card(paths.model)
     pixels = Pixels(card["data"])
@@ -40,6 +40,7 @@ def run(config: Config, paths: Paths) -> None:
     split = store.read_split(paths.processed, "test")
     images = np.ascontiguousarray(split.images.transpose(0, 2, 3, 1))  # (N, H, W, C)
 
+    tracker.ready()
     with tracker.child_run("export", card["lineage"]) as run:
         run.log_params(flatten(settings, "export."))
         latent = model.posterior(torch.zeros(1, *model.shape))[0].shape[1]

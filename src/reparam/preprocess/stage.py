@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from reparam import track
 from reparam.config import Config, PreprocessConfig, flatten
 from reparam.data import store
 from reparam.data.sources import registry as sources
@@ -15,15 +16,15 @@ from reparam.data.sources.raw import Raw
 from reparam.files import dvc_hash, scratch_directory, whole_directory, write_json
 from reparam.paths import Paths
 from reparam.preprocess import convert, splits
-from reparam.track import store as tracking
 
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, paths: Paths) -> None:
+def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> None:
     """Decode, split and write the raw images in the one format that later stages read."""
     settings = config.preprocess
-    tracker = tracking.connect(paths)
+    tracker = tracker or track.connect(paths)
+    tracker.ready()
     with scratch_directory(paths.processed) as scratch, whole_directory(paths.processed) as directory:
         manifest, raw = sources.read(paths.raw, scratch)
         skipped = _write_arrays(raw, settings, directory)
@@ -42,7 +43,8 @@ def run(config: Config, paths: Paths) -> None:
     with tracker.data_run("preprocess", data_hash) as run:
         run.log_params(flatten(settings, "preprocess."))
         run.log_metrics(metrics)
-        run.log_dataset(card, data_hash, "preprocess")
+        counts = {name: split["count"] for name, split in card["splits"].items()}
+        run.log_dataset(name=card["source"], digest=data_hash, context="preprocess", shape=card["shape"], counts=counts)
         run.log_files([paths.processed / store.CARD])
 
 

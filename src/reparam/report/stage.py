@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Sequence
 
+from reparam import track
 from reparam.config import Config, flatten
 from reparam.data import store
 from reparam.data.store import SPLITS
@@ -14,12 +15,11 @@ from reparam.files import read_json, require, rerun, whole_file
 from reparam.models.card import read_card
 from reparam.paths import Paths
 from reparam.report.page import REQUIRED, Page, render
-from reparam.track import store as tracking
 
 
-def run(config: Config, paths: Paths) -> None:
+def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> None:
     """Bring numbers, figures, parameters and lineage together on one page."""
-    tracker = tracking.connect(paths)
+    tracker = tracker or track.connect(paths)
     card = read_card(paths.model)
     for name in REQUIRED:
         require(paths.figures / f"{name}.png", made_by="evaluate")
@@ -41,6 +41,7 @@ def run(config: Config, paths: Paths) -> None:
         params=flatten(config),
         pictures=pictures,
     )
+    tracker.ready()
     with whole_file(paths.report) as partial:
         partial.write_text(render(page), encoding="utf-8")
     with tracker.child_run("report", card["lineage"]) as run:

@@ -1,0 +1,26 @@
+"""Everything that speaks to MLflow.
+
+A stage logs through a `Tracker`. The calls go to a child process, the recorder, because to load MLflow takes seconds.
+Tracking never stops a stage that has begun: what cannot be delivered is kept in `.tracking/`, and `reparam replay`
+delivers it later.
+"""
+
+from reparam.track.delivery import replay
+from reparam.track.run import Run
+from reparam.track.runs import DATA_TAG, EXPERIMENT_TAG, PARAMS_TAG, STAGE_TAG, WEIGHTS_TAG
+from reparam.track.store import Store, connect_to_read
+from reparam.track.tracker import Tracker, connect
+
+__all__ = [
+    "DATA_TAG",
+    "EXPERIMENT_TAG",
+    "PARAMS_TAG",
+    "STAGE_TAG",
+    "WEIGHTS_TAG",
+    "Run",
+    "Store",
+    "Tracker",
+    "connect",
+    "connect_to_read",
+    "replay",
+]

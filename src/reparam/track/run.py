@@ -1,13 +1,15 @@
-"""An open run of the tracking store, which never stops the stage that it belongs to."""
+"""An open run of the tracking store, which never stops or slows the stage that it belongs to."""
 
+import base64
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from reparam.errors import TrackingError
+from reparam.track.channel import Channel
 from reparam.track.spool import Call, Spool
 
 FLUSH_SECONDS = 2.0
@@ -16,15 +18,12 @@ log = logging.getLogger(__name__)
 
 
 class Run:
-    """An open run.
+    """An open run. Logging returns at once; a call that the store cannot take is spooled, and all that follow it."""
 
-    `deliver` hands a call to the store, and raises TrackingError where the store cannot take it: then it is spooled.
-    """
-
-    def __init__(self, deliver: Callable[[Call], None], run_id: str, spool: Spool, parent: str | None = None) -> None:
+    def __init__(self, channel: Channel, run_id: str, spool: Spool, parent: str | None = None) -> None:
         self.run_id = run_id
         self.parent = parent
-        self._deliver = deliver
+        self._channel = channel
         self._spool = spool
         self._away = False
         self._pending: list[dict[str, Any]] = []
@@ -39,7 +38,7 @@ class Run:
         self._send({"call": "tags", "run": self.run_id, "values": dict(tags)})
 
     def log_metrics(self, metrics: Mapping[str, float], epoch: int = 0) -> None:
-        """Keep metrics for the next delivery, at most one in FLUSH_SECONDS: a store must not slow training."""
+        """Keep metrics for the next call, at most one in FLUSH_SECONDS: each costs a transaction or a request."""
         self._pending += _metrics(metrics, epoch)
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self._flush()
@@ -52,26 +51,32 @@ class Run:
             self._send({"call": "metrics", "run": self.parent, "values": _metrics(metrics, 0)})
 
     def log_files(self, files: Iterable[Path], folder: str = "") -> None:
-        """Log artifacts here, and on the training run where there is one."""
+        """Log artifacts here, and on the training run if there is one. The files must stay until the run is closed."""
         for path in files:
             for run in (self.run_id, self.parent):
                 if run is not None:
                     self._send({"call": "file", "run": run, "path": str(path), "folder": folder})
 
-    def log_dataset(self, card: Mapping[str, Any], data_hash: str, context: str) -> None:
-        """Log the processed data as an MLflow dataset whose digest is the hash in `dvc.lock`."""
-        images = {
-            "type": "tensor",
-            "name": "images",
-            "tensor-spec": {"dtype": card["dtype"], "shape": [-1, *card["shape"]]},
-        }
+    def log_picture(self, name: str, content: bytes) -> None:
+        """Log an artifact that is no file of the stage, under a path such as `filmstrip/epoch-0010.png`."""
+        coded = base64.b64encode(content).decode("ascii")
+        self._send({"call": "content", "run": self.run_id, "name": name, "content": coded})
+
+    def log_dataset(
+        self, *, name: str, digest: str, context: str, shape: Sequence[int], counts: Mapping[str, int]
+    ) -> None:
+        """Log the processed data as an MLflow dataset: uint8 images of a shape (C, H, W), a number of them per split.
+
+        Its digest is the hash in `dvc.lock`.
+        """
+        images = {"type": "tensor", "name": "images", "tensor-spec": {"dtype": "uint8", "shape": [-1, *shape]}}
         values = {
-            "name": card["source"],
-            "digest": data_hash,
+            "name": name,
+            "digest": digest,
             "source_type": "local",
             "source": json.dumps({"uri": "data/processed"}),
             "schema": json.dumps({"mlflow_tensorspec": {"features": json.dumps([images]), "targets": None}}),
-            "profile": json.dumps({name: split["count"] for name, split in card["splits"].items()}),
+            "profile": json.dumps(counts),
         }
         self._send({"call": "dataset", "run": self.run_id, "values": values, "context": context})
 
@@ -80,9 +85,10 @@ class Run:
         self._send({"call": "onnx", "run": self.run_id, "path": str(path), "folder": "onnx"})
 
     def close(self, status: str) -> None:
-        """Deliver what is pending and end the run; what was spooled on the way is tried once more."""
+        """End the run, and wait until all is delivered or spooled; what was spooled is tried once more."""
         self._flush()
         self._send({"call": "end", "run": self.run_id, "status": status, "time": round(time.time() * 1000)})
+        self._channel.wait()
         if self._away:
             self._replay()
 
@@ -92,9 +98,12 @@ class Run:
         self._pending, self._flushed = [], time.monotonic()
 
     def _send(self, call: Call) -> None:
+        self._channel.send(self._deliver, call)
+
+    def _deliver(self, call: Call) -> None:
         if not self._away:
             try:
-                self._deliver(call)
+                self._channel.exchange(call)
             except TrackingError as error:
                 # From here on everything is spooled: an absent store costs one time-out, and the order is kept.
                 self._away = True
@@ -108,7 +117,7 @@ class Run:
 
     def _replay(self) -> None:
         try:
-            self._spool.replay(self._deliver)
+            self._spool.replay(self._channel.ask)
             log.warning("MLflow is back: what it missed was delivered")
         except (TrackingError, OSError):
             log.warning("MLflow is still away: what it missed is kept; deliver it with `reparam replay`")
@@ -118,7 +127,7 @@ class NoRun(Run):
     """A run of nowhere: tracking is off, or the store has all this already."""
 
     def __init__(self) -> None:
-        super().__init__(lambda _: None, "", Spool(Path(), "none"))
+        super().__init__(Channel(lambda _: None, lambda: None), "", Spool(Path(), "none"))
 
 
 def _metrics(metrics: Mapping[str, float], epoch: int) -> list[dict[str, Any]]:

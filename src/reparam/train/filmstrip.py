@@ -1,8 +1,7 @@
 """Pictures of a model in training: what it makes of the same images, and of the same draws from the prior."""
 
+import io
 import os
-import tempfile
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from reparam.data.pixels import Pixels
 from reparam.errors import UserError
 from reparam.models.build import AnyModel
 from reparam.runtime import random_stream
-from reparam.track.run import Run
+from reparam.track import Run
 
 EVERY = 10  # epochs
 COLUMNS = 10
@@ -55,10 +54,9 @@ class Filmstrip:
         rows = torch.cat(self._rows(model))
         scale = -(-SMALLEST_SIDE // rows.shape[-1])
         enlarged = rows.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
-        with tempfile.TemporaryDirectory() as directory:
-            path = Path(directory) / f"epoch-{epoch:04}.png"
-            save_image(enlarged, path, nrow=COLUMNS, padding=scale, pad_value=1.0)
-            self.run.log_files([path], "filmstrip")
+        picture = io.BytesIO()
+        save_image(enlarged, picture, format="png", nrow=COLUMNS, padding=scale, pad_value=1.0)
+        self.run.log_picture(f"filmstrip/epoch-{epoch:04}.png", picture.getvalue())
 
     @torch.no_grad()
     def _rows(self, model: AnyModel) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from reparam.track.run import Run
+from reparam.track import Run
 from reparam.train.filmstrip import Filmstrip
 from reparam.train.sums import Metrics
 from reparam.train.trainer import Trainer

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from reparam import track
 from reparam.config import Config, TrainConfig, flatten, params_hash
 from reparam.data import store
 from reparam.data.batches import Batches
@@ -19,8 +20,6 @@ from reparam.models.storage import save_weights
 from reparam.paths import Paths
 from reparam.progress import progress
 from reparam.runtime import computing_in, make_deterministic, pick_device
-from reparam.track import store as tracking
-from reparam.track.run import Run
 from reparam.train.build import build_trainer
 from reparam.train.checkpoint import Checkpoints, holding
 from reparam.train.distributed import World, joined
@@ -37,12 +36,15 @@ from reparam.train.sums import Metrics
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, paths: Paths, device: str = "auto", *, quiet: bool = False) -> None:
+def run(
+    config: Config, paths: Paths, device: str = "auto", *, quiet: bool = False, tracker: track.Tracker | None = None
+) -> None:
     """Train a model and keep the weights of its best epoch; go on where an interrupted training was.
 
     Under torchrun, the processes share every batch; the first one keeps and writes what there is to keep.
     """
     require_writable(paths.model, paths.history)
+    tracker = tracker or track.connect(paths)
     place = pick_device(device)
     with joined(place) as world, computing_in(config.train.precision):
         card = store.read_card(paths.processed)
@@ -56,23 +58,21 @@ def run(config: Config, paths: Paths, device: str = "auto", *, quiet: bool = Fal
         training = State(build_trainer(config, card, data.training, world))
         data_hash = dvc_hash(paths.processed)
         checkpoints = Checkpoints(paths.resume / _identity(config, data_hash, place, world))
-        tracker = tracking.connect(paths) if world.is_first else tracking.nowhere(paths)
         with (
             holding(checkpoints, world) as is_ours,
             tracker.training_run(data_hash, checkpoints.run_id if is_ours else "") as run,
         ):
             if is_ours and run.run_id:
                 checkpoints.run_id = run.run_id
-            run.log_dataset(card, data_hash, "train")
+            counts = {name: split["count"] for name, split in card["splits"].items()}
+            run.log_dataset(name=card["source"], digest=data_hash, context="train", shape=card["shape"], counts=counts)
             for section in ("download", "preprocess", "model", "objective", "train"):
                 run.log_params(flatten(getattr(config, section), f"{section}."))
             _train(training, data, config.train, checkpoints if is_ours else None, Display(tracker, run, quiet))
             if world.is_first:
                 lineage = _write_model(config, paths, card, data_hash, training.record)
                 summary = _write_reports(paths, training.record)
-                run.set_tags(
-                    {tracking.WEIGHTS_TAG: lineage["weights_sha256"], tracking.PARAMS_TAG: lineage["params_sha256"]}
-                )
+                run.set_tags({track.WEIGHTS_TAG: lineage["weights_sha256"], track.PARAMS_TAG: lineage["params_sha256"]})
                 run.log_metrics(summary)
                 run.log_files([paths.model / "card.json", paths.history])
                 if is_ours:
@@ -83,8 +83,8 @@ def run(config: Config, paths: Paths, device: str = "auto", *, quiet: bool = Fal
 class Display:
     """Where a training is shown: the tracking run, and the terminal unless it is quiet."""
 
-    tracker: tracking.Tracker
-    run: Run
+    tracker: track.Tracker
+    run: track.Run
     is_quiet: bool
 
 

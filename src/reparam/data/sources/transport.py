@@ -1,7 +1,6 @@
 """Downloads that can be trusted: tried again, resumed, and given their name once their checksum is right."""
 
 import hashlib
-import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from reparam.errors import UserError
 from reparam.files import whole_file
+from reparam.redact import without_secrets
 
 CONNECT_SECONDS = 10.0  # time for four SYN packets, sent after 0, 1, 3 and 7 s (RFC 6298)
 READ_SECONDS = 30.0  # of silence; pip gives its index 15 s, the servers of universities are slower
@@ -60,7 +60,7 @@ def fetch(file: RemoteFile, directory: Path, mirrors: Sequence[str]) -> None:
             try:
                 _obtain(file, source, partial, meter)
             except _SourceError as error:
-                failures.append(f"  {_without_secrets(source)}: {error}")
+                failures.append(f"  {without_secrets(source)}: {error}")
             else:
                 with whole_file(target) as whole:
                     partial.replace(whole)
@@ -277,10 +277,3 @@ def _in_words(error: Exception) -> _SourceError:
     if isinstance(error, requests.ConnectionError | urllib3.exceptions.ProtocolError):
         return _TransientError(reason or "connection cut")
     return _SourceError(type(error).__name__)  # such as InvalidURL, TooManyRedirects
-
-
-def _without_secrets(address: str) -> str:
-    if "://" not in address or address.lower().startswith("file:"):
-        return address
-    # Up to the last @, because a password with an unquoted / or ? is printed neither.
-    return re.sub(r"\?.*", "?***", re.sub(r"://.*@", "://***@", address))

@@ -1,0 +1,121 @@
+"""The way of a stage's calls to the recorder, the child process that speaks to MLflow (recorder.py).
+
+A call is a line of JSON on the recorder's input, and one line of JSON on its output answers it: `{"answer": value}` or
+`{"error": message}`. The next call is not sent before the answer is there, so that no pipe can fill up.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from reparam.errors import TrackingError
+from reparam.paths import Paths
+from reparam.track.spool import Call
+
+ANSWER_SECONDS = 60.0  # for one answer; MLflow itself gives up on a server after 10 s
+SLOWEST_UPLOAD = 1e5  # bytes/s; a file gets as much time more
+
+
+class Channel:
+    """Makes calls one after the other in a thread, so that a stage waits only for the answers that it asks for."""
+
+    def __init__(self, exchange: Callable[[Call], Any], cut: Callable[[], None]) -> None:
+        self.exchange = exchange
+        self._cut = cut
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._sent: list[Future[None]] = []
+
+    def ask(self, call: Call) -> Any:
+        """Wait for the answer to a call. Raises: TrackingError."""
+        return self._result(self._thread.submit(self.exchange, call))
+
+    def send(self, deliver: Callable[[Call], None], call: Call) -> None:
+        """Let the thread deliver a call when its turn comes."""
+        self._sent.append(self._thread.submit(deliver, call))
+
+    def wait(self) -> None:
+        """Wait until all that was sent is delivered."""
+        while self._sent:
+            self._result(self._sent.pop(0))
+
+    def _result(self, future: Future[Any]) -> Any:
+        try:
+            return future.result()
+        except (KeyboardInterrupt, SystemExit):
+            self._cut()  # else Python waits at its end for the thread, and the thread for an answer
+            raise
+
+
+class RecorderProcess:
+    """A running recorder; it ends when this object is gone."""
+
+    def __init__(self, paths: Paths) -> None:
+        source = str(Path(__file__).parents[2])
+        path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
+        # Blocked signals are inherited: Ctrl-C reaches the whole group, and the recorder must outlive the stage.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "reparam.track.recorder", str(paths.root), str(paths.shared)],
+                env={**os.environ, "PYTHONPATH": path},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        weakref.finalize(self, _end, self._process)
+
+    def exchange(self, call: Call) -> Any:
+        """Hand over a call and return the answer. Raises: TrackingError where the store or the recorder fails."""
+        patience = ANSWER_SECONDS + _size(call) / SLOWEST_UPLOAD
+        watchdog = threading.Timer(patience, self._process.kill)
+        started = time.monotonic()
+        watchdog.start()
+        line = self._write_and_read(json.dumps(call))
+        watchdog.cancel()
+        if not line.endswith("\n"):
+            is_late = time.monotonic() - started >= patience
+            how = f"did not answer within {patience:.0f} s" if is_late else f"ended ({self._process.wait()})"
+            raise TrackingError(f"the process that speaks to MLflow {how}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise TrackingError(answer["error"])
+        return answer["answer"]
+
+    def _write_and_read(self, line: str) -> str:
+        """Return the line that answers a line, nothing where the recorder ended."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+            return self._process.stdout.readline()
+        except BrokenPipeError:
+            return ""
+
+    def cut(self) -> None:
+        """Kill the recorder: whoever waits for an answer is told that it ended."""
+        self._process.kill()
+
+
+def _size(call: Call) -> int:
+    file = Path(call.get("path", ""))
+    return file.stat().st_size if file.is_file() else 0
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    # Killed, because everything was answered, or nobody waits for it any more.
+    process.kill()
+    with suppress(OSError), process:  # closes the pipes; a call that was never sent breaks one
+        pass

@@ -1,0 +1,149 @@
+"""Credentials of addresses appear nowhere: neither in what is printed nor in what is written."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from reparam.config import flatten, load_config
+from reparam.paths import Paths
+from reparam.redact import redact, redacted_output, without_secrets
+
+SOURCE = Path(__file__).parents[1] / "src"
+PASSWORD = "pw/Geheim?19"
+TOKEN = "tok-Geheim-20"
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("http://localhost:5000", "http://localhost:5000"),
+        ("https://user:word@host/path", "https://***@host/path"),
+        ("https://user:w/o?r@d@host/path", "https://***@host/path"),
+        ("https://token@host", "https://***@host"),
+        ("https://host/a?signature=abc&b=c", "https://host/a?***"),
+        ("https://user:word@host/a?signature=abc", "https://***@host/a?***"),
+        ("postgresql+psycopg2://user:word@host:1/name", "postgresql+psycopg2://***@host:1/name"),
+        ("postgresql:///name?password=word", "postgresql:///name?***"),
+        ("sqlite:////home/me@work/a?b/mlflow.db", "sqlite:////home/me@work/a?b/mlflow.db"),
+        ("file:///home/me@work/what?", "file:///home/me@work/what?"),
+        ("/home/me@work/what?", "/home/me@work/what?"),
+    ],
+)
+def test_an_address_is_shown_without_what_opens_it(address: str, shown: str) -> None:
+    assert without_secrets(address) == shown
+    assert redact(f"asked '{address}', and it refused") == f"asked '{shown}', and it refused"
+
+
+@pytest.mark.parametrize(
+    ("address", "text", "shown"),
+    [
+        ("http://me:wo%2Frd@host", "no account me with wo%2Frd, nor wo/rd", "no account me with ***, nor ***"),
+        ("http://host/?token=abcdef&n=10", "GET /api?token=abcdef: 10 tries", "GET /api?token=***: 10 tries"),
+        ("http://token@host", "token, tokens and a_token", "***, tokens and a_token"),
+        ("http://host/ab@cd", "a path is no secret: ab", "a path is no secret: ab"),
+        ("sqlite:////me:word@work/a.db", "in a word", "in a word"),
+    ],
+)
+def test_the_secrets_of_the_environment_are_hidden_in_any_form(
+    address: str, text: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "REPARAM_MIRRORS"):
+        with monkeypatch.context() as patch:
+            patch.setenv("MLFLOW_TRACKING_URI", "")
+            patch.setenv(name, address)
+            assert redact(text) == shown
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_what_a_library_prints_holds_no_credentials(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with redacted_output():
+        getattr(sys, name).write("View run at https://me:word@host/a?sig=abc\n")
+        assert getattr(sys, name).isatty() is False
+    getattr(sys, name).write("https://me:word@host\n")
+    printed = getattr(capsys.readouterr(), name.removeprefix("std"))
+    assert printed == "View run at https://***@host/a?***\nhttps://me:word@host\n"
+
+
+def test_the_parameters_that_are_shown_hold_no_credentials_of_mirrors(
+    project: Paths, params: dict[str, Any], write_params: Callable[[dict[str, Any]], None]
+) -> None:
+    params["download"]["mirrors"] = ["https://me:word@host/a", "/data/me@work"]
+    write_params(params)
+    assert flatten(load_config(project.params))["download.mirrors"] == ["https://***@host/a", "/data/me@work"]
+
+
+# ---- real commands, and stores that refuse them
+
+
+@contextlib.contextmanager
+def server(status: int) -> Iterator[str]:
+    """A server that answers everything with a status, and repeats what it was asked."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = f"{self.path} {self.headers.get('Authorization')}".encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as it:
+        threading.Thread(target=it.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{it.server_port}"
+        it.shutdown()
+
+
+ADDRESSES = {
+    "password": "http://me:{password}@{host}",
+    "token as user": "http://{token}@{host}",
+    "token in the query": "http://{host}/?token={token}",
+    "postgresql": "postgresql://me:{password}@127.0.0.1:1/name",
+    "mysql": "mysql+pymysql://me:{password}@127.0.0.1:1/name?secret={token}",
+    "no scheme known": "gopher://me:{password}@{host}/?a={token}",
+    "malformed": "http://me:{password}@[::1",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"), [*((kind, None) for kind in ADDRESSES), ("password", 500), ("token in the query", 401)]
+)
+def test_the_credentials_of_a_store_appear_nowhere(kind: str, status: int | None, project: Paths) -> None:
+    # Each command loads MLflow, so not all of them ask every store.
+    names = ("download", "replay", "compare workspace 123456") if kind == "token in the query" else ("download",)
+    project.tracking_spool.mkdir()
+    (project.tracking_spool / "a.jsonl").write_text('{"call": "tags", "run": "a", "values": {}}\n')
+    with server(status) if status else contextlib.nullcontext("127.0.0.1:1") as host:
+        address = ADDRESSES[kind].format(host=host, password=quote(PASSWORD, safe=""), token=TOKEN)
+        commands = [
+            subprocess.Popen(
+                [sys.executable, "-m", "reparam", *command.split()],
+                env=os.environ | {"PYTHONPATH": str(SOURCE), "MLFLOW_TRACKING_URI": address},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for command in names
+        ]
+        printed = [command.communicate(timeout=60)[0] for command in commands]
+    assert {command.returncode for command in commands} == {1}
+    for text in printed:
+        assert f"MLflow at {without_secrets(address)} cannot be used: " in text
+        assert "Traceback" not in text
+    written = b"".join(path.read_bytes() for path in project.root.rglob("*") if path.is_file())
+    for secret in (PASSWORD, quote(PASSWORD, safe=""), TOKEN):
+        assert secret not in "".join(printed)
+        assert secret.encode() not in written
