@@ -208,6 +208,20 @@ def test_a_validation_loss_that_is_not_finite_stops_training_before_it_is_logged
     assert [epoch for epoch, _ in script.logged] == [1]
 
 
+def test_weights_that_are_not_finite_stop_training_before_the_epoch_is_kept_or_logged() -> None:
+    class Checked(Script):
+        def check(self, epoch: int) -> None:
+            if epoch == 2:
+                raise NonFiniteError("the weights of epoch 2")
+
+    script = Checked(settings(epochs=9), [2.0, 1.0])
+    training = Training(script)
+    with pytest.raises(NonFiniteError, match="the weights of epoch 2"):
+        training.fit(Data(black(4), black(4)), script.log)
+    assert [epoch for epoch, _ in script.logged] == [1]
+    assert (len(training.record.history), training.record.best_weights["w"].item()) == (1, 1)
+
+
 # What looks after training, and going on
 
 
@@ -458,6 +472,7 @@ def test_validation_sees_the_same_draws_in_every_epoch_whatever_training_drew() 
     assert draw(0, training_seed=2) == first
 
 
+@pytest.mark.usefixtures("deterministic")
 def test_a_loss_that_explodes_in_real_training_names_epoch_and_step() -> None:
     class Exploding(Trainer):
         def step(self, images: Tensor) -> Totals:

@@ -3,10 +3,12 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 from training import CPU, equal, terms
 
 from reparam.errors import NonFiniteError
 from reparam.objectives import Terms
+from reparam.train.distributed import ALONE, World
 from reparam.train.sums import Sums, Totals
 
 
@@ -102,3 +104,31 @@ def test_sums_go_on_from_a_state_and_share_no_memory_with_it(steps: int) -> None
         other.add(Totals.of(batch))
     assert equal(other.state_dict(), summed(given).state_dict())
     assert json.dumps({**state, "totals": state["totals"].tolist()}) == before
+
+
+def world_with(other: Sums) -> World:
+    """The first of two processes, of which the second one summed `other`."""
+
+    class Two(World):
+        def total(self, values: Tensor) -> Tensor:
+            return values + torch.cat([other.totals, torch.tensor([other.images])])
+
+    return Two(0, 2)
+
+
+def test_sums_over_processes_are_those_of_all_images() -> None:
+    mine, other = summed([terms(1.0, 2.0), terms(6.0)]), summed([terms(5.0), terms(1.0, 9.0)])
+    found = mine.over(world_with(other))
+    assert (found.images, found.steps) == (6, 2)
+    assert found.means("train", epoch=1) == {"train_loss": 4.0, "train_kl": 1.0}
+    assert mine.means("train", epoch=1) == {"train_loss": 3.0, "train_kl": 1.0}  # as before
+    assert mine.over(ALONE) is mine
+
+
+@pytest.mark.parametrize(("its_step", "named"), [(2, 2), (3, 2), (4, 3)])
+def test_processes_name_about_the_step_whose_loss_was_not_finite(its_step: int, named: int) -> None:
+    def until(step: int) -> Sums:
+        return summed([terms(math.nan if number >= step else 1.0) for number in range(1, 5)])
+
+    with pytest.raises(NonFiniteError, match=f"at epoch 3, step {named} of 4 "):
+        until(2).over(world_with(until(its_step))).means("train", epoch=3)

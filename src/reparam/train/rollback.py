@@ -36,7 +36,6 @@ class Rollback:
         self.count, factor = self.count + 1, trainer.rate_factor / 2
         self.training.load_state_dict(self.good)
         trainer.rate_factor = factor
-        self.remember()
         log.warning("%s", error)
         log.warning(
             "train: back to the end of epoch %d, learning rate times %g (%d of %d times)",
