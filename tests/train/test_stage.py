@@ -208,6 +208,12 @@ def test_history_holds_the_loss_and_the_elbo_of_both_splits(run: Train, project:
     assert [row["epoch"] for row in rows(project)] == ["1", "2"]
 
 
+def test_grey_pixels_under_a_bernoulli_have_no_elbo(run: Train, project: Paths) -> None:
+    run(binarization="none", train={"epochs": 1})
+    assert [name for name in rows(project)[0] if "elbo" in name] == []
+    assert {"train_loss", "validation_loss"} < set(rows(project)[0])
+
+
 def test_history_holds_what_changed_by_schedule_as_it_was_at_the_last_step(run: Train, project: Paths) -> None:
     schedule = {"epochs": 2, "batch_size": 8, "learning_rate": 0.1, "schedule": "step", "step": {"epochs": 1}}
     run(counts=(24, 4, 4), train=schedule, objective={"beta": 3.0, "warmup": "linear", "warmup_epochs": 4})
@@ -254,6 +260,17 @@ def test_a_model_that_starts_at_the_mean_puts_it_out_before_it_is_trained(run: T
     bias = load_file(project.model / "weights.safetensors")["decoder.0.bias"]
     mean = store.read_split(project.processed, "train").images.mean(0).ravel() / 255
     torch.testing.assert_close(bias.sigmoid(), torch.tensor(mean).float())
+
+
+def test_the_mean_that_a_model_starts_at_is_that_of_the_pixels_that_it_sees(run: Train, project: Paths) -> None:
+    model = {"start_at_mean": True, "hidden": [], "likelihood": "gaussian", "mean": "linear"}
+    rest = {"epochs": 1, "learning_rate": 1e-12, "optimizer": "sgd"}
+    run(scaling="standard", binarization="none", model=model, train=rest)
+    bias = load_file(project.model / "weights.safetensors")["decoder.0.bias"]
+    scaling = store.read_card(project.processed)["scaling"]
+    mean = store.read_split(project.processed, "train").images.mean(0).ravel() / 255
+    wanted = (mean - scaling["shift"][0]) / scaling["scale"][0]
+    torch.testing.assert_close(bias, torch.tensor(wanted).float(), rtol=1e-5, atol=1e-5)
 
 
 # How it computes
@@ -443,13 +460,14 @@ def test_a_loss_that_is_not_finite_leaves_no_model(run: Train, project: Paths, m
     assert checkpoints(project) == []
 
 
+@pytest.mark.parametrize("epoch", [0, 1])
 def test_a_rate_that_is_too_high_is_mended_by_rolling_back(
-    run: Train, project: Paths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    epoch: int, run: Train, project: Paths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     step = Trainer.step
 
     def diverge(self: Trainer, images: Tensor) -> Totals:
-        if self.rate_factor == 1 and self.images >= 24:
+        if self.rate_factor == 1 and self.images >= 24 * epoch:
             spoil(self)
         return step(self, images)
 
@@ -457,7 +475,7 @@ def test_a_rate_that_is_too_high_is_mended_by_rolling_back(
     with caplog.at_level(logging.WARNING):
         run(train=INTERRUPTED | {"on_nonfinite": "rollback"})
     assert [row["epoch"] for row in rows(project)] == ["1", "2", "3"]
-    assert "train: back to the end of epoch 1, learning rate times 0.5 (1 of 3 times)" in caplog.text
+    assert f"train: back to the end of epoch {epoch}, learning rate times 0.5 (1 of 3 times)" in caplog.text
     assert all(tensor.isfinite().all() for tensor in load_file(project.model / "weights.safetensors").values())
 
 

@@ -1,0 +1,50 @@
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from training import FakeTrainer, train_config
+
+from reparam.track.run import NoRun
+from reparam.train.distributed import World
+from reparam.train.reporting import EpochLog
+
+
+class Notes(NoRun):
+    """A run, a terminal and a filmstrip in one, which note what they are given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, Any, int]] = []
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.found.append(("log", dict(metrics), step))
+
+    def print(self, metrics: Mapping[str, float], epoch: int) -> None:
+        self.found.append(("print", dict(metrics), epoch))
+
+    def show(self, model: Any, epoch: int) -> None:
+        self.found.append(("show", model, epoch))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_epoch_is_printed_logged_unless_it_was_and_shown_by_the_first_process(rank: int) -> None:
+    notes, trainer = Notes(), FakeTrainer(train_config())
+    trainer.world = World(rank, 2)
+    epoch_log = EpochLog(trainer, notes, notes.print, notes, logged={1, 3})  # type: ignore[arg-type]
+    for epoch in (2, 3):
+        epoch_log({"train_loss": 1.0 * epoch}, epoch)
+    shown = [("show", trainer.model, epoch) for epoch in (2, 3)] if rank == 0 else []
+    assert [note for note in notes.found if note[0] == "print"] == [
+        ("print", {"train_loss": 2.0}, 2),
+        ("print", {"train_loss": 3.0}, 3),
+    ]
+    assert [note for note in notes.found if note[0] == "log"] == [("log", {"train_loss": 2.0}, 2)]
+    assert [note for note in notes.found if note[0] == "show"] == shown
+
+
+def test_an_epoch_of_before_an_interruption_is_logged_alone() -> None:
+    notes = Notes()
+    epoch_log = EpochLog(FakeTrainer(train_config()), notes, notes.print, notes, logged={1})  # type: ignore[arg-type]
+    for epoch in (1, 2):
+        epoch_log.log({"epoch": float(epoch)}, epoch)
+    assert notes.found == [("log", {"epoch": 2.0}, 2)]
