@@ -92,6 +92,7 @@ def test_two_processes_train_the_model_that_one_trains(noiseless: Paths) -> None
 
 
 KILLED = """
+import torch
 from reparam.config import load_config
 from reparam.paths import Paths
 from reparam.train import stage
@@ -102,6 +103,8 @@ steps, step = 0, Trainer.step
 def die(trainer, images):
     global steps
     steps += 1
+    if steps == 1:
+        print(torch.initial_seed(), flush=True)
     if steps == 8:  # two steps into the second of three epochs
         raise SystemExit(7)
     return step(trainer, images)
@@ -122,6 +125,8 @@ def test_two_processes_that_were_killed_go_on_to_the_same_model(
     (noiseless.root / "killed.py").write_text(KILLED)
     killed = torchrun(noiseless.root, "killed.py")
     assert killed.returncode != 0
+    seed = SMALL["train"]["seed"]
+    assert sorted(map(int, killed.stdout.split())) == [seed, seed + 1]  # no two draw the same noise
     assert not (noiseless.model / "weights.safetensors").exists()
     done = torchrun(noiseless.root, "-m", "reparam", "train", "--device", "cpu")
     assert done.returncode == 0, done.stderr

@@ -61,10 +61,15 @@ def test_a_picture_shows_images_reconstructions_and_samples_of_every_so_many_epo
     np.testing.assert_allclose(first[136 : 136 + 128 : 4, 4 : 4 + 64 : 4, 0], wanted[0, 0].numpy(), atol=1 / 255)
 
 
-@pytest.mark.parametrize(("changes", "rows"), [({}, 3), ({"kind": "autoencoder", "likelihood": "gaussian"}, 2)])
+@pytest.mark.parametrize(
+    ("changes", "rows"),
+    [({}, 3), ({"kind": "hierarchical"}, 3), ({"kind": "autoencoder", "likelihood": "gaussian"}, 2)],
+)
 def test_few_images_are_repeated_and_an_autoencoder_has_no_samples(changes: dict[str, Any], rows: int) -> None:
-    album = Album()
-    Filmstrip(some_images(1), PIXELS, album, every=1, seed=3).show(some_model(**changes), 1)
+    album, model, pixels = Album(), some_model(**changes), Pixels(data_card("dynamic"))
+    state = torch.get_rng_state()
+    Filmstrip(some_images(1), pixels, album, every=1, seed=3).show(model, 1)
+    assert torch.equal(torch.get_rng_state(), state)
     (picture,) = album.pictures.values()
     assert len(picture) == rows * (4 * 32 + 4) + 4
 

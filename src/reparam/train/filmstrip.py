@@ -10,7 +10,6 @@ from reparam.data.batches import Batches
 from reparam.data.pixels import Pixels
 from reparam.errors import UserError
 from reparam.models.build import AnyModel
-from reparam.runtime import random_stream
 from reparam.track import Run
 
 EVERY = 10  # epochs
@@ -64,12 +63,11 @@ class Filmstrip:
         was_training = model.training
         model.eval()
         rows = torch.arange(COLUMNS) % len(self.images)
-        with random_stream(self.seed, "filmstrip"):
-            generator = torch.Generator().manual_seed(self.seed)
-            x = self.pixels(self.images.take(rows), generator)
-            mean, _ = model.posterior(x)
-            shown = [x, model.decode(mean)]
-            if model.stochastic_layers:
-                shown.append(model.decode(torch.randn(mean.shape, generator=generator).to(mean.device)))
+        generator = torch.Generator().manual_seed(self.seed)  # and not torch's own, which is that of training
+        x = self.pixels(self.images.take(rows), generator)
+        mean, _ = model.posterior(x)
+        shown = [x, model.decode(mean)]
+        if model.stochastic_layers:
+            shown.append(model.decode(torch.randn(mean.shape, generator=generator).to(mean.device)))
         model.train(was_training)
         return [self.pixels.unscaled(part).cpu() for part in shown]
