@@ -92,7 +92,7 @@ def _check_sampler(model: AnyModel, model_card: Any, settings: EvaluateConfig) -
 
 def _write_scores(path: Path, findings: Findings) -> None:
     """Write what each image contributes to the means, so that models can be compared image by image."""
-    arrays: dict[str, Any] = {name: values.float().numpy() for name, values in findings.of_images.items()}
+    arrays: dict[str, Any] = {name: values.numpy() for name, values in findings.of_images.items()}
     with whole_file(path) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)
 

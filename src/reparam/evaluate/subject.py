@@ -118,9 +118,10 @@ class Subject:
 
     def codes(self, count: int) -> Tensor:
         """Draw latents to generate images from. Shapes: -> (count, D)."""
-        name, train = self.settings.sampler, self.view(self.data.train.images)
+        name, train = self.settings.sampler, self.data.train.images
         sampler, block = SAMPLERS[name], self.settings.arguments(name)
-        return sampler(count, self.latent_size, lambda: draw_codes(self.model, train), *block)
+        # A view copies the images to the device: only where the sampler asks for codes.
+        return sampler(count, self.latent_size, lambda: draw_codes(self.model, self.view(train)), *block)
 
     def decode(self, z: Tensor) -> Pictures:
         """Decode latents. Shapes: (n, D) -> (n, C, H, W)."""
