@@ -328,15 +328,15 @@ def test_identical_blobs_look_precise_and_dense_and_are_warned_of() -> None:
     split = some_split([0] * 200, SHAPE)
     model = model_of(scale=0.0)
     start_at_mean(model, torch.from_numpy(split.images.mean(0)).float() / 255)  # and nothing else
-    subject = subject_of(model, split, GREY, is_density=False, generated={"images": 200, "components": COMP})
+    subject = subject_of(model, split, GREY, is_density=False, generated={"images": 200, "components": 12})
     found = measure(subject, None).metrics
     assert found["pca_precision"] == 1.0
     assert found["pca_density"] > 4
     # The same 5 * density real images have all of them as neighbours.
     assert found["pca_coverage"] == pytest.approx(5 * found["pca_density"] / 200)
     assert coverage_warnings(subject) == [
-        f"generated images come near only {found['pca_coverage']:.0%} of the real ones (pca_coverage): they vary too "
-        "little, or look unlike them; pca_precision and pca_density may be high all the same"
+        f"generated images come near only {found['pca_coverage']:.0%} of the real ones (pca_coverage): they vary "
+        "too little, or look unlike them; pca_precision and pca_density may be high all the same"
     ]
 
 
