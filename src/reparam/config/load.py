@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from reparam.config.download import DownloadConfig
 from reparam.config.evaluate import EvaluateConfig
@@ -20,6 +18,7 @@ from reparam.config.preprocess import PreprocessConfig
 from reparam.config.report import ReportConfig
 from reparam.config.section import Section, describe_type
 from reparam.config.train import TrainConfig
+from reparam.config.yaml import read_yaml
 from reparam.errors import ParamsError
 from reparam.redact import parameter_without_secrets
 
@@ -44,14 +43,7 @@ def load_config(path: Path) -> Config:
 
     Raises: ParamsError that lists every wrong parameter with its path, what was wanted and what was found.
     """
-    try:
-        # ruamel reads YAML 1.2, where 1e-05 (as `dvc exp run -S` writes it) is a number; PyYAML reads a string.
-        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ParamsError(f"{path}: not found; run from the root of the project, where params.yaml is") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ParamsError(f"{path}: not valid YAML: {error}") from None
-    return check_config(values, str(path))
+    return check_config(read_yaml(path), str(path))
 
 
 def check_config(values: Any, name: str) -> Config:

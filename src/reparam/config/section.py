@@ -14,7 +14,6 @@ from pydantic import (
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     PlainValidator,
-    PositiveInt,
     WithJsonSchema,
 )
 from pydantic_core import core_schema
@@ -81,12 +80,13 @@ def _keys(table: str, module: str) -> list[str]:
     raise AssertionError(f"{module}: no dict {table}")
 
 
-SHARE = "a fraction below 1, or a whole number of images"
+MOST = 10**7  # images, epochs or samples
+SHARE = f"a fraction below 1, or a whole number of images (at most {MOST})"
 MAYBE_SHARE = f"0, {SHARE}"
 
 
 def _check_share(value: Any) -> float | int:
-    is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MOST
     is_fraction = isinstance(value, float) and 0 < value < 1
     if not is_count and not is_fraction:
         raise ValueError(SHARE)
@@ -106,10 +106,18 @@ Share = Annotated[float | int, PlainValidator(_check_share), WithJsonSchema({"wa
 MaybeShare = Annotated[float | int, PlainValidator(_check_maybe_share), WithJsonSchema({"wanted": MAYBE_SHARE})]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch and numpy both take
 Decay = Annotated[float, Field(ge=0, lt=1)]
+# Upper bounds are beyond all sense: they keep arithmetic from overflowing, and a slip from running for ever.
+Count = Annotated[int, Field(ge=1, le=MOST)]  # of images, epochs or samples
+MaybeCount = Annotated[int, Field(ge=0, le=MOST)]
+Width = Annotated[int, Field(ge=1, le=65_536)]  # of a layer, in units, channels or dimensions
+Side = Annotated[int, Field(ge=1, le=4_096)]  # in pixels
+Positive = Annotated[float, Field(gt=0, le=1e9)]
+NotNegative = Annotated[float, Field(ge=0, le=1e9)]
 # A YAML list arrives as a Python list; the tuples keep the model frozen, and their items stay strict.
-Widths = Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)]
-MaybeWidths = Annotated[tuple[PositiveInt, ...], Field(strict=False)]
-Strings = Annotated[tuple[str, ...], Field(strict=False)]
+Widths = Annotated[tuple[Width, ...], Field(strict=False, min_length=1, max_length=100)]
+MaybeWidths = Annotated[tuple[Width, ...], Field(strict=False, max_length=100)]
+Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1, max_length=100)]
+Strings = Annotated[tuple[str, ...], Field(strict=False, max_length=10_000)]
 
 TYPES = {
     "integer": "a whole number",
@@ -132,7 +140,7 @@ def describe_type(schema: Mapping[str, Any]) -> str:
         return str(schema["wanted"])
     if schema["type"] == "array":
         least, most = schema.get("minItems"), schema.get("maxItems")
-        length = "" if least is None else f" of {least}" if least == most else f" of at least {least}"
+        length = f" of {least}" if least == most else f" of at least {least}" if least else f" of at most {most}"
         return f"a list{length}, each {describe_type(schema['items'])}"
     bounds = " and ".join(f"{word} {schema[name]}" for name, word in BOUNDS.items() if name in schema)
     return TYPES[schema["type"]] + (f" ({bounds})" if bounds else "")
