@@ -1,8 +1,10 @@
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from reparam.config import load_config
 from reparam.download import stage as download
 from reparam.evaluate import stage as evaluate
 from reparam.export import stage as export
+from reparam.locks import held
 from reparam.paths import Paths
 from reparam.preprocess import stage as preprocess
 from reparam.report import stage as report
@@ -51,8 +54,9 @@ def reparam(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
 
 
 def files(root: Path) -> dict[str, bytes]:
-    """Every file and what it holds, but for the lock of an interrupted training."""
-    found = (path for path in root.rglob("*") if path.is_file() and path.parent.parent.name != ".resume")
+    """Every file and what it holds, but for locks."""
+    locks = (".resume", ".locks")
+    found = (path for path in root.rglob("*") if path.is_file() and path.relative_to(root).parts[0] not in locks)
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in found}
 
 
@@ -281,7 +285,7 @@ def test_a_truncated_input_is_named_with_the_command_that_mends_it(
 def test_a_loss_that_is_no_number_names_epoch_step_and_what_to_lower(
     finished: Paths, params: dict[str, Any], write_params: Write, reparam: Command
 ) -> None:
-    params["train"]["learning_rate"] = 1e30
+    params["train"]["learning_rate"] = 1e9
     write_params(params)
     shutil.rmtree(finished.model)
     before = files(finished.root)
@@ -398,6 +402,31 @@ def test_a_request_to_end_ends_the_stage_with_the_conventional_code_and_no_half_
     assert stage.returncode == 143
     assert not finished.model.exists()
     assert list(finished.model.parent.glob(".partial-*")) == []
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.15, 0.3, 0.6])
+def test_ctrl_c_ends_a_stage_that_is_still_starting(seconds: float, finished: Paths) -> None:
+    stage = subprocess.Popen(
+        [sys.executable, "-m", "reparam", "train"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(SOURCE)},
+    )
+    time.sleep(seconds)
+    stage.send_signal(signal.SIGINT)
+    _, said = stage.communicate(timeout=60)
+    assert stage.returncode in (-signal.SIGINT, 130)
+    assert "Traceback" not in said or seconds < 0.1  # Python itself may not have started
+
+
+def test_two_processes_do_not_run_a_stage_in_one_working_copy(finished: Paths, reparam: Command) -> None:
+    with held(finished.locks, "preprocess"):
+        code, printed = reparam("preprocess")
+        assert (code, printed.split(",")[0]) == (
+            1,
+            "error: preprocess: wanted to be the only one that runs this stage in this working copy",
+        )
+        assert reparam("download")[0] == 0
 
 
 # ---- parameters and recipes

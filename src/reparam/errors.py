@@ -31,3 +31,7 @@ class ParityError(UserError):
 
 class TrackingError(UserError):
     """The MLflow store cannot be used."""
+
+
+class BusyError(UserError):
+    """Another process runs the same stage in the same working copy."""

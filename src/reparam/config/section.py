@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -80,13 +81,16 @@ def _keys(table: str, module: str) -> list[str]:
     raise AssertionError(f"{module}: no dict {table}")
 
 
-MOST = 10**7  # images, epochs or samples
-SHARE = f"a fraction below 1, or a whole number of images (at most {MOST})"
+# Beyond all sense, and so not in the documentation: they keep arithmetic from overflowing, and a slip from running for
+# ever.
+MOST: dict[str, int] = {"": 10**9, "units": 65_536, "pixels": 4_096, "items": 100}
+
+SHARE = "a fraction below 1, or a whole number of images"
 MAYBE_SHARE = f"0, {SHARE}"
 
 
 def _check_share(value: Any) -> float | int:
-    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MOST
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MOST[""]
     is_fraction = isinstance(value, float) and 0 < value < 1
     if not is_count and not is_fraction:
         raise ValueError(SHARE)
@@ -102,22 +106,40 @@ def _check_maybe_share(value: Any) -> float | int:
         raise ValueError(MAYBE_SHARE) from None
 
 
+def _check_sane(value: float, unit: str = "") -> float:
+    if value > MOST[unit]:
+        raise ValueError(f"at most {MOST[unit]:,} {unit}".strip())
+    return value
+
+
+def _check_width(value: int) -> float:
+    return _check_sane(value, "units")
+
+
+def _check_side(value: int) -> float:
+    return _check_sane(value, "pixels")
+
+
+def _check_length(values: tuple[int, ...]) -> tuple[int, ...]:
+    _check_sane(len(values), "items")
+    return values
+
+
 Share = Annotated[float | int, PlainValidator(_check_share), WithJsonSchema({"wanted": SHARE})]
 MaybeShare = Annotated[float | int, PlainValidator(_check_maybe_share), WithJsonSchema({"wanted": MAYBE_SHARE})]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch and numpy both take
 Decay = Annotated[float, Field(ge=0, lt=1)]
-# Upper bounds are beyond all sense: they keep arithmetic from overflowing, and a slip from running for ever.
-Count = Annotated[int, Field(ge=1, le=MOST)]  # of images, epochs or samples
-MaybeCount = Annotated[int, Field(ge=0, le=MOST)]
-Width = Annotated[int, Field(ge=1, le=65_536)]  # of a layer, in units, channels or dimensions
-Side = Annotated[int, Field(ge=1, le=4_096)]  # in pixels
-Positive = Annotated[float, Field(gt=0, le=1e9)]
-NotNegative = Annotated[float, Field(ge=0, le=1e9)]
+Count = Annotated[int, Field(gt=0), AfterValidator(_check_sane)]
+MaybeCount = Annotated[int, Field(ge=0), AfterValidator(_check_sane)]
+Width = Annotated[int, Field(gt=0), AfterValidator(_check_width)]  # of a layer: units, channels, dimensions
+Side = Annotated[int, Field(gt=0), AfterValidator(_check_side)]  # in pixels
+Positive = Annotated[float, Field(gt=0), AfterValidator(_check_sane)]
+NotNegative = Annotated[float, Field(ge=0), AfterValidator(_check_sane)]
 # A YAML list arrives as a Python list; the tuples keep the model frozen, and their items stay strict.
-Widths = Annotated[tuple[Width, ...], Field(strict=False, min_length=1, max_length=100)]
-MaybeWidths = Annotated[tuple[Width, ...], Field(strict=False, max_length=100)]
-Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1, max_length=100)]
-Strings = Annotated[tuple[str, ...], Field(strict=False, max_length=10_000)]
+Widths = Annotated[tuple[Width, ...], Field(strict=False, min_length=1), AfterValidator(_check_length)]
+MaybeWidths = Annotated[tuple[Width, ...], Field(strict=False), AfterValidator(_check_length)]
+Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1), AfterValidator(_check_length)]
+Strings = Annotated[tuple[str, ...], Field(strict=False)]
 
 TYPES = {
     "integer": "a whole number",
@@ -140,7 +162,7 @@ def describe_type(schema: Mapping[str, Any]) -> str:
         return str(schema["wanted"])
     if schema["type"] == "array":
         least, most = schema.get("minItems"), schema.get("maxItems")
-        length = f" of {least}" if least == most else f" of at least {least}" if least else f" of at most {most}"
+        length = "" if least is None else f" of {least}" if least == most else f" of at least {least}"
         return f"a list{length}, each {describe_type(schema['items'])}"
     bounds = " and ".join(f"{word} {schema[name]}" for name, word in BOUNDS.items() if name in schema)
     return TYPES[schema["type"]] + (f" ({bounds})" if bounds else "")

@@ -17,7 +17,7 @@ MOST_BITS = 1_000  # of a whole number: far beyond what any parameter can be, an
 NULL = "tag:yaml.org,2002:null"
 
 
-class _Constructor(SafeConstructor):  # type: ignore[misc]  # has no types
+class _Constructor(SafeConstructor):
     """Name the line of a value that Python cannot represent: an impossible date, a number of 5,000 digits."""
 
     def construct_object(self, node: Node, deep: bool = False) -> Any:
@@ -41,7 +41,7 @@ def read_yaml(path: Path) -> Any:
     except FileNotFoundError:
         raise ParamsError(f"{path}: not found; run from the root of the project, where params.yaml is") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ParamsError(f"{path}: wanted a readable text file in UTF-8, found: {error}") from None
+        raise ParamsError(f"{path}: not valid YAML: {error}") from None
     if len(text) > LONGEST:
         raise ParamsError(f"{path}: wanted at most {LONGEST:,} characters of parameters, found {len(text):,}")
     # ruamel reads YAML 1.2, where 1e-05 (as `dvc exp run -S` writes it) is a number; PyYAML reads a string.
