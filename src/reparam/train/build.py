@@ -14,6 +14,7 @@ from reparam.models.likelihoods import is_density
 from reparam.train.checks import check_parts, has_batch_norm
 from reparam.train.distributed import ALONE, World
 from reparam.train.loss import Loss
+from reparam.train.memory import check_memory
 from reparam.train.trainer import Trainer
 
 
@@ -22,6 +23,7 @@ def build_trainer(config: Config, card: Mapping[str, Any], training: Batches, wo
 
     Raises: ParamsError where they do not go together.
     """
+    check_memory(config, card, training.device)
     model = build_model(config.model, tuple(card["shape"]))
     check_parts(model, config, card)
     if world.size > 1 and has_batch_norm(model):
