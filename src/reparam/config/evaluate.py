@@ -66,7 +66,7 @@ class EvaluateConfig(Section):
     """Arithmetic of likelihoods: full float32; rounded factors in matrix products (tf32: on a GPU); or autocast."""
 
     elbo_samples: Count
-    """Posterior samples per image for ELBO, reconstruction and KL."""
+    """Posterior samples per image for ELBO, reconstruction and KL; a hierarchy takes two at least."""
 
     nll_samples: Count
     """Importance samples per image for the NLL, K. Source: Burda et al. 2016, eq. 8."""

@@ -86,7 +86,7 @@ class TrainConfig(Section):
     """How the learning rate changes with the epochs. Source: Loshchilov & Hutter 2017, eq. 5 (cosine)."""
 
     warmup_epochs: NotNegative
-    """Epochs over which the learning rate rises from 0."""
+    """Epochs over which the learning rate rises, from nearly 0."""
 
     clip_norm: Positive | None
     """Norm that longer gradients are cut to; null leaves them as they are."""

@@ -38,16 +38,18 @@ class Scores:
 def score(model: Model, data: View, config: EvaluateConfig, *, is_density: bool = True) -> Scores:
     """Score every image of a split, drawing from torch's generator.
 
-    Without `is_density`, pixels have no likelihood to estimate.
+    Without `is_density`, pixels have no likelihood to estimate. A hierarchy takes two samples at least: the mean of a
+    layer depends on samples of others, and one cannot tell their noise from what images change.
     """
+    elbo_samples = max(config.elbo_samples, 2 if model.stochastic_layers > 1 else 1)
     nll_samples = config.nll_samples if is_density and model.stochastic_layers else 0
     parts: list[tuple[Tensor, ...]] = []
-    with counting("scoring images", len(data) * (config.elbo_samples + nll_samples)) as advance:
+    with counting("scoring images", len(data) * (elbo_samples + nll_samples)) as advance:
         for batch in data.seen(config.seed):
             with scoring_in(config.precision, batch.device):
                 at_once = draws_at_once(model, batch)
                 for x in split_images(batch, at_once):
-                    expectations, sizes = _expectations(model, x, config.elbo_samples, at_once, advance)
+                    expectations, sizes = _expectations(model, x, elbo_samples, at_once, advance)
                     parts.append((*expectations, *_likelihoods(model, x, nll_samples, advance), *model.posterior(x)))
     columns = (torch.cat(part).double().cpu() for part in zip(*parts, strict=True))
     reconstruction, kl, latent_kl, expected, noise, nll, bounds, effective, means, log_variances = columns
