@@ -83,7 +83,7 @@ class Client:
 
         Raises: UserError where the model is an autoencoder, which has no prior.
         """
-        if self.metadata["kind"] == "autoencoder" and self.metadata["params"]["objective"]["name"] != "mmd":
+        if not self.metadata["has_prior"]:
             raise UserError(
                 "sample: wanted a model with a prior, found an autoencoder; decode codes of your own instead"
             )

@@ -18,7 +18,7 @@ from reparam.config.model import ModelConfig
 from reparam.config.objective import ObjectiveConfig
 from reparam.config.preprocess import PreprocessConfig
 from reparam.config.report import ReportConfig
-from reparam.config.section import Section, describe_type
+from reparam.config.section import Section, describe_problem, describe_type
 from reparam.config.train import TrainConfig
 from reparam.errors import ParamsError
 from reparam.redact import parameter_without_secrets
@@ -130,22 +130,15 @@ def hint(path: str, otherwise: str) -> str:
 
 def _describe(problem: Any) -> str:
     location: Location = problem["loc"]
-    path, found = ".".join(map(str, location)), problem["input"]
     match problem["type"]:
         case "missing":
-            return f"{path}: missing; wanted {_wanted(location)}"
+            return f"{describe_problem(problem)}; wanted {_wanted(location)}"
         case "extra_forbidden":
-            return f"{path}: unknown parameter, found {found!r}; {hint(path, 'remove it')}"
+            path = ".".join(map(str, location))
+            return f"{path}: unknown parameter, found {problem['input']!r}; {hint(path, 'remove it')}"
         case "model_type":
-            return f"{path}: wanted {_wanted(location)}, found {found!r}"
-        case "tuple_type":
-            return f"{path}: wanted a list, found {found!r}"
-        case "too_short":
-            return f"{path}: wanted at least {problem['ctx']['min_length']} items, found {found!r}"
-        case "too_long":
-            return f"{path}: wanted at most {problem['ctx']['max_length']} items, found {found!r}"
-    message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return f"{path}: wanted {message}, found {found!r}"
+            return f"{'.'.join(map(str, location))}: wanted {_wanted(location)}, found {problem['input']!r}"
+    return describe_problem(problem)
 
 
 def _wanted(location: Location) -> str:

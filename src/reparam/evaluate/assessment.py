@@ -47,6 +47,7 @@ class Findings:
     metrics: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
+    not_measured: dict[str, str] = field(default_factory=dict)  # and why
     outlier_nll: Tensor | None = None  # (M,) of the images that should be unusual
 
     def add(self, name: str, value: float, error: float | None = None) -> None:
@@ -90,7 +91,7 @@ def assess(subject: Assessed, codes: Callable[[int], Tensor], outliers: Images |
     if not (is_density and subject.model.stochastic_layers):
         asked = {"outliers": outliers is not None, "annealed": subject.settings.annealing.images > 0}
         reason = "not measured: this model has no likelihood of these pixels"
-        findings.details |= {name: reason for name, is_asked in asked.items() if is_asked}
+        findings.not_measured |= {name: reason for name, is_asked in asked.items() if is_asked}
         findings.warnings += [f"{name}: {reason}" for name, is_asked in asked.items() if is_asked]
         return findings
     if outliers is not None:
@@ -137,7 +138,7 @@ def _labels(subject: Assessed, findings: Findings) -> None:
     known = Labelled(_encode(subject, subject.train.images[rows]), labels)
     found = probe(known, Labelled(subject.scores.means, subject.scored.labels), subject.settings.neighbours, len(rows))
     if found.knn is None or found.linear is None:
-        findings.details["accuracy"] = found.reason
+        findings.not_measured["accuracy"] = str(found.reason)
         return
     findings.add("knn_accuracy", found.knn.value, found.knn.standard_error)
     findings.add("probe_accuracy", found.linear.value, found.linear.standard_error)

@@ -4,17 +4,26 @@ import csv
 import logging
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from reparam import track
+from reparam.cards import (
+    CARD,
+    DataCard,
+    Details,
+    EvaluationCard,
+    EvaluationLineage,
+    EvaluationMetrics,
+    ModelCard,
+    SplitName,
+    Tiles,
+)
 from reparam.config import Config, EvaluateConfig, flatten
 from reparam.data import store
 from reparam.data.batches import Batches
 from reparam.data.pixels import Pixels
-from reparam.data.store import SplitName
 from reparam.errors import ParamsError
 from reparam.evaluate import gallery
 from reparam.evaluate.assessment import Assessed, Findings, assess
@@ -25,11 +34,8 @@ from reparam.evaluate.subject import Labels
 from reparam.evaluate.view import View
 from reparam.figures.curves import plot_outliers
 from reparam.figures.style import png
-from reparam.files import whole_directory, whole_file, write_json
+from reparam.files import to_json, whole_directory, whole_file
 from reparam.lineage import source_hash
-from reparam.models.build import AnyModel
-from reparam.models.card import read_card
-from reparam.models.likelihoods import is_density
 from reparam.models.storage import load_model
 from reparam.paths import Paths
 from reparam.runtime import make_deterministic, pick_device, random_stream
@@ -45,10 +51,10 @@ def run(config: Config, paths: Paths, device: str = "auto", tracker: track.Track
     tracker = tracker or track.connect(paths)
     make_deterministic(settings.seed)
     model = load_model(paths.model, place).requires_grad_(False)  # nothing here trains
-    data_card, model_card = store.read_card(paths.processed), read_card(paths.model)
+    data_card, model_card = store.read_card(paths.processed), ModelCard.read(paths.model / CARD, "train")
     scored, train = (_read_split(paths, name) for name in (settings.split, "train"))
     outliers = None if settings.outliers is None else _read_outliers(Path(settings.outliers), data_card)
-    _check_sampler(model, model_card, settings)
+    _check_sampler(model_card, settings)
 
     def view(images: store.Images) -> View:
         return View(Batches(images, settings.batch_size, place), Pixels(data_card).to(place))
@@ -62,12 +68,10 @@ def run(config: Config, paths: Paths, device: str = "auto", tracker: track.Track
         return SAMPLERS[name](count, latent, lambda: draw_codes(model, view(train.images)), *its)
 
     tracker.ready()
-    with tracker.child_run("evaluate", model_card["lineage"]) as run:
+    with tracker.child_run("evaluate", dict(model_card.lineage)) as run:
         run.log_params(flatten(settings, "evaluate."))
         reports = Reports(
-            density=is_density(model.likelihood, data_card["binarization"]),
-            posterior=model.stochastic_layers > 0,
-            bits=model.likelihood.is_discrete,
+            density=model_card.is_density, posterior=model.stochastic_layers > 0, bits=model.likelihood.is_discrete
         )
         with random_stream(settings.seed, "score"):
             scores = score(model, data, settings, is_density=reports.density)
@@ -75,16 +79,15 @@ def run(config: Config, paths: Paths, device: str = "auto", tracker: track.Track
         findings = assess(subject, codes, outliers, is_density=reports.density)
         for warning in findings.warnings:
             log.warning("evaluate: %s", warning)
-        metrics = headline(scores, settings.active_variance, reports, math.prod(data_card["shape"])) | findings.metrics
-        write_json(paths.evaluation_metrics, metrics)
+        metrics = headline(scores, settings.active_variance, reports, math.prod(data_card.shape)) | findings.metrics
+        EvaluationMetrics.of(model_card.lineage, metrics).write(paths.evaluation_metrics)
         _write_latents(paths, scores, settings)
         if "nll" in metrics:
             findings.details["bounds"] = _curve(scores, settings)
         with random_stream(settings.seed, "samples"):
             start = codes(gallery.SAMPLES_PER_SIDE**2)
-        tiles = _draw(paths, subject, np.array(data_card["classes"])[scored.labels], findings, (start, reports))
-        card = _describe(data_card, model_card, settings, len(data), findings)
-        write_json(paths.evaluation_card, card | {"tiles": tiles})
+        tiles = _draw(paths, subject, np.array(data_card.classes)[scored.labels], findings, (start, reports))
+        _describe(model_card, settings, len(data), findings, tiles).write(paths.evaluation_card)
         run.log_headline(metrics)
         run.log_metrics({f"latent_kl.{i}": value for i, value in enumerate(scores.latent_kl.tolist())})
         run.log_files([paths.evaluation_metrics, paths.latents, *sorted(paths.figures.iterdir())], "evaluation")
@@ -92,7 +95,7 @@ def run(config: Config, paths: Paths, device: str = "auto", tracker: track.Track
 
 def _draw(
     paths: Paths, subject: Assessed, labels: Labels, findings: Findings, shown: tuple[torch.Tensor, Reports]
-) -> dict[str, Any]:
+) -> Tiles:
     """Write all figures, and return what the page must know of those that it cuts up.
 
     `shown` are the latents to generate images from, and which numbers mean something.
@@ -108,7 +111,7 @@ def _draw(
     with whole_directory(paths.figures) as directory:
         for name, content in (pictures | tiles).items():
             (directory / f"{name}.png").write_bytes(content)
-    return places
+    return Tiles.parse(to_json(places).encode())
 
 
 def _read_split(paths: Paths, name: SplitName) -> store.Split:
@@ -121,27 +124,27 @@ def _read_split(paths: Paths, name: SplitName) -> store.Split:
     return split
 
 
-def _read_outliers(directory: Path, data_card: Any) -> store.Images:
-    if not (directory / store.CARD).is_file():
+def _read_outliers(directory: Path, data_card: DataCard) -> store.Images:
+    if not (directory / CARD).is_file():
         raise ParamsError(
-            f"params.yaml: evaluate.outliers: wanted a directory that `preprocess` wrote, found no {store.CARD} in "
+            f"params.yaml: evaluate.outliers: wanted a directory that `preprocess` wrote, found no {CARD} in "
             f"{directory}; name a data/processed of other images, or null"
         )
     card = store.read_card(directory)
-    if card["shape"] != data_card["shape"]:
+    if card.shape != data_card.shape:
         raise ParamsError(
-            f"params.yaml: evaluate.outliers: wanted images of shape {data_card['shape']}, as the model's, found "
-            f"{card['shape']} in {directory}; preprocess them with the same preprocess.image_size and channels"
+            f"params.yaml: evaluate.outliers: wanted images of shape {data_card.shape}, as the model's, found "
+            f"{card.shape} in {directory}; preprocess them with the same preprocess.image_size and channels"
         )
     # Under `dynamic` both are drawn from at each visit; else they would be told apart by being grey, or not being so.
-    is_drawn = data_card["binarization"] == "dynamic"
-    if not is_drawn and (data_card["binarization"] in BLACK_AND_WHITE) != (card["binarization"] in BLACK_AND_WHITE):
+    is_drawn = data_card.binarization == "dynamic"
+    if not is_drawn and (data_card.binarization in BLACK_AND_WHITE) != (card.binarization in BLACK_AND_WHITE):
         kinds = ("grey", "black and white")
-        wanted, found = (kinds[side["binarization"] in BLACK_AND_WHITE] for side in (data_card, card))
+        wanted, found = (kinds[side.binarization in BLACK_AND_WHITE] for side in (data_card, card))
         raise ParamsError(
             f"params.yaml: evaluate.outliers: wanted {wanted} images, as the model's, found {found} ones "
-            f"(binarization {card['binarization']!r}) in {directory}; preprocess them with preprocess.binarization "
-            f"{data_card['binarization']!r}"
+            f"(binarization {card.binarization!r}) in {directory}; preprocess them with preprocess.binarization "
+            f"{data_card.binarization!r}"
         )
     images = store.read_split(directory, "test").images
     if not len(images):
@@ -149,9 +152,8 @@ def _read_outliers(directory: Path, data_card: Any) -> store.Images:
     return images
 
 
-def _check_sampler(model: AnyModel, model_card: Any, settings: EvaluateConfig) -> None:
-    is_pulled_to_prior = model.stochastic_layers > 0 or model_card["objective"]["name"] == "mmd"
-    if settings.sampler == "prior" and not is_pulled_to_prior:
+def _check_sampler(model_card: ModelCard, settings: EvaluateConfig) -> None:
+    if settings.sampler == "prior" and not model_card.has_prior:
         raise ParamsError(
             "params.yaml: evaluate.sampler: wanted 'mixture' with an autoencoder, whose codes know no prior, "
             "found 'prior'; then `dvc repro` goes on from the trained model"
@@ -159,18 +161,22 @@ def _check_sampler(model: AnyModel, model_card: Any, settings: EvaluateConfig) -
 
 
 def _describe(
-    data_card: Any, model_card: Any, settings: EvaluateConfig, images: int, findings: Findings
-) -> dict[str, Any]:
+    model_card: ModelCard, settings: EvaluateConfig, images: int, findings: Findings, tiles: Tiles
+) -> EvaluationCard:
     """Say what the metrics were measured on, and how."""
-    return {
-        "images": images,
-        "units": "nats per image",
-        "binarization": data_card["binarization"],
-        **settings.model_dump(mode="json", exclude={"grid"}),
-        "details": findings.details,
-        "warnings": findings.warnings,
-        "lineage": {**model_card["lineage"], "evaluate_code_sha256": source_hash("evaluate")},
-    }
+    return EvaluationCard(
+        images=images,
+        binarization=model_card.data.binarization,
+        settings=settings,
+        details=Details.parse(to_json({**findings.details, "not_measured": findings.not_measured}).encode()),
+        warnings=tuple(findings.warnings),
+        tiles=tiles,
+        lineage=EvaluationLineage(
+            **dict(model_card.lineage),
+            model_card_sha256=model_card.digest,
+            evaluate_code_sha256=source_hash("evaluate"),
+        ),
+    )
 
 
 def _curve(scores: Scores, settings: EvaluateConfig) -> list[dict[str, float]]:

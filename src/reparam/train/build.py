@@ -1,10 +1,8 @@
 """From parameters and a data card to a trainer."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
+from reparam.cards import DataCard
 from reparam.config import Config
 from reparam.data.batches import Batches
 from reparam.data.pixels import Pixels
@@ -17,12 +15,12 @@ from reparam.train.loss import Loss
 from reparam.train.trainer import Trainer
 
 
-def build_trainer(config: Config, card: Mapping[str, Any], training: Batches, world: World = ALONE) -> Trainer:
+def build_trainer(config: Config, card: DataCard, training: Batches, world: World = ALONE) -> Trainer:
     """Put model, objective and optimizer together, on the device of the training images.
 
     Raises: ParamsError where they do not go together.
     """
-    model = build_model(config.model, tuple(card["shape"]))
+    model = build_model(config.model, card.shape)
     check_parts(model, config, card)
     if world.size > 1 and has_batch_norm(model):
         raise ParamsError(
@@ -34,6 +32,6 @@ def build_trainer(config: Config, card: Mapping[str, Any], training: Batches, wo
         start_at_mean(model, pixels.scaled(training.mean().cpu()))
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    has_density = is_density(model.likelihood, card["binarization"])
+    has_density = is_density(model.likelihood, card.binarization)
     loss = Loss(model, pixels, config.objective, is_density=has_density).to(training.device)
     return Trainer(loss, config.train, len(training), world)

@@ -1,0 +1,104 @@
+"""The card of an evaluation."""
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from reparam.cards.card import Card, Hash, Number, Side, UnitFloat
+from reparam.cards.data import Binarization
+from reparam.cards.model import Metrics, ModelCard, ModelLineage, Result
+from reparam.config import EvaluateConfig
+
+
+class EvaluationLineage(ModelLineage):
+    """Where an evaluation comes from."""
+
+    evaluate_code_sha256: Hash
+
+
+class Bound(Card):
+    """The mean bound on log p(x) of so many importance samples per image, and its standard error. Units: nats."""
+
+    samples: PositiveInt
+    bound: float
+    bound_se: NonNegativeFloat
+
+
+class MutualInformationFacts(Card):
+    bound: NonNegativeFloat  # log N
+    images: PositiveInt
+
+
+class GeneratedFacts(Card):
+    images: PositiveInt
+    components: PositiveInt
+
+
+class AnnealingFacts(Card):
+    images: PositiveInt
+    chains: PositiveInt
+    steps: PositiveInt
+    leapfrog: PositiveInt
+    acceptance: UnitFloat | None
+    effective_chains: PositiveFloat
+
+
+class OutlierFacts(Card):
+    images: PositiveInt
+    nll: float
+
+
+class Details(Card):
+    """What a reader must know of some numbers, and why others are not there."""
+
+    mutual_information: MutualInformationFacts | None = None
+    generated: GeneratedFacts | None = None
+    outliers: OutlierFacts | None = None
+    annealed: AnnealingFacts | None = None
+    bounds: tuple[Bound, ...] = ()
+    not_measured: dict[str, str] = Field(default_factory=dict)
+
+
+class GridTiles(Card):
+    steps: PositiveInt
+    names: tuple[str, str]
+    unit: str
+
+
+class TileDimension(Card):
+    number: NonNegativeInt
+    use: float
+
+
+class TraversalTiles(Card):
+    steps: PositiveInt
+    unit: str
+    use: str
+    dimensions: tuple[TileDimension, ...]
+
+
+class Tiles(Card):
+    """What the tiles of latent grid and traversals show, so that a page can cut them up."""
+
+    image: tuple[Side, Side]  # (H, W)
+    range: PositiveFloat
+    grid: GridTiles
+    traversals: TraversalTiles
+
+
+class EvaluationCard(Result):
+    """What the metrics of a model were measured on, and how."""
+
+    images: PositiveInt
+    binarization: Binarization
+    settings: EvaluateConfig
+    details: Details
+    warnings: tuple[str, ...]
+    tiles: Tiles
+    lineage: EvaluationLineage
+
+    def is_of(self, model: ModelCard) -> bool:
+        return self.lineage.model_card_sha256 == model.digest
+
+
+class EvaluationMetrics(Metrics):
+    active_units: Number
+    images: Number

@@ -1,0 +1,112 @@
+"""The card of a trained model, and what is said of it elsewhere."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import ConfigDict, Field, PositiveInt
+
+from reparam.cards.card import Card, DirectoryHash, Hash, Number
+from reparam.cards.data import ImageFacts
+from reparam.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
+from reparam.errors import StaleInputError
+
+SHORT = 12  # digits of a hash that tell models apart where people read them
+
+
+class TrainedParams(Card):
+    """The parameters that determine the weights of a model."""
+
+    model: ModelConfig
+    objective: ObjectiveConfig
+    train: TrainConfig
+
+    @classmethod
+    def of(cls, owner: "Config | TrainedParams") -> "TrainedParams":
+        return TrainedParams(model=owner.model, objective=owner.objective, train=owner.train)
+
+
+class TrainingLineage(Card):
+    """Where weights come from."""
+
+    data: DirectoryHash
+    code_sha256: Hash
+    params_sha256: Hash
+    weights_sha256: Hash
+
+    @property
+    def weights(self) -> str:
+        """Tell models apart where people read it."""
+        return self.weights_sha256[:SHORT]
+
+
+class ModelCard(TrainedParams):
+    """A trained model: its parameters, what it was trained on, and what can be done with it."""
+
+    data: ImageFacts
+    latent_size: PositiveInt  # numbers that describe an image, all layers together
+    has_prior: bool  # whether decoded draws from N(0, I) are samples of the model
+    is_density: bool  # whether the likelihood is one of these pixels
+    best_epoch: PositiveInt
+    epochs: PositiveInt
+    lineage: TrainingLineage
+
+    @property
+    def weights(self) -> str:
+        return self.lineage.weights
+
+
+class Result(Card):
+    """What a stage made of a model."""
+
+    weights: Any  # of the model
+
+    @abstractmethod
+    def is_of(self, model: ModelCard) -> bool:
+        """Whether it was made of this model."""
+
+    @classmethod
+    def read_of(cls, model: ModelCard, path: Path, made_by: str) -> Self:
+        """Read what the stage `made_by` made of the model that is there.
+
+        Raises: MissingInputError, DamagedInputError, StaleInputError.
+        """
+        result = cls.read(path, made_by)
+        if not result.is_of(model):
+            raise StaleInputError(
+                f"{path}: wanted results of the model in models/vae (weights {model.lineage.weights_sha256[:SHORT]}), "
+                f"found those of another one; run `dvc repro {made_by}`"
+            )
+        return result
+
+
+class ModelLineage(TrainingLineage):
+    """Which model something was made of."""
+
+    model_card_sha256: Hash
+
+
+class Metrics(Result):
+    """Numbers by name, of the model with these weights: those that there always are, and others."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Number] = Field(init=False)
+
+    weights: Annotated[str, Field(pattern=rf"^[0-9a-f]{{{SHORT}}}$")]  # short, because `dvc exp show` gives it a column
+
+    @classmethod
+    def of(cls, lineage: TrainingLineage, values: Mapping[str, float]) -> Self:
+        return cls.model_validate({"weights": lineage.weights_sha256[:SHORT], **values})
+
+    @property
+    def values(self) -> dict[str, float]:
+        return {name: value for name, value in self if name != "weights"}
+
+    def is_of(self, model: ModelCard) -> bool:
+        return self.weights == model.lineage.weights_sha256[:SHORT]
+
+
+class TrainingMetrics(Metrics):
+    best_epoch: Number
+    epochs: Number
