@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_section
+from reparam.models.card import save_card
 from torch import Tensor, nn
 
 from reparam.config import Config, ExportConfig
@@ -17,7 +18,6 @@ from reparam.data.store import SPLITS
 from reparam.export import stage as export
 from reparam.export.onnx import DecoderGraph, EncoderGraph
 from reparam.models.build import AnyModel, build_model
-from reparam.models.card import save_card
 from reparam.models.storage import save_weights
 from reparam.paths import Paths
 

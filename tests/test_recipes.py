@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from conftest import change
 from data_card import data_card
+from reparam.evaluate.metrics import Reports, Scores, headline
 from ruamel.yaml import YAML
 from torch import Tensor
 
@@ -24,7 +25,6 @@ from reparam.data.batches import Batches
 from reparam.data.pixels import Pixels
 from reparam.download import stage as download
 from reparam.errors import ParamsError
-from reparam.evaluate.metrics import Reports, Scores, headline
 from reparam.models.build import build_model, start_at_mean
 from reparam.models.likelihoods import is_density
 from reparam.models.storage import load_model

@@ -5,7 +5,10 @@ import os
 from rich.console import Console
 from rich.table import Table
 
-from reparam.cards import CARD, EvaluationCard, EvaluationMetrics, ExportMetrics, ModelCard
+from reparam.cards.card import CARD
+from reparam.cards.evaluation import EvaluationCard, EvaluationMetrics
+from reparam.cards.export import ExportMetrics
+from reparam.cards.model import ModelCard
 from reparam.metrics import ERROR, HEADLINE, METRICS
 from reparam.paths import Paths
 from reparam.redact import without_secrets

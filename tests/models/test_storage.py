@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import small_section
+from reparam.models.card import read_card, save_card
 
 from reparam.errors import DamagedInputError, MissingInputError
 from reparam.models.build import build_model
-from reparam.models.card import read_card, save_card
 from reparam.models.storage import load_model, save_weights
 from reparam.models.vae import VAE
 

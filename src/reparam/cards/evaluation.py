@@ -4,7 +4,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from reparam.cards.card import Card, Hash, Number, Side, UnitFloat
 from reparam.cards.data import Binarization
-from reparam.cards.model import Metrics, ModelCard, ModelLineage, Result
+from reparam.cards.model import CardOfResult, Metrics, ModelLineage
 from reparam.config import EvaluateConfig
 
 
@@ -84,7 +84,7 @@ class Tiles(Card):
     traversals: TraversalTiles
 
 
-class EvaluationCard(Result):
+class EvaluationCard(CardOfResult):
     """What the metrics of a model were measured on, and how."""
 
     images: PositiveInt
@@ -94,9 +94,6 @@ class EvaluationCard(Result):
     warnings: tuple[str, ...]
     tiles: Tiles
     lineage: EvaluationLineage
-
-    def is_of(self, model: ModelCard) -> bool:
-        return self.lineage.model_card_sha256 == model.digest
 
 
 class EvaluationMetrics(Metrics):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import PositiveInt
 
 from reparam.cards.card import Card, Files, Hash, Number, Shape
-from reparam.cards.model import Metrics, ModelCard, ModelLineage, Result, TrainedParams
+from reparam.cards.model import CardOfResult, Metrics, ModelLineage, TrainedParams
 from reparam.config.section import KeyOf
 
 GreyPixels = Literal["keep", "threshold"]
@@ -26,7 +26,7 @@ class ExportedImage(Card):
     range: tuple[Literal[0], Literal[255]]
 
 
-class ExportedModel(Result):
+class ExportedModel(CardOfResult):
     """What an app must know of a model, and the way back to its parameters: the metadata of both graphs."""
 
     format: Literal[2]
@@ -39,9 +39,6 @@ class ExportedModel(Result):
     source: str
     params: TrainedParams
     lineage: ExportLineage
-
-    def is_of(self, model: ModelCard) -> bool:
-        return self.lineage.model_card_sha256 == model.digest
 
 
 class ExportCard(ExportedModel):

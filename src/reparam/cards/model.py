@@ -60,11 +60,14 @@ class ModelCard(TrainedParams):
 class Result(Card):
     """What a stage made of a model."""
 
-    weights: Any  # of the model
-
+    @property
     @abstractmethod
+    def made_of(self) -> str:
+        """The short hash of the model's weights."""
+
     def is_of(self, model: ModelCard) -> bool:
         """Whether it was made of this model."""
+        return self.made_of == model.weights
 
     @classmethod
     def read_of(cls, model: ModelCard, path: Path, made_by: str) -> Self:
@@ -75,16 +78,41 @@ class Result(Card):
         result = cls.read(path, made_by)
         if not result.is_of(model):
             raise StaleInputError(
-                f"{path}: wanted results of the model in models/vae (weights {model.lineage.weights_sha256[:SHORT]}), "
-                f"found those of another one; run `dvc repro {made_by}`"
+                f"{path}: wanted results of the model in models/vae (weights {model.weights}), found those of "
+                f"{another(result, model)}; run `dvc repro {made_by}`"
             )
         return result
 
 
+def another(result: Result, model: ModelCard) -> str:
+    """Say which other model a result was made of."""
+    if result.made_of == model.weights:
+        return "the same weights with another card"
+    return f"weights {result.made_of}"
+
+
 class ModelLineage(TrainingLineage):
-    """Which model something was made of."""
+    """Which model something was made of: its card is hashed too, so that an edited one is found."""
 
     model_card_sha256: Hash
+
+    @classmethod
+    def of(cls, model: ModelCard, **own: str) -> Self:
+        """Trace a result to a model and, by `own`, to what made it."""
+        return cls(**dict(model.lineage), model_card_sha256=model.digest, **own)
+
+
+class CardOfResult(Result):
+    """A card, which names its model in full."""
+
+    lineage: ModelLineage
+
+    @property
+    def made_of(self) -> str:
+        return self.lineage.weights
+
+    def is_of(self, model: ModelCard) -> bool:
+        return self.lineage.model_card_sha256 == model.digest
 
 
 class Metrics(Result):
@@ -97,14 +125,15 @@ class Metrics(Result):
 
     @classmethod
     def of(cls, lineage: TrainingLineage, values: Mapping[str, float]) -> Self:
-        return cls.model_validate({"weights": lineage.weights_sha256[:SHORT], **values})
+        return cls.model_validate({"weights": lineage.weights, **values})
 
     @property
     def values(self) -> dict[str, float]:
         return {name: value for name, value in self if name != "weights"}
 
-    def is_of(self, model: ModelCard) -> bool:
-        return self.weights == model.lineage.weights_sha256[:SHORT]
+    @property
+    def made_of(self) -> str:
+        return self.weights
 
 
 class TrainingMetrics(Metrics):

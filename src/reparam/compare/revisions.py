@@ -11,16 +11,10 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from reparam.cards import (
-    CARD,
-    EvaluationCard,
-    EvaluationMetrics,
-    ExportMetrics,
-    ModelCard,
-    Result,
-    TrainedParams,
-    TrainingMetrics,
-)
+from reparam.cards.card import CARD
+from reparam.cards.evaluation import EvaluationCard, EvaluationMetrics
+from reparam.cards.export import ExportMetrics
+from reparam.cards.model import ModelCard, Result, TrainedParams, TrainingMetrics
 from reparam.compare.experiment import SAMPLES, SCORES, Experiment, read_scores, spread
 from reparam.config import Config, flatten
 from reparam.errors import UserError
@@ -130,7 +124,9 @@ class Files:
             name=name,
             origin=origin,
             params=spread(params),
-            metrics={key: value for part in (training, evaluation, export) if part for key, value in part.values.items()},
+            metrics={
+                key: value for part in (training, evaluation, export) if part for key, value in part.values.items()
+            },
             conditions=_conditions(card) if card else {},
             losses=losses,
             loss_split=split,
@@ -159,11 +155,11 @@ class Files:
         result = self.get(path, parse)
         if result is None or trained is None:
             return result
-        if result.is_of(trained) if isinstance(trained, ModelCard) else result.weights == trained.weights:
+        if result.is_of(trained) if isinstance(trained, ModelCard) else result.made_of == trained.weights:
             return result
         self.stale.append(path)
         self.notes.append(
-            f"{self.paths.relative(path)}: withheld, because it is of another model (weights {result.weights}) than "
+            f"{self.paths.relative(path)}: withheld, because it is of another model (weights {result.made_of}) than "
             f"what was trained (weights {trained.weights}); {self.how_to_make}"
         )
         return None

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from reparam.cards import ImageFacts
+from reparam.cards.data import ImageFacts
 
 
 class Pixels(nn.Module):

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from reparam.cards import CARD, Binarization, DataCard, Scaling, ScalingKind, SplitFacts, SplitName
+from reparam.cards.card import CARD
+from reparam.cards.data import Binarization, DataCard, Scaling, ScalingKind, SplitFacts, SplitName
 from reparam.errors import DamagedInputError
 from reparam.files import rerun, sha256
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from reparam import track
-from reparam.cards import MANIFEST
+from reparam.cards.card import MANIFEST
 from reparam.config import Config, DownloadConfig, flatten
 from reparam.data.sources import registry as sources
 from reparam.files import dvc_hash, whole_directory

@@ -6,19 +6,9 @@ import numpy as np
 import torch
 
 from reparam import track
-from reparam.cards import (
-    CARD,
-    MANIFEST,
-    ExportCard,
-    ExportedImage,
-    ExportedModel,
-    ExportLineage,
-    ExportMetrics,
-    FileFacts,
-    GreyPixels,
-    ModelCard,
-    TrainedParams,
-)
+from reparam.cards.card import CARD, MANIFEST, FileFacts
+from reparam.cards.export import ExportCard, ExportedImage, ExportedModel, ExportLineage, ExportMetrics, GreyPixels
+from reparam.cards.model import ModelCard, TrainedParams
 from reparam.config import Config, flatten
 from reparam.data import store
 from reparam.data.pixels import Pixels
@@ -109,7 +99,5 @@ def _describe(card: ModelCard, grey_pixels: GreyPixels) -> ExportedModel:
         grey_pixels=grey_pixels,
         source=card.data.source,
         params=TrainedParams.of(card),
-        lineage=ExportLineage(
-            **dict(card.lineage), model_card_sha256=card.digest, export_code_sha256=source_hash("export")
-        ),
+        lineage=ExportLineage.of(card, export_code_sha256=source_hash("export")),
     )

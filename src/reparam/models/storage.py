@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save
 
-from reparam.cards import CARD, ModelCard
+from reparam.cards.card import CARD
+from reparam.cards.model import ModelCard
 from reparam.errors import DamagedInputError
 from reparam.files import require, rerun, sha256
 from reparam.models.build import AnyModel, build_model

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from reparam.cards import SplitName
+from reparam.cards.data import SplitName
 from reparam.config import PreprocessConfig
 from reparam.data.sources.raw import Raw
 from reparam.data.store import SPLITS

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from reparam import track
-from reparam.cards import CARD, DataCard, DataMetrics
+from reparam.cards.card import CARD
+from reparam.cards.data import DataCard, DataMetrics
 from reparam.config import Config, PreprocessConfig, flatten
 from reparam.data import store
 from reparam.data.sources import registry as sources

@@ -10,7 +10,10 @@ from typing import NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from reparam.cards import DataCard, EvaluationCard, EvaluationMetrics, ExportCard, ExportMetrics, ModelCard
+from reparam.cards.data import DataCard
+from reparam.cards.evaluation import EvaluationCard, EvaluationMetrics
+from reparam.cards.export import ExportCard, ExportMetrics
+from reparam.cards.model import ModelCard
 from reparam.config import Config, Section, flatten
 from reparam.metrics import ERROR, Metric, members
 

@@ -4,7 +4,10 @@ import csv
 from collections.abc import Sequence
 
 from reparam import track
-from reparam.cards import CARD, MANIFEST, EvaluationCard, EvaluationMetrics, ExportCard, ExportMetrics, ModelCard
+from reparam.cards.card import CARD, MANIFEST
+from reparam.cards.evaluation import EvaluationCard, EvaluationMetrics
+from reparam.cards.export import ExportCard, ExportMetrics
+from reparam.cards.model import ModelCard
 from reparam.config import Config, flatten
 from reparam.data import store
 from reparam.data.store import SPLITS

@@ -2,7 +2,7 @@
 
 import torch
 
-from reparam.cards import DataCard
+from reparam.cards.data import DataCard
 from reparam.config import Config
 from reparam.data.batches import Batches
 from reparam.data.pixels import Pixels

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from reparam.cards import DataCard
+from reparam.cards.data import DataCard
 from reparam.config import Config, ModelConfig, ObjectiveConfig
 from reparam.errors import ParamsError
 from reparam.models.build import AnyModel

@@ -9,7 +9,9 @@ import torch
 from rich.console import Console
 
 from reparam import track
-from reparam.cards import CARD, DataCard, ModelCard, TrainedParams, TrainingLineage, TrainingMetrics
+from reparam.cards.card import CARD
+from reparam.cards.data import DataCard
+from reparam.cards.model import ModelCard, TrainedParams, TrainingLineage, TrainingMetrics
 from reparam.config import Config, TrainConfig, flatten, params_hash
 from reparam.data import store
 from reparam.data.batches import Batches
@@ -129,7 +131,7 @@ def _write_model(directory: Path, config: Config, data: DataCard, data_hash: str
             lineage=TrainingLineage(
                 data=data_hash,
                 code_sha256=source_hash("train"),
-                params_sha256=params.digest,
+                params_sha256=params_hash(params.model_dump(mode="json")),
                 weights_sha256=save_weights(written, record.best_weights),
             ),
         )

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from reparam.cards import MANIFEST, DownloadCard, FileFacts
+from reparam.cards.card import MANIFEST, FileFacts
+from reparam.cards.data import DownloadCard
 from reparam.config import DownloadConfig
 from reparam.data.sources import torchvision_sets
 from reparam.data.sources.archives import unpack
