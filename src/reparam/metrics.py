@@ -17,7 +17,6 @@ class Metric:
     form: str = ".2f"
     applies: str = ""  # which models and settings have it; "": all
     depends: tuple[str, ...] = ()  # parameters of `evaluate` that change what is measured
-    scores: str = ""  # the scores per image that it is the mean of, where they have another name
     is_likelihood: bool = False  # whether likelihoods of grey values and of real numbers give it other meanings
 
 
@@ -90,7 +89,6 @@ GROUPS: dict[str, dict[str, Metric]] = {
             "Of grey pixels, which a Bernoulli gives no density: there is neither ELBO nor NLL.",
             "lower",
             applies="a Bernoulli likelihood of grey pixels",
-            scores="reconstruction",
         ),
         "auroc": Metric(
             "Outliers told apart",
@@ -128,13 +126,9 @@ GROUPS: dict[str, dict[str, Metric]] = {
             "Share of images whose class is that of their neighbours among training images, by posterior means.",
             "higher",
             depends=("neighbours",),
-            scores="knn_correct",
         ),
         "probe_accuracy": labels(
-            "Linear probe",
-            "Share of images whose class a linear classifier of posterior means guesses.",
-            "higher",
-            scores="probe_correct",
+            "Linear probe", "Share of images whose class a linear classifier of posterior means guesses.", "higher"
         ),
     },
     "Generation": {

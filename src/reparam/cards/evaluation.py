@@ -3,7 +3,7 @@
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from reparam.cards.card import Card, Hash, Number, Side, UnitFloat
-from reparam.cards.data import Binarization
+from reparam.cards.data import ImageFacts
 from reparam.cards.model import CardOfResult, Metrics, ModelLineage
 from reparam.config import EvaluateConfig
 
@@ -87,8 +87,9 @@ class Tiles(Card):
 class EvaluationCard(CardOfResult):
     """What the metrics of a model were measured on, and how."""
 
+    data: ImageFacts
     images: PositiveInt
-    binarization: Binarization
+    images_sha256: Hash  # of the file of the split that they are from
     settings: EvaluateConfig
     details: Details
     warnings: tuple[str, ...]

@@ -52,7 +52,7 @@ class Findings:
     warnings: list[str] = field(default_factory=list)
     facts: dict[str, object] = field(default_factory=dict)  # by the name of a field of `Details`
     not_measured: dict[str, str] = field(default_factory=dict)  # and why
-    of_images: dict[str, Tensor] = field(default_factory=dict)  # (N,) each, so that models can be compared in pairs
+    of_images: dict[str, Tensor] = field(default_factory=dict)  # what means are of, by metric: (N,), or fewer annealed
     outlier_nll: Tensor | None = None  # (M,) of the images that should be unusual
 
     @property
@@ -66,8 +66,9 @@ class Findings:
             self.metrics[f"{name}_se"] = round(error, 4)
 
     def add_mean(self, name: str, values: Tensor) -> None:
-        """Add the mean over images, and its standard error. Shapes: (N,)."""
+        """Add the mean over images, its standard error, and the values themselves. Shapes: (N,)."""
         self.add(name, values.mean().item(), standard_error(values))
+        self.of_images[name] = values
 
 
 def measure(subject: Subject, outliers: Images | None) -> Findings:
@@ -103,7 +104,6 @@ def _likelihood(subject: Subject, findings: Findings) -> None:
         of_images["kl"] = scores.kl
     if subject.has_likelihood:
         of_images = {"elbo": -(scores.reconstruction + scores.kl), **of_images, "nll": scores.nll}
-    findings.of_images |= of_images
     for name, values in of_images.items():
         findings.add_mean(name, values)
     if subject.has_likelihood:
@@ -164,7 +164,7 @@ def _labels(subject: Subject, findings: Findings) -> None:
     for name, is_right in (("knn", found.knn), ("probe", found.linear)):
         share = is_right.double().mean().item()
         findings.add(f"{name}_accuracy", share, math.sqrt(share * (1 - share) / len(is_right)))
-        findings.of_images[f"{name}_correct"] = is_right
+        findings.of_images[f"{name}_accuracy"] = is_right
 
 
 @torch.no_grad()

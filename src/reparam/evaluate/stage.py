@@ -54,10 +54,16 @@ def run(config: Config, paths: Paths, device: str = "auto", tracker: track.Track
         _write_scores(paths.scores, findings)
         _write_latents(paths.latents, subject.scores, settings)
         tiles = _draw(paths.figures, subject, findings)
-        _describe(model_card, subject, findings, tiles).write(paths.evaluation_card)
+        _describe(data_card, model_card, subject, findings, tiles).write(paths.evaluation_card)
         run.log_headline(findings.metrics)
         run.log_metrics({f"latent_kl.{i}": value for i, value in enumerate(subject.scores.latent_kl.tolist())})
-        files = [paths.evaluation_metrics, paths.scores, paths.latents, *sorted(paths.figures.iterdir())]
+        files = [
+            paths.evaluation_card,
+            paths.evaluation_metrics,
+            paths.scores,
+            paths.latents,
+            *sorted(paths.figures.iterdir()),
+        ]
         run.log_files(files, "evaluation")
 
 
@@ -91,7 +97,7 @@ def _check_sampler(model: ModelCard, settings: EvaluateConfig) -> None:
 
 def _write_scores(path: Path, findings: Findings) -> None:
     """Write what each image contributes to the means, so that models can be compared image by image."""
-    arrays: dict[str, Any] = {name: values.numpy() for name, values in findings.of_images.items()}
+    arrays: dict[str, Any] = {name: values.cpu().numpy() for name, values in findings.of_images.items()}
     with whole_file(path) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)
 
@@ -120,11 +126,12 @@ def _draw(directory: Path, subject: Subject, findings: Findings) -> Tiles:
     return places
 
 
-def _describe(model: ModelCard, subject: Subject, findings: Findings, tiles: Tiles) -> EvaluationCard:
+def _describe(data: DataCard, model: ModelCard, subject: Subject, findings: Findings, tiles: Tiles) -> EvaluationCard:
     """Say what the metrics were measured on, and how."""
     return EvaluationCard(
+        data=data.images,
         images=len(subject.images),
-        binarization=model.data.binarization,
+        images_sha256=data.splits[subject.settings.split].images_sha256,
         settings=subject.settings,
         details=findings.details,
         warnings=tuple(findings.warnings),
