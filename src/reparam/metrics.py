@@ -16,7 +16,7 @@ class Metric:
     unit: str = "nats per image"
     form: str = ".2f"
     applies: str = ""  # which models and settings have it; "": all
-    depends: tuple[str, ...] = ()  # parameters of `evaluate` that change what is measured
+    depends: tuple[str, ...] = ()  # parameters of `evaluate` that change what is measured; "data": the training images
     is_likelihood: bool = False  # whether likelihoods of grey values and of real numbers give it other meanings
 
 
@@ -33,7 +33,7 @@ generated = partial(
     unit="share",
     form=".3f",
     applies="`evaluate.generated.images` above 0",
-    depends=("generated.images", "generated.components", "neighbours"),
+    depends=("data", "generated.images", "generated.components", "neighbours"),
 )
 exported = partial(Metric, form=".1e", unit="")
 count = partial(Metric, unit="images", form=".0f")
@@ -142,7 +142,7 @@ GROUPS: dict[str, dict[str, Metric]] = {
             "lower",
             unit="",
             form=".2f",
-            depends=("generated.images", "generated.components"),
+            depends=("data", "generated.images", "generated.components"),
         ),
     },
     "Export": {

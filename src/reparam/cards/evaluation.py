@@ -1,11 +1,13 @@
 """The card of an evaluation."""
 
+from typing import Any
+
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from reparam.cards.card import Card, Hash, Number, Side, UnitFloat
 from reparam.cards.data import ImageFacts
 from reparam.cards.model import CardOfResult, Metrics, ModelLineage
-from reparam.config import EvaluateConfig
+from reparam.config import EvaluateConfig, flatten
 
 
 class EvaluationLineage(ModelLineage):
@@ -95,6 +97,13 @@ class EvaluationCard(CardOfResult):
     warnings: tuple[str, ...]
     tiles: Tiles
     lineage: EvaluationLineage
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What metrics depend on, by the names in `Metric.depends`: the images, and the parameters of `evaluate`."""
+        scaling = tuple(zip(self.data.scaling.shift, self.data.scaling.scale, strict=True))
+        images = {"images_sha256": self.images_sha256, "binarization": self.data.binarization, "scaling": scaling}
+        return {"data": self.lineage.data, **images, **flatten(self.settings)}
 
 
 class EvaluationMetrics(Metrics):

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, PositiveInt
 
 from reparam.cards.card import Card, DirectoryHash, Hash, Number
 from reparam.cards.data import ImageFacts
-from reparam.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
+from reparam.config import Config, ModelConfig, ObjectiveConfig, TrainConfig, params_hash
 from reparam.errors import StaleInputError
 
 SHORT = 12  # digits of a hash that tell models apart where people read them
@@ -25,6 +25,11 @@ class TrainedParams(Card):
     @classmethod
     def of(cls, owner: "Config | TrainedParams") -> "TrainedParams":
         return TrainedParams(model=owner.model, objective=owner.objective, train=owner.train)
+
+    @property
+    def hash(self) -> str:
+        """Identify them by their values."""
+        return params_hash(TrainedParams.of(self).model_dump(mode="json"))
 
 
 class TrainingLineage(Card):
@@ -76,19 +81,13 @@ class Result(Card):
         Raises: MissingInputError, DamagedInputError, StaleInputError.
         """
         result = cls.read(path, made_by)
-        if not result.is_of(model):
-            raise StaleInputError(
-                f"{path}: wanted results of the model in models/vae (weights {model.weights}), found those of "
-                f"{another(result, model)}; run `dvc repro {made_by}`"
-            )
-        return result
-
-
-def another(result: Result, model: ModelCard) -> str:
-    """Say which other model a result was made of."""
-    if result.made_of == model.weights:
-        return "the same weights with another card"
-    return f"weights {result.made_of}"
+        if result.is_of(model):
+            return result
+        found = "the same weights under another card" if result.made_of == model.weights else result.made_of
+        raise StaleInputError(
+            f"{path}: wanted results of the model in models/vae, weights {model.weights}, found those of {found}; run "
+            f"`dvc repro {made_by}`"
+        )
 
 
 class ModelLineage(TrainingLineage):

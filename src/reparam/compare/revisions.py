@@ -4,6 +4,8 @@ import csv
 import io
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,11 +13,10 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from reparam.cards.card import CARD
 from reparam.cards.evaluation import EvaluationCard, EvaluationMetrics
 from reparam.cards.export import ExportMetrics
-from reparam.cards.model import ModelCard, Result, TrainedParams, TrainingMetrics
-from reparam.compare.experiment import SAMPLES, SCORES, Experiment, read_scores, spread
+from reparam.cards.model import Result, TrainedParams, TrainingMetrics
+from reparam.compare.experiment import Experiment, read_scores
 from reparam.config import Config, flatten
 from reparam.errors import UserError
 from reparam.paths import Paths
@@ -35,8 +36,7 @@ def read_workspace(paths: Paths) -> Experiment:
         path = paths.root / name
         return path.read_bytes() if path.is_file() else None
 
-    how = "run `dvc repro`"
-    return Files(paths, read, how, how).experiment(WORKSPACE, "working copy")
+    return Files(paths, read, "run `dvc repro`").experiment(WORKSPACE, "working copy")
 
 
 def read_revision(name: str, paths: Paths) -> Experiment | None:
@@ -66,33 +66,30 @@ def read_revision(name: str, paths: Paths) -> Experiment | None:
                 return bytes(revision.read_bytes(f"/{file}"))
             return None
 
-        again = f"`dvc exp apply {name}` (of a commit `git checkout {name}`) and `dvc repro` make it anew"
         hint = (
-            f"`dvc fetch` gets what is on a remote, or {again}"
+            f"`dvc fetch` gets what is on a remote; `dvc exp apply {name}` (of a commit `git checkout {name}`) and "
+            "`dvc repro` make it anew"
             if revision.exists("/dvc.lock")
             else "it was not run at this revision: run `dvc exp run`, and compare that experiment"
         )
         short = commit[:7]
-        files = Files(paths, read, hint, again)
-        return files.experiment(short if commit.startswith(name) else name, f"revision {short}")
+        return Files(paths, read, hint).experiment(short if commit.startswith(name) else name, f"revision {short}")
 
 
+@dataclass
 class Files:
     """The files of one revision.
 
-    `read` returns the content of a path below the root of the project, None where it is not there; `get` says how to
-    get what is missing, `again` how to make all anew.
+    `read` returns the content of a path below the root of the project, None where it is not there; `hint` says how to
+    get what is missing or of another model.
     """
 
-    def __init__(self, paths: Paths, read: Callable[[str], bytes | None], get: str, again: str) -> None:
-        self.paths = paths
-        self.read = read
-        self.how_to_get = get
-        self.how_to_make = again
-        self.found = 0
-        self.missing: list[str] = []
-        self.stale: list[Path] = []
-        self.notes: list[str] = []
+    paths: Paths
+    read: Callable[[str], bytes | None]
+    hint: str
+    is_any_found: bool = False
+    missing: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def experiment(self, name: str, origin: str) -> Experiment:
         """Read all that there is of an experiment.
@@ -101,21 +98,17 @@ class Files:
         """
         paths = self.paths
         params = self.get(paths.params, _read_params) or {}
-        model = self.get(paths.model / CARD, ModelCard.parse)
         training = self.get(paths.training_metrics, TrainingMetrics.parse)
-        trained = model or training
-        evaluation = self.of(trained, paths.evaluation_metrics, EvaluationMetrics.parse)
-        export = self.of(trained, paths.export_metrics, ExportMetrics.parse)
-        card = self.of(trained, paths.evaluation_card, EvaluationCard.parse)
+        card = self.result_of(training, paths.evaluation_card, EvaluationCard.parse)
+        evaluation = self.result_of(training, paths.evaluation_metrics, EvaluationMetrics.parse)
+        export = self.result_of(training, paths.export_metrics, ExportMetrics.parse)
         split, losses = self.get(paths.history, _read_losses) or ("", {})
-        samples = self.get(paths.figures / SAMPLES, bytes)
-        scores = self.get(paths.evaluation_card.with_name(SCORES), read_scores, is_needed=False)
-        is_stale = paths.evaluation_card in self.stale
-        if not self.found:
-            raise UserError(f"{name} ({origin}): wanted an experiment, found none of its files; {self.how_to_get}")
+        samples, scores = self.get(paths.figures / "samples.png", bytes), self.get(paths.scores, read_scores)
+        if not self.is_any_found:
+            raise UserError(f"{name} ({origin}): wanted an experiment, found none of its files; {self.hint}")
         if self.missing:
-            self.notes.append(f"not found: {', '.join(self.missing)}; {self.how_to_get}")
-        if model and _are_others(params, model):
+            self.notes.append(f"not found: {', '.join(self.missing)}; {self.hint}")
+        if card and _are_others(params, card.lineage.params_sha256):
             self.notes.append(
                 f"{paths.relative(paths.params)} was changed after training: the parameters are not those of the "
                 "results; run `dvc repro`"
@@ -123,51 +116,41 @@ class Files:
         return Experiment(
             name=name,
             origin=origin,
-            params=spread(params),
-            metrics={
-                key: value for part in (training, evaluation, export) if part for key, value in part.values.items()
-            },
-            conditions=_conditions(card) if card else {},
+            params=flatten(params),
+            metrics=dict(chain.from_iterable(part.values.items() for part in (training, evaluation, export) if part)),
+            conditions=card.conditions if card else {},
             losses=losses,
             loss_split=split,
-            samples=None if is_stale else samples,
-            scores={} if is_stale or not scores else scores,
+            samples=samples if card else None,  # without it, nobody knows of which model they are
+            scores=scores or {} if card else {},
             notes=tuple(self.notes),
         )
 
-    def get(self, path: Path, parse: Callable[[bytes], T], *, is_needed: bool = True) -> T | None:
+    def get(self, path: Path, parse: Callable[[bytes], T]) -> T | None:
         """Read and parse a file, or note that it is missing or damaged."""
         name = self.paths.relative(path)
         content = self.read(name)
         if content is None:
-            self.missing += [name] if is_needed else []
+            self.missing.append(name)
             return None
         try:
             value = parse(content)
         except (ValueError, KeyError, TypeError, IndexError, YAMLError) as error:
-            self.notes.append(f"{name}: damaged: {error}")
+            self.notes.append(f"{name}: damaged: {error}; {self.hint}")
             return None
-        self.found += 1
+        self.is_any_found = True
         return value
 
-    def of(self, trained: ModelCard | TrainingMetrics | None, path: Path, parse: Callable[[bytes], R]) -> R | None:
-        """Read what was made of the trained model; withhold and note what was made of another one."""
+    def result_of(self, trained: TrainingMetrics | None, path: Path, parse: Callable[[bytes], R]) -> R | None:
+        """Read what was made of the trained model; withhold, and note, what was made of another one."""
         result = self.get(path, parse)
-        if result is None or trained is None:
+        if not result or not trained or result.made_of == trained.weights:
             return result
-        if result.is_of(trained) if isinstance(trained, ModelCard) else result.made_of == trained.weights:
-            return result
-        self.stale.append(path)
         self.notes.append(
-            f"{self.paths.relative(path)}: withheld, because it is of another model (weights {result.made_of}) than "
-            f"what was trained (weights {trained.weights}); {self.how_to_make}"
+            f"{self.paths.relative(path)}: withheld: wanted results of the trained model (weights {trained.weights}), "
+            f"found those of another one (weights {result.made_of}); {self.hint}"
         )
         return None
-
-
-def _conditions(card: EvaluationCard) -> dict[str, Any]:
-    measured = {"data": card.lineage.data, "images": card.images, "binarization": card.binarization}
-    return {**measured, **flatten(card.settings)}
 
 
 def _read_params(content: bytes) -> dict[str, Any]:
@@ -183,10 +166,9 @@ def _read_losses(content: bytes) -> tuple[str, dict[int, float]]:
     return split, {int(float(row["epoch"])): float(row[f"{split}_loss"]) for row in rows}
 
 
-def _are_others(params: Mapping[str, Any], model: ModelCard) -> bool:
-    """Whether the parameters are certainly not those that the model was trained with."""
+def _are_others(params: Mapping[str, Any], trained: str) -> bool:
+    """Whether the parameters are certainly not those with this hash, which the model was trained with."""
     try:
-        config = Config.model_validate(params)
+        return TrainedParams.of(Config.model_validate(params)).hash != trained
     except ValidationError:  # of an older or newer version of the project
         return False
-    return TrainedParams.of(config) != TrainedParams.of(model)

@@ -72,12 +72,12 @@ def check_config(values: Any, name: str) -> Config:
         raise ParamsError(f"{name}: {count}\n" + "\n".join(f"  {p}" for p in problems)) from None
 
 
-def flatten(section: Section, prefix: str = "") -> dict[str, Any]:
+def flatten(values: Section | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Name every parameter by its dotted path and spell it as params.yaml does, to be shown: without credentials."""
     flat: dict[str, Any] = {}
-    for name, value in section:
+    for name, value in values.items() if isinstance(values, Mapping) else values:
         path = f"{prefix}{name}"
-        if isinstance(value, Section):
+        if isinstance(value, Section | Mapping):
             flat |= flatten(value, f"{path}.")
         else:
             flat[path] = parameter_without_secrets(list(value) if isinstance(value, tuple) else value)

@@ -131,7 +131,7 @@ def _write_model(directory: Path, config: Config, data: DataCard, data_hash: str
             lineage=TrainingLineage(
                 data=data_hash,
                 code_sha256=source_hash("train"),
-                params_sha256=params_hash(params.model_dump(mode="json")),
+                params_sha256=params.hash,
                 weights_sha256=save_weights(written, record.best_weights),
             ),
         )
