@@ -1,5 +1,5 @@
 import base64
-import json
+import hashlib
 import math
 import os
 import re
@@ -7,32 +7,49 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from conftest import small_section
 from ruamel.yaml import YAML
+from some_cards import (
+    PARITY,
+    evaluation_card,
+    evaluation_metrics,
+    export_metrics,
+    hash_of,
+    model_card,
+    training_metrics,
+)
 
 from reparam import cli, track
-from reparam.compare import page, side_by_side, sources
-from reparam.compare.differences import DISCRETE, Cell, Difference, compare, judge, spell
-from reparam.compare.experiment import Experiment, spread
-from reparam.config import flatten, load_config, params_hash
+from reparam.cards.model import ModelCard, TrainedParams
+from reparam.compare import side_by_side
+from reparam.compare.differences import DISCRETE, Cell, Comparison, Difference, compare, judge, spell
+from reparam.compare.experiment import Experiment
+from reparam.compare.side_by_side import find, render
+from reparam.config import flatten, load_config
 from reparam.errors import TrackingError, UserError
+from reparam.metrics import METRICS as METRICS_DESCRIBED
+from reparam.metrics import describe
 from reparam.models.likelihoods import LIKELIHOODS
 from reparam.paths import Paths
 
 PICTURE = b"\x89PNG of "
-CONDITIONS = {"data": "hash.dir", "images": 359, "binarization": "dynamic", "nll_samples": 100}
+CONDITIONS = evaluation_card().conditions | {"nll_samples": 100}
 METRICS = {"elbo": -20.0, "elbo_se": 0.3, "nll": 19.0, "nll_se": 0.3, "active_units": 9.0}
+UNSPREAD = "the spread between seeds is unknown of first, other: compare several values of train.seed"
+ABOVE = "A verdict above the seeds is one on these weights: another seed gives others."
 
 
 def experiment(name: str = "first", **changes: Any) -> Experiment:
-    """An experiment of which all is known."""
+    """An experiment of which all is known but the scores of images."""
     known = Experiment(
         name=name,
         origin="somewhere",
@@ -42,47 +59,48 @@ def experiment(name: str = "first", **changes: Any) -> Experiment:
         losses={1: 30.0, 2: 25.0},
         loss_split="validation",
         samples=PICTURE,
+        scores={},
         notes=(),
     )
     return replace(known, **changes)
 
 
+def difference(found: Comparison, name: str, column: int = 1) -> Difference:
+    """The difference of a metric from that of the first experiment."""
+    cell = found.metrics[name][column].difference
+    assert cell is not None
+    return cell
+
+
 # ---- verdicts
 
 
-@pytest.mark.parametrize(
-    ("metric", "when_larger"),
-    [
-        ("elbo", "better"),
-        ("probe_accuracy", "better"),
-        ("precision", "better"),
-        ("recall", "better"),
-        ("density", "better"),
-        ("coverage", "better"),
-        ("nll", "worse"),
-        ("reconstruction", "worse"),
-        ("bce", "worse"),
-        ("bits_per_dim", "worse"),
-        ("frechet_distance", "worse"),
-        ("served_elbo_loss", "worse"),
-        ("auroc", "better"),
-        ("nll_effective_samples", "better"),
-        ("ais_nll", "worse"),
-        ("ais_gap", "worse"),
-        ("ais_minus_nll", "differs"),
-        ("kl", "differs"),
-        ("something_new", "differs"),
-    ],
-)
-def test_a_verdict_knows_which_way_is_better(metric: str, when_larger: str) -> None:
-    opposite = {"better": "worse", "worse": "better", "differs": "differs"}[when_larger]
-    assert (judge(metric, 1.0, 0.4), judge(metric, -1.0, 0.4)) == (when_larger, opposite)
+@pytest.mark.parametrize("name", [*METRICS_DESCRIBED, "kl_layer_1", "something_new"])
+def test_a_verdict_knows_which_way_is_better(name: str) -> None:
+    best = getattr(describe(name), "best", "")
+    above, below = judge(name, 10.0, 2.0, 1.0), judge(name, 10.0, -2.0, 1.0)
+    wanted = {"higher": ("better", "worse"), "lower": ("worse", "better"), "": ("differs", "differs")}
+    # Of what is best at 0 or 1, both start above it.
+    assert (above, below) == wanted.get(best, ("worse", "better"))
+
+
+def test_what_is_best_at_a_value_gets_better_towards_it_from_either_side() -> None:
+    assert judge("ais_minus_nll", -0.5, 0.4, 0.1) == "better"
+    assert judge("ais_minus_nll", -0.5, 1.1, 0.1) == "worse"
+    assert judge("pca_density", 0.4, 0.5, 0.1) == "better"
+    assert judge("pca_density", 0.9, 0.5, 0.1) == "worse"
 
 
 @pytest.mark.parametrize("metric", ["elbo", "nll", "kl"])
-def test_a_difference_of_two_standard_errors_is_within_noise_and_a_larger_one_is_not(metric: str) -> None:
-    assert {judge(metric, sign * 0.5, 0.25) for sign in (1, -1)} == {"within noise"}
-    assert "within noise" not in {judge(metric, sign * 0.5001, 0.25) for sign in (1, -1)}
+def test_a_difference_within_the_noise_gives_no_other_verdict(metric: str) -> None:
+    assert {judge(metric, 1.0, sign * 0.5, 0.5) for sign in (1, -1)} == {"within noise"}
+    assert "within noise" not in {judge(metric, 1.0, sign * 0.5001, 0.5) for sign in (1, -1)}
+
+
+@pytest.mark.parametrize(("value", "verdict"), [(-19.001, "within noise"), (-18.999, "better")])
+def test_the_noise_is_two_standard_errors(value: float, verdict: str) -> None:
+    one, other = (experiment(metrics={"elbo": elbo, "elbo_se": 0.5 / 2**0.5}) for elbo in (-20.0, value))
+    assert difference(compare([one, other]), "elbo").verdict == verdict
 
 
 def test_the_error_of_a_difference_is_the_root_of_the_sum_of_squares() -> None:
@@ -109,87 +127,175 @@ def test_a_metric_that_one_of_the_two_does_not_have_has_no_difference() -> None:
     assert metrics["kl"] == [Cell(None, None, None), Cell(5.0, 0.1, None)]
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason", "barred"),
-    [
-        ({"data": "other.dir"}, "the processed data are other.dir, of first hash.dir", ["elbo", "nll"]),
-        ({"images": 100}, "the number of test images is 100, of first 359", ["elbo", "nll"]),
-        ({"binarization": "static"}, "the binarization of test images is static, of first dynamic", ["elbo", "nll"]),
-        ({"nll_samples": 5}, "the number K of importance samples is 5, of first 100", ["nll"]),
-        ({"nll_samples": None}, "the number K of importance samples is not known, of first 100", ["nll"]),
-    ],
-)
-def test_other_conditions_are_told_and_give_no_verdict(changes: dict[str, Any], reason: str, barred: list[str]) -> None:
-    conditions = {name: value for name, value in (CONDITIONS | changes).items() if value is not None}
-    other = experiment("other", metrics=METRICS | {"elbo": -10.0, "nll": 9.0}, conditions=conditions)
-    found = compare([experiment(), other])
-    assert found.obstacles == [f"other: {reason}; no verdict on {', '.join(barred)}"]
-    verdicts = {name: cells[1].difference.verdict for name, cells in found.metrics.items() if cells[1].difference}
-    assert verdicts == {
-        "elbo": "" if "elbo" in barred else "better",
-        "nll": "" if "nll" in barred else "better",
-        "active_units": "",
-    }
-
-
-SETTINGS = {
-    "split": "test",
-    "outliers": "data/letters",
-    "annealing.images": 100,
-    "annealing.chains": 16,
-    "annealing.steps": 1000,
-    "generated.images": 10_000,
-    "generated.components": 64,
-    "neighbours": 5,
-}
-ASSESSED = ("elbo", "auroc", "ais_nll", "ais_minus_nll", "ais_gap", "knn_accuracy")
+MISSING = "not known"
+JUDGED = ("elbo", "nll", "auroc", "ais_nll", "ais_minus_nll", "ais_gap", "kl", "knn_accuracy")
 UNJUDGED = ("pca_precision", "pca_frechet")  # without an error
+LIKELIHOOD = ["elbo", "nll", "ais_nll"]
 
 
 @pytest.mark.parametrize(
-    ("setting", "value", "barred"),
+    ("condition", "value", "barred"),
     [
-        ("split", "validation", ASSESSED),
-        ("split", None, ASSESSED),
+        ("images_sha256", "9" * 64, JUDGED),
+        ("split", "validation", JUDGED),
+        ("split", MISSING, JUDGED),
+        ("binarization", "static", JUDGED),
+        ("scaling", ((0.5, 0.5),), LIKELIHOOD),
         ("outliers", "data/noise", ["auroc"]),
         ("annealing.images", 10, ["ais_nll", "ais_minus_nll", "ais_gap"]),
         ("annealing.chains", 2, ["ais_nll", "ais_minus_nll", "ais_gap"]),
         ("annealing.steps", 9, ["ais_nll", "ais_minus_nll", "ais_gap"]),
-        ("generated.images", 50, list(UNJUDGED)),
-        ("generated.components", 8, list(UNJUDGED)),
-        ("neighbours", 3, ["knn_accuracy", "pca_precision", "pca_frechet"]),
-        ("nll_samples", 5, ["auroc", "ais_minus_nll"]),
+        ("generated.images", 50, UNJUDGED),
+        ("generated.components", 8, UNJUDGED),
+        ("data", "other.dir", UNJUDGED),
+        ("neighbours", 3, ["knn_accuracy", "pca_precision"]),
+        ("nll_samples", 5, ["nll", "auroc", "ais_minus_nll"]),
+        ("nll_samples", MISSING, ["nll", "auroc", "ais_minus_nll"]),
+        ("elbo_samples", 7, []),
     ],
 )
-def test_settings_of_the_evaluation_bar_the_metrics_that_depend_on_them(
-    setting: str, value: object, barred: list[str]
+def test_what_a_metric_depends_on_bars_a_verdict_where_it_differs(
+    condition: str, value: object, barred: Sequence[str]
 ) -> None:
-    metrics = dict.fromkeys((*ASSESSED, *UNJUDGED), 1.0) | {f"{name}_se": 0.1 for name in ASSESSED}
-    known = CONDITIONS | SETTINGS
-    changed = {name: value for name, value in (known | {setting: value}).items() if value is not None}
-    first = experiment(metrics=metrics, conditions=known)
-    other = experiment("other", metrics={name: 9 * number for name, number in metrics.items()}, conditions=changed)
-    found = compare([first, replace(other, conditions=known), other])
-    [told] = found.obstacles
-    spelled = "not known" if value is None else value
-    assert told.startswith("other: ")
-    assert told.endswith(f" {spelled}, of first {known[setting]}; no verdict on {', '.join(barred)}")
-    for name in ASSESSED:
-        _, alike, different = (cell.difference for cell in found.metrics[name])
-        assert alike is not None
-        assert different is not None
-        assert alike.verdict != ""
-        assert different.verdict == ("" if name in barred else alike.verdict)
-
-
-def test_settings_that_old_evaluations_do_not_tell_bar_nothing() -> None:
-    assert not SETTINGS.keys() & CONDITIONS.keys()
-    assert compare([experiment(), experiment("other")]).obstacles == []
+    metrics = dict.fromkeys((*JUDGED, *UNJUDGED), 1.0) | {f"{name}_se": 0.1 for name in JUDGED}
+    larger = {name: 9 * number for name, number in metrics.items()}
+    changed = {name: found for name, found in (CONDITIONS | {condition: value}).items() if found != MISSING}
+    alike, different = experiment("alike", metrics=larger), experiment("other", metrics=larger, conditions=changed)
+    found = compare([experiment(metrics=metrics), alike, different])
+    told = [note for note in found.notes if "no verdict" in note]
+    if barred:
+        assert told == [
+            f"other: {condition} is {value}, of first {CONDITIONS[condition]}; no verdict on {', '.join(barred)}"
+        ]
+    else:
+        assert told == []
+    for name in JUDGED:
+        assert difference(found, name).verdict != ""
+        assert (difference(found, name, 2).verdict == "") == (name in barred)
 
 
 def test_conditions_that_are_known_of_neither_give_no_verdict() -> None:
     unknown = [experiment(conditions={}), experiment("other", metrics=METRICS | {"elbo": -10.0}, conditions={})]
-    assert compare(unknown).metrics["elbo"][1].difference == Difference(10.0, pytest.approx(0.3 * 2**0.5), "")
+    assert difference(compare(unknown), "elbo") == Difference(10.0, pytest.approx(0.3 * 2**0.5), "")
+
+
+# ---- the same images
+
+OURS = np.array([-20.0, -30.0, -10.0, -20.0])  # mean -20, standard error 4.08
+THEIRS = np.array(
+    [-19.0, -29.5, -9.0, -18.5]
+)  # 1, 0.5, 1 and 1.5 better: 1 on average, with a standard error of 0.2041
+SCORED = {"elbo": -20.0, "elbo_se": 4.0825, "kl": 5.0, "kl_se": 0.5}
+
+
+def scored_pair(**changes: Any) -> list[Experiment]:
+    """Two experiments that were scored on four images; of the second, something may differ."""
+    theirs = {"metrics": SCORED | {"elbo": -19.0, "elbo_se": 4.3}, "scores": {"elbo": THEIRS}}
+    other = experiment("other", params={"model.latent": 20, "train.seed": 0}, **theirs)
+    return [experiment(metrics=SCORED, scores={"elbo": OURS}), replace(other, **changes)]
+
+
+def test_differences_on_the_same_images_are_paired() -> None:
+    found = compare(scored_pair())
+    # Deviations from 1 are 0, -0.5, 0, 0.5: a variance of 0.5 / 3, and an error of sqrt(0.5 / 3 / 4).
+    assert difference(found, "elbo") == Difference(1.0, pytest.approx(0.2041241452), "better", is_paired=True)
+    assert found.notes == [
+        "other: paired, same images: elbo",
+        "other: not paired, as of independent images: kl",
+        ABOVE,
+        UNSPREAD,
+    ]
+
+
+def test_the_same_two_would_be_within_noise_were_they_not_paired() -> None:
+    found = compare(scored_pair(scores={}))
+    assert difference(found, "elbo") == Difference(1.0, pytest.approx(math.hypot(4.0825, 4.3)), "within noise")
+    assert found.notes == ["other: not paired, as of independent images: elbo, kl", ABOVE, UNSPREAD]
+
+
+@pytest.mark.parametrize(
+    "conditions",
+    [
+        CONDITIONS | {"images_sha256": "9" * 64},
+        CONDITIONS | {"split": "train"},
+        CONDITIONS | {"binarization": "none"},
+        {},
+    ],
+)
+def test_images_that_are_not_known_to_be_the_same_are_not_paired(conditions: dict[str, Any]) -> None:
+    found = compare(scored_pair(conditions=conditions))
+    assert not difference(found, "elbo").is_paired
+    assert not any("same images" in note for note in found.notes)
+
+
+def test_other_training_data_are_no_obstacle_where_the_scored_images_are_the_same() -> None:
+    found = compare(scored_pair(conditions=CONDITIONS | {"data": "other.dir"}))
+    assert difference(found, "elbo").verdict == "better"
+    assert difference(found, "elbo").is_paired
+
+
+@pytest.mark.parametrize("scores", [THEIRS[:3], THEIRS[:1]])
+def test_scores_of_other_numbers_of_images_are_not_paired(scores: np.ndarray) -> None:
+    assert not difference(compare(scored_pair(scores={"elbo": scores})), "elbo").is_paired
+
+
+def test_the_same_scores_give_no_difference_and_no_verdict() -> None:
+    found = compare(scored_pair(scores={"elbo": OURS}))
+    assert difference(found, "elbo") == Difference(0.0, 0.0, "", is_paired=True)
+
+
+# ---- seeds
+
+
+def seeded(name: str, seed: int, elbo: float, latent: int = 12, **changes: Any) -> Experiment:
+    params = {"model.latent": latent, "train.seed": seed}
+    return experiment(name, params=params, metrics={"elbo": elbo, "elbo_se": 0.3}, **changes)
+
+
+def test_experiments_that_differ_in_their_seed_alone_are_a_group() -> None:
+    runs = [seeded("a0", 0, -20.0), seeded("b0", 0, -18.0, latent=20), seeded("a1", 1, -21.0), seeded("a2", 2, -19.0)]
+    found = compare([*runs, seeded("b1", 1, -17.0, latent=20)])
+    assert found.groups == ["a0, a1, a2", "b0, b1"]
+    first, second = found.seeds["elbo"]
+    assert first == Cell(-20.0, 1.0, None)
+    assert (second.value, second.error) == (-17.5, pytest.approx(0.5**0.5))
+    # Errors of means: 1 / 3 and 0.5 / 2; 7/12 squared over (1/9/2 + 1/16/1) are 2.88 degrees of freedom, of which
+    # the 97.5 % quantile is 3.26: the noise is 3.26 x 0.7638 = 2.49.
+    assert second.difference == Difference(2.5, pytest.approx((7 / 12) ** 0.5), "better")
+    assert found.notes[-1] == ABOVE
+
+
+def test_a_difference_that_seeds_make_is_within_noise_however_many_images_there_are() -> None:
+    runs = [seeded("a0", 0, -20.0), seeded("a1", 1, -21.0), seeded("b0", 0, -19.0, latent=20)]
+    found = compare([*runs, seeded("b1", 1, -20.5, latent=20)])
+    assert found.seeds["elbo"][1].difference.verdict == "within noise"
+
+
+def test_with_one_seed_the_spread_is_unknown_and_nothing_is_said_over_seeds() -> None:
+    found = compare([experiment(), experiment("other", params={"model.latent": 20, "train.seed": 0})])
+    assert (found.groups, found.seeds, found.notes[-1]) == ([], {}, UNSPREAD)
+
+
+def test_a_single_seed_beside_several_has_a_difference_and_no_verdict() -> None:
+    found = compare([seeded("a0", 0, -20.0), seeded("a1", 1, -22.0), seeded("b", 0, -18.0, latent=20)])
+    assert found.groups == ["a0, a1", "b"]
+    assert found.seeds["elbo"][1] == Cell(-18.0, None, Difference(3.0, None, ""))
+    assert found.notes[-1] == "the spread between seeds is unknown of b: compare several values of train.seed"
+
+
+def test_one_seed_that_is_named_twice_counts_once() -> None:
+    found = compare([seeded("a", 0, -20.0), seeded("again", 0, -20.0)])
+    assert (found.groups, found.seeds) == ([], {})
+
+
+def test_conditions_bar_a_verdict_over_seeds_too() -> None:
+    others = {"conditions": CONDITIONS | {"split": "train"}}
+    runs = [seeded("a0", 0, -20.0), seeded("a1", 1, -20.1)]
+    found = compare([*runs, *(seeded(f"b{i}", i, -9.0 - i / 10, 20, **others) for i in range(2))])
+    assert found.seeds["elbo"][1].difference.verdict == ""
+
+
+# ---- densities
 
 
 def test_a_density_and_a_probability_of_grey_values_give_no_verdict() -> None:
@@ -200,11 +306,11 @@ def test_a_density_and_a_probability_of_grey_values_give_no_verdict() -> None:
         for name, given, kl in zip(("first", "other"), params, (5.0, 9.0), strict=True)
     )
     found = compare([one, other])
-    assert found.obstacles == [
+    assert found.notes[:1] == [
         "other: the likelihood is discretised_logistic, of first gaussian: one is a density, one is not; "
         "no verdict on elbo, ais_nll"
     ]
-    assert [found.metrics[name][1].difference.verdict for name in ("elbo", "kl")] == ["", "differs"]
+    assert [difference(found, name).verdict for name in ("elbo", "kl")] == ["", "differs"]
 
 
 def test_the_discrete_likelihoods_are_those_that_say_so() -> None:
@@ -221,11 +327,11 @@ def test_parameters_that_differ_are_shown_and_equal_ones_are_counted() -> None:
     assert (found.params, found.equal_params) == ({"model.latent": ["12", "20", "12"]}, 1)
 
 
-def test_what_mlflow_keeps_as_text_equals_what_yaml_holds() -> None:
-    values = {"a.list": [16, 8], "a.none": None, "a.rate": 1e-5, "a.yes": True, "a.one": 1, "a.name": "elbo"}
-    texts = {"a.list": "(16, 8)", "a.none": "None", "a.rate": "1e-05", "a.yes": "True", "a.one": "1.0"}
-    found = compare([experiment(params=values), experiment(params=texts | {"a.name": "elbo"})])
-    assert (found.params, found.equal_params) == ({}, 6)
+def test_equal_numbers_are_equal_however_they_are_written() -> None:
+    found = compare(
+        [experiment(params={"a.one": 1, "a.list": [2]}), experiment(params={"a.one": 1.0, "a.list": [2.0]})]
+    )
+    assert (found.params, found.equal_params) == ({}, 2)
 
 
 def test_values_are_spelled_as_in_params_yaml() -> None:
@@ -291,7 +397,7 @@ def test_the_page_says_every_number_and_holds_every_picture() -> None:
         samples=PICTURE + b"other",
         notes=("not found: something",),
     )
-    html = page.render(compare([experiment(), other, experiment("third", conditions={})]))
+    html = render(compare([experiment(), other, experiment("third", conditions={})]))
     outline = Outline(html)
     for words in (
         "3 experiments side by side",
@@ -299,7 +405,7 @@ def test_the_page_says_every_number_and_holds_every_picture() -> None:
         "nll 19.00 ± 0.30 19.00 ± 0.30 +0.00 ± 0.42 within noise",
         "model.latent 12 20 12",
         "1 differ, 1 are equal",
-        "third: the processed data are not known, of first hash.dir; no verdict on elbo, nll",
+        "third: split is not known, of first test; no verdict on elbo, nll",
         "other : not found: something",
     ):
         assert words in outline.text
@@ -309,7 +415,7 @@ def test_the_page_says_every_number_and_holds_every_picture() -> None:
 
 
 def test_the_page_is_self_contained_and_shares_the_style_of_the_report() -> None:
-    html = page.render(compare([experiment(), experiment()]))
+    html = render(compare([experiment(), experiment()]))
     outline = Outline(html)
     assert [link for link in outline.links if not link.startswith("data:")] == []
     assert not {"script", "iframe", "object", "embed", "base"} & set(outline.tags)
@@ -317,7 +423,7 @@ def test_the_page_is_self_contained_and_shares_the_style_of_the_report() -> None
     assert html.count("prefers-color-scheme: dark") == 2
     assert html.count("<style>") == 1
     assert "--paper: #0d1117" in html
-    assert html.count("<table>") == html.count('<div class="card scroll">\n    <table>')
+    assert html.count("<table>") == html.count('<div class="card scroll">\n    <table>') == 2
 
 
 def test_everything_on_the_page_is_escaped() -> None:
@@ -327,86 +433,107 @@ def test_everything_on_the_page_is_escaped() -> None:
         origin=evil,
         params={f"model.{evil}": evil},
         metrics={evil: 1.0, "elbo": -20.0, "elbo_se": 0.3},
-        conditions={"data": evil},
+        conditions={"split": evil},
         notes=(evil,),
     )
-    html = page.render(compare([experiment(), poisoned]))
+    html = render(compare([experiment(), poisoned]))
     assert "script" not in Outline(html).tags
     assert evil not in html
 
 
 def test_a_page_of_experiments_without_results_says_so() -> None:
     bare = experiment(metrics={}, losses={}, samples=None)
-    text = Outline(page.render(compare([bare, bare]))).text
+    text = Outline(render(compare([bare, bare]))).text
     for words in ("None could be read.", "No curves could be read.", "Not found."):
         assert words in text
 
 
-def test_curves_have_a_line_each_and_name_the_split_where_it_is_not_the_same() -> None:
-    def labels(*experiments: Experiment) -> list[str]:
-        (axes,) = page.loss_curves(list(experiments)).axes
-        return [text.get_text() for text in axes.get_legend().get_texts()]
-
-    first, second = experiment("_a$b"), experiment("c", losses={1: 9.0})
-    assert labels(first, second) == [r"a\$b", "c"]
-    assert labels(first, replace(second, loss_split="train")) == [r"a\$b (validation)", "c (train)"]
-    (axes,) = page.loss_curves([experiment(str(number)) for number in range(12)]).axes
-    drawn = {(line.get_color(), line.get_linestyle()) for line in axes.get_lines()}
-    assert len(drawn) == 12
-    assert list(axes.get_lines()[3].get_ydata()) == [30.0, 25.0]
+def test_seeds_have_a_table_of_their_own() -> None:
+    text = Outline(
+        render(compare([seeded("a", 0, -20.0), seeded("b", 1, -21.0), seeded("c", 0, -1.0, latent=20)]))
+    ).text
+    assert "Over seeds a, b c elbo -20.50 ± 0.71 -1 +19.5" in text
 
 
-def test_losses_that_are_no_numbers_leave_room_for_the_others() -> None:
-    (axes,) = page.loss_curves([experiment(losses={1: math.nan, 2: math.inf}), experiment()]).axes
-    assert axes.get_ylim() == pytest.approx((25.0 - 0.3, 30.0 + 0.3))
+def test_curves_name_the_split_where_it_is_not_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    plot = side_by_side.plot_losses
+    monkeypatch.setattr(side_by_side, "plot_losses", lambda *given: drawn.append(given) or plot(*given))
+    first, second = experiment("a"), experiment("c", losses={1: 9.0})
+    render(compare([first, second]))
+    render(compare([first, replace(second, loss_split="train")]))
+    assert drawn == [
+        ({"a": first.losses, "c": second.losses}, "validation loss"),
+        ({"a (validation)": first.losses, "c (train)": second.losses}, "train or validation loss"),
+    ]
 
 
 # ---- files of the working copy and of revisions
 
 
-def write_results(paths: Paths, params: dict[str, Any], elbo: float, **card: Any) -> None:
-    """What the stages leave, of a model with these parameters."""
-
-    def write(path: Path, content: str) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content, encoding="utf-8")
-
+def write_results(paths: Paths, params: dict[str, Any], elbo: float, **evaluate: Any) -> ModelCard:
+    """What the stages leave, of a model with these parameters; return its card."""
     with paths.params.open("w", encoding="utf-8") as file:
         YAML().dump(params, file)
     config = load_config(paths.params)
-    trained = params_hash(
-        {name: getattr(config, name).model_dump(mode="json") for name in ("model", "objective", "train")}
-    )
-    lineage = {"data": "hash.dir", "params_sha256": trained}
-    write(paths.training_metrics, json.dumps({"best_epoch": 2, "epochs": 2}))
-    write(paths.evaluation_metrics, json.dumps({"elbo": elbo, "elbo_se": 0.25, "images": 359}))
-    write(paths.evaluation_card, json.dumps({**CONDITIONS, "seed": 0, **card, "lineage": lineage}))
-    write(paths.history, f"epoch,train_loss,validation_loss\n1,31,30\n2,27,{-elbo}\n")
+    model = model_card(TrainedParams.of(config), weights=sha256_of(elbo))
+    settings = small_section("evaluate", **{"nll_samples": 100} | evaluate)
+    cards = {
+        paths.model / "card.json": model,
+        paths.training_metrics: training_metrics(model),
+        paths.evaluation_metrics: evaluation_metrics(model, numbers(elbo)),
+        paths.evaluation_card: evaluation_card(model, settings=settings),
+        paths.export_metrics: export_metrics(model),
+    }
+    for path, card in cards.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        card.write(path)
+    paths.history.write_text(f"epoch,train_loss,validation_loss\n1,31,30\n2,27,{-elbo}\n")
+    np.savez(paths.scores, elbo=elbo * np.array([0.95, 1.0, 1.05]))
     paths.figures.mkdir(parents=True, exist_ok=True)
     (paths.figures / "samples.png").write_bytes(PICTURE + str(elbo).encode())
+    return model
+
+
+def numbers(elbo: float) -> dict[str, float]:
+    return {"elbo": elbo, "elbo_se": 0.25, "active_units": 9, "images": 359}
+
+
+def sha256_of(value: object) -> str:
+    return hashlib.sha256(str(value).encode()).hexdigest()
 
 
 def test_the_working_copy_is_read_as_it_lies_there(project: Paths, params: dict[str, Any]) -> None:
     write_results(project, params, -20.0)
-    found = sources.find("workspace", project)
-    assert found.params == spread(params)
+    found = find("workspace", project)
+    assert found.params == flatten(params)
     assert found.params["model.latent"] == 3
-    assert found.metrics == {"best_epoch": 2, "epochs": 2, "elbo": -20.0, "elbo_se": 0.25, "images": 359}
+    assert found.metrics == {"best_epoch": 80, "epochs": 120, **numbers(-20.0), **PARITY}
     assert found.conditions == CONDITIONS
     assert (found.loss_split, found.losses) == ("validation", {1: 30.0, 2: 20.0})
     assert (found.samples, found.notes) == (PICTURE + b"-20.0", ())
+    assert found.scores["elbo"].tolist() == [-19.0, -20.0, -21.0]
 
 
-def test_the_card_tells_the_settings_of_the_evaluation(project: Paths, params: dict[str, Any]) -> None:
-    write_results(project, params, -20.0, **{**SETTINGS, "outliers": None})
-    wanted = {name: value for name, value in SETTINGS.items() if name != "outliers"}
-    assert sources.find("workspace", project).conditions == CONDITIONS | wanted
+def test_what_was_measured_of_another_model_is_withheld(project: Paths, params: dict[str, Any]) -> None:
+    # As `dvc exp run --temp -S train.epochs=2 train` leaves it: a new model, and the evaluation of the one before.
+    before = write_results(project, params, -20.0)
+    after = training_metrics(model_card(weights=hash_of("9")), best_epoch=2, epochs=2)
+    after.write(project.training_metrics)
+    found = find("workspace", project)
+    assert found.metrics == {"best_epoch": 2, "epochs": 2}
+    assert (found.conditions, dict(found.scores), found.samples) == ({}, {}, None)
+    assert found.notes == tuple(
+        f"reports/{name}: withheld: wanted results of the trained model (weights {'9' * 12}), found those of "
+        f"another one (weights {before.weights}); run `dvc repro`"
+        for name in ("evaluation/card.json", "evaluation/metrics.json", "export/metrics.json")
+    )
 
 
 def test_without_validation_the_curve_is_that_of_training(project: Paths, params: dict[str, Any]) -> None:
     write_results(project, params, -20.0)
     project.history.write_text("epoch,train_loss\n1,31\n2,27\n")
-    found = sources.find("workspace", project)
+    found = find("workspace", project)
     assert (found.loss_split, found.losses) == ("train", {1: 31.0, 2: 27.0})
 
 
@@ -416,7 +543,7 @@ def test_parameters_that_were_changed_after_training_are_told(
     write_results(project, params, -20.0)
     params["model"]["latent"] = 7
     write_params(params)
-    (note,) = sources.find("workspace", project).notes
+    (note,) = find("workspace", project).notes
     assert note.startswith("params.yaml was changed after training")
 
 
@@ -425,15 +552,28 @@ def test_damaged_files_are_told_and_the_rest_is_read(content: str, project: Path
     write_results(project, params, -20.0)
     project.history.write_text(content)
     project.evaluation_card.write_text("{")
-    found = sources.find("workspace", project)
-    assert found.notes == ("reports/evaluation/card.json: damaged", "reports/training/history.csv: damaged")
+    found = find("workspace", project)
+    card, history = found.notes
+    assert card.startswith("reports/evaluation/card.json: damaged: not valid JSON (")
+    assert history.startswith("reports/training/history.csv: damaged: ")
+    assert {note.endswith("; run `dvc repro`") for note in found.notes} == {True}
     assert found.metrics["elbo"] == -20.0
+    assert (found.conditions, found.samples) == ({}, None)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY", b"no archive"])
+def test_damaged_scores_are_told_and_nothing_is_paired(content: bytes, project: Paths, params: dict[str, Any]) -> None:
+    write_results(project, params, -20.0)
+    project.scores.write_bytes(content)
+    found = find("workspace", project)
+    assert dict(found.scores) == {}
+    assert found.notes[0].startswith("reports/evaluation/scores.npz: damaged: ")
 
 
 def test_an_empty_working_copy_holds_no_experiment(project: Paths) -> None:
     project.params.unlink()
     with pytest.raises(UserError) as caught:
-        sources.find("workspace", project)
+        find("workspace", project)
     assert str(caught.value) == (
         "workspace (working copy): wanted an experiment, found none of its files; run `dvc repro`"
     )
@@ -443,8 +583,15 @@ PIPELINE = """
 stages:
   all:
     cmd: this is never run
-    outs: [reports/training/history.csv, reports/evaluation/card.json, reports/evaluation/figures]
-    metrics: [{reports/training/metrics.json: {cache: false}}, {reports/evaluation/metrics.json: {cache: false}}]
+    outs:
+      - reports/training/history.csv
+      - reports/evaluation/card.json
+      - reports/evaluation/figures
+      - reports/evaluation/scores.npz
+    metrics:
+      - reports/training/metrics.json: {cache: false}
+      - reports/evaluation/metrics.json: {cache: false}
+      - reports/export/metrics.json: {cache: false}
 """
 
 
@@ -500,25 +647,26 @@ def repository(
 def test_revisions_and_experiments_are_read_through_the_cache_of_dvc(repository: Paths) -> None:
     commit = type_in(repository.root, "git", "rev-parse", "HEAD")
     for name in ("main", commit, commit[:7], "HEAD"):
-        found = sources.find(name, repository)
+        found = find(name, repository)
         assert found.name == (commit[:7] if commit.startswith(name) else name)
         assert found.origin == f"revision {commit[:7]}"
         assert found.params["model.latent"] == 12
         assert (found.metrics["elbo"], found.samples) == (-20.0, PICTURE + b"-20.0")
         assert (found.losses, found.conditions, found.notes) == ({1: 30.0, 2: 20.0}, CONDITIONS, ())
-    wide = sources.find("wide", repository)
+    wide = find("wide", repository)
     assert (wide.params["model.latent"], wide.metrics["elbo"], wide.losses[2]) == (20, -18.0, 18.0)
     assert wide.conditions["nll_samples"] == 5
 
 
 def test_a_revision_that_was_never_run_has_parameters_alone_and_says_what_to_do(repository: Paths) -> None:
-    found = sources.find("HEAD~1", repository)
+    found = find("HEAD~1", repository)
     assert found.params["model.latent"] == 12
     assert (found.metrics, found.losses, found.samples) == ({}, {}, None)
     assert found.notes == (
-        "not found: reports/training/metrics.json, reports/evaluation/metrics.json, reports/evaluation/card.json, "
-        "reports/training/history.csv, reports/evaluation/figures/samples.png; it was not run at this revision: run "
-        "`dvc exp run`, and compare that experiment",
+        "not found: reports/training/metrics.json, reports/evaluation/card.json, reports/evaluation/metrics.json, "
+        "reports/export/metrics.json, reports/training/history.csv, reports/evaluation/figures/samples.png, "
+        "reports/evaluation/scores.npz; it was not run at this revision: run `dvc exp run`, and compare that "
+        "experiment",
     )
 
 
@@ -528,31 +676,31 @@ def test_what_the_cache_does_not_have_is_told_with_the_command_that_gets_it(
     cache = repository.root / ".dvc/cache"
     cache.rename(cache.with_name("tmp-away"))
     try:
-        found = sources.find("wide", repository)
+        found = find("wide", repository)
     finally:
         cache.with_name("tmp-away").rename(cache)
     assert (found.metrics["elbo"], found.losses) == (-18.0, {})
     (note,) = found.notes
     assert note.startswith("not found: reports/evaluation/card.json, reports/training/history.csv, reports/")
-    assert "`dvc fetch` gets it from a remote, or `dvc exp apply wide` " in note
+    assert "`dvc fetch` gets what is on a remote; `dvc exp apply wide` " in note
 
 
 def test_an_unknown_name_says_what_was_wanted_and_what_lists_it(repository: Paths) -> None:
     for name in ("nonesuch", "abc123", "it's", "a b", "main:params.yaml"):
         with pytest.raises(UserError) as caught:
-            sources.find(name, repository)
+            find(name, repository)
         assert str(caught.value) == (
             f"{name}: wanted `workspace`, a revision of git, an experiment of DVC, or a run of MLflow (an id, 6 or "
             "more digits of it, or a name), found none; `dvc exp show` lists experiments, `mlflow ui` (with "
             "--backend-store-uri as `reparam summary` prints it) lists runs"
         )
     with pytest.raises(UserError, match="found an empty name"):
-        sources.find("", repository)
+        find("", repository)
 
 
 def test_where_there_is_no_repository_a_name_is_unknown(project: Paths) -> None:
     with pytest.raises(UserError, match=r"^main: wanted `workspace`, a revision of git"):
-        sources.find("main", project)
+        find("main", project)
 
 
 # ---- runs of MLflow
@@ -563,13 +711,15 @@ def store_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str
     """A store with a run that was evaluated, and one that was interrupted; their ids."""
     root = tmp_path_factory.mktemp("store")
     (root / "samples.png").write_bytes(PICTURE)
+    evaluation_card().write(root / "card.json")
+    np.savez(root / "scores.npz", elbo=np.array([-21.0, -19.0]))
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))]:
             patch.delenv(name)
         patch.setenv("DVC_EXP_NAME", "bonny-bream")
         tracker = track.connect(Paths(root, root))
         with tracker.training_run("hash.dir") as run:
-            run.log_params({"model.latent": 12, "model.hidden": [16, 8], "preprocess.binarization": "dynamic"})
+            run.log_params({"model.latent": 12, "model.mlp.hidden": [16, 8], "train.learning_rate": 1e-5})
             for epoch, loss in enumerate((30.0, 20.0), start=1):
                 run.log_metrics({"train_loss": loss + 1, "validation_loss": loss, "images_per_second": 9.0}, epoch)
             run.log_metrics({"best_epoch": 2, "best_validation_loss": 20.0})
@@ -579,7 +729,7 @@ def store_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str
             child.log_params({"evaluate.generated.images": 50})
             child.log_headline({"elbo": -20.0, "elbo_se": 0.25, "images": 359})
             child.log_metrics({"latent_kl.0": 1.0})
-            child.log_files([root / "samples.png"], "evaluation")
+            child.log_files([root / name for name in ("samples.png", "card.json", "scores.npz")], "evaluation")
         with suppress(KeyboardInterrupt), tracker.child_run("evaluate", {"weights_sha256": "weights"}) as child:
             child.log_params({"evaluate.nll_samples": 7})
             raise KeyboardInterrupt
@@ -605,17 +755,17 @@ def store(project: Paths, store_once: tuple[Path, str, str], monkeypatch: pytest
 def test_a_run_is_read_by_its_id_its_beginning_its_name_and_a_run_below_it(store: tuple[Paths, str, str]) -> None:
     paths, run, _ = store
     for name in (run, run[:6], "bonny-bream", "export"):
-        found = sources.find(name, paths)
+        found = find(name, paths)
         assert found.name == (run[:8] if run.startswith(name) else name)
         assert found.origin == f"MLflow run {run[:8]} (bonny-bream)"
         assert found.params == {
-            "model.latent": "12",
-            "model.hidden": "[16, 8]",
-            "preprocess.binarization": "dynamic",
-            "evaluate.nll_samples": "100",
+            "model.latent": 12,
+            "model.mlp.hidden": [16, 8],
+            "train.learning_rate": 1e-5,
+            "evaluate.nll_samples": 100,
             "evaluate.split": "test",
-            "evaluate.outliers": "None",
-            "evaluate.generated.images": "50",
+            "evaluate.outliers": None,
+            "evaluate.generated.images": 50,
         }
         assert found.metrics == {
             "best_epoch": 2,
@@ -623,19 +773,23 @@ def test_a_run_is_read_by_its_id_its_beginning_its_name_and_a_run_below_it(store
             "elbo": -20.0,
             "elbo_se": 0.25,
             "images": 359,
+            "encoder_max_error": 1e-7,
         }
-        assert found.conditions == CONDITIONS | {"split": "test", "generated.images": 50}
+        assert found.conditions == evaluation_card().conditions
+        assert found.scores["elbo"].tolist() == [-21.0, -19.0]
         assert (found.loss_split, found.losses) == ("validation", {1: 30.0, 2: 20.0})
         assert (found.samples, found.notes) == (PICTURE, ())
 
 
 def test_an_unfinished_run_shows_what_there_is(store: tuple[Paths, str, str]) -> None:
     paths, _, run = store
-    found = sources.find(run, paths)
+    found = find(run, paths)
     assert (found.loss_split, found.losses, found.metrics, found.samples) == ("train", {1: 40.0}, {}, None)
     assert found.notes == (
         "the run is KILLED",
         "no evaluation was logged below this run: run `dvc repro` with its parameters",
+        "not found: evaluation/card.json among its artifacts",
+        "not found: evaluation/scores.npz among its artifacts",
         "not found: evaluation/samples.png among its artifacts",
     )
 
@@ -643,21 +797,21 @@ def test_an_unfinished_run_shows_what_there_is(store: tuple[Paths, str, str]) ->
 def test_a_name_of_several_runs_wants_an_id(store: tuple[Paths, str, str]) -> None:
     paths, _, run = store
     with pytest.raises(UserError, match=rf"^dull-dace: wanted one run of MLflow, found 2: .*{run}.*; give"):
-        sources.find("dull-dace", paths)
+        find("dull-dace", paths)
 
 
 def test_a_store_without_the_run_says_so(store: tuple[Paths, str, str]) -> None:
     paths, _, _ = store
     for name in ("nonesuch", "0" * 32, "000000", "bonny-bream' OR ''='"):
         with pytest.raises(UserError, match="found none; `dvc exp show` lists experiments, `mlflow ui`"):
-            sources.find(name, paths)
+            find(name, paths)
 
 
 @pytest.mark.parametrize("uri", ["", "sqlite:///{root}/other.db", "file://{root}/mlruns"])
 def test_looking_for_a_run_makes_no_store(uri: str, project: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(root=project.root))
     with pytest.raises(UserError, match=r"^nonesuch: wanted"):
-        sources.find("nonesuch", project)
+        find("nonesuch", project)
     assert [path.name for path in project.root.iterdir()] == ["params.yaml"]
 
 
@@ -666,7 +820,7 @@ def test_a_server_that_cannot_be_reached_is_told_at_once(project: Paths, monkeyp
         port = server.getsockname()[1]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     with pytest.raises(TrackingError, match=r"^nonesuch: no revision of git and no experiment of DVC; MLflow at http"):
-        sources.find("nonesuch", project)
+        find("nonesuch", project)
 
 
 # ---- the command
@@ -682,13 +836,13 @@ def test_the_command_prints_plain_tables_and_writes_the_page(
     assert caught.value.code == 0
     printed = capsys.readouterr().out
     lines = [re.sub(r" {2,}", " | ", line.strip()) for line in printed.splitlines()]
-    assert [line for line in lines if line.startswith(("Param", "model.", "elbo", "best", "wide:"))] == [
+    assert [line for line in lines if line.startswith(("Param", "model.", "elbo", "best", "wide: 1"))] == [
         f"Parameters: 1 differ, {len(flatten(load_config(repository.params))) - 1} are equal",
         "model.latent | 12 | 20 | 20",
-        "best_epoch | 2 | 2 | 2",
+        "best_epoch | 80 | 80 | 80",
         "elbo | -20.00 ± 0.25 | -18.00 ± 0.25 | -18.00 ± 0.25",
         "best_epoch | 0 | 0",
-        "elbo | +2.00 ± 0.35 | better | +2.00 ± 0.35 | better",
+        "elbo | +2.000 ± 0.058 | better | +2.000 ± 0.058 | better",
     ]
     assert not re.search(r"[│┃━─\x1b…]", printed)
     assert lines[-1] == f"{target}: written"

@@ -7,6 +7,7 @@ from data_card import data_card
 from torch import Tensor, nn
 from training import black_and_white, small_loss
 
+from reparam.cards.data import Scaling
 from reparam.data.pixels import Pixels
 from reparam.objectives import OBJECTIVES, Setting
 from reparam.train.loss import Loss
@@ -59,10 +60,11 @@ def test_without_a_density_there_is_no_elbo() -> None:
 
 
 def test_an_objective_is_told_how_the_model_sees_black_and_white() -> None:
-    card = {"binarization": "none", "scaling": {"shift": [0.5, 0.0], "scale": [0.5, 2.0]}}
-    loss = Loss(loss_with().model, Pixels(card), loss_with().config)
+    scaling = Scaling(kind="standard", shift=(0.5, 0.0), scale=(0.5, 0.25))
+    pixels = Pixels(data_card("none").model_copy(update={"scaling": scaling}))
+    loss = Loss(loss_with().model, pixels, loss_with().config)
     assert loss.black.tolist() == [[[-1.0]], [[0.0]]]
-    assert loss.white.tolist() == [[[1.0]], [[0.5]]]
+    assert loss.white.tolist() == [[[1.0]], [[4.0]]]
 
 
 def test_pixels_on_another_device_than_the_cpu_will_do() -> None:

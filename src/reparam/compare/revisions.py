@@ -46,6 +46,7 @@ def read_revision(name: str, paths: Paths) -> Experiment | None:
     """
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
+    from dvc_data.index import DataIndexDirError
     from scmrepo.exceptions import SCMError
 
     with closing(DVCFileSystem(str(paths.root), rev=name)) as revision:
@@ -62,7 +63,7 @@ def read_revision(name: str, paths: Paths) -> Experiment | None:
 
         def read(file: str) -> bytes | None:
             # DVC raises an OSError of whatever kind where the cache, or a remote, does not have the file.
-            with suppress(OSError, DvcException):
+            with suppress(OSError, DvcException, DataIndexDirError):
                 return bytes(revision.read_bytes(f"/{file}"))
             return None
 
