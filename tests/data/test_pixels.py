@@ -7,8 +7,8 @@ import onnxruntime
 import pytest
 import torch
 from conftest import small_section
-from data_card import data_card
 from exported_model import LATENT, prepare, run_stage
+from some_cards import image_facts
 from torch import Tensor
 
 from reparam.cards.data import DataCard, Scaling
@@ -125,7 +125,7 @@ def test_pixels_hold_no_weights_and_move_with_their_module(tmp_path: Path, image
 
 def test_each_channel_is_scaled_by_its_own_numbers() -> None:
     scaling = Scaling(kind="standard", shift=(0.0, 0.5), scale=(1.0, 0.25))
-    seen = Pixels(data_card("none").model_copy(update={"scaling": scaling}))(
+    seen = Pixels(image_facts("none").model_copy(update={"scaling": scaling}))(
         torch.full((3, 2, 2, 2), 255, dtype=torch.uint8)
     )
     assert seen[:, 0].unique().tolist() == [1.0]
@@ -141,7 +141,7 @@ def grey(*values: int, count: int = 1) -> Tensor:
 
 
 def test_grey_values_become_floats_between_0_and_1() -> None:
-    seen = Pixels(data_card("none"))(grey(0, 1, 128, 255))
+    seen = Pixels(image_facts("none"))(grey(0, 1, 128, 255))
     torch.testing.assert_close(seen, torch.tensor([[[[0.0, 1 / 255], [128 / 255, 1.0]]]]))
     assert seen.dtype == torch.float32
 
@@ -156,7 +156,7 @@ SOURCES: dict[str, Callable[[], torch.Generator | None]] = {
 def test_dynamic_pixels_are_black_or_white_with_the_grey_value_as_mean(source: str) -> None:
     torch.manual_seed(0)
     draws = 4000
-    seen = Pixels(data_card("dynamic"))(grey(0, 51, 128, 255, count=draws), SOURCES[source]())
+    seen = Pixels(image_facts("dynamic"))(grey(0, 51, 128, 255, count=draws), SOURCES[source]())
     assert set(seen.unique().tolist()) == {0.0, 1.0}
     mean = seen.mean(0).flatten()
     # Black and white are certain; five standard errors of `draws` draws for the rest.
@@ -166,7 +166,7 @@ def test_dynamic_pixels_are_black_or_white_with_the_grey_value_as_mean(source: s
 
 
 def test_dynamic_pixels_are_drawn_anew_each_time_from_torchs_generator() -> None:
-    pixels, images = Pixels(data_card("dynamic")), torch.full((4, 1, 8, 8), 128, dtype=torch.uint8)
+    pixels, images = Pixels(image_facts("dynamic")), torch.full((4, 1, 8, 8), 128, dtype=torch.uint8)
     torch.manual_seed(0)
     first, second = (pixels(images) for _ in range(2))
     assert not torch.equal(first, second)
@@ -175,7 +175,7 @@ def test_dynamic_pixels_are_drawn_anew_each_time_from_torchs_generator() -> None
 
 
 def test_a_generator_that_is_given_leaves_torchs_alone() -> None:
-    pixels, images = Pixels(data_card("dynamic")), torch.full((4, 1, 8, 8), 128, dtype=torch.uint8)
+    pixels, images = Pixels(image_facts("dynamic")), torch.full((4, 1, 8, 8), 128, dtype=torch.uint8)
     before = torch.get_rng_state()
     first, second = (pixels(images, torch.Generator().manual_seed(seed)) for seed in (0, 1))
     assert not torch.equal(first, second)
@@ -185,7 +185,7 @@ def test_a_generator_that_is_given_leaves_torchs_alone() -> None:
 
 @pytest.mark.parametrize("binarization", ["none", "threshold", "static"])
 def test_other_pixels_are_never_drawn(binarization: str) -> None:
-    pixels, images = Pixels(data_card(binarization)), grey(0, 10, 128, 255, count=10)
+    pixels, images = Pixels(image_facts(binarization)), grey(0, 10, 128, 255, count=10)
     before, generator = torch.get_rng_state(), torch.Generator().manual_seed(0)
     assert torch.equal(pixels(images), images / 255)
     assert torch.equal(pixels(images, generator), images / 255)
@@ -198,7 +198,7 @@ def test_pixels_are_scaled_as_the_card_says_after_they_are_drawn(binarization: s
     images = grey(0, 51, 204, 255)
     plain, scaled = (
         Pixels(card)(images, torch.Generator().manual_seed(0))
-        for card in (data_card(binarization), data_card(binarization, shift=0.5, scale=0.25))
+        for card in (image_facts(binarization), image_facts(binarization, shift=0.5, scale=0.25))
     )
     torch.testing.assert_close(scaled, (plain - 0.5) / 0.25)
     assert (scaled.min().item(), scaled.max().item()) == (-2.0, 2.0)
@@ -210,7 +210,7 @@ def test_pixels_are_scaled_as_the_card_says_after_they_are_drawn(binarization: s
 
 def test_held_out_pixels_are_one_draw_whatever_the_model_draws_and_however_they_are_batched() -> None:
     images = np.random.default_rng(0).integers(0, 256, (50, 1, 3, 5), dtype=np.uint8)
-    pixels = Pixels(data_card("dynamic"))
+    pixels = Pixels(image_facts("dynamic"))
 
     def seen(batch_size: int, seed: int, noise: int) -> Tensor:
         batches = []
@@ -232,7 +232,7 @@ def test_what_the_model_sees_is_the_same_of_images_that_are_read_ahead(
     binarization: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = np.random.default_rng(0).integers(0, 256, (10, 1, 3, 5), dtype=np.uint8)
-    pixels, order, seen = Pixels(data_card(binarization)), torch.randperm(10), []
+    pixels, order, seen = Pixels(image_facts(binarization)), torch.randperm(10), []
     for fraction in ("1", "0"):
         monkeypatch.setenv("REPARAM_RESIDENT_FRACTION", fraction)
         data = Batches(images, 4, CPU)
@@ -246,7 +246,7 @@ def test_what_the_model_sees_is_the_same_of_images_that_are_read_ahead(
 @pytest.mark.parametrize("binarization", ["none", "dynamic"])
 def test_a_split_without_images_is_never_seen(binarization: str) -> None:
     data = Batches(np.zeros((0, 1, 2, 2), np.uint8), 4, CPU)
-    assert list(Pixels(data_card(binarization)).of(data.in_order(), 0)) == []
+    assert list(Pixels(image_facts(binarization)).of(data.in_order(), 0)) == []
 
 
 # In exported graphs

@@ -10,8 +10,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from data_card import data_card
 from exported_model import LATENT, OPSET, SHAPE, Exported, prepare, run_stage, torch_images
+from some_cards import image_facts
 from torch import Tensor
 
 from reparam.cards.export import ExportMetrics
@@ -258,13 +258,13 @@ def skew(
     images: np.ndarray, grey_pixels: str, binarization: str = "dynamic"
 ) -> tuple[dict[str, float], SquaredDistance]:
     model: Any = SquaredDistance()
-    return serving_skew(model, images, Pixels(data_card(binarization)), grey_pixels), model
+    return serving_skew(model, images, Pixels(image_facts(binarization)), grey_pixels), model
 
 
 @pytest.mark.parametrize("grey_pixels", ["keep", "threshold"])
 def test_black_and_white_images_lose_nothing(grey_pixels: str, exported: Exported) -> None:
     binary = np.where(exported.images >= 128, 255, 0).astype(np.uint8).transpose(0, 3, 1, 2)
-    found = serving_skew(exported.model, binary, Pixels(data_card("dynamic", channels=3)), grey_pixels)
+    found = serving_skew(exported.model, binary, Pixels(image_facts("dynamic", channels=3)), grey_pixels)
     assert found["served_elbo_loss"] == 0.0
     assert found["served_elbo"] < 0
     assert skew(binary, grey_pixels)[0] == {"served_elbo": -1.0, "served_elbo_loss": 0.0}
@@ -297,7 +297,7 @@ def test_a_threshold_is_part_of_the_skew() -> None:
 def test_the_skew_is_the_same_each_time_and_leaves_the_random_stream_alone(exported: Exported) -> None:
     images = exported.images.transpose(0, 3, 1, 2)
     before = torch.get_rng_state()
-    pixels = Pixels(data_card("dynamic", channels=3))
+    pixels = Pixels(image_facts("dynamic", channels=3))
     first = serving_skew(exported.model, images, pixels, "keep")
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(3)
@@ -341,7 +341,7 @@ def test_the_skew_does_not_depend_on_how_many_images_are_drawn_at_once(
 def test_batches_change_only_the_noise_of_a_real_models_skew(
     exported: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images, pixels = exported.images.transpose(0, 3, 1, 2), Pixels(data_card("dynamic", channels=3))
+    images, pixels = exported.images.transpose(0, 3, 1, 2), Pixels(image_facts("dynamic", channels=3))
     monkeypatch.setattr(export, "SKEW_SAMPLES", 2_000)
     whole = serving_skew(exported.model, images, pixels, "keep")
     monkeypatch.setattr(export, "SKEW_BATCH", 7)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_section
-from data_card import data_card
 from matplotlib.image import imread
+from some_cards import image_facts
 
 from reparam.data.batches import Batches
 from reparam.data.pixels import Pixels
@@ -16,7 +16,7 @@ from reparam.track.run import NoRun
 from reparam.train.filmstrip import COLUMNS, Filmstrip, epochs_between_pictures
 from reparam.train.loss import Loss
 
-PIXELS = Pixels(data_card("none"))
+PIXELS = Pixels(image_facts("none"))
 SHAPE = (1, 32, 16)  # two rows of it, enlarged four times, are wider than SMALLEST_SIDE
 
 
@@ -37,7 +37,7 @@ def some_model(**changes: Any) -> AnyModel:
 
 
 def some_loss(binarization: str = "none", objective: str = "elbo", **changes: Any) -> Loss:
-    return Loss(some_model(**changes), Pixels(data_card(binarization)), small_section("objective", name=objective))
+    return Loss(some_model(**changes), Pixels(image_facts(binarization)), small_section("objective", name=objective))
 
 
 def some_images(count: int) -> Batches:

@@ -98,7 +98,7 @@ def measure(subject: Subject, outliers: Images | None) -> Findings:
 
 def _likelihood(subject: Subject, findings: Findings) -> None:
     """Reduce scores to means over images. Units: nats per image."""
-    scores, settings = subject.scores, subject.settings
+    scores = subject.scores
     of_images = {"reconstruction" if subject.data.is_density else "bce": scores.reconstruction}
     if not subject.is_code:
         of_images["kl"] = scores.kl
@@ -107,25 +107,30 @@ def _likelihood(subject: Subject, findings: Findings) -> None:
     for name, values in of_images.items():
         findings.add_mean(name, values)
     if subject.has_likelihood:
-        if subject.model.likelihood.is_discrete:
-            findings.add_mean("bits_per_dim", scores.nll / (math.log(2) * subject.data.scored.images[0].size))
-        effective = scores.effective.median().item()
-        findings.metrics["nll_effective_samples"] = round(effective, 1)
-        columns = read_curve(scores.bounds, settings.nll_samples)
-        findings.facts["bounds"] = tuple(
-            Bound(samples=samples, bound=round(bound, 4), bound_se=round(error, 4))
-            for samples, bound, error in zip(*columns, strict=True)
-        )
-        if effective < FEW:
-            findings.warnings.append(
-                f"nll rests on {effective:.1f} of {settings.nll_samples:,} samples in the median image, and is too "
-                "high by what is missing; raise evaluate.nll_samples"
-            )
+        _nll(subject, findings)
     if len(scores.layer_sizes) > 1:
         for number, values in enumerate(scores.layer_kl.unbind(1), start=1):
             findings.add_mean(f"kl_layer_{number}", values)
     findings.metrics["active_units"] = int(subject.active.sum())
     findings.metrics["images"] = len(scores.kl)
+
+
+def _nll(subject: Subject, findings: Findings) -> None:
+    """Say how far the NLL can be trusted, and what it is in bits."""
+    scores, count = subject.scores, subject.settings.nll_samples
+    if subject.model.likelihood.is_discrete:
+        findings.add_mean("bits_per_dim", scores.nll / (math.log(2) * subject.data.scored.images[0].size))
+    effective = scores.effective.median().item()
+    findings.metrics["nll_effective_samples"] = round(effective, 1)
+    findings.facts["bounds"] = tuple(
+        Bound(samples=samples, bound=round(bound, 4), bound_se=round(error, 4))
+        for samples, bound, error in zip(*read_curve(scores.bounds, count), strict=True)
+    )
+    if effective < FEW:
+        findings.warnings.append(
+            f"nll rests on {effective:.1f} of {count:,} samples in the median image, and is too high by what is "
+            "missing; raise evaluate.nll_samples"
+        )
 
 
 def _latents(subject: Subject, findings: Findings) -> None:

@@ -2,7 +2,7 @@
 
 import torch
 
-from reparam.cards.data import DataCard
+from reparam.cards.data import ImageFacts
 from reparam.config import Config
 from reparam.data.batches import Batches
 from reparam.data.pixels import Pixels
@@ -15,23 +15,23 @@ from reparam.train.loss import Loss
 from reparam.train.trainer import Trainer
 
 
-def build_trainer(config: Config, card: DataCard, training: Batches, world: World = ALONE) -> Trainer:
+def build_trainer(config: Config, data: ImageFacts, training: Batches, world: World = ALONE) -> Trainer:
     """Put model, objective and optimizer together, on the device of the training images.
 
     Raises: ParamsError where they do not go together.
     """
-    model = build_model(config.model, card.shape)
-    check_parts(model, config, card)
+    model = build_model(config.model, data.shape)
+    check_parts(model, config, data, len(training))
     if world.size > 1 and has_batch_norm(model):
         raise ParamsError(
             f"params.yaml: model.{config.model.network}.norm: wanted 'none' or 'layer' where several processes train, "
             "each of which sees a part of the batch, found 'batch'"
         )
-    pixels = Pixels(card)
+    pixels = Pixels(data)
     if config.model.start_at_mean:
         start_at_mean(model, pixels.scaled(training.mean().cpu()))
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    has_density = is_density(model.likelihood, card.binarization)
+    has_density = is_density(model.likelihood, data.binarization)
     loss = Loss(model, pixels, config.objective, is_density=has_density).to(training.device)
     return Trainer(loss, config.train, len(training), world)

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from reparam.cards.data import DataCard
+from reparam.cards.data import ImageFacts
 from reparam.config import Config, ModelConfig, ObjectiveConfig
 from reparam.errors import ParamsError
 from reparam.models.build import AnyModel
@@ -10,13 +10,13 @@ from reparam.models.likelihoods import is_density
 from reparam.objectives import OBJECTIVES
 
 
-def check_parts(model: AnyModel, config: Config, card: DataCard) -> None:
-    """Refuse parts that do not go together.
+def check_parts(model: AnyModel, config: Config, data: ImageFacts, images: int) -> None:
+    """Refuse parts that do not go together; so many images are trained on.
 
     Raises: ParamsError.
     """
     check_fit(model, config.model, config.objective)
-    kind = card.scaling.kind
+    kind = data.scaling.kind
     if kind != "unit" and model.likelihood.needs_unit:
         likelihood = config.model.likelihood
         settings = "".join(f" ({block})" for block in config.model.arguments(likelihood))
@@ -24,19 +24,19 @@ def check_parts(model: AnyModel, config: Config, card: DataCard) -> None:
             f"params.yaml: preprocess.scaling: wanted 'unit' with model.likelihood {likelihood!r}{settings}, which is "
             f"of pixels in [0, 1], found {kind!r}"
         )
-    if card.binarization != "none" and not model.likelihood.needs_binary:
+    if data.binarization != "none" and not model.likelihood.needs_binary:
         raise ParamsError(
             f"params.yaml: preprocess.binarization: wanted 'none' with model.likelihood {config.model.likelihood!r}, a "
-            f"likelihood of grey pixels, found {card.binarization!r}"
+            f"likelihood of grey pixels, found {data.binarization!r}"
         )
-    images, size = card.splits["train"].count, config.train.batch_size
+    size = config.train.batch_size
     if has_batch_norm(model) and (images % size == 1 or min(images, size) == 1):
         raise ParamsError(
             "params.yaml: train.batch_size: wanted more than one image in every batch with "
             f"model.{config.model.network}.norm 'batch', found {size}, which leaves one of the {images} training "
             "images alone; take another number"
         )
-    if config.train.monitor == "elbo" and not is_density(model.likelihood, card.binarization):
+    if config.train.monitor == "elbo" and not is_density(model.likelihood, data.binarization):
         raise ParamsError(
             "params.yaml: train.monitor: wanted 'loss' where grey pixels meet a Bernoulli, so that there is no ELBO, "
             "found 'elbo'"
