@@ -224,8 +224,11 @@ REFERENCE = """\
 
 What each number means. Most are means over the images of `evaluate.split`, with their standard errors under
 `<name>_se`. Densities are those of the pixels as `preprocess.scaling` makes them: compare ELBO, reconstruction and NLL
-of models with the same scaling only. Generated images are decoder means and originals are grey: they are compared as
-people look at them. `make docs` writes this page from `src/reparam/metrics.py`.
+of models with the same scaling only. `make docs` writes this page from `src/reparam/metrics.py`.
+
+Read the numbers of generated images together. They compare decoder means with grey originals in a few principal
+components of pixels, so they cannot see fine detail, nor whether an image was copied from the training images. Few
+kinds of images that all look real have a high precision and density: only recall and coverage show what is missing.
 """
 HEAD = "| metric | shown as | unit | best | meaning | measured with |\n|---|---|---|---|---|---|\n"
 

@@ -22,6 +22,7 @@ from reparam.evaluate.representation import Guesses, Labelled, probe
 from reparam.evaluate.sample_quality import fit_projection, pca_quality
 from reparam.evaluate.scoring import standard_error
 from reparam.evaluate.subject import Subject
+from reparam.metrics import describe
 from reparam.models.build import AnyModel, start_at_mean
 from reparam.runtime import random_stream
 
@@ -175,6 +176,14 @@ def test_the_scores_of_images_average_to_the_metrics_and_nothing_else_is_among_t
         is_right = found.of_images[f"{name}_accuracy"]
         assert is_right.dtype == torch.bool
         assert found.metrics[f"{name}_accuracy"] == round(int(is_right.sum()) / 90, 4)
+
+
+@pytest.mark.parametrize("is_density", [True, False])
+@pytest.mark.parametrize("kind", ["vae", "hierarchical", "autoencoder"])
+def test_everything_that_is_measured_is_described(kind: str, is_density: bool) -> None:
+    found = measured(subject_of(model_of(kind=kind), is_density=is_density))
+    assert [name for name in found.metrics if describe(name.removesuffix("_se")) is None] == []
+    assert [name for name in found.of_images if name not in found.metrics] == []
 
 
 # Values
