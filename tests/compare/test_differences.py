@@ -16,7 +16,7 @@ from reparam.metrics import describe
 from reparam.models.likelihoods import LIKELIHOODS
 
 UNSPREAD = "the spread between seeds is unknown of first, other: compare several values of train.seed"
-ABOVE = "A verdict above the seeds is one on these weights: another seed gives others."
+ON_WEIGHTS = "A verdict on single experiments is about their weights: another seed gives other weights."
 
 
 # ---- verdicts
@@ -149,7 +149,7 @@ def test_differences_on_the_same_images_are_paired() -> None:
     assert found.notes == [
         "other: paired, same images: elbo",
         "other: not paired, as of independent images: kl",
-        ABOVE,
+        ON_WEIGHTS,
         UNSPREAD,
     ]
 
@@ -157,7 +157,7 @@ def test_differences_on_the_same_images_are_paired() -> None:
 def test_the_same_two_would_be_within_noise_were_they_not_paired() -> None:
     found = compare(scored_pair(scores={}))
     assert difference(found, "elbo") == Difference(1.0, pytest.approx(math.hypot(4.0825, 4.3)), "within noise")
-    assert found.notes == ["other: not paired, as of independent images: elbo, kl", ABOVE, UNSPREAD]
+    assert found.notes == ["other: not paired, as of independent images: elbo, kl", ON_WEIGHTS, UNSPREAD]
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_experiments_that_differ_in_their_seed_alone_are_a_group() -> None:
     # Errors of means: 1 / 3 and 0.5 / 2; 7/12 squared over (1/9/2 + 1/16/1) are 2.88 degrees of freedom, of which
     # the 97.5 % quantile is 3.26: the noise is 3.26 x 0.7638 = 2.49.
     assert second.difference == Difference(2.5, pytest.approx((7 / 12) ** 0.5), "better")
-    assert found.notes[-1] == ABOVE
+    assert found.notes[-1] == ON_WEIGHTS
 
 
 def test_a_difference_that_seeds_make_is_within_noise_however_many_images_there_are() -> None:

@@ -203,7 +203,7 @@ def _seed_row(
 
 def _on_seeds(experiments: Sequence[Experiment], groups: Sequence[Sequence[int]]) -> Iterator[str]:
     """Say of which parameters the spread between seeds is known."""
-    yield "A verdict above the seeds is one on these weights: another seed gives others."
+    yield "A verdict on single experiments is about their weights: another seed gives other weights."
     single = [experiments[group[0]].name for group in groups if len(group) == 1]
     if single:
         yield f"the spread between seeds is unknown of {', '.join(single)}: compare several values of {SEED}"
