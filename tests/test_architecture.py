@@ -24,8 +24,9 @@ PACKAGE = SOURCE / "reparam"
 
 # A module imports from the rows above its own, and inside its own part; never from another part in its row.
 LAYERS = (
-    ("errors", "redact"),
+    ("errors", "redact", "metrics"),
     ("config", "paths", "files", "lineage", "locks", "runtime", "threads", "progress"),
+    ("cards",),
     ("data", "models", "track", "client"),
     ("objectives", "figures"),
     ("download", "preprocess", "train", "evaluate", "export", "report"),

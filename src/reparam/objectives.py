@@ -263,6 +263,7 @@ class Objective:
 
     terms: Callable[[Model, Tensor, ObjectiveConfig, Setting], Terms]
     layers: tuple[int, float] = (0, math.inf)  # of latents with a posterior: at least, at most
+    matches_prior: bool = False  # whether it pulls codes that have no posterior to the prior
 
 
 def beta_at(config: ObjectiveConfig, epoch: Tensor) -> Tensor:
@@ -286,8 +287,13 @@ OBJECTIVES: dict[str, Objective] = {
     "elbo": Objective(elbo, layers=(1, math.inf)),
     "capacity": Objective(capacity, layers=(1, math.inf)),
     "beta_tc": Objective(beta_tc, layers=(1, 1)),
-    "mmd": Objective(mmd, layers=(0, 1)),
+    "mmd": Objective(mmd, layers=(0, 1), matches_prior=True),
     "iwae": Objective(importance_weighted, layers=(1, math.inf)),
     "dreg": Objective(dreg, layers=(1, 1)),
     "reinforce": Objective(reinforce, layers=(1, math.inf)),
 }
+
+
+def has_prior(model: Model, objective: str) -> bool:
+    """Whether decoded draws from N(0, I) are samples of a model that was trained with an objective."""
+    return model.stochastic_layers > 0 or OBJECTIVES[objective].matches_prior

@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from data_card import data_card
 from linear_gaussian import LinearGaussian
+from some_cards import image_facts
 from subjects import GREY, settings, some_images, some_model
 from torch import Tensor
 from views import view_of
@@ -14,7 +14,7 @@ from reparam.models.draw import kl_to_standard_normal
 from reparam.models.hierarchical import HierarchicalVAE
 from reparam.models.likelihoods import is_density
 
-DRAWN = data_card("dynamic")
+DRAWN = image_facts("dynamic")
 
 
 def tensors(scores: Scores) -> dict[str, Tensor]:

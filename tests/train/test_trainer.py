@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_card import data_card
+from some_cards import image_facts
 from torch import Tensor
 from training import black_and_white, model_config, objective_config, small_loss, spoil, train_config
 
@@ -284,7 +284,7 @@ def test_a_trainer_goes_on_to_the_last_bit_with_weights_in_channels_last(optimiz
         torch.manual_seed(0)
         config = model_config(network="conv", channels=(4, 6), hidden=(5,), latent=2)
         model = build_model(config, (1, 8, 8)).to(memory_format=torch.channels_last)
-        return Trainer(Loss(model, Pixels(data_card("none")), objective_config()), settings(optimizer=optimizer), 4)
+        return Trainer(Loss(model, Pixels(image_facts("none")), objective_config()), settings(optimizer=optimizer), 4)
 
     trainer, other = build(), build()
     for _ in range(3):

@@ -141,6 +141,7 @@ MaybeWidths = Annotated[tuple[Width, ...], Field(strict=False), AfterValidator(_
 Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1), AfterValidator(_check_length)]
 Strings = Annotated[tuple[str, ...], Field(strict=False)]
 
+LONGEST = 200  # characters of a value that a message shows
 TYPES = {
     "integer": "a whole number",
     "number": "a number",
@@ -166,3 +167,30 @@ def describe_type(schema: Mapping[str, Any]) -> str:
         return f"a list{length}, each {describe_type(schema['items'])}"
     bounds = " and ".join(f"{word} {schema[name]}" for name, word in BOUNDS.items() if name in schema)
     return TYPES[schema["type"]] + (f" ({bounds})" if bounds else "")
+
+
+def describe_problem(problem: Any) -> str:
+    """Say in one line what pydantic found wrong: `field: wanted this, found that`."""
+    path, found, context = ".".join(map(str, problem["loc"])), repr(problem["input"]), problem.get("ctx", {})
+    where = f"{path}: " if path else ""
+    found = found if len(found) <= LONGEST else f"{found[:LONGEST]}..."
+    match problem["type"]:
+        case "missing":
+            return f"{where}missing"
+        case "extra_forbidden":
+            return f"{where}unknown, found {found}"
+        case "json_invalid":
+            return f"not valid JSON ({context['error']})"
+        case "model_type" | "dict_type":
+            wanted = "named values"
+        case "tuple_type":
+            wanted = "a list"
+        case "too_short":
+            wanted = f"at least {context['min_length']} items"
+        case "too_long":
+            wanted = f"at most {context['max_length']} items"
+        case "string_pattern_mismatch":
+            wanted = f"text of the form {context['pattern']}"
+        case _:
+            wanted = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"{where}wanted {wanted}, found {found}"

@@ -3,14 +3,13 @@
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from safetensors.torch import load_file, save
 
-from reparam.config import ModelConfig
+from reparam.cards.card import CARD
+from reparam.cards.model import ModelCard
 from reparam.errors import DamagedInputError
 from reparam.files import require, rerun, sha256
 from reparam.models.build import AnyModel, build_model
-from reparam.models.card import CARD, read_card
 
 WEIGHTS = "weights.safetensors"
 
@@ -27,16 +26,15 @@ def load_model(directory: Path, device: torch.device) -> AnyModel:
 
     Raises: MissingInputError, DamagedInputError where the weights are not those that the card names.
     """
-    card = read_card(directory)
+    card = ModelCard.read(directory / CARD, "train")
     path = directory / WEIGHTS
     require(path, made_by="train")
-    found = sha256(path)
-    try:
-        wanted = card["lineage"]["weights_sha256"]
-        model = build_model(ModelConfig.model_validate(card["model"]), tuple(card["data"]["shape"]))
-    except (KeyError, TypeError, ValidationError) as error:
-        raise DamagedInputError(f"{directory / CARD}: no card of a model, {error!r}; {rerun('train')}") from None
+    wanted, found = card.lineage.weights_sha256, sha256(path)
     if found != wanted:
         raise DamagedInputError(f"{path}: wanted SHA-256 {wanted} (as in {CARD}), found {found}; {rerun('train')}")
-    model.load_state_dict(load_file(path))
+    model = build_model(card.model, card.data.shape)
+    try:
+        model.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise DamagedInputError(f"{path}: not the weights of the model on {CARD}: {error}; {rerun('train')}") from None
     return model.to(device).eval()

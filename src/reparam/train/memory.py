@@ -2,14 +2,15 @@
 
 import math
 import os
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from reparam.cards.data import ImageFacts
 from reparam.config import Config
+from reparam.data.batches import Batches
 from reparam.data.pixels import Pixels
 from reparam.errors import ParamsError
 from reparam.models.build import build_model
@@ -20,28 +21,27 @@ GIB = 2**30
 BYTES_PER_NUMBER = 4 * 6  # that a layer puts out: itself, its activation and normalisation
 
 
-def check_memory(config: Config, card: Mapping[str, Any], place: torch.device) -> None:
+def check_memory(config: Config, data: ImageFacts, training: Batches) -> None:
     """Refuse a training whose weights and gradients, or one of whose steps, this machine's memory cannot hold.
 
     It counts no more than what is surely needed, so what passes may still run out of memory.
 
     Raises: ParamsError.
     """
-    shape, count = tuple(card["shape"]), card["splits"]["train"]["count"]
     with META:
-        model = build_model(config.model, shape)
-    memory, weights = _memory(place), 2 * _bytes(model.parameters())
+        model = build_model(config.model, data.shape)
+    memory, weights = _memory(training.device), 2 * _bytes(model.parameters())
     if weights > memory:
         raise ParamsError(
             f"params.yaml: model: wanted a model that can be trained in {memory / GIB:,.1f} GiB of memory, found one "
             f"whose weights and gradients take {weights / GIB:,.1f} GiB; lower model.latent, or the widths in "
             f"model.{config.model.network}"
         )
-    batch = min(config.train.batch_size, count)
-    if weights + _most(model, shape, batch * config.objective.samples) <= memory:
+    batch = min(config.train.batch_size, len(training))
+    if weights + _most(model, data.shape, batch * config.objective.samples) <= memory:
         return
-    loss = Loss(model, Pixels(card).to(META), config.objective)
-    step = _bytes_of_step(loss, torch.empty((batch, *shape), dtype=torch.uint8, device=META))
+    loss = Loss(model, Pixels(data).to(META), config.objective)
+    step = _bytes_of_step(loss, torch.empty((batch, *data.shape), dtype=torch.uint8, device=META))
     if weights + step > memory:
         raise ParamsError(
             f"params.yaml: train.batch_size: wanted a step that fits into {memory / GIB:,.1f} GiB of memory, found "

@@ -68,9 +68,9 @@ def test_a_mirror_stands_where_the_project_or_the_user_is_at_home(
 
 
 def test_the_digits_are_those_of_scikit_learn(raw: Path, scratch: Path) -> None:
-    manifest, found = read(raw, scratch)
+    card, found = read(raw, scratch)
     published = load_digits()
-    assert manifest["source"] == "digits"
+    assert card.source == "digits"
     assert list(found.splits) == ["all"]
     digits = found.splits["all"]
     assert isinstance(digits, ImageArrays)
@@ -159,8 +159,8 @@ def test_a_folder_must_be_named(tmp_path: Path) -> None:
 def test_the_block_of_another_source_is_ignored(tmp_path: Path) -> None:
     config = settings("digits", path="nowhere", variant="letters")
     download(config, tmp_path, tmp_path)
-    assert write_manifest(config, tmp_path)["options"] == {}
-    assert write_manifest(settings("emnist", variant="letters"), tmp_path)["options"] == {"variant": "letters"}
+    assert write_manifest(config, tmp_path).options == {}
+    assert write_manifest(settings("emnist", variant="letters"), tmp_path).options == {"variant": "letters"}
 
 
 def test_every_source_says_what_it_is_and_on_what_terms() -> None:
@@ -217,8 +217,8 @@ def test_a_folder_and_an_archive_of_it_are_the_same_data(pack: Any, pets: Path, 
     directory.mkdir()
     download(config, tmp_path, directory)
     write_manifest(config, directory)
-    manifest, raw = read(directory, scratch)
-    assert (manifest["source"], raw.classes) == ("folder", ("cat", "dog"))
+    card, raw = read(directory, scratch)
+    assert (card.source, raw.classes) == ("folder", ("cat", "dog"))
     images = raw.splits["all"]
     assert isinstance(images, ImageFiles)
     assert images.names == ("cat/naïve.png", "cat/one.png", "dog/three.png")
@@ -232,8 +232,8 @@ def test_of_a_folder_the_images_alone_are_copied(pets: Path, tmp_path: Path) -> 
     directory.mkdir()
     config = settings("folder", path=str(pets))
     download(config, tmp_path, directory)
-    manifest = write_manifest(config, directory)
-    assert list(manifest["files"]) == ["images/cat/naïve.png", "images/cat/one.png", "images/dog/three.png"]
+    card = write_manifest(config, directory)
+    assert list(card.files) == ["images/cat/naïve.png", "images/cat/one.png", "images/dog/three.png"]
 
 
 def test_what_a_killed_download_left_of_another_folder_is_not_mixed_in(pets: Path, tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ torchvision's classes name the files, their addresses and checksums, and decode 
 import gzip
 import importlib.util
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from reparam.cards.card import MANIFEST, FileFacts
+from reparam.cards.data import DownloadCard
 from reparam.config import DownloadConfig
 from reparam.data.sources import torchvision_sets
 from reparam.data.sources.archives import unpack
@@ -20,9 +21,7 @@ from reparam.data.sources.folder import find_images, list_splits
 from reparam.data.sources.raw import ImageArrays, Raw
 from reparam.data.sources.transport import RemoteFile, fetch
 from reparam.errors import DamagedInputError, ParamsError, UserError
-from reparam.files import read_json, rerun, sha256, whole_directory, whole_file, write_json
-
-MANIFEST = "manifest.json"
+from reparam.files import rerun, sha256, whole_directory, whole_file
 
 
 @dataclass(frozen=True)
@@ -69,41 +68,41 @@ def _anchored(path: str, base: Path) -> str:
     return str(base / Path(path).expanduser())
 
 
-def write_manifest(config: DownloadConfig, directory: Path) -> dict[str, Any]:
+def write_manifest(config: DownloadConfig, directory: Path) -> DownloadCard:
     """List every file of a finished download with its checksum, and return the list."""
     source = SOURCES[config.source]
-    manifest = {
-        "source": config.source,
-        "options": {name: getattr(block, name) for block in config.arguments(config.source) for name in source.options},
-        "title": source.title,
-        "licence": source.licence,
-        "files": {
-            path.relative_to(directory).as_posix(): {"sha256": sha256(path), "bytes": path.stat().st_size}
-            for path in sorted(directory.rglob("*"))
-            if path.is_file()
-        },
-    }
-    write_json(directory / MANIFEST, manifest)
-    return manifest
+    card = DownloadCard(
+        source=config.source,
+        options={name: getattr(block, name) for block in config.arguments(config.source) for name in source.options},
+        title=source.title,
+        licence=source.licence,
+        files=FileFacts.below(directory),
+    )
+    card.write(directory / MANIFEST)
+    return card
 
 
-def read(directory: Path, scratch: Path) -> tuple[Mapping[str, Any], Raw]:
-    """Read downloaded files, after checking them against the manifest, which is returned too.
+def read(directory: Path, scratch: Path) -> tuple[DownloadCard, Raw]:
+    """Read downloaded files, after checking them against their card, which is returned too.
 
     Raises: MissingInputError, DamagedInputError.
     """
-    manifest = read_json(directory / MANIFEST, "download", ("source", "options", "files"))
-    if manifest["source"] not in SOURCES or not manifest["files"]:
-        raise DamagedInputError(f"{directory / MANIFEST}: names no data set of ours, or no files; {rerun('download')}")
-    for file, facts in manifest["files"].items():
+    card = DownloadCard.read(directory / MANIFEST, "download")
+    source = SOURCES[card.source]
+    if set(card.options) != set(source.options):
+        raise DamagedInputError(
+            f"{directory / MANIFEST}: options: wanted {list(source.options)} of source {card.source!r}, found "
+            f"{list(card.options)}; {rerun('download')}"
+        )
+    for file, facts in card.files.items():
         path = directory / file
         size = path.stat().st_size if path.exists() else None
-        if size != facts["bytes"] or sha256(path) != facts["sha256"]:
+        if size != facts.bytes or sha256(path) != facts.sha256:
             found = "no file" if size is None else f"{size} bytes with another checksum"
             raise DamagedInputError(
-                f"{path}: wanted the {facts['bytes']} bytes that were downloaded, found {found}; {rerun('download')}"
+                f"{path}: wanted the {facts.bytes} bytes that were downloaded, found {found}; {rerun('download')}"
             )
-    return manifest, SOURCES[manifest["source"]].read(directory, scratch, **manifest["options"])
+    return card, source.read(directory, scratch, **card.options)
 
 
 def _fetch_files(list_files: Callable[[], list[RemoteFile]]) -> Callable[[DownloadConfig, Path], None]:
