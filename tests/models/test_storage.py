@@ -1,6 +1,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -89,11 +90,33 @@ def test_weights_other_than_those_of_the_card_are_refused(stored: VAE, tmp_path:
     )
 
 
-def test_weights_of_another_model_are_refused(stored: VAE, tmp_path: Path) -> None:
-    weights = save_weights(tmp_path, {"other": torch.zeros(2)})
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda weights: {"other": torch.zeros(2)}, "{first}: wanted one, found none"),
+        (lambda weights: weights | {"other": torch.zeros(2)}, "other: wanted none, found one"),
+        (
+            lambda weights: weights | {"decoder.0.bias": torch.zeros(2)},
+            "decoder.0.bias: wanted ({bias},) torch.float32, found (2,) torch.float32",
+        ),
+        (
+            lambda weights: weights | {"decoder.0.bias": weights["decoder.0.bias"].double()},
+            "decoder.0.bias: wanted ({bias},) torch.float32, found ({bias},) torch.float64",
+        ),
+        (
+            lambda weights: weights | {"decoder.0.bias": weights["decoder.0.bias"] * torch.nan},
+            "decoder.0.bias: wanted finite numbers, found others",
+        ),
+    ],
+    ids=["gone", "more", "shape", "type", "numbers"],
+)
+def test_weights_of_another_model_are_refused(change: Any, problem: str, stored: VAE, tmp_path: Path) -> None:
+    first, bias = min(stored.state_dict()), len(stored.state_dict()["decoder.0.bias"])
+    weights = save_weights(tmp_path, change(stored.state_dict()))
     model_card(trained_params(model=CONFIG), weights, data=DATA).write(tmp_path / "card.json")
     with pytest.raises(DamagedInputError) as error:
         load_model(tmp_path, CPU)
-    message = str(error.value)
-    assert message.startswith(f"{tmp_path / 'weights.safetensors'}: not the weights of the model on card.json: ")
-    assert message.endswith("; run `dvc repro --force --single-item train`")
+    assert str(error.value) == (
+        f"{tmp_path / 'weights.safetensors'}: {problem.format(first=first, bias=bias)}; not the weights of the model on "
+        "card.json; run `dvc repro --force --single-item train`"
+    )

