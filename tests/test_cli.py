@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from some_cards import PARITY, evaluation_metrics, export_metrics
 
 from reparam import cli, track
+from reparam.cards.model import ModelCard
 from reparam.config import load_config
 from reparam.download import stage as download
 from reparam.evaluate import stage as evaluate
@@ -145,8 +147,10 @@ def test_how_threads_wait_is_decided_before_the_recorder_starts_which_would_coun
 def test_summary_prints_the_headline_and_where_to_look_next(
     finished: Paths, reparam: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finished.evaluation_metrics.write_text('{"elbo": -25.125, "elbo_se": 0.25, "nll": 24.5, "nll_se": 0.125}')
-    finished.export_metrics.write_text('{"encoder_max_error": 1e-7, "decoder_max_error": 3e-7}')
+    model = ModelCard.read(finished.model / "card.json", "train")
+    values = {"elbo": -25.125, "elbo_se": 0.25, "nll": 24.5, "nll_se": 0.125, "active_units": 3, "images": 359}
+    evaluation_metrics(model, values).write(finished.evaluation_metrics)
+    export_metrics(model, PARITY | {"decoder_max_error": 3e-7}).write(finished.export_metrics)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     code, printed = reparam("summary")
     assert code == 0
@@ -209,7 +213,7 @@ def test_a_bug_of_ours_keeps_its_traceback(project: Paths, reparam: Command, mon
         ("evaluate", "models/vae/card.json", "run `dvc repro train` first"),
         ("export", "models/vae/card.json", "run `dvc repro train` first"),
         ("report", "models/vae/card.json", "run `dvc repro train` first"),
-        ("summary", "reports/evaluation/metrics.json", "run `dvc repro evaluate` first"),
+        ("summary", "models/vae/card.json", "run `dvc repro train` first"),
     ],
 )
 def test_a_command_before_its_input_exists_names_the_stage_that_makes_it(
@@ -232,6 +236,7 @@ def test_a_command_before_its_input_exists_names_the_stage_that_makes_it(
         ("report", "reports/evaluation/metrics.json", "evaluate"),
         ("report", "reports/evaluation/card.json", "evaluate"),
         ("report", "reports/export/metrics.json", "export"),
+        ("summary", "reports/evaluation/metrics.json", "evaluate"),
         ("summary", "reports/export/metrics.json", "export"),
     ],
 )

@@ -26,9 +26,9 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
     Raises: StaleInputError where some are of another model.
     """
     tracker = tracker or track.connect(paths)
+    model, data = ModelCard.read(paths.model / CARD, "train"), store.read_card(paths.processed)
     for name in REQUIRED:
         require(paths.figures / f"{name}.png", made_by="evaluate")
-    model, data = ModelCard.read(paths.model / CARD, "train"), store.read_card(paths.processed)
     filled = [name for name in SPLITS if data.splits[name].count]  # there may be no validation split
     history = _read_history(paths, [name for name in filled if name != "test"])
     pictures = {path.stem: path.read_bytes() for path in sorted(paths.figures.glob("*.png"))}
