@@ -117,6 +117,6 @@ def test_weights_of_another_model_are_refused(change: Any, problem: str, stored:
     with pytest.raises(DamagedInputError) as error:
         load_model(tmp_path, CPU)
     assert str(error.value) == (
-        f"{tmp_path / 'weights.safetensors'}: {problem.format(first=first, bias=bias)}; not the weights of the model on "
-        "card.json; run `dvc repro --force --single-item train`"
+        f"{tmp_path / 'weights.safetensors'}: {problem.format(first=first, bias=bias)}; not the weights of the model "
+        "on card.json; run `dvc repro --force --single-item train`"
     )
