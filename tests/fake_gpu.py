@@ -115,7 +115,7 @@ def _place() -> str:
     while frame.f_globals["__name__"].split(".")[0] in ("torch", "fake_gpu"):
         assert frame.f_back is not None
         frame = frame.f_back
-    return frame.f_code.co_qualname
+    return frame.f_code.co_qualname.split(".<locals>")[0]  # of comprehensions, too, which some Pythons inline
 
 
 @contextmanager
@@ -125,7 +125,7 @@ def fake_gpu() -> Iterator[Watch]:
 
     def tolist(tensor: Tensor) -> Any:
         watch.arrive(tensor, "numbers")
-        return np.zeros(tensor.shape).tolist()
+        return np.zeros(tensor.shape, float if tensor.is_floating_point() else int).tolist()
 
     replaced: list[tuple[Any, str, Any]] = [
         (torch.autograd, "backward", _make_gradients_up),
