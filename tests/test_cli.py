@@ -80,6 +80,7 @@ def test_stages_leave_their_outputs_and_nothing_else(finished: Paths) -> None:
         "reports/training/metrics.json",
         "reports/evaluation/card.json",
         "reports/evaluation/latents.csv",
+        "reports/evaluation/scores.npz",
         "reports/evaluation/metrics.json",
         "reports/export/metrics.json",
         "reports/index.html",

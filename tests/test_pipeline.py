@@ -27,6 +27,7 @@ def test_repro_leaves_every_output_and_nothing_to_do(finished: Project) -> None:
         "reports/evaluation/card.json",
         "reports/evaluation/figures",
         "reports/evaluation/latents.csv",
+        "reports/evaluation/scores.npz",
         "reports/evaluation/metrics.json",
         "reports/export/metrics.json",
         "reports/index.html",

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from conftest import change
 from data_card import data_card
 from ruamel.yaml import YAML
+from subjects import settings, some_scores, some_split
+from subjects import some_data as data_of
 from torch import Tensor
 
 from reparam import recipes
@@ -24,7 +26,8 @@ from reparam.data.batches import Batches
 from reparam.data.pixels import Pixels
 from reparam.download import stage as download
 from reparam.errors import ParamsError
-from reparam.evaluate.metrics import Reports, Scores, headline
+from reparam.evaluate.measures import measure
+from reparam.evaluate.subject import Subject
 from reparam.models.build import build_model, start_at_mean
 from reparam.models.likelihoods import is_density
 from reparam.models.storage import load_model
@@ -161,18 +164,12 @@ def test_a_recipe_is_accepted_by_the_stage_that_trains_it(name: str) -> None:
 def test_the_number_to_compare_can_be_read_off_what_is_measured(name: str) -> None:
     config = recipe(name)
     model = build_model(config.model, shape(config))
-    ones = torch.ones(3, dtype=torch.float64)
-    reports = Reports(
-        is_density(model.likelihood, config.preprocess.binarization), model.stochastic_layers > 0, bits=False
-    )
-    metrics = headline(
-        Scores(*[ones] * 3, ones[:, None], *[ones] * 3, ones[:, None], ones, *[torch.ones(3, 3)] * 2, (3,)),
-        0.01,
-        reports,
-        pixels=784,
-    )
-    title, measure = TABLE.MEASURES[PUBLISHED[name]["measure"]]
-    assert math.isfinite(measure(metrics))
+    split = some_split([0, 0, 0], shape(config))
+    how = config.preprocess.binarization
+    data = data_of(split, data_card(how), is_density=is_density(model.likelihood, how))
+    metrics = measure(Subject(model, data, settings(nll_samples=1), some_scores(3, 3)), None).metrics
+    title, compared = TABLE.MEASURES[PUBLISHED[name]["measure"]]
+    assert math.isfinite(compared(metrics))
     if "squared" in title:  # these take off the constant of 784 pixels of variance 1/2
         assert (config.model.likelihood, math.prod(shape(config))) == ("gaussian", 784)
         assert config.model.gaussian.sigma == pytest.approx(math.sqrt(0.5), rel=1e-7)

@@ -76,6 +76,10 @@ class Paths:
         return self.root / "reports/evaluation/card.json"
 
     @property
+    def scores(self) -> Path:
+        return self.root / "reports/evaluation/scores.npz"
+
+    @property
     def latents(self) -> Path:
         return self.root / "reports/evaluation/latents.csv"
 

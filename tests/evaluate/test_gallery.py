@@ -1,81 +1,67 @@
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import small_section
 from data_card import data_card
 from matplotlib.figure import Figure
 from PIL import Image
+from subjects import GREY, SHAPE, settings, some_data, some_model, some_scores, some_split
 from torch import Tensor
-from views import view_of
 
 from reparam.config import EvaluateConfig
-from reparam.evaluate import gallery, latent_walks
-from reparam.evaluate.metrics import Reports, Scores
+from reparam.evaluate import gallery, walks
 from reparam.evaluate.samplers import SAMPLERS
-from reparam.evaluate.view import View
+from reparam.evaluate.subject import Subject
 from reparam.figures.images import plot_contact_sheet, tile
 from reparam.figures.style import indexed, png
-from reparam.models.build import AnyModel, build_model
+from reparam.models.build import AnyModel
 from reparam.report import page as report
+from reparam.runtime import random_stream
 
-SHAPE = (1, 2, 3)
-SETTINGS = small_section("evaluate", batch_size=4, elbo_samples=1, nll_samples=1, grid={"steps": 3, "range": 2.0})
+SETTINGS = settings(nll_samples=1)
+DRAWN = data_card("dynamic")
 
 
 def with_plane(plane: str) -> EvaluateConfig:
-    return SETTINGS.model_copy(update={"grid": SETTINGS.grid.model_copy(update={"plane": plane})})
+    return settings(nll_samples=1, grid={"range": 2.0, "plane": plane})
 
 
-def some_model(latent: int, kind: str = "vae", likelihood: str = "bernoulli") -> AnyModel:
-    torch.manual_seed(0)
-    changes = {"kind": kind, "hidden": [5], "activation": "tanh", "latent": latent, "likelihood": likelihood}
-    return build_model(small_section("model", **changes), SHAPE)
-
-
-def some_data(images: int, binarization: str, shift: float = 0.0, scale: float = 1.0) -> View:
-    grey = np.random.default_rng(0).integers(0, 256, (images, *SHAPE), dtype=np.uint8)
-    return view_of(grey, data_card(binarization, shift, scale))
-
-
-def some_scores(images: int, kl: list[float], *, is_code: bool = False) -> Scores:
-    generator = torch.Generator().manual_seed(0)
-    means = torch.randn(images, len(kl), generator=generator).double()
-    number = torch.full((images,), torch.nan if is_code else 1.0, dtype=torch.float64)
-    return Scores(
-        reconstruction=torch.rand(images, generator=generator).double(),
-        kl=number,
-        nll=number,
-        bounds=number[:, None],
-        effective=number,
-        latent_kl=torch.tensor(kl, dtype=torch.float64),
-        latent_kl_error=torch.zeros(len(kl)),
-        layer_kl=number[:, None],
-        latent_variance=torch.tensor([value / 10 for value in kl], dtype=torch.float64),
-        means=means,
-        log_variances=torch.full_like(means, -torch.inf if is_code else -2.0),
-        layer_sizes=(len(kl),),
-    )
-
-
-def some_start(latent: int) -> Tensor:
-    return torch.randn(gallery.SAMPLES_PER_SIDE**2, latent, generator=torch.Generator().manual_seed(1))
-
-
-def draw(
-    labels: list[Any],
+def subject_of(
+    labels: list[int],
     kl: list[float],
-    binarization: str = "dynamic",
+    card: dict[str, Any] = DRAWN,
     model: AnyModel | None = None,
-    settings: EvaluateConfig = SETTINGS,
-) -> dict[str, Figure]:
-    data, scores = some_data(len(labels), binarization), some_scores(len(labels), kl)
-    start = some_start(len(kl))
-    return gallery.draw(model or some_model(len(kl)), (data, np.array(labels)), scores, settings, start)
+    config: EvaluateConfig = SETTINGS,
+    **changes: Sequence[float] | Tensor,
+) -> Subject:
+    """A subject whose latents have these KLs, and a tenth of them as variance; its other scores are drawn."""
+    images, latent, generator = len(labels), len(kl), torch.Generator().manual_seed(0)
+    drawn = {
+        "means": torch.randn(images, latent, generator=generator),
+        "reconstruction": torch.rand(images, generator=generator),
+        "latent_kl": kl,
+        "latent_variance": [value / 10 for value in kl],
+        "log_variances": torch.full((images, latent), -2.0),
+    }
+    scores = some_scores(images, latent, **drawn | changes)
+    model = model or some_model(latent=latent, activation="tanh")
+    return Subject(model, some_data(some_split(labels, model.shape), card), config, scores)
+
+
+def draw(*arguments: Any) -> dict[str, Figure]:
+    return gallery.draw(subject_of(*arguments))
+
+
+def decoded_by(model: AnyModel) -> list[Tensor]:
+    """Collect what the decoder is asked to decode."""
+    found = list[Tensor]()
+    model.decoder.register_forward_hook(lambda _module, inputs, _output: found.append(inputs[0]))
+    return found
 
 
 def rows(figure: Figure, columns: int) -> list[np.ndarray]:
@@ -98,13 +84,13 @@ def drawn(figure: Figure) -> bool:
         (1, [0] * 12, "dimensions"),
         (1, [3], "principal"),
         (2, [4, 4, 2], "principal"),
-        (3, [-1, -1], "dimensions"),
+        (3, [0, 0], "dimensions"),
         (4, [7], "dimensions"),
         (400, [4, 4, 2], "dimensions"),
     ],
 )
 def test_every_picture_can_be_drawn(latent: int, labels: list[int], plane: str) -> None:
-    pictures = draw(labels, kl=[1.0] * latent, settings=with_plane(plane))
+    pictures = gallery.draw(subject_of(labels, [1.0] * latent, config=with_plane(plane)))
     wanted = ["aggregate", "bounds"]
     wanted += ["interpolation", "extremes"] if len(labels) > 1 else []
     wanted += ["components"] if len(labels) > 1 and latent > 2 else []
@@ -123,45 +109,44 @@ def test_the_page_asks_for_what_is_always_drawn_and_knows_all_that_may_be() -> N
 
 
 def test_one_image_of_each_class_is_shown_first_and_in_the_order_of_the_classes() -> None:
-    assert titles(draw([3, 1, 1, 2], kl=[1.0])["reconstructions"]) == ["1", "1", "2", "3"]
+    assert titles(draw([3, 1, 1, 2], [1.0])["reconstructions"]) == ["1", "1", "2", "3"]
     labels = [9, 9, 9, 0, 1, 2, 3, 4, 5, 6, 7, 8, 8]
-    assert titles(draw(labels, kl=[1.0])["reconstructions"]) == [str(label) for label in range(10)]
-    assert len(titles(draw(list(range(14)), kl=[1.0])["reconstructions"])) == 10
+    assert titles(draw(labels, [1.0])["reconstructions"]) == [str(label) for label in range(10)]
+    assert len(titles(draw(list(range(14)), [1.0])["reconstructions"])) == 10
 
 
 def test_reconstructions_are_those_of_the_pixels_that_the_model_saw() -> None:
-    model, data = some_model(2), some_data(3, "dynamic")
-    original, seen, reconstruction = rows(draw([0, 1, 2], kl=[2.0, 1.0], model=model)["reconstructions"], columns=3)
-    np.testing.assert_allclose(original, data.batches.take(torch.arange(len(data)))[:, 0].numpy() / 255, rtol=1e-6)
+    subject = subject_of([0, 1, 2], [2.0, 1.0])
+    original, seen, reconstruction = rows(gallery.draw(subject)["reconstructions"], columns=3)
+    np.testing.assert_allclose(original, subject.data.scored.images[:, 0] / 255, rtol=1e-6)
     assert set(np.unique(seen)) == {0.0, 1.0}
     with torch.no_grad():
-        wanted = model.decode(model.posterior(torch.from_numpy(seen)[:, None])[0])
+        wanted = subject.model.decode(subject.model.posterior(torch.from_numpy(seen)[:, None])[0])
     np.testing.assert_allclose(reconstruction, wanted[:, 0].numpy(), rtol=1e-6)
 
 
 def test_a_model_of_grey_images_saw_the_originals() -> None:
-    model = some_model(2)
-    original, reconstruction = rows(draw([0, 1, 2], [2.0, 1.0], "none", model)["reconstructions"], columns=3)
+    subject = subject_of([0, 1, 2], [2.0, 1.0], GREY)
+    original, reconstruction = rows(gallery.draw(subject)["reconstructions"], columns=3)
     with torch.no_grad():
-        wanted = model.decode(model.posterior(torch.from_numpy(original)[:, None])[0])
+        wanted = subject.model.decode(subject.model.posterior(torch.from_numpy(original)[:, None])[0])
     np.testing.assert_allclose(reconstruction, wanted[:, 0].numpy(), rtol=1e-6)
 
 
 def test_pictures_show_pixels_whatever_scale_the_model_sees() -> None:
-    model, data, scores = some_model(2), some_data(3, "dynamic", shift=0.5, scale=0.5), some_scores(3, [2.0, 1.0])
-    pictures = gallery.draw(model, (data, np.arange(3)), scores, SETTINGS, some_start(2))
+    subject = subject_of([0, 1, 2], [2.0, 1.0], data_card("dynamic", shift=0.5, scale=0.5))
+    pictures = gallery.draw(subject)
     original, seen, reconstruction = rows(pictures["reconstructions"], columns=3)
-    np.testing.assert_allclose(original, data.batches.take(torch.arange(len(data)))[:, 0].numpy() / 255, rtol=1e-6)
+    np.testing.assert_allclose(original, subject.data.scored.images[:, 0] / 255, rtol=1e-6)
     assert set(np.unique(seen)) == {0.0, 1.0}
     with torch.no_grad():
-        decoded = model.decode(model.posterior(torch.from_numpy(seen * 2 - 1)[:, None])[0])
+        decoded = subject.model.decode(subject.model.posterior(torch.from_numpy(seen * 2 - 1)[:, None])[0])
     np.testing.assert_allclose(reconstruction, decoded[:, 0].numpy() / 2 + 0.5, rtol=1e-6)
     for name in ("samples", "latent_grid"):
         [image] = [image for axes in pictures[name].axes for image in axes.images]
         shown = np.asarray(image.get_array())
-        assert (
-            0.5 < shown.min() < shown.max() <= 1.0
-        )  # a sigmoid lies between 0 and 1, and its pixels in the upper half
+        # A sigmoid lies between 0 and 1, and its pixels in the upper half.
+        assert 0.5 < shown.min() < shown.max() <= 1.0
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -179,9 +164,9 @@ def test_the_contact_sheet_shows_images_from_all_over_each_split(channels: int) 
 
 
 def test_the_latent_plane_spans_the_two_dimensions_of_the_largest_kl() -> None:
-    model, decoded = some_model(4), list[Tensor]()
-    model.decoder.register_forward_hook(lambda _module, inputs, _output: decoded.append(inputs[0]))
-    pictures = draw([0, 1, 2], kl=[0.5, 3.0, 0.1, 4.0], model=model)
+    subject = subject_of([0, 1, 2], [0.5, 3.0, 0.1, 4.0])
+    decoded = decoded_by(subject.model)
+    pictures = gallery.draw(subject)
     reconstructed, sampled, plane = decoded[:3]
     assert (reconstructed.shape, sampled.shape) == ((3, 4), (49, 4))
     # Row by row from the top: dimension 3 grows to the right, dimension 1 upwards, the others stay 0.
@@ -193,25 +178,25 @@ def test_the_latent_plane_spans_the_two_dimensions_of_the_largest_kl() -> None:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_the_samples_are_decoded_from_the_latents_given_and_named_after_where_those_came_from(sampler: str) -> None:
-    model, decoded, start = some_model(5), list[Tensor](), some_start(5)
-    model.decoder.register_forward_hook(lambda _module, inputs, _output: decoded.append(inputs[0]))
-    data, scores = some_data(3, "dynamic"), some_scores(3, [1.0] * 5)
-    settings = SETTINGS.model_copy(update={"sampler": sampler})
-    pictures = gallery.draw(model, (data, np.arange(3)), scores, settings, start)
+def test_the_samples_are_decoded_from_draws_of_the_sampler_and_named_after_it(sampler: str) -> None:
+    subject = subject_of([0, 1, 2], [1.0] * 5, config=settings(nll_samples=1, sampler=sampler))
+    with random_stream(SETTINGS.seed, "samples"):
+        start = subject.codes(49)
+    decoded = decoded_by(subject.model)
+    [axes] = gallery.draw(subject)["samples"].axes
     assert torch.equal(decoded[1], start)
-    [axes] = pictures["samples"].axes
     source = {"prior": "the prior", "mixture": "a fitted mixture"}[sampler]
     assert axes.get_title(loc="left") == f"Decoder means of draws from {source}"
 
 
 def test_an_autoencoder_is_drawn_around_its_mean_code_where_codes_vary_most() -> None:
-    model, decoded = some_model(3, "autoencoder"), list[Tensor]()
-    model.decoder.register_forward_hook(lambda _module, inputs, _output: decoded.append(inputs[0]))
-    scores = some_scores(3, [0.0, 0.0, 0.0], is_code=True)  # there is no KL to choose by
-    scores = replace(scores, latent_variance=torch.tensor([0.5, 0.001, 2.0], dtype=torch.float64))
-    pictures = gallery.draw(model, (some_data(3, "none"), np.arange(3)), scores, SETTINGS, some_start(3))
-    middle, spread = scores.means.mean(0), scores.means.std(0, correction=0)
+    model = some_model(kind="autoencoder")
+    # There is no KL to choose by.
+    subject = subject_of([0, 1, 2], [0.0, 0.0, 0.0], GREY, model, latent_variance=[0.5, 0.001, 2.0])
+    decoded = decoded_by(model)
+    pictures = gallery.draw(subject)
+    means = subject.scores.means
+    middle, spread = means.mean(0), means.std(0, correction=0)
     steps = [[y, 0.0, x] for y in (2.0, 0.0, -2.0) for x in (-2.0, 0.0, 2.0)]
     torch.testing.assert_close(decoded[2], (middle + torch.tensor(steps) * spread).float())
     [grid], [use] = pictures["latent_grid"].axes, pictures["latent_use"].axes
@@ -221,17 +206,17 @@ def test_an_autoencoder_is_drawn_around_its_mean_code_where_codes_vary_most() ->
     assert [bar.get_height() for bar in use.containers[0].patches] == [2.0, 0.5, 0.001]
     assert use.get_title(loc="left") == "2 of 3 latent dimensions are active"
     points = np.asarray(pictures["latent_scatter"].axes[0].collections[0].get_offsets())
-    np.testing.assert_allclose(points, ((scores.means - middle) / spread)[:, [2, 0]].numpy())
-    [walks] = pictures["traversals"].axes
-    names = [text.get_text() for text in walks.get_yticklabels()]
+    np.testing.assert_allclose(points, ((means - middle) / spread)[:, [2, 0]].numpy())
+    [traversals] = pictures["traversals"].axes
+    names = [text.get_text() for text in traversals.get_yticklabels()]
     assert names == ["z₂: 2.00 variance", "z₀: 0.50 variance"]
     assert "aggregate" not in pictures
     assert "bounds" not in pictures
 
 
 def test_a_hierarchy_is_drawn_in_all_its_latents() -> None:
-    model = some_model(2, "hierarchical")  # and six above
-    pictures = draw([0, 1, 2], kl=[0.1] * 7 + [5.0], model=model)
+    model = some_model(kind="hierarchical", latent=2, upper=[6])
+    pictures = gallery.draw(subject_of([0, 1, 2], [0.1] * 7 + [5.0], model=model))
     [grid] = pictures["latent_grid"].axes
     assert grid.get_xlabel() == "z₇  (prior standard deviations)"
     for figure in pictures.values():
@@ -239,27 +224,27 @@ def test_a_hierarchy_is_drawn_in_all_its_latents() -> None:
 
 
 def test_active_dimensions_are_those_above_the_threshold() -> None:
-    [axes] = draw([0, 1], kl=[0.05, 0.2, 3.0])["latent_use"].axes  # variances 0.005, 0.02, 0.3
+    [axes] = draw([0, 1], [0.05, 0.2, 3.0])["latent_use"].axes  # variances 0.005, 0.02, 0.3
     assert axes.get_title(loc="left") == "2 of 3 latent dimensions are active"
 
 
 def test_pictures_are_the_same_each_time_and_leave_the_random_stream_alone() -> None:
+    subject = subject_of([0, 1, 2], [2.0, 1.0])
     before = torch.get_rng_state()
-    model = some_model(2)
-    torch.set_rng_state(before)
-    first = {name: png(figure) for name, figure in draw([0, 1, 2], [2.0, 1.0], model=model).items()}
+    first = {name: png(figure) for name, figure in gallery.draw(subject).items()}
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(7)
-    second = {name: png(figure) for name, figure in draw([0, 1, 2], [2.0, 1.0], model=model).items()}
+    second = {name: png(figure) for name, figure in gallery.draw(subject).items()}
     assert first == second
 
 
 def test_names_of_classes_change_no_draw() -> None:
-    model = some_model(2)
-    plain, named = (draw(labels, [2.0, 1.0], model=model) for labels in ([0, 1, 2], ["ape", "bee", "cat"]))
-    assert titles(named["reconstructions"]) == ["ape", "bee", "cat"]
-    for before, after in zip(rows(plain["reconstructions"], 3), rows(named["reconstructions"], 3), strict=True):
-        np.testing.assert_array_equal(before, after)
+    plain = subject_of([0, 1, 2], [2.0, 1.0])
+    named = replace(plain, data=replace(plain.data, classes=["ape", "bee", "cat"]))
+    before, after = (gallery.draw(subject)["reconstructions"] for subject in (plain, named))
+    assert titles(before) == ["0", "1", "2"]
+    assert titles(after) == ["ape", "bee", "cat"]
+    np.testing.assert_array_equal(rows(before, 3), rows(after, 3))
 
 
 # Planes and walks
@@ -267,7 +252,7 @@ def test_names_of_classes_change_no_draw() -> None:
 
 def test_the_principal_plane_spans_standard_deviations_along_the_principal_components() -> None:
     means = torch.tensor([[1.0, 5.0, 0.0], [1.0, -3.0, 0.0], [2.0, 1.0, 0.0], [0.0, 1.0, 0.0]], dtype=torch.float64)
-    plane = latent_walks.plane("principal", means, torch.ones(3), False)
+    plane = walks.plane("principal", means, torch.ones(3), False)
     torch.testing.assert_close(plane.origin, torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64))
     wanted = torch.tensor([[0.0, 8**0.5, 0.0], [0.5**0.5, 0.0, 0.0]], dtype=torch.float64)
     torch.testing.assert_close(plane.directions, wanted)
@@ -277,10 +262,10 @@ def test_the_principal_plane_spans_standard_deviations_along_the_principal_compo
 
 
 def test_the_grid_and_the_scatter_share_the_principal_plane() -> None:
-    settings = with_plane("principal")
-    pictures, means = draw([0, 1, 2], [1.0] * 4, settings=settings), some_scores(3, [1.0] * 4).means
+    subject = subject_of([0, 1, 2], [1.0] * 4, config=with_plane("principal"))
+    pictures, means = gallery.draw(subject), subject.scores.means
     points = np.asarray(pictures["latent_scatter"].axes[0].collections[0].get_offsets())
-    np.testing.assert_allclose(points, latent_walks.plane_of_components(means).coordinates(means).numpy())
+    np.testing.assert_allclose(points, walks.plane_of_components(means).coordinates(means).numpy())
     for name in ("latent_grid", "latent_scatter"):
         [axes] = pictures[name].axes
         assert axes.get_xlabel() == "component 1  (standard deviations of posterior means)"
@@ -288,8 +273,9 @@ def test_the_grid_and_the_scatter_share_the_principal_plane() -> None:
 
 
 def test_of_a_single_latent_dimension_classes_are_drawn_one_above_the_other() -> None:
-    pictures = draw([5, 9, 5], [1.0])
-    [axes], means = pictures["latent_scatter"].axes, some_scores(3, [1.0]).means
+    subject = subject_of([5, 9, 5], [1.0])
+    pictures, means = gallery.draw(subject), subject.scores.means
+    [axes] = pictures["latent_scatter"].axes
     points = np.asarray(axes.collections[0].get_offsets())
     np.testing.assert_allclose(points, [[means[0, 0], 0], [means[1, 0], 1], [means[2, 0], 0]])
     assert axes.get_ylabel() == "number of the class"
@@ -297,9 +283,9 @@ def test_of_a_single_latent_dimension_classes_are_drawn_one_above_the_other() ->
 
 
 def test_traversals_move_one_active_dimension_at_a_time_those_that_tell_most_first() -> None:
-    model, decoded = some_model(4), list[Tensor]()
-    model.decoder.register_forward_hook(lambda _module, inputs, _output: decoded.append(inputs[0]))
-    pictures = draw([0, 1, 2], kl=[0.5, 3.0, 0.05, 4.0], model=model)  # dimension 2 is not active
+    subject = subject_of([0, 1, 2], [0.5, 3.0, 0.05, 4.0])  # dimension 2 is not active
+    decoded = decoded_by(subject.model)
+    pictures = gallery.draw(subject)
     walk = decoded[3].reshape(3, 11, 4)
     for number, row in zip((3, 1, 0), walk, strict=True):
         torch.testing.assert_close(row[:, number], torch.linspace(-2, 2, 11))
@@ -327,20 +313,20 @@ def cells(figure: Figure, columns: int) -> np.ndarray:
 
 
 def test_interpolation_goes_straight_from_one_image_to_one_of_another_class() -> None:
-    model, scores = some_model(2), some_scores(8, [2.0, 1.0])
     labels = [0, 1, 2, 3, 0, 1, 2, 3]
-    figure = draw(labels, [2.0, 1.0], model=model)["interpolation"]
+    subject = subject_of(labels, [2.0, 1.0])
+    figure = gallery.draw(subject)["interpolation"]
     found = cells(figure, 13)
-    stored = some_data(8, "dynamic").batches.take(torch.arange(8))[:, 0].numpy() / np.float32(255)
+    stored = subject.data.scored.images[:, 0] / np.float32(255)
     seen = list[int]()
     for line, text in zip(found, figure.axes[0].get_yticklabels(), strict=True):
         first, second = (int(np.abs(stored - end).sum((1, 2)).argmin()) for end in (line[0], line[-1]))
         np.testing.assert_allclose(line[[0, -1]], stored[[first, second]], rtol=1e-6)
         assert text.get_text() == f"{labels[first]} to {labels[second]}"
         assert labels[first] != labels[second]
-        means = scores.means[[first, second]].float()
+        means = subject.scores.means[[first, second]].float()
         with torch.no_grad():
-            wanted = model.decode(torch.lerp(means[:1], means[1:], torch.linspace(0, 1, 11)[:, None]))
+            wanted = subject.model.decode(torch.lerp(means[:1], means[1:], torch.linspace(0, 1, 11)[:, None]))
         np.testing.assert_allclose(line[1:-1], wanted[:, 0].numpy(), rtol=1e-5)
         seen += [first, second]
     assert 2 <= len(found) <= 4
@@ -348,7 +334,7 @@ def test_interpolation_goes_straight_from_one_image_to_one_of_another_class() ->
 
 
 def test_interpolation_joins_six_pairs_at_most_and_any_images_where_there_are_no_classes() -> None:
-    figure = draw([-1] * 20, [2.0, 1.0])["interpolation"]
+    figure = draw([0] * 20, [2.0, 1.0])["interpolation"]
     assert cells(figure, 13).shape[0] == 6
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == [""] * 6
 
@@ -357,11 +343,10 @@ def test_interpolation_joins_six_pairs_at_most_and_any_images_where_there_are_no
 
 
 def test_the_aggregate_posterior_is_made_of_one_draw_for_each_image() -> None:
-    images = 4000
-    scores = some_scores(images, [0.5, 3.0])
-    scores = replace(scores, means=scores.means * 0.5, log_variances=torch.full_like(scores.means, np.log(0.75)))
-    figure = gallery.draw(some_model(2), (some_data(images, "none"), np.zeros(images)), scores, SETTINGS, some_start(2))
-    panels = figure["aggregate"].axes
+    means = 0.5 * torch.randn(4000, 2, generator=torch.Generator().manual_seed(0))
+    log_variances = torch.full_like(means, np.log(0.75))
+    subject = subject_of([0] * 4000, [0.5, 3.0], GREY, means=means, log_variances=log_variances)
+    panels = gallery.draw(subject)["aggregate"].axes
     assert [axes.get_title(loc="left") for axes in panels] == ["z₁: 3.00 nats", "z₀: 0.50 nats"]
     for axes in panels:  # 0.25 + 0.75 is the variance of the prior
         density, edges, _ = axes.patches[0].get_data()
@@ -374,39 +359,37 @@ def test_the_aggregate_posterior_shows_twelve_dimensions_at_most() -> None:
     assert len(draw([0, 1], [1.0] * 400)["aggregate"].axes) == 12
 
 
-def test_bounds_are_drawn_where_they_are_bounds_alone() -> None:
-    settings = SETTINGS.model_copy(update={"nll_samples": 5})
-    scores = replace(some_scores(4, [1.0]), bounds=torch.tensor([[-3.0, -2.0, -1.0]] * 4, dtype=torch.float64))
-    model, data = some_model(1), (some_data(4, "none"), np.arange(4))
-
-    def names(scores: Scores, reports: Reports | None) -> set[str]:
-        return set(gallery.draw(model, data, scores, settings, some_start(1), reports=reports))
-
-    drawn = gallery.draw(model, data, scores, settings, some_start(1))["bounds"]
-    [line] = drawn.axes[0].lines
+def test_bounds_are_drawn_where_the_likelihood_is_one_of_these_pixels() -> None:
+    bounds = torch.tensor([[-3.0, -2.0, -1.0]] * 4)
+    subject = subject_of([0, 1, 2, 3], [1.0], config=settings(nll_samples=5), bounds=bounds)
+    pictures = gallery.draw(subject)
+    [line] = pictures["bounds"].axes[0].lines
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 2, 5], [-3.0, -2.0, -1.0])
-    assert "bounds" in names(scores, Reports(density=True, posterior=True, bits=False))
-    assert "bounds" not in names(scores, Reports(density=False, posterior=True, bits=False))
-    assert "bounds" not in names(replace(scores, bounds=scores.bounds * torch.nan), None)
+    others = gallery.draw(replace(subject, data=replace(subject.data, is_density=False)))
+    assert set(pictures) - set(others) == {"bounds"}
+    names = [[axes.get_title(loc="left") for axes in found["extremes"].axes] for found in (pictures, others)]
+    assert names == [
+        [f"{which} reconstructed: {measure}, nats" for which in ("Best", "Worst")]
+        for measure in ("−log p(x|z)", "cross-entropy")
+    ]
 
 
 @pytest.mark.parametrize(("images", "count"), [(2, 1), (5, 2), (50, 10)])
 def test_extremes_are_the_best_and_the_worst_with_their_nats(images: int, count: int) -> None:
-    labels = [0] * images
-    figure = draw(labels, [2.0, 1.0], "none")["extremes"]
-    losses = sorted(some_scores(images, [2.0, 1.0]).reconstruction.tolist())
-    best, worst = figure.axes
+    subject = subject_of([0] * images, [2.0, 1.0], GREY)
+    losses = sorted(subject.scores.reconstruction.tolist())
+    best, worst = gallery.draw(subject)["extremes"].axes
     assert [text.get_text() for text in best.get_xticklabels()] == [f"{value:.1f}" for value in losses[:count]]
     assert [text.get_text() for text in worst.get_xticklabels()] == [f"{value:.1f}" for value in losses[::-1][:count]]
     assert [text.get_text() for text in best.get_yticklabels()] == ["original", "reconstruction"]
 
 
 def test_extremes_show_the_very_draw_that_was_scored() -> None:
-    model, data, scores = some_model(2), some_data(9, "dynamic"), some_scores(9, [2.0, 1.0])
-    best, _worst = gallery.draw(model, (data, np.zeros(9)), scores, SETTINGS, some_start(2))["extremes"].axes
-    seen = torch.cat(list(data.seen(SETTINGS.seed)))[scores.reconstruction.argsort()[:4]]
+    subject = subject_of([0] * 9, [2.0, 1.0])
+    best, _worst = gallery.draw(subject)["extremes"].axes
+    seen = torch.cat(list(subject.images.seen(SETTINGS.seed)))[subject.scores.reconstruction.argsort()[:4]]
     with torch.no_grad():
-        decoded = model.decode(model.posterior(seen)[0])
+        decoded = subject.model.decode(subject.model.posterior(seen)[0])
     canvas = np.asarray(best.images[0].get_array())
     for row, images in ((1, seen), (2, decoded)):
         top = row * (SHAPE[1] + 1)
@@ -418,14 +401,13 @@ def test_extremes_show_the_very_draw_that_was_scored() -> None:
     ("kind", "shift", "scale"), [("vae", 0.5, 0.25), ("hierarchical", 0.0, 1.0), ("autoencoder", 0.0, 1.0)]
 )
 def test_a_decoder_that_gives_each_pixel_a_deviation_shows_it(kind: str, shift: float, scale: float) -> None:
-    model = some_model(2, kind, likelihood="gaussian_per_pixel")
-    latent = 8 if kind == "hierarchical" else 2
+    model = some_model(kind=kind, likelihood="gaussian_per_pixel", latent=2)
+    latent = 4 if kind == "hierarchical" else 2
     with torch.no_grad():
         for parameter in model.decoder.parameters():
             parameter.zero_()
         list(model.decoder.parameters())[-1].view(2, -1)[1] = -1.0  # log sigma, of every pixel
-    data, scores = some_data(3, "none", shift, scale), some_scores(3, [1.0] * latent, is_code=kind == "autoencoder")
-    pictures = gallery.draw(model, (data, np.arange(3)), scores, SETTINGS, some_start(latent))
+    pictures = draw([0, 1, 2], [1.0] * latent, data_card("none", shift, scale), model)
     shown = [np.asarray(image.get_array()) for image in pictures["sigma"].axes[0].images[6:9]]
     # The likelihood bounds log sigma between -6 and 2, softly: -1 becomes a little less.
     np.testing.assert_allclose(shown, np.full((3, *SHAPE[1:]), np.exp(-1.0) * scale), rtol=0.05)
@@ -435,8 +417,7 @@ def test_a_decoder_that_gives_each_pixel_a_deviation_shows_it(kind: str, shift: 
 
 def test_likelihoods_without_a_deviation_for_each_pixel_show_none() -> None:
     for likelihood in ("bernoulli", "gaussian", "gaussian_learned"):
-        pictures = draw([0, 1], [1.0, 1.0], "none", some_model(2, likelihood=likelihood))
-        assert "sigma" not in pictures
+        assert "sigma" not in draw([0, 1], [1.0, 1.0], GREY, some_model(latent=2, likelihood=likelihood))
 
 
 # Tiles
@@ -449,21 +430,21 @@ def pixels(content: bytes) -> np.ndarray:
 
 @pytest.mark.parametrize("plane", ["dimensions", "principal"])
 def test_tiles_are_the_decoded_images_edge_to_edge(plane: str) -> None:
-    settings = with_plane(plane)
-    model, scores = some_model(3), some_scores(5, [2.0, 0.01, 1.0])
-    pictures, facts = gallery.tiles(model, (some_data(5, "dynamic"), np.arange(5)), scores, settings)
+    subject = subject_of([0, 1, 2, 3, 4], [2.0, 0.01, 1.0], config=with_plane(plane))
+    model = subject.model
+    pictures, facts = gallery.tiles(subject)
     assert tuple(pictures) == gallery.TILES
-    grid, walks = (pixels(pictures[name]) for name in gallery.TILES)
+    grid, moved = (pixels(pictures[name]) for name in gallery.TILES)
     assert grid.shape == (3 * 2, 3 * 3)
-    assert walks.shape == (2 * 2, 21 * 3)
-    z = latent_walks.plane(settings.grid.plane, scores.means, scores.latent_kl, False).latents(3, 2.0)
+    assert moved.shape == (2 * 2, 21 * 3)
+    z = walks.plane(plane, subject.scores.means, subject.scores.latent_kl, False).latents(3, 2.0)
     along = torch.zeros(21, 3)
     along[:, 2] = torch.linspace(-2, 2, 21)
     with torch.no_grad():
         first, last, walk = model.decode(z[:1].float()), model.decode(z[-1:].float()), model.decode(along)
     for found, wanted in ((grid[:2, :3], first), (grid[-2:, -3:], last)):
         np.testing.assert_allclose(found, wanted[0, 0].numpy() * 255, atol=0.51)
-    np.testing.assert_allclose(walks[2:], tile(walk.numpy(), 21, 0)[0] * 255, atol=0.51)
+    np.testing.assert_allclose(moved[2:], tile(walk.numpy(), 21, 0)[0] * 255, atol=0.51)
     names = ["z0", "z2"] if plane == "dimensions" else ["component 1", "component 2"]
     unit = "prior standard deviations" if plane == "dimensions" else "standard deviations of posterior means"
     assert facts == {
@@ -480,8 +461,9 @@ def test_tiles_are_the_decoded_images_edge_to_edge(plane: str) -> None:
 
 
 def test_tiles_are_the_same_each_time_and_draw_nothing() -> None:
-    model, scores, before = some_model(1, "autoencoder"), some_scores(3, [0.0], is_code=True), torch.get_rng_state()
-    first, second = (gallery.tiles(model, (some_data(3, "none"), np.arange(3)), scores, SETTINGS) for _ in range(2))
+    subject = subject_of([0, 1, 2], [0.0], GREY, some_model(kind="autoencoder", latent=1))
+    before = torch.get_rng_state()
+    first, second = gallery.tiles(subject), gallery.tiles(subject)
     assert first == second
     assert torch.equal(torch.get_rng_state(), before)
     assert json.loads(json.dumps(first[1], allow_nan=False)) == first[1]
@@ -489,11 +471,7 @@ def test_tiles_are_the_same_each_time_and_draw_nothing() -> None:
 
 
 def test_images_of_three_channels_are_drawn_and_cut_in_colour() -> None:
-    torch.manual_seed(0)
-    model = build_model(small_section("model", hidden=[5], latent=2), (3, 2, 3))
-    grey = np.random.default_rng(0).integers(0, 256, (6, 3, 2, 3), dtype=np.uint8)
-    data = view_of(grey, data_card("none", channels=3)), np.arange(6) % 2
-    pictures = gallery.draw(model, data, some_scores(6, [1.0, 1.0]), SETTINGS, some_start(2))
-    assert all(map(drawn, pictures.values()))
-    tiles, _ = gallery.tiles(model, data, some_scores(6, [1.0, 1.0]), SETTINGS)
+    subject = subject_of([0, 1] * 3, [1.0, 1.0], data_card("none", channels=3), some_model((3, 2, 3), latent=2))
+    assert all(map(drawn, gallery.draw(subject).values()))
+    tiles, _ = gallery.tiles(subject)
     assert pixels(tiles["grid_tiles"]).shape == (6, 9, 3)

@@ -6,7 +6,9 @@ from scipy.linalg import sqrtm
 from torch import Tensor
 
 from reparam import runtime
-from reparam.evaluate.sample_quality import fit_projection, frechet, neighbourhoods, pca_quality
+from reparam.data.store import Images
+from reparam.evaluate import sample_quality
+from reparam.evaluate.sample_quality import fit_projection, frechet, grey, neighbourhoods, pca_quality
 
 
 def points(count: int, size: int = 3, seed: int = 0) -> Tensor:
@@ -122,17 +124,33 @@ def test_the_frechet_distance_is_symmetric() -> None:
 # Features of pixels
 
 
+def stored(pixels: Tensor, shape: tuple[int, ...]) -> Images:
+    """Store numbers around 0 as pixels around medium grey. Shapes: (N, C*H*W) -> (N, C, H, W)."""
+    levels = (127.5 + 100 * pixels / pixels.abs().max()).round()
+    images: Images = levels.to(torch.uint8).reshape(-1, *shape).numpy()
+    return images
+
+
+def noise(count: int, shape: tuple[int, ...]) -> Images:
+    return np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+def test_stored_pixels_are_shares_of_white() -> None:
+    torch.testing.assert_close(grey(np.array([[0, 51, 255]], np.uint8)), torch.tensor([[0.0, 0.2, 1.0]]))
+
+
 def test_the_projection_finds_where_images_vary() -> None:
     draws = torch.Generator().manual_seed(0)
-    directions = torch.linalg.qr(torch.randn(12, 2, generator=draws)).Q.T  # two at right angles
-    images = (torch.randn(200, 2, generator=draws) * torch.tensor([3.0, 1.0]) @ directions).reshape(200, 3, 2, 2) + 7
-    project = fit_projection(images, 2)
-    features = project(images)
+    # Two directions at right angles, of whole numbers, so that images show nothing else when they are stored.
+    directions = torch.tensor([[1.0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1], [1.0, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1]])
+    steps = (torch.randn(200, 2, generator=draws) * torch.tensor([12.0, 4.0])).round().clamp(-60, 60)
+    images = (127 + steps @ directions).to(torch.uint8).reshape(200, 3, 2, 2).numpy()
+    features = fit_projection(images, 2)(grey(images))
     assert features.shape == (200, 2)
     assert features.dtype == torch.float64
-    torch.testing.assert_close(features.mean(0), torch.zeros(2).double(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(features.mean(0), torch.zeros(2).double(), rtol=0, atol=1e-6)
     # Nothing is left out and nothing whitened: distances are those of the images.
-    torch.testing.assert_close(torch.cdist(features, features), torch.cdist(*[images.flatten(1).double()] * 2))
+    torch.testing.assert_close(torch.cdist(features, features), torch.cdist(*[grey(images).flatten(1).double()] * 2))
     assert features.var(0).tolist() == sorted(features.var(0).tolist(), reverse=True)
 
 
@@ -142,14 +160,14 @@ def test_the_projection_finds_where_images_vary() -> None:
 def test_there_are_fewer_components_where_there_is_less_to_see(
     images: int, shape: tuple[int, ...], expected: int
 ) -> None:
-    pictures = torch.rand(images, *shape, generator=torch.Generator().manual_seed(0))
-    assert fit_projection(pictures)(pictures).shape == (images, expected)
+    pictures = noise(images, shape)
+    assert fit_projection(pictures, 50)(grey(pictures)).shape == (images, expected)
 
 
 def test_the_projection_is_the_same_every_time_and_draws_nothing_from_torch() -> None:
-    pictures = torch.rand(60, 1, 40, 40, generator=torch.Generator().manual_seed(0))
+    pictures = noise(60, (1, 40, 40))
     state = torch.get_rng_state()
-    first, again = (fit_projection(pictures, 10)(pictures) for _ in range(2))
+    first, again = (fit_projection(pictures, 10)(grey(pictures)) for _ in range(2))
     assert torch.equal(first, again)
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -159,27 +177,30 @@ def test_the_projection_is_that_of_the_singular_vectors(side: int) -> None:
     draws = torch.Generator().manual_seed(0)
     strength = torch.arange(1, side * side + 1) ** -0.8  # about as in natural images
     mixing = torch.linalg.qr(torch.randn(side * side, side * side, generator=draws)).Q
-    pixels = (torch.randn(300, side * side, generator=draws) * strength) @ mixing + 0.5
-    images = pixels.reshape(300, 1, side, side)
-    axes = torch.linalg.svd(images.flatten(1).double() - images.flatten(1).double().mean(0)).Vh[:20].T
-    features = fit_projection(images, 20)(images)
-    exact = (images.flatten(1).double() - images.flatten(1).double().mean(0)) @ axes
+    images = stored((torch.randn(300, side * side, generator=draws) * strength) @ mixing, (1, side, side))
+    pixels = grey(images).flatten(1).double()
+    exact = (pixels - pixels.mean(0)) @ torch.linalg.svd(pixels - pixels.mean(0)).Vh[:20].T
+    features = fit_projection(images, 20)(grey(images))
     torch.testing.assert_close(torch.cdist(features, features), torch.cdist(exact, exact), rtol=1e-3, atol=1e-6)
 
 
-def test_memory_bounds_the_images_that_are_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "NUMBERS_AT_ONCE", 30 * 16)
-    pictures = torch.rand(90, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("bound", ["memory", "time"])
+def test_evenly_spaced_images_are_fitted_where_there_are_very_many(bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = noise(90, (1, 4, 4))
+    if bound == "memory":
+        monkeypatch.setattr(runtime, "NUMBERS_AT_ONCE", 30 * 16)
+    else:
+        monkeypatch.setattr(sample_quality, "LEARNED_FROM", 30)
     bounded = fit_projection(pictures, 3)
     monkeypatch.undo()
     third = fit_projection(pictures[::3], 3)
     torch.testing.assert_close(bounded.mean, third.mean)
-    torch.testing.assert_close(bounded(pictures), third(pictures))
+    torch.testing.assert_close(bounded(grey(pictures)), third(grey(pictures)))
 
 
 def test_images_that_are_all_the_same_have_features_without_a_warning() -> None:
-    same = torch.full((5, 1, 2, 2), 0.5)
-    features = fit_projection(same)(same)
+    same = np.full((5, 1, 2, 2), 128, np.uint8)
+    features = fit_projection(same, 50)(grey(same))
     assert features.abs().max().item() < 1e-6
 
 
@@ -188,7 +209,7 @@ def test_images_that_are_all_the_same_have_features_without_a_warning() -> None:
 
 def test_names_say_in_which_features_images_were_compared() -> None:
     real = points(60)
-    found = pca_quality(real, real)
+    found = pca_quality(real, real, 5)
     assert list(found) == ["pca_precision", "pca_recall", "pca_density", "pca_coverage", "pca_frechet"]
     assert found["pca_density"] == pytest.approx(6 / 5)  # five neighbours each, and oneself
     assert found["pca_frechet"] == pytest.approx(0, abs=1e-12)
@@ -196,4 +217,4 @@ def test_names_say_in_which_features_images_were_compared() -> None:
 
 @pytest.mark.parametrize(("real", "fake"), [(1, 50), (50, 1), (0, 0)])
 def test_fewer_than_two_images_cannot_be_compared(real: int, fake: int) -> None:
-    assert pca_quality(points(real), points(fake)) == {}
+    assert pca_quality(points(real), points(fake), 5) == {}

@@ -19,7 +19,7 @@ from reparam.data import store
 from reparam.data.store import SPLITS
 from reparam.download import stage as download
 from reparam.errors import UserError
-from reparam.evaluate import metrics as metrics_module
+from reparam.evaluate import scoring
 from reparam.evaluate import stage as evaluate
 from reparam.evaluate.gallery import FIGURES, TILES
 from reparam.evaluate.importance import MEMORY
@@ -85,7 +85,8 @@ def test_a_mixture_generates_images_of_an_autoencoder_the_same_each_time(
     evaluate.run(config, project)
     first = written(project)
     drawn = (*FIGURES, "interpolation", "components", "extremes", *TILES)
-    assert set(first) == {"metrics.json", "card.json", "latents.csv", *(f"figures/{name}.png" for name in drawn)}
+    files = {"metrics.json", "card.json", "scores.npz", "latents.csv"}
+    assert set(first) == files | {f"figures/{name}.png" for name in drawn}
     assert set(metrics(project)) == with_errors({"reconstruction"} | LABELS) | GENERATED | COUNTS
     assert json.loads(project.evaluation_card.read_text())["sampler"] == "mixture"
     assert [row["kl"] for row in latents(project.latents)] == ["0.0000"] * 3
@@ -290,7 +291,8 @@ def test_a_warning_is_logged_and_recorded(
     config = prepared(project, params, write_params, objective={"beta": 1000.0})
     with caplog.at_level(logging.WARNING):
         evaluate.run(config, project)
-    few, warning = card(project)["warnings"]
+    few, warning, variety = card(project)["warnings"]
+    assert variety.startswith("generated images come near only")
     assert few.startswith("nll rests on")
     assert "latents have collapsed" in warning or "posterior collapse" in warning
     assert f"evaluate: {warning}" in [record.getMessage() for record in caplog.records]
@@ -300,14 +302,14 @@ def test_a_warning_is_logged_and_recorded(
 def test_a_lower_precision_gives_nearly_the_same_nll_and_ends_with_the_score(
     precision: str, distance: float, trained: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen, importance = set(), metrics_module.importance
+    chosen, importance = set(), scoring.importance
     full = evaluated(trained)
 
     def spy(*args: Any) -> Any:
         chosen.add(torch.get_float32_matmul_precision())
         return importance(*args)
 
-    monkeypatch.setattr(metrics_module, "importance", spy)
+    monkeypatch.setattr(scoring, "importance", spy)
     before = torch.get_float32_matmul_precision()
     lower = evaluated(trained, precision=precision)
     assert lower["nll"] == pytest.approx(full["nll"], abs=distance)

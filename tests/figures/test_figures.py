@@ -2,6 +2,7 @@ import io
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox
 from PIL import Image
+from subjects import settings, some_data, some_model, some_scores, some_split
 
 from reparam.evaluate.subject import Subject
 from reparam.figures.curves import plot_bounds, plot_outliers, plot_training
@@ -183,8 +185,8 @@ def test_names_of_classes_are_no_formulas() -> None:
 
 
 def test_a_subject_gives_names_of_classes_that_can_be_drawn_in_rows_and_tables() -> None:
-    subject = object.__new__(Subject)
-    subject.labels, subject.is_labelled = np.array(NAMES), True
+    data = replace(some_data(some_split(range(4))), classes=NAMES)
+    subject = Subject(some_model(), data, settings(), some_scores(4, 3))
     names = subject.names(np.arange(4))
     assert [name.replace("\\", "") for name in names] == NAMES
     assert named(plot_rows({"": some_images(4)}, names).axes[0])[0] == NAMES

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from reparam import runtime
-from reparam.evaluate.subset import evenly_spaced
+from reparam.evaluate.view import evenly_spaced
 from reparam.models.draw import gaussian_log_prob, standard_normal_log_prob
 
 # What a dimension can tell of an image is at most its KL: a collapsed one tells less than a seventh of a bit.

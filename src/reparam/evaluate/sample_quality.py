@@ -7,14 +7,19 @@ import torch
 from torch import Tensor
 
 from reparam import runtime
-from reparam.evaluate.latent_walks import principal_components
-from reparam.evaluate.subset import evenly_spaced
+from reparam.data.store import Images
+from reparam.evaluate.view import evenly_spaced
+from reparam.evaluate.walks import principal_components
 
-NEIGHBOURS = 5  # Naeem et al. 2020
-COMPONENTS = 50
+LEARNED_FROM = 10_000  # images
 EXACT = 1_000  # numbers of an image up to which all components are found, in half a second
 # Beyond, Halko et al. 2011, algorithm 4.4: with these, the first 50 components of CIFAR-10's size take two seconds.
 OVERSAMPLED, ITERATIONS = 10, 7
+
+
+def grey(images: Images) -> Tensor:
+    """Return stored images with pixels in [0, 1]. Shapes: (N, C, H, W), unchanged."""
+    return torch.from_numpy(images.copy()).float() / 255
 
 
 @dataclass(frozen=True)
@@ -30,16 +35,16 @@ class Projection:
         return torch.cat([(part.flatten(1).double() - self.mean) @ self.axes for part in torch.split(images, rows)])
 
 
-def fit_projection(images: Tensor, components: int = COMPONENTS) -> Projection:
-    """Find the principal components of training images, of evenly spaced ones where memory asks for it.
+def fit_projection(images: Images, components: int) -> Projection:
+    """Find the principal components of training images, of evenly spaced ones where there are very many.
 
     There are fewer than `components` where there are fewer pixels or, but for one, images.
-    Shapes: (N, C, H, W), N > 1, on the CPU.
+    Shapes: (N, C, H, W), N > 1.
     """
     assert len(images) > 1, "one image does not vary"
-    numbers = images[0].numel()
-    rows = evenly_spaced(len(images), max(2 * components, runtime.NUMBERS_AT_ONCE // numbers))
-    pixels = images[rows].flatten(1).double()
+    numbers = images[0].size
+    rows = evenly_spaced(len(images), max(2 * components, min(LEARNED_FROM, runtime.NUMBERS_AT_ONCE // numbers)))
+    pixels = grey(images[rows.numpy()]).flatten(1).double()
     count = min(components, numbers, len(rows) - 1)
     if numbers <= EXACT:
         axes = principal_components(pixels)[1].T
@@ -49,7 +54,7 @@ def fit_projection(images: Tensor, components: int = COMPONENTS) -> Projection:
     return Projection(pixels.mean(0), axes[:, :count])
 
 
-def pca_quality(real: Tensor, fake: Tensor, neighbours: int = NEIGHBOURS) -> dict[str, float]:
+def pca_quality(real: Tensor, fake: Tensor, neighbours: int) -> dict[str, float]:
     """Compare features of real and of generated images, as a `Projection` returns them.
 
     precision: the fraction of generated images that look real; recall: of real ones that could have been generated;

@@ -1,7 +1,10 @@
-"""A model before one split of images: what both look like, for the figures to show."""
+"""A trained model on one split of images: what evaluation measures, and what its figures show."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -9,32 +12,116 @@ import torch
 from torch import Tensor
 
 from reparam.config import EvaluateConfig
-from reparam.evaluate import latent_walks
-from reparam.evaluate.metrics import Scores
+from reparam.data.batches import Batches
+from reparam.data.pixels import Pixels
+from reparam.data.store import Images, Split
+from reparam.evaluate import walks
+from reparam.evaluate.samplers import SAMPLERS, draw_codes
+from reparam.evaluate.scoring import Scores, score
 from reparam.evaluate.view import View
 from reparam.figures.style import indexed, literal
-from reparam.models.draw import Model
+from reparam.models.build import AnyModel
 from reparam.runtime import random_stream
 
-Labels = npt.NDArray[Any]  # (N,), numbers or names of classes
+Labels = npt.NDArray[Any]  # (N,) names of classes
 Rows = npt.NDArray[np.integer]
 Pictures = npt.NDArray[np.float32]  # (n, C, H, W), in [0, 1]
 AT_ONCE = 256  # images that are decoded together
 
 
-class Subject:
-    """A model, the split that it was scored on, and the latents that are worth a look."""
+@dataclass(frozen=True)
+class Data:
+    """The images that a model is measured on, and how it sees them."""
 
-    def __init__(self, model: Model, data: tuple[View, Labels], scores: Scores, settings: EvaluateConfig) -> None:
-        self.model, self.scores, self.settings = model, scores, settings
-        self.images, labels = data
-        self.labels = np.asarray(labels)
-        self.is_labelled = len(np.unique(self.labels)) > 1
-        self.is_code = not model.stochastic_layers
-        self.means = scores.means.double()
-        self.use = scores.latent_variance if self.is_code else scores.latent_kl
-        self.active = scores.latent_variance > settings.active_variance
-        self.plane = latent_walks.plane(settings.grid.plane, self.means, self.use, self.is_code)
+    scored: Split
+    train: Split
+    classes: Sequence[str]  # the name of each label
+    pixels: Pixels  # on the model's device
+    is_density: bool  # whether the model's likelihood is one of these pixels
+
+    def view(self, images: Images, batch_size: int) -> View:
+        """Show images as the model sees them."""
+        return View(Batches(images, batch_size, self.pixels.shift.device), self.pixels)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, the images that it was scored on, and its scores: every measure and figure is a function of it."""
+
+    model: AnyModel
+    data: Data
+    settings: EvaluateConfig
+    scores: Scores
+
+    @classmethod
+    def scored(cls, model: AnyModel, data: Data, settings: EvaluateConfig) -> Self:
+        """Score a model on the images of a split."""
+        view = data.view(data.scored.images, settings.batch_size)
+        with random_stream(settings.seed, "score"):
+            scores = score(model, view, settings, is_density=data.is_density)
+        return cls(model, data, settings, scores)
+
+    @property
+    def is_code(self) -> bool:
+        """Whether images have codes without a distribution, as an autoencoder's."""
+        return not self.model.stochastic_layers
+
+    @property
+    def has_likelihood(self) -> bool:
+        """Whether there is a log-likelihood of these pixels, and so an ELBO and an NLL."""
+        return self.data.is_density and not self.is_code
+
+    @cached_property
+    def images(self) -> View:
+        return self.view(self.data.scored.images)
+
+    @cached_property
+    def labels(self) -> Labels:
+        return np.asarray(self.data.classes)[self.data.scored.labels]
+
+    @cached_property
+    def is_labelled(self) -> bool:
+        return len(np.unique(self.labels)) > 1
+
+    @cached_property
+    def means(self) -> Tensor:
+        """Return posterior means. Shapes: (N, D) float64."""
+        return self.scores.means.double()
+
+    @property
+    def latent_size(self) -> int:
+        return self.means.shape[1]
+
+    @property
+    def use(self) -> Tensor:
+        """Return how much each latent dimension says of an image: its KL, of a code its variance. Shapes: (D,)."""
+        return self.scores.latent_variance if self.is_code else self.scores.latent_kl
+
+    @property
+    def active(self) -> Tensor:
+        """Return which latent dimensions are in use. Shapes: (D,) bool."""
+        return self.scores.latent_variance > self.settings.active_variance
+
+    @cached_property
+    def plane(self) -> walks.Plane:
+        return walks.plane(self.settings.grid.plane, self.means, self.use, self.is_code)
+
+    def view(self, images: Images) -> View:
+        """Show other images as the model sees those of the split."""
+        return self.data.view(images, self.settings.batch_size)
+
+    @torch.no_grad()
+    def encode(self, images: Images) -> Tensor:
+        """Return posterior means of images. Shapes: (N, C, H, W) -> (N, D)."""
+        seen = self.view(images).seen(self.settings.seed)
+        return torch.cat([self.model.posterior(x)[0].cpu() for x in seen])
+
+    def codes(self, count: int) -> Tensor:
+        """Draw latents to generate images from. Shapes: -> (count, D)."""
+        name, train = self.settings.sampler, self.data.train.images
+        sampler, block = SAMPLERS[name], self.settings.arguments(name)
+        # A view copies the images to the device: only where the sampler asks for codes.
+        return sampler(count, self.latent_size, lambda: draw_codes(self.model, self.view(train)), *block)
 
     def decode(self, z: Tensor) -> Pictures:
         """Decode latents. Shapes: (n, D) -> (n, C, H, W)."""
@@ -43,21 +130,21 @@ class Subject:
 
     def shown(self, pixels: Tensor) -> Pictures:
         """Undo the scaling that the model sees. Shapes: (n, C, H, W), unchanged."""
-        return as_array(self.images.pixels.unscaled(pixels))
+        return as_array(self.data.pixels.unscaled(pixels))
 
     def stored(self, rows: Rows) -> Pictures:
         """Return images as they are stored. Shapes: (n,) -> (n, C, H, W)."""
-        return as_array(self.images.batches.take(torch.from_numpy(rows.copy())).float() / 255)
+        return as_array(self._taken(rows).float() / 255)
 
     def drawn(self, rows: Rows) -> Tensor:
         """Return pixels as the model sees them, drawn for the figure under `dynamic`. Shapes: (n,) -> (n, C, H, W)."""
         with self.draws():
-            pixels: Tensor = self.images.pixels(self.images.batches.take(torch.from_numpy(rows.copy())))
+            pixels: Tensor = self.data.pixels(self._taken(rows))
             return pixels
 
-    def scored(self, rows: Rows) -> Tensor:
+    def seen(self, rows: Rows) -> Tensor:
         """Return pixels as the model saw them when it was scored. Shapes: (n,) -> (n, C, H, W)."""
-        if not self.images.pixels.is_drawn:
+        if not self.data.pixels.is_drawn:
             return self.drawn(rows)
         found, position = dict[int, Tensor](), 0
         for x in self.images.seen(self.settings.seed):
@@ -68,10 +155,8 @@ class Subject:
     def reconstruct(self, rows: Rows, pixels: Tensor) -> dict[str, Pictures]:
         """Name images as they are stored, as the model sees them where that differs, and reconstructed."""
         reconstructed = self.decode(self.model.posterior(pixels)[0])
-        pictures = {"original": self.stored(rows), "as seen": self.shown(pixels), "reconstruction": reconstructed}
-        if not self.images.pixels.is_drawn:
-            del pictures["as seen"]
-        return pictures
+        seen = {"as seen": self.shown(pixels)} if self.data.pixels.is_drawn else {}
+        return {"original": self.stored(rows), **seen, "reconstruction": reconstructed}
 
     def one_of_each_class(self, count: int) -> Rows:
         """Pick rows to show: the first of each class, then the first of the rest. Shapes: -> (<= count,)."""
@@ -103,13 +188,16 @@ class Subject:
         return [literal(str(label)) if self.is_labelled else "" for label in self.labels[rows].tolist()]
 
     def name_and_use(self, dimension: int) -> str:
-        """Name a latent dimension, and say how much it tells."""
+        """Name a latent dimension, and say how much it says of an image."""
         unit = "variance" if self.is_code else "nats"
         return f"{indexed(f'z{dimension}')}: {float(self.use[dimension]):.2f} {unit}"
 
     def draws(self) -> AbstractContextManager[None]:
         """Start a stream of random numbers: each figure has it from its beginning, whatever else is drawn."""
         return random_stream(self.settings.seed, "figures")
+
+    def _taken(self, rows: Rows) -> Tensor:
+        return self.images.batches.take(torch.from_numpy(rows.copy()))
 
 
 def as_array(images: Tensor) -> Pictures:

@@ -1,4 +1,4 @@
-"""Images of a split, as they are stored and as the model sees them."""
+"""Images of a split, as they are stored and as the model sees them, and which to take where all would take too long."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,3 +28,9 @@ class View:
     def seen(self, seed: int) -> Iterator[Tensor]:
         """Yield what the model sees of every image, in the order of the store. Shapes: (B, C, H, W) float32."""
         return self.pixels.of(self.batches.in_order(), seed)
+
+
+def evenly_spaced(count: int, limit: int) -> Tensor:
+    """Return all of `count` rows, or `limit` of them at equal distances. Shapes: -> (min(count, limit),)."""
+    kept = min(count, limit)
+    return torch.arange(kept) * count // kept if kept else torch.arange(0)

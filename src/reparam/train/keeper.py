@@ -19,18 +19,18 @@ class Keeper:
     """Keeps checkpoints of a training, at most one in `seconds`; without `checkpoints`, none."""
 
     def __init__(
-        self, training: State, rollback: Rollback, stop: StopRequest, checkpoints: Checkpoints | None, seconds: float
+        self, state: State, rollback: Rollback, stop: StopRequest, checkpoints: Checkpoints | None, seconds: float
     ) -> None:
-        self.training = training
+        self.state = state
         self.stop = stop
         self.checkpoints = checkpoints
         self.seconds = seconds
-        self.owners: dict[str, Stateful] = {"training": training, "rollback": rollback}
+        self.owners: dict[str, Stateful] = {"state": state, "rollback": rollback}
         self._saved = time.monotonic()
 
     def resume(self) -> bool:
         """Go on from the newest checkpoint; say whether there was one."""
-        world = self.training.trainer.world
+        world = self.state.trainer.world
         # The first process alone writes them, so it alone may have them: the others can be on machines of their own.
         saved = world.agree_on(self.checkpoints.read() if self.checkpoints and world.is_first else None)
         if saved is not None:
@@ -42,7 +42,7 @@ class Keeper:
         """Save a checkpoint when it is time, or when somebody asked training to end; then end it."""
         if not self.stop and time.monotonic() - self._saved < self.seconds:
             return
-        if self.checkpoints and self.training.trainer.world.is_first and not self.training.epoch.sums.is_spoilt():
+        if self.checkpoints and self.state.trainer.world.is_first and not self.state.epoch.sums.is_spoilt():
             self._save(self.checkpoints)
         self._saved = time.monotonic()
         if self.stop:

@@ -41,11 +41,11 @@ def fit(
     """
     trainer, epoch, record = state.trainer, state.epoch, state.record
     while not record.is_over(config):
-        number, start, before = len(record.history) + 1, time.perf_counter(), state.position
+        number, before = len(record.history) + 1, state.position
+        start = time.perf_counter()
         if epoch.order is None:
             epoch.begin(trainer.world.agree(torch.randperm(len(data.training))))
-        assert epoch.order is not None
-        for images in data.training.visit(epoch.order[before:], trainer.world.share):
+        for images in data.training.visit(epoch.left(before), trainer.world.share):
             epoch.sums.add(trainer.step(images))
             keeper.after_step()
         held_out = _validate(state, data.validation, config, keeper)

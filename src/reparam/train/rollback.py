@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 class Rollback:
     """Remembers the last good epoch, and takes training back to it; switched off, it does neither."""
 
-    def __init__(self, training: State, *, is_on: bool) -> None:
-        self.training = training
+    def __init__(self, state: State, *, is_on: bool) -> None:
+        self.state = state
         self.is_on = is_on
         self.count = 0
         self.good: dict[str, Any] = {}
@@ -26,20 +26,20 @@ class Rollback:
     def remember(self) -> None:
         """Note that all is well."""
         if self.is_on:
-            self.good = _copy(self.training.state_dict())
+            self.good = _copy(self.state.state_dict())
 
     def go_back(self, error: NonFiniteError) -> None:
         """Go back to what was remembered, ROLLBACKS times at most; else raise."""
         if not self.is_on or self.count == ROLLBACKS:
             raise error
-        trainer = self.training.trainer
+        trainer = self.state.trainer
         self.count, factor = self.count + 1, trainer.rate_factor / 2
-        self.training.load_state_dict(self.good)
+        self.state.load_state_dict(self.good)
         trainer.rate_factor = factor
         log.warning("%s", error)
         log.warning(
             "train: back to the end of epoch %d, learning rate times %g (%d of %d times)",
-            len(self.training.record.history),
+            len(self.state.record.history),
             factor,
             self.count,
             ROLLBACKS,

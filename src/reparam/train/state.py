@@ -33,6 +33,11 @@ class Epoch:
         self.order = order
         self.sums.clear()
 
+    def left(self, position: int) -> Tensor:
+        """Return the rows that are left to visit after so many. Shapes: -> (N - position,)."""
+        assert self.order is not None, "no epoch has begun"
+        return self.order[position:]
+
     def state_dict(self) -> dict[str, Any]:
         return {"order": {} if self.order is None else {"rows": self.order}, "sums": self.sums.state_dict()}
 

@@ -32,7 +32,9 @@ class Trainer:
         self.optimizer = build_optimizer(loss.parameters(), config)
         self._averaged = copy.deepcopy(loss).requires_grad_(False) if config.average else None
         self._wrapped: Callable[[Tensor], Terms] = world.wrap(loss)
-        self._gradients = self._choose_gradients()
+        if config.compile and world.size > 1:
+            self._wrapped = torch.compile(self._wrapped, dynamic=False)
+        self._fill_gradients = self._traced_backward() if config.compile and world.size == 1 else self._backward
         self._is_replayed = config.cuda_graph and self.device.type == "cuda" and world.size == 1
         if self._is_replayed:
             let_capture(self.optimizer, self.device)
@@ -124,12 +126,8 @@ class Trainer:
             return len(images)
         return min(self.config.batch_size, self.epoch_images - self.images % self.epoch_images)
 
-    def _choose_gradients(self) -> Callable[[Tensor], Terms]:
-        if not self.config.compile:
-            return self._backward
-        if self.world.size > 1:
-            self._wrapped = torch.compile(self._wrapped, dynamic=False)
-            return self._backward
+    def _traced_backward(self) -> Callable[[Tensor], Terms]:
+        """Compile forward and backward pass as one graph."""
         _trace_gradients()
         for weight in self.loss.parameters():
             weight.grad = torch.zeros_like(weight)
@@ -141,7 +139,7 @@ class Trainer:
 
     def _update_now(self, images: Tensor) -> Terms:
         """Change the weights by one step. All that a CUDA graph replays is in here."""
-        terms = self._gradients(images)
+        terms = self._fill_gradients(images)
         if self.config.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.loss.parameters(), self.config.clip_norm)
         self.optimizer.step()

@@ -34,15 +34,6 @@ class Scores:
     layer_sizes: tuple[int, ...]  # D of each layer of latents
 
 
-@dataclass(frozen=True)
-class Reports:
-    """Which numbers mean something."""
-
-    density: bool  # the likelihood is one of these pixels; else (grey ones under a Bernoulli) it is a `bce`
-    posterior: bool  # there is one, and a prior, so that there are ELBO, KL and log-likelihood
-    bits: bool  # the likelihood is one of 256 grey values
-
-
 @torch.no_grad()
 def score(model: Model, data: View, config: EvaluateConfig, *, is_density: bool = True) -> Scores:
     """Score every image of a split, drawing from torch's generator.
@@ -113,33 +104,6 @@ def _likelihoods(model: Model, x: Tensor, samples: int) -> tuple[Tensor, Tensor,
         return nothing, nothing[:, None], nothing
     found = importance(model, x, samples)
     return found.nll, found.bounds.T, found.effective
-
-
-def headline(scores: Scores, active_variance: float, reports: Reports, pixels: int) -> dict[str, float]:
-    """Reduce scores to means over images with their standard errors (`_se`). Units: nats per image.
-
-    `pixels` counts channels too: `bits_per_dim` is the NLL in bits, per pixel and channel.
-    """
-    per_image = {"reconstruction" if reports.density else "bce": scores.reconstruction}
-    if reports.density and reports.posterior:
-        per_image = {"elbo": -(scores.reconstruction + scores.kl), **per_image, "kl": scores.kl, "nll": scores.nll}
-    elif reports.posterior:
-        per_image["kl"] = scores.kl
-    if "nll" in per_image and reports.bits:
-        per_image["bits_per_dim"] = scores.nll / (math.log(2) * pixels)
-    metrics = {}
-    for name, values in per_image.items():
-        metrics[name] = round(values.mean().item(), 4)
-        metrics[f"{name}_se"] = round(standard_error(values), 4)
-    if "nll" in per_image:
-        metrics["nll_effective_samples"] = round(scores.effective.median().item(), 1)
-    if len(scores.layer_sizes) > 1:
-        for number, values in enumerate(scores.layer_kl.unbind(1), start=1):
-            metrics[f"kl_layer_{number}"] = round(values.mean().item(), 4)
-            metrics[f"kl_layer_{number}_se"] = round(standard_error(values), 4)
-    metrics["active_units"] = int((scores.latent_variance > active_variance).sum())
-    metrics["images"] = len(scores.kl)
-    return metrics
 
 
 def _errors(values: Tensor) -> Tensor:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from reparam.evaluate.unusual import auroc
+from reparam.evaluate.outliers import auroc
 
 
 def scores(*values: float) -> torch.Tensor:

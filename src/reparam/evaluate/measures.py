@@ -1,0 +1,241 @@
+"""What is measured of a model: likelihood, latents, labels, generated images, other data, annealed importance."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reparam.data.store import Images
+from reparam.evaluate.aggregate import aggregate, collapse_message, collapsed
+from reparam.evaluate.annealing import (
+    Annealed,
+    Path,
+    annealed_log_likelihood,
+    concatenate,
+    evaluations,
+    image_chunks,
+    reverse_log_likelihood,
+)
+from reparam.evaluate.importance import importance, read_curve
+from reparam.evaluate.outliers import auroc
+from reparam.evaluate.representation import Labelled, probe
+from reparam.evaluate.sample_quality import fit_projection, grey, pca_quality
+from reparam.evaluate.scoring import scoring_in, standard_error
+from reparam.evaluate.subject import Subject
+from reparam.evaluate.view import evenly_spaced
+from reparam.progress import counting
+from reparam.runtime import random_stream
+
+MIXED = 5_000  # images whose posteriors are mixed: the time is quadratic
+LEARNED_FROM = 10_000  # images that classifiers learn from
+LEAPFROG = 10  # steps of each transition of annealed importance sampling
+FEW = 10  # effective samples: the estimate of a logarithm is then off by some 0.05 nats
+SATURATED = 0.9  # of log N: beyond this share, mutual information is mostly its bound
+LOW_COVERAGE = 0.5  # of what equally many real images reach: good models of the recipes cover 0.7 to 0.95
+
+
+@dataclass
+class Findings:
+    """Metrics by name, what a reader must know about them, and why some are missing."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+    of_images: dict[str, Tensor] = field(default_factory=dict)  # (N,) each, so that models can be compared in pairs
+    outlier_nll: Tensor | None = None  # (M,) of the images that should be unusual
+
+    def add(self, name: str, value: float, error: float | None = None) -> None:
+        """Add a metric, and its standard error."""
+        self.metrics[name] = round(value, 4)
+        if error is not None:
+            self.metrics[f"{name}_se"] = round(error, 4)
+
+    def add_mean(self, name: str, values: Tensor) -> None:
+        """Add the mean over images, and its standard error. Shapes: (N,)."""
+        self.add(name, values.mean().item(), standard_error(values))
+
+
+def measure(subject: Subject, outliers: Images | None) -> Findings:
+    """Measure all that the settings ask for, each on a random stream of its own.
+
+    `outliers` are images that the scored ones should be told from.
+    """
+    findings, settings = Findings(), subject.settings
+    measures = {"likelihood": _likelihood, "latents": _latents, "labels": _labels}
+    if settings.generated.images:
+        measures["generated"] = _generated
+    if settings.annealing.images and subject.has_likelihood:
+        measures["annealed"] = _annealed
+    for name, function in measures.items():
+        with random_stream(settings.seed, name):
+            function(subject, findings)
+    if outliers is not None and subject.has_likelihood:
+        with random_stream(settings.seed, "outliers"):
+            _outliers(subject, findings, outliers)
+    if not subject.has_likelihood:
+        asked = {"outliers": outliers is not None, "annealed": settings.annealing.images > 0}
+        reason = "not measured: this model has no likelihood of these pixels"
+        findings.details |= {name: reason for name, is_asked in asked.items() if is_asked}
+        findings.warnings += [f"{name}: {reason}" for name, is_asked in asked.items() if is_asked]
+    return findings
+
+
+def _likelihood(subject: Subject, findings: Findings) -> None:
+    """Reduce scores to means over images. Units: nats per image."""
+    scores = subject.scores
+    of_images = {"reconstruction" if subject.data.is_density else "bce": scores.reconstruction}
+    if not subject.is_code:
+        of_images["kl"] = scores.kl
+    if subject.has_likelihood:
+        of_images = {"elbo": -(scores.reconstruction + scores.kl), **of_images, "nll": scores.nll}
+    findings.of_images |= of_images
+    for name, values in of_images.items():
+        findings.add_mean(name, values)
+    if subject.has_likelihood:
+        _nll(subject, findings)
+    if len(scores.layer_sizes) > 1:
+        for number, values in enumerate(scores.layer_kl.unbind(1), start=1):
+            findings.add_mean(f"kl_layer_{number}", values)
+    findings.metrics["active_units"] = int(subject.active.sum())
+    findings.metrics["images"] = len(scores.kl)
+
+
+def _nll(subject: Subject, findings: Findings) -> None:
+    """Say how far the NLL can be trusted, and what it is in bits."""
+    scores, count = subject.scores, subject.settings.nll_samples
+    if subject.model.likelihood.is_discrete:
+        findings.add_mean("bits_per_dim", scores.nll / (math.log(2) * subject.data.scored.images[0].size))
+    effective = scores.effective.median().item()
+    findings.metrics["nll_effective_samples"] = round(effective, 1)
+    findings.details["bounds"] = [
+        {"samples": samples, "bound": round(bound, 4), "bound_se": round(error, 4)}
+        for samples, bound, error in zip(*read_curve(scores.bounds, count), strict=True)
+    ]
+    if effective < FEW:
+        findings.warnings.append(
+            f"nll rests on {effective:.1f} of {count:,} samples in the median image, and is too high by what is "
+            "missing; raise evaluate.nll_samples"
+        )
+
+
+def _latents(subject: Subject, findings: Findings) -> None:
+    """Split the KL, and warn of a collapsed posterior."""
+    scores = subject.scores
+    if subject.is_code or len(scores.means) < 2:
+        return  # a single image does not vary
+    still = collapsed(scores.latent_kl, scores.latent_variance, subject.settings.active_variance)
+    message = collapse_message(still, subject.latent_size)
+    findings.warnings += [message] if message else []
+    if subject.model.stochastic_layers > 1:
+        return  # below the top of a hierarchy, posteriors are no Gaussians of their own
+    z = scores.means + torch.randn_like(scores.means) * (0.5 * scores.log_variances).exp()
+    found = aggregate(scores.means, scores.log_variances, z, MIXED)
+    for name in ("mutual_information", "marginal_kl", "total_correlation"):
+        findings.add(name, getattr(found, name), getattr(found, f"{name}_se"))
+    findings.details["mutual_information"] = {"bound": round(found.bound, 4), "images": found.images}
+    if found.mutual_information > SATURATED * found.bound:
+        findings.warnings.append(
+            f"mutual_information is {found.mutual_information:.2f} nats where log N = {found.bound:.2f} is the most "
+            "that so many images can show: it is too low, marginal_kl and total_correlation are too high by as much"
+        )
+
+
+def _labels(subject: Subject, findings: Findings) -> None:
+    """Guess labels from codes, where there are labels, and the images are not those that are learned from."""
+    train, scored = subject.data.train, subject.data.scored
+    if subject.settings.split == "train" or len(np.unique(train.labels)) < 2:
+        return
+    rows = evenly_spaced(len(train.labels), LEARNED_FROM).numpy()
+    known = Labelled(subject.encode(train.images[rows]), train.labels[rows])
+    found = probe(known, Labelled(subject.scores.means, scored.labels), subject.settings.neighbours)
+    if isinstance(found, str):
+        findings.details["accuracy"] = found
+        return
+    for name, is_right in (("knn", found.knn), ("probe", found.linear)):
+        share = is_right.double().mean().item()
+        findings.add(f"{name}_accuracy", share, math.sqrt(share * (1 - share) / len(is_right)))
+        findings.of_images[f"{name}_correct"] = is_right
+
+
+@torch.no_grad()
+def _generated(subject: Subject, findings: Findings) -> None:
+    """Compare generated images, decoder means as the figure shows them, with grey originals: equally many of both."""
+    settings, scored, train = subject.settings, subject.data.scored.images, subject.data.train.images
+    rows = evenly_spaced(len(scored), settings.generated.images)
+    if len(train) < 2 or len(rows) < 2:
+        return
+    fake = torch.from_numpy(subject.decode(subject.codes(len(rows))))
+    project = fit_projection(train, settings.generated.components)
+    found = pca_quality(project(grey(scored[rows.numpy()])), project(fake), settings.neighbours)
+    for name, value in found.items():
+        findings.add(name, value)
+    findings.details["generated"] = {"images": len(rows), "components": project.axes.shape[1]}
+    # As many real images would cover 1 - 2^-k: each of k neighbours comes from either set (Naeem et al. 2020).
+    if found["pca_coverage"] < LOW_COVERAGE * (1 - 0.5**settings.neighbours):
+        findings.warnings.append(
+            f"generated images come near only {found['pca_coverage']:.0%} of the real ones (pca_coverage): they vary "
+            "too little, or look unlike them; pca_precision and pca_density may be high all the same"
+        )
+
+
+def _outliers(subject: Subject, findings: Findings, outliers: Images) -> None:
+    """Say how well the NLL tells other images from those of the split."""
+    settings = subject.settings
+    rows = evenly_spaced(len(outliers), len(subject.scores.nll)).numpy()
+    seen = subject.view(outliers[rows]).seen(settings.seed)
+    with scoring_in(settings.precision, subject.images.device):
+        nll = torch.cat([importance(subject.model, x, settings.nll_samples).nll.cpu() for x in seen])
+    findings.outlier_nll = nll
+    findings.add("auroc", *auroc(subject.scores.nll, nll))
+    findings.details["outliers"] = {"images": len(rows), "nll": round(nll.mean().item(), 4)}
+
+
+def _annealed(subject: Subject, findings: Findings) -> None:
+    """Check the NLL by chains from the prior; bracket log p(x) where the posterior is known, on simulated images."""
+    model, settings = subject.model, subject.settings
+    rows = evenly_spaced(len(subject.images), settings.annealing.images)
+    generator = torch.Generator().manual_seed(settings.seed)
+    x = subject.data.pixels(subject.images.batches.take(rows), generator)
+    forward = _anneal(subject, x)
+    weighed = [importance(model, part, settings.nll_samples).nll.cpu() for part in torch.split(x, settings.batch_size)]
+    findings.add_mean("ais_nll", -forward.log_px)
+    findings.add_mean("ais_minus_nll", -forward.log_px.cpu() - torch.cat(weighed))
+    with torch.no_grad():
+        exact = torch.randn(len(rows), subject.latent_size).to(x.device)
+        simulated = model.likelihood.sample(model.output(exact))
+    lower, upper = _anneal(subject, simulated), _anneal(subject, simulated, exact)
+    findings.add_mean("ais_gap", upper.log_px - lower.log_px)
+    acceptance = forward.acceptance.mean().item()  # NaN where a single step leaves nothing to move
+    findings.details["annealed"] = {
+        "images": len(rows),
+        "chains": settings.annealing.chains,
+        "steps": settings.annealing.steps,
+        "leapfrog": LEAPFROG,
+        "acceptance": None if math.isnan(acceptance) else round(acceptance, 3),
+        "effective_chains": round(forward.effective_chains.median().item(), 1),
+    }
+
+
+def _anneal(subject: Subject, x: Tensor, exact: Tensor | None = None) -> Annealed:
+    """Run chains for each image; backwards, from an exact posterior sample, where there is one."""
+    model, settings, found, done = subject.model, subject.settings.annealing, [], 0
+    path = Path(settings.steps, LEAPFROG)
+    with counting("annealing" if exact is None else "annealing back", len(x) * evaluations(path)) as advance:
+        for part in image_chunks(x, settings.chains, model.likelihood.outputs):
+
+            def log_likelihood(z: Tensor, part: Tensor = part) -> Tensor:
+                advance(len(part))
+                outputs = torch.unflatten(model.output(z.flatten(0, 1)), 0, z.shape[:2])
+                return model.likelihood.log_prob(outputs, part)
+
+            if exact is None:
+                start = torch.randn(settings.chains, len(part), subject.latent_size).to(x.device)
+                found.append(annealed_log_likelihood(log_likelihood, start, path))
+            else:
+                start = exact[done : done + len(part)]
+                found.append(reverse_log_likelihood(log_likelihood, start, settings.chains, path))
+            done += len(part)
+    return concatenate(found)
