@@ -7,7 +7,6 @@ kernels, streams or memory.
 
 import importlib
 import sys
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
@@ -140,17 +139,12 @@ def fake_gpu() -> Iterator[Watch]:
         (torch.cuda, "stream", nullcontext),
         (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
         (Tensor, "pin_memory", _pin),
+        (FakeTensor, "__deepcopy__", _copy),
         (FakeTensor, "numpy", _zeros),
         (FakeTensor, "tolist", tolist),
         (batches, "ThreadPoolExecutor", _SameThread),
     ]
-    with (
-        warnings.catch_warnings(),
-        pytest.MonkeyPatch.context() as patch,
-        FakeTensorMode(allow_non_fake_inputs=True),
-        watch,
-    ):
-        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # by torch, to copy a tensor
+    with pytest.MonkeyPatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True), watch:
         for owner, name, value in replaced:
             patch.setattr(owner, name, value, raising=False)  # some are not in every torch
         for name in ("torch.optim.optimizer", "torch.utils._foreach_utils"):
@@ -181,6 +175,11 @@ def _pin(tensor: Tensor) -> Tensor:
     assert tensor.device.type == "cpu", "only the CPU's memory can be pinned"
     tensor.is_fake_pinned = True  # type: ignore[attr-defined]
     return tensor
+
+
+def _copy(tensor: Tensor, _memo: Any) -> Tensor:
+    """Copy without looking at memory: torch's own way spoils that of others."""
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
 def _zeros(tensor: Tensor) -> npt.NDArray[Any]:
