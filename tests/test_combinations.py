@@ -1,12 +1,11 @@
 """Every kind of model with every likelihood and every objective: it trains, or it is refused by name."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
 from some_cards import image_facts
-from training import black_and_white, model_config, objective_config, train_config
+from training import KINDS, REFUSED, SIZES, black_and_white, model_config, objective_config, train_config
 
 from reparam.data.pixels import Pixels
 from reparam.errors import ParamsError
@@ -17,19 +16,7 @@ from reparam.train.checks import check_fit
 from reparam.train.loss import Loss
 from reparam.train.trainer import Trainer
 
-KINDS: dict[str, dict[str, Any]] = {
-    "autoencoder": {"kind": "autoencoder"},
-    "vae": {"kind": "vae"},
-    "bottom_up": {"kind": "hierarchical", "inference": "bottom_up"},
-    "top_down": {"kind": "hierarchical", "inference": "top_down"},
-}
-NEEDS_A_POSTERIOR = ["elbo", "capacity", "beta_tc", "iwae", "dreg", "reinforce"]
-NEEDS_ONE_LAYER = ["reconstruction", "sparse", "contractive", "beta_tc", "mmd", "dreg"]
-REFUSED = {("autoencoder", name) for name in NEEDS_A_POSTERIOR} | {
-    (kind, name) for kind in ("bottom_up", "top_down") for name in NEEDS_ONE_LAYER
-}
 TRAIN = train_config()
-SIZES = {"hidden": (8,), "channels": (4, 6), "latent": 3, "upper": (3, 2), "upper_hidden": (5,)}
 IMAGES = black_and_white(4, 1, 8, 8)
 
 

@@ -52,6 +52,19 @@ def train_config(**changes: Any) -> TrainConfig:
 
 # What is trained
 
+KINDS: dict[str, dict[str, Any]] = {
+    "autoencoder": {"kind": "autoencoder"},
+    "vae": {"kind": "vae"},
+    "bottom_up": {"kind": "hierarchical", "inference": "bottom_up"},
+    "top_down": {"kind": "hierarchical", "inference": "top_down"},
+}
+NEEDS_A_POSTERIOR = ["elbo", "capacity", "beta_tc", "iwae", "dreg", "reinforce"]
+NEEDS_ONE_LAYER = ["reconstruction", "sparse", "contractive", "beta_tc", "mmd", "dreg"]
+REFUSED = {("autoencoder", name) for name in NEEDS_A_POSTERIOR} | {
+    (kind, name) for kind in ("bottom_up", "top_down") for name in NEEDS_ONE_LAYER
+}
+SIZES = {"hidden": (8,), "channels": (4, 6), "latent": 3, "upper": (3, 2), "upper_hidden": (5,)}
+
 
 def black_and_white(*shape: int) -> Tensor:
     """Draw images, the same each time. Shapes: -> `shape`, uint8."""
