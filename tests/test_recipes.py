@@ -283,7 +283,7 @@ def test_the_recipes_of_burda_et_al_are_as_published(layers: int, samples: int) 
     assert starts == [0, *train.milestones.epochs]
     for stage, (start, length) in enumerate(zip(starts, lengths, strict=True)):
         for epoch in (start, start + length / 2, start + length - 1e-6):
-            assert rate_at(train, epoch) == pytest.approx(0.001 * 10 ** (-stage / 7), rel=1e-6)
+            assert rate_at(train, epoch, epoch) == pytest.approx(0.001 * 10 ** (-stage / 7), rel=1e-6)
 
     torch.manual_seed(0)
     model = build_model(config.model, (1, 28, 28))

@@ -135,7 +135,7 @@ def test_parameters_stand_under_their_section(page: Page) -> None:
     text = Outline(render(page)).text
     assert "model kind vae latent 3 network mlp" in text
     assert "mlp.hidden 16 mlp.decoder_hidden None mlp.activation gelu" in text
-    assert "export grey_pixels keep opset" in text
+    assert "export opset 20 grey_pixels keep" in text
 
 
 def test_the_page_holds_the_params_file_that_it_was_made_with(page: Page, tmp_path: Path) -> None:
