@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from results import table, write_section
@@ -77,6 +76,7 @@ def _work(path: str, fraction: str) -> None:
     os.environ["REPARAM_RESIDENT_FRACTION"] = fraction
     import torch
 
+    from reparam.cards.data import ImageFacts, Scaling
     from reparam.data.batches import Batches
     from reparam.recipes import read
     from reparam.train.build import build_trainer
@@ -84,14 +84,10 @@ def _work(path: str, fraction: str) -> None:
 
     images = np.load(path, mmap_mode="r")
     config = read(ROOT / "recipes", "pytorch-example")
-    card: dict[str, Any] = {
-        "scaling": {"kind": "unit", "shift": [0.0], "scale": [1.0]},
-        "binarization": "none",
-        "shape": [1, 28, 28],
-        "splits": {"train": {"count": len(images)}},
-    }
     data = Batches(images, config.train.batch_size, torch.device("cpu"))
-    trainer = build_trainer(config, card, data)
+    scaling = Scaling(kind="unit", shift=(0.0,), scale=(1.0,))
+    facts = ImageFacts(source="mnist", binarization="none", scaling=scaling, shape=(1, 28, 28))
+    trainer = build_trainer(config, facts, data)
     for batch in data.visit(torch.arange(min(len(data), WARM_UP * config.train.batch_size))):
         trainer.step(batch)
     start, sums = time.perf_counter(), Sums(data.device)

@@ -238,6 +238,7 @@ Epoch = Callable[[], tuple[float, float]]
 
 
 def _our_way(model: str, way: str, mnist: Path, _scratch: Path) -> Epoch:
+    from reparam.cards.data import ImageFacts, Scaling
     from reparam.data.batches import Batches
     from reparam.recipes import read
     from reparam.runtime import make_deterministic, set_precision
@@ -249,10 +250,10 @@ def _our_way(model: str, way: str, mnist: Path, _scratch: Path) -> Epoch:
     config = read(ROOT / "recipes", recipe, changes | of_way)
     make_deterministic(config.train.seed, kernels=config.train.deterministic)
     set_precision(config.train.precision)
-    card = {"scaling": {"kind": "unit", "shift": [0.0], "scale": [1.0]}, "binarization": "none", "shape": [1, 28, 28]}
-    card["splits"] = {"train": {"count": IMAGES}}
     data = Batches(_read_images(mnist), config.train.batch_size, DEVICE)
-    trainer = build_trainer(config, card, data)
+    scaling = Scaling(kind="unit", shift=(0.0,), scale=(1.0,))
+    facts = ImageFacts(source="mnist", binarization="none", scaling=scaling, shape=(1, 28, 28))
+    trainer = build_trainer(config, facts, data)
     flops = _flops(trainer.loss)
 
     def epoch() -> tuple[float, float]:

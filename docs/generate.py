@@ -1,9 +1,10 @@
-"""Write what is generated from the source: the comments of the params files, and the reference of parameters."""
+"""Write what is generated from the source: the comments of the params files, and the pages of reference."""
 
 from pathlib import Path
 
 from ruamel.yaml import YAML
 
+from reparam import metrics
 from reparam.config.document import HEAD, reference, with_comments
 from reparam.recipes import SHIPPED, merge
 
@@ -19,7 +20,8 @@ def main() -> None:
         values = YAML().load(SHIPPED)
         merge(values, YAML().load(text))
         path.write_text(with_comments(values, head), encoding="utf-8")
-    (ROOT / "docs/reference/parameters.md").write_text(reference(), encoding="utf-8")
+    for name, text in {"parameters": reference(), "metrics": metrics.reference()}.items():
+        (ROOT / f"docs/reference/{name}.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from ruamel.yaml import YAML
 from sklearn.datasets import load_sample_image
 
 from reparam import recipes
+from reparam.cards.evaluation import EvaluationMetrics
 from reparam.config import Config
 from reparam.data import store
 from reparam.data.batches import Batches
@@ -31,7 +32,7 @@ from reparam.data.pixels import Pixels
 from reparam.download import stage as download
 from reparam.errors import UserError
 from reparam.evaluate import stage as evaluate
-from reparam.files import read_json, write_json
+from reparam.files import write_json
 from reparam.models.storage import load_model
 from reparam.objectives import Setting, corrupt, squared_jacobian_norm
 from reparam.paths import Paths
@@ -93,7 +94,7 @@ def _run(variant: Variant, figures: Path | None, codes: bool) -> dict[str, Any]:
         train.run(config, paths, device)
         evaluate.run(config, paths, device)
         found: dict[str, Any] = {
-            "metrics": read_json(paths.evaluation_metrics, "evaluate"),
+            "metrics": EvaluationMetrics.read(paths.evaluation_metrics, "evaluate").values,
             "history": _read_history(paths.history),
         }
         if codes:

@@ -113,5 +113,7 @@ def mnist_files() -> Path:
 
 
 def _write(path: Path, params: dict[str, Any]) -> None:
+    yaml = YAML()
+    yaml.representer.ignore_aliases = lambda *_: True
     with path.open("w", encoding="utf-8") as file:
-        YAML().dump(params, file)
+        yaml.dump(params, file)

@@ -64,7 +64,9 @@ class Project:
         return {out["path"]: out["md5"] for out in outs}
 
     def metrics(self, stage: str) -> dict[str, float]:
-        return json.loads((self.root / f"reports/{stage}/metrics.json").read_text())
+        """What a stage reports, without the hash of the weights that it is of."""
+        found = json.loads((self.root / f"reports/{stage}/metrics.json").read_text())
+        return {name: value for name, value in found.items() if name != "weights"}
 
     def client(self) -> MlflowClient:
         return MlflowClient(f"sqlite:///{self.root / 'mlflow.db'}")

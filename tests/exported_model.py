@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_section
+from some_cards import model_card, trained_params
 from torch import Tensor, nn
 
 from reparam.config import Config, ExportConfig
@@ -17,8 +18,9 @@ from reparam.data.store import SPLITS
 from reparam.export import stage as export
 from reparam.export.onnx import DecoderGraph, EncoderGraph
 from reparam.models.build import AnyModel, build_model
-from reparam.models.card import save_card
+from reparam.models.likelihoods import is_density
 from reparam.models.storage import save_weights
+from reparam.objectives import has_prior
 from reparam.paths import Paths
 
 SHAPE = (3, 4, 6)  # (C, H, W), all different, so that no two can be mixed up
@@ -62,8 +64,7 @@ def prepare(root: Path, binarization: str = "dynamic", scaling: str = "unit", **
     for name in SPLITS:
         np.save(paths.processed / f"{name}-images.npy", grey)
         np.save(paths.processed / f"{name}-labels.npy", np.zeros(len(grey), np.int32))
-    facts = {"source": "noise", "binarization": binarization, "classes": ["noise"]}
-    data = store.write_card(paths.processed, facts, scaling)
+    data = store.write_card(paths.processed, store.Origin("noise", {}, binarization, ("noise",), {}), scaling)
 
     torch.manual_seed(0)
     small = {"hidden": [16], "channels": [4], "latent": LATENT, "upper": [3], "upper_hidden": [5]}
@@ -76,17 +77,14 @@ def prepare(root: Path, binarization: str = "dynamic", scaling: str = "unit", **
             nn.init.normal_(layer.running_mean, std=0.3)  # type: ignore[arg-type]
             nn.init.uniform_(layer.running_var, 0.5, 2.0)  # type: ignore[arg-type]
     paths.model.mkdir(parents=True)
-    lineage = {"data": "data-hash.dir", "weights_sha256": save_weights(paths.model, model.state_dict())}
-    card = {
-        "model": config.model_dump(mode="json"),
-        "objective": {"name": "elbo"},
-        "train": {"seed": 7},
-        "best_epoch": 1,
-        "epochs": 1,
-        "data": {name: data[name] for name in ("source", "binarization", "scaling", "shape")},
-        "lineage": lineage,
-    }
-    save_card(paths.model, card)
+    model_card(
+        trained_params(model=config),
+        save_weights(paths.model, model.state_dict()),
+        data=data.images,
+        latent_size=model.latent_size,
+        has_prior=has_prior(model, "elbo"),
+        is_density=is_density(model.likelihood, binarization),
+    ).write(paths.model / "card.json")
     return Exported(paths, model, Pixels(data), np.ascontiguousarray(grey.transpose(0, 2, 3, 1)))
 
 

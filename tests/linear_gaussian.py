@@ -79,7 +79,7 @@ def linear_vae(error: float = 0.0) -> VAE:
     """
     zeros = torch.zeros(3, dtype=torch.float64)
     posterior = _posterior(LOADINGS, OFFSET, SIGMA**2 * _identity(4), zeros, zeros.exp(), error)
-    return VAE(nn.Sequential(nn.Flatten(), posterior), _decoder(), _gaussian(), SHAPE)
+    return VAE(nn.Sequential(nn.Flatten(), posterior), _decoder(), _gaussian(), 3, SHAPE)
 
 
 def linear_hierarchy(inference: str, error: float = 0.0) -> HierarchicalVAE:

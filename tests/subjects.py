@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 from conftest import small_section
-from data_card import data_card
+from some_cards import image_facts
 from torch import Tensor
 
+from reparam.cards.data import ImageFacts
 from reparam.config import EvaluateConfig
 from reparam.data.pixels import Pixels
 from reparam.data.store import Images, Split
@@ -17,7 +18,7 @@ from reparam.evaluate.subject import Data, Subject
 from reparam.models.build import AnyModel, build_model
 
 SHAPE = (1, 2, 3)
-GREY = data_card("none")
+GREY = image_facts("none")
 
 
 def settings(**changes: Any) -> EvaluateConfig:
@@ -43,9 +44,7 @@ def some_split(labels: Sequence[int], shape: tuple[int, ...] = SHAPE) -> Split:
     return Split(some_images(len(labels), shape), np.array(labels, np.int32))
 
 
-def some_data(
-    scored: Split, card: dict[str, Any] = GREY, *, is_density: bool = True, train: Split | None = None
-) -> Data:
+def some_data(scored: Split, card: ImageFacts = GREY, *, is_density: bool = True, train: Split | None = None) -> Data:
     """The data of a subject, trained on the same images unless others are given; classes are named by their numbers."""
     classes = [str(number) for number in range(scored.labels.max() + 1)]
     return Data(scored, train or scored, classes, Pixels(card), is_density)

@@ -24,8 +24,9 @@ PACKAGE = SOURCE / "reparam"
 
 # A module imports from the rows above its own, and inside its own part; never from another part in its row.
 LAYERS = (
-    ("errors", "redact"),
-    ("config", "paths", "files", "lineage", "runtime", "threads", "progress"),
+    ("errors", "redact", "metrics"),
+    ("config", "paths", "files", "lineage", "locks", "runtime", "threads", "progress"),
+    ("cards",),
     ("data", "models", "track", "client"),
     ("objectives", "figures"),
     ("download", "preprocess", "train", "evaluate", "export", "report"),
@@ -36,7 +37,7 @@ LAYERS = (
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 STAGES = tuple(YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"])
 # What a working copy holds that no stage writes: the user's parameters, and what commands around the stages write.
-OUTSIDE = {"params.yaml", "recipes", "reports/gradients", "reports/compare.html"}
+OUTSIDE = {"params.yaml", ".locks", "recipes", "reports/gradients", "reports/compare.html"}
 
 
 def modules() -> dict[str, Path]:

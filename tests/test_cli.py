@@ -1,20 +1,25 @@
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from some_cards import PARITY, evaluation_metrics, export_metrics
 
 from reparam import cli, track
+from reparam.cards.model import ModelCard
 from reparam.config import load_config
 from reparam.download import stage as download
 from reparam.evaluate import stage as evaluate
 from reparam.export import stage as export
+from reparam.locks import held
 from reparam.paths import Paths
 from reparam.preprocess import stage as preprocess
 from reparam.report import stage as report
@@ -51,8 +56,9 @@ def reparam(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
 
 
 def files(root: Path) -> dict[str, bytes]:
-    """Every file and what it holds, but for the lock of an interrupted training."""
-    found = (path for path in root.rglob("*") if path.is_file() and path.parent.parent.name != ".resume")
+    """Every file and what it holds, but for locks."""
+    locks = (".resume", ".locks")
+    found = (path for path in root.rglob("*") if path.is_file() and path.relative_to(root).parts[0] not in locks)
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in found}
 
 
@@ -141,8 +147,10 @@ def test_how_threads_wait_is_decided_before_the_recorder_starts_which_would_coun
 def test_summary_prints_the_headline_and_where_to_look_next(
     finished: Paths, reparam: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finished.evaluation_metrics.write_text('{"elbo": -25.125, "elbo_se": 0.25, "nll": 24.5, "nll_se": 0.125}')
-    finished.export_metrics.write_text('{"encoder_max_error": 1e-7, "decoder_max_error": 3e-7}')
+    model = ModelCard.read(finished.model / "card.json", "train")
+    values = {"elbo": -25.125, "elbo_se": 0.25, "nll": 24.5, "nll_se": 0.125, "active_units": 3, "images": 359}
+    evaluation_metrics(model, values).write(finished.evaluation_metrics)
+    export_metrics(model, PARITY | {"decoder_max_error": 3e-7}).write(finished.export_metrics)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     code, printed = reparam("summary")
     assert code == 0
@@ -205,7 +213,7 @@ def test_a_bug_of_ours_keeps_its_traceback(project: Paths, reparam: Command, mon
         ("evaluate", "models/vae/card.json", "run `dvc repro train` first"),
         ("export", "models/vae/card.json", "run `dvc repro train` first"),
         ("report", "models/vae/card.json", "run `dvc repro train` first"),
-        ("summary", "reports/evaluation/metrics.json", "run `dvc repro evaluate` first"),
+        ("summary", "models/vae/card.json", "run `dvc repro train` first"),
     ],
 )
 def test_a_command_before_its_input_exists_names_the_stage_that_makes_it(
@@ -228,6 +236,7 @@ def test_a_command_before_its_input_exists_names_the_stage_that_makes_it(
         ("report", "reports/evaluation/metrics.json", "evaluate"),
         ("report", "reports/evaluation/card.json", "evaluate"),
         ("report", "reports/export/metrics.json", "export"),
+        ("summary", "reports/evaluation/metrics.json", "evaluate"),
         ("summary", "reports/export/metrics.json", "export"),
     ],
 )
@@ -281,7 +290,7 @@ def test_a_truncated_input_is_named_with_the_command_that_mends_it(
 def test_a_loss_that_is_no_number_names_epoch_step_and_what_to_lower(
     finished: Paths, params: dict[str, Any], write_params: Write, reparam: Command
 ) -> None:
-    params["train"]["learning_rate"] = 1e30
+    params["train"]["learning_rate"] = 1e9
     write_params(params)
     shutil.rmtree(finished.model)
     before = files(finished.root)
@@ -398,6 +407,31 @@ def test_a_request_to_end_ends_the_stage_with_the_conventional_code_and_no_half_
     assert stage.returncode == 143
     assert not finished.model.exists()
     assert list(finished.model.parent.glob(".partial-*")) == []
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.15, 0.3, 0.6])
+def test_ctrl_c_ends_a_stage_that_is_still_starting(seconds: float, finished: Paths) -> None:
+    stage = subprocess.Popen(
+        [sys.executable, "-m", "reparam", "train"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(SOURCE)},
+    )
+    time.sleep(seconds)
+    stage.send_signal(signal.SIGINT)
+    _, said = stage.communicate(timeout=60)
+    assert stage.returncode in (-signal.SIGINT, 130)
+    assert "Traceback" not in said or seconds < 0.1  # Python itself may not have started
+
+
+def test_two_processes_do_not_run_a_stage_in_one_working_copy(finished: Paths, reparam: Command) -> None:
+    with held(finished.locks, "preprocess"):
+        code, printed = reparam("preprocess")
+        assert (code, printed.split(",")[0]) == (
+            1,
+            "error: preprocess: wanted to be the only one that runs this stage in this working copy",
+        )
+        assert reparam("download")[0] == 0
 
 
 # ---- parameters and recipes

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from data_card import data_card
+from some_cards import image_facts
 from training import KINDS, REFUSED, SIZES, black_and_white, model_config, objective_config, train_config
 
 from reparam.data.pixels import Pixels
@@ -45,7 +45,7 @@ def test_every_combination_trains_or_is_refused(kind: str, likelihood: str, obje
         return
 
     check_fit(model, config, wanted)
-    loss = Loss(model, Pixels(data_card("none")), wanted)
+    loss = Loss(model, Pixels(image_facts("none")), wanted)
     trainer = Trainer(loss, TRAIN, epoch_images=100)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     with torch.no_grad():

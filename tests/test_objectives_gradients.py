@@ -62,7 +62,7 @@ class Copies(VAE):
 def copies(images: int) -> tuple[Copies, Tensor]:
     """The same image over and over, with the same model, as a batch."""
     likelihood = likelihoods.Gaussian(GaussianConfig(mean="linear", sigma=SIGMA))
-    model = Copies(OwnPosterior(images), OwnWeights(images), likelihood, (1, 1, 3))
+    model = Copies(OwnPosterior(images), OwnWeights(images), likelihood, len(POSTERIOR) // 2, (1, 1, 3))
     return model, TARGET.expand(images, 1, 1, 3)
 
 

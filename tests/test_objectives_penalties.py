@@ -1,6 +1,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import small_section
@@ -52,7 +53,7 @@ def some_images(count: int) -> Tensor:
 
 def coder(shape: tuple[int, ...] = (1, 1, 2)) -> Autoencoder:
     """An autoencoder whose code is the image."""
-    return Autoencoder(nn.Flatten(), nn.Unflatten(1, shape), Gaussian(settings().gaussian), shape)
+    return Autoencoder(nn.Flatten(), nn.Unflatten(1, shape), Gaussian(settings().gaussian), 2, shape)
 
 
 each_network = pytest.mark.parametrize("network", NETWORKS)
@@ -79,7 +80,7 @@ def test_the_contractive_penalty_is_the_squared_norm_of_the_jacobian(kind: str, 
 def test_the_contractive_penalty_of_a_linear_encoder_is_its_squared_weights() -> None:
     layer = linear(torch.tensor([[1.0, -2.0], [0.5, 3.0]]), torch.zeros(2))
     model = Autoencoder(
-        nn.Sequential(nn.Flatten(), layer), nn.Unflatten(1, (1, 1, 2)), Gaussian(settings().gaussian), (1, 1, 2)
+        nn.Sequential(nn.Flatten(), layer), nn.Unflatten(1, (1, 1, 2)), Gaussian(settings().gaussian), 2, (1, 1, 2)
     )
     penalty = minimise("contractive", model, torch.rand(3, 1, 1, 2))["penalty"]
     assert penalty.tolist() == [14.25] * 3
@@ -152,7 +153,7 @@ def test_sparsity_kl_stays_finite_where_units_saturate(code: float) -> None:
 
 def test_a_vae_is_sparse_in_its_means() -> None:
     model, x = some_model("vae", "mlp"), some_images(4)
-    autoencoder = Autoencoder(nn.Sequential(model.encoder, Half()), model.decoder, model.likelihood, SHAPE)
+    autoencoder = Autoencoder(nn.Sequential(model.encoder, Half()), model.decoder, model.likelihood, 3, SHAPE)
     found, wanted = (minimise("sparse", m, x, penalty="l1", weight=3.0) for m in (model, autoencoder))
     torch.testing.assert_close(found["penalty"], wanted["penalty"])
     torch.testing.assert_close(found["loss"], -found["elbo"] + 3 * found["penalty"])
@@ -244,26 +245,38 @@ def test_denoising_without_noise_is_the_elbo() -> None:
         torch.testing.assert_close(found[name], values, rtol=1e-12, atol=0)
 
 
-def test_the_discrepancy_is_the_mean_over_all_pairs() -> None:
+def test_the_discrepancy_is_the_mean_over_all_pairs_of_different_samples() -> None:
     generator = torch.Generator().manual_seed(0)
-    first, second = (torch.randn(n, 3, dtype=torch.float64, generator=generator) for n in (4, 5))
+    first, second = torch.randn(2, 4, 3, dtype=torch.float64, generator=generator)
 
-    def mean_kernel(a: Tensor, b: Tensor) -> float:
-        values = [
-            6 / (6 + sum((p - q) ** 2 for p, q in zip(u, v, strict=True))) for u in a.tolist() for v in b.tolist()
-        ]
-        return float(sum(values) / len(values))
+    def likeness(a: Tensor, b: Tensor) -> float:
+        return float(6 / (6 + (a - b).square().sum()))
 
-    wanted = mean_kernel(first, first) + mean_kernel(second, second) - 2 * mean_kernel(first, second)
+    values = [
+        likeness(first[i], first[j])
+        + likeness(second[i], second[j])
+        - likeness(first[i], second[j])
+        - likeness(first[j], second[i])
+        for i in range(4)
+        for j in range(4)
+        if i != j
+    ]
+    wanted = sum(values) / 12
     assert maximum_mean_discrepancy(first, second).item() == pytest.approx(wanted, rel=1e-12)
 
 
-def test_samples_are_like_themselves_and_unlike_others() -> None:
-    first = torch.randn(50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    assert maximum_mean_discrepancy(first, first.flip(0)).item() == pytest.approx(0, abs=1e-15)
-    # Two points far apart: each is like itself alone.
-    far = maximum_mean_discrepancy(torch.zeros(1, 2), torch.full((1, 2), 1e6)).item()
-    assert far == pytest.approx(2, rel=1e-6)
+def test_of_one_distribution_the_discrepancy_is_nothing_in_the_mean() -> None:
+    generator = torch.Generator().manual_seed(0)
+    draws = [maximum_mean_discrepancy(*torch.randn(2, 20, 5, generator=generator)).item() for _ in range(400)]
+    error = np.std(draws) / 400**0.5
+    assert abs(np.mean(draws)) < 3 * error < 0.003  # with each sample's likeness to itself: 0.04
+
+
+def test_samples_far_apart_are_unlike() -> None:
+    close, far = torch.zeros(3, 2), torch.full((3, 2), 1e6)
+    assert maximum_mean_discrepancy(close, close).item() == pytest.approx(0, abs=1e-6)
+    assert maximum_mean_discrepancy(close, far).item() == pytest.approx(2, rel=1e-6)
+    assert maximum_mean_discrepancy(close[:1], far[:1]).item() == 0  # one of each
 
 
 @pytest.mark.parametrize("samples", [1, 3])
@@ -273,8 +286,8 @@ def test_mmd_adds_the_discrepancy_of_codes_and_prior_samples(kind: str, beta: fl
     model, x = some_model(kind, "mlp"), some_images(5)
     torch.manual_seed(0)
     draw = model.draw(x, x, samples)
-    z = draw.layers[0].z.reshape(-1, 3)
-    wanted = maximum_mean_discrepancy(z, torch.randn(5 * samples, 3, dtype=torch.float64))
+    found = [maximum_mean_discrepancy(z, torch.randn(5, 3, dtype=torch.float64)) for z in draw.layers[0].z]
+    wanted = torch.stack(found).mean()
     torch.manual_seed(0)
     terms = minimise("mmd", model, x, samples=samples, beta=beta, weight=7.0)
     torch.testing.assert_close(terms["mmd"], wanted.expand(5))

@@ -12,15 +12,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import change
-from data_card import data_card
 from ruamel.yaml import YAML
+from some_cards import image_facts
 from subjects import settings, some_scores, some_split
 from subjects import some_data as data_of
 from torch import Tensor
 
 from reparam import recipes
-from reparam.compare.experiment import spread
-from reparam.config import Config, load_config
+from reparam.config import Config, flatten, load_config
 from reparam.data import store
 from reparam.data.batches import Batches
 from reparam.data.pixels import Pixels
@@ -83,7 +82,7 @@ def some_loss(config: Config, data: Batches) -> Loss:
     model = build_model(config.model, shape(config))
     check_fit(model, config.model, config.objective)
     shift, scale = (0.0, 1.0) if config.preprocess.scaling == "unit" else (0.5, 0.25)
-    pixels = Pixels(data_card(config.preprocess.binarization, shift, scale, channels=shape(config)[0]))
+    pixels = Pixels(image_facts(config.preprocess.binarization, shift, scale, channels=shape(config)[0]))
     if config.model.start_at_mean:
         start_at_mean(model, pixels.scaled(data.mean()))
     return Loss(model, pixels, config.objective)
@@ -108,7 +107,7 @@ def test_a_recipe_says_where_it_comes_from_and_what_to_expect(name: str) -> None
 
 @every_recipe
 def test_a_recipe_says_only_what_differs(name: str) -> None:
-    shared, own = (spread(YAML(typ="safe").load(FOLDER / f"{file}.yaml")) for file in ("base", name))
+    shared, own = (flatten(YAML(typ="safe").load(FOLDER / f"{file}.yaml")) for file in ("base", name))
     assert [path for path, value in own.items() if shared.get(path) == value] == []
 
 
@@ -122,7 +121,7 @@ def test_a_change_of_the_shipped_parameters_changes_no_recipe(tmp_path: Path, mo
     monkeypatch.setattr(recipes, "SHIPPED", tmp_path / "params.yaml")
     assert {name: recipe(name) for name in RECIPES} == before
     # All that there were when recipes became differences are set; one that is new need not be.
-    assert len(spread(YAML(typ="safe").load(FOLDER / "base.yaml"))) >= 113
+    assert len(flatten(YAML(typ="safe").load(FOLDER / "base.yaml"))) >= 113
 
 
 @every_recipe
@@ -152,12 +151,9 @@ def test_a_recipe_is_accepted_by_the_stage_that_trains_it(name: str) -> None:
     config = recipe(name)
     torch.manual_seed(0)
     model = build_model(config.model, shape(config))
-    card = {
-        "scaling": {"kind": config.preprocess.scaling},
-        "binarization": config.preprocess.binarization,
-        "splits": {"train": {"count": 50_000}},
-    }
-    check_parts(model, config, card)
+    data = image_facts(config.preprocess.binarization)
+    scaling = data.scaling.model_copy(update={"kind": config.preprocess.scaling})
+    check_parts(model, config, data.model_copy(update={"scaling": scaling}), images=50_000)
 
 
 @every_recipe
@@ -166,7 +162,7 @@ def test_the_number_to_compare_can_be_read_off_what_is_measured(name: str) -> No
     model = build_model(config.model, shape(config))
     split = some_split([0, 0, 0], shape(config))
     how = config.preprocess.binarization
-    data = data_of(split, data_card(how), is_density=is_density(model.likelihood, how))
+    data = data_of(split, image_facts(how), is_density=is_density(model.likelihood, how))
     metrics = measure(Subject(model, data, settings(nll_samples=1), some_scores(3, 3)), None).metrics
     title, compared = TABLE.MEASURES[PUBLISHED[name]["measure"]]
     assert math.isfinite(compared(metrics))
@@ -287,7 +283,7 @@ def test_the_recipes_of_burda_et_al_are_as_published(layers: int, samples: int) 
     assert starts == [0, *train.milestones.epochs]
     for stage, (start, length) in enumerate(zip(starts, lengths, strict=True)):
         for epoch in (start, start + length / 2, start + length - 1e-6):
-            assert rate_at(train, epoch) == pytest.approx(0.001 * 10 ** (-stage / 7), rel=1e-6)
+            assert rate_at(train, epoch, epoch) == pytest.approx(0.001 * 10 ** (-stage / 7), rel=1e-6)
 
     torch.manual_seed(0)
     model = build_model(config.model, (1, 28, 28))

@@ -149,7 +149,7 @@ def test_a_training_that_is_asked_to_end_leaves_a_checkpoint_and_nothing_half_wr
     assert "Traceback" not in said
     left = {path for path in one.root.rglob("*") if path.is_file()} - before
     assert 1 <= len(one.checkpoints()) <= 2
-    assert {path.relative_to(one.root).parts[0] for path in left} == {".resume"}
+    assert {path.relative_to(one.root).parts[0] for path in left} == {".resume", ".locks"}
     assert [path for path in left if path.name.startswith(".partial")] == []
     assert not (one.root / "models/vae").exists()
 

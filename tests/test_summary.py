@@ -3,37 +3,26 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import small_section
+from some_cards import EVALUATED, evaluation_card, evaluation_metrics, export_metrics, hash_of, model_card
 
 from reparam import summary
-from reparam.errors import MissingInputError
-from reparam.files import write_json
+from reparam.errors import MissingInputError, StaleInputError
 from reparam.paths import Paths
 
-DENSITY = {
-    "elbo": -20.126,
-    "elbo_se": 0.301,
-    "reconstruction": 12.0,
-    "reconstruction_se": 0.25,
-    "kl": 8.126,
-    "kl_se": 0.1,
-    "nll": 18.5,
-    "nll_se": 0.2,
-    "active_units": 9,
-    "images": 359,
-}
 GREY = {"bce": 17.25, "bce_se": 0.2, "kl": 8.0, "kl_se": 0.1, "active_units": 9, "images": 359}
 CODE = {"reconstruction": 12.0, "reconstruction_se": 0.25, "active_units": 9, "images": 359}
-DISCRETE = {**DENSITY, "bits_per_dim": 1.23456, "bits_per_dim_se": 0.0123, "kl_layer_1": 5.126, "kl_layer_2": 3.0}
-PARITY = {"encoder_max_error": 1e-7, "decoder_max_error": 3.4e-7, "decoder_max_grey_levels": 0.0}
+DISCRETE = {**EVALUATED, "bits_per_dim": 1.23456, "bits_per_dim_se": 0.0123, "kl_layer_1": 5.126, "kl_layer_2": 3.0}
 
 
 @pytest.fixture
 def paths(tmp_path: Path) -> Paths:
-    """Metrics of an evaluated and exported model."""
+    """Cards and metrics of a model that was evaluated and exported."""
     paths = Paths(tmp_path, tmp_path)
-    write_json(paths.evaluation_metrics, DENSITY)
-    write_json(paths.evaluation_card, {"split": "validation"})
-    write_json(paths.export_metrics, PARITY)
+    model_card().write(paths.model / "card.json")
+    evaluation_metrics().write(paths.evaluation_metrics)
+    evaluation_card(settings=small_section("evaluate", split="validation")).write(paths.evaluation_card)
+    export_metrics().write(paths.export_metrics)
     return paths
 
 
@@ -52,7 +41,7 @@ def test_the_table_holds_means_and_standard_errors(paths: Paths, capsys: pytest.
     summary.show(paths)
     assert rows(capsys.readouterr().out) == [
         ["ELBO", "-20.13", "0.30"],
-        ["reconstruction", "12.00", "0.25"],
+        ["Reconstruction", "12.00", "0.25"],
         ["KL", "8.13", "0.10"],
         ["NLL", "18.50", "0.20"],
     ]
@@ -61,21 +50,21 @@ def test_the_table_holds_means_and_standard_errors(paths: Paths, capsys: pytest.
 def test_grey_pixels_have_a_cross_entropy_and_neither_elbo_nor_nll(
     paths: Paths, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_json(paths.evaluation_metrics, GREY)
+    evaluation_metrics(values=GREY).write(paths.evaluation_metrics)
     summary.show(paths)
-    assert rows(capsys.readouterr().out) == [["cross-entropy", "17.25", "0.20"], ["KL", "8.00", "0.10"]]
+    assert rows(capsys.readouterr().out) == [["Cross-entropy", "17.25", "0.20"], ["KL", "8.00", "0.10"]]
 
 
 def test_an_autoencoder_has_a_reconstruction_alone(paths: Paths, capsys: pytest.CaptureFixture[str]) -> None:
-    write_json(paths.evaluation_metrics, CODE)
+    evaluation_metrics(values=CODE).write(paths.evaluation_metrics)
     summary.show(paths)
-    assert rows(capsys.readouterr().out) == [["reconstruction", "12.00", "0.25"]]
+    assert rows(capsys.readouterr().out) == [["Reconstruction", "12.00", "0.25"]]
 
 
 def test_grey_values_have_bits_per_dimension(paths: Paths, capsys: pytest.CaptureFixture[str]) -> None:
-    write_json(paths.evaluation_metrics, DISCRETE)
+    evaluation_metrics(values=DISCRETE).write(paths.evaluation_metrics)
     summary.show(paths)
-    assert rows(capsys.readouterr().out)[-2:] == [["NLL", "18.50", "0.20"], ["bits per dimension", "1.23", "0.01"]]
+    assert rows(capsys.readouterr().out)[-2:] == [["NLL", "18.50", "0.20"], ["Bits per dimension", "1.235", "0.012"]]
 
 
 def test_the_summary_ends_with_parity_and_where_to_look_next(paths: Paths, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,3 +91,23 @@ def test_missing_metrics_name_the_stage_that_writes_them(missing: str, stage: st
     path.unlink()
     with pytest.raises(MissingInputError, match=rf"^{re.escape(str(path))}: not found; run `dvc repro {stage}` first$"):
         summary.show(paths)
+
+
+@pytest.mark.parametrize(
+    ("stale", "stage"),
+    [("evaluation_metrics", "evaluate"), ("evaluation_card", "evaluate"), ("export_metrics", "export")],
+)
+def test_numbers_of_another_model_are_withheld(stale: str, stage: str, paths: Paths) -> None:
+    other = model_card(weights=hash_of("9"))
+    results = {
+        "evaluation_metrics": evaluation_metrics(other),
+        "evaluation_card": evaluation_card(other),
+        "export_metrics": export_metrics(other),
+    }
+    results[stale].write(getattr(paths, stale))
+    with pytest.raises(StaleInputError) as caught:
+        summary.show(paths)
+    assert str(caught.value) == (
+        f"{getattr(paths, stale)}: wanted results of the model in models/vae, weights {'d' * 12}, found those of "
+        f"{'9' * 12}; run `dvc repro {stage}`"
+    )

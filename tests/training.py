@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_section
-from data_card import data_card
+from some_cards import image_facts
 from torch import Tensor
 
 from reparam.config import ModelConfig, ObjectiveConfig, TrainConfig
@@ -80,7 +80,7 @@ def small_loss(
     """A model of given parameters, always with the same weights, and its objective."""
     torch.manual_seed(0)
     built = build_model(model_config(**model), shape)
-    return Loss(built, Pixels(data_card(binarization)), objective_config(**objective or {}))
+    return Loss(built, Pixels(image_facts(binarization)), objective_config(**objective or {}))
 
 
 def small_trainer(**changes: Any) -> Trainer:

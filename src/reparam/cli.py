@@ -8,6 +8,7 @@ import logging
 import signal
 import sys
 import textwrap
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,10 +16,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from reparam.errors import UserError
+from reparam.locks import held
 from reparam.redact import redacted_output
 from reparam.threads import choose_wait_policy
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from reparam.config import Config
     from reparam.paths import Paths
     from reparam.track import Tracker
@@ -48,19 +52,21 @@ DeviceOption = Annotated[
 @app.command(rich_help_panel="Stages")
 def download() -> None:
     """Fetch the raw data and verify every file."""
-    config, paths, tracker = _connected()
-    from reparam.download import stage as download
+    with _stage("download") as inputs:
+        from reparam.download import stage as download
 
-    download.run(config, paths, tracker)
+        _end_properly()
+        download.run(*inputs)
 
 
 @app.command(rich_help_panel="Stages")
 def preprocess() -> None:
     """Split the raw images and write them in the one processed format."""
-    config, paths, tracker = _connected()
-    from reparam.preprocess import stage as preprocess
+    with _stage("preprocess") as inputs:
+        from reparam.preprocess import stage as preprocess
 
-    preprocess.run(config, paths, tracker)
+        _end_properly()
+        preprocess.run(*inputs)
 
 
 @app.command(rich_help_panel="Stages")
@@ -68,37 +74,41 @@ def train(
     device: DeviceOption = Device.auto, quiet: Annotated[bool, typer.Option(help="Show no progress.")] = False
 ) -> None:
     """Train a model and keep the weights of its best epoch; go on where an interrupted training was."""
-    config, paths, tracker = _connected()
-    from reparam.train import stage as train
+    with _stage("train") as (config, paths, tracker):
+        from reparam.train import stage as train
 
-    train.run(config, paths, device.value, quiet=quiet, tracker=tracker)
+        _end_properly()
+        train.run(config, paths, device.value, quiet=quiet, tracker=tracker)
 
 
 @app.command(rich_help_panel="Stages")
 def evaluate(device: DeviceOption = Device.auto) -> None:
     """Score the trained model on the test split, and draw what it does."""
-    config, paths, tracker = _connected()
-    from reparam.evaluate import stage as evaluate
+    with _stage("evaluate") as (config, paths, tracker):
+        from reparam.evaluate import stage as evaluate
 
-    evaluate.run(config, paths, device.value, tracker)
+        _end_properly()
+        evaluate.run(config, paths, device.value, tracker)
 
 
 @app.command(rich_help_panel="Stages")
 def export() -> None:
     """Export encoder and decoder to ONNX, and check them against torch."""
-    config, paths, tracker = _connected()
-    from reparam.export import stage as export
+    with _stage("export") as inputs:
+        from reparam.export import stage as export
 
-    export.run(config, paths, tracker)
+        _end_properly()
+        export.run(*inputs)
 
 
 @app.command(rich_help_panel="Stages")
 def report() -> None:
     """Bring numbers, figures, parameters and lineage together on one page."""
-    config, paths, tracker = _connected()
-    from reparam.report import stage as report
+    with _stage("report") as inputs:
+        from reparam.report import stage as report
 
-    report.run(config, paths, tracker)
+        _end_properly()
+        report.run(*inputs)
 
 
 @app.command(rich_help_panel="Around the stages")
@@ -196,8 +206,6 @@ def main() -> None:
     """Run a command; a mistake of the user is one message and exit code 1."""
     gc.disable()  # imports leave no garbage, and make enough objects for a search to take half a second
     choose_wait_policy(Path.cwd())
-    # As Ctrl-C does, a request to end closes the MLflow run and removes what is half-written; 143 is the shell's code.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         app()
@@ -238,9 +246,23 @@ def _inputs() -> "tuple[Config, Paths]":
     return config, paths
 
 
-def _connected() -> "tuple[Config, Paths, Tracker]":
-    """Start what tracks, which loads MLflow while the stage loads torch."""
+@contextmanager
+def _stage(name: str) -> "Iterator[tuple[Config, Paths, Tracker]]":
+    """Read what a stage needs; meanwhile no other process runs it in this working copy.
+
+    What tracks is started first, because it loads MLflow while the stage loads torch.
+    """
     from reparam import track
 
     config, paths = _inputs()
-    return config, paths, track.connect(paths)
+    with held(paths.locks, name):
+        yield config, paths, track.connect(paths)
+
+
+def _end_properly() -> None:
+    """From now on, let a request to end close the MLflow run and remove what is half-written.
+
+    Earlier there is nothing to close, and libraries that are being imported could swallow the exception.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the shell's code
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -21,6 +21,10 @@ class DamagedInputError(UserError):
     """A file exists, but is truncated or does not hold what it should."""
 
 
+class StaleInputError(UserError):
+    """A file was made of another model than the one that is there."""
+
+
 class NonFiniteError(UserError):
     """The loss became NaN or infinite."""
 
@@ -31,3 +35,7 @@ class ParityError(UserError):
 
 class TrackingError(UserError):
     """The MLflow store cannot be used."""
+
+
+class BusyError(UserError):
+    """Another process runs the same stage in the same working copy."""

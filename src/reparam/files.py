@@ -5,12 +5,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from reparam.errors import DamagedInputError, MissingInputError
+from reparam.errors import MissingInputError
 
 MANY = 256  # files
 
@@ -69,23 +69,12 @@ def scratch_directory(beside: Path) -> Iterator[Path]:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON with one spelling per value, so that equal values give equal bytes."""
     with whole_file(path) as partial:
-        partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        partial.write_text(to_json(value), encoding="utf-8")
 
 
-def read_json(path: Path, made_by: str, keys: Iterable[str] = ()) -> Any:
-    """Read a JSON file that the stage `made_by` wrote, an object with at least these keys.
-
-    Raises: MissingInputError, DamagedInputError.
-    """
-    require(path, made_by)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DamagedInputError(f"{path}: not valid JSON ({error}); {rerun(made_by)}") from None
-    missing = sorted(set(keys) - set(value)) if isinstance(value, dict) else ["an object"]
-    if missing:
-        raise DamagedInputError(f"{path}: wanted {', '.join(missing)}, which is not there; {rerun(made_by)}")
-    return value
+def to_json(value: Any) -> str:
+    """Spell a value as JSON, each in one way only."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def require_writable(*paths: Path) -> None:

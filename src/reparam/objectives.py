@@ -105,8 +105,9 @@ def mmd(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> T
     Source: Zhao et al. 2019, eq. 6.
     """
     draw = model.draw(x, x, config.samples)
-    z = draw.layers[0].z.flatten(0, 1)  # (K*B, D)
-    discrepancy = maximum_mean_discrepancy(z, torch.randn_like(z)).expand(len(x))
+    z = draw.layers[0].z  # (K, B, D): samples of one image are no samples of the aggregate posterior
+    found = [maximum_mean_discrepancy(codes, torch.randn_like(codes)) for codes in z]
+    discrepancy = torch.stack(found).mean().expand(len(x))
     loss = _weighted(model, draw, config, setting) + config.mmd.weight * discrepancy
     return _terms(model, draw, loss, mmd=discrepancy)
 
@@ -216,16 +217,18 @@ def aggregate_posterior(layer: Layer) -> tuple[Tensor, Tensor]:
 
 
 def maximum_mean_discrepancy(first: Tensor, second: Tensor) -> Tensor:
-    """Squared MMD of two samples under the inverse multiquadratic kernel c / (c + |a - b|^2), c = 2D.
+    """Estimate the squared MMD of two distributions without bias, so that it can be below 0.
 
-    Shapes: (N, D), (M, D) -> (). Source: Gretton et al. 2012, eq. 5; Tolstikhin et al. 2018, sec. 4, for the kernel.
+    The kernel is the inverse multiquadratic c / (c + |a - b|^2), c = 2D. One sample of each says nothing: 0.
+    Shapes: (N, D) twice -> (). Source: Gretton et al. 2012, eq. 4; Tolstikhin et al. 2018, sec. 4, for the kernel.
     """
-    c = 2 * first.shape[1]
+    c, pairs = 2 * first.shape[1], len(first) * (len(first) - 1)
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
-        return (c / (c + (a[:, None] - b).square().sum(-1))).mean()
+        values = c / (c + (a[:, None] - b).square().sum(-1))
+        return values.sum() - values.diagonal().sum()  # no sample with itself, nor with its neighbour in the formula
 
-    return kernel(first, first) + kernel(second, second) - 2 * kernel(first, second)
+    return (kernel(first, first) + kernel(second, second) - 2 * kernel(first, second)) / max(1, pairs)
 
 
 def _weighted(model: Model, draw: Draw, config: ObjectiveConfig, setting: Setting) -> Tensor:
@@ -260,6 +263,7 @@ class Objective:
 
     terms: Callable[[Model, Tensor, ObjectiveConfig, Setting], Terms]
     layers: tuple[int, float] = (0, math.inf)  # of latents with a posterior: at least, at most
+    matches_prior: bool = False  # whether it pulls codes that have no posterior to the prior
 
 
 def beta_at(config: ObjectiveConfig, epoch: Tensor) -> Tensor:
@@ -283,8 +287,13 @@ OBJECTIVES: dict[str, Objective] = {
     "elbo": Objective(elbo, layers=(1, math.inf)),
     "capacity": Objective(capacity, layers=(1, math.inf)),
     "beta_tc": Objective(beta_tc, layers=(1, 1)),
-    "mmd": Objective(mmd, layers=(0, 1)),
+    "mmd": Objective(mmd, layers=(0, 1), matches_prior=True),
     "iwae": Objective(importance_weighted, layers=(1, math.inf)),
     "dreg": Objective(dreg, layers=(1, 1)),
     "reinforce": Objective(reinforce, layers=(1, math.inf)),
 }
+
+
+def has_prior(model: Model, objective: str) -> bool:
+    """Whether decoded draws from N(0, I) are samples of a model that was trained with an objective."""
+    return model.stochastic_layers > 0 or OBJECTIVES[objective].matches_prior

@@ -28,6 +28,10 @@ class Paths:
         return self.root / "params.yaml"
 
     @property
+    def locks(self) -> Path:
+        return self.root / ".locks"
+
+    @property
     def recipes(self) -> Path:
         return self.root / "recipes"
 

@@ -1,10 +1,19 @@
-"""What a person sees of long work: a bar on a terminal; elsewhere one line per epoch of training, and nothing else."""
+"""What a person sees of long work: a bar on a terminal; elsewhere one line per epoch of training, or per minute."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 60
+Advance = Callable[[int], None]
+
+
+def ignore(_count: int) -> None:
+    """Show no progress."""
 
 
 @contextmanager
@@ -28,13 +37,33 @@ def progress(epochs: int, console: Console) -> Iterator[Callable[[Mapping[str, f
 
 
 @contextmanager
-def counting(title: str, total: int, console: Console | None = None) -> Iterator[Callable[[int], None]]:
-    """Yield `advance(count)`, which moves a bar with the time left; nothing is shown where there is no terminal."""
+def counting(title: str, total: int, console: Console | None = None) -> Iterator[Advance]:
+    """Yield `advance(count)`: on a terminal it moves a bar with the time left, elsewhere it prints a line a minute."""
     console = console or Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines(title, total, console).advance
+        return
     columns = TextColumn(title), BarColumn(bar_width=24), TaskProgressColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=total)
         yield lambda count: bar.advance(task, count)
+
+
+class _Lines:
+    """Says from time to time how far long work is, and how long the rest will take at the same rate."""
+
+    def __init__(self, title: str, total: int, console: Console) -> None:
+        self.title, self.total, self.console = title, total, console
+        self.done = 0
+        self.start = self.said = time.monotonic()
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        now = time.monotonic()
+        if now - self.said >= SECONDS_BETWEEN_LINES:
+            self.said = now
+            left = timedelta(seconds=round((now - self.start) * (self.total - self.done) / self.done))
+            self.console.print(f"{self.title}: {self.done / self.total:.1%}, {left} left", highlight=False)
 
 
 def _line(metrics: Mapping[str, float]) -> str:

@@ -5,7 +5,11 @@ import os
 from rich.console import Console
 from rich.table import Table
 
-from reparam.files import read_json
+from reparam.cards.card import CARD
+from reparam.cards.evaluation import EvaluationCard, EvaluationMetrics
+from reparam.cards.export import ExportMetrics
+from reparam.cards.model import ModelCard
+from reparam.metrics import ERROR, HEADLINE, METRICS
 from reparam.paths import Paths
 from reparam.redact import without_secrets
 
@@ -13,25 +17,21 @@ from reparam.redact import without_secrets
 def show(paths: Paths) -> None:
     """Print a short table from the stages' metric files.
 
-    Raises: MissingInputError.
+    Raises: MissingInputError, DamagedInputError; StaleInputError where they are of another model than the trained one.
     """
-    metrics = read_json(paths.evaluation_metrics, "evaluate")
-    split = read_json(paths.evaluation_card, "evaluate", ("split",))["split"]
-    parity = read_json(paths.export_metrics, "export", ("encoder_max_error", "decoder_max_error"))
+    model = ModelCard.read(paths.model / CARD, "train")
+    metrics = EvaluationMetrics.read_of(model, paths.evaluation_metrics, "evaluate").values
+    split = EvaluationCard.read_of(model, paths.evaluation_card, "evaluate").settings.split
+    parity = ExportMetrics.read_of(model, paths.export_metrics, "export")
     table = Table("", "nats per image", "± standard error", title=f"{split.capitalize()} split", title_justify="left")
-    for name, title in {
-        "elbo": "ELBO",
-        "reconstruction": "reconstruction",
-        "bce": "cross-entropy",
-        "kl": "KL",
-        "nll": "NLL",
-        "bits_per_dim": "bits per dimension",
-    }.items():
+    for name in HEADLINE:
         if name in metrics:
-            table.add_row(title, f"{metrics[name]:.2f}", f"{metrics[f'{name}_se']:.2f}")
+            metric = METRICS[name]
+            found = (metrics.get(key) for key in (name, f"{name}{ERROR}"))
+            table.add_row(metric.title, *("" if value is None else f"{value:z{metric.form}}" for value in found))
     console = Console()
     console.print(table)
-    error = max(parity["encoder_max_error"], parity["decoder_max_error"])
+    error = max(parity.encoder_max_error, parity.decoder_max_error)
     console.print(f"ONNX parity   largest difference from torch {error:.1e}")
     uri = without_secrets(
         os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{paths.relative(paths.tracking_database)}"

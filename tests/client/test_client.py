@@ -198,6 +198,16 @@ def test_a_damaged_file_is_refused(
     assert str(error.value).startswith(f"{tmp_path / name}: onnxruntime cannot open it: ")
 
 
+def test_a_model_of_another_format_is_refused(exported: Exported, tmp_path: Path) -> None:
+    for name in ("encoder.onnx", "decoder.onnx"):
+        graph = onnx.load(exported.directory / name)
+        entry = graph.metadata_props[0]
+        entry.value = entry.value.replace('"format": 2', '"format": 1')
+        onnx.save(graph, tmp_path / name)
+    with pytest.raises(DamagedInputError, match=r"wanted a model of format 2, found one of format 1; run `dvc repro"):
+        Client(tmp_path)
+
+
 def test_a_graph_of_someone_else_is_refused(exported: Exported, tmp_path: Path) -> None:
     shutil.copytree(exported.directory, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "decoder.onnx"

@@ -367,10 +367,10 @@ def test_a_share_is_a_fraction_with_a_point_and_a_count_without(
         (b"", "wanted sections of parameters, found None"),
         (b"# a comment alone\n", "wanted sections of parameters, found None"),
         (b"- download\n", "wanted sections of parameters, found ['download']"),
-        (b"train: [1\n", "not valid YAML: while parsing a flow sequence"),
+        (b"train: [1\n", "line 2, column 1: not valid YAML: expected ',' or ']'"),
         (b"train:\n  seed: 1\n  seed: 2\n", 'found duplicate key "seed" with value "2" (original value: "1")'),
         (b"train: {}\ntrain: {}\n", 'found duplicate key "train"'),
-        (b"train: !!python/object:os.system {}\n", "not valid YAML: could not determine a constructor for the tag"),
+        (b"train: !!python/object:os.system {}\n", "line 1: wanted plain sections, lists, numbers and text, found tag"),
         (b"title: \xff\n", "not valid YAML: 'utf-8' codec can't decode byte 0xff"),
     ],
 )

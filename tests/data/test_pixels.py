@@ -7,15 +7,16 @@ import onnxruntime
 import pytest
 import torch
 from conftest import small_section
-from data_card import data_card
 from exported_model import LATENT, prepare, run_stage
+from some_cards import image_facts
 from torch import Tensor
 
+from reparam.cards.data import DataCard, Scaling
+from reparam.cards.export import ExportMetrics
 from reparam.data import store
 from reparam.data.batches import Batches
 from reparam.data.pixels import Pixels
 from reparam.data.store import SPLITS
-from reparam.files import read_json
 from reparam.models.likelihoods import LIKELIHOODS
 from reparam.models.storage import load_model
 
@@ -23,12 +24,12 @@ CPU = torch.device("cpu")
 KINDS = ("unit", "symmetric", "standard")
 
 
-def card_of(directory: Path, images: np.ndarray, kind: str, binarization: str = "none") -> dict[str, Any]:
+def card_of(directory: Path, images: np.ndarray, kind: Any, binarization: Any = "none") -> DataCard:
     """The card of a store whose splits all hold these images (N, C, H, W)."""
     for name in SPLITS:
         np.save(directory / f"{name}-images.npy", images)
         np.save(directory / f"{name}-labels.npy", np.zeros(len(images), np.int32))
-    return store.write_card(directory, {"classes": ["noise"], "binarization": binarization}, kind)
+    return store.write_card(directory, store.Origin("noise", {}, binarization, ("noise",), {}), kind)
 
 
 @pytest.fixture
@@ -44,13 +45,13 @@ def images() -> np.ndarray:
 
 def test_unit_leaves_pixels_between_0_and_1(tmp_path: Path, images: np.ndarray) -> None:
     card = card_of(tmp_path, images, "unit")
-    assert card["scaling"] == {"kind": "unit", "shift": [0.0] * 3, "scale": [1.0] * 3}
+    assert card.scaling == Scaling(kind="unit", shift=(0.0,) * 3, scale=(1.0,) * 3)
     assert torch.equal(Pixels(card)(torch.from_numpy(images)), torch.from_numpy(images).float() / 255)
 
 
 def test_symmetric_takes_black_to_minus_1_and_white_to_1(tmp_path: Path, images: np.ndarray) -> None:
     card = card_of(tmp_path, images, "symmetric")
-    assert card["scaling"] == {"kind": "symmetric", "shift": [0.5] * 3, "scale": [0.5] * 3}
+    assert card.scaling == Scaling(kind="symmetric", shift=(0.5,) * 3, scale=(0.5,) * 3)
     greys = torch.tensor([0.0, 0.25, 0.5, 1.0]).expand(3, 1, 4)
     assert Pixels(card).scaled(greys)[1].tolist() == [[-1.0, -0.5, 0.0, 1.0]]
 
@@ -60,10 +61,10 @@ def test_standard_gives_each_channel_of_the_training_images_mean_0_and_variance_
 ) -> None:
     card = card_of(tmp_path, images, "standard")
     grey = images / 255
-    assert card["scaling"]["kind"] == "standard"
-    assert card["scaling"]["shift"] == card["train_mean"] == pytest.approx(grey.mean((0, 2, 3)), abs=1e-6)
+    assert card.scaling.kind == "standard"
+    assert card.scaling.shift == card.train_mean == pytest.approx(grey.mean((0, 2, 3)), abs=1e-6)
     wanted = pytest.approx(grey.std((0, 2, 3)), abs=1e-6)
-    assert card["scaling"]["scale"] == card["train_standard_deviation"] == wanted
+    assert card.scaling.scale == card.train_standard_deviation == wanted
     scaled = Pixels(card)(torch.from_numpy(images)).double()
     # The card holds six digits; the smallest deviation, of grey values from 30 to 39, is 0.011.
     torch.testing.assert_close(scaled.mean((0, 2, 3)), torch.zeros(3).double(), rtol=0, atol=1e-4)
@@ -71,10 +72,11 @@ def test_standard_gives_each_channel_of_the_training_images_mean_0_and_variance_
 
 
 def test_standard_is_measured_on_the_training_images_alone(tmp_path: Path, images: np.ndarray) -> None:
-    wanted = card_of(tmp_path, images, "standard")["scaling"]
+    wanted = card_of(tmp_path, images, "standard").scaling
     for name in ("validation", "test"):
         np.save(tmp_path / f"{name}-images.npy", np.zeros_like(images))
-    assert store.write_card(tmp_path, {"classes": ["noise"], "binarization": "none"}, "standard")["scaling"] == wanted
+    origin = store.Origin("noise", {}, "none", ("noise",), {})
+    assert store.write_card(tmp_path, origin, "standard").scaling == wanted
 
 
 @pytest.mark.parametrize("binarization", ["none", "dynamic"])
@@ -104,12 +106,12 @@ def test_what_lies_beyond_black_and_white_is_cut_off(kind: str, tmp_path: Path, 
 def test_images_of_one_colour_are_not_divided_by_zero(kind: str, value: int, tmp_path: Path) -> None:
     images = np.full((4, 1, 2, 2), value, np.uint8)
     card = card_of(tmp_path, images, kind)
-    assert card["train_standard_deviation"] == [0.0]
+    assert card.train_standard_deviation == (0.0,)
     pixels = Pixels(card)
     scaled = pixels(torch.from_numpy(images))
     assert torch.isfinite(scaled).all()
     if kind == "standard":
-        assert card["scaling"]["scale"] == [1.0]
+        assert card.scaling.scale == (1.0,)
         torch.testing.assert_close(scaled, torch.zeros_like(scaled), rtol=0, atol=1e-6)
     torch.testing.assert_close(pixels.unscaled(scaled), torch.from_numpy(images) / 255, rtol=0, atol=1e-6)
 
@@ -122,10 +124,12 @@ def test_pixels_hold_no_weights_and_move_with_their_module(tmp_path: Path, image
 
 
 def test_each_channel_is_scaled_by_its_own_numbers() -> None:
-    card = {"binarization": "none", "scaling": {"shift": [0.0, 1.0], "scale": [1.0, 2.0]}}
-    seen = Pixels(card)(torch.full((3, 2, 2, 2), 255, dtype=torch.uint8))
+    scaling = Scaling(kind="standard", shift=(0.0, 0.5), scale=(1.0, 0.25))
+    seen = Pixels(image_facts("none").model_copy(update={"scaling": scaling}))(
+        torch.full((3, 2, 2, 2), 255, dtype=torch.uint8)
+    )
     assert seen[:, 0].unique().tolist() == [1.0]
-    assert seen[:, 1].unique().tolist() == [0.0]
+    assert seen[:, 1].unique().tolist() == [2.0]
 
 
 # Drawing
@@ -137,7 +141,7 @@ def grey(*values: int, count: int = 1) -> Tensor:
 
 
 def test_grey_values_become_floats_between_0_and_1() -> None:
-    seen = Pixels(data_card("none"))(grey(0, 1, 128, 255))
+    seen = Pixels(image_facts("none"))(grey(0, 1, 128, 255))
     torch.testing.assert_close(seen, torch.tensor([[[[0.0, 1 / 255], [128 / 255, 1.0]]]]))
     assert seen.dtype == torch.float32
 
@@ -152,7 +156,7 @@ SOURCES: dict[str, Callable[[], torch.Generator | None]] = {
 def test_dynamic_pixels_are_black_or_white_with_the_grey_value_as_mean(source: str) -> None:
     torch.manual_seed(0)
     draws = 4000
-    seen = Pixels(data_card("dynamic"))(grey(0, 51, 128, 255, count=draws), SOURCES[source]())
+    seen = Pixels(image_facts("dynamic"))(grey(0, 51, 128, 255, count=draws), SOURCES[source]())
     assert set(seen.unique().tolist()) == {0.0, 1.0}
     mean = seen.mean(0).flatten()
     # Black and white are certain; five standard errors of `draws` draws for the rest.
@@ -162,7 +166,7 @@ def test_dynamic_pixels_are_black_or_white_with_the_grey_value_as_mean(source: s
 
 
 def test_dynamic_pixels_are_drawn_anew_each_time_from_torchs_generator() -> None:
-    pixels, images = Pixels(data_card("dynamic")), torch.full((4, 1, 8, 8), 128, dtype=torch.uint8)
+    pixels, images = Pixels(image_facts("dynamic")), torch.full((4, 1, 8, 8), 128, dtype=torch.uint8)
     torch.manual_seed(0)
     first, second = (pixels(images) for _ in range(2))
     assert not torch.equal(first, second)
@@ -171,7 +175,7 @@ def test_dynamic_pixels_are_drawn_anew_each_time_from_torchs_generator() -> None
 
 
 def test_a_generator_that_is_given_leaves_torchs_alone() -> None:
-    pixels, images = Pixels(data_card("dynamic")), torch.full((4, 1, 8, 8), 128, dtype=torch.uint8)
+    pixels, images = Pixels(image_facts("dynamic")), torch.full((4, 1, 8, 8), 128, dtype=torch.uint8)
     before = torch.get_rng_state()
     first, second = (pixels(images, torch.Generator().manual_seed(seed)) for seed in (0, 1))
     assert not torch.equal(first, second)
@@ -181,7 +185,7 @@ def test_a_generator_that_is_given_leaves_torchs_alone() -> None:
 
 @pytest.mark.parametrize("binarization", ["none", "threshold", "static"])
 def test_other_pixels_are_never_drawn(binarization: str) -> None:
-    pixels, images = Pixels(data_card(binarization)), grey(0, 10, 128, 255, count=10)
+    pixels, images = Pixels(image_facts(binarization)), grey(0, 10, 128, 255, count=10)
     before, generator = torch.get_rng_state(), torch.Generator().manual_seed(0)
     assert torch.equal(pixels(images), images / 255)
     assert torch.equal(pixels(images, generator), images / 255)
@@ -194,7 +198,7 @@ def test_pixels_are_scaled_as_the_card_says_after_they_are_drawn(binarization: s
     images = grey(0, 51, 204, 255)
     plain, scaled = (
         Pixels(card)(images, torch.Generator().manual_seed(0))
-        for card in (data_card(binarization), data_card(binarization, shift=0.5, scale=0.25))
+        for card in (image_facts(binarization), image_facts(binarization, shift=0.5, scale=0.25))
     )
     torch.testing.assert_close(scaled, (plain - 0.5) / 0.25)
     assert (scaled.min().item(), scaled.max().item()) == (-2.0, 2.0)
@@ -206,7 +210,7 @@ def test_pixels_are_scaled_as_the_card_says_after_they_are_drawn(binarization: s
 
 def test_held_out_pixels_are_one_draw_whatever_the_model_draws_and_however_they_are_batched() -> None:
     images = np.random.default_rng(0).integers(0, 256, (50, 1, 3, 5), dtype=np.uint8)
-    pixels = Pixels(data_card("dynamic"))
+    pixels = Pixels(image_facts("dynamic"))
 
     def seen(batch_size: int, seed: int, noise: int) -> Tensor:
         batches = []
@@ -228,7 +232,7 @@ def test_what_the_model_sees_is_the_same_of_images_that_are_read_ahead(
     binarization: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = np.random.default_rng(0).integers(0, 256, (10, 1, 3, 5), dtype=np.uint8)
-    pixels, order, seen = Pixels(data_card(binarization)), torch.randperm(10), []
+    pixels, order, seen = Pixels(image_facts(binarization)), torch.randperm(10), []
     for fraction in ("1", "0"):
         monkeypatch.setenv("REPARAM_RESIDENT_FRACTION", fraction)
         data = Batches(images, 4, CPU)
@@ -242,7 +246,7 @@ def test_what_the_model_sees_is_the_same_of_images_that_are_read_ahead(
 @pytest.mark.parametrize("binarization", ["none", "dynamic"])
 def test_a_split_without_images_is_never_seen(binarization: str) -> None:
     data = Batches(np.zeros((0, 1, 2, 2), np.uint8), 4, CPU)
-    assert list(Pixels(data_card(binarization)).of(data.in_order(), 0)) == []
+    assert list(Pixels(image_facts(binarization)).of(data.in_order(), 0)) == []
 
 
 # In exported graphs
@@ -279,9 +283,9 @@ def test_exported_graphs_take_and_give_pixels_whatever_scale_the_model_sees(
     monkeypatch.setitem(LIKELIHOODS, "bernoulli", lambda: Gaussian(model.gaussian))
     exported = prepare(tmp_path, binarization="none", scaling=kind)
     run_stage(exported.paths)
-    card = read_json(exported.paths.processed / "card.json", made_by="preprocess")
-    shift, scale = (np.float32(card["scaling"][name]) for name in ("shift", "scale"))
-    assert kind == card["scaling"]["kind"]
+    card = store.read_card(exported.paths.processed)
+    shift, scale = (np.float32(getattr(card.scaling, name)) for name in ("shift", "scale"))
+    assert kind == card.scaling.kind
     assert not np.array_equal(shift, np.zeros(3))
     model = load_model(exported.paths.model, torch.device("cpu"))
 
@@ -303,6 +307,6 @@ def test_exported_graphs_take_and_give_pixels_whatever_scale_the_model_sees(
     for output, reference in zip(posterior, references, strict=True):
         np.testing.assert_allclose(output, reference.numpy(), rtol=1e-4, atol=1e-5)
 
-    metrics = read_json(exported.paths.export_metrics, made_by="export")
+    metrics = ExportMetrics.read(exported.paths.export_metrics, "export").values
     assert max(metrics["encoder_max_error"], metrics["decoder_max_error"]) < 1e-4
     assert metrics["served_elbo_loss"] == 0.0

@@ -9,11 +9,12 @@ import pytest
 
 from reparam import files
 from reparam.data import store
-from reparam.data.store import SPLITS, Images, Split, binarize, read_card, read_split, write_card
+from reparam.data.store import SPLITS, Images, Origin, Split, binarize, read_card, read_split, write_card
 from reparam.errors import DamagedInputError, MissingInputError
 
 REMEDY = "run `dvc repro --force --single-item preprocess`"
-FACTS = {"source": "noise", "binarization": "none", "classes": ["red", "green", "blue"]}
+CLASSES = ("red", "green", "blue")
+ORIGIN = Origin(source="noise", options={}, binarization="none", classes=CLASSES, skipped={})
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def splits() -> dict[Any, Split]:
 def stored(tmp_path: Path, splits: dict[Any, Split]) -> Path:
     """The splits on disk."""
     write_arrays(tmp_path, splits)
-    write_card(tmp_path, FACTS, "unit")
+    write_card(tmp_path, ORIGIN, "unit")
     return tmp_path
 
 
@@ -112,9 +113,8 @@ def test_a_split_without_images_is_stored_and_read_back(how: str, tmp_path: Path
     splits["validation"] = Split(splits["validation"].images[:0], splits["validation"].labels[:0])
     write_arrays(tmp_path, splits)
     binarize(tmp_path / "validation-images.npy", how, (0, 1))
-    card = write_card(tmp_path, FACTS, "standard")
-    facts = {name: card["splits"]["validation"][name] for name in ("count", "classes")}
-    assert facts == {"count": 0, "classes": {}}
+    card = write_card(tmp_path, ORIGIN, "standard")
+    assert (card.splits["validation"].count, card.splits["validation"].classes) == (0, {})
     found = read_split(tmp_path, "validation")
     assert (found.images.shape, found.labels.shape) == ((0, 2, 3, 4), (0,))
     assert (found.images.dtype, found.labels.dtype) == (np.uint8, np.int32)
@@ -130,34 +130,23 @@ def test_images_are_mapped_rather_than_read_and_cannot_be_changed(stored: Path) 
 def test_the_card_describes_the_store(stored: Path, splits: dict[Any, Split]) -> None:
     card = read_card(stored)
     train = splits["train"].images / 255
-    assert card["train_mean"] == pytest.approx(train.mean((0, 2, 3)), abs=1e-6)
-    assert card["train_standard_deviation"] == pytest.approx(train.std((0, 2, 3)), abs=1e-6)
-    facts = {name: card[name] for name in ("source", "binarization", "classes", "shape", "dtype", "layout", "range")}
-    assert facts == {
-        "source": "noise",
-        "binarization": "none",
-        "classes": ["red", "green", "blue"],
-        "shape": [2, 3, 4],
-        "dtype": "uint8",
-        "layout": "NCHW",
-        "range": [0, 255],
-    }
-    assert list(card["splits"]) == list(SPLITS)
+    assert card.train_mean == pytest.approx(train.mean((0, 2, 3)), abs=1e-6)
+    assert card.train_standard_deviation == pytest.approx(train.std((0, 2, 3)), abs=1e-6)
+    assert (card.source, card.binarization, card.classes, card.shape) == ("noise", "none", CLASSES, (2, 3, 4))
+    assert list(card.splits) == list(SPLITS)
     for name, split in splits.items():
-        described = card["splits"][name]
-        assert described["count"] == len(split.images)
-        assert described["classes"] == {
-            FACTS["classes"][c]: int((split.labels == c).sum()) for c in np.unique(split.labels)
-        }
+        described = card.splits[name]
+        assert described.count == len(split.images)
+        assert described.classes == {CLASSES[c]: int((split.labels == c).sum()) for c in np.unique(split.labels)}
         for kind in ("images", "labels"):
             content = (stored / f"{name}-{kind}.npy").read_bytes()
-            assert described[f"{kind}_sha256"] == hashlib.sha256(content).hexdigest()
+            assert getattr(described, f"{kind}_sha256") == hashlib.sha256(content).hexdigest()
 
 
 def test_equal_data_give_equal_bytes(stored: Path, splits: dict[Any, Split], tmp_path: Path) -> None:
     (tmp_path / "again").mkdir()
     write_arrays(tmp_path / "again", splits)
-    write_card(tmp_path / "again", FACTS, "unit")
+    write_card(tmp_path / "again", ORIGIN, "unit")
     for path in (tmp_path / "again").iterdir():
         assert path.read_bytes() == (stored / path.name).read_bytes()
 
@@ -168,13 +157,13 @@ def test_the_card_does_not_depend_on_the_chunks_that_it_is_counted_in(
 ) -> None:
     before = read_card(stored)
     monkeypatch.setattr(store, "CHUNK", chunk)
-    assert write_card(stored, FACTS, "unit") == before
+    assert write_card(stored, ORIGIN, "unit") == before
 
 
 @pytest.mark.parametrize("kind", ["unit", "symmetric", "standard"])
 def test_the_card_that_is_returned_is_the_one_that_is_read(kind: str, stored: Path) -> None:
-    card = write_card(stored, FACTS, kind)
-    assert card["scaling"]["kind"] == kind
+    card = write_card(stored, ORIGIN, kind)
+    assert card.scaling.kind == kind
     assert read_card(stored) == card
 
 
@@ -266,7 +255,7 @@ def test_the_card_is_written_last(tmp_path: Path, splits: dict[Any, Split]) -> N
     write_arrays(tmp_path, splits)
     (tmp_path / "test-labels.npy").unlink()
     with pytest.raises(FileNotFoundError):
-        write_card(tmp_path, FACTS, "unit")
+        write_card(tmp_path, ORIGIN, "unit")
     assert (tmp_path / "train-images.npy").exists()
     assert not (tmp_path / "card.json").exists()
 
@@ -280,5 +269,5 @@ def test_a_disk_that_is_full_at_the_card_leaves_none(
     write_arrays(tmp_path, splits)
     monkeypatch.setattr(files, "_flush", fail)
     with pytest.raises(OSError, match="No space left"):
-        write_card(tmp_path, FACTS, "unit")
+        write_card(tmp_path, ORIGIN, "unit")
     assert {path.suffix for path in tmp_path.iterdir()} == {".npy"}

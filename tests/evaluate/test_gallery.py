@@ -1,5 +1,4 @@
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -7,12 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_card import data_card
 from matplotlib.figure import Figure
 from PIL import Image
+from some_cards import image_facts
 from subjects import GREY, SHAPE, settings, some_data, some_model, some_scores, some_split
 from torch import Tensor
 
+from reparam.cards.data import ImageFacts
 from reparam.config import EvaluateConfig
 from reparam.evaluate import gallery, walks
 from reparam.evaluate.samplers import SAMPLERS
@@ -24,7 +24,7 @@ from reparam.report import page as report
 from reparam.runtime import random_stream
 
 SETTINGS = settings(nll_samples=1)
-DRAWN = data_card("dynamic")
+DRAWN = image_facts("dynamic")
 
 
 def with_plane(plane: str) -> EvaluateConfig:
@@ -34,7 +34,7 @@ def with_plane(plane: str) -> EvaluateConfig:
 def subject_of(
     labels: list[int],
     kl: list[float],
-    card: dict[str, Any] = DRAWN,
+    card: ImageFacts = DRAWN,
     model: AnyModel | None = None,
     config: EvaluateConfig = SETTINGS,
     **changes: Sequence[float] | Tensor,
@@ -134,7 +134,7 @@ def test_a_model_of_grey_images_saw_the_originals() -> None:
 
 
 def test_pictures_show_pixels_whatever_scale_the_model_sees() -> None:
-    subject = subject_of([0, 1, 2], [2.0, 1.0], data_card("dynamic", shift=0.5, scale=0.5))
+    subject = subject_of([0, 1, 2], [2.0, 1.0], image_facts("dynamic", shift=0.5, scale=0.5))
     pictures = gallery.draw(subject)
     original, seen, reconstruction = rows(pictures["reconstructions"], columns=3)
     np.testing.assert_allclose(original, subject.data.scored.images[:, 0] / 255, rtol=1e-6)
@@ -407,7 +407,7 @@ def test_a_decoder_that_gives_each_pixel_a_deviation_shows_it(kind: str, shift: 
         for parameter in model.decoder.parameters():
             parameter.zero_()
         list(model.decoder.parameters())[-1].view(2, -1)[1] = -1.0  # log sigma, of every pixel
-    pictures = draw([0, 1, 2], [1.0] * latent, data_card("none", shift, scale), model)
+    pictures = draw([0, 1, 2], [1.0] * latent, image_facts("none", shift, scale), model)
     shown = [np.asarray(image.get_array()) for image in pictures["sigma"].axes[0].images[6:9]]
     # The likelihood bounds log sigma between -6 and 2, softly: -1 becomes a little less.
     np.testing.assert_allclose(shown, np.full((3, *SHAPE[1:]), np.exp(-1.0) * scale), rtol=0.05)
@@ -447,7 +447,7 @@ def test_tiles_are_the_decoded_images_edge_to_edge(plane: str) -> None:
     np.testing.assert_allclose(moved[2:], tile(walk.numpy(), 21, 0)[0] * 255, atol=0.51)
     names = ["z0", "z2"] if plane == "dimensions" else ["component 1", "component 2"]
     unit = "prior standard deviations" if plane == "dimensions" else "standard deviations of posterior means"
-    assert facts == {
+    assert facts.model_dump(mode="json") == {
         "image": [2, 3],
         "range": 2.0,
         "grid": {"steps": 3, "names": names, "unit": unit},
@@ -466,12 +466,11 @@ def test_tiles_are_the_same_each_time_and_draw_nothing() -> None:
     first, second = gallery.tiles(subject), gallery.tiles(subject)
     assert first == second
     assert torch.equal(torch.get_rng_state(), before)
-    assert json.loads(json.dumps(first[1], allow_nan=False)) == first[1]
-    assert first[1]["grid"]["names"] == ["z0", ""]
+    assert first[1].grid.names == ("z0", "")
 
 
 def test_images_of_three_channels_are_drawn_and_cut_in_colour() -> None:
-    subject = subject_of([0, 1] * 3, [1.0, 1.0], data_card("none", channels=3), some_model((3, 2, 3), latent=2))
+    subject = subject_of([0, 1] * 3, [1.0, 1.0], image_facts("none", channels=3), some_model((3, 2, 3), latent=2))
     assert all(map(drawn, gallery.draw(subject).values()))
     tiles, _ = gallery.tiles(subject)
     assert pixels(tiles["grid_tiles"]).shape == (6, 9, 3)

@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_card import data_card
+from some_cards import image_facts
 from subjects import GREY, settings, some_data, some_images, some_model, some_split, with_errors
 from torch import Tensor
 
+from reparam.cards.data import ImageFacts
+from reparam.cards.evaluation import GeneratedFacts, MutualInformationFacts, OutlierFacts
 from reparam.data.store import Images, Split
 from reparam.evaluate import measures
 from reparam.evaluate.aggregate import aggregate
@@ -20,11 +22,12 @@ from reparam.evaluate.representation import Guesses, Labelled, probe
 from reparam.evaluate.sample_quality import fit_projection, pca_quality
 from reparam.evaluate.scoring import standard_error
 from reparam.evaluate.subject import Subject
+from reparam.metrics import describe
 from reparam.models.build import AnyModel, start_at_mean
 from reparam.runtime import random_stream
 
 SHAPE = (1, 4, 4)
-SCALED = data_card("dynamic", shift=0.5, scale=0.25)
+SCALED = image_facts("dynamic", shift=0.5, scale=0.25)
 
 COUNTS = {"active_units", "images"}
 LIKELIHOOD = with_errors({"elbo", "reconstruction", "kl", "nll"}) | COUNTS | {"nll_effective_samples"}
@@ -56,12 +59,7 @@ def two_kinds(count: int, seed: int) -> Split:
 
 
 def subject_of(
-    model: AnyModel,
-    images: Split | None = None,
-    card: dict[str, Any] = SCALED,
-    *,
-    is_density: bool = True,
-    **changes: Any,
+    model: AnyModel, images: Split | None = None, card: ImageFacts = SCALED, *, is_density: bool = True, **changes: Any
 ) -> Subject:
     """Score a model on two kinds of images, or on those that it was trained on; all that there is shall be measured."""
     small = {"batch_size": 32, "nll_samples": 20, "generated": {"images": 50, "components": 5}}
@@ -80,7 +78,7 @@ def some_outliers() -> Images:
 
 
 def assert_the_reason_is_given(found: Findings) -> None:
-    assert {name: found.details[name] for name in ("outliers", "annealed")} == {"outliers": REASON, "annealed": REASON}
+    assert found.details.not_measured == {"outliers": REASON, "annealed": REASON}
     assert found.warnings[-2:] == [f"outliers: {REASON}", f"annealed: {REASON}"]
 
 
@@ -90,7 +88,7 @@ def assert_the_reason_is_given(found: Findings) -> None:
 def test_a_vae_is_measured_in_every_way() -> None:
     found = measured(subject_of(model_of()))
     assert set(found.metrics) == LIKELIHOOD | with_errors(LATENTS) | LABELS | GENERATED | OUTLIERS | ANNEALED
-    assert set(found.details) == {"bounds", "mutual_information", "generated", "outliers", "annealed"}
+    assert set(found.facts) == {"bounds", "mutual_information", "generated", "outliers", "annealed"}
     assert all(math.isfinite(value) for value in found.metrics.values())
     assert found.outlier_nll is not None
     assert found.outlier_nll.shape == (90,)  # as many as were scored, of 200
@@ -122,7 +120,7 @@ def test_without_a_density_nothing_that_needs_a_likelihood_is_measured(kind: str
 def test_what_the_settings_leave_out_is_not_measured() -> None:
     found = measure(subject_of(model_of(), generated={"images": 0}, annealing={"images": 0}), None)
     assert set(found.metrics) == LIKELIHOOD | with_errors(LATENTS) | LABELS
-    assert set(found.details) == {"bounds", "mutual_information"}
+    assert set(found.facts) == {"bounds", "mutual_information"}
 
 
 def test_labels_of_a_single_class_are_not_guessed() -> None:
@@ -139,7 +137,10 @@ def test_it_is_told_why_there_is_no_accuracy(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(measures, "LEARNED_FROM", 1)
     found = measured(subject_of(model_of()))
     assert set(found.metrics) & LABELS == set()
-    assert found.details["accuracy"] == "wanted training images of two classes at least, found 1 of class 0 alone"
+    assert (
+        found.details.not_measured["accuracy"]
+        == "wanted training images of two classes at least, found 1 of class 0 alone"
+    )
 
 
 def test_a_single_image_is_measured_as_far_as_it_goes() -> None:
@@ -154,7 +155,7 @@ def test_a_single_image_is_measured_as_far_as_it_goes() -> None:
     ("kind", "is_density", "names"),
     [
         ("vae", True, {"elbo", "reconstruction", "kl", "nll"}),
-        ("hierarchical", True, {"elbo", "reconstruction", "kl", "nll"}),
+        ("hierarchical", True, {"elbo", "reconstruction", "kl", "nll", "kl_layer_1", "kl_layer_2"}),
         ("vae", False, {"bce", "kl"}),
         ("autoencoder", True, {"reconstruction"}),
         ("autoencoder", False, {"bce"}),
@@ -163,35 +164,44 @@ def test_a_single_image_is_measured_as_far_as_it_goes() -> None:
 def test_the_scores_of_images_average_to_the_metrics_and_nothing_else_is_among_them(
     kind: str, is_density: bool, names: set[str]
 ) -> None:
-    found = measured(subject_of(model_of(kind=kind), is_density=is_density))
-    assert set(found.of_images) == names | {"knn_correct", "probe_correct"}
+    subject = subject_of(model_of(kind=kind), is_density=is_density, annealing={"images": 0})
+    found = measure(subject, None)
+    assert set(found.of_images) == names | {"knn_accuracy", "probe_accuracy"}
     for name in names:
         values = found.of_images[name]
         assert values.shape == (90,)
         assert found.metrics[name] == round(values.mean().item(), 4)
         assert found.metrics[f"{name}_se"] == round(values.std().item() / 90**0.5, 4) > 0
     for name in ("knn", "probe"):
-        is_right = found.of_images[f"{name}_correct"]
+        is_right = found.of_images[f"{name}_accuracy"]
         assert is_right.dtype == torch.bool
         assert found.metrics[f"{name}_accuracy"] == round(int(is_right.sum()) / 90, 4)
+
+
+@pytest.mark.parametrize("is_density", [True, False])
+@pytest.mark.parametrize("kind", ["vae", "hierarchical", "autoencoder"])
+def test_everything_that_is_measured_is_described(kind: str, is_density: bool) -> None:
+    found = measured(subject_of(model_of(kind=kind), is_density=is_density))
+    assert [name for name in found.metrics if describe(name.removesuffix("_se")) is None] == []
+    assert [name for name in found.of_images if name not in found.metrics] == []
 
 
 # Values
 
 
-def test_latents_are_measured_at_one_sample_of_each_posterior() -> None:
+def test_latents_are_measured_at_samples_of_each_posterior() -> None:
     subject = subject_of(model_of())
     found, scores = measured(subject), subject.scores
     with random_stream(subject.settings.seed, "latents"):
-        z = torch.normal(scores.means, (scores.log_variances / 2).exp())
+        z = torch.normal(scores.means.expand(4, -1, -1), (scores.log_variances / 2).exp())
     wanted = aggregate(scores.means, scores.log_variances, z, limit=1000)
     # Other noise than the one that was drawn: the same numbers but for that.
     for name in LATENTS:
         assert found.metrics[name] == pytest.approx(getattr(wanted, name), abs=4 * getattr(wanted, f"{name}_se"))
         assert found.metrics[f"{name}_se"] == pytest.approx(getattr(wanted, f"{name}_se"), rel=0.5)
-    assert found.details["mutual_information"] == {"bound": round(math.log(90), 4), "images": 90}
+    assert found.details.mutual_information == MutualInformationFacts(bound=round(math.log(90), 4), images=90)
     parts = found.metrics["mutual_information"] + found.metrics["marginal_kl"]
-    assert parts == pytest.approx(scores.kl.mean().item(), abs=4 * wanted.kl_se)
+    assert parts == pytest.approx(scores.kl.mean().item(), abs=2e-4)  # both in closed form
 
 
 @pytest.mark.parametrize("limit", [10_000, 30])
@@ -206,7 +216,7 @@ def test_labels_are_guessed_from_posterior_means(limit: int, monkeypatch: pytest
     found = measured(subject)
     assert isinstance(wanted, Guesses)
     for name, is_right in (("knn", wanted.knn), ("probe", wanted.linear)):
-        assert torch.equal(found.of_images[f"{name}_correct"], is_right)
+        assert torch.equal(found.of_images[f"{name}_accuracy"], is_right)
         share = is_right.double().mean().item()
         assert found.metrics[f"{name}_accuracy"] == round(share, 4) > 0.8
         assert found.metrics[f"{name}_accuracy_se"] == round(math.sqrt(share * (1 - share) / 90), 4)
@@ -232,11 +242,13 @@ def test_generated_images_are_compared_with_originals_as_grey_values_in_equal_nu
     assert set(wanted) == GENERATED
     assert {name: found.metrics[name] for name in wanted} == pytest.approx(wanted, abs=1e-4)
     assert asked == [50]
-    assert found.details["generated"] == {"images": 50, "components": 5}
+    assert found.details.generated == GeneratedFacts(images=50, components=5)
 
 
 def test_no_more_images_are_generated_than_there_are_originals() -> None:
-    assert measured(subject_of(model_of(), generated={"images": 1000})).details["generated"]["images"] == 90
+    generated = measured(subject_of(model_of(), generated={"images": 1000})).details.generated
+    assert generated is not None
+    assert generated.images == 90
 
 
 def test_outliers_are_told_from_the_scored_images_by_their_nll() -> None:
@@ -248,7 +260,7 @@ def test_outliers_are_told_from_the_scored_images_by_their_nll() -> None:
     difference = found.outlier_nll - other
     assert standard_error(difference) < 0.1
     assert abs(difference.mean().item()) < 4 * standard_error(difference)
-    assert found.details["outliers"] == {"images": 90, "nll": round(found.outlier_nll.mean().item(), 4)}
+    assert found.details.outliers == OutlierFacts(images=90, nll=round(found.outlier_nll.mean().item(), 4))
     area, error = auroc(subject.scores.nll, found.outlier_nll)
     assert (found.metrics["auroc"], found.metrics["auroc_se"]) == (round(area, 4), round(error, 4))
 
@@ -295,7 +307,9 @@ def test_a_mutual_information_near_the_logarithm_of_the_images_is_doubted() -> N
     assert few.metrics["mutual_information"] == pytest.approx(math.log(10), abs=0.01)
     assert warning.startswith("mutual_information is 2.30 nats where log N = 2.30 is the most")
     assert "marginal_kl and total_correlation are too high" in warning
-    assert few.details["mutual_information"]["bound"] == pytest.approx(math.log(10), abs=1e-4)
+    facts = few.details.mutual_information
+    assert facts is not None
+    assert facts.bound == pytest.approx(math.log(10), abs=1e-4)
     assert many.metrics["mutual_information"] > few.metrics["mutual_information"] + 1
 
 

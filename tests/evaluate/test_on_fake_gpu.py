@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from data_card import data_card
 from fake_gpu import GPU, fake_gpu, needs_cuda_build
+from some_cards import image_facts
 from subjects import settings, some_data, some_model, some_split
 from torch import Tensor
 from training import KINDS
@@ -31,7 +31,7 @@ def model_of(kind: str, likelihood: str = "gaussian_per_pixel") -> AnyModel:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_scoring_waits_for_the_draw_of_pixels_and_at_last_for_its_results(kind: str) -> None:
-    model, data = model_of(kind), some_data(IMAGES, data_card("dynamic"))
+    model, data = model_of(kind), some_data(IMAGES, image_facts())
     with fake_gpu() as gpu:
         model, _ = model.to(GPU), data.pixels.to(GPU)
         gpu.waits.clear()
@@ -54,7 +54,7 @@ def test_measures_and_figures_keep_to_their_devices(kind: str, monkeypatch: pyte
     monkeypatch.setattr(measures, "auroc", lambda *nlls: (0.5, torch.cat(nlls).mean().item()))
     monkeypatch.setattr(Subject, "pairs", lambda *_: (np.array([0]), np.array([1])))
     monkeypatch.setattr(gallery, "plot_deviations", lambda *_: None)
-    model, data = model_of(kind), some_data(IMAGES, data_card("dynamic"))
+    model, data = model_of(kind), some_data(IMAGES, image_facts())
     with fake_gpu():
         model, _ = model.to(GPU), data.pixels.to(GPU)
         subject = Subject.scored(model, data, SETTINGS)

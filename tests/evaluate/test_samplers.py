@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_section
-from data_card import data_card
+from some_cards import image_facts
 from torch import Tensor
 from views import view_of
 
@@ -37,7 +37,7 @@ def some_model(**changes: Any) -> AnyModel:
 
 def some_data(images: int) -> View:
     grey = np.random.default_rng(0).integers(0, 256, (images, *SHAPE), dtype=np.uint8)
-    return view_of(grey, data_card("none"))
+    return view_of(grey, image_facts("none"))
 
 
 def seeded(draw: Callable[[], Tensor], seed: int = 0) -> Tensor:
@@ -114,7 +114,7 @@ def test_the_codes_of_an_autoencoder_are_its_codes_exactly() -> None:
 def test_the_codes_of_a_vae_are_draws_of_its_posterior() -> None:
     model, [x] = some_model(), some_data(1).seen(0)
     grey = some_data(1).batches.take(torch.arange(1)).numpy()
-    data = view_of(np.repeat(grey, 4_000, 0), data_card("none"), 500)
+    data = view_of(np.repeat(grey, 4_000, 0), image_facts("none"), 500)
     with torch.no_grad():
         mean, log_variance = model.posterior(x)
     found = seeded(lambda: draw_codes(model, data)).double()

@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from data_card import data_card
 from linear_gaussian import LinearGaussian
+from some_cards import image_facts
 from subjects import GREY, settings, some_images, some_model
 from torch import Tensor
 from views import view_of
@@ -14,7 +14,7 @@ from reparam.models.draw import kl_to_standard_normal
 from reparam.models.hierarchical import HierarchicalVAE
 from reparam.models.likelihoods import is_density
 
-DRAWN = data_card("dynamic")
+DRAWN = image_facts("dynamic")
 
 
 def tensors(scores: Scores) -> dict[str, Tensor]:
@@ -145,3 +145,15 @@ def test_units_that_know_nothing_of_the_image_are_not_active_however_few_the_sam
     assert dependent.any()  # without the correction a quarter of this would count
     # Of 400 images the noise of the estimate is a tenth of the variance that it corrects.
     assert (scores.latent_variance <= 0.1 * spread.var(0).mean(0).double() / 4 + 1e-9).all()
+
+
+def test_a_hierarchy_takes_two_samples_at_least_to_know_their_noise() -> None:
+    model = some_model((1, 2, 2), kind="hierarchical")
+    data = view_of(some_images(6, (1, 2, 2)), GREY, 3)
+    one, two = (
+        score(model, data, settings(elbo_samples=samples), is_density=False)
+        for samples in (1, 2)
+        if torch.manual_seed(0)
+    )
+    torch.testing.assert_close(one.latent_variance, two.latent_variance, rtol=0, atol=0)
+    torch.testing.assert_close(one.kl, two.kl, rtol=0, atol=0)

@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import some_cards
 import torch
 from conftest import SMALL, change
 from ruamel.yaml import YAML
 
+from reparam.cards.evaluation import EvaluationCard, EvaluationLineage, EvaluationMetrics, GeneratedFacts
+from reparam.cards.model import ModelCard
 from reparam.config import Config, load_config
 from reparam.data import store
 from reparam.data.store import SPLITS
@@ -23,8 +26,8 @@ from reparam.evaluate import scoring
 from reparam.evaluate import stage as evaluate
 from reparam.evaluate.gallery import FIGURES, TILES
 from reparam.evaluate.importance import MEMORY
+from reparam.files import sha256
 from reparam.lineage import source_hash
-from reparam.models.card import read_card
 from reparam.paths import Paths
 from reparam.preprocess import stage as preprocess
 from reparam.train import stage as train
@@ -61,8 +64,7 @@ def written(project: Paths) -> dict[str, bytes]:
 
 
 def metrics(project: Paths) -> dict[str, float]:
-    found: dict[str, float] = json.loads(project.evaluation_metrics.read_text())
-    return found
+    return EvaluationMetrics.read(project.evaluation_metrics, "evaluate").values
 
 
 def latents(path: Path) -> list[dict[str, str]]:
@@ -88,7 +90,7 @@ def test_a_mixture_generates_images_of_an_autoencoder_the_same_each_time(
     files = {"metrics.json", "card.json", "scores.npz", "latents.csv"}
     assert set(first) == files | {f"figures/{name}.png" for name in drawn}
     assert set(metrics(project)) == with_errors({"reconstruction"} | LABELS) | GENERATED | COUNTS
-    assert json.loads(project.evaluation_card.read_text())["sampler"] == "mixture"
+    assert card(project).settings.sampler == "mixture"
     assert [row["kl"] for row in latents(project.latents)] == ["0.0000"] * 3
 
     evaluate.run(config, project)
@@ -166,7 +168,7 @@ def trained(project: Paths, trained_once: Path, monkeypatch: pytest.MonkeyPatch)
     """`project`, with the trained model in it, and without figures, which take most of the time."""
     shutil.copytree(trained_once, project.root, dirs_exist_ok=True)
     monkeypatch.setattr(evaluate.gallery, "draw", lambda *_, **__: {})
-    monkeypatch.setattr(evaluate.gallery, "tiles", lambda *_: ({}, {}))
+    monkeypatch.setattr(evaluate.gallery, "tiles", lambda *_: ({}, some_cards.TILES))
     return project
 
 
@@ -188,9 +190,8 @@ def refused(trained: Paths, **changes: Any) -> str:
     return str(raised.value)
 
 
-def card(project: Paths) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(project.evaluation_card.read_text())
-    return found
+def card(project: Paths) -> EvaluationCard:
+    return EvaluationCard.read(project.evaluation_card, "evaluate")
 
 
 def other_images(directory: Path, shape: tuple[int, ...] = (1, 8, 8), tests: int = 80, how: str = "dynamic") -> str:
@@ -200,16 +201,16 @@ def other_images(directory: Path, shape: tuple[int, ...] = (1, 8, 8), tests: int
     for name, count in zip(SPLITS, (5, 5, tests), strict=True):
         np.save(directory / f"{name}-images.npy", random.integers(0, 256, (count, *shape), dtype=np.uint8))
         np.save(directory / f"{name}-labels.npy", np.zeros(count, np.int32))
-    store.write_card(directory, {"source": "noise", "binarization": how, "classes": ["noise"]}, "unit")
+    store.write_card(directory, store.Origin("noise", {}, how, ("noise",), {}), "unit")
     return str(directory)
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_the_split_of_the_params_is_scored_and_recorded(split: str, trained: Paths) -> None:
     found = evaluated(trained, split=split)
-    count = store.read_card(trained.processed)["splits"][split]["count"]
-    assert found["images"] == card(trained)["images"] == count
-    assert card(trained)["split"] == split
+    facts = store.read_card(trained.processed).splits[split]
+    assert found["images"] == card(trained).images == facts.count
+    assert (card(trained).settings.split, card(trained).images_sha256) == (split, facts.images_sha256)
 
 
 def test_a_split_without_images_is_refused(project: Paths, params: dict[str, Any], write_params: Write) -> None:
@@ -222,8 +223,8 @@ def test_a_split_without_images_is_refused(project: Paths, params: dict[str, Any
 @pytest.mark.parametrize(
     ("changes", "wanted"),
     [
-        ({"shape": (1, 4, 4)}, "wanted images of shape [1, 8, 8], as the model's, found [1, 4, 4] in "),
-        ({"shape": (3, 8, 8)}, "wanted images of shape [1, 8, 8], as the model's, found [3, 8, 8] in "),
+        ({"shape": (1, 4, 4)}, "wanted images of shape (1, 8, 8), as the model's, found (1, 4, 4) in "),
+        ({"shape": (3, 8, 8)}, "wanted images of shape (1, 8, 8), as the model's, found (3, 8, 8) in "),
         ({"tests": 0}, "wanted a test split with images, found none in "),
     ],
     ids=["size", "channels", "no image"],
@@ -256,33 +257,34 @@ def test_the_card_says_what_was_measured_and_how(
     others = other_images(tmp_path / "others")
     with caplog.at_level(logging.WARNING):
         evaluated(trained, split="validation", seed=3, precision="bf16_matmul", outliers=others, active_variance=50.0)
-    found = card(trained)
-    images = store.read_card(trained.processed)["splits"]["validation"]["count"]
-    wanted = {
-        "images": images,
-        "units": "nats per image",
-        "binarization": "dynamic",
-        "seed": 3,
-        "batch_size": 128,
-        "elbo_samples": 2,
-        "nll_samples": 20,
-        "split": "validation",
-        "precision": "bf16_matmul",
-        "active_variance": 50.0,
-        "neighbours": 5,
-        "generated": {"images": 1000, "components": 50},
-        "outliers": others,
-        "annealing": {"images": 0, "chains": 16, "steps": 1000},
-        "sampler": "prior",
-        "mixture": {"components": 10},
-    }
-    assert {name: found[name] for name in wanted} == wanted
-    assert "grid" not in found  # of figures alone
-    assert found["details"]["generated"] == {"images": images, "components": 50}
-    assert found["details"]["outliers"]["images"] == min(images, 80)
-    lineage = read_card(trained.model)["lineage"]
-    assert found["lineage"] == lineage | {"evaluate_code_sha256": source_hash("evaluate")}
-    assert [record.getMessage() for record in caplog.records] == [f"evaluate: {text}" for text in found["warnings"]]
+    found, data, model = card(trained), store.read_card(trained.processed), read_model_card(trained)
+    count = data.splits["validation"].count
+    assert (found.images, found.images_sha256) == (count, data.splits["validation"].images_sha256)
+    assert (found.data, found.data.binarization) == (data.images, "dynamic")
+    settings = found.settings
+    assert (settings.split, settings.seed, settings.precision) == ("validation", 3, "bf16_matmul")
+    assert (settings.outliers, settings.active_variance) == (others, 50.0)
+    assert found.details.generated == GeneratedFacts(images=count, components=50)
+    assert found.details.outliers is not None
+    assert found.details.outliers.images == min(count, 80)
+    assert found.lineage == EvaluationLineage(
+        **dict(model.lineage),
+        model_card_sha256=sha256(trained.model / "card.json"),
+        evaluate_code_sha256=source_hash("evaluate"),
+    )
+    assert found.is_of(model)
+    assert [record.getMessage() for record in caplog.records] == [f"evaluate: {text}" for text in found.warnings]
+
+
+def test_the_metrics_hold_the_hash_of_the_weights_that_they_are_of(trained: Paths) -> None:
+    evaluated(trained)
+    metrics = json.loads(trained.evaluation_metrics.read_text())
+    assert metrics["weights"] == sha256(trained.model / "weights.safetensors")[:12]
+    assert EvaluationMetrics.read(trained.evaluation_metrics, "evaluate").is_of(read_model_card(trained))
+
+
+def read_model_card(paths: Paths) -> ModelCard:
+    return ModelCard.read(paths.model / "card.json", "train")
 
 
 def test_a_warning_is_logged_and_recorded(
@@ -291,7 +293,7 @@ def test_a_warning_is_logged_and_recorded(
     config = prepared(project, params, write_params, objective={"beta": 1000.0})
     with caplog.at_level(logging.WARNING):
         evaluate.run(config, project)
-    few, warning, variety = card(project)["warnings"]
+    few, warning, variety = card(project).warnings
     assert variety.startswith("generated images come near only")
     assert few.startswith("nll rests on")
     assert "latents have collapsed" in warning or "posterior collapse" in warning
@@ -316,7 +318,7 @@ def test_a_lower_precision_gives_nearly_the_same_nll_and_ends_with_the_score(
     assert lower["kl"] == pytest.approx(full["kl"], abs=distance)
     assert chosen == {{"bf16_matmul": "medium", "bf16": "highest"}[precision]}
     assert torch.get_float32_matmul_precision() == before == "highest"
-    assert card(trained)["precision"] == precision
+    assert card(trained).settings.precision == precision
 
 
 def test_the_same_seed_writes_the_same_bytes_and_another_seed_other_numbers(trained: Paths, tmp_path: Path) -> None:
@@ -351,7 +353,9 @@ def test_noise_is_told_from_digits(trained: Paths, tmp_path: Path) -> None:
     found = evaluated(trained, outliers=other_images(tmp_path / "others"))
     assert found["auroc"] > 0.9
     assert 0 <= found["auroc_se"] < 0.03
-    assert card(trained)["details"]["outliers"]["nll"] > found["nll"] + 10
+    outliers = card(trained).details.outliers
+    assert outliers is not None
+    assert outliers.nll > found["nll"] + 10
 
 
 def test_the_test_images_themselves_are_no_outliers(trained: Paths) -> None:

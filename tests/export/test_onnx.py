@@ -10,15 +10,18 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from data_card import data_card
 from exported_model import LATENT, OPSET, SHAPE, Exported, prepare, run_stage, torch_images
+from some_cards import image_facts
 from torch import Tensor
 
+from reparam.cards.export import ExportMetrics
+from reparam.cards.model import ModelCard
+from reparam.data.pixels import Pixels
 from reparam.export import stage as export
 from reparam.export.onnx import export_graphs, serve
 from reparam.export.stage import serving_skew
 from reparam.export.verify import check_graph
-from reparam.files import read_json
+from reparam.files import sha256
 from reparam.lineage import source_hash
 from reparam.models.draw import Draw, Estimator
 from reparam.models.likelihoods import LIKELIHOODS
@@ -91,19 +94,20 @@ def test_grey_is_served_as_it_is_or_as_black_and_white() -> None:
 
 
 def test_both_files_hold_what_an_app_must_know(exported: Exported) -> None:
-    card = read_json(exported.paths.model / "card.json", made_by="train")
+    card = ModelCard.read(exported.paths.model / "card.json", "train")
     wanted = {
-        "format": 1,
+        "format": 2,
         "image": {"layout": "NHWC", "shape": [4, 6, 3], "dtype": "uint8", "range": [0, 255]},
         "kind": "vae",
         "latent_size": LATENT,
+        "has_prior": True,
         "likelihood": "bernoulli",
         "grey_pixels": "keep",
         "source": "noise",
-        "params": {name: card[name] for name in ("model", "objective", "train")},
+        "params": {name: getattr(card, name).model_dump(mode="json") for name in ("model", "objective", "train")},
         "lineage": {
-            "data": "data-hash.dir",
-            "weights_sha256": card["lineage"]["weights_sha256"],
+            **card.lineage.model_dump(),
+            "model_card_sha256": sha256(exported.paths.model / "card.json"),
             "export_code_sha256": source_hash("export"),
         },
     }
@@ -219,7 +223,7 @@ def test_every_model_is_exported_as_torch_computes_it(name: str, tmp_path: Path)
         np.testing.assert_array_equal(golden["latents"], golden["mean"])
         np.testing.assert_allclose(golden["decoded_mean"], decoded[:8], rtol=0, atol=1e-5)
     is_served = not is_code and MODELS[name].get("likelihood", "bernoulli") != "bernoulli"
-    assert ("served_elbo" in read_json(prepared.paths.export_metrics, made_by="export")) == is_served
+    assert ("served_elbo" in ExportMetrics.read(prepared.paths.export_metrics, "export").values) == is_served
 
 
 def test_a_batch_norm_is_exported_as_it_evaluates_and_not_as_it_trains(tmp_path: Path) -> None:
@@ -254,13 +258,13 @@ def skew(
     images: np.ndarray, grey_pixels: str, binarization: str = "dynamic"
 ) -> tuple[dict[str, float], SquaredDistance]:
     model: Any = SquaredDistance()
-    return serving_skew(model, images, data_card(binarization), grey_pixels), model
+    return serving_skew(model, images, Pixels(image_facts(binarization)), grey_pixels), model
 
 
 @pytest.mark.parametrize("grey_pixels", ["keep", "threshold"])
 def test_black_and_white_images_lose_nothing(grey_pixels: str, exported: Exported) -> None:
     binary = np.where(exported.images >= 128, 255, 0).astype(np.uint8).transpose(0, 3, 1, 2)
-    found = serving_skew(exported.model, binary, data_card("dynamic", channels=3), grey_pixels)
+    found = serving_skew(exported.model, binary, Pixels(image_facts("dynamic", channels=3)), grey_pixels)
     assert found["served_elbo_loss"] == 0.0
     assert found["served_elbo"] < 0
     assert skew(binary, grey_pixels)[0] == {"served_elbo": -1.0, "served_elbo_loss": 0.0}
@@ -293,11 +297,11 @@ def test_a_threshold_is_part_of_the_skew() -> None:
 def test_the_skew_is_the_same_each_time_and_leaves_the_random_stream_alone(exported: Exported) -> None:
     images = exported.images.transpose(0, 3, 1, 2)
     before = torch.get_rng_state()
-    card = data_card("dynamic", channels=3)
-    first = serving_skew(exported.model, images, card, "keep")
+    pixels = Pixels(image_facts("dynamic", channels=3))
+    first = serving_skew(exported.model, images, pixels, "keep")
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(3)
-    assert serving_skew(exported.model, images, card, "keep") == first
+    assert serving_skew(exported.model, images, pixels, "keep") == first
     assert first["served_elbo_loss"] != 0.0
 
 
@@ -316,7 +320,7 @@ def test_grey_images_are_scored_as_they_are_where_training_saw_them_so() -> None
 def test_a_model_of_grey_images_has_no_elbo_to_lose(tmp_path: Path) -> None:
     trained_on_grey = prepare(tmp_path, binarization="none")
     run_stage(trained_on_grey.paths, grey_pixels="keep")
-    metrics = read_json(trained_on_grey.paths.export_metrics, made_by="export")
+    metrics = ExportMetrics.read(trained_on_grey.paths.export_metrics, "export").values
     assert set(metrics) == {"encoder_max_error", "decoder_max_error", "decoder_max_grey_levels"}
 
 
@@ -337,23 +341,23 @@ def test_the_skew_does_not_depend_on_how_many_images_are_drawn_at_once(
 def test_batches_change_only_the_noise_of_a_real_models_skew(
     exported: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images, card = exported.images.transpose(0, 3, 1, 2), data_card("dynamic", channels=3)
+    images, pixels = exported.images.transpose(0, 3, 1, 2), Pixels(image_facts("dynamic", channels=3))
     monkeypatch.setattr(export, "SKEW_SAMPLES", 2_000)
-    whole = serving_skew(exported.model, images, card, "keep")
+    whole = serving_skew(exported.model, images, pixels, "keep")
     monkeypatch.setattr(export, "SKEW_BATCH", 7)
-    parts = serving_skew(exported.model, images, card, "keep")
+    parts = serving_skew(exported.model, images, pixels, "keep")
     assert parts != whole  # other draws of the posterior
     # Each is a mean over 40 images of 2,000 samples each; a tenth of a nat is some five standard errors.
     assert parts == pytest.approx(whole, abs=0.1)
     # Without noise, only rounding is left.
     monkeypatch.setattr(torch, "randn", torch.zeros)
-    quiet = serving_skew(exported.model, images, card, "keep")
+    quiet = serving_skew(exported.model, images, pixels, "keep")
     monkeypatch.setattr(export, "SKEW_BATCH", 128)
-    assert serving_skew(exported.model, images, card, "keep") == pytest.approx(quiet, abs=2e-4)
+    assert serving_skew(exported.model, images, pixels, "keep") == pytest.approx(quiet, abs=2e-4)
 
 
 def test_an_autoencoder_has_no_elbo_to_lose(tmp_path: Path) -> None:
     prepared = prepare(tmp_path, kind="autoencoder", likelihood="gaussian")
     run_stage(prepared.paths)
-    metrics = read_json(prepared.paths.export_metrics, made_by="export")
+    metrics = ExportMetrics.read(prepared.paths.export_metrics, "export").values
     assert set(metrics) == {"encoder_max_error", "decoder_max_error", "decoder_max_grey_levels"}

@@ -223,6 +223,7 @@ def test_the_manifest_names_every_file_by_its_content(exported: Exported) -> Non
 def test_the_stage_reports_parity_and_skew(exported: Exported) -> None:
     metrics = json.loads(exported.paths.export_metrics.read_text())
     assert list(metrics) == [
+        "weights",
         "encoder_max_error",
         "decoder_max_error",
         "decoder_max_grey_levels",

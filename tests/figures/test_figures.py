@@ -18,7 +18,7 @@ from PIL import Image
 from subjects import settings, some_data, some_model, some_scores, some_split
 
 from reparam.evaluate.subject import Subject
-from reparam.figures.curves import plot_bounds, plot_outliers, plot_training
+from reparam.figures.curves import plot_bounds, plot_losses, plot_outliers, plot_training
 from reparam.figures.images import (
     as_shown,
     pixel_png,
@@ -528,3 +528,17 @@ def test_outliers_are_shown_beside_the_scored_images_as_shares() -> None:
 def test_outliers_that_are_all_the_same_can_be_drawn() -> None:
     figure = plot_outliers(np.full(3, 7.0), np.full(2, 7.0), 0.5)
     assert png(figure).startswith(b"\x89PNG")
+
+
+def test_losses_of_experiments_have_a_line_each_of_another_look() -> None:
+    (axes,) = plot_losses({f"_{number}$": {1: 30.0, 2: 25.0} for number in range(12)}, "validation loss").axes
+    lines = axes.get_lines()
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 12
+    assert (list(lines[3].get_xdata()), list(lines[3].get_ydata())) == ([1, 2], [30.0, 25.0])
+    assert axes.get_legend().get_texts()[3].get_text() == r"3\$"
+    assert axes.get_ylabel() == "validation loss (nats per image)"
+
+
+def test_losses_that_are_no_numbers_leave_room_for_the_others() -> None:
+    (axes,) = plot_losses({"a": {1: float("nan"), 2: float("inf")}, "b": {1: 30.0, 2: 25.0}}, "train loss").axes
+    assert axes.get_ylim() == pytest.approx((25.0 - 0.3, 30.0 + 0.3))

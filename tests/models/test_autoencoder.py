@@ -39,7 +39,7 @@ def test_it_has_no_layer_with_a_posterior() -> None:
 
 def test_the_code_is_what_the_encoder_puts_out_and_has_no_variance() -> None:
     decoder = nn.Unflatten(1, (1, 2, 2))
-    model = Autoencoder(nn.Flatten(), decoder, likelihoods.Bernoulli(), (1, 2, 2))
+    model = Autoencoder(nn.Flatten(), decoder, likelihoods.Bernoulli(), 4, (1, 2, 2))
     x = torch.arange(8.0).reshape(2, 1, 2, 2)
     code, log_variance = model.posterior(x)
     assert code.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]

@@ -17,6 +17,7 @@ from reparam.errors import ParamsError
 from reparam.models.build import build_model
 from reparam.models.draw import Likelihood
 from reparam.models.likelihoods import LIKELIHOODS, is_density
+from reparam.models.logistic import LOG_SCALE
 from reparam.models.ranges import LOG_SIGMA
 
 SHAPE = (2, 1, 2)  # (C, H, W), small enough to visit every image
@@ -46,8 +47,8 @@ def softplus(x: float) -> float:
     return math.log1p(math.exp(x))
 
 
-def bounded(x: float) -> float:
-    low, high = LOG_SIGMA
+def bounded(x: float, bounds: tuple[float, float] = LOG_SIGMA) -> float:
+    low, high = bounds
     return low + softplus(high - softplus(high - x) - low)
 
 
@@ -72,7 +73,7 @@ def logistics(numbers: Sequence[float], pixel: float) -> float:
     weights = [math.exp(logit) for logit in numbers[:count]]
     total = 0.0
     for weight, centre, log_scale in zip(weights, numbers[count : 2 * count], numbers[2 * count :], strict=True):
-        scale = math.exp(bounded(log_scale))
+        scale = math.exp(bounded(log_scale, LOG_SCALE))
         above = 1.0 if pixel == 1 else sigmoid((pixel + 1 / 510 - centre) / scale)
         below = 0.0 if pixel == 0 else sigmoid((pixel - 1 / 510 - centre) / scale)
         total += weight / sum(weights) * (above - below)
@@ -392,17 +393,24 @@ def test_sigma_is_the_standard_deviation(name: str, sigma: float) -> None:
 
 
 def test_black_and_white_take_the_tails_of_a_logistic() -> None:
-    output, scale = torch.tensor([0.0, 0.3, -1.0]).reshape(3, 1, 1), math.exp(bounded(-1.0))
+    output, scale = torch.tensor([0.0, 0.3, -1.0]).reshape(3, 1, 1), math.exp(bounded(-1.0, LOG_SCALE))
     black, white = make("discretised_logistic").log_prob(output, torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1)).tolist()
     assert black == pytest.approx(math.log(sigmoid((1 / 510 - 0.3) / scale)), rel=1e-5)
     assert white == pytest.approx(math.log(1 - sigmoid((1 - 1 / 510 - 0.3) / scale)), rel=1e-5)
 
 
 def test_a_logistic_far_outside_leaves_the_far_end_what_is_left_of_its_tail() -> None:
-    output, scale = torch.tensor([0.0, 20.0, -200.0]).reshape(3, 1, 1), math.exp(LOG_SIGMA[0])
+    output, scale = torch.tensor([0.0, 20.0, -200.0]).reshape(3, 1, 1), math.exp(LOG_SCALE[0])
     black, white = make("discretised_logistic").log_prob(output, torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1)).tolist()
     assert black == pytest.approx((1 / 510 - 20) / scale, rel=1e-5)  # log sigmoid(x) is x; a double would be -inf
     assert white == 0
+
+
+def test_a_pixel_that_is_certain_costs_a_hundredth_of_a_bit() -> None:
+    grey = 100 / 255
+    output = torch.tensor([0.0, grey, -200.0]).reshape(3, 1, 1)
+    found = make("discretised_logistic").log_prob(output, torch.full((1, 1, 1, 1), grey)).item()
+    assert 0.008 < -found / math.log(2) < 0.01
 
 
 def test_a_discretised_logistic_is_a_mixture_of_one() -> None:

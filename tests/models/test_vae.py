@@ -123,7 +123,7 @@ def test_samples_follow_the_posterior() -> None:
 
 def test_gradients_flow_through_the_samples_into_mean_and_log_variance() -> None:
     decoder = nn.Sequential(nn.Linear(2, 4), nn.Unflatten(1, (1, 1, 4)))
-    model = VAE(nn.Flatten(), decoder, BERNOULLI, (1, 1, 4))
+    model = VAE(nn.Flatten(), decoder, BERNOULLI, 2, (1, 1, 4))
     x = torch.tensor([[[[0.5, -1.0, 0.3, -2.0]]]], requires_grad=True)  # two means, two log variances
     z = model.draw(x, x.detach(), samples=3).layers[0].z
     z.sum().backward()
@@ -151,7 +151,7 @@ def test_the_target_is_scored_and_the_input_encoded() -> None:
 
 
 def test_posterior_is_the_two_halves_of_what_the_encoder_puts_out() -> None:
-    model = VAE(nn.Flatten(), nn.Identity(), BERNOULLI, (1, 2, 3))
+    model = VAE(nn.Flatten(), nn.Identity(), BERNOULLI, 3, (1, 2, 3))
     x = torch.arange(12.0).reshape(2, 1, 2, 3)
     mean, log_variance = model.posterior(x)
     assert mean.tolist() == [[0, 1, 2], [6, 7, 8]]
@@ -159,7 +159,7 @@ def test_posterior_is_the_two_halves_of_what_the_encoder_puts_out() -> None:
 
 
 def test_decode_gives_the_mean_image_row_by_row() -> None:
-    model = VAE(nn.Identity(), nn.Unflatten(1, SHAPE), BERNOULLI, SHAPE)
+    model = VAE(nn.Identity(), nn.Unflatten(1, SHAPE), BERNOULLI, 24, SHAPE)
     logits = torch.linspace(-3, 3, 48).reshape(2, 24)
     image = model.decode(logits)
     assert image.shape == (2, *SHAPE)

@@ -20,6 +20,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from reparam import cli
+from reparam.cards.data import DataCard, Scaling
 from reparam.config import Config, load_config
 from reparam.data import store
 from reparam.download import stage as download
@@ -92,8 +93,8 @@ def labels(directory: Path, split: SplitName = "train") -> list[int]:
     return np.asarray(store.read_split(directory, split).labels).tolist()  # type: ignore[no-any-return]
 
 
-def counts(card: Any) -> list[int]:
-    return [card["splits"][name]["count"] for name in SPLITS]
+def counts(card: DataCard) -> list[int]:
+    return [card.splits[name].count for name in SPLITS]
 
 
 def flat(path: Path, value: int, size: tuple[int, int] = (2, 2)) -> Path:
@@ -166,17 +167,14 @@ def test_the_card_of_a_folder_is_complete(colour: Path, modes: tuple[Path, Pixel
     counted = {"train": len(MODES), "validation": 1, "test": 1}
     card = {
         "source": "folder",
-        "options": {},
         "binarization": "none",
+        "scaling": {"kind": "unit", "shift": [0.0] * 3, "scale": [1.0] * 3},
+        "shape": [3, HEIGHT, WIDTH],
+        "options": {},
         "classes": ["all"],
         "skipped": {},
-        "shape": [3, HEIGHT, WIDTH],
-        "dtype": "uint8",
-        "layout": "NCHW",
-        "range": [0, 255],
         "train_mean": mean,
         "train_standard_deviation": deviation,
-        "scaling": {"kind": "unit", "shift": [0.0] * 3, "scale": [1.0] * 3},
         "splits": {
             name: {
                 "count": count,
@@ -218,7 +216,7 @@ def test_several_workers_write_the_chunks_of_one_file(
     folder = draw_flat(project.root / "photos", {f"{value:02}.png": value for value in range(12)})
     (folder / "05.png").write_bytes(b"")
     card = prepare(folder, test=2, validation=2, on_error="skip")
-    assert card["skipped"] == {"05.png": NO_IMAGE}
+    assert card.skipped == {"05.png": NO_IMAGE}
     assert [value for value, _ in pairs(project.processed)] == [0, 1, 2, 3, 4, *range(6, 12)]
 
 
@@ -263,7 +261,7 @@ def tree(photos: Path, project: Paths, prepare: Prepare) -> dict[str, bytes]:
 
 def test_every_image_of_a_tree_keeps_its_class(tree: dict[str, bytes], project: Paths) -> None:
     card = store.read_card(project.processed)
-    assert card["classes"] == ["Größe 大", "cats"]
+    assert card.classes == ("Größe 大", "cats")
     assert pairs(project.processed) == PHOTOS
     assert counts(card) == [4, 1, 2]
 
@@ -323,7 +321,7 @@ def test_published_folders_are_kept_as_splits(project: Paths, prepare: Prepare) 
     draw_flat(folder / "train", {"cats/a.png": 1, "dogs/a.png": 2, "dogs/b.png": 3})
     draw_flat(folder / "test", {"dogs/a.png": 4, "eels/a.png": 5})
     card = prepare(folder, validation=1)
-    assert card["classes"] == ["cats", "dogs", "eels"]
+    assert card.classes == ("cats", "dogs", "eels")
     assert counts(card) == [2, 1, 2]
     assert images(project.processed, "test") == [[[[4, 4], [4, 4]]], [[[5, 5], [5, 5]]]]
     assert labels(project.processed, "test") == [1, 2]
@@ -343,7 +341,7 @@ def test_shares_are_fractions_or_numbers_of_images(
 def test_without_a_validation_share_all_other_images_are_trained_on(project: Paths, prepare: Prepare) -> None:
     card = prepare(validation=0)
     assert counts(card) == [1438, 0, 359]
-    assert card["splits"]["validation"]["classes"] == {}
+    assert card.splits["validation"].classes == {}
     assert images(project.processed, "validation") == labels(project.processed, "validation") == []
     assert np.load(project.processed / "validation-images.npy").shape == (0, 1, 8, 8)
     metrics = json.loads(project.data_metrics.read_text())
@@ -396,7 +394,7 @@ def test_another_seed_draws_another_split(project: Paths, prepare: Prepare) -> N
 def test_one_class_of_a_folder_is_a_class(project: Paths, prepare: Prepare) -> None:
     folder = draw_flat(project.root / "photos", {f"cats/{value}.png": value for value in range(4)})
     card = prepare(folder, test=1, validation=1)
-    assert card["classes"] == ["cats"]
+    assert card.classes == ("cats",)
     assert pairs(project.processed) == [(value, 0) for value in range(4)]
 
 
@@ -425,7 +423,7 @@ def test_a_split_that_leaves_nothing_is_refused(
 
 def test_classes_are_kept_in_the_order_of_the_source_and_numbered_anew(project: Paths, prepare: Prepare) -> None:
     card = prepare(classes=["7", "3"])
-    assert card["classes"] == ["3", "7"]
+    assert card.classes == ("3", "7")
     published = load_digits()
     assert sum(counts(card)) == np.isin(published.target, [3, 7]).sum()
     grey = np.rint(published.images * 255 / 16).astype(np.uint8)
@@ -438,7 +436,7 @@ def test_classes_are_kept_in_the_order_of_the_source_and_numbered_anew(project: 
     for name in SPLITS:
         split = store.read_split(project.processed, name)
         assert [known[image.tobytes()] for image in split.images] == split.labels.tolist()
-        assert set(card["splits"][name]["classes"]) == {"3", "7"}
+        assert set(card.splits[name].classes) == {"3", "7"}
 
 
 def test_a_class_that_is_not_there_is_refused_with_those_that_are(project: Paths, prepare: Prepare) -> None:
@@ -493,7 +491,7 @@ def test_mixed_sizes_are_resized_and_cropped_as_torchvision_does(mixed: Path, pr
     from torchvision.transforms import functional
 
     card = prepare(mixed, test=1, validation=1, channels=3, image_size=16, binarization="none")
-    assert card["shape"] == [3, 16, 16]
+    assert card.shape == (3, 16, 16)
     wanted = []
     for path in mixed.iterdir():
         with Image.open(path) as image:
@@ -505,8 +503,8 @@ def test_mixed_sizes_are_resized_and_cropped_as_torchvision_does(mixed: Path, pr
 
 def test_an_image_size_fits_published_arrays_too(project: Paths, prepare: Prepare) -> None:
     card = prepare(image_size=32, channels=3)
-    assert card["shape"] == [3, 32, 32]
-    assert store.read_split(project.processed, "train").images.shape == (card["splits"]["train"]["count"], 3, 32, 32)
+    assert card.shape == (3, 32, 32)
+    assert store.read_split(project.processed, "train").images.shape == (card.splits["train"].count, 3, 32, 32)
 
 
 # ---- images that cannot be read
@@ -572,16 +570,16 @@ def test_skipped_images_are_named_in_the_card_and_the_others_keep_their_labels(
     damaged: Path, project: Paths, prepare: Prepare
 ) -> None:
     card = prepare(damaged, test=3, validation=3, on_error="skip")
-    assert set(card["skipped"]) == set(REASONS)
-    assert all(card["skipped"][name].startswith(reason) for name, reason in REASONS.items())
+    assert set(card.skipped) == set(REASONS)
+    assert all(card.skipped[name].startswith(reason) for name, reason in REASONS.items())
     kept = [(0, 0), (1, 0), (3, 0), (4, 0), (5, 1), (6, 1), (7, 1)]
     # The grey of what is damaged stays unseen, and the flat ones tell their class by their value.
     assert pairs(project.processed) == kept
     assert sum(counts(card)) == len(kept)
     assert json.loads(project.data_metrics.read_text())["skipped_images"] == 4
     for name in SPLITS:
-        assert sum(card["splits"][name]["classes"].values()) == card["splits"][name]["count"]
-        assert sha256(project.processed / f"{name}-images.npy") == card["splits"][name]["images_sha256"]
+        assert sum(card.splits[name].classes.values()) == card.splits[name].count
+        assert sha256(project.processed / f"{name}-images.npy") == card.splits[name].images_sha256
     assert not list(project.root.rglob(".partial-*"))
 
 
@@ -597,7 +595,7 @@ def test_images_of_one_name_in_two_published_splits_are_both_listed(project: Pat
         f"preprocess: 2 unreadable images:\n  train/1.png: {NO_IMAGE}\n  val/1.png: {NO_IMAGE}\n{FOLDER_REMEDY}"
     )
     card = prepare(folder, on_error="skip")
-    assert card["skipped"] == {"train/1.png": NO_IMAGE, "val/1.png": NO_IMAGE}
+    assert card.skipped == {"train/1.png": NO_IMAGE, "val/1.png": NO_IMAGE}
     assert counts(card) == [1, 1, 2]
 
 
@@ -706,7 +704,7 @@ def grey_digits(project: Paths, prepare: Prepare) -> Pixels:
 def test_grey_values_are_stored_where_they_are_needed(binarization: str, project: Paths, prepare: Prepare) -> None:
     grey = grey_digits(project, prepare)
     card = prepare(binarization=binarization)
-    assert card["binarization"] == binarization
+    assert card.binarization == binarization
     assert images(project.processed) == grey.tolist()
     assert len(np.unique(grey)) == 17
 
@@ -714,7 +712,7 @@ def test_grey_values_are_stored_where_they_are_needed(binarization: str, project
 def test_a_threshold_makes_pixels_black_or_white_at_one_half(project: Paths, prepare: Prepare) -> None:
     grey = grey_digits(project, prepare)
     card = prepare(binarization="threshold")
-    assert card["binarization"] == "threshold"
+    assert card.binarization == "threshold"
     np.testing.assert_array_equal(images(project.processed), np.where(grey >= 128, 255, 0))
 
 
@@ -722,7 +720,7 @@ def test_static_draws_each_pixel_once_with_its_grey_value_as_the_probability(pro
     grey = grey_digits(project, prepare)
     card = prepare(binarization="static")
     drawn = np.asarray(images(project.processed))
-    assert card["binarization"] == "static"
+    assert card.binarization == "static"
     assert set(np.unique(drawn)) == {0, 255}
     for value in np.unique(grey):
         share, count = (drawn[grey == value] / 255).mean(), (grey == value).sum()
@@ -748,8 +746,8 @@ def test_scaling_is_recorded_and_leaves_the_stored_pixels_alone(scaling: str, pr
     mean, deviation = round(float((grey / 255).mean()), 6), round(float((grey / 255).std()), 6)
     shift = {"unit": 0.0, "symmetric": 0.5, "standard": mean}[scaling]
     scale = {"unit": 1.0, "symmetric": 0.5, "standard": deviation}[scaling]
-    assert card["scaling"] == {"kind": scaling, "shift": [shift], "scale": [scale]}
-    assert (card["train_mean"], card["train_standard_deviation"]) == ([mean], [deviation])
+    assert card.scaling == Scaling(kind=scaling, shift=(shift,), scale=(scale,))
+    assert (card.train_mean, card.train_standard_deviation) == ((mean,), (deviation,))
     assert images(project.processed) == grey.tolist()
 
 
@@ -762,7 +760,7 @@ def test_files_of_an_earlier_run_do_not_survive(photos: Path, project: Paths, pr
     card = prepare(photos, test=2, validation=1)
     arrays = {f"{name}-{kind}.npy" for name in SPLITS for kind in ("images", "labels")}
     assert set(contents(project.processed)) == {"card.json", *arrays}
-    assert (card["source"], card["shape"]) == ("folder", [1, 2, 2])
+    assert (card.source, card.shape) == ("folder", (1, 2, 2))
 
 
 # ---- MNIST
@@ -775,7 +773,7 @@ def test_a_small_mnist_keeps_its_published_test_set(project: Paths, monkeypatch:
     monkeypatch.setattr(datasets.MNIST, "resources", write_mnist(mirror))
     directory = prepare_at(project.root, {"source": "mnist", "mirrors": ["mirror"]}, validation=10)
     card = store.read_card(directory)
-    assert card["classes"] == datasets.MNIST.classes
+    assert card.classes == tuple(datasets.MNIST.classes)
     assert counts(card) == [30, 10, 10]
     assert images(directory, "test") == noise(1, 10, 28, 28)[:, None].tolist()
     assert labels(directory, "test") == list(range(10))
@@ -803,5 +801,5 @@ def test_the_real_mnist_is_whole(mnist: Path, mnist_files: Path) -> None:
     assert labels(mnist, "test")[:5] == [7, 2, 1, 0, 4]
     frequencies = np.bincount(labels(mnist, "train")) + np.bincount(labels(mnist, "validation"))
     assert frequencies.tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    assert card["train_mean"][0] == pytest.approx(0.1307, abs=5e-4)
-    assert card["train_standard_deviation"][0] == pytest.approx(0.3081, abs=5e-4)
+    assert card.train_mean[0] == pytest.approx(0.1307, abs=5e-4)
+    assert card.train_standard_deviation[0] == pytest.approx(0.3081, abs=5e-4)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_section
-from data_card import data_card
 from matplotlib.image import imread
+from some_cards import image_facts
 
 from reparam.data.batches import Batches
 from reparam.data.pixels import Pixels
@@ -14,8 +14,9 @@ from reparam.errors import UserError
 from reparam.models.build import AnyModel, build_model
 from reparam.track.run import NoRun
 from reparam.train.filmstrip import COLUMNS, Filmstrip, epochs_between_pictures
+from reparam.train.loss import Loss
 
-PIXELS = Pixels(data_card("none"))
+PIXELS = Pixels(image_facts("none"))
 SHAPE = (1, 32, 16)  # two rows of it, enlarged four times, are wider than SMALLEST_SIDE
 
 
@@ -35,6 +36,10 @@ def some_model(**changes: Any) -> AnyModel:
     return build_model(small_section("model", **{"hidden": [5], "latent": 2} | changes), SHAPE)
 
 
+def some_loss(binarization: str = "none", objective: str = "elbo", **changes: Any) -> Loss:
+    return Loss(some_model(**changes), Pixels(image_facts(binarization)), small_section("objective", name=objective))
+
+
 def some_images(count: int) -> Batches:
     grey = np.random.default_rng(0).integers(0, 256, (count, *SHAPE), dtype=np.uint8)
     return Batches(grey, 4, torch.device("cpu"))
@@ -42,7 +47,7 @@ def some_images(count: int) -> Batches:
 
 def test_a_picture_shows_images_reconstructions_and_samples_of_every_so_many_epochs() -> None:
     album = Album()
-    filmstrip, model = Filmstrip(some_images(12), PIXELS, album, every=2, seed=3), some_model()
+    filmstrip, model = Filmstrip(some_images(12), some_loss(), album, every=2, seed=3), some_model()
     state = torch.get_rng_state()
     for epoch in range(1, 6):
         filmstrip.show(model, epoch)
@@ -62,13 +67,20 @@ def test_a_picture_shows_images_reconstructions_and_samples_of_every_so_many_epo
 
 
 @pytest.mark.parametrize(
-    ("changes", "rows"),
-    [({}, 3), ({"kind": "hierarchical"}, 3), ({"kind": "autoencoder", "likelihood": "gaussian"}, 2)],
+    ("changes", "objective", "rows"),
+    [
+        ({}, "elbo", 3),
+        ({"kind": "hierarchical"}, "elbo", 3),
+        ({"kind": "autoencoder", "likelihood": "gaussian"}, "reconstruction", 2),
+        ({"kind": "autoencoder", "likelihood": "gaussian"}, "mmd", 3),
+    ],
 )
-def test_few_images_are_repeated_and_an_autoencoder_has_no_samples(changes: dict[str, Any], rows: int) -> None:
-    album, model, pixels = Album(), some_model(**changes), Pixels(data_card("dynamic"))
+def test_few_images_are_repeated_and_there_are_samples_where_there_is_a_prior(
+    changes: dict[str, Any], objective: str, rows: int
+) -> None:
+    album, loss = Album(), some_loss("dynamic", objective, **changes)
     state = torch.get_rng_state()
-    Filmstrip(some_images(1), pixels, album, every=1, seed=3).show(model, 1)
+    Filmstrip(some_images(1), loss, album, every=1, seed=3).show(loss.model, 1)
     assert torch.equal(torch.get_rng_state(), state)
     (picture,) = album.pictures.values()
     assert len(picture) == rows * (4 * 32 + 4) + 4
@@ -76,7 +88,7 @@ def test_few_images_are_repeated_and_an_autoencoder_has_no_samples(changes: dict
 
 def test_nothing_is_shown_where_nothing_was_asked_for() -> None:
     album = Album()
-    Filmstrip(some_images(1), PIXELS, album, every=0, seed=3).show(some_model(), 10)
+    Filmstrip(some_images(1), some_loss(), album, every=0, seed=3).show(some_model(), 10)
     assert not album.pictures
 
 

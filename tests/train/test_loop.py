@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_section
-from data_card import data_card
+from some_cards import image_facts
 from torch import Tensor
 from training import CPU, FakeTrainer, Training, model_config, objective_config, spoil, terms, train_config
 
@@ -391,7 +391,7 @@ def train(
     make_deterministic(config.seed)
     data = Data(*(Batches(part, config.batch_size, device) for part in (images[50:], images[:50])))
     model = build_model(model_config(hidden=(32,), latent=4), images.shape[1:])
-    loss = Loss(model, Pixels(data_card("dynamic")), objective_config(**objective)).to(device)
+    loss = Loss(model, Pixels(image_facts("dynamic")), objective_config(**objective)).to(device)
     return Training(kind(loss, config, len(data.training))).fit(data)
 
 

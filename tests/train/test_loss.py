@@ -3,10 +3,11 @@ from typing import Any
 
 import pytest
 import torch
-from data_card import data_card
+from some_cards import image_facts
 from torch import Tensor, nn
 from training import black_and_white, small_loss
 
+from reparam.cards.data import Scaling
 from reparam.data.pixels import Pixels
 from reparam.objectives import OBJECTIVES, Setting
 from reparam.train.loss import Loss
@@ -42,7 +43,7 @@ def test_the_loss_gives_the_terms_of_the_objective(name: str) -> None:
 
 def test_grey_images_are_drawn_and_scaled_before_the_model_sees_them() -> None:
     grey = torch.arange(0, 240, 10, dtype=torch.uint8).reshape(4, *SHAPE)
-    for card in (data_card("none"), data_card("dynamic"), data_card("none", shift=0.5, scale=0.25)):
+    for card in (image_facts("none"), image_facts("dynamic"), image_facts("none", shift=0.5, scale=0.25)):
         loss = Loss(loss_with().model, Pixels(card), loss_with().config)
         setting = Setting(loss.epoch, loss.black, loss.white)
         torch.manual_seed(1)
@@ -59,15 +60,16 @@ def test_without_a_density_there_is_no_elbo() -> None:
 
 
 def test_an_objective_is_told_how_the_model_sees_black_and_white() -> None:
-    card = {"binarization": "none", "scaling": {"shift": [0.5, 0.0], "scale": [0.5, 2.0]}}
-    loss = Loss(loss_with().model, Pixels(card), loss_with().config)
+    scaling = Scaling(kind="standard", shift=(0.5, 0.0), scale=(0.5, 0.25))
+    pixels = Pixels(image_facts("none").model_copy(update={"scaling": scaling}))
+    loss = Loss(loss_with().model, pixels, loss_with().config)
     assert loss.black.tolist() == [[[-1.0]], [[0.0]]]
-    assert loss.white.tolist() == [[[1.0]], [[0.5]]]
+    assert loss.white.tolist() == [[[1.0]], [[4.0]]]
 
 
 def test_pixels_on_another_device_than_the_cpu_will_do() -> None:
     # No GPU is needed to see it.
-    loss = Loss(loss_with().model, Pixels(data_card("none")).to("meta"), loss_with().config)
+    loss = Loss(loss_with().model, Pixels(image_facts("none")).to("meta"), loss_with().config)
     assert {value.device.type for value in (loss.black, loss.white, loss.epoch)} == {"meta"}
 
 

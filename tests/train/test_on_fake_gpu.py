@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import SMALL, change
-from data_card import data_card
 from fake_gpu import GPU, fake_gpu, needs_cuda_build
+from some_cards import image_facts
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from training import GREY, KINDS, SIZES, Training, black_and_white, small_loss, train_config
@@ -173,7 +173,7 @@ def test_a_filmstrip_waits_for_each_of_its_rows(kind: str) -> None:
     with fake_gpu() as gpu:
         loss, images = loss.to(GPU), Batches(GREY, 4, GPU)
         gpu.waits.clear()
-        Filmstrip(images, loss.pixels, NoRun(), every=1, seed=0).show(loss.model, epoch=1)
+        Filmstrip(images, loss, NoRun(), every=1, seed=0).show(loss.model, epoch=1)
     assert sum(wait.endswith("cuda to cpu") for wait in gpu.waits) == (2 if kind == "autoencoder" else 3)
 
 
@@ -183,8 +183,7 @@ def test_a_trainer_is_built_on_the_device_of_its_images(monkeypatch: pytest.Monk
     config = Config.model_validate(params)
     model = build_model(config.model, GREY.shape[1:])
     monkeypatch.setattr(build, "build_model", lambda *_: model)  # a fake model of the CPU cannot be moved
-    card = data_card("dynamic") | {"shape": GREY.shape[1:], "splits": {"train": {"count": len(GREY)}}}
-    card["scaling"]["kind"] = "unit"
+    card = image_facts().model_copy(update={"shape": GREY.shape[1:]})
     with fake_gpu():
         built = build.build_trainer(config, card, Batches(GREY, 4, GPU))
         built.step(IMAGES.to(GPU))

@@ -136,39 +136,47 @@ def test_a_parameter_changes_the_optimizers_that_it_is_of(name: str, parameter: 
 
 def test_a_constant_rate_stays_what_it_is() -> None:
     config = settings(schedule="constant", epochs=10, milestones={"epochs": [1], "factor": 0.5}, warmup_epochs=0.0)
-    assert [rate_at(config, epoch) for epoch in (0, 0.5, 1, 5, 10, 1000)] == [0.03] * 6
+    assert [rate_at(config, epoch, epoch) for epoch in (0, 0.5, 1, 5, 10, 1000)] == [0.03] * 6
 
 
 def test_a_cosine_falls_from_the_rate_to_nothing_in_the_last_epoch() -> None:
     config = settings(schedule="cosine", epochs=12, warmup_epochs=0.0)
     wanted = {0: 1.0, 2: (2 + math.sqrt(3)) / 4, 3: (2 + math.sqrt(2)) / 4, 4: 0.75, 6: 0.5, 8: 0.25, 12: 0.0, 13: 0.0}
     for epoch, share in wanted.items():
-        assert rate_at(config, epoch) == pytest.approx(0.03 * share, rel=1e-12, abs=1e-17)
-    assert rate_at(config, 2.5) == pytest.approx(0.03 * (1 + math.cos(math.pi * 2.5 / 12)) / 2, rel=1e-12)
+        assert rate_at(config, epoch, epoch) == pytest.approx(0.03 * share, rel=1e-12, abs=1e-17)
+    assert rate_at(config, 2.5, 2.5) == pytest.approx(0.03 * (1 + math.cos(math.pi * 2.5 / 12)) / 2, rel=1e-12)
 
 
 def test_a_step_comes_after_each_whole_period() -> None:
     config = settings(schedule="step", step={"epochs": 3, "factor": 0.5}, warmup_epochs=0.0)
     wanted = {0: 1.0, 2: 1.0, 2.999: 1.0, 3: 0.5, 3.5: 0.5, 5.999: 0.5, 6: 0.25, 30: 2.0**-10}
-    assert {epoch: rate_at(config, epoch) for epoch in wanted} == {epoch: 0.03 * f for epoch, f in wanted.items()}
+    assert {epoch: rate_at(config, epoch, epoch) for epoch in wanted} == {
+        epoch: 0.03 * f for epoch, f in wanted.items()
+    }
 
 
 def test_each_milestone_lowers_the_rate_once_its_epochs_are_done() -> None:
     config = settings(schedule="milestones", milestones={"epochs": [2, 5, 5], "factor": 0.5}, warmup_epochs=0.0)
     wanted = {0: 1.0, 1.999: 1.0, 2: 0.5, 4.999: 0.5, 5: 0.125, 100: 0.125}  # two at once count twice
-    assert {epoch: rate_at(config, epoch) for epoch in wanted} == {epoch: 0.03 * f for epoch, f in wanted.items()}
+    assert {epoch: rate_at(config, epoch, epoch) for epoch in wanted} == {
+        epoch: 0.03 * f for epoch, f in wanted.items()
+    }
 
 
 def test_a_warm_up_rises_from_nothing_and_is_over_when_it_is_over() -> None:
     config = settings(schedule="constant", warmup_epochs=2.0)
     wanted = {0: 0.0, 0.5: 0.25, 1: 0.5, 1.75: 0.875, 2: 1.0, 2.25: 1.0, 9: 1.0}
-    assert {epoch: rate_at(config, epoch) for epoch in wanted} == {epoch: 0.03 * f for epoch, f in wanted.items()}
+    assert {epoch: rate_at(config, epoch, epoch) for epoch in wanted} == {
+        epoch: 0.03 * f for epoch, f in wanted.items()
+    }
 
 
 def test_a_warm_up_multiplies_what_the_schedule_says() -> None:
     config = settings(schedule="milestones", milestones={"epochs": [1, 3], "factor": 0.5}, warmup_epochs=2.0)
     wanted = {0.5: 0.25, 1: 0.25, 1.5: 0.375, 2: 0.5, 3: 0.25}
-    assert {epoch: rate_at(config, epoch) for epoch in wanted} == {epoch: 0.03 * f for epoch, f in wanted.items()}
+    assert {epoch: rate_at(config, epoch, epoch) for epoch in wanted} == {
+        epoch: 0.03 * f for epoch, f in wanted.items()
+    }
 
 
 @pytest.mark.parametrize("stage", range(8))
@@ -184,5 +192,5 @@ def test_milestones_can_be_the_schedule_of_burda_et_al(stage: int) -> None:
     start = sum(3**earlier for earlier in range(stage))
     end = start + 3**stage
     for epoch in (start, (start + end) / 2, end - 1e-6):
-        assert rate_at(config, epoch) == pytest.approx(0.001 * 10 ** (-stage / 7), rel=1e-12)
+        assert rate_at(config, epoch, epoch) == pytest.approx(0.001 * 10 ** (-stage / 7), rel=1e-12)
     assert (end == config.epochs) == (stage == 7)

@@ -14,10 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from training import Killed, spoil
 
+from reparam.cards.model import ModelCard, TrainingMetrics
 from reparam.config import Config, Section, flatten, load_config
 from reparam.data import store
 from reparam.data.store import SPLITS
 from reparam.errors import NonFiniteError, ParamsError, UserError
+from reparam.files import sha256
 from reparam.objectives import Terms
 from reparam.paths import Paths
 from reparam.track import Tracker
@@ -65,7 +67,7 @@ def _write_store(directory: Path, counts: tuple[int, int, int], scaling: str, bi
     for name, count in zip(SPLITS, counts, strict=True):
         np.save(directory / f"{name}-images.npy", random.integers(0, 256, (count, 1, 4, 4), dtype=np.uint8))
         np.save(directory / f"{name}-labels.npy", np.zeros(count, np.int32))
-    store.write_card(directory, {"source": "noise", "binarization": binarization, "classes": ["all"]}, scaling)
+    store.write_card(directory, store.Origin("noise", {}, binarization, ("all",), {}), scaling)
 
 
 def refusal(run: Train, project: Paths, **changes: Any) -> str:
@@ -191,9 +193,10 @@ def test_the_weights_on_disk_are_those_of_the_best_epoch_and_not_of_the_last(
     assert kept.keys() == seen[1].keys()
     assert all(torch.equal(kept[name], tensor) for name, tensor in seen[1].items())
     assert not any(torch.equal(kept[name], tensor) for name, tensor in seen[3].items())
-    card = json.loads((project.model / "card.json").read_text())
-    assert (card["best_epoch"], card["epochs"]) == (2, 4)
+    card = ModelCard.read(project.model / "card.json", "train")
+    assert (card.best_epoch, card.epochs) == (2, 4)
     assert json.loads(project.training_metrics.read_text()) == {
+        "weights": sha256(project.model / "weights.safetensors")[:12],
         "best_validation_loss": 1.0,
         "best_epoch": 2,
         "epochs": 4,
@@ -244,9 +247,9 @@ def test_without_a_validation_split_all_epochs_are_trained(run: Train, project: 
         "train_elbo",
         *SCHEDULES,
     ]
-    card = json.loads((project.model / "card.json").read_text())
-    assert (card["best_epoch"], card["epochs"]) == (3, 3)
-    assert json.loads(project.training_metrics.read_text()) == {"best_epoch": 3, "epochs": 3}
+    card = ModelCard.read(project.model / "card.json", "train")
+    assert (card.best_epoch, card.epochs) == (3, 3)
+    assert TrainingMetrics.read(project.training_metrics, "train").values == {"best_epoch": 3, "epochs": 3}
 
 
 def test_a_total_correlation_needs_no_validation_split(run: Train, project: Paths) -> None:
@@ -267,9 +270,9 @@ def test_the_mean_that_a_model_starts_at_is_that_of_the_pixels_that_it_sees(run:
     rest = {"epochs": 1, "learning_rate": 1e-12, "optimizer": "sgd"}
     run(scaling="standard", binarization="none", model=model, train=rest)
     bias = load_file(project.model / "weights.safetensors")["decoder.0.bias"]
-    scaling = store.read_card(project.processed)["scaling"]
+    scaling = store.read_card(project.processed).scaling
     mean = store.read_split(project.processed, "train").images.mean(0).ravel() / 255
-    wanted = (mean - scaling["shift"][0]) / scaling["scale"][0]
+    wanted = (mean - scaling.shift[0]) / scaling.scale[0]
     torch.testing.assert_close(bias, torch.tensor(wanted).float(), rtol=1e-5, atol=1e-5)
 
 

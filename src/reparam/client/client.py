@@ -19,6 +19,8 @@ from reparam.errors import DamagedInputError, MissingInputError, UserError
 Images = npt.NDArray[np.uint8]  # (B, H, W, C)
 Floats = npt.NDArray[np.float32]
 
+FORMAT = 2  # of the metadata in the graphs
+
 
 class Client:
     """An exported encoder and decoder.
@@ -40,6 +42,11 @@ class Client:
         if decoder != self.metadata:
             raise DamagedInputError(
                 f"{directory}: encoder.onnx and decoder.onnx come from different exports; run `dvc repro export`"
+            )
+        if self.metadata["format"] != FORMAT:
+            raise DamagedInputError(
+                f"{directory}: wanted a model of format {FORMAT}, found one of format {self.metadata['format']}; run "
+                "`dvc repro export`, or take a `reparam.client` of the time when it was exported"
             )
         height, width, channels = self.metadata["image"]["shape"]
         self.image_shape: tuple[int, int, int] = (height, width, channels)
@@ -83,7 +90,7 @@ class Client:
 
         Raises: UserError where the model is an autoencoder, which has no prior.
         """
-        if self.metadata["kind"] == "autoencoder" and self.metadata["params"]["objective"]["name"] != "mmd":
+        if not self.metadata["has_prior"]:
             raise UserError(
                 "sample: wanted a model with a prior, found an autoencoder; decode codes of your own instead"
             )

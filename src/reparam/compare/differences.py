@@ -1,83 +1,43 @@
-"""Which parameters and metrics of experiments differ, and which by more than noise.
+"""Which parameters and metrics of experiments differ, and which by more than noise."""
 
-All experiments are scored on the same test images. Their errors are correlated then (an image that is hard for one is
-hard for the other), so the standard error of a difference that is taken here, as of independent samples, is too large
-rather than too small: a verdict is conservative.
-"""
-
-import ast
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, stdev, variance
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from reparam.compare.experiment import Experiment
+from reparam.metrics import ERROR, describe, is_better
 
 BEYOND = 2.0  # standard errors: about 95 % of a normal distribution lie within
-HIGHER = {"elbo", "accuracy", "precision", "recall", "density", "coverage", "auroc"}
-LOWER = {"nll", "reconstruction", "bce", "bits", "frechet", "loss", "error", "gap"}
-# Metrics that words of their names mislead about: 1 where higher is better, 0 where neither is (0 is best).
-DIRECTIONS = {"nll_effective_samples": 1, "ais_minus_nll": 0}
-# Only the importance-sampled log-likelihood depends on K: fewer samples bound it more loosely.
-SAMPLED = {"nll", "nll_effective_samples", "bits_per_dim", "auroc", "ais_minus_nll"}
-ANNEALED = {"ais_nll", "ais_minus_nll", "ais_gap"}
-QUALITY = {"pca_precision", "pca_recall", "pca_density", "pca_coverage", "pca_frechet"}
-LIKELIHOODS = {"elbo", "nll", "ais_nll", "reconstruction"}
+SEED = "train.seed"
 # Likelihoods of the 256 grey values are probabilities, at most 1; those of real numbers are densities.
 DISCRETE = {"discretised_logistic", "logistic_mixture"}
+IMAGES = ("split", "images_sha256", "binarization")  # conditions of every metric that has an error
 ABSENT = "—"
-
-
-class Condition(NamedTuple):
-    """What metrics were measured on or how, and which depend on it."""
-
-    key: str
-    text: str
-    metrics: set[str] | None  # None: all
-    is_new: bool = True  # evaluations of old do not tell it
-
-
-CONDITIONS = (
-    Condition("data", "the processed data are", None, is_new=False),
-    Condition("split", "the split is", None),
-    Condition("images", "the number of test images is", None, is_new=False),
-    Condition("binarization", "the binarization of test images is", None, is_new=False),
-    Condition("nll_samples", "the number K of importance samples is", SAMPLED, is_new=False),
-    Condition("outliers", "the outliers are", {"auroc"}),
-    Condition("annealing.images", "the number of annealed images is", ANNEALED),
-    Condition("annealing.chains", "the number of annealed chains is", ANNEALED),
-    Condition("annealing.steps", "the number of annealing steps is", ANNEALED),
-    Condition("generated.images", "the number of generated images is", QUALITY),
-    Condition("generated.components", "the number of principal components is", QUALITY),
-    Condition("neighbours", "the number of neighbours is", QUALITY | {"knn_accuracy"}),
-)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Of a metric from that of the first experiment; without an error there is no verdict."""
+    """Of a metric from that of the first; without an error there is no verdict."""
 
     value: float
     error: float | None
     verdict: str  # better, worse, differs, within noise, or nothing
+    is_paired: bool = False  # whether the error is that of the differences of the same images
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A metric of one experiment; `difference` is None for the first, and where one of the two does not have it."""
+    """A metric of one experiment, or of several seeds; `difference` is None for the first, and where it has none."""
 
     value: float | None
     error: float | None
     difference: Difference | None
-
-
-@dataclass(frozen=True)
-class Obstacle:
-    """Why some metrics of an experiment give no verdict against the first."""
-
-    reason: str
-    metrics: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -88,7 +48,9 @@ class Comparison:
     params: Mapping[str, Sequence[str]]  # those that differ
     equal_params: int
     metrics: Mapping[str, Sequence[Cell]]
-    obstacles: Sequence[str]
+    groups: Sequence[str]  # experiments that differ in the seed alone, by their names; none where no seed is repeated
+    seeds: Mapping[str, Sequence[Cell]]  # by metric, means and standard deviations over the seeds of each group
+    notes: Sequence[str]
 
 
 def compare(experiments: Sequence[Experiment]) -> Comparison:
@@ -96,52 +58,56 @@ def compare(experiments: Sequence[Experiment]) -> Comparison:
     first = experiments[0]
     names = _union(experiment.params for experiment in experiments)
     differing = {name: row for name in names if (row := _param_row(name, experiments))}
-    obstacles = [[] if other is first else find_obstacles(first, other) for other in experiments]
-    metrics = {}
-    for name in _union(experiment.metrics for experiment in experiments):
-        if not name.endswith("_se"):
-            metrics[name] = [
-                _cell(name, first, other, is_barred=any(name in obstacle.metrics for obstacle in barring))
-                for other, barring in zip(experiments, obstacles, strict=True)
-            ]
+    obstacles = [{} if other is first else find_obstacles(first, other) for other in experiments]
+    barred = [{name for names in found.values() for name in names} for found in obstacles]
+    measured = [name for name in _union(experiment.metrics for experiment in experiments) if not name.endswith(ERROR)]
+    metrics = {
+        name: [_cell(name, first, other, name in bars) for other, bars in zip(experiments, barred, strict=True)]
+        for name in measured
+    }
+    groups = _groups(experiments)
+    are_several = any(len(group) > 1 for group in groups)
+    barring = [
+        f"{other.name}: {reason}; no verdict on {', '.join(names)}"
+        for other, found in zip(experiments, obstacles, strict=True)
+        for reason, names in found.items()
+    ]
     return Comparison(
-        experiments,
-        differing,
-        len(names) - len(differing),
-        metrics,
-        [
-            f"{other.name}: {obstacle.reason}; no verdict on {', '.join(obstacle.metrics)}"
-            for other, barring in zip(experiments, obstacles, strict=True)
-            for obstacle in barring
-        ],
+        experiments=experiments,
+        params=differing,
+        equal_params=len(names) - len(differing),
+        metrics=metrics,
+        groups=[", ".join(experiments[i].name for i in group) for group in groups] if are_several else [],
+        seeds={name: _seed_row(name, cells, groups, barred) for name, cells in metrics.items()} if are_several else {},
+        notes=[*barring, *_on_pairs(experiments, metrics), *_on_seeds(experiments, groups)],
     )
 
 
-def find_obstacles(first: Experiment, other: Experiment) -> list[Obstacle]:
-    """Say why the metrics of two experiments do not compare, if they do not."""
+def find_obstacles(first: Experiment, other: Experiment) -> dict[str, list[str]]:
+    """Say why metrics of two experiments do not compare, and which, if there are such metrics."""
     shared = [name for name in first.metrics if name in other.metrics]
-    judged = [name for name in shared if f"{name}_se" in first.metrics and f"{name}_se" in other.metrics]
-    found = []
-    for key, what, depending, is_new in CONDITIONS:
+    judged = [name for name in shared if f"{name}{ERROR}" in first.metrics and f"{name}{ERROR}" in other.metrics]
+    known = {name: metric for name in shared if (metric := describe(name))}
+    likelihoods = [name for name, metric in known.items() if metric.is_likelihood]
+    depending = dict.fromkeys(IMAGES, judged) | {"scaling": likelihoods}
+    for key in _union(dict.fromkeys(metric.depends) for metric in known.values()):
+        depending[key] = [name for name, metric in known.items() if key in metric.depends]
+    found = {}
+    for key, barred in depending.items():
         theirs, ours = (experiment.conditions.get(key, "not known") for experiment in (other, first))
-        if theirs != ours or (theirs == "not known" and not is_new):
-            barred = judged if depending is None else [name for name in shared if name in depending]
-            found.append(Obstacle(f"{what} {theirs}, of {first.name} {ours}", barred))
-    likelihoods = [experiment.params.get("model.likelihood") for experiment in (other, first)]
-    if len({likelihood in DISCRETE for likelihood in likelihoods}) == 2:
-        reason = f"the likelihood is {likelihoods[0]}, of {first.name} {likelihoods[1]}: one is a density, one is not"
-        found.append(Obstacle(reason, [name for name in judged if name in LIKELIHOODS]))
-    return [obstacle for obstacle in found if obstacle.metrics]
+        if theirs != ours or key not in other.conditions:
+            found[f"{key} is {theirs}, of {first.name} {ours}"] = barred
+    kinds = [experiment.params.get("model.likelihood") for experiment in (other, first)]
+    if len({kind in DISCRETE for kind in kinds}) == 2:
+        found[f"the likelihood is {kinds[0]}, of {first.name} {kinds[1]}: one is a density, one is not"] = likelihoods
+    return {reason: barred for reason, barred in found.items() if barred}
 
 
-def judge(metric: str, difference: float, error: float) -> str:
-    """Give a verdict on a difference from the first experiment and its standard error."""
-    if abs(difference) <= BEYOND * error:
+def judge(metric: str, start: float, difference: float, noise: float) -> str:
+    """Give a verdict on a difference from the metric of the first experiment."""
+    if abs(difference) <= noise:
         return "within noise"
-    direction = _direction(metric)
-    if not direction:
-        return "differs"
-    return "better" if direction * difference > 0 else "worse"
+    return {True: "better", False: "worse", None: "differs"}[is_better(metric, start + difference, start)]
 
 
 def spell(value: float, error: float | None = None, sign: str = "") -> str:
@@ -152,60 +118,109 @@ def spell(value: float, error: float | None = None, sign: str = "") -> str:
     return f"{value:{sign}z.{places}f} ± {error:.{places}f}"
 
 
-def _cell(name: str, first: Experiment, other: Experiment, *, is_barred: bool) -> Cell:
-    value, error = other.metrics.get(name), other.metrics.get(f"{name}_se")
-    start, start_error = first.metrics.get(name), first.metrics.get(f"{name}_se")
+def _cell(name: str, first: Experiment, other: Experiment, is_barred: bool) -> Cell:
+    value, error = other.metrics.get(name), other.metrics.get(f"{name}{ERROR}")
+    start, start_error = first.metrics.get(name), first.metrics.get(f"{name}{ERROR}")
     if other is first or value is None or start is None:
         return Cell(value, error, None)
     if error is None or start_error is None:
         return Cell(value, error, Difference(value - start, None, ""))
-    combined = math.hypot(error, start_error)
+    pairs = _pairs(name, first, other)
+    if pairs is None:
+        difference, noise = value - start, math.hypot(error, start_error)
+    else:
+        difference, noise = float(pairs.mean()), float(pairs.std(ddof=1)) / math.sqrt(len(pairs))
     # The error of a single image is not known, and written as 0.
-    is_known = combined > 0 and math.isfinite(combined) and math.isfinite(value - start)
-    verdict = judge(name, value - start, combined) if is_known and not is_barred else ""
-    return Cell(value, error, Difference(value - start, combined, verdict))
+    is_known = noise > 0 and math.isfinite(noise) and math.isfinite(difference)
+    verdict = judge(name, start, difference, BEYOND * noise) if is_known and not is_barred else ""
+    return Cell(value, error, Difference(difference, noise, verdict, pairs is not None))
 
 
-def _direction(metric: str) -> int:
-    """Tell 1 where higher is better, -1 where lower is, 0 where neither is."""
-    words = set(metric.split("_"))
-    return DIRECTIONS.get(metric, -1 if words & LOWER else int(bool(words & HIGHER)))
+def _pairs(name: str, first: Experiment, other: Experiment) -> npt.NDArray[np.float64] | None:
+    """Return the differences of a metric on each image; None unless both were measured on the same images.
+
+    An image that is hard for one model is hard for the other: as of independent images, the error would be far too
+    large.
+    """
+    images = [[experiment.conditions.get(key) for key in IMAGES] for experiment in (first, other)]
+    ours, theirs = (experiment.scores.get(name) for experiment in (first, other))
+    if None in images[0] or images[0] != images[1] or ours is None or theirs is None:
+        return None
+    return theirs - ours if ours.shape == theirs.shape and len(ours) > 1 else None
+
+
+def _on_pairs(experiments: Sequence[Experiment], metrics: Mapping[str, Sequence[Cell]]) -> Iterator[str]:
+    """Say which differences are those of the same images."""
+    for i, experiment in list(enumerate(experiments))[1:]:
+        of_other = {name: cells[i].difference for name, cells in metrics.items()}
+        for is_paired, text in ((True, "paired, same images"), (False, "not paired, as of independent images")):
+            names = [name for name, it in of_other.items() if it and it.error is not None and it.is_paired == is_paired]
+            if names:
+                yield f"{experiment.name}: {text}: {', '.join(names)}"
+
+
+def _mean_and_deviation(values: Sequence[float]) -> Cell:
+    """Average over seeds; the spread of a single one is not known."""
+    return Cell(fmean(values) if values else None, stdev(values) if len(values) > 1 else None, None)
+
+
+def _between(name: str, first: Sequence[float], other: Sequence[float], is_barred: bool) -> Difference | None:
+    """Compare means over seeds. Source: Welch 1947."""
+    from scipy.special import stdtrit  # quantiles of Student's t
+
+    if not first or not other:
+        return None
+    difference = fmean(other) - fmean(first)
+    if min(len(first), len(other)) < 2:
+        return Difference(difference, None, "")
+    parts = [(variance(values) / len(values), len(values) - 1) for values in (first, other)]
+    error = math.sqrt(sum(part for part, _ in parts))
+    if not error or is_barred:
+        return Difference(difference, error, "")
+    freedom = error**4 / sum(part**2 / count for part, count in parts)
+    return Difference(difference, error, judge(name, fmean(first), difference, stdtrit(freedom, 0.975) * error))
+
+
+def _groups(experiments: Sequence[Experiment]) -> list[list[int]]:
+    """Put experiments together that differ in the seed of training alone; each seed counts once."""
+    groups: dict[str, dict[str, int]] = {}
+    for i, experiment in enumerate(experiments):
+        others = {name: _canonical(value) for name, value in experiment.params.items() if name != SEED}
+        seed = _canonical(experiment.params.get(SEED, experiment.name))
+        groups.setdefault(json.dumps(others, sort_keys=True), {}).setdefault(seed, i)
+    return [list(members.values()) for members in groups.values()]
+
+
+def _seed_row(
+    name: str, cells: Sequence[Cell], groups: Sequence[Sequence[int]], barred: Sequence[set[str]]
+) -> list[Cell]:
+    """Average a metric over the seeds of each group."""
+    values = [[value for i in group if (value := cells[i].value) is not None] for group in groups]
+    bars = [any(name in barred[i] for i in group) for group in groups]
+    differences = [None, *(_between(name, values[0], *other) for other in zip(values[1:], bars[1:], strict=True))]
+    return [replace(_mean_and_deviation(of), difference=it) for of, it in zip(values, differences, strict=True)]
+
+
+def _on_seeds(experiments: Sequence[Experiment], groups: Sequence[Sequence[int]]) -> Iterator[str]:
+    """Say of which parameters the spread between seeds is known."""
+    yield "A verdict on single experiments is about their weights: another seed gives other weights."
+    single = [experiments[group[0]].name for group in groups if len(group) == 1]
+    if single:
+        yield f"the spread between seeds is unknown of {', '.join(single)}: compare several values of {SEED}"
 
 
 def _param_row(name: str, experiments: Sequence[Experiment]) -> list[str]:
     """Spell a parameter of each experiment; nothing where it is the same in all that know its section."""
-    section = name.split(".")[0]
-    knowing = [
-        experiment for experiment in experiments if any(known.split(".")[0] == section for known in experiment.params)
-    ]
-    values = {_canonical(experiment.params[name]) if name in experiment.params else ABSENT for experiment in knowing}
-    if len(values) == 1:
-        return []
-    return [
-        _spell_param(_value(experiment.params[name])) if name in experiment.params else ABSENT
-        for experiment in experiments
-    ]
-
-
-def _value(value: Any) -> Any:
-    """Turn text of MLflow's, which knows no other type, back into what params.yaml holds."""
-    if isinstance(value, str):
-        try:
-            return ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            return value
-    return value
+    section = f"{name.partition('.')[0]}."
+    values = [experiment.params.get(name, ABSENT) for experiment in experiments]
+    is_known = [any(known.startswith(section) for known in experiment.params) for experiment in experiments]
+    different = {_canonical(value) for value, known in zip(values, is_known, strict=True) if known}
+    return [_spell_param(value) for value in values] if len(different) > 1 else []
 
 
 def _canonical(value: Any) -> str:
     """Write equal values equally: 1 and 1.0 are one number."""
-
-    def plain(item: Any) -> Any:
-        if isinstance(item, list | tuple):
-            return [plain(part) for part in item]
-        return float(item) if isinstance(item, int) and not isinstance(item, bool) else item
-
-    return json.dumps(plain(_value(value)), default=str)
+    return json.dumps(json.loads(json.dumps(value, default=str), parse_int=float))
 
 
 def _spell_param(value: Any) -> str:

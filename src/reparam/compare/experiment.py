@@ -1,22 +1,15 @@
 """What is known of one experiment, wherever it was read from."""
 
+import io
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from reparam.redact import parameter_without_secrets
+import numpy as np
+import numpy.typing as npt
 
-# Settings of `evaluate` that metrics depend on: by these paths in its card, as `evaluate.<path>` in MLflow.
-COUNTS = (
-    "nll_samples",
-    "annealing.images",
-    "annealing.chains",
-    "annealing.steps",
-    "generated.images",
-    "generated.components",
-    "neighbours",
-)
-SETTINGS = ("split", "outliers", *COUNTS)
+Scores = Mapping[str, npt.NDArray[np.float64]]  # by metric, one value per image
 
 
 @dataclass(frozen=True)
@@ -27,20 +20,21 @@ class Experiment:
     origin: str
     params: Mapping[str, Any]  # by dotted name
     metrics: Mapping[str, float]  # each with its standard error under `<name>_se`, where it has one
-    conditions: Mapping[str, Any]  # what the metrics were measured on, and how
+    conditions: Mapping[str, Any]  # what the metrics were measured on, and how, as on the evaluation's card
     losses: Mapping[int, float]  # by epoch
     loss_split: str  # validation, or train where nothing was held out
     samples: bytes | None  # a PNG
+    scores: Scores
     notes: tuple[str, ...]
 
 
-def spread(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """Name every value of nested mappings by its dotted path, without credentials."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= (
-            spread(value, f"{prefix}{name}.")
-            if isinstance(value, Mapping)
-            else {f"{prefix}{name}": parameter_without_secrets(value)}
-        )
-    return flat
+def read_scores(content: bytes) -> Scores:
+    """Read scores of images.
+
+    Raises: ValueError.
+    """
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            return {name: np.asarray(file[name], np.float64) for name in file.files}
+    except (AttributeError, OSError, EOFError, zipfile.BadZipFile) as error:  # AttributeError: a single array
+        raise ValueError(str(error)) from None

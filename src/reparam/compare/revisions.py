@@ -1,13 +1,29 @@
 """The working copy and revisions of git, which DVC reads -> Experiment."""
 
+import csv
+import io
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar
 
-from reparam.compare.experiment import Experiment
-from reparam.compare.stage_files import Files, assemble
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from reparam.cards.evaluation import EvaluationCard, EvaluationMetrics
+from reparam.cards.export import ExportMetrics
+from reparam.cards.model import Result, TrainedParams, TrainingMetrics
+from reparam.compare.experiment import Experiment, read_scores
+from reparam.config import Config, flatten
 from reparam.errors import UserError
 from reparam.paths import Paths
 
 WORKSPACE = "workspace"
+T = TypeVar("T")
+R = TypeVar("R", bound=Result)
 
 
 def read_workspace(paths: Paths) -> Experiment:
@@ -20,16 +36,17 @@ def read_workspace(paths: Paths) -> Experiment:
         path = paths.root / name
         return path.read_bytes() if path.is_file() else None
 
-    return assemble(WORKSPACE, "working copy", Files(paths, read), "run `dvc repro`")
+    return Files(paths, read, "run `dvc repro`").experiment(WORKSPACE, "working copy")
 
 
 def read_revision(name: str, paths: Paths) -> Experiment | None:
     """Read a commit, branch, tag or experiment of DVC, through DVC's cache; None where git knows no such revision.
 
-    Raises: UserError where several experiments bear the name, or nothing of one can be read.
+    Raises: UserError where several experiments have the name, or nothing of one can be read.
     """
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
+    from dvc_data.index import DataIndexDirError
     from scmrepo.exceptions import SCMError
 
     with closing(DVCFileSystem(str(paths.root), rev=name)) as revision:
@@ -38,7 +55,7 @@ def read_revision(name: str, paths: Paths) -> Experiment | None:
         except (DvcException, SCMError) as error:  # also where there is no repository
             if str(error).startswith("ambiguous"):
                 raise UserError(
-                    f"{name}: several experiments of DVC bear this name; give the commit that `dvc exp show` lists"
+                    f"{name}: several experiments of DVC have this name; give the commit that `dvc exp show` lists"
                 ) from None
             return None
         except AttributeError:  # as DVC has it where git knows the name of a file or a tree, which is no commit
@@ -46,15 +63,113 @@ def read_revision(name: str, paths: Paths) -> Experiment | None:
 
         def read(file: str) -> bytes | None:
             # DVC raises an OSError of whatever kind where the cache, or a remote, does not have the file.
-            with suppress(OSError, DvcException):
+            with suppress(OSError, DvcException, DataIndexDirError):
                 return bytes(revision.read_bytes(f"/{file}"))
             return None
 
         hint = (
-            f"DVC's cache does not have it: `dvc fetch` gets it from a remote, or `dvc exp apply {name}` (of a commit "
-            f"`git checkout {name}`) and `dvc repro` make it anew"
+            f"`dvc fetch` gets what is on a remote; `dvc exp apply {name}` (of a commit `git checkout {name}`) and "
+            "`dvc repro` make it anew"
             if revision.exists("/dvc.lock")
             else "it was not run at this revision: run `dvc exp run`, and compare that experiment"
         )
         short = commit[:7]
-        return assemble(short if commit.startswith(name) else name, f"revision {short}", Files(paths, read), hint)
+        return Files(paths, read, hint).experiment(short if commit.startswith(name) else name, f"revision {short}")
+
+
+@dataclass
+class Files:
+    """The files of one revision.
+
+    `read` returns the content of a path below the root of the project, None where it is not there; `hint` says how to
+    get what is missing or of another model.
+    """
+
+    paths: Paths
+    read: Callable[[str], bytes | None]
+    hint: str
+    is_any_found: bool = False
+    missing: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def experiment(self, name: str, origin: str) -> Experiment:
+        """Read all that there is of an experiment.
+
+        Raises: UserError where nothing is there.
+        """
+        paths = self.paths
+        params = self.get(paths.params, _read_params) or {}
+        training = self.get(paths.training_metrics, TrainingMetrics.parse)
+        card = self.result_of(training, paths.evaluation_card, EvaluationCard.parse)
+        evaluation = self.result_of(training, paths.evaluation_metrics, EvaluationMetrics.parse)
+        export = self.result_of(training, paths.export_metrics, ExportMetrics.parse)
+        split, losses = self.get(paths.history, _read_losses) or ("", {})
+        samples, scores = self.get(paths.figures / "samples.png", bytes), self.get(paths.scores, read_scores)
+        if not self.is_any_found:
+            raise UserError(f"{name} ({origin}): wanted an experiment, found none of its files; {self.hint}")
+        if self.missing:
+            self.notes.append(f"not found: {', '.join(self.missing)}; {self.hint}")
+        if card and _are_others(params, card.lineage.params_sha256):
+            self.notes.append(
+                f"{paths.relative(paths.params)} was changed after training: the parameters are not those of the "
+                "results; run `dvc repro`"
+            )
+        return Experiment(
+            name=name,
+            origin=origin,
+            params=flatten(params),
+            metrics=dict(chain.from_iterable(part.values.items() for part in (training, evaluation, export) if part)),
+            conditions=card.conditions if card else {},
+            losses=losses,
+            loss_split=split,
+            samples=samples if card else None,  # without it, nobody knows of which model they are
+            scores=scores or {} if card else {},
+            notes=tuple(self.notes),
+        )
+
+    def get(self, path: Path, parse: Callable[[bytes], T]) -> T | None:
+        """Read and parse a file, or note that it is missing or damaged."""
+        name = self.paths.relative(path)
+        content = self.read(name)
+        if content is None:
+            self.missing.append(name)
+            return None
+        try:
+            value = parse(content)
+        except (ValueError, KeyError, TypeError, IndexError, YAMLError) as error:
+            self.notes.append(f"{name}: damaged: {error}; {self.hint}")
+            return None
+        self.is_any_found = True
+        return value
+
+    def result_of(self, trained: TrainingMetrics | None, path: Path, parse: Callable[[bytes], R]) -> R | None:
+        """Read what was made of the trained model; withhold, and note, what was made of another one."""
+        result = self.get(path, parse)
+        if not result or not trained or result.made_of == trained.weights:
+            return result
+        self.notes.append(
+            f"{self.paths.relative(path)}: withheld: wanted results of the trained model (weights {trained.weights}), "
+            f"found those of another one (weights {result.made_of}); {self.hint}"
+        )
+        return None
+
+
+def _read_params(content: bytes) -> dict[str, Any]:
+    values = YAML(typ="safe", pure=True).load(content.decode())
+    if not isinstance(values, dict):
+        raise ValueError("no sections of parameters")  # noqa: TRY004  shown as damaged
+    return values
+
+
+def _read_losses(content: bytes) -> tuple[str, dict[int, float]]:
+    rows = list(csv.DictReader(io.StringIO(content.decode())))
+    split = "validation" if "validation_loss" in rows[0] else "train"
+    return split, {int(float(row["epoch"])): float(row[f"{split}_loss"]) for row in rows}
+
+
+def _are_others(params: Mapping[str, Any], trained: str) -> bool:
+    """Whether the parameters are certainly not those with this hash, which the model was trained with."""
+    try:
+        return TrainedParams.of(Config.model_validate(params)).hash != trained
+    except ValidationError:  # of an older or newer version of the project
+        return False

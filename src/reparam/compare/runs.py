@@ -1,22 +1,23 @@
 """Runs of MLflow -> Experiment."""
 
+import ast
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from reparam import track
-from reparam.compare.experiment import COUNTS, SETTINGS, Experiment
+from reparam.cards.evaluation import EvaluationCard
+from reparam.compare.experiment import Experiment, read_scores
 from reparam.errors import TrackingError, UserError
+from reparam.metrics import ERROR, describe
 from reparam.paths import Paths
 from reparam.redact import without_secrets
 
 RUN_ID = re.compile(r"[0-9a-f]{6,32}")
-# What training logs once an epoch: the curves, of which the last value is no result.
-PER_EPOCH = re.compile(r"(train|validation)_.*|latent_kl\..*|epoch|images_per_second")
-SAMPLES = "evaluation/samples.png"
+T = TypeVar("T")
 
 
 def read_run(name: str, paths: Paths) -> Experiment | None:
@@ -67,51 +68,60 @@ def _search(condition: str, store: track.Store) -> list[Any]:
 
 
 def _read(name: str, run: Any, store: track.Store) -> Experiment:
-    run_id = run.info.run_id
+    run_id, notes = run.info.run_id, list[str]()
     below = _newest_below(run_id, store)
-    params = {**run.data.params}
+    params = dict(run.data.params)
     for child in below.values():
         params |= child.data.params
-    ours = set(run.data.metrics) - set(below["export"].data.metrics if "export" in below else ())
-    split, losses = _losses(run_id, store)
-    samples = _samples(run_id, store)
-    notes = []
     if run.info.status != "FINISHED":
         notes.append(f"the run is {run.info.status}")
     if "evaluate" not in below:
         notes.append("no evaluation was logged below this run: run `dvc repro` with its parameters")
-    if samples is None:
-        notes.append(f"not found: {SAMPLES} among its artifacts")
+    split, losses = _losses(run_id, store)
+    card = _artifact("evaluation/card.json", run_id, store, EvaluationCard.parse, notes)
+    scores = _artifact("evaluation/scores.npz", run_id, store, read_scores, notes)
+    samples = _artifact("evaluation/samples.png", run_id, store, bytes, notes)
     return Experiment(
         name=run_id[:8] if run_id.startswith(name) else name,
         origin=f"MLflow run {run_id[:8]} ({run.info.run_name})",
-        params=params,
-        metrics={
-            name: run.data.metrics[name] for name in run.data.metrics if name in ours and not PER_EPOCH.fullmatch(name)
-        },
-        conditions=_conditions(run, params),
+        params={name: _typed(value) for name, value in params.items()},
+        # Training logs curves, too, of which the last value is no result.
+        metrics={name: value for name, value in run.data.metrics.items() if describe(name.removesuffix(ERROR))},
+        conditions=card.conditions if card else {},
         losses=losses,
         loss_split=split,
         samples=samples,
+        scores=scores or {},
         notes=tuple(notes),
     )
+
+
+def _artifact(path: str, run_id: str, store: track.Store, parse: Callable[[bytes], T], notes: list[str]) -> T | None:
+    """Read what the newest evaluation of a run logged, or note that it is missing or damaged."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    with tempfile.TemporaryDirectory() as directory:
+        try:
+            found = store.read(lambda client: client.download_artifacts(run_id, path, directory))
+            return parse(Path(found).read_bytes())
+        except TrackingError:  # the run has none, or its artifacts are out of reach
+            notes.append(f"not found: {path} among its artifacts")
+        except ValueError as error:
+            notes.append(f"{path} among its artifacts: damaged: {error}")
+    return None
+
+
+def _typed(value: str) -> Any:
+    """Turn text, as MLflow keeps all parameters, back into what params.yaml holds."""
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
 
 
 def _newest_below(run_id: str, store: track.Store) -> dict[str, Any]:
     """Find the newest finished run of each stage below a training, by stage."""
     found = _search(f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'FINISHED'", store)
     return {run.data.tags.get(track.STAGE_TAG, ""): run for run in reversed(found)}
-
-
-def _conditions(run: Any, params: Mapping[str, str]) -> dict[str, Any]:
-    found = {
-        "data": run.data.tags.get(track.DATA_TAG),
-        "images": run.data.metrics.get("images"),
-        "binarization": params.get("preprocess.binarization"),
-        **{name: params.get(f"evaluate.{name}") for name in SETTINGS},
-    }
-    known = {name: value for name, value in found.items() if value not in (None, "None")}  # as MLflow spells null
-    return known | {name: int(known[name]) for name in ("images", *COUNTS) if name in known}
 
 
 def _losses(run_id: str, store: track.Store) -> tuple[str, dict[int, float]]:
@@ -122,13 +132,3 @@ def _losses(run_id: str, store: track.Store) -> tuple[str, dict[int, float]]:
         if history:
             return split, {metric.step: metric.value for metric in sorted(history, key=lambda metric: metric.step)}
     return "", {}
-
-
-def _samples(run_id: str, store: track.Store) -> bytes | None:
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    with tempfile.TemporaryDirectory() as directory:
-        try:
-            path = store.read(lambda client: client.download_artifacts(run_id, SAMPLES, directory))
-        except TrackingError:  # the run has none, or its artifacts are out of reach
-            return None
-        return Path(path).read_bytes()

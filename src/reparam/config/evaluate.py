@@ -2,38 +2,38 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field
 
-from reparam.config.section import KeyOf, Section, Seed
+from reparam.config.section import Count, KeyOf, MaybeCount, Positive, Section, Seed, Width
 
 
 class MixtureConfig(Section):
     """Block `mixture`."""
 
-    components: PositiveInt
+    components: Width
     """Gaussians that are fitted to the codes of training images."""
 
 
 class GeneratedConfig(Section):
     """Block `generated`."""
 
-    images: NonNegativeInt
+    images: MaybeCount
     """Generated images, which are compared with as many real ones; 0 compares none."""
 
-    components: PositiveInt
+    components: Width
     """Principal components of the pixels of training images, in which images are compared."""
 
 
 class AnnealingConfig(Section):
     """Block `annealing`."""
 
-    images: NonNegativeInt
+    images: MaybeCount
     """Images whose NLL is checked, which is slow; 0 checks none."""
 
-    chains: PositiveInt
+    chains: Count
     """Chains per image."""
 
-    steps: PositiveInt
+    steps: Count
     """Distributions from the prior to the posterior. Source: Wu et al. 2017."""
 
 
@@ -43,7 +43,7 @@ class GridConfig(Section):
     steps: Annotated[int, Field(ge=2, le=40)]
     """Images on each side of the grid."""
 
-    range: PositiveFloat
+    range: Positive
     """Standard deviations of the prior from the middle of the grid to its sides."""
 
     plane: Literal["dimensions", "principal"]
@@ -56,7 +56,7 @@ class EvaluateConfig(Section):
     seed: Seed
     """Seed of all that is drawn in evaluation."""
 
-    batch_size: PositiveInt
+    batch_size: Count
     """Images that are scored together."""
 
     split: Literal["train", "validation", "test"]
@@ -65,16 +65,16 @@ class EvaluateConfig(Section):
     precision: Literal["fp32", "tf32", "bf16_matmul", "bf16"]
     """Arithmetic of likelihoods: full float32; rounded factors in matrix products (tf32: on a GPU); or autocast."""
 
-    elbo_samples: PositiveInt
-    """Posterior samples per image for ELBO, reconstruction and KL."""
+    elbo_samples: Count
+    """Posterior samples per image for ELBO, reconstruction and KL; a hierarchy takes two at least."""
 
-    nll_samples: PositiveInt
+    nll_samples: Count
     """Importance samples per image for the NLL, K. Source: Burda et al. 2016, eq. 8."""
 
-    active_variance: PositiveFloat
+    active_variance: Positive
     """Variance over images of the posterior mean of an active latent, at least. Source: Burda et al. 2016, sec. 5.2."""
 
-    neighbours: PositiveInt
+    neighbours: Count
     """Nearest neighbours, for the accuracy of classes and for precision, recall, density and coverage."""
 
     outliers: str | None

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from reparam.config.download import DownloadConfig
 from reparam.config.evaluate import EvaluateConfig
@@ -18,8 +16,9 @@ from reparam.config.model import ModelConfig
 from reparam.config.objective import ObjectiveConfig
 from reparam.config.preprocess import PreprocessConfig
 from reparam.config.report import ReportConfig
-from reparam.config.section import Section, describe_type
+from reparam.config.section import Section, describe_problem, describe_type
 from reparam.config.train import TrainConfig
+from reparam.config.yaml import read_yaml
 from reparam.errors import ParamsError
 from reparam.redact import parameter_without_secrets
 
@@ -44,14 +43,7 @@ def load_config(path: Path) -> Config:
 
     Raises: ParamsError that lists every wrong parameter with its path, what was wanted and what was found.
     """
-    try:
-        # ruamel reads YAML 1.2, where 1e-05 (as `dvc exp run -S` writes it) is a number; PyYAML reads a string.
-        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ParamsError(f"{path}: not found; run from the root of the project, where params.yaml is") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ParamsError(f"{path}: not valid YAML: {error}") from None
-    return check_config(values, str(path))
+    return check_config(read_yaml(path), str(path))
 
 
 def check_config(values: Any, name: str) -> Config:
@@ -72,12 +64,12 @@ def check_config(values: Any, name: str) -> Config:
         raise ParamsError(f"{name}: {count}\n" + "\n".join(f"  {p}" for p in problems)) from None
 
 
-def flatten(section: Section, prefix: str = "") -> dict[str, Any]:
+def flatten(values: Section | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Name every parameter by its dotted path and spell it as params.yaml does, to be shown: without credentials."""
     flat: dict[str, Any] = {}
-    for name, value in section:
+    for name, value in values.items() if isinstance(values, Mapping) else values:
         path = f"{prefix}{name}"
-        if isinstance(value, Section):
+        if isinstance(value, Section | Mapping):
             flat |= flatten(value, f"{path}.")
         else:
             flat[path] = parameter_without_secrets(list(value) if isinstance(value, tuple) else value)
@@ -130,22 +122,15 @@ def hint(path: str, otherwise: str) -> str:
 
 def _describe(problem: Any) -> str:
     location: Location = problem["loc"]
-    path, found = ".".join(map(str, location)), problem["input"]
     match problem["type"]:
         case "missing":
-            return f"{path}: missing; wanted {_wanted(location)}"
+            return f"{describe_problem(problem)}; wanted {_wanted(location)}"
         case "extra_forbidden":
-            return f"{path}: unknown parameter, found {found!r}; {hint(path, 'remove it')}"
+            path = ".".join(map(str, location))
+            return f"{path}: unknown parameter, found {problem['input']!r}; {hint(path, 'remove it')}"
         case "model_type":
-            return f"{path}: wanted {_wanted(location)}, found {found!r}"
-        case "tuple_type":
-            return f"{path}: wanted a list, found {found!r}"
-        case "too_short":
-            return f"{path}: wanted at least {problem['ctx']['min_length']} items, found {found!r}"
-        case "too_long":
-            return f"{path}: wanted at most {problem['ctx']['max_length']} items, found {found!r}"
-    message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return f"{path}: wanted {message}, found {found!r}"
+            return f"{'.'.join(map(str, location))}: wanted {_wanted(location)}, found {problem['input']!r}"
+    return describe_problem(problem)
 
 
 def _wanted(location: Location) -> str:

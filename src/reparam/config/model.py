@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
-from reparam.config.section import KeyOf, MaybeWidths, Section, Widths
+from reparam.config.section import KeyOf, MaybeWidths, Section, Side, Width, Widths
 
 Sigma = Annotated[float, Field(ge=1e-3, le=1e3)]
 
@@ -31,10 +31,10 @@ class Convolutions(Section):
     channels: Widths
     """Output channels of each strided convolution; the decoder mirrors them."""
 
-    kernel: PositiveInt
+    kernel: Side
     """Side of each kernel, in pixels."""
 
-    stride: PositiveInt
+    stride: Side
     """Step of each kernel, in pixels: image sides must be divisible by stride ** len(channels)."""
 
 
@@ -86,7 +86,7 @@ class LearnedGaussianConfig(PixelGaussianConfig):
 class LogisticMixtureConfig(Section):
     """Block `logistic_mixture`."""
 
-    components: PositiveInt
+    components: Width
     """Logistic distributions that are mixed in each pixel and channel."""
 
 
@@ -96,7 +96,7 @@ class ModelConfig(Section):
     kind: Annotated[str, KeyOf("KINDS", "models/build.py")]
     """Kind of model: a code without a prior, one layer of latents, or several."""
 
-    latent: PositiveInt
+    latent: Width
     """Latent dimensions; of a hierarchy, those of the layer next to the image."""
 
     network: Annotated[str, KeyOf("NETWORKS", "models/networks.py")]

@@ -2,21 +2,21 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field
 
-from reparam.config.section import KeyOf, Section
+from reparam.config.section import Count, KeyOf, NotNegative, Section
 
 
 class CapacityConfig(Section):
     """Block `capacity`."""
 
-    nats: NonNegativeFloat
+    nats: NotNegative
     """KL that is wanted in the end, in nats. Source: Burgess et al. 2018, eq. 8."""
 
-    epochs: PositiveInt
+    epochs: Count
     """Epochs over which the wanted KL rises from 0."""
 
-    weight: NonNegativeFloat
+    weight: NotNegative
     """Weight of the distance between the KL and the wanted KL."""
 
 
@@ -26,7 +26,7 @@ class DenoisingConfig(Section):
     noise: Literal["gaussian", "salt_and_pepper", "masking"]
     """What is done to the encoder's input. Source: Vincent et al. 2010, sec. 3.3."""
 
-    level: NonNegativeFloat
+    level: NotNegative
     """Standard deviation of Gaussian noise, in ranges from black to white; of other noise, the share of pixels."""
 
 
@@ -39,21 +39,21 @@ class SparseConfig(Section):
     rho: Annotated[float, Field(gt=0, lt=1)]
     """Mean activation that penalty kl wants. Source: Ng 2011, sec. 3."""
 
-    weight: NonNegativeFloat
+    weight: NotNegative
     """Weight of the penalty."""
 
 
 class ContractiveConfig(Section):
     """Block `contractive`."""
 
-    weight: NonNegativeFloat
+    weight: NotNegative
     """Weight of the squared Jacobian norm of the encoder. Source: Rifai et al. 2011, eq. 7."""
 
 
 class MmdConfig(Section):
     """Block `mmd`."""
 
-    weight: NonNegativeFloat
+    weight: NotNegative
     """Weight of the squared MMD between codes and prior, which is at most 2: take hundreds."""
 
 
@@ -63,10 +63,10 @@ class ObjectiveConfig(Section):
     name: Annotated[str, KeyOf("OBJECTIVES", "objectives.py")]
     """What the loss charges for, beside the reconstruction of images."""
 
-    samples: PositiveInt
+    samples: Count
     """Posterior samples per image and step; of iwae and dreg, K of the bound."""
 
-    beta: NonNegativeFloat
+    beta: NotNegative
     """Weight of the KL (beta_tc: of total correlation), 1 for the ELBO. Ignored by objectives that have no such weight:
     reconstruction, capacity, iwae, dreg and reinforce."""
 
@@ -74,13 +74,13 @@ class ObjectiveConfig(Section):
     """How the KL is computed: in closed form if there is one, or from samples. Ignored by reconstruction, beta_tc,
     iwae, dreg and reinforce."""
 
-    free_bits: NonNegativeFloat
+    free_bits: NotNegative
     """KL that each latent dimension has for free, in nats, as a mean over the batch; of objectives that have kl."""
 
     warmup: Literal["none", "linear", "cyclic"]
     """How beta rises from 0. Source: Bowman et al. 2016, sec. 3.1 (linear); Fu et al. 2019, sec. 4 (cyclic)."""
 
-    warmup_epochs: PositiveInt
+    warmup_epochs: Count
     """Epochs until beta is reached; of cyclic, the length of a cycle, in whose middle beta is reached."""
 
     capacity: CapacityConfig

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
-from reparam.config.section import MaybeShare, Section, Seed, Share, Strings
+from reparam.config.section import Count, MaybeShare, Section, Seed, Share, Side, Strings
 
 
 class PreprocessConfig(Section):
@@ -13,7 +13,7 @@ class PreprocessConfig(Section):
     seed: Seed
     """Seed of the split, and of the pixels that static binarization draws."""
 
-    image_size: PositiveInt | None
+    image_size: Side | None
     """Pixels: the shorter side is resized to so many, then the centre is cropped; null keeps images as they are."""
 
     channels: Literal[1, 3]
@@ -28,7 +28,7 @@ class PreprocessConfig(Section):
     test: Share
     """Share or number of all images that `evaluate` scores; ignored if the source publishes a test split."""
 
-    limit: PositiveInt | None
+    limit: Count | None
     """Images in each split, at most, for quick trials; null keeps all."""
 
     binarization: Literal["none", "threshold", "static", "dynamic"]

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     PlainValidator,
-    PositiveInt,
     WithJsonSchema,
 )
 from pydantic_core import core_schema
@@ -81,12 +81,16 @@ def _keys(table: str, module: str) -> list[str]:
     raise AssertionError(f"{module}: no dict {table}")
 
 
+# Beyond all sense, and so not in the documentation: they keep arithmetic from overflowing, and a slip from running for
+# ever.
+MOST: dict[str, int] = {"": 10**9, "units": 65_536, "pixels": 4_096, "items": 100}
+
 SHARE = "a fraction below 1, or a whole number of images"
 MAYBE_SHARE = f"0, {SHARE}"
 
 
 def _check_share(value: Any) -> float | int:
-    is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MOST[""]
     is_fraction = isinstance(value, float) and 0 < value < 1
     if not is_count and not is_fraction:
         raise ValueError(SHARE)
@@ -102,15 +106,42 @@ def _check_maybe_share(value: Any) -> float | int:
         raise ValueError(MAYBE_SHARE) from None
 
 
+def _check_sane(value: float, unit: str = "") -> float:
+    if value > MOST[unit]:
+        raise ValueError(f"at most {MOST[unit]:,} {unit}".strip())
+    return value
+
+
+def _check_width(value: int) -> float:
+    return _check_sane(value, "units")
+
+
+def _check_side(value: int) -> float:
+    return _check_sane(value, "pixels")
+
+
+def _check_length(values: tuple[int, ...]) -> tuple[int, ...]:
+    _check_sane(len(values), "items")
+    return values
+
+
 Share = Annotated[float | int, PlainValidator(_check_share), WithJsonSchema({"wanted": SHARE})]
 MaybeShare = Annotated[float | int, PlainValidator(_check_maybe_share), WithJsonSchema({"wanted": MAYBE_SHARE})]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch and numpy both take
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(gt=0), AfterValidator(_check_sane)]
+MaybeCount = Annotated[int, Field(ge=0), AfterValidator(_check_sane)]
+Width = Annotated[int, Field(gt=0), AfterValidator(_check_width)]  # of a layer: units, channels, dimensions
+Side = Annotated[int, Field(gt=0), AfterValidator(_check_side)]  # in pixels
+Positive = Annotated[float, Field(gt=0), AfterValidator(_check_sane)]
+NotNegative = Annotated[float, Field(ge=0), AfterValidator(_check_sane)]
 # A YAML list arrives as a Python list; the tuples keep the model frozen, and their items stay strict.
-Widths = Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)]
-MaybeWidths = Annotated[tuple[PositiveInt, ...], Field(strict=False)]
+Widths = Annotated[tuple[Width, ...], Field(strict=False, min_length=1), AfterValidator(_check_length)]
+MaybeWidths = Annotated[tuple[Width, ...], Field(strict=False), AfterValidator(_check_length)]
+Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1), AfterValidator(_check_length)]
 Strings = Annotated[tuple[str, ...], Field(strict=False)]
 
+LONGEST = 200  # characters of a value that a message shows
 TYPES = {
     "integer": "a whole number",
     "number": "a number",
@@ -136,3 +167,30 @@ def describe_type(schema: Mapping[str, Any]) -> str:
         return f"a list{length}, each {describe_type(schema['items'])}"
     bounds = " and ".join(f"{word} {schema[name]}" for name, word in BOUNDS.items() if name in schema)
     return TYPES[schema["type"]] + (f" ({bounds})" if bounds else "")
+
+
+def describe_problem(problem: Any) -> str:
+    """Say in one line what pydantic found wrong: `field: wanted this, found that`."""
+    path, found, context = ".".join(map(str, problem["loc"])), repr(problem["input"]), problem.get("ctx", {})
+    where = f"{path}: " if path else ""
+    found = found if len(found) <= LONGEST else f"{found[:LONGEST]}..."
+    match problem["type"]:
+        case "missing":
+            return f"{where}missing"
+        case "extra_forbidden":
+            return f"{where}unknown, found {found}"
+        case "json_invalid":
+            return f"not valid JSON ({context['error']})"
+        case "model_type" | "dict_type":
+            wanted = "named values"
+        case "tuple_type":
+            wanted = "a list"
+        case "too_short":
+            wanted = f"at least {context['min_length']} items"
+        case "too_long":
+            wanted = f"at most {context['max_length']} items"
+        case "string_pattern_mismatch":
+            wanted = f"text of the form {context['pattern']}"
+        case _:
+            wanted = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"{where}wanted {wanted}, found {found}"

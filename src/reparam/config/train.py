@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field
 
-from reparam.config.section import Decay, KeyOf, Section, Seed, Widths
+from reparam.config.section import Count, Counts, Decay, KeyOf, NotNegative, Positive, Section, Seed
 
 
 class AdamConfig(Section):
@@ -13,7 +13,7 @@ class AdamConfig(Section):
     betas: Annotated[tuple[Decay, ...], Field(strict=False, min_length=2, max_length=2)]
     """Decay of the averages of the gradient and of its square."""
 
-    epsilon: Annotated[float, Field(ge=1e-30)]
+    epsilon: Annotated[float, Field(ge=1e-30, le=1)]
     """Added to the root of the average square, which divides."""
 
 
@@ -27,7 +27,7 @@ class SgdConfig(Section):
 class RmspropConfig(SgdConfig):
     """Block `rmsprop`."""
 
-    epsilon: Annotated[float, Field(ge=1e-30)]
+    epsilon: Annotated[float, Field(ge=1e-30, le=1)]
     """Added to the root of the average square, which divides."""
 
 
@@ -41,14 +41,14 @@ class Decayed(Section):
 class StepConfig(Decayed):
     """Block `step`."""
 
-    epochs: PositiveInt
+    epochs: Count
     """Epochs from one multiplication to the next."""
 
 
 class MilestonesConfig(Decayed):
     """Block `milestones`."""
 
-    epochs: Widths
+    epochs: Counts
     """Epochs after which the learning rate is multiplied."""
 
 
@@ -58,16 +58,16 @@ class TrainConfig(Section):
     seed: Seed
     """Seed of weights, order of images, and all that is drawn in training."""
 
-    batch_size: PositiveInt
+    batch_size: Count
     """Images per optimizer step."""
 
-    epochs: PositiveInt
+    epochs: Count
     """Epochs, at most."""
 
-    patience: PositiveInt
+    patience: Count
     """Epochs without a better validation score after which training stops."""
 
-    min_delta: NonNegativeFloat
+    min_delta: NotNegative
     """Nats by which a score must be better to count as better."""
 
     monitor: Literal["loss", "elbo"]
@@ -76,19 +76,19 @@ class TrainConfig(Section):
     optimizer: Annotated[str, KeyOf("OPTIMIZERS", "train/optimizers.py")]
     """Rule that turns gradients into steps."""
 
-    learning_rate: PositiveFloat
+    learning_rate: Positive
     """Learning rate before its schedule."""
 
-    weight_decay: NonNegativeFloat
+    weight_decay: NotNegative
     """Weight of the penalty on squared weights; adamw decays the weights themselves."""
 
     schedule: Annotated[str, KeyOf("SCHEDULES", "train/optimizers.py")]
     """How the learning rate changes with the epochs. Source: Loshchilov & Hutter 2017, eq. 5 (cosine)."""
 
-    warmup_epochs: NonNegativeFloat
-    """Epochs over which the learning rate rises from 0."""
+    warmup_epochs: NotNegative
+    """Epochs over which the learning rate rises, from nearly 0."""
 
-    clip_norm: PositiveFloat | None
+    clip_norm: Positive | None
     """Norm that longer gradients are cut to; null leaves them as they are."""
 
     average: Decay

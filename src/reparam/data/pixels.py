@@ -1,10 +1,11 @@
 """What a model sees of grey images, and the way back."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
+
+from reparam.cards.data import ImageFacts
 
 
 class Pixels(nn.Module):
@@ -17,12 +18,11 @@ class Pixels(nn.Module):
     shift: Tensor  # (C, 1, 1)
     scale: Tensor
 
-    def __init__(self, card: Mapping[str, Any]) -> None:
-        """Read the entries `binarization` and `scaling` of a data card."""
+    def __init__(self, images: ImageFacts) -> None:
         super().__init__()
-        self.is_drawn = card["binarization"] == "dynamic"
-        for name in ("shift", "scale"):
-            self.register_buffer(name, torch.tensor(card["scaling"][name])[:, None, None], persistent=False)
+        self.is_drawn = images.binarization == "dynamic"
+        for name, values in (("shift", images.scaling.shift), ("scale", images.scaling.scale)):
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
         self.is_identity = not self.shift.any() and bool((self.scale == 1).all())
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:

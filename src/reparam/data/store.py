@@ -1,6 +1,6 @@
 """The processed format: per split one `.npy` of uint8 images and one of labels, and a JSON card that describes them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -8,17 +8,18 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from reparam.cards.card import CARD
+from reparam.cards.data import Binarization, DataCard, Scaling, ScalingKind, SplitFacts, SplitName
 from reparam.errors import DamagedInputError
-from reparam.files import read_json, rerun, sha256, write_json
+from reparam.files import rerun, sha256
 
 Images = npt.NDArray[np.uint8]  # (N, C, H, W)
 Labels = npt.NDArray[np.int32]  # (N,)
-SplitName = Literal["train", "validation", "test"]
+Channels = tuple[float, ...]  # a value for each
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 CHUNK = 8192  # images handled at once, unless they are large
 CHUNK_BYTES = 1 << 22
-CARD = "card.json"
 
 
 @dataclass(frozen=True)
@@ -43,49 +44,39 @@ def binarize(path: Path, how: str, seed: tuple[int, ...]) -> None:
         grey[:] = np.where(draw < grey, 255, 0)
 
 
-def write_card(directory: Path, facts: Mapping[str, Any], scaling: str) -> dict[str, Any]:
-    """Describe the arrays in a directory, write the card last of all, and return it.
+@dataclass(frozen=True)
+class Origin:
+    """What arrays do not say of themselves; the fields are those of the card."""
 
-    Mean and standard deviation are those of the training images, per channel, with pixels in [0, 1].
-    """
-    arrays = {name: _arrays(directory, name) for name in SPLITS}
-    train = arrays["train"][0]
+    source: str
+    options: dict[str, str]
+    binarization: Binarization
+    classes: tuple[str, ...]
+    skipped: dict[str, str]
+
+
+def write_card(directory: Path, origin: Origin, scaling: ScalingKind) -> DataCard:
+    """Describe the arrays in a directory, write the card last of all, and return it."""
+    train = np.load(directory / "train-images.npy", mmap_mode="r")
     mean, deviation = _moments(directory / "train-images.npy", train.shape[1])
-    # Under `dynamic` the model sees draws of black and white, whose variance is m (1 - m), not the grey values.
-    is_drawn = facts.get("binarization") == "dynamic"
-    deviation_seen = [round((m * (1 - m)) ** 0.5, 6) for m in mean] if is_drawn else deviation
-    # The model sees (pixel - shift) / scale; an image of one colour is not scaled.
-    shifts = {"unit": [0.0] * len(mean), "symmetric": [0.5] * len(mean), "standard": mean}
-    scales = {"unit": [1.0] * len(mean), "symmetric": [0.5] * len(mean), "standard": [d or 1.0 for d in deviation_seen]}
-    card: dict[str, Any] = {
-        **facts,
-        "shape": list(train.shape[1:]),
-        "dtype": "uint8",
-        "layout": "NCHW",
-        "range": [0, 255],
-        "train_mean": mean,
-        "train_standard_deviation": deviation,
-        "scaling": {"kind": scaling, "shift": shifts[scaling], "scale": scales[scaling]},
-        "splits": {},
-    }
-    for name, (images, labels) in arrays.items():
-        numbers, counts = np.unique(labels, return_counts=True)
-        card["splits"][name] = {
-            "count": len(images),
-            "classes": {facts["classes"][number]: int(count) for number, count in zip(numbers, counts, strict=True)},
-            **{f"{kind}_sha256": sha256(directory / f"{name}-{kind}.npy") for kind in ("images", "labels")},
-        }
-    write_json(directory / CARD, card)
+    card = DataCard(
+        **vars(origin),
+        scaling=_scale(scaling, mean, deviation, is_drawn=origin.binarization == "dynamic"),
+        shape=train.shape[1:],
+        train_mean=mean,
+        train_standard_deviation=deviation,
+        splits={name: _describe(directory, name, origin.classes) for name in SPLITS},
+    )
+    card.write(directory / CARD)
     return card
 
 
-def read_card(directory: Path) -> Any:
+def read_card(directory: Path) -> DataCard:
     """Read what the store says of itself.
 
     Raises: MissingInputError, DamagedInputError.
     """
-    keys = ("source", "binarization", "scaling", "shape", "dtype", "layout", "range", "splits")
-    return read_json(directory / CARD, "preprocess", keys)
+    return DataCard.read(directory / CARD, "preprocess")
 
 
 def read_split(directory: Path, name: SplitName) -> Split:
@@ -94,10 +85,10 @@ def read_split(directory: Path, name: SplitName) -> Split:
     Raises: MissingInputError, DamagedInputError.
     """
     card = read_card(directory)
-    facts = card["splits"][name]
-    shape = (facts["count"], *card["shape"])
-    images = _read_array(directory / f"{name}-images.npy", shape, np.uint8, facts["images_sha256"])
-    labels = _read_array(directory / f"{name}-labels.npy", shape[:1], np.int32, facts["labels_sha256"])
+    facts = card.splits[name]
+    shape = (facts.count, *card.shape)
+    images = _read_array(directory / f"{name}-images.npy", shape, np.uint8, facts.images_sha256)
+    labels = _read_array(directory / f"{name}-labels.npy", shape[:1], np.int32, facts.labels_sha256)
     return Split(images, labels)
 
 
@@ -115,9 +106,28 @@ def _read_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic], dig
     raise DamagedInputError(f"{path}: wanted {np.dtype(dtype).name} {shape}, found {found}; {rerun('preprocess')}")
 
 
-def _arrays(directory: Path, name: SplitName) -> tuple[Images, Labels]:
-    images, labels = (np.load(directory / f"{name}-{kind}.npy", mmap_mode="r") for kind in ("images", "labels"))
-    return images, labels
+def _describe(directory: Path, name: SplitName, classes: Sequence[str]) -> SplitFacts:
+    images, labels = (directory / f"{name}-{kind}.npy" for kind in ("images", "labels"))
+    numbers, counts = np.unique(np.load(labels), return_counts=True)
+    return SplitFacts(
+        count=len(np.load(images, mmap_mode="r")),
+        classes={classes[number]: int(count) for number, count in zip(numbers, counts, strict=True)},
+        images_sha256=sha256(images),
+        labels_sha256=sha256(labels),
+    )
+
+
+def _scale(kind: ScalingKind, mean: Channels, deviation: Channels, *, is_drawn: bool) -> Scaling:
+    """Say what the model sees; an image of one colour is not scaled."""
+    # Under `dynamic` the model sees draws of black and white, whose variance is m (1 - m), not the grey values.
+    seen = tuple(round((m * (1 - m)) ** 0.5, 6) for m in mean) if is_drawn else deviation
+    half, nothing, one = ((value,) * len(mean) for value in (0.5, 0.0, 1.0))
+    shift, scale = {
+        "unit": (nothing, one),
+        "symmetric": (half, half),
+        "standard": (mean, tuple(d or 1.0 for d in seen)),
+    }[kind]
+    return Scaling(kind=kind, shift=shift, scale=scale)
 
 
 def _pieces(path: Path, mode: Literal["r", "r+"]) -> Iterator[Images]:
@@ -128,7 +138,7 @@ def _pieces(path: Path, mode: Literal["r", "r+"]) -> Iterator[Images]:
         yield np.load(path, mmap_mode=mode)[start : start + rows]
 
 
-def _moments(path: Path, channels: int) -> tuple[list[float], list[float]]:
+def _moments(path: Path, channels: int) -> tuple[Channels, Channels]:
     """Return mean and standard deviation per channel, from exact counts of the 256 values. Units: [0, 1]."""
     counts = np.zeros((channels, 256), np.int64)
     for images in _pieces(path, "r"):
@@ -137,4 +147,4 @@ def _moments(path: Path, channels: int) -> tuple[list[float], list[float]]:
     values = np.arange(256) / 255
     mean = counts @ values / counts.sum(1)
     deviation = np.sqrt((counts * (values - mean[:, None]) ** 2).sum(1) / counts.sum(1))
-    return mean.round(6).tolist(), deviation.round(6).tolist()
+    return tuple(mean.round(6).tolist()), tuple(deviation.round(6).tolist())

@@ -7,6 +7,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from reparam import track
+from reparam.cards.card import MANIFEST
 from reparam.config import Config, DownloadConfig, flatten
 from reparam.data.sources import registry as sources
 from reparam.files import dvc_hash, whole_directory
@@ -26,13 +27,13 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
             arriving.mkdir(exist_ok=True)  # not before the lock, whose last holder removed it
             sources.download(_with_more_mirrors(config.download), paths.shared, arriving)
             _copy_files(arriving, directory)
-            manifest = sources.write_manifest(config.download, directory)
+            card = sources.write_manifest(config.download, directory)
         shutil.rmtree(arriving)
     with tracker.data_run("download", dvc_hash(paths.raw)) as run:
         run.log_params(flatten(config.download, "download."))
-        sizes = [file["bytes"] for file in manifest["files"].values()]
+        sizes = [file.bytes for file in card.files.values()]
         run.log_metrics({"files": len(sizes), "bytes": sum(sizes)})
-        run.log_files([paths.raw / sources.MANIFEST])
+        run.log_files([paths.raw / MANIFEST])
 
 
 def _with_more_mirrors(config: DownloadConfig) -> DownloadConfig:

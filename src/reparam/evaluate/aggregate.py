@@ -4,11 +4,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from reparam import runtime
 from reparam.evaluate.view import evenly_spaced
-from reparam.models.draw import gaussian_log_prob, standard_normal_log_prob
+from reparam.models.draw import gaussian_log_prob
 
 # What a dimension can tell of an image is at most its KL: a collapsed one tells less than a seventh of a bit.
 COLLAPSED_KL = 0.1  # nats
@@ -38,9 +39,10 @@ class Aggregate:
 
 
 def aggregate(mean: Tensor, log_variance: Tensor, z: Tensor, limit: int) -> Aggregate:
-    """Split the KL of Gaussian posteriors to a standard normal prior, from one sample of each posterior.
+    """Split the KL of Gaussian posteriors to a standard normal prior, from some samples of each posterior.
 
-    `z` must be drawn from N(mean, exp(log_variance)): the lower layers of a hierarchy are not.
+    The KL is in closed form, so that its parts add up to it, and the marginal KL has the noise of the mutual
+    information alone. `z` must be drawn from N(mean, exp(log_variance)): the lower layers of a hierarchy are not.
 
     An image's own posterior is part of q(z) with weight 1 / N, so that the mutual information is at most log N. That is
     true of these N images; of all images that there could be, a model may tell more. What it tells beyond log N then
@@ -49,25 +51,35 @@ def aggregate(mean: Tensor, log_variance: Tensor, z: Tensor, limit: int) -> Aggr
     With more than `limit` images, evenly spaced ones stand for all: each one's own posterior keeps the weight 1 / N,
     the others share the rest. That estimates q(z) without bias, its logarithm too low.
 
-    Time: quadratic in min(N, limit). Shapes: (N, D) each, with limit >= 2.
+    Time: S times quadratic in min(N, limit). Shapes: mean and log_variance (N, D), z (S, N, D), with limit >= 2.
     """
-    assert min(limit, len(z) + 1) >= 2, "nothing to mix"
-    total, rows = len(z), evenly_spaced(len(z), limit).to(z.device)
-    mean, log_variance, z = (values[rows].double() for values in (mean, log_variance, z))
-    log_given = gaussian_log_prob(z, mean, log_variance).sum(1)
-    log_prior = standard_normal_log_prob(z).sum(1)
-    log_joint, log_product = _log_mixtures(z, mean, log_variance, total)
-    parts = {
-        "kl": log_given - log_prior,
-        "mutual_information": log_given - log_joint,
-        "marginal_kl": log_joint - log_prior,
-        "total_correlation": log_joint - log_product,
-        "dimension_kl": log_product - log_prior,
-    }
-    numbers = {}
-    for name, part in parts.items():
-        numbers[name], numbers[f"{name}_se"] = _mean_and_error(part)
+    total = len(mean)
+    assert min(limit, total + 1) >= 2, "nothing to mix"
+    kl = _kl(mean.double(), log_variance.double())
+    rows = evenly_spaced(total, limit).to(z.device)
+    mean, log_variance, z = mean[rows].double(), log_variance[rows].double(), z[:, rows].double()
+    told, shared = torch.zeros_like(kl[rows]), torch.zeros_like(kl[rows])
+    for sample in z:
+        log_joint, log_product = _log_mixtures(sample, mean, log_variance, total)
+        told += (gaussian_log_prob(sample, mean, log_variance).sum(1) - log_joint) / len(z)
+        shared += (log_joint - log_product) / len(z)
+    numbers, own = dict[str, float](), kl[rows]
+    numbers["kl"], numbers["kl_se"] = _mean_and_error(kl)
+    # The KL of all images, less what those in the rows tell.
+    for name, known, rest in (
+        ("mutual_information", 0.0, told),
+        ("marginal_kl", numbers["kl"] - own.mean().item(), own - told),
+        ("total_correlation", 0.0, shared),
+        ("dimension_kl", numbers["kl"] - own.mean().item(), own - told - shared),
+    ):
+        value, numbers[f"{name}_se"] = _mean_and_error(rest)
+        numbers[name] = known + value
     return Aggregate(**numbers, bound=math.log(total), images=len(rows))
+
+
+def _kl(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Return KL(N(mean, variance) || N(0, 1)) of each image. Shapes: (N, D) twice -> (N,)."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
 
 
 def _log_mixtures(z: Tensor, mean: Tensor, log_variance: Tensor, total: int) -> tuple[Tensor, Tensor]:

@@ -1,13 +1,13 @@
 """What to draw of a trained model."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from matplotlib.figure import Figure
 
+from reparam.cards.evaluation import GridTiles, TileDimension, Tiles, TraversalTiles
 from reparam.evaluate import walks
 from reparam.evaluate.importance import read_curve
 from reparam.evaluate.subject import Rows, Subject, as_array
@@ -61,26 +61,26 @@ def draw(subject: Subject) -> dict[str, Figure]:
 
 
 @torch.no_grad()
-def tiles(subject: Subject) -> tuple[dict[str, bytes], dict[str, Any]]:
+def tiles(subject: Subject) -> tuple[dict[str, bytes], Tiles]:
     """Draw latent grid and traversals without axes or margins, one pixel of an image a pixel, for a page to cut up.
 
-    Return PNGs under the names of TILES, and what they show, ready for JSON.
+    Return PNGs under the names of TILES, and what they show.
     """
     limit, steps, walked = subject.settings.grid.range, subject.settings.grid.steps, _walked(subject)
     grid = subject.decode(subject.plane.latents(steps, limit))
     moved = subject.decode(walks.traverse(subject.means, walked, (FINE_STEPS, limit), subject.is_code))
     pictures = (pixel_png(tile(grid, steps, 0)), pixel_png(tile(moved, FINE_STEPS, 0)))
-    facts = {
-        "image": list(grid.shape[2:]),
-        "range": limit,
-        "grid": {"steps": steps, "names": list(subject.plane.names), "unit": subject.plane.unit},
-        "traversals": {
-            "steps": FINE_STEPS,
-            "unit": walks.UNITS[subject.is_code],
-            "use": "variance" if subject.is_code else "nats",
-            "dimensions": [{"number": number, "use": round(float(subject.use[number]), 4)} for number in walked],
-        },
-    }
+    facts = Tiles(
+        image=grid.shape[2:],
+        range=limit,
+        grid=GridTiles(steps=steps, names=subject.plane.names, unit=subject.plane.unit),
+        traversals=TraversalTiles(
+            steps=FINE_STEPS,
+            unit=walks.UNITS[subject.is_code],
+            use="variance" if subject.is_code else "nats",
+            dimensions=tuple(TileDimension(number=n, use=round(float(subject.use[n]), 4)) for n in walked),
+        ),
+    )
     return dict(zip(TILES, pictures, strict=True)), facts
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from reparam.models.draw import Draw, Encoded, Model
 from reparam.objectives import log_weights
+from reparam.progress import Advance, ignore
 
 # Bytes that one number of the decoder's output takes while it is scored: itself, and what the likelihood makes of it.
 BYTES_PER_NUMBER = 4 * 6
@@ -32,14 +33,15 @@ def levels(samples: int) -> list[int]:
 
 
 @torch.no_grad()
-def importance(model: Model, x: Tensor, samples: int) -> Importance:
+def importance(model: Model, x: Tensor, samples: int, advance: Advance = ignore) -> Importance:
     """Estimate -log p(x) with samples of the posterior; an upper bound in expectation, exact as K grows.
 
-    Sums are streamed, so that about MEMORY is taken whatever K, or what one sample of one image takes.
+    Sums are streamed, so that about MEMORY is taken whatever K, or what one sample of one image takes. `advance` gets
+    the number of samples that are done, again and again.
     Shapes: x (B, C, H, W). Source: Burda et al. 2016, eq. 8; Kong 1992 for the effective sample size.
     """
     at_once = draws_at_once(model, x)
-    parts = [_importance(model, part, samples, at_once) for part in split_images(x, at_once)]
+    parts = [_importance(model, part, samples, at_once, advance) for part in split_images(x, at_once)]
     return Importance(
         torch.cat([part.nll for part in parts]),
         torch.cat([part.bounds for part in parts], 1),
@@ -47,7 +49,7 @@ def importance(model: Model, x: Tensor, samples: int) -> Importance:
     )
 
 
-def _importance(model: Model, x: Tensor, samples: int, at_once: int) -> Importance:
+def _importance(model: Model, x: Tensor, samples: int, at_once: int, advance: Advance) -> Importance:
     encoded = model.encode(x)
     total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
     squares, bounds, seen = total.clone(), [], 0
@@ -56,6 +58,7 @@ def _importance(model: Model, x: Tensor, samples: int, at_once: int) -> Importan
             log_w = log_weights(draw).double()  # (k, B)
             total = torch.logaddexp(total, log_w.logsumexp(0))
             squares = torch.logaddexp(squares, (2 * log_w).logsumexp(0))
+            advance(log_w.numel())
         bounds.append(total - math.log(level))
         seen = level
     return Importance(math.log(samples) - total, torch.stack(bounds), (2 * total - squares).exp())

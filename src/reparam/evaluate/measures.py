@@ -2,12 +2,19 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from reparam.cards.evaluation import (
+    AnnealingFacts,
+    Bound,
+    Details,
+    GeneratedFacts,
+    MutualInformationFacts,
+    OutlierFacts,
+)
 from reparam.data.store import Images
 from reparam.evaluate.aggregate import aggregate, collapse_message, collapsed
 from reparam.evaluate.annealing import (
@@ -29,7 +36,8 @@ from reparam.evaluate.view import evenly_spaced
 from reparam.progress import counting
 from reparam.runtime import random_stream
 
-MIXED = 5_000  # images whose posteriors are mixed: the time is quadratic
+MIXED = 2_500  # images whose posteriors are mixed: the time is quadratic
+DRAWN = 4  # samples of each of these posteriors
 LEARNED_FROM = 10_000  # images that classifiers learn from
 LEAPFROG = 10  # steps of each transition of annealed importance sampling
 FEW = 10  # effective samples: the estimate of a logarithm is then off by some 0.05 nats
@@ -39,13 +47,18 @@ LOW_COVERAGE = 0.5  # of what equally many real images reach: good models of the
 
 @dataclass
 class Findings:
-    """Metrics by name, what a reader must know about them, and why some are missing."""
+    """Metrics by name, what a reader must know of them, and why some are missing."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    details: dict[str, Any] = field(default_factory=dict)
-    of_images: dict[str, Tensor] = field(default_factory=dict)  # (N,) each, so that models can be compared in pairs
+    facts: dict[str, object] = field(default_factory=dict)  # by the name of a field of `Details`
+    not_measured: dict[str, str] = field(default_factory=dict)  # and why
+    of_images: dict[str, Tensor] = field(default_factory=dict)  # what means are of, by metric: (N,), or fewer annealed
     outlier_nll: Tensor | None = None  # (M,) of the images that should be unusual
+
+    @property
+    def details(self) -> Details:
+        return Details.model_validate({**self.facts, "not_measured": self.not_measured})
 
     def add(self, name: str, value: float, error: float | None = None) -> None:
         """Add a metric, and its standard error."""
@@ -54,8 +67,9 @@ class Findings:
             self.metrics[f"{name}_se"] = round(error, 4)
 
     def add_mean(self, name: str, values: Tensor) -> None:
-        """Add the mean over images, and its standard error. Shapes: (N,)."""
+        """Add the mean over images, its standard error, and the values themselves. Shapes: (N,)."""
         self.add(name, values.mean().item(), standard_error(values))
+        self.of_images[name] = values
 
 
 def measure(subject: Subject, outliers: Images | None) -> Findings:
@@ -78,7 +92,7 @@ def measure(subject: Subject, outliers: Images | None) -> Findings:
     if not subject.has_likelihood:
         asked = {"outliers": outliers is not None, "annealed": settings.annealing.images > 0}
         reason = "not measured: this model has no likelihood of these pixels"
-        findings.details |= {name: reason for name, is_asked in asked.items() if is_asked}
+        findings.not_measured |= {name: reason for name, is_asked in asked.items() if is_asked}
         findings.warnings += [f"{name}: {reason}" for name, is_asked in asked.items() if is_asked]
     return findings
 
@@ -91,7 +105,6 @@ def _likelihood(subject: Subject, findings: Findings) -> None:
         of_images["kl"] = scores.kl
     if subject.has_likelihood:
         of_images = {"elbo": -(scores.reconstruction + scores.kl), **of_images, "nll": scores.nll}
-    findings.of_images |= of_images
     for name, values in of_images.items():
         findings.add_mean(name, values)
     if subject.has_likelihood:
@@ -110,10 +123,10 @@ def _nll(subject: Subject, findings: Findings) -> None:
         findings.add_mean("bits_per_dim", scores.nll / (math.log(2) * subject.data.scored.images[0].size))
     effective = scores.effective.median().item()
     findings.metrics["nll_effective_samples"] = round(effective, 1)
-    findings.details["bounds"] = [
-        {"samples": samples, "bound": round(bound, 4), "bound_se": round(error, 4)}
+    findings.facts["bounds"] = tuple(
+        Bound(samples=samples, bound=round(bound, 4), bound_se=round(error, 4))
         for samples, bound, error in zip(*read_curve(scores.bounds, count), strict=True)
-    ]
+    )
     if effective < FEW:
         findings.warnings.append(
             f"nll rests on {effective:.1f} of {count:,} samples in the median image, and is too high by what is "
@@ -131,11 +144,12 @@ def _latents(subject: Subject, findings: Findings) -> None:
     findings.warnings += [message] if message else []
     if subject.model.stochastic_layers > 1:
         return  # below the top of a hierarchy, posteriors are no Gaussians of their own
-    z = scores.means + torch.randn_like(scores.means) * (0.5 * scores.log_variances).exp()
+    noise = torch.randn(DRAWN, *scores.means.shape, dtype=scores.means.dtype)
+    z = scores.means + noise * (0.5 * scores.log_variances).exp()
     found = aggregate(scores.means, scores.log_variances, z, MIXED)
     for name in ("mutual_information", "marginal_kl", "total_correlation"):
         findings.add(name, getattr(found, name), getattr(found, f"{name}_se"))
-    findings.details["mutual_information"] = {"bound": round(found.bound, 4), "images": found.images}
+    findings.facts["mutual_information"] = MutualInformationFacts(bound=round(found.bound, 4), images=found.images)
     if found.mutual_information > SATURATED * found.bound:
         findings.warnings.append(
             f"mutual_information is {found.mutual_information:.2f} nats where log N = {found.bound:.2f} is the most "
@@ -152,12 +166,12 @@ def _labels(subject: Subject, findings: Findings) -> None:
     known = Labelled(subject.encode(train.images[rows]), train.labels[rows])
     found = probe(known, Labelled(subject.scores.means, scored.labels), subject.settings.neighbours)
     if isinstance(found, str):
-        findings.details["accuracy"] = found
+        findings.not_measured["accuracy"] = found
         return
     for name, is_right in (("knn", found.knn), ("probe", found.linear)):
         share = is_right.double().mean().item()
         findings.add(f"{name}_accuracy", share, math.sqrt(share * (1 - share) / len(is_right)))
-        findings.of_images[f"{name}_correct"] = is_right
+        findings.of_images[f"{name}_accuracy"] = is_right
 
 
 @torch.no_grad()
@@ -172,7 +186,7 @@ def _generated(subject: Subject, findings: Findings) -> None:
     found = pca_quality(project(grey(scored[rows.numpy()])), project(fake), settings.neighbours)
     for name, value in found.items():
         findings.add(name, value)
-    findings.details["generated"] = {"images": len(rows), "components": project.axes.shape[1]}
+    findings.facts["generated"] = GeneratedFacts(images=len(rows), components=project.axes.shape[1])
     # As many real images would cover 1 - 2^-k: each of k neighbours comes from either set (Naeem et al. 2020).
     if found["pca_coverage"] < LOW_COVERAGE * (1 - 0.5**settings.neighbours):
         findings.warnings.append(
@@ -190,7 +204,7 @@ def _outliers(subject: Subject, findings: Findings, outliers: Images) -> None:
         nll = torch.cat([importance(subject.model, x, settings.nll_samples).nll.cpu() for x in seen])
     findings.outlier_nll = nll
     findings.add("auroc", *auroc(subject.scores.nll, nll))
-    findings.details["outliers"] = {"images": len(rows), "nll": round(nll.mean().item(), 4)}
+    findings.facts["outliers"] = OutlierFacts(images=len(rows), nll=round(nll.mean().item(), 4))
 
 
 def _annealed(subject: Subject, findings: Findings) -> None:
@@ -209,14 +223,14 @@ def _annealed(subject: Subject, findings: Findings) -> None:
     lower, upper = _anneal(subject, simulated), _anneal(subject, simulated, exact)
     findings.add_mean("ais_gap", upper.log_px - lower.log_px)
     acceptance = forward.acceptance.mean().item()  # NaN where a single step leaves nothing to move
-    findings.details["annealed"] = {
-        "images": len(rows),
-        "chains": settings.annealing.chains,
-        "steps": settings.annealing.steps,
-        "leapfrog": LEAPFROG,
-        "acceptance": None if math.isnan(acceptance) else round(acceptance, 3),
-        "effective_chains": round(forward.effective_chains.median().item(), 1),
-    }
+    findings.facts["annealed"] = AnnealingFacts(
+        images=len(rows),
+        chains=settings.annealing.chains,
+        steps=settings.annealing.steps,
+        leapfrog=LEAPFROG,
+        acceptance=None if math.isnan(acceptance) else round(acceptance, 3),
+        effective_chains=round(forward.effective_chains.median().item(), 1),
+    )
 
 
 def _anneal(subject: Subject, x: Tensor, exact: Tensor | None = None) -> Annealed:

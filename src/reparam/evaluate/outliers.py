@@ -2,11 +2,12 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from reparam.cards.card import CARD
+from reparam.cards.data import DataCard
 from reparam.data import store
 from reparam.errors import ParamsError
 
@@ -34,31 +35,31 @@ def auroc(inside: Tensor, outside: Tensor) -> tuple[float, float]:
     return area, math.sqrt(max(0.0, variance) / pairs)
 
 
-def read_outliers(directory: Path, data_card: Any) -> store.Images:
+def read_outliers(directory: Path, data_card: DataCard) -> store.Images:
     """Read the test images of another `data/processed`, which must look like those of the model.
 
     Raises: ParamsError.
     """
-    if not (directory / store.CARD).is_file():
+    if not (directory / CARD).is_file():
         raise ParamsError(
-            f"params.yaml: evaluate.outliers: wanted a directory that `preprocess` wrote, found no {store.CARD} in "
+            f"params.yaml: evaluate.outliers: wanted a directory that `preprocess` wrote, found no {CARD} in "
             f"{directory}; name a data/processed of other images, or null"
         )
     card = store.read_card(directory)
-    if card["shape"] != data_card["shape"]:
+    if card.shape != data_card.shape:
         raise ParamsError(
-            f"params.yaml: evaluate.outliers: wanted images of shape {data_card['shape']}, as the model's, found "
-            f"{card['shape']} in {directory}; preprocess them with the same preprocess.image_size and channels"
+            f"params.yaml: evaluate.outliers: wanted images of shape {data_card.shape}, as the model's, found "
+            f"{card.shape} in {directory}; preprocess them with the same preprocess.image_size and channels"
         )
     # Under `dynamic` both are drawn from at each visit; else they would be told apart by being grey, or not being so.
-    is_drawn = data_card["binarization"] == "dynamic"
-    if not is_drawn and (data_card["binarization"] in BLACK_AND_WHITE) != (card["binarization"] in BLACK_AND_WHITE):
+    is_drawn = data_card.binarization == "dynamic"
+    if not is_drawn and (data_card.binarization in BLACK_AND_WHITE) != (card.binarization in BLACK_AND_WHITE):
         kinds = ("grey", "black and white")
-        wanted, found = (kinds[side["binarization"] in BLACK_AND_WHITE] for side in (data_card, card))
+        wanted, found = (kinds[side.binarization in BLACK_AND_WHITE] for side in (data_card, card))
         raise ParamsError(
             f"params.yaml: evaluate.outliers: wanted {wanted} images, as the model's, found {found} ones "
-            f"(binarization {card['binarization']!r}) in {directory}; preprocess them with preprocess.binarization "
-            f"{data_card['binarization']!r}"
+            f"(binarization {card.binarization!r}) in {directory}; preprocess them with preprocess.binarization "
+            f"{data_card.binarization!r}"
         )
     images = store.read_split(directory, "test").images
     if not len(images):

@@ -12,7 +12,7 @@ from reparam.config import EvaluateConfig
 from reparam.evaluate.importance import draws, draws_at_once, importance, split_images
 from reparam.evaluate.view import View
 from reparam.models.draw import Model
-from reparam.progress import counting
+from reparam.progress import Advance, counting
 from reparam.runtime import computing_in
 
 
@@ -38,18 +38,19 @@ class Scores:
 def score(model: Model, data: View, config: EvaluateConfig, *, is_density: bool = True) -> Scores:
     """Score every image of a split, drawing from torch's generator.
 
-    Without `is_density`, pixels have no likelihood to estimate.
+    Without `is_density`, pixels have no likelihood to estimate. A hierarchy takes two samples at least: the mean of a
+    layer depends on samples of others, and one cannot tell their noise from what images change.
     """
+    elbo_samples = max(config.elbo_samples, 2 if model.stochastic_layers > 1 else 1)
     nll_samples = config.nll_samples if is_density and model.stochastic_layers else 0
     parts: list[tuple[Tensor, ...]] = []
-    with counting("scoring images", len(data)) as advance:
+    with counting("scoring images", len(data) * (elbo_samples + nll_samples)) as advance:
         for batch in data.seen(config.seed):
             with scoring_in(config.precision, batch.device):
                 at_once = draws_at_once(model, batch)
                 for x in split_images(batch, at_once):
-                    expectations, sizes = _expectations(model, x, config.elbo_samples, at_once)
-                    parts.append((*expectations, *_likelihoods(model, x, nll_samples), *model.posterior(x)))
-                    advance(len(x))
+                    expectations, sizes = _expectations(model, x, elbo_samples, at_once, advance)
+                    parts.append((*expectations, *_likelihoods(model, x, nll_samples, advance), *model.posterior(x)))
     columns = (torch.cat(part).double().cpu() for part in zip(*parts, strict=True))
     reconstruction, kl, latent_kl, expected, noise, nll, bounds, effective, means, log_variances = columns
     # The population variance, as an activity statistic of this very split, and 0 for a single image.
@@ -78,7 +79,9 @@ def scoring_in(precision: str, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _expectations(model: Model, x: Tensor, samples: int, at_once: int) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+def _expectations(
+    model: Model, x: Tensor, samples: int, at_once: int, advance: Advance
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """Average over posterior samples: -log p(x|z), KL, KL and mean of each dimension, variance of the latter average.
 
     The mean of a layer depends on the samples of others, in a hierarchy: the noise of its average would count as
@@ -91,18 +94,19 @@ def _expectations(model: Model, x: Tensor, samples: int, at_once: int) -> tuple[
         found = (-draw.log_px, draw.kl, torch.cat([layer.kl for layer in draw.layers], -1), means, means.square())
         part = tuple(values.double().sum(0) for values in found)
         sums = tuple(a + b for a, b in zip(sums, part, strict=True)) if sums else part
+        advance(draw.log_px.numel())
     sizes = tuple(layer.z.shape[-1] for layer in draw.layers)
     *averages, squares = (values / samples for values in sums)
     noise = (squares - averages[-1].square()).clamp_min(0) / max(1, samples - 1)
     return (*averages, noise), sizes
 
 
-def _likelihoods(model: Model, x: Tensor, samples: int) -> tuple[Tensor, Tensor, Tensor]:
+def _likelihoods(model: Model, x: Tensor, samples: int, advance: Advance) -> tuple[Tensor, Tensor, Tensor]:
     """Estimate -log p(x), lower bounds and effective samples, or NaN without samples. Shapes: -> (B,), (B, L), (B,)."""
     if not samples:
         nothing = torch.full((len(x),), torch.nan)
         return nothing, nothing[:, None], nothing
-    found = importance(model, x, samples)
+    found = importance(model, x, samples, advance)
     return found.nll, found.bounds.T, found.effective
 
 

@@ -9,10 +9,13 @@ import numpy as np
 import torch
 
 from reparam import track
+from reparam.cards.card import CARD
+from reparam.cards.data import DataCard, SplitName
+from reparam.cards.evaluation import EvaluationCard, EvaluationLineage, EvaluationMetrics, Tiles
+from reparam.cards.model import ModelCard
 from reparam.config import Config, EvaluateConfig, flatten
 from reparam.data import store
 from reparam.data.pixels import Pixels
-from reparam.data.store import SplitName
 from reparam.errors import ParamsError
 from reparam.evaluate import gallery
 from reparam.evaluate.measures import Findings, measure
@@ -21,11 +24,8 @@ from reparam.evaluate.scoring import Scores
 from reparam.evaluate.subject import Data, Subject
 from reparam.figures.curves import plot_outliers
 from reparam.figures.style import png
-from reparam.files import whole_directory, whole_file, write_json
+from reparam.files import whole_directory, whole_file
 from reparam.lineage import source_hash
-from reparam.models.build import AnyModel
-from reparam.models.card import read_card
-from reparam.models.likelihoods import is_density
 from reparam.models.storage import load_model
 from reparam.paths import Paths
 from reparam.runtime import make_deterministic, pick_device
@@ -39,35 +39,41 @@ def run(config: Config, paths: Paths, device: str = "auto", tracker: track.Track
     tracker = tracker or track.connect(paths)
     make_deterministic(settings.seed)
     model = load_model(paths.model, place).requires_grad_(False)  # nothing here trains
-    data_card, model_card = store.read_card(paths.processed), read_card(paths.model)
-    _check_sampler(model, model_card, settings)
-    data = _read_data(paths, data_card, model, settings, place)
+    data_card, model_card = store.read_card(paths.processed), ModelCard.read(paths.model / CARD, "train")
+    _check_sampler(model_card, settings)
+    data = _read_data(paths, data_card, model_card, settings.split, place)
     outliers = None if settings.outliers is None else read_outliers(Path(settings.outliers), data_card)
     tracker.ready()
-    with tracker.child_run("evaluate", model_card["lineage"]) as run:
+    with tracker.child_run("evaluate", dict(model_card.lineage)) as run:
         run.log_params(flatten(settings, "evaluate."))
         subject = Subject.scored(model, data, settings)
         findings = measure(subject, outliers)
         for warning in findings.warnings:
             log.warning("evaluate: %s", warning)
-        write_json(paths.evaluation_metrics, findings.metrics)
+        EvaluationMetrics.of(model_card.lineage, findings.metrics).write(paths.evaluation_metrics)
         _write_scores(paths.scores, findings)
         _write_latents(paths.latents, subject.scores, settings)
         tiles = _draw(paths.figures, subject, findings)
-        write_json(paths.evaluation_card, _describe(data_card, model_card, subject, findings) | {"tiles": tiles})
+        _describe(data_card, model_card, subject, findings, tiles).write(paths.evaluation_card)
         run.log_headline(findings.metrics)
         run.log_metrics({f"latent_kl.{i}": value for i, value in enumerate(subject.scores.latent_kl.tolist())})
-        files = [paths.evaluation_metrics, paths.scores, paths.latents, *sorted(paths.figures.iterdir())]
+        files = [
+            paths.evaluation_card,
+            paths.evaluation_metrics,
+            paths.scores,
+            paths.latents,
+            *sorted(paths.figures.iterdir()),
+        ]
         run.log_files(files, "evaluation")
 
 
-def _read_data(paths: Paths, data_card: Any, model: AnyModel, settings: EvaluateConfig, place: torch.device) -> Data:
+def _read_data(paths: Paths, data: DataCard, model: ModelCard, split: SplitName, place: torch.device) -> Data:
     return Data(
-        scored=_read_split(paths, settings.split),
+        scored=_read_split(paths, split),
         train=_read_split(paths, "train"),
-        classes=data_card["classes"],
-        pixels=Pixels(data_card).to(place),
-        is_density=is_density(model.likelihood, data_card["binarization"]),
+        classes=data.classes,
+        pixels=Pixels(data).to(place),
+        is_density=model.is_density,
     )
 
 
@@ -81,9 +87,8 @@ def _read_split(paths: Paths, name: SplitName) -> store.Split:
     return split
 
 
-def _check_sampler(model: AnyModel, model_card: Any, settings: EvaluateConfig) -> None:
-    is_pulled_to_prior = model.stochastic_layers > 0 or model_card["objective"]["name"] == "mmd"
-    if settings.sampler == "prior" and not is_pulled_to_prior:
+def _check_sampler(model: ModelCard, settings: EvaluateConfig) -> None:
+    if settings.sampler == "prior" and not model.has_prior:
         raise ParamsError(
             "params.yaml: evaluate.sampler: wanted 'mixture' with an autoencoder, whose codes know no prior, "
             "found 'prior'; then `dvc repro` goes on from the trained model"
@@ -92,7 +97,7 @@ def _check_sampler(model: AnyModel, model_card: Any, settings: EvaluateConfig) -
 
 def _write_scores(path: Path, findings: Findings) -> None:
     """Write what each image contributes to the means, so that models can be compared image by image."""
-    arrays: dict[str, Any] = {name: values.numpy() for name, values in findings.of_images.items()}
+    arrays: dict[str, Any] = {name: values.cpu().numpy() for name, values in findings.of_images.items()}
     with whole_file(path) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)
 
@@ -107,7 +112,7 @@ def _write_latents(path: Path, scores: Scores, settings: EvaluateConfig) -> None
             writer.writerow([dimension, f"{kl:.4f}", f"{error:.4f}", f"{variance:.4f}", is_active])
 
 
-def _draw(directory: Path, subject: Subject, findings: Findings) -> dict[str, Any]:
+def _draw(directory: Path, subject: Subject, findings: Findings) -> Tiles:
     """Write all figures, and return what the page must know of those that it cuts up."""
     drawn = gallery.draw(subject)
     if findings.outlier_nll is not None:
@@ -121,14 +126,15 @@ def _draw(directory: Path, subject: Subject, findings: Findings) -> dict[str, An
     return places
 
 
-def _describe(data_card: Any, model_card: Any, subject: Subject, findings: Findings) -> dict[str, Any]:
+def _describe(data: DataCard, model: ModelCard, subject: Subject, findings: Findings, tiles: Tiles) -> EvaluationCard:
     """Say what the metrics were measured on, and how."""
-    return {
-        "images": len(subject.images),
-        "units": "nats per image",
-        "binarization": data_card["binarization"],
-        **subject.settings.model_dump(mode="json", exclude={"grid"}),
-        "details": findings.details,
-        "warnings": findings.warnings,
-        "lineage": {**model_card["lineage"], "evaluate_code_sha256": source_hash("evaluate")},
-    }
+    return EvaluationCard(
+        data=data.images,
+        images=len(subject.images),
+        images_sha256=data.splits[subject.settings.split].images_sha256,
+        settings=subject.settings,
+        details=findings.details,
+        warnings=tuple(findings.warnings),
+        tiles=tiles,
+        lineage=EvaluationLineage.of(model, evaluate_code_sha256=source_hash("evaluate")),
+    )

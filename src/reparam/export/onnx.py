@@ -87,12 +87,12 @@ def export_graphs(
 def _export(both: BothGraphs, outputs: list[str], opset: int) -> Any:
     channels, height, width = both.model.shape
     images = torch.zeros(2, height, width, channels, dtype=torch.uint8)
-    latents = both.model.posterior(torch.zeros(2, *both.model.shape))[0]
+    latents = torch.zeros(2, both.model.latent_size)
     gc.disable()  # the exporter imports and keeps so much that searching it for garbage takes a second
     try:
         program = torch.onnx.export(
             both,
-            (images, latents.detach()),
+            (images, latents),
             input_names=["images", "latents"],
             output_names=outputs,
             opset_version=opset,

@@ -1,22 +1,21 @@
 """data/processed, models/vae, params `export` -> models/onnx: two verified graphs; reports/export: parity, skew."""
 
 import json
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
 
 from reparam import track
+from reparam.cards.card import CARD, MANIFEST, FileFacts
+from reparam.cards.export import ExportCard, ExportedImage, ExportedModel, ExportLineage, ExportMetrics, GreyPixels
+from reparam.cards.model import ModelCard, TrainedParams
 from reparam.config import Config, flatten
 from reparam.data import store
 from reparam.data.pixels import Pixels
 from reparam.export import onnx, verify
-from reparam.files import whole_directory, write_json
+from reparam.files import whole_directory
 from reparam.lineage import source_hash
 from reparam.models.build import AnyModel
-from reparam.models.card import read_card
-from reparam.models.likelihoods import is_density
 from reparam.models.storage import load_model
 from reparam.paths import Paths
 from reparam.runtime import NUMBERS_AT_ONCE, make_deterministic, random_stream
@@ -34,31 +33,30 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
     settings = config.export
     tracker = tracker or track.connect(paths)
     make_deterministic(0)
-    model, card = load_model(paths.model, torch.device("cpu")), read_card(paths.model)
-    pixels = Pixels(card["data"])
+    model, card = load_model(paths.model, torch.device("cpu")), ModelCard.read(paths.model / CARD, "train")
+    pixels = Pixels(card.data)
     encoder, decoder = onnx.EncoderGraph(model, pixels, settings.grey_pixels), onnx.DecoderGraph(model, pixels)
     split = store.read_split(paths.processed, "test")
     images = np.ascontiguousarray(split.images.transpose(0, 2, 3, 1))  # (N, H, W, C)
 
     tracker.ready()
-    with tracker.child_run("export", card["lineage"]) as run:
+    with tracker.child_run("export", dict(card.lineage)) as run:
         run.log_params(flatten(settings, "export."))
-        latent = model.posterior(torch.zeros(1, *model.shape))[0].shape[1]
-        facts = _describe(card, latent, settings.grey_pixels)
-        metadata = {"reparam": json.dumps(facts, sort_keys=True)}
+        facts = _describe(card, settings.grey_pixels)
+        metadata = {"reparam": json.dumps(facts.model_dump(mode="json"), sort_keys=True)}
         with whole_directory(paths.onnx) as directory:
             onnx.export_graphs(encoder, decoder, settings.opset, metadata, directory)
             for name, graph in ((onnx.ENCODER, encoder), (onnx.DECODER, decoder)):
                 verify.check_graph(directory / name, graph.outputs, settings.opset)
             metrics = verify.measure_parity(encoder, decoder, directory, images, seed=0)
             verify.write_golden(encoder, decoder, directory, images[:GOLDEN_IMAGES])
-            verify.write_manifest(directory, {**facts, "opset": settings.opset})
+            files = FileFacts.below(directory)  # last of all, so that a directory with a manifest is whole
+            ExportCard(**dict(facts), opset=settings.opset, files=files).write(directory / MANIFEST)
         # Under `threshold` and `static` the grey values, which an app would send, are not stored.
-        binarization = card["data"]["binarization"]
-        has_elbo = model.stochastic_layers and is_density(model.likelihood, binarization)
-        if binarization in ("none", "dynamic") and has_elbo:
-            metrics |= serving_skew(model, split.images, card["data"], settings.grey_pixels)
-        write_json(paths.export_metrics, metrics)
+        has_elbo = model.stochastic_layers and card.is_density
+        if card.data.binarization in ("none", "dynamic") and has_elbo:
+            metrics |= serving_skew(model, split.images, pixels, settings.grey_pixels)
+        ExportMetrics.of(card.lineage, metrics).write(paths.export_metrics)
         run.log_headline(metrics)
         run.log_files([paths.export_metrics, *sorted(paths.onnx.iterdir())], "export")
         for name in (onnx.ENCODER, onnx.DECODER):
@@ -66,9 +64,7 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
 
 
 @torch.no_grad()
-def serving_skew(
-    model: AnyModel, images: store.Images, data_card: Mapping[str, Any], grey_pixels: str
-) -> dict[str, float]:
+def serving_skew(model: AnyModel, images: store.Images, pixels: Pixels, grey_pixels: GreyPixels) -> dict[str, float]:
     """Measure what it costs that apps encode grey images where training encoded random binarizations of them.
 
     `served_elbo` scores binarized images under a posterior that saw them as the exported encoder does;
@@ -76,11 +72,10 @@ def serving_skew(
     draws. Shapes: images (N, C, H, W). Units: nats per image.
     """
     grey = torch.from_numpy(images.astype(np.float32) / 255)
-    pixels = Pixels(data_card)
     batch = max(1, min(SKEW_BATCH, NUMBERS_AT_ONCE // (SKEW_SAMPLES * grey[0].numel() * model.likelihood.outputs)))
     elbos = []
     with random_stream(0, "serving skew"):
-        target = torch.bernoulli(grey) if data_card["binarization"] == "dynamic" else grey
+        target = torch.bernoulli(grey) if pixels.is_drawn else grey
     for x in (target, onnx.serve(grey, grey_pixels)):
         with random_stream(0, "serving skew, posterior"):
             total = 0.0
@@ -91,17 +86,18 @@ def serving_skew(
     return {"served_elbo": round(elbos[1], 4), "served_elbo_loss": round(elbos[0] - elbos[1], 4)}
 
 
-def _describe(card: dict[str, Any], latent: int, grey_pixels: str) -> dict[str, Any]:
-    """Collect what an app must know, and the way back to the parameters; goes into both graphs and the manifest."""
-    channels, height, width = card["data"]["shape"]
-    return {
-        "format": 1,
-        "image": {"layout": "NHWC", "shape": [height, width, channels], "dtype": "uint8", "range": [0, 255]},
-        "kind": card["model"]["kind"],
-        "latent_size": latent,
-        "likelihood": card["model"]["likelihood"],
-        "grey_pixels": grey_pixels,
-        "source": card["data"]["source"],
-        "params": {name: card[name] for name in ("model", "objective", "train")},
-        "lineage": {**card["lineage"], "export_code_sha256": source_hash("export")},
-    }
+def _describe(card: ModelCard, grey_pixels: GreyPixels) -> ExportedModel:
+    """Collect what an app must know, and the way back to the parameters."""
+    channels, height, width = card.data.shape
+    return ExportedModel(
+        format=2,
+        image=ExportedImage(shape=(height, width, channels), layout="NHWC", dtype="uint8", range=(0, 255)),
+        kind=card.model.kind,
+        latent_size=card.latent_size,
+        has_prior=card.has_prior,
+        likelihood=card.model.likelihood,
+        grey_pixels=grey_pixels,
+        source=card.data.source,
+        params=TrainedParams.of(card),
+        lineage=ExportLineage.of(card, export_code_sha256=source_hash("export")),
+    )

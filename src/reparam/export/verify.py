@@ -11,7 +11,6 @@ import torch
 
 from reparam.errors import ParityError
 from reparam.export.onnx import DECODER, ENCODER, DecoderGraph, EncoderGraph
-from reparam.files import sha256, write_json
 
 BATCH_SIZES = (1, 2, 7, 64)
 TOLERANCE = 1e-5  # times the largest absolute value where that exceeds 1
@@ -21,7 +20,6 @@ SIGNATURES = {
 }
 INPUTS = ("images", "latents")
 GOLDEN = "golden.npz"
-MANIFEST = "manifest.json"
 
 Array = npt.NDArray[Any]
 
@@ -60,11 +58,10 @@ def measure_parity(
     Raises: ParityError where a float is off by more than TOLERANCE x max(1, scale), or a grey level by more than one.
     """
     rng = np.random.default_rng(seed)
-    latent = _torch(encoder, images[:1])[0].shape[1]
     errors = {"encoder_max_error": 0.0, "decoder_max_error": 0.0, "decoder_max_grey_levels": 0.0}
     for size in BATCH_SIZES:
         batch = images[rng.integers(len(images), size=size)]
-        z = rng.standard_normal((size, latent), dtype=np.float32)
+        z = rng.standard_normal((size, encoder.model.latent_size), dtype=np.float32)
         for name, graph, inputs in ((ENCODER, encoder, batch), (DECODER, decoder, z)):
             for output, wanted, found in zip(
                 graph.outputs, _torch(graph, inputs), _onnx(directory / name, inputs), strict=True
@@ -97,16 +94,6 @@ def write_golden(encoder: EncoderGraph, decoder: DecoderGraph, directory: Path, 
         decoded_images=decoded,
         decoded_mean=decoded_mean,
     )
-
-
-def write_manifest(directory: Path, facts: dict[str, Any]) -> None:
-    """Write what the files hold and their checksums, last of all."""
-    files = {
-        path.name: {"sha256": sha256(path), "bytes": path.stat().st_size}
-        for path in sorted(directory.iterdir())
-        if not path.name.startswith(".")
-    }
-    write_json(directory / MANIFEST, {**facts, "files": files})
 
 
 def _describe(value: Any) -> tuple[str, int]:

@@ -7,11 +7,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from reparam.figures.style import COLOURS, QUIET, WIDE, Array, style
+from reparam.figures.style import COLOURS, QUIET, WIDE, Array, literal, style
 
 TERMS = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL"}
 SCHEDULES = {"beta": "beta", "learning_rate": "learning rate"}  # columns that a history may have, and their titles
 PER_ROW = 3
+LINES = ("-", "--", ":")  # where there are more curves than colours
 
 
 def plot_training(history: Mapping[str, Sequence[float]], best_epoch: int) -> Figure:
@@ -36,7 +37,7 @@ def plot_training(history: Mapping[str, Sequence[float]], best_epoch: int) -> Fi
             for colour, (split, curve) in zip(COLOURS, curves.items(), strict=False):
                 _line(plot, history["epoch"], curve, colour, split)
             plot.set(title=TERMS[term], ylabel="nats per image")
-            fit_after_burn_in(plot, list(curves.values()))
+            _fit_after_burn_in(plot, list(curves.values()))
         for plot, name in zip(panels[len(terms) :], schedules, strict=False):
             _line(plot, history["epoch"], history[name], COLOURS[2], name)
             plot.set(title=SCHEDULES[name])
@@ -94,12 +95,33 @@ def plot_outliers(usual: Array, unusual: Array, auroc: float) -> Figure:
         return figure
 
 
+def plot_losses(losses: Mapping[str, Mapping[int, float]], what: str) -> Figure:
+    """Plot the loss of each experiment, by name and epoch. Units: nats per image."""
+    with style():
+        figure = Figure(figsize=(9.2, 3.6), layout="constrained")
+        axes = figure.subplots()
+        for number, (name, curve) in enumerate(losses.items()):
+            axes.plot(
+                list(curve),
+                list(curve.values()),
+                color=COLOURS[number % len(COLOURS)],
+                linestyle=LINES[number // len(COLOURS) % len(LINES)],
+                marker="o" if len(curve) == 1 else "",
+                linewidth=1.4 if number else 2.8,  # so that the first shows below one that is the same
+                label=literal(name.lstrip("_")),  # matplotlib hides what begins with an underscore
+            )
+        _fit_after_burn_in(axes, [list(curve.values()) for curve in losses.values()])
+        axes.set(xlabel="epoch", ylabel=f"{what} (nats per image)")
+        axes.legend()
+        return figure
+
+
 def _line(axes: Axes, epochs: Sequence[float], curve: Sequence[float], colour: str, label: str) -> None:
     marker = "o" if len(epochs) == 1 else ""  # a line of one point is not seen
     axes.plot(epochs, curve, color=colour, linewidth=1.4, label=label, marker=marker, markersize=4)
 
 
-def fit_after_burn_in(axes: Axes, curves: Sequence[Sequence[float]]) -> None:
+def _fit_after_burn_in(axes: Axes, curves: Sequence[Sequence[float]]) -> None:
     """Let the first twentieth of each curve leave the plot at the top: it would dwarf the rest."""
     tail = np.concatenate([np.asarray(curve)[len(curve) // 20 :] for curve in curves])
     tail = tail[np.isfinite(tail)]

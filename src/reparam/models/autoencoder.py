@@ -16,11 +16,14 @@ class Autoencoder(nn.Module):
 
     stochastic_layers = 0
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, likelihood: Likelihood, shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, encoder: nn.Module, decoder: nn.Module, likelihood: Likelihood, latent_size: int, shape: tuple[int, ...]
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
         self.likelihood = likelihood
+        self.latent_size = latent_size  # D
         self.shape = shape  # (C, H, W)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -65,12 +65,12 @@ def _autoencoder(parts: Parts, config: AutoencoderConfig) -> Autoencoder:
     encoder = parts.network.encoder(parts.shape, parts.latent)
     if config.code == "sigmoid":
         encoder.append(nn.Sigmoid())
-    return Autoencoder(encoder, parts.decoder(), parts.likelihood, parts.shape)
+    return Autoencoder(encoder, parts.decoder(), parts.likelihood, parts.latent, parts.shape)
 
 
 def _vae(parts: Parts) -> VAE:
     encoder = parts.network.encoder(parts.shape, 2 * parts.latent)
-    return VAE(encoder, parts.decoder(), parts.likelihood, parts.shape)
+    return VAE(encoder, parts.decoder(), parts.likelihood, parts.latent, parts.shape)
 
 
 def _hierarchical(parts: Parts, config: HierarchicalConfig) -> HierarchicalVAE:

@@ -60,6 +60,7 @@ class Model(Protocol):
     """Anything that can be trained, evaluated and exported."""
 
     likelihood: "Likelihood"
+    latent_size: int  # D, of all layers together
     stochastic_layers: int  # layers of latents with a posterior; 0: a deterministic code, which has no log-likelihood
 
     def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:

@@ -48,6 +48,7 @@ class HierarchicalVAE(nn.Module):
         self.likelihood = likelihood
         self.sizes = list(sizes)  # D_1, ..., D_L
         self.shape = shape  # (C, H, W)
+        self.latent_size = sum(sizes)
         self.stochastic_layers = len(sizes)
 
     def posterior(self, x: Tensor) -> Gaussian:

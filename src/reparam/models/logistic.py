@@ -6,9 +6,12 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from reparam.config.model import LogisticMixtureConfig
-from reparam.models.ranges import LOG_SIGMA, bound, invert
+from reparam.models.ranges import bound, invert
 
 GREYS = 256  # values of a pixel
+# Bounds of log scale. At the lower one, a pixel that is certain costs 0.01 bits; at -6, which is enough for a Gaussian,
+# it would cost 1.4, because the logistic then reaches far beyond the one grey value.
+LOG_SCALE = (-8.0, 2.0)
 
 
 class LogisticMixture:
@@ -73,7 +76,7 @@ class LogisticMixture:
     def _parts(self, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         split = torch.unflatten(output, -3, (3, self.components, -1))  # (..., 3, M, C, H, W)
         logits, centre, log_scale = split.unbind(-5)
-        return logits.log_softmax(-4), centre, bound(log_scale, *LOG_SIGMA)
+        return logits.log_softmax(-4), centre, bound(log_scale, *LOG_SCALE)
 
 
 class DiscretisedLogistic(LogisticMixture):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Bounds of log sigma (of log scale, for logistics) where the decoder puts it out: from half a grey level to 7 times the
+# Bounds of log sigma where the decoder puts it out: from half a grey level to 7 times the
 # range of [0, 1]. Without them, pixels that never vary let the density grow without end.
 LOG_SIGMA = (-6.0, 2.0)
 CLIP = 1e-3  # a pixel that is black in all training images: a logit of -6.9 instead of -inf (Burda et al. 2016, code)

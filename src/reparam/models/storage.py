@@ -3,14 +3,15 @@
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import Tensor
 
-from reparam.config import ModelConfig
+from reparam.cards.card import CARD
+from reparam.cards.model import ModelCard
 from reparam.errors import DamagedInputError
 from reparam.files import require, rerun, sha256
 from reparam.models.build import AnyModel, build_model
-from reparam.models.card import CARD, read_card
 
 WEIGHTS = "weights.safetensors"
 
@@ -27,16 +28,33 @@ def load_model(directory: Path, device: torch.device) -> AnyModel:
 
     Raises: MissingInputError, DamagedInputError where the weights are not those that the card names.
     """
-    card = read_card(directory)
+    card = ModelCard.read(directory / CARD, "train")
     path = directory / WEIGHTS
     require(path, made_by="train")
-    found = sha256(path)
-    try:
-        wanted = card["lineage"]["weights_sha256"]
-        model = build_model(ModelConfig.model_validate(card["model"]), tuple(card["data"]["shape"]))
-    except (KeyError, TypeError, ValidationError) as error:
-        raise DamagedInputError(f"{directory / CARD}: no card of a model, {error!r}; {rerun('train')}") from None
+    wanted, found = card.lineage.weights_sha256, sha256(path)
     if found != wanted:
         raise DamagedInputError(f"{path}: wanted SHA-256 {wanted} (as in {CARD}), found {found}; {rerun('train')}")
-    model.load_state_dict(load_file(path))
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise DamagedInputError(f"{path}: {error}; {rerun('train')}") from None
+    with torch.device("meta"):  # which takes no memory, whatever the card says
+        known = build_model(card.model, card.data.shape).state_dict()
+    for name in sorted(known.keys() | weights.keys()):
+        problem = _compare(known.get(name), weights.get(name))
+        if problem:
+            raise DamagedInputError(
+                f"{path}: {name}: {problem}; not the weights of the model on {CARD}; {rerun('train')}"
+            )
+    model = build_model(card.model, card.data.shape)
+    model.load_state_dict(weights)
     return model.to(device).eval()
+
+
+def _compare(wanted: Tensor | None, found: Tensor | None) -> str | None:
+    """Say what is wrong with a weight of a file."""
+    if wanted is None or found is None:
+        return "wanted none, found one" if wanted is None else "wanted one, found none"
+    if (wanted.shape, wanted.dtype) != (found.shape, found.dtype):
+        return f"wanted {tuple(wanted.shape)} {wanted.dtype}, found {tuple(found.shape)} {found.dtype}"
+    return None if found.isfinite().all() else "wanted finite numbers, found others"

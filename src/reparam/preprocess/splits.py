@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from reparam.cards.data import SplitName
 from reparam.config import PreprocessConfig
 from reparam.data.sources.raw import Raw
-from reparam.data.store import SPLITS, SplitName
+from reparam.data.store import SPLITS
 from reparam.errors import UserError
 
 Rows = npt.NDArray[np.int64]  # (N,)

@@ -3,17 +3,18 @@
 import logging
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from reparam import track
+from reparam.cards.card import CARD
+from reparam.cards.data import DataCard, DataMetrics
 from reparam.config import Config, PreprocessConfig, flatten
 from reparam.data import store
 from reparam.data.sources import registry as sources
 from reparam.data.sources.folder import ImageFiles
 from reparam.data.sources.raw import Raw
-from reparam.files import dvc_hash, scratch_directory, whole_directory, write_json
+from reparam.files import dvc_hash, scratch_directory, whole_directory
 from reparam.paths import Paths
 from reparam.preprocess import convert, splits
 
@@ -26,26 +27,19 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
     tracker = tracker or track.connect(paths)
     tracker.ready()
     with scratch_directory(paths.processed) as scratch, whole_directory(paths.processed) as directory:
-        manifest, raw = sources.read(paths.raw, scratch)
+        delivered, raw = sources.read(paths.raw, scratch)
         skipped = _write_arrays(raw, settings, directory)
-        kept = list(splits.class_numbers(raw.classes, settings.classes))
-        facts = {
-            "source": manifest["source"],
-            "options": manifest["options"],
-            "binarization": settings.binarization,
-            "classes": [raw.classes[label] for label in kept],
-            "skipped": skipped,
-        }
-        card = store.write_card(directory, facts, settings.scaling)
+        classes = tuple(raw.classes[label] for label in splits.class_numbers(raw.classes, settings.classes))
+        origin = store.Origin(delivered.source, delivered.options, settings.binarization, classes, skipped)
+        card = store.write_card(directory, origin, settings.scaling)
     metrics = _summarize(card)
-    write_json(paths.data_metrics, metrics)
+    metrics.write(paths.data_metrics)
     data_hash = dvc_hash(paths.processed)
     with tracker.data_run("preprocess", data_hash) as run:
         run.log_params(flatten(settings, "preprocess."))
-        run.log_metrics(metrics)
-        counts = {name: split["count"] for name, split in card["splits"].items()}
-        run.log_dataset(name=card["source"], digest=data_hash, context="preprocess", shape=card["shape"], counts=counts)
-        run.log_files([paths.processed / store.CARD])
+        run.log_metrics(dict(metrics))
+        run.log_dataset(name=card.source, digest=data_hash, context="preprocess", shape=card.shape, counts=card.counts)
+        run.log_files([paths.processed / CARD])
 
 
 def _write_arrays(raw: Raw, settings: PreprocessConfig, directory: Path) -> dict[str, str]:
@@ -78,11 +72,12 @@ def _write_arrays(raw: Raw, settings: PreprocessConfig, directory: Path) -> dict
     return skipped
 
 
-def _summarize(card: dict[str, Any]) -> dict[str, float]:
-    """Reduce the card to numbers that DVC and MLflow compare."""
-    return {
-        **{f"{name}_images": split["count"] for name, split in card["splits"].items()},
-        "skipped_images": len(card["skipped"]),
-        "train_mean": round(float(np.mean(card["train_mean"])), 6),
-        "train_standard_deviation": round(float(np.mean(card["train_standard_deviation"])), 6),
-    }
+def _summarize(card: DataCard) -> DataMetrics:
+    return DataMetrics(
+        train_images=card.splits["train"].count,
+        validation_images=card.splits["validation"].count,
+        test_images=card.splits["test"].count,
+        skipped_images=len(card.skipped),
+        train_mean=round(float(np.mean(card.train_mean)), 6),
+        train_standard_deviation=round(float(np.mean(card.train_standard_deviation)), 6),
+    )

@@ -5,87 +5,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from reparam.cards.data import DataCard
+from reparam.cards.evaluation import EvaluationCard, EvaluationMetrics
+from reparam.cards.export import ExportCard, ExportMetrics
+from reparam.cards.model import ModelCard
+from reparam.config import Config, Section, flatten
+from reparam.metrics import ERROR, Metric, members
+
 TEMPLATE = Path(__file__).with_suffix(".html")
-
-
-class Number(NamedTuple):
-    """How a metric is shown, and what it means in a sentence."""
-
-    metric: str
-    title: str
-    text: str
-    digits: int = 2
-
-
-LIKELIHOOD = (
-    Number("elbo", "ELBO", "Lower bound on log p(x); higher is better."),
-    Number("nll", "NLL", "Importance-sampled −log p(x); lower is better."),
-    Number("ais_nll", "NLL by annealing", "−log p(x) by annealed importance sampling, a check of the NLL."),
-    Number(
-        "ais_minus_nll",
-        "Annealing − importance",
-        "Difference to the NLL on the same images; about 0 when both are right.",
-    ),
-    Number(
-        "ais_gap",
-        "Gap of annealing",
-        "Between the annealed bounds on simulated images: as much may the annealed NLL be off.",
-    ),
-    Number(
-        "nll_effective_samples", "Effective samples", "How many of its samples the NLL of the median image rests on.", 1
-    ),
-    Number("bits_per_dim", "Bits per dimension", "The NLL in bits, per pixel and channel; lower is better.", 3),
-    Number("reconstruction", "Reconstruction", "Expected −log p(x|z), x given its latents; lower is better."),
-    Number(
-        "bce",
-        "Cross-entropy",
-        "Of grey pixels, which a Bernoulli gives no density: neither ELBO nor NLL; lower is better.",
-    ),
-    Number(
-        "auroc",
-        "Outliers told apart",
-        "Chance that an outlier has a larger NLL than a scored image; 0.5 is guessing.",
-        3,
-    ),
-)
-LATENTS = (
-    Number("kl", "KL", "What the posterior tells beyond the prior; lower is cheaper."),
-    Number(
-        "mutual_information", "Mutual information", "What latents tell about which image it is: one part of the KL."
-    ),
-    Number(
-        "marginal_kl", "Marginal KL", "How far the posterior of all images together is from the prior: the other part."
-    ),
-    Number(
-        "total_correlation", "Total correlation", "How much latent dimensions tell about each other; 0: independent."
-    ),
-)
-REPRESENTATION = (
-    Number(
-        "knn_accuracy", "Nearest neighbours", "Share of images whose class their neighbours in latent space tell.", 3
-    ),
-    Number(
-        "probe_accuracy", "Linear probe", "Share of images whose class a linear classifier of the latents tells.", 3
-    ),
-)
-GENERATION = (
-    Number("pca_precision", "Precision", "Share of generated images that look real; higher is better.", 3),
-    Number("pca_recall", "Recall", "Share of real images that could have been generated; higher is better.", 3),
-    Number("pca_density", "Density", "How many real images generated ones are near to; about 1 is best.", 3),
-    Number(
-        "pca_coverage", "Coverage", "Share of real images that have a generated one near them; higher is better.", 3
-    ),
-    Number(
-        "pca_frechet",
-        "Fréchet distance",
-        "Between generated and real images, in components of pixels; lower is better.",
-    ),
-)
+GROUPS = ("Likelihood", "Latents", "Representation", "Generation", "Export")  # of metrics
 
 
 class Picture(NamedTuple):
@@ -136,17 +69,25 @@ REQUIRED = ("reconstructions", "samples", "latent_grid", "latent_scatter", "late
 
 @dataclass(frozen=True)
 class Page:
-    """What the page shows; the mappings are the stages' JSON files as they are, `pictures` maps names to PNG bytes."""
+    """What the page shows; `pictures` maps names to PNG bytes."""
+
+    config: Config
+    data: DataCard
+    model: ModelCard
+    evaluation: EvaluationCard
+    metrics: EvaluationMetrics
+    exported: ExportCard
+    parity: ExportMetrics
+    pictures: Mapping[str, bytes]
+
+
+class Number(NamedTuple):
+    """A metric as the page shows it."""
 
     title: str
-    data: Mapping[str, Any]
-    model: Mapping[str, Any]
-    metrics: Mapping[str, float]
-    evaluation: Mapping[str, Any]
-    parity: Mapping[str, float]
-    manifest: Mapping[str, Any]
-    params: Mapping[str, Any]
-    pictures: Mapping[str, bytes]
+    value: str
+    beside: str  # its error, or what it is a part of
+    text: str
 
 
 def environment(*directories: Path) -> Environment:
@@ -165,108 +106,60 @@ def environment(*directories: Path) -> Environment:
 
 def render(page: Page) -> str:
     """Fill the template."""
-    template = environment().get_template(TEMPLATE.name)
-    return template.render(
-        page=page,
-        numbers=_numbers(page.metrics, _annealed_images(page.evaluation)),
-        figures={
-            title: shown
-            for title, group in PICTURES.items()
-            if (shown := [p for p in group if p.name in page.pictures])
-        },
-        tiles=_tiles(page),
-        sections=_sections(page.params),
-        params_file=_params_file(page.params),
-    )
-
-
-def _numbers(metrics: Mapping[str, float], annealed: int | None) -> dict[str, list[tuple[Number, str, str]]]:
-    """List the metrics that there are, group by group: how each is shown, its value, and its error or nothing.
-
-    `annealed` is the number of images behind what annealing tells, where that is known.
-    """
-    layers = tuple(
-        Number(
-            name, f"KL of layer {name.removeprefix('kl_layer_')}", "Its part of the KL; layer 1 is next to the image."
+    has_tiles = {"grid_tiles", "traversal_tiles"} <= set(page.pictures)
+    return (
+        environment()
+        .get_template(TEMPLATE.name)
+        .render(
+            page=page,
+            numbers=_numbers(page),
+            figures={
+                title: shown
+                for title, group in PICTURES.items()
+                if (shown := [picture for picture in group if picture.name in page.pictures])
+            },
+            tiles=page.evaluation.tiles.model_dump() if has_tiles else None,
+            sections={name: flatten(section) for name, section in page.config},
+            params_file=_params_file(page.config),
         )
-        for name in metrics
-        if name.startswith("kl_layer_") and not name.endswith("_se")
     )
-    groups = {
-        "Likelihood": LIKELIHOOD,
-        "Latents": (LATENTS[0], *layers, *LATENTS[1:]),
-        "Representation": REPRESENTATION,
-        "Generation": GENERATION,
-    }
-    found: dict[str, list[tuple[Number, str, str]]] = {}
-    for title, group in groups.items():
-        found[title] = [
-            (
-                _with_images(number, annealed),
-                _spell(metrics[number.metric], number),
-                _spell(_error(number.metric, metrics, annealed), number),
-            )
-            for number in group
-            if number.metric in metrics
-        ]
-    return found
 
 
-def _annealed_images(evaluation: Mapping[str, Any]) -> int | None:
-    images: int | None = evaluation.get("details", {}).get("annealed", {}).get("images")
-    return images
+def _numbers(page: Page) -> dict[str, list[Number]]:
+    values = page.metrics.values | page.parity.values
+    return {group: [_number(name, metric, values, page) for name, metric in members(group, values)] for group in GROUPS}
 
 
-def _with_images(number: Number, annealed: int | None) -> Number:
-    """Say of how many images the NLL by annealing is: the NLL is of all."""
-    if number.metric != "ais_nll" or annealed is None:
-        return number
-    return number._replace(text=number.text.replace("−log p(x)", f"−log p(x) of {_count(annealed)}", 1))
+def _number(name: str, metric: Metric, values: Mapping[str, float], page: Page) -> Number:
+    """Spell a metric; that of a single image has an error of 0, which is not known."""
+    images, error, beside = _images_of(metric, page.evaluation), values.get(f"{name}{ERROR}"), ""
+    if name == "active_units":
+        beside = f"of {page.model.latent_size}"
+    elif error is not None and images > 1:
+        beside = f"± {error:{metric.form}}"
+    part = "" if images == page.evaluation.images else f" Of {images} image{'s' if images > 1 else ''}."
+    return Number(metric.title, f"{values[name]:z{metric.form}}", beside, metric.text.replace("`", "") + part)
 
 
-def _count(images: int) -> str:
-    return "1 image" if images == 1 else f"{images} images"
-
-
-def _error(metric: str, metrics: Mapping[str, float], annealed: int | None) -> float | None:
-    """Return a standard error; None of a single image, whose error is not known and written as 0."""
-    images = annealed if metric.startswith("ais_") and annealed is not None else metrics.get("images")
-    return None if images == 1 else metrics.get(f"{metric}_se")
-
-
-def _spell(value: float | None, number: Number) -> str:
-    return "" if value is None else f"{value:z.{number.digits}f}"
-
-
-def _tiles(page: Page) -> Mapping[str, Any] | None:
-    """Return what the pre-rendered tiles show, where all is there that it takes to play with them."""
-    has_pictures = {"grid_tiles", "traversal_tiles"} <= set(page.pictures)
-    tiles: Mapping[str, Any] | None = page.evaluation.get("tiles")
-    return tiles if has_pictures else None
+def _images_of(metric: Metric, evaluation: EvaluationCard) -> int:
+    """Return the number of images that a metric was measured on."""
+    details = evaluation.details
+    for setting, facts in (("annealing.images", details.annealed), ("generated.images", details.generated)):
+        if facts and setting in metric.depends:
+            return facts.images
+    return evaluation.images
 
 
 def _data_uri(picture: bytes) -> Markup:
     return Markup("data:image/png;base64,") + base64.b64encode(picture).decode()
 
 
-def _sections(params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Group dotted parameter names by their section."""
-    sections: dict[str, dict[str, Any]] = {}
-    for path, value in params.items():
-        section, _, name = path.partition(".")
-        sections.setdefault(section, {})[name] = value
-    return sections
-
-
-def _params_file(params: Mapping[str, Any]) -> str:
-    """Spell parameters as a params.yaml; every JSON value is a YAML one."""
-    lines: list[str] = []
-    above: list[str] = []  # sections and blocks that the line before is in
-    for path, value in params.items():
-        *blocks, name = path.split(".")
-        for depth, block in enumerate(blocks):
-            if above[: depth + 1] != blocks[: depth + 1]:
-                lines.append(f"{'  ' * depth}{block}:\n")
-        lines.append(f"{'  ' * len(blocks)}{name}: {json.dumps(value, ensure_ascii=False)}\n")
-        above = blocks
+def _params_file(section: Section, indent: str = "") -> str:
+    """Spell parameters as a params.yaml, without credentials; every JSON value is a YAML one."""
+    lines, blocks, values = [], section.blocks(), flatten(section)
+    for name in type(section).model_fields:
+        if name in blocks:
+            lines.append(f"{indent}{name}:\n{_params_file(getattr(section, name), f'{indent}  ')}")
+        else:
+            lines.append(f"{indent}{name}: {json.dumps(values[name], ensure_ascii=False)}\n")
     return "".join(lines)

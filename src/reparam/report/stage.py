@@ -4,6 +4,10 @@ import csv
 from collections.abc import Sequence
 
 from reparam import track
+from reparam.cards.card import CARD, MANIFEST
+from reparam.cards.evaluation import EvaluationCard, EvaluationMetrics
+from reparam.cards.export import ExportCard, ExportMetrics
+from reparam.cards.model import ModelCard
 from reparam.config import Config, flatten
 from reparam.data import store
 from reparam.data.store import SPLITS
@@ -11,40 +15,40 @@ from reparam.errors import DamagedInputError
 from reparam.figures.curves import SCHEDULES, plot_training
 from reparam.figures.images import plot_contact_sheet
 from reparam.figures.style import png
-from reparam.files import read_json, require, rerun, whole_file
-from reparam.models.card import read_card
+from reparam.files import require, rerun, whole_file
 from reparam.paths import Paths
 from reparam.report.page import REQUIRED, Page, render
 
 
 def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> None:
-    """Bring numbers, figures, parameters and lineage together on one page."""
+    """Bring numbers, figures, parameters and lineage together on one page.
+
+    Raises: StaleInputError where some are of another model.
+    """
     tracker = tracker or track.connect(paths)
-    card = read_card(paths.model)
+    model, data = ModelCard.read(paths.model / CARD, "train"), store.read_card(paths.processed)
     for name in REQUIRED:
         require(paths.figures / f"{name}.png", made_by="evaluate")
-    data = store.read_card(paths.processed)
-    filled = [name for name in SPLITS if data["splits"][name]["count"]]  # there may be no validation split
+    filled = [name for name in SPLITS if data.splits[name].count]  # there may be no validation split
     history = _read_history(paths, [name for name in filled if name != "test"])
     pictures = {path.stem: path.read_bytes() for path in sorted(paths.figures.glob("*.png"))}
     sheet = plot_contact_sheet({name: store.read_split(paths.processed, name).images for name in filled})
     pictures["contact_sheet"] = png(sheet)
-    pictures["training_curves"] = png(plot_training(history, card["best_epoch"]))
+    pictures["training_curves"] = png(plot_training(history, model.best_epoch))
     page = Page(
-        title=config.report.title,
+        config=config,
         data=data,
-        model=card,
-        metrics=read_json(paths.evaluation_metrics, "evaluate", ("active_units", "images")),
-        evaluation=read_json(paths.evaluation_card, "evaluate", ("images", "units", "lineage")),
-        parity=read_json(paths.export_metrics, "export", ("encoder_max_error", "decoder_max_error")),
-        manifest=read_json(paths.onnx / "manifest.json", "export", ("latent_size", "image", "lineage", "files")),
-        params=flatten(config),
+        model=model,
+        evaluation=EvaluationCard.read_of(model, paths.evaluation_card, "evaluate"),
+        metrics=EvaluationMetrics.read_of(model, paths.evaluation_metrics, "evaluate"),
+        exported=ExportCard.read_of(model, paths.onnx / MANIFEST, "export"),
+        parity=ExportMetrics.read_of(model, paths.export_metrics, "export"),
         pictures=pictures,
     )
     tracker.ready()
     with whole_file(paths.report) as partial:
         partial.write_text(render(page), encoding="utf-8")
-    with tracker.child_run("report", card["lineage"]) as run:
+    with tracker.child_run("report", dict(model.lineage)) as run:
         run.log_params(flatten(config.report, "report."))
         run.log_files([paths.report], "report")
 

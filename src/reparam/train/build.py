@@ -1,39 +1,33 @@
 """From parameters and a data card to a trainer."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
+from reparam.cards.data import ImageFacts
 from reparam.config import Config
 from reparam.data.batches import Batches
 from reparam.data.pixels import Pixels
-from reparam.errors import ParamsError
 from reparam.models.build import build_model, start_at_mean
 from reparam.models.likelihoods import is_density
-from reparam.train.checks import check_parts, has_batch_norm
+from reparam.train.checks import check_parts
 from reparam.train.distributed import ALONE, World
 from reparam.train.loss import Loss
+from reparam.train.memory import check_memory
 from reparam.train.trainer import Trainer
 
 
-def build_trainer(config: Config, card: Mapping[str, Any], training: Batches, world: World = ALONE) -> Trainer:
+def build_trainer(config: Config, data: ImageFacts, training: Batches, world: World = ALONE) -> Trainer:
     """Put model, objective and optimizer together, on the device of the training images.
 
     Raises: ParamsError where they do not go together.
     """
-    model = build_model(config.model, tuple(card["shape"]))
-    check_parts(model, config, card)
-    if world.size > 1 and has_batch_norm(model):
-        raise ParamsError(
-            f"params.yaml: model.{config.model.network}.norm: wanted 'none' or 'layer' where several processes train, "
-            "each of which sees a part of the batch, found 'batch'"
-        )
-    pixels = Pixels(card)
+    check_memory(config, data, training)
+    model = build_model(config.model, data.shape)
+    check_parts(model, config, data, images=len(training), processes=world.size)
+    pixels = Pixels(data)
     if config.model.start_at_mean:
         start_at_mean(model, pixels.scaled(training.mean().cpu()))
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    has_density = is_density(model.likelihood, card["binarization"])
+    has_density = is_density(model.likelihood, data.binarization)
     loss = Loss(model, pixels, config.objective, is_density=has_density).to(training.device)
     return Trainer(loss, config.train, len(training), world)

@@ -1,53 +1,68 @@
 """Which model, objective, data and schedule go together."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import nn
 
-from reparam.config import Config, ModelConfig, ObjectiveConfig
+from reparam.cards.data import ImageFacts
+from reparam.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
 from reparam.errors import ParamsError
 from reparam.models.build import AnyModel
 from reparam.models.likelihoods import is_density
 from reparam.objectives import OBJECTIVES
 
 
-def check_parts(model: AnyModel, config: Config, card: Mapping[str, Any]) -> None:
-    """Refuse parts that do not go together.
+def check_parts(model: AnyModel, config: Config, data: ImageFacts, *, images: int, processes: int = 1) -> None:
+    """Refuse parts that do not go together, where so many processes train on so many images.
 
     Raises: ParamsError.
     """
     check_fit(model, config.model, config.objective)
-    kind = card["scaling"]["kind"]
+    _check_pixels(model, config.model, data)
+    _check_batches(model, config, images, processes)
+    _check_monitor(model, config.train, data)
+    _check_penalties(config)
+
+
+def _check_pixels(model: AnyModel, config: ModelConfig, data: ImageFacts) -> None:
+    kind = data.scaling.kind
     if kind != "unit" and model.likelihood.needs_unit:
-        likelihood = config.model.likelihood
-        settings = "".join(f" ({block})" for block in config.model.arguments(likelihood))
+        settings = "".join(f" ({block})" for block in config.arguments(config.likelihood))
         raise ParamsError(
-            f"params.yaml: preprocess.scaling: wanted 'unit' with model.likelihood {likelihood!r}{settings}, which is "
-            f"of pixels in [0, 1], found {kind!r}"
+            f"params.yaml: preprocess.scaling: wanted 'unit' with model.likelihood {config.likelihood!r}{settings}, "
+            f"which is of pixels in [0, 1], found {kind!r}"
         )
-    if card["binarization"] != "none" and not model.likelihood.needs_binary:
+    if data.binarization != "none" and not model.likelihood.needs_binary:
         raise ParamsError(
-            f"params.yaml: preprocess.binarization: wanted 'none' with model.likelihood {config.model.likelihood!r}, a "
-            f"likelihood of grey pixels, found {card['binarization']!r}"
+            f"params.yaml: preprocess.binarization: wanted 'none' with model.likelihood {config.likelihood!r}, a "
+            f"likelihood of grey pixels, found {data.binarization!r}"
         )
-    images, size = card["splits"]["train"]["count"], config.train.batch_size
-    if has_batch_norm(model) and (images % size == 1 or min(images, size) == 1):
+
+
+def _check_batches(model: AnyModel, config: Config, images: int, processes: int) -> None:
+    if not has_batch_norm(model):
+        return
+    size, name = config.train.batch_size, f"model.{config.model.network}.norm"
+    if images % size == 1 or min(images, size) == 1:
         raise ParamsError(
-            "params.yaml: train.batch_size: wanted more than one image in every batch with "
-            f"model.{config.model.network}.norm 'batch', found {size}, which leaves one of the {images} training "
-            "images alone; take another number"
+            f"params.yaml: train.batch_size: wanted more than one image in every batch with {name} 'batch', found "
+            f"{size}, which leaves one of the {images} training images alone; take another number"
         )
-    if config.train.monitor == "elbo" and not is_density(model.likelihood, card["binarization"]):
+    if processes > 1:
+        raise ParamsError(
+            f"params.yaml: {name}: wanted 'none' or 'layer' where several processes train, each of which sees a part "
+            "of the batch, found 'batch'"
+        )
+
+
+def _check_monitor(model: AnyModel, config: TrainConfig, data: ImageFacts) -> None:
+    if config.monitor == "elbo" and not is_density(model.likelihood, data.binarization):
         raise ParamsError(
             "params.yaml: train.monitor: wanted 'loss' where grey pixels meet a Bernoulli, so that there is no ELBO, "
             "found 'elbo'"
         )
-    if config.train.monitor == "elbo" and not model.stochastic_layers:
+    if config.monitor == "elbo" and not model.stochastic_layers:
         raise ParamsError(
             "params.yaml: train.monitor: wanted 'loss' with an autoencoder, which has no ELBO, found 'elbo'"
         )
-    _check_penalties(config)
 
 
 def _check_penalties(config: Config) -> None:

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from reparam.data.batches import Batches
-from reparam.data.pixels import Pixels
 from reparam.errors import UserError
 from reparam.models.build import AnyModel
+from reparam.objectives import has_prior
 from reparam.track import Run
+from reparam.train.loss import Loss
 
 EVERY = 10  # epochs
 COLUMNS = 10
@@ -37,9 +38,10 @@ class Filmstrip:
     Training draws the same numbers with and without it.
     """
 
-    def __init__(self, images: Batches, pixels: Pixels, run: Run, every: int, seed: int) -> None:
+    def __init__(self, images: Batches, loss: Loss, run: Run, every: int, seed: int) -> None:
         self.images = images
-        self.pixels = pixels
+        self.pixels = loss.pixels
+        self.objective = loss.config.name
         self.run = run
         self.every = every
         self.seed = seed
@@ -67,7 +69,7 @@ class Filmstrip:
         x = self.pixels(self.images.take(rows), generator)
         mean, _ = model.posterior(x)
         shown = [x, model.decode(mean)]
-        if model.stochastic_layers:
+        if has_prior(model, self.objective):
             shown.append(model.decode(torch.randn(mean.shape, generator=generator).to(mean.device)))
         model.train(was_training)
         return [self.pixels.unscaled(part).cpu() for part in shown]

@@ -35,11 +35,14 @@ def build_optimizer(weights: Weights, config: TrainConfig) -> Optimizer:
     return OPTIMIZERS[name](weights, config.learning_rate, config.weight_decay, *config.arguments(name))
 
 
-def rate_at(config: TrainConfig, epoch: float) -> float:
-    """Return the learning rate after `epoch` epochs, a fraction within one."""
+def rate_at(config: TrainConfig, epoch: float, after: float) -> float:
+    """Return the learning rate of a step from `epoch` to `after` epochs, fractions within one.
+
+    The warm-up counts the step itself, so that the first one moves the weights.
+    """
     name = config.schedule
     rate = config.learning_rate * SCHEDULES[name](epoch / config.epochs, epoch, *config.arguments(name))
-    return rate * min(1.0, epoch / config.warmup_epochs) if config.warmup_epochs else rate
+    return rate * min(1.0, after / config.warmup_epochs) if config.warmup_epochs else rate
 
 
 def let_capture(optimizer: Optimizer, device: torch.device) -> None:

@@ -2,21 +2,24 @@
 
 import csv
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from reparam import track
+from reparam.cards.card import CARD
+from reparam.cards.data import DataCard
+from reparam.cards.model import ModelCard, TrainedParams, TrainingLineage, TrainingMetrics
 from reparam.config import Config, TrainConfig, flatten, params_hash
 from reparam.data import store
 from reparam.data.batches import Batches
-from reparam.files import dvc_hash, require_writable, whole_directory, whole_file, write_json
+from reparam.files import dvc_hash, require_writable, whole_directory, whole_file
 from reparam.lineage import source_hash
-from reparam.models.card import save_card
+from reparam.models.likelihoods import is_density
 from reparam.models.storage import save_weights
+from reparam.objectives import has_prior
 from reparam.paths import Paths
 from reparam.progress import progress
 from reparam.runtime import computing_in, make_deterministic, pick_device
@@ -31,7 +34,6 @@ from reparam.train.reporting import EpochLog
 from reparam.train.rollback import Rollback
 from reparam.train.signals import StopRequest
 from reparam.train.state import State
-from reparam.train.sums import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -49,13 +51,11 @@ def run(
     with joined(place) as world, computing_in(config.train.precision):
         card = store.read_card(paths.processed)
         make_deterministic(config.train.seed, kernels=config.train.deterministic)
-        data = Data(
-            *(
-                Batches(store.read_split(paths.processed, split).images, config.train.batch_size, place)
-                for split in ("train", "validation")
-            )
+        training, validation = (
+            Batches(store.read_split(paths.processed, split).images, config.train.batch_size, place)
+            for split in ("train", "validation")
         )
-        training = State(build_trainer(config, card, data.training, world))
+        state = State(build_trainer(config, card, training, world))
         data_hash = dvc_hash(paths.processed)
         checkpoints = Checkpoints(paths.resume / _identity(config, data_hash, place, world))
         with (
@@ -64,17 +64,17 @@ def run(
         ):
             if is_ours and run.run_id:
                 checkpoints.run_id = run.run_id
-            counts = {name: split["count"] for name, split in card["splits"].items()}
-            run.log_dataset(name=card["source"], digest=data_hash, context="train", shape=card["shape"], counts=counts)
+            run.log_dataset(name=card.source, digest=data_hash, context="train", shape=card.shape, counts=card.counts)
             for section in ("download", "preprocess", "model", "objective", "train"):
                 run.log_params(flatten(getattr(config, section), f"{section}."))
-            _train(training, data, config.train, checkpoints if is_ours else None, Display(tracker, run, quiet))
+            display = Display(tracker, run, quiet)
+            _train(state, Data(training, validation), config.train, checkpoints if is_ours else None, display)
             if world.is_first:
-                lineage = _write_model(config, paths, card, data_hash, training.record)
-                summary = _write_reports(paths, training.record)
-                run.set_tags({track.WEIGHTS_TAG: lineage["weights_sha256"], track.PARAMS_TAG: lineage["params_sha256"]})
+                lineage = _write_model(paths.model, config, card, data_hash, state)
+                summary = _write_reports(paths, state.record, lineage)
+                run.set_tags({track.WEIGHTS_TAG: lineage.weights_sha256, track.PARAMS_TAG: lineage.params_sha256})
                 run.log_metrics(summary)
-                run.log_files([paths.model / "card.json", paths.history])
+                run.log_files([paths.model / CARD, paths.history])
                 if is_ours:
                     checkpoints.clear()
 
@@ -88,72 +88,66 @@ class Display:
     is_quiet: bool
 
 
-def _train(training: State, data: Data, config: TrainConfig, checkpoints: Checkpoints | None, display: Display) -> None:
+def _train(state: State, data: Data, config: TrainConfig, checkpoints: Checkpoints | None, display: Display) -> None:
     """Train from the start, or from the newest checkpoint."""
-    trainer, record = training.trainer, training.record
-    rollback = Rollback(training, is_on=config.on_nonfinite == "rollback")
-    keeper = Keeper(training, rollback, StopRequest(), checkpoints, seconds_between_checkpoints())
+    trainer, record = state.trainer, state.record
+    rollback = Rollback(state, is_on=config.on_nonfinite == "rollback")
+    keeper = Keeper(state, rollback, StopRequest(), checkpoints, seconds_between_checkpoints())
     if not keeper.resume():
-        training.separate_processes()
+        state.separate_processes()
         rollback.remember()
     elif checkpoints is not None and trainer.world.is_first:
         log.warning("train: going on after epoch %d, from %s", len(record.history), checkpoints.directory)
     logged = display.tracker.logged_epochs(display.run) if record.history else set()
     console = Console(stderr=True, quiet=display.is_quiet or not trainer.world.is_first)
     held_out = data.validation if len(data.validation) else data.training
-    filmstrip = Filmstrip(held_out, trainer.loss.pixels, display.run, epochs_between_pictures(), config.seed)
+    filmstrip = Filmstrip(held_out, trainer.loss, display.run, epochs_between_pictures(), config.seed)
     with keeper.stop.listening(), progress(config.epochs, console) as show:
         epoch_log = EpochLog(trainer, display.run, show, filmstrip, logged)
         for row in record.history:
             epoch_log.log(row, int(row["epoch"]))
-        fit(training, data, config, epoch_log, rollback, keeper)
-
-
-def _params(config: Config) -> dict[str, Any]:
-    return {name: getattr(config, name).model_dump(mode="json") for name in ("model", "objective", "train")}
+        fit(state, data, config, epoch_log, rollback, keeper)
 
 
 def _identity(config: Config, data_hash: str, place: torch.device, world: World) -> str:
     """Hash all that determines the result, so that no training goes on from the checkpoint of another."""
     code = {"code": source_hash("train"), "torch": torch.__version__, "device": place.type, "processes": world.size}
-    return params_hash({**_params(config), **code, "data": data_hash})
+    return params_hash({**TrainedParams.of(config).model_dump(mode="json"), **code, "data": data_hash})
 
 
-def _write_model(
-    config: Config, paths: Paths, data_card: Mapping[str, Any], data_hash: str, record: Record
-) -> dict[str, str]:
+def _write_model(directory: Path, config: Config, data: DataCard, data_hash: str, state: State) -> TrainingLineage:
     """Write weights and card, and return the card's lineage."""
-    params = _params(config)
-    with whole_directory(paths.model) as directory:
-        lineage = {
-            "data": data_hash,
-            "code_sha256": source_hash("train"),
-            "params_sha256": params_hash(params),
-            "weights_sha256": save_weights(directory, record.best_weights),
-        }
-        card = {
-            **params,
-            "data": {
-                name: data_card[name] for name in ("source", "binarization", "scaling", "shape", "layout", "range")
-            },
-            "best_epoch": record.best_epoch,
-            "epochs": len(record.history),
-            "lineage": lineage,
-        }
-        save_card(directory, card)
-    return lineage
+    params, model, record = TrainedParams.of(config), state.trainer.model, state.record
+    with whole_directory(directory) as written:
+        card = ModelCard(
+            **dict(params),
+            data=data.images,
+            latent_size=model.latent_size,
+            has_prior=has_prior(model, config.objective.name),
+            is_density=is_density(model.likelihood, data.binarization),
+            best_epoch=record.best_epoch,
+            epochs=len(record.history),
+            lineage=TrainingLineage(
+                data=data_hash,
+                code_sha256=source_hash("train"),
+                params_sha256=params.hash,
+                weights_sha256=save_weights(written, record.best_weights),
+            ),
+        )
+        card.write(written / CARD)
+    return card.lineage
 
 
-def _write_reports(paths: Paths, record: Record) -> Metrics:
+def _write_reports(paths: Paths, record: Record, lineage: TrainingLineage) -> dict[str, float]:
     with whole_file(paths.history) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, record.history[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in record.history)
     best = record.history[record.best_epoch - 1]
-    summary: Metrics = {
+    summary = {
         **({"best_validation_loss": round(best["validation_loss"], 4)} if "validation_loss" in best else {}),
         "best_epoch": record.best_epoch,
         "epochs": len(record.history),
     }
-    write_json(paths.training_metrics, summary)
+    TrainingMetrics.of(lineage, summary).write(paths.training_metrics)
     return summary

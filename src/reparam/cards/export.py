@@ -1,0 +1,54 @@
+"""The card of an exported model."""
+
+from typing import Annotated, Literal
+
+from pydantic import PositiveInt
+
+from reparam.cards.card import Card, Files, Hash, Number, Shape
+from reparam.cards.model import CardOfResult, Metrics, ModelLineage, TrainedParams
+from reparam.config.section import KeyOf
+
+GreyPixels = Literal["keep", "threshold"]
+
+
+class ExportLineage(ModelLineage):
+    """Where an exported model comes from."""
+
+    export_code_sha256: Hash
+
+
+class ExportedImage(Card):
+    """Images as the graphs take and give them: (batch, H, W, C)."""
+
+    shape: Shape  # (H, W, C)
+    layout: Literal["NHWC"]
+    dtype: Literal["uint8"]
+    range: tuple[Literal[0], Literal[255]]
+
+
+class ExportedModel(CardOfResult):
+    """What an app must know of a model, and the way back to its parameters: the metadata of both graphs."""
+
+    format: Literal[2]
+    image: ExportedImage
+    kind: Annotated[str, KeyOf("KINDS", "models/build.py")]
+    latent_size: PositiveInt
+    has_prior: bool
+    likelihood: Annotated[str, KeyOf("LIKELIHOODS", "models/likelihoods.py")]
+    grey_pixels: GreyPixels
+    source: str
+    params: TrainedParams
+    lineage: ExportLineage
+
+
+class ExportCard(ExportedModel):
+    """An exported model and its files."""
+
+    opset: PositiveInt
+    files: Files
+
+
+class ExportMetrics(Metrics):
+    encoder_max_error: Number
+    decoder_max_error: Number
+    decoder_max_grey_levels: Number

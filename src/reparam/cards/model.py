@@ -1,0 +1,140 @@
+"""The card of a trained model, and what is said of it elsewhere."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import ConfigDict, Field, PositiveInt
+
+from reparam.cards.card import Card, DirectoryHash, Hash, Number
+from reparam.cards.data import ImageFacts
+from reparam.config import Config, ModelConfig, ObjectiveConfig, TrainConfig, params_hash
+from reparam.errors import StaleInputError
+
+SHORT = 12  # digits of a hash that tell models apart where people read them
+
+
+class TrainedParams(Card):
+    """The parameters that determine the weights of a model."""
+
+    model: ModelConfig
+    objective: ObjectiveConfig
+    train: TrainConfig
+
+    @classmethod
+    def of(cls, owner: "Config | TrainedParams") -> "TrainedParams":
+        return TrainedParams(model=owner.model, objective=owner.objective, train=owner.train)
+
+    @property
+    def hash(self) -> str:
+        """Identify them by their values."""
+        return params_hash(TrainedParams.of(self).model_dump(mode="json"))
+
+
+class TrainingLineage(Card):
+    """Where weights come from."""
+
+    data: DirectoryHash
+    code_sha256: Hash
+    params_sha256: Hash
+    weights_sha256: Hash
+
+    @property
+    def weights(self) -> str:
+        """Tell models apart where people read it."""
+        return self.weights_sha256[:SHORT]
+
+
+class ModelCard(TrainedParams):
+    """A trained model: its parameters, what it was trained on, and what can be done with it."""
+
+    data: ImageFacts
+    latent_size: PositiveInt  # numbers that describe an image, all layers together
+    has_prior: bool  # whether decoded draws from N(0, I) are samples of the model
+    is_density: bool  # whether the likelihood is one of these pixels
+    best_epoch: PositiveInt
+    epochs: PositiveInt
+    lineage: TrainingLineage
+
+    @property
+    def weights(self) -> str:
+        return self.lineage.weights
+
+
+class Result(Card):
+    """What a stage made of a model."""
+
+    @property
+    @abstractmethod
+    def made_of(self) -> str:
+        """The short hash of the model's weights."""
+
+    def is_of(self, model: ModelCard) -> bool:
+        """Whether it was made of this model."""
+        return self.made_of == model.weights
+
+    @classmethod
+    def read_of(cls, model: ModelCard, path: Path, made_by: str) -> Self:
+        """Read what the stage `made_by` made of the model that is there.
+
+        Raises: MissingInputError, DamagedInputError, StaleInputError.
+        """
+        result = cls.read(path, made_by)
+        if result.is_of(model):
+            return result
+        found = "the same weights under another card" if result.made_of == model.weights else result.made_of
+        raise StaleInputError(
+            f"{path}: wanted results of the model in models/vae, weights {model.weights}, found those of {found}; run "
+            f"`dvc repro {made_by}`"
+        )
+
+
+class ModelLineage(TrainingLineage):
+    """Which model something was made of: its card is hashed too, so that an edited one is found."""
+
+    model_card_sha256: Hash
+
+    @classmethod
+    def of(cls, model: ModelCard, **own: str) -> Self:
+        """Trace a result to a model and, by `own`, to what made it."""
+        return cls(**dict(model.lineage), model_card_sha256=model.digest, **own)
+
+
+class CardOfResult(Result):
+    """A card, which names its model in full."""
+
+    lineage: ModelLineage
+
+    @property
+    def made_of(self) -> str:
+        return self.lineage.weights
+
+    def is_of(self, model: ModelCard) -> bool:
+        return self.lineage.model_card_sha256 == model.digest
+
+
+class Metrics(Result):
+    """Numbers by name, of the model with these weights: those that there always are, and others."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Number] = Field(init=False)
+
+    weights: Annotated[str, Field(pattern=rf"^[0-9a-f]{{{SHORT}}}$")]  # short, because `dvc exp show` gives it a column
+
+    @classmethod
+    def of(cls, lineage: TrainingLineage, values: Mapping[str, float]) -> Self:
+        return cls.model_validate({"weights": lineage.weights, **values})
+
+    @property
+    def values(self) -> dict[str, float]:
+        return {name: value for name, value in self if name != "weights"}
+
+    @property
+    def made_of(self) -> str:
+        return self.weights
+
+
+class TrainingMetrics(Metrics):
+    best_epoch: Number
+    epochs: Number

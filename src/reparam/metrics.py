@@ -1,0 +1,245 @@
+"""Every number that is reported, described once: pages, tables, verdicts and the documentation read it here."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a number means, and how it is shown."""
+
+    title: str
+    text: str  # one sentence
+    best: Literal["higher", "lower", "0", "1", ""] = ""  # which value is best; "": none is better than another
+    unit: str = "nats per image"
+    form: str = ".2f"
+    applies: str = ""  # which models and settings have it; "": all
+    depends: tuple[str, ...] = ()  # parameters of `evaluate` that change what is measured; "data": the training images
+    is_likelihood: bool = False  # whether likelihoods of grey values and of real numbers give it other meanings
+
+
+likelihood = partial(Metric, applies="a posterior, a prior and a density of the pixels", is_likelihood=True)
+latents = partial(Metric, applies="a posterior and a prior")
+labels = partial(Metric, unit="share", form=".3f", applies="two classes or more, on another split than train")
+annealed = partial(
+    Metric,
+    applies="`evaluate.annealing.images` above 0",
+    depends=("annealing.images", "annealing.chains", "annealing.steps"),
+)
+generated = partial(
+    Metric,
+    unit="share",
+    form=".3f",
+    applies="`evaluate.generated.images` above 0",
+    depends=("data", "generated.images", "generated.components", "neighbours"),
+)
+exported = partial(Metric, form=".1e", unit="")
+count = partial(Metric, unit="images", form=".0f")
+
+GROUPS: dict[str, dict[str, Metric]] = {
+    "Likelihood": {
+        "elbo": likelihood("ELBO", "Lower bound on log p(x), at beta = 1 whatever was trained.", "higher"),
+        "nll": likelihood("NLL", "Importance-sampled −log p(x).", "lower", depends=("nll_samples",)),
+        "ais_nll": annealed(
+            "NLL by annealing",
+            "−log p(x) by annealed importance sampling, a check of the NLL.",
+            "lower",
+            is_likelihood=True,
+        ),
+        "ais_minus_nll": annealed(
+            "Annealing − importance",
+            "Difference to the NLL of the same images, about 0 when both are right.",
+            "0",
+            depends=("annealing.images", "annealing.chains", "annealing.steps", "nll_samples"),
+        ),
+        "ais_gap": annealed(
+            "Gap of annealing",
+            "Between the two annealed bounds on simulated images: the annealed NLL can be off by as much.",
+            "lower",
+        ),
+        "nll_effective_samples": likelihood(
+            "Effective samples",
+            "Importance samples that the NLL of the median image rests on; of a handful, raise `evaluate.nll_samples`.",
+            "higher",
+            unit="samples",
+            form=".1f",
+            depends=("nll_samples",),
+            is_likelihood=False,
+        ),
+        "bits_per_dim": Metric(
+            "Bits per dimension",
+            "The NLL in bits, per pixel and channel.",
+            "lower",
+            unit="bits",
+            form=".3f",
+            applies="a likelihood of the 256 grey values",
+            depends=("nll_samples",),
+        ),
+        "reconstruction": Metric(
+            "Reconstruction",
+            "Expected −log p(x|z) of an image given its latents.",
+            "lower",
+            applies="a density of the pixels",
+            is_likelihood=True,
+        ),
+        "bce": Metric(
+            "Cross-entropy",
+            "Of grey pixels, which a Bernoulli gives no density: there is neither ELBO nor NLL.",
+            "lower",
+            applies="a Bernoulli likelihood of grey pixels",
+        ),
+        "auroc": Metric(
+            "Outliers told apart",
+            "Chance that an outlier has a larger NLL than a scored image; 0.5 is guessing.",
+            "higher",
+            unit="share",
+            form=".3f",
+            applies="`evaluate.outliers` that is set",
+            depends=("outliers", "nll_samples"),
+        ),
+    },
+    "Latents": {
+        "kl": latents("KL", "KL of the posterior to the prior: ELBO = −(reconstruction + KL)."),
+        "mutual_information": latents(
+            "Mutual information", "What latents say about which image it is, at most log N: one part of the KL."
+        ),
+        "marginal_kl": latents(
+            "Marginal KL", "KL of the posterior of all images together to the prior: the other part of the KL."
+        ),
+        "total_correlation": latents(
+            "Total correlation",
+            "What latent dimensions say about each other, a part of the marginal KL; 0: they are independent.",
+        ),
+        "active_units": Metric(
+            "Active units",
+            "Latent dimensions whose posterior mean varies over images by more than `evaluate.active_variance`.",
+            unit="dimensions",
+            form=".0f",
+            depends=("active_variance",),
+        ),
+    },
+    "Representation": {
+        "knn_accuracy": labels(
+            "Nearest neighbours",
+            "Share of images whose class is that of their neighbours among training images, by posterior means.",
+            "higher",
+            depends=("neighbours",),
+        ),
+        "probe_accuracy": labels(
+            "Linear probe", "Share of images whose class a linear classifier of posterior means guesses.", "higher"
+        ),
+    },
+    "Generation": {
+        "pca_precision": generated("Precision", "Share of generated images that look real.", "higher"),
+        "pca_recall": generated("Recall", "Share of real images that could have been generated.", "higher"),
+        "pca_density": generated("Density", "How many real images a generated one is near to.", "1", unit=""),
+        "pca_coverage": generated("Coverage", "Share of real images that have a generated one near them.", "higher"),
+        "pca_frechet": generated(
+            "Fréchet distance",
+            "Between generated and real images, in principal components of pixels.",
+            "lower",
+            unit="",
+            form=".2f",
+            depends=("data", "generated.images", "generated.components"),
+        ),
+    },
+    "Export": {
+        "encoder_max_error": exported("Encoder parity", "Largest difference between onnxruntime and torch.", "lower"),
+        "decoder_max_error": exported("Decoder parity", "Largest difference between onnxruntime and torch.", "lower"),
+        "decoder_max_grey_levels": exported(
+            "Decoder parity of images",
+            "Largest difference between onnxruntime and torch.",
+            "lower",
+            unit="grey levels",
+            form=".0f",
+        ),
+        "served_elbo": likelihood(
+            "Served ELBO", "ELBO when the exported encoder sees grey images instead of what training saw.", "higher"
+        ),
+        "served_elbo_loss": likelihood(
+            "Serving skew", "ELBO lost because the exported encoder sees grey images.", "lower", is_likelihood=False
+        ),
+    },
+    "Training": {
+        "best_validation_loss": Metric(
+            "Validation loss", "The objective at the epoch that was kept.", "lower", applies="a validation split"
+        ),
+        "best_epoch": Metric("Best epoch", "The epoch whose weights were kept.", unit="epochs", form=".0f"),
+        "epochs": Metric("Epochs", "Epochs that were trained.", unit="epochs", form=".0f"),
+    },
+    "Data": {
+        "images": count("Images", "Images that were scored."),
+        "train_images": count("Training images", "Images in split train."),
+        "validation_images": count("Validation images", "Images in split validation."),
+        "test_images": count("Test images", "Images in split test."),
+        "skipped_images": count("Skipped images", "Unreadable images that were left out."),
+        "train_mean": Metric("Mean", "Mean of the training pixels, in [0, 1].", unit="", form=".3f"),
+        "train_standard_deviation": Metric(
+            "Standard deviation", "Standard deviation of the training pixels, in [0, 1].", unit="", form=".3f"
+        ),
+    },
+}
+METRICS: dict[str, Metric] = {name: metric for group in GROUPS.values() for name, metric in group.items()}
+HEADLINE = ("elbo", "reconstruction", "bce", "kl", "nll", "bits_per_dim")  # of one model, in a few lines
+ERROR = "_se"  # after the name of a metric: its standard error
+LAYER = "kl_layer_"  # of a hierarchy: the KL layer by layer
+
+
+def describe(name: str) -> Metric | None:
+    """Look up a metric; None where we report none of that name."""
+    if name.startswith(LAYER) and name.removeprefix(LAYER).isdigit():
+        number = name.removeprefix(LAYER)
+        return latents(f"KL of layer {number}", "Its part of the KL; layer 1 is next to the image.")
+    return METRICS.get(name)
+
+
+def members(group: str, names: Iterable[str]) -> Iterator[tuple[str, Metric]]:
+    """Yield the metrics of a group that are there, in the order in which they are shown."""
+    there = list(names)
+    for name, metric in GROUPS[group].items():
+        if name in there:
+            yield name, metric
+        if name == "kl":
+            layers = ((layer, describe(layer)) for layer in there if layer.startswith(LAYER))
+            yield from ((layer, found) for layer, found in layers if found)
+
+
+def is_better(name: str, value: float, than: float) -> bool | None:
+    """Whether a value of a metric is better than another; None where none is."""
+    metric = describe(name)
+    match metric.best if metric else "":
+        case "higher":
+            return value > than
+        case "lower":
+            return value < than
+        case "0" | "1" as best:
+            return abs(value - float(best)) < abs(than - float(best))
+    return None
+
+
+REFERENCE = """\
+# Metrics
+
+What each number means. Most are means over the images of `evaluate.split`, with their standard errors under
+`<name>_se`. Densities are those of the pixels as `preprocess.scaling` makes them: compare ELBO, reconstruction and NLL
+of models with the same scaling only. `make docs` writes this page from `src/reparam/metrics.py`.
+
+Read the numbers of generated images together. They compare decoder means with grey originals in a few principal
+components of pixels, so they cannot see fine detail, nor whether an image was copied from the training images. Few
+kinds of images that all look real have a high precision and density: only recall and coverage show what is missing.
+"""
+HEAD = "| metric | shown as | unit | best | meaning | measured with |\n|---|---|---|---|---|---|\n"
+
+
+def reference() -> str:
+    """Write the reference page, in Markdown."""
+    parts = [REFERENCE]
+    for title, group in GROUPS.items():
+        parts.append(f"\n## {title}\n\n{HEAD}")
+        for name, metric in members(title, [*group, f"{LAYER}1"]):
+            text = metric.text.replace("|", r"\|")
+            cells = (f"`{name}`", metric.title, metric.unit, metric.best, text, metric.applies)
+            parts.append(f"| {' | '.join(cells)} |\n")
+    return "".join(parts)

@@ -1,0 +1,81 @@
+"""Whether a training fits into memory, found out on a device that has none."""
+
+import math
+import os
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from reparam.cards.data import ImageFacts
+from reparam.config import Config
+from reparam.data.batches import Batches
+from reparam.data.pixels import Pixels
+from reparam.errors import ParamsError
+from reparam.models.build import build_model
+from reparam.train.loss import Loss
+
+META = torch.device("meta")
+GIB = 2**30
+BYTES_PER_NUMBER = 4 * 6  # that a layer puts out: itself, its activation and normalisation
+
+
+def check_memory(config: Config, data: ImageFacts, training: Batches) -> None:
+    """Refuse a training whose weights and gradients, or one of whose steps, this machine's memory cannot hold.
+
+    It counts no more than what is surely needed, so what passes may still run out of memory.
+
+    Raises: ParamsError.
+    """
+    with META:
+        model = build_model(config.model, data.shape)
+    memory, weights = _memory(training.device), 2 * _bytes(model.parameters())
+    if weights > memory:
+        raise ParamsError(
+            f"params.yaml: model: wanted a model that can be trained in {memory / GIB:,.1f} GiB of memory, found one "
+            f"whose weights and gradients take {weights / GIB:,.1f} GiB; lower model.latent, or the widths in "
+            f"model.{config.model.network}"
+        )
+    batch = min(config.train.batch_size, len(training))
+    if weights + _most(model, data.shape, batch * config.objective.samples) <= memory:
+        return
+    loss = Loss(model, Pixels(data).to(META), config.objective)
+    step = _bytes_of_step(loss, torch.empty((batch, *data.shape), dtype=torch.uint8, device=META))
+    if weights + step > memory:
+        raise ParamsError(
+            f"params.yaml: train.batch_size: wanted a step that fits into {memory / GIB:,.1f} GiB of memory, found "
+            f"{config.train.batch_size}, with which a step takes {(weights + step) / GIB:,.1f} GiB; lower it, "
+            "objective.samples or the size of the model"
+        )
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _most(model: nn.Module, shape: tuple[int, ...], images: int) -> int:
+    """Return more than a step can keep: to count it takes two seconds, because torch then loads much of itself."""
+    channels = sum(max(weight.shape[:2]) for weight in model.parameters() if weight.dim() > 1)
+    return images * channels * math.prod(shape[1:]) * BYTES_PER_NUMBER
+
+
+def _bytes_of_step(loss: nn.Module, images: Tensor) -> int:
+    """Count what the forward pass keeps for the backward pass."""
+    kept = dict[int, int]()
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[id(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        terms = loss(images)
+    del terms
+    return sum(kept.values())
+
+
+def _memory(place: torch.device) -> int:
+    """Return all memory of a device, whoever uses it. Units: bytes."""
+    if place.type == "cuda":
+        return int(torch.cuda.mem_get_info(place)[1])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,146 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from experiments import CONDITIONS, PICTURE, numbers, type_in, write_results
+from some_cards import PARITY, hash_of, model_card, training_metrics
+
+from reparam.compare.side_by_side import find
+from reparam.config import flatten
+from reparam.errors import UserError
+from reparam.paths import Paths
+
+
+def test_the_working_copy_is_read_as_it_lies_there(project: Paths, params: dict[str, Any]) -> None:
+    write_results(project, params, -20.0)
+    found = find("workspace", project)
+    assert found.params == flatten(params)
+    assert found.params["model.latent"] == 3
+    assert found.metrics == {"best_epoch": 80, "epochs": 120, **numbers(-20.0), **PARITY}
+    assert found.conditions == CONDITIONS
+    assert (found.loss_split, found.losses) == ("validation", {1: 30.0, 2: 20.0})
+    assert (found.samples, found.notes) == (PICTURE + b"-20.0", ())
+    assert found.scores["elbo"].tolist() == [-19.0, -20.0, -21.0]
+
+
+def test_what_was_measured_of_another_model_is_withheld(project: Paths, params: dict[str, Any]) -> None:
+    # As `dvc exp run --temp -S train.epochs=2 train` leaves it: a new model, and the evaluation of the one before.
+    before = write_results(project, params, -20.0)
+    after = training_metrics(model_card(weights=hash_of("9")), best_epoch=2, epochs=2)
+    after.write(project.training_metrics)
+    found = find("workspace", project)
+    assert found.metrics == {"best_epoch": 2, "epochs": 2}
+    assert (found.conditions, dict(found.scores), found.samples) == ({}, {}, None)
+    assert found.notes == tuple(
+        f"reports/{name}: withheld: wanted results of the trained model (weights {'9' * 12}), found those of "
+        f"another one (weights {before.weights}); run `dvc repro`"
+        for name in ("evaluation/card.json", "evaluation/metrics.json", "export/metrics.json")
+    )
+
+
+def test_without_validation_the_curve_is_that_of_training(project: Paths, params: dict[str, Any]) -> None:
+    write_results(project, params, -20.0)
+    project.history.write_text("epoch,train_loss\n1,31\n2,27\n")
+    found = find("workspace", project)
+    assert (found.loss_split, found.losses) == ("train", {1: 31.0, 2: 27.0})
+
+
+def test_parameters_that_were_changed_after_training_are_told(
+    project: Paths, params: dict[str, Any], write_params: Callable[[dict[str, Any]], None]
+) -> None:
+    write_results(project, params, -20.0)
+    params["model"]["latent"] = 7
+    write_params(params)
+    (note,) = find("workspace", project).notes
+    assert note.startswith("params.yaml was changed after training")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "epoch\n1\n", "epoch,validation_loss\n1,many\n"])
+def test_damaged_files_are_told_and_the_rest_is_read(content: str, project: Paths, params: dict[str, Any]) -> None:
+    write_results(project, params, -20.0)
+    project.history.write_text(content)
+    project.evaluation_card.write_text("{")
+    found = find("workspace", project)
+    card, history = found.notes
+    assert card.startswith("reports/evaluation/card.json: damaged: not valid JSON (")
+    assert history.startswith("reports/training/history.csv: damaged: ")
+    assert {note.endswith("; run `dvc repro`") for note in found.notes} == {True}
+    assert found.metrics["elbo"] == -20.0
+    assert (found.conditions, found.samples) == ({}, None)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY", b"no archive"])
+def test_damaged_scores_are_told_and_nothing_is_paired(content: bytes, project: Paths, params: dict[str, Any]) -> None:
+    write_results(project, params, -20.0)
+    project.scores.write_bytes(content)
+    found = find("workspace", project)
+    assert dict(found.scores) == {}
+    assert found.notes[0].startswith("reports/evaluation/scores.npz: damaged: ")
+
+
+def test_an_empty_working_copy_holds_no_experiment(project: Paths) -> None:
+    project.params.unlink()
+    with pytest.raises(UserError) as caught:
+        find("workspace", project)
+    assert str(caught.value) == (
+        "workspace (working copy): wanted an experiment, found none of its files; run `dvc repro`"
+    )
+
+
+def test_revisions_and_experiments_are_read_through_the_cache_of_dvc(repository: Paths) -> None:
+    commit = type_in(repository.root, "git", "rev-parse", "HEAD")
+    for name in ("main", commit, commit[:7], "HEAD"):
+        found = find(name, repository)
+        assert found.name == (commit[:7] if commit.startswith(name) else name)
+        assert found.origin == f"revision {commit[:7]}"
+        assert found.params["model.latent"] == 12
+        assert (found.metrics["elbo"], found.samples) == (-20.0, PICTURE + b"-20.0")
+        assert (found.losses, found.conditions, found.notes) == ({1: 30.0, 2: 20.0}, CONDITIONS, ())
+    wide = find("wide", repository)
+    assert (wide.params["model.latent"], wide.metrics["elbo"], wide.losses[2]) == (20, -18.0, 18.0)
+    assert wide.conditions["nll_samples"] == 5
+
+
+def test_a_revision_that_was_never_run_has_parameters_alone_and_says_what_to_do(repository: Paths) -> None:
+    found = find("HEAD~1", repository)
+    assert found.params["model.latent"] == 12
+    assert (found.metrics, found.losses, found.samples) == ({}, {}, None)
+    assert found.notes == (
+        "not found: reports/training/metrics.json, reports/evaluation/card.json, reports/evaluation/metrics.json, "
+        "reports/export/metrics.json, reports/training/history.csv, reports/evaluation/figures/samples.png, "
+        "reports/evaluation/scores.npz; it was not run at this revision: run `dvc exp run`, and compare that "
+        "experiment",
+    )
+
+
+def test_what_the_cache_does_not_have_is_told_with_the_command_that_gets_it(
+    repository: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = repository.root / ".dvc/cache"
+    cache.rename(cache.with_name("tmp-away"))
+    try:
+        found = find("wide", repository)
+    finally:
+        cache.with_name("tmp-away").rename(cache)
+    assert (found.metrics["elbo"], found.losses) == (-18.0, {})
+    (note,) = found.notes
+    assert note.startswith("not found: reports/evaluation/card.json, reports/training/history.csv, reports/")
+    assert "`dvc fetch` gets what is on a remote; `dvc exp apply wide` " in note
+
+
+def test_an_unknown_name_says_what_was_wanted_and_what_lists_it(repository: Paths) -> None:
+    for name in ("nonesuch", "abc123", "it's", "a b", "main:params.yaml"):
+        with pytest.raises(UserError) as caught:
+            find(name, repository)
+        assert str(caught.value) == (
+            f"{name}: wanted `workspace`, a revision of git, an experiment of DVC, or a run of MLflow (an id, 6 or "
+            "more digits of it, or a name), found none; `dvc exp show` lists experiments, `mlflow ui` (with "
+            "--backend-store-uri as `reparam summary` prints it) lists runs"
+        )
+    with pytest.raises(UserError, match="found an empty name"):
+        find("", repository)
+
+
+def test_where_there_is_no_repository_a_name_is_unknown(project: Paths) -> None:
+    with pytest.raises(UserError, match=r"^main: wanted `workspace`, a revision of git"):
+        find("main", project)

@@ -1,0 +1,170 @@
+import base64
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from experiments import METRICS, PICTURE, experiment, seeded, write_results
+
+from reparam import cli
+from reparam.compare import side_by_side
+from reparam.compare.differences import compare
+from reparam.compare.side_by_side import render
+from reparam.config import flatten, load_config
+from reparam.errors import UserError
+from reparam.paths import Paths
+
+# ---- the page
+
+
+class Outline(HTMLParser):
+    """Tags, links and text of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [str(value) for name, value in attributes if name in {"src", "href"}]
+
+    def handle_data(self, data: str) -> None:
+        self.text = re.sub(r"\s+", " ", f"{self.text} {data}")
+
+
+def test_the_page_says_every_number_and_holds_every_picture() -> None:
+    other = experiment(
+        "other",
+        params={"model.latent": 20, "train.seed": 0},
+        metrics=METRICS | {"elbo": -18.0},
+        samples=PICTURE + b"other",
+        notes=("not found: something",),
+    )
+    html = render(compare([experiment(), other, experiment("third", conditions={})]))
+    outline = Outline(html)
+    for words in (
+        "3 experiments side by side",
+        "elbo -20.00 ± 0.30 -18.00 ± 0.30 +2.00 ± 0.42 better -20.00 ± 0.30 +0.00 ± 0.42",
+        "nll 19.00 ± 0.30 19.00 ± 0.30 +0.00 ± 0.42 within noise",
+        "model.latent 12 20 12",
+        "1 differ, 1 are equal",
+        "third: split is not known, of first test; no verdict on elbo, nll",
+        "other : not found: something",
+    ):
+        assert words in outline.text
+    _, curves, *samples = [link.removeprefix("data:image/png;base64,") for link in outline.links]
+    assert base64.b64decode(curves).startswith(b"\x89PNG\r\n")
+    assert [base64.b64decode(picture) for picture in samples] == [PICTURE, PICTURE + b"other", PICTURE]
+
+
+def test_the_page_is_self_contained_and_shares_the_style_of_the_report() -> None:
+    html = render(compare([experiment(), experiment()]))
+    outline = Outline(html)
+    assert [link for link in outline.links if not link.startswith("data:")] == []
+    assert not {"script", "iframe", "object", "embed", "base"} & set(outline.tags)
+    assert not re.search(r"https?:|@import|url\(", html)
+    assert html.count("prefers-color-scheme: dark") == 2
+    assert html.count("<style>") == 1
+    assert "--paper: #0d1117" in html
+    assert html.count("<table>") == html.count('<div class="card scroll">\n    <table>') == 2
+
+
+def test_everything_on_the_page_is_escaped() -> None:
+    evil = '<script>alert("x")</script>'
+    poisoned = experiment(
+        evil,
+        origin=evil,
+        params={f"model.{evil}": evil},
+        metrics={evil: 1.0, "elbo": -20.0, "elbo_se": 0.3},
+        conditions={"split": evil},
+        notes=(evil,),
+    )
+    html = render(compare([experiment(), poisoned]))
+    assert "script" not in Outline(html).tags
+    assert evil not in html
+
+
+def test_a_page_of_experiments_without_results_says_so() -> None:
+    bare = experiment(metrics={}, losses={}, samples=None)
+    text = Outline(render(compare([bare, bare]))).text
+    for words in ("None could be read.", "No curves could be read.", "Not found."):
+        assert words in text
+
+
+def test_seeds_have_a_table_of_their_own() -> None:
+    text = Outline(
+        render(compare([seeded("a", 0, -20.0), seeded("b", 1, -21.0), seeded("c", 0, -1.0, latent=20)]))
+    ).text
+    assert "Over seeds a, b c elbo -20.50 ± 0.71 -1 +19.5" in text
+
+
+def test_curves_name_the_split_where_it_is_not_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    plot = side_by_side.plot_losses
+    monkeypatch.setattr(side_by_side, "plot_losses", lambda *given: drawn.append(given) or plot(*given))
+    first, second = experiment("a"), experiment("c", losses={1: 9.0})
+    render(compare([first, second]))
+    render(compare([first, replace(second, loss_split="train")]))
+    assert drawn == [
+        ({"a": first.losses, "c": second.losses}, "validation loss"),
+        ({"a (validation)": first.losses, "c (train)": second.losses}, "train or validation loss"),
+    ]
+
+
+# ---- the command
+
+
+def test_the_command_prints_plain_tables_and_writes_the_page(
+    repository: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "page.html"
+    monkeypatch.setattr(sys, "argv", ["reparam", "compare", "main", "wide", "workspace", "--output", str(target)])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    lines = [re.sub(r" {2,}", " | ", line.strip()) for line in printed.splitlines()]
+    assert [line for line in lines if line.startswith(("Param", "model.", "elbo", "best", "wide: 1"))] == [
+        f"Parameters: 1 differ, {len(flatten(load_config(repository.params))) - 1} are equal",
+        "model.latent | 12 | 20 | 20",
+        "best_epoch | 80 | 80 | 80",
+        "elbo | -20.00 ± 0.25 | -18.00 ± 0.25 | -18.00 ± 0.25",
+        "best_epoch | 0 | 0",
+        "elbo | +2.000 ± 0.058 | better | +2.000 ± 0.058 | better",
+    ]
+    assert not re.search(r"[│┃━─\x1b…]", printed)
+    assert lines[-1] == f"{target}: written"
+    assert "3 experiments side by side" in target.read_text(encoding="utf-8")
+
+
+def test_the_page_stands_among_the_reports_unless_told_otherwise(project: Paths, params: dict[str, Any]) -> None:
+    write_results(project, params, -20.0)
+    side_by_side.run(["workspace", "workspace"], project)
+    assert project.comparison == project.root / "reports/compare.html"
+    assert "2 experiments side by side" in project.comparison.read_text(encoding="utf-8")
+
+
+def test_one_experiment_is_not_enough(project: Paths) -> None:
+    with pytest.raises(UserError, match=r"^compare: wanted two experiments or more, found only 'wide'; "):
+        side_by_side.run(["wide"], project)
+    assert not project.comparison.exists()
+
+
+def test_a_comparison_of_files_loads_neither_torch_nor_mlflow_nor_dvc(project: Paths, params: dict[str, Any]) -> None:
+    write_results(project, params, -20.0)
+    code = (
+        "import sys; from reparam.compare import side_by_side; from reparam.paths import Paths;"
+        "side_by_side.run(['workspace', 'workspace'], Paths.here());"
+        "assert not {'torch', 'mlflow', 'dvc'} & set(sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

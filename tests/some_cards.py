@@ -1,0 +1,169 @@
+"""Cards of a small model that was never trained, in the words that stages leave."""
+
+from typing import Any
+
+from conftest import SMALL, small_section
+
+from reparam.cards.card import FileFacts
+from reparam.cards.data import DataCard, DownloadCard, ImageFacts, Scaling, SplitFacts
+from reparam.cards.evaluation import (
+    Details,
+    EvaluationCard,
+    EvaluationLineage,
+    EvaluationMetrics,
+    GridTiles,
+    TileDimension,
+    Tiles,
+    TraversalTiles,
+)
+from reparam.cards.export import ExportCard, ExportedImage, ExportLineage, ExportMetrics
+from reparam.cards.model import ModelCard, TrainedParams, TrainingLineage, TrainingMetrics
+from reparam.config import Config
+
+# The numbers of a model with a posterior, a prior and a density of its pixels.
+EVALUATED = {
+    "elbo": -20.126,
+    "elbo_se": 0.3,
+    "reconstruction": 12.0,
+    "reconstruction_se": 0.25,
+    "kl": 8.126,
+    "kl_se": 0.1,
+    "nll": 18.5,
+    "nll_se": 0.2,
+    "active_units": 9,
+    "images": 359,
+}
+PARITY = {"encoder_max_error": 1e-7, "decoder_max_error": 3.4e-7, "decoder_max_grey_levels": 0.0}
+TILES = Tiles(
+    image=(8, 8),
+    range=2.5,
+    grid=GridTiles(steps=15, names=("z3", "z1"), unit="prior standard deviations"),
+    traversals=TraversalTiles(
+        steps=21,
+        unit="prior standard deviations",
+        use="nats",
+        dimensions=(TileDimension(number=3, use=1.25), TileDimension(number=1, use=0.5)),
+    ),
+)
+
+
+def hash_of(digit: str) -> str:
+    """A SHA-256 that a reader recognises."""
+    return digit * 64
+
+
+def image_facts(binarization: Any = "dynamic", shift: float = 0.0, scale: float = 1.0, channels: int = 1) -> ImageFacts:
+    """Facts of images of which a model sees (pixel - shift) / scale; without numbers, pixels in [0, 1]."""
+    scaling = Scaling(kind="unit", shift=(shift,) * channels, scale=(scale,) * channels)
+    return ImageFacts(source="digits", binarization=binarization, scaling=scaling, shape=(channels, 8, 8))
+
+
+def data_card(binarization: Any = "dynamic", **changes: Any) -> DataCard:
+    """The card of 20 images."""
+    splits = {
+        name: SplitFacts(count=count, classes={"0": count}, images_sha256=hash_of(digit), labels_sha256=hash_of("0"))
+        for (name, count), digit in zip({"train": 12, "validation": 3, "test": 5}.items(), "123", strict=True)
+    }
+    values = {
+        **dict(image_facts(binarization)),
+        "options": {},
+        "classes": ("0",),
+        "skipped": {},
+        "train_mean": (0.25,),
+        "train_standard_deviation": (0.5,),
+        "splits": splits,
+    }
+    return DataCard(**values | changes)
+
+
+def download_card(**changes: Any) -> DownloadCard:
+    """The card of one delivered file."""
+    files = {"digits.npz": FileFacts(sha256=hash_of("a"), bytes=10)}
+    values = {"source": "digits", "options": {}, "title": "Digits", "licence": "CC BY 4.0", "files": files}
+    return DownloadCard(**values | changes)
+
+
+def trained_params(**sections: Any) -> TrainedParams:
+    """The parameters of the small model, or with other sections."""
+    return TrainedParams(**{name: small_section(name) for name in ("model", "objective", "train")} | sections)
+
+
+def training_lineage(weights: str = hash_of("d"), params: TrainedParams | None = None) -> TrainingLineage:
+    """Where these weights come from."""
+    return TrainingLineage(
+        data="b" * 32 + ".dir",
+        code_sha256=hash_of("c"),
+        params_sha256=(params or trained_params()).hash,
+        weights_sha256=weights,
+    )
+
+
+def model_card(params: TrainedParams | None = None, weights: str = hash_of("d"), **changes: Any) -> ModelCard:
+    """The card of the small model."""
+    params = params or trained_params()
+    values = {
+        **dict(params),
+        "data": image_facts(),
+        "latent_size": 3,
+        "has_prior": True,
+        "is_density": True,
+        "best_epoch": 80,
+        "epochs": 120,
+        "lineage": training_lineage(weights, params),
+    }
+    return ModelCard(**values | changes)
+
+
+def evaluation_card(model: ModelCard | None = None, **changes: Any) -> EvaluationCard:
+    """The card of its evaluation on the test split."""
+    values = {
+        "data": image_facts(),
+        "images": 359,
+        "images_sha256": hash_of("3"),
+        "settings": small_section("evaluate"),
+        "details": Details(),
+        "warnings": (),
+        "tiles": TILES,
+        "lineage": EvaluationLineage.of(model or model_card(), evaluate_code_sha256=hash_of("e")),
+    }
+    return EvaluationCard(**values | changes)
+
+
+def export_card(model: ModelCard | None = None, **changes: Any) -> ExportCard:
+    """The manifest of its export."""
+    model = model or model_card()
+    values = {
+        "format": 2,
+        "image": ExportedImage(shape=(8, 8, 1), layout="NHWC", dtype="uint8", range=(0, 255)),
+        "kind": "vae",
+        "latent_size": model.latent_size,
+        "has_prior": model.has_prior,
+        "likelihood": "bernoulli",
+        "grey_pixels": "keep",
+        "source": "digits",
+        "params": TrainedParams.of(model),
+        "lineage": ExportLineage.of(model, export_code_sha256=hash_of("f")),
+        "opset": 20,
+        "files": {name: FileFacts(sha256=hash_of("a"), bytes=10) for name in ("decoder.onnx", "encoder.onnx")},
+    }
+    return ExportCard(**values | changes)
+
+
+def training_metrics(model: ModelCard | None = None, **values: float) -> TrainingMetrics:
+    """What training reports of the small model."""
+    return TrainingMetrics.of((model or model_card()).lineage, {"best_epoch": 80, "epochs": 120, **values})
+
+
+def evaluation_metrics(model: ModelCard | None = None, values: dict[str, float] = EVALUATED) -> EvaluationMetrics:
+    """What its evaluation reports."""
+    return EvaluationMetrics.of((model or model_card()).lineage, values)
+
+
+def export_metrics(model: ModelCard | None = None, values: dict[str, float] = PARITY) -> ExportMetrics:
+    """What its export reports."""
+    return ExportMetrics.of((model or model_card()).lineage, values)
+
+
+def small_config(**sections: Any) -> Config:
+    """The small params.yaml."""
+    return Config(**{name: small_section(name) for name in SMALL} | sections)

@@ -1,0 +1,65 @@
+import json
+from pathlib import Path
+
+import pytest
+from conftest import small_section
+
+from reparam.config import flatten
+from reparam.metrics import ERROR, GROUPS, HEADLINE, METRICS, describe, is_better, members, reference
+from reparam.paths import Paths
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_reference_is_that_of_the_descriptions() -> None:
+    written = (ROOT / "docs/reference/metrics.md").read_text(encoding="utf-8")
+    assert written == reference(), "run `make docs`, which writes it"
+
+
+def test_every_number_that_a_run_reports_is_described(finished: Paths) -> None:
+    reported = [finished.data_metrics, finished.training_metrics, finished.evaluation_metrics, finished.export_metrics]
+    names = {name for path in reported for name in json.loads(path.read_text())} - {"weights"}
+    assert {"train_images", "best_validation_loss", "elbo", "elbo_se", "served_elbo_loss"} < names
+    assert [name for name in sorted(names) if describe(name.removesuffix(ERROR)) is None] == []
+
+
+def test_no_metric_is_described_twice() -> None:
+    assert len(METRICS) == sum(len(group) for group in GROUPS.values())
+    assert set(HEADLINE) < set(METRICS)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_description_is_complete(name: str) -> None:
+    metric = METRICS[name]
+    assert metric.title
+    assert metric.text.endswith(".")
+    assert f"{-1.23456:z{metric.form}}"
+    assert set(metric.depends) - {"data"} <= set(flatten(small_section("evaluate")))
+    assert f"| `{name}` | {metric.title} |" in reference()
+
+
+def test_the_layers_of_a_hierarchy_are_described_by_their_number() -> None:
+    layer = describe("kl_layer_2")
+    assert layer is not None
+    assert (layer.title, layer.best) == ("KL of layer 2", "")
+    assert [describe(name) for name in ("kl_layer_", "kl_layer_x", "elbo_se", "nonesuch")] == [None] * 4
+    shown = [name for name, _ in members("Latents", ["kl_layer_2", "active_units", "kl", "elbo", "kl_layer_1"])]
+    assert shown == ["kl", "kl_layer_2", "kl_layer_1", "active_units"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "than", "wanted"),
+    [
+        ("elbo", -1.0, -2.0, True),
+        ("nll", 1.0, 2.0, True),
+        ("nll", 2.0, 1.0, False),
+        ("ais_minus_nll", -0.1, 0.2, True),
+        ("pca_density", 1.68, 0.9, False),
+        ("pca_density", 4.2, 1.68, False),
+        ("pca_coverage", 0.9, 0.8, True),
+        ("kl", 1.0, 2.0, None),
+        ("nonesuch", 1.0, 2.0, None),
+    ],
+)
+def test_which_value_is_better(name: str, value: float, than: float, wanted: bool | None) -> None:
+    assert is_better(name, value, than) is wanted
