@@ -3,7 +3,9 @@
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from dvc_project import Project, finished, project
 from ruamel.yaml import YAML
@@ -86,10 +88,12 @@ def finished_paths(finished: Project, monkeypatch: pytest.MonkeyPatch) -> Paths:
     return Paths(finished.root, finished.root)
 
 
-def test_the_model_runs_in_an_app(finished: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    (program,) = code(README, "python")
+@pytest.mark.parametrize("document", ["README.md", "docs/tutorial.md", "docs/how-to/app.md"])
+def test_the_model_runs_in_an_app(document: str, finished: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(finished.root)
-    found: dict[str, object] = {}
-    exec(program, found)
-    assert found["images"].shape == (16, *found["model"].image_shape)  # type: ignore[attr-defined]
-    assert found["mean"].shape == (16, 3)  # type: ignore[attr-defined]
+    for program in code(README.parent / document, "python"):
+        found: dict[str, Any] = {}
+        exec(program, found)
+        assert (found["images"].shape, found["images"].dtype) == ((16, 8, 8, 1), np.uint8)
+        if "mean, log_variance" in program:
+            assert found["mean"].shape == found["log_variance"].shape == (16, 3)
