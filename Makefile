@@ -23,8 +23,9 @@ bench: install  ## side-by-side measurements, into benchmarks/RESULTS.md
 	python benchmarks/nll.py
 	python benchmarks/loop.py
 
-docs: install  ## what is generated from the source: comments of params.yaml, docs/reference/
+docs: install  ## comments of params.yaml, docs/reference/, and the site: docs/_build/index.html
 	python docs/generate.py
+	sphinx-build --quiet --fail-on-warning --nitpicky docs docs/_build
 
 lint: install
 	ruff format --check .

@@ -2,13 +2,21 @@
 
 from pathlib import Path
 
+import typer
 from ruamel.yaml import YAML
 
 from reparam import metrics
+from reparam.cli import app
 from reparam.config.document import HEAD, reference, with_comments
 from reparam.recipes import SHIPPED, merge
 
 ROOT = Path(__file__).parents[1]
+COMMANDS = """\
+# Commands
+
+`reparam COMMAND --help` prints the same. Everything that determines a result is a [parameter](parameters.md) and no
+option. `make docs` writes this page from `src/reparam/cli.py`.
+"""
 
 
 def main() -> None:
@@ -20,8 +28,29 @@ def main() -> None:
         values = YAML().load(SHIPPED)
         merge(values, YAML().load(text))
         path.write_text(with_comments(values, head), encoding="utf-8")
-    for name, text in {"parameters": reference(), "metrics": metrics.reference()}.items():
+    for name, text in {"parameters": reference(), "metrics": metrics.reference(), "commands": commands()}.items():
         (ROOT / f"docs/reference/{name}.md").write_text(text, encoding="utf-8")
+
+
+def commands() -> str:
+    """Return the page of commands: what each does, and its arguments and options."""
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    context, panel, page = typer.Context(group, info_name="reparam"), "", [COMMANDS]
+    for name, command in group.commands.items():
+        if command.rich_help_panel != panel:
+            panel = command.rich_help_panel
+            page.append(f"## {panel}\n")
+        page.append(f"### `reparam {name}`\n\n{command.help}\n")
+        records = [param.get_help_record(context) for param in command.params]
+        if records:
+            rows = "".join(f"| `{_cell(what)}` | {_cell(text)} |\n" for what, text in filter(None, records))
+            page.append(f"| argument or option | meaning |\n|---|---|\n{rows}")
+    return "\n".join(page)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", r"\|")
 
 
 if __name__ == "__main__":

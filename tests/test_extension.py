@@ -78,7 +78,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project to which all examples were added."""
     root = tmp_path_factory.mktemp("extended")
     for name in ("src", "docs"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "_build"))
     shutil.copy(ROOT / "params.yaml", root)
     for title in FILES:
         follow(title, root / "src/reparam")

@@ -18,7 +18,7 @@ ALL = "`reparam params` lists all"
 COLUMNS = 150  # of a line of a params file
 HEAD = """\
 # Everything that determines the result. `dvc exp run -S train.epochs=3` changes a value for one experiment.
-# What does not change the result (device, tracking server) comes from the environment: see README.md.
+# What changes no result (device, tracking server) comes from the environment: see docs/reference/environment.md.
 # A block (model.mlp) has the parameters of one choice, and is ignored under others. `make docs` writes the comments.
 """
 

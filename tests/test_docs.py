@@ -1,0 +1,167 @@
+"""The documents: the site builds without a warning, links lead somewhere, and what they name exists."""
+
+import re
+import runpy
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import typer
+from ruamel.yaml import YAML
+
+from reparam.cli import app
+from reparam.config.load import check_config, paths_of
+from reparam.data.sources.registry import SOURCES
+from reparam.recipes import SHIPPED, merge
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(page for page in ROOT.glob("docs/**/*.md") if "_build" not in page.parts)
+DOCUMENTS = [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")), *PAGES]
+PATHS = set(paths_of(blocks=True))
+SECTIONS = {path.split(".")[0] for path in PATHS} | {"report"}
+# Set for libraries, or for our own child processes: nobody else sets them.
+OURS = {"PYTHONPATH", "CUBLAS_WORKSPACE_CONFIG", "TORCHINDUCTOR_DETERMINISTIC", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"}
+each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+
+
+# ---- the site
+
+
+class Page(HTMLParser):
+    """The anchors and links of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.anchors: set[str] = set()
+        self.links: set[str] = set()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.anchors.add(found.get("id") or "")
+        self.links.update(found[name] or "" for name in ("href", "src") if name in found)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built as `make docs` does."""
+    target = tmp_path_factory.mktemp("site")
+    (line,) = [line.strip() for line in (ROOT / "Makefile").read_text().splitlines() if "sphinx-build" in line]
+    command = [sys.executable, "-m", "sphinx", *line.split()[1:-1], str(target)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    return target
+
+
+def test_every_page_is_on_the_site(site: Path) -> None:
+    built = {path.relative_to(site).with_suffix(".md") for path in site.rglob("*.html")}
+    assert {page.relative_to(ROOT / "docs") for page in PAGES} <= built
+    assert "Return mean and log variance of the posterior." in (site / "reference/client.html").read_text()
+
+
+def test_formulas_need_neither_a_script_nor_the_network(site: Path) -> None:
+    text = (site / "explanation/bounds.html").read_text()
+    assert text.count('<math xmlns="http://www.w3.org/1998/Math/MathML" display="block">') == 5
+    assert [
+        link for path in site.rglob("*.html") for link in re.findall(r'src="(https?:[^"]*)', path.read_text())
+    ] == []
+
+
+def test_links_of_the_site_lead_somewhere(site: Path) -> None:
+    pages = {path: Page(path) for path in site.rglob("*.html")}
+    broken = []
+    for path, page in pages.items():
+        for link in page.links:
+            parts = urlsplit(link)
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            if parts.scheme or parts.netloc:
+                continue
+            is_page = target in pages
+            if not target.exists() or (is_page and parts.fragment and parts.fragment not in pages[target].anchors):
+                broken.append(f"{path.relative_to(site)}: {link}")
+    assert broken == []
+
+
+# ---- what is generated
+
+
+def test_the_page_of_commands_is_that_of_the_command_line() -> None:
+    written = (ROOT / "docs/reference/commands.md").read_text(encoding="utf-8")
+    assert written == runpy.run_path(str(ROOT / "docs/generate.py"))["commands"](), "run `make docs`, which writes it"
+
+
+# ---- what is named
+
+
+def code(document: Path, language: str) -> Iterator[str]:
+    yield from re.findall(rf"^ *```{language}\n(.*?)^ *```$", document.read_text(encoding="utf-8"), re.S | re.M)
+
+
+def lines_of_shell(document: Path) -> list[str]:
+    """Return the command lines of a document, without comments; continued lines are one."""
+    text = "".join(code(document, "sh")).replace("\\\n", " ")
+    lines = [re.sub(r"(^|\s+)# .*", "", line).strip() for line in text.splitlines()]
+    return [part.strip() for line in lines if line for part in line.split("&&")]
+
+
+@each_document
+def test_links_between_documents_lead_somewhere(document: Path) -> None:
+    text = re.sub(r"^ *```.*?^ *```$", "", document.read_text(encoding="utf-8"), flags=re.S | re.M)
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not urlsplit(link).scheme]
+    files = [document.parent / link.partition("#")[0] for link in links if not link.startswith("#")]
+    assert [str(file) for file in files if not file.exists() and file.parent != ROOT / "docs/pictures"] == []
+
+
+@each_document
+def test_parameters_that_a_document_names_exist(document: Path) -> None:
+    names = re.findall(r"`([a-z_]+\.[a-z_.]+)(?:: [^`]*)?`", document.read_text(encoding="utf-8"))
+    files = {".py", ".yaml", ".json", ".csv", ".onnx", ".npz", ".db", ".lock", ".toml", ".txt", ".md"}
+    wanted = {name for name in names if name.split(".")[0] in SECTIONS and Path(name).suffix not in files}
+    assert wanted - PATHS == set()
+
+
+@each_document
+def test_values_that_a_document_sets_are_allowed(document: Path) -> None:
+    for line in lines_of_shell(document):
+        changes: dict[str, Any] = {}
+        for quoted, plain in re.findall(r"-S (?:'([^']*)'|(\S+))", line):
+            path, _, value = (quoted or plain).partition("=")
+            nested: Any = YAML(typ="safe").load(value if value.startswith("[") else value.split(",")[0])
+            for name in reversed(path.split(".")):
+                nested = {name: nested}
+            merge(changes, nested)
+        values = YAML(typ="safe").load(SHIPPED)
+        merge(values, changes)
+        check_config(values, line)
+
+
+@each_document
+def test_targets_and_commands_that_a_document_names_exist(document: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    commands = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    inline = re.findall(r"`([^`\n]+)`", document.read_text(encoding="utf-8"))
+    named = [line.split()[:2] for line in (*lines_of_shell(document), *inline)]
+    assert {name for tool, *names in named for name in names if tool == "make"} <= targets
+    assert {name for tool, *names in named for name in names if tool == "reparam"} <= commands | {"COMMAND"}
+
+
+def test_the_table_of_environment_variables_is_complete() -> None:
+    page = (ROOT / "docs/reference/environment.md").read_text(encoding="utf-8")
+    written = set(re.findall(r"`([A-Z]+_[A-Z_]+|RANK)`", page))
+    source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
+    used = r'environ(?:\.get|\.setdefault)?[\[(]"([A-Z_]+)"|"([A-Z_]+)" (?:not )?in os\.environ|envvar="([A-Z_]+)"'
+    read = {name for found in re.findall(used, source) for name in found if name}
+    assert written == read - OURS
+
+
+def test_the_table_of_data_sets_has_every_source_with_its_licence() -> None:
+    page = (ROOT / "docs/reference/data.md").read_text(encoding="utf-8")
+    rows = {row.split("`")[1]: row for row in page.splitlines() if row.startswith("| `")}
+    assert set(SOURCES) <= set(rows)
+    missing = [name for name, source in SOURCES.items() if name != "folder" and source.licence not in rows[name]]
+    assert missing == []

@@ -1,0 +1,90 @@
+"""The files around the package: for GitHub, containers and editors."""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[1]
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+TEMPLATES = sorted(ROOT.glob(".github/ISSUE_TEMPLATE/*.yml"))
+CONTAINER = (ROOT / "Dockerfile").read_text()
+
+
+def read(path: str | Path) -> Any:
+    return YAML(typ="safe").load(ROOT / path)
+
+
+def test_ci_runs_what_a_developer_runs() -> None:
+    jobs = read(".github/workflows/ci.yml")["jobs"]
+    commands = {name: [step["run"] for step in job["steps"] if "run" in step] for name, job in jobs.items()}
+    assert commands == {"test": ["make lint", "make test"], "docs": ["make docs"]}
+    assert {command.removeprefix("make ") for lines in commands.values() for command in lines} <= TARGETS
+    assert [line for line in (ROOT / ".ci/run").read_text().splitlines() if line.startswith("make")] == commands["test"]
+
+
+def test_ci_runs_on_every_python_from_the_oldest_supported_on() -> None:
+    versions = read(".github/workflows/ci.yml")["jobs"]["test"]["strategy"]["matrix"]["python"]
+    assert versions == ["3.11", "3.12", "3.13"]
+    assert PROJECT["requires-python"] == f">={versions[0]}"
+
+
+def test_actions_are_pinned_to_a_version() -> None:
+    steps = [step for job in read(".github/workflows/ci.yml")["jobs"].values() for step in job["steps"]]
+    used = [step["uses"] for step in steps if "uses" in step]
+    assert [action for action in used if not re.fullmatch(r"actions/[a-z-]+@v\d+", action)] == []
+
+
+@pytest.mark.parametrize("path", [path for path in TEMPLATES if path.stem != "config"], ids=lambda path: path.stem)
+def test_an_issue_form_is_complete(path: Path) -> None:
+    form = read(path)
+    assert {"name", "description", "body"} <= set(form)
+    ids = [field["id"] for field in form["body"]]
+    assert len(set(ids)) == len(ids)
+    assert all(field["type"] == "textarea" and field["attributes"]["label"] for field in form["body"])
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = read("CITATION.cff")
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])
+
+
+def test_the_container_installs_and_runs_as_the_makefile_does_without_rights() -> None:
+    steps = re.sub(r"\\\n", " ", CONTAINER).splitlines()
+    user = steps.index("USER reparam")
+    (install,) = (number for number, step in enumerate(steps) if "make install" in step)
+    assert user < install
+    assert [step for step in steps if step.startswith("USER")] == ["USER reparam"]
+    assert steps[-1] == 'CMD ["make", "run"]'
+    copied = [step.split()[2:-1] for step in steps if step.startswith("COPY")]
+    assert [name for names in copied for name in names if not (ROOT / name).exists()] == []
+    # What `make install` reads, and what the build of the package reads: README and licence are named there.
+    assert {"Makefile", "pyproject.toml", "constraints.txt", PROJECT["readme"], *PROJECT["license-files"]} == set(
+        copied[0]
+    )
+
+
+def test_the_container_gets_what_is_in_git_and_git_itself() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert not {".git", "src", "params.yaml", "dvc.yaml", "dvc.lock", "reports", "data", "models"} & set(ignored)
+
+
+def test_the_development_container_is_that_container() -> None:
+    settings = json.loads((ROOT / ".devcontainer/devcontainer.json").read_text())
+    assert (ROOT / ".devcontainer" / settings["build"]["dockerfile"]).resolve() == ROOT / "Dockerfile"
+    assert f"WORKDIR {settings['workspaceFolder']}\n" in CONTAINER
+    assert f"USER {settings['remoteUser']}\n" in CONTAINER
+    assert settings["postCreateCommand"].removeprefix("make ") in TARGETS
+
+
+def test_the_extra_for_documents_is_part_of_that_for_developers_and_pinned() -> None:
+    extras = PROJECT["optional-dependencies"]
+    assert "reparam[docs]" in extras["dev"]
+    pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    assert {re.split(r"[><=]", name)[0] for name in extras["docs"]} <= pinned
