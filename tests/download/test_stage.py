@@ -169,8 +169,10 @@ def test_a_path_that_is_not_there_leaves_the_raw_data_alone(
 ) -> None:
     with pytest.raises(UserError) as caught:
         fetch("folder", path="photos 2024")
-    wanted = "wanted a folder of images, a .zip or a .tar"
-    assert str(caught.value) == f"download.folder.path: {project.root}/photos 2024: not found; {wanted}"
+    assert str(caught.value) == (
+        "download.folder.path: wanted a folder of images, a .zip or a .tar, found nothing at "
+        f"{project.root}/photos 2024; mend it in params.yaml"
+    )
     assert contents(project.raw) == before
     assert not list(project.raw.parent.glob(".partial-*"))
 
