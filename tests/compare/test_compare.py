@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from policy import Policy
 from ruamel.yaml import YAML
 
 from reparam import cli, track
@@ -318,6 +319,12 @@ def test_the_page_is_self_contained_and_shares_the_style_of_the_report() -> None
     assert html.count("<style>") == 1
     assert "--paper: #0d1117" in html
     assert html.count("<table>") == html.count('<div class="card scroll">\n    <table>')
+
+
+def test_the_browser_is_told_to_allow_what_the_page_holds_and_nothing_else() -> None:
+    policy = Policy(page.render(compare([experiment(), experiment()])))
+    assert [len(hashes) for hashes in policy.hashes.values()] == [1, 0]
+    assert policy.allows_exactly_what_is_there, policy.rules
 
 
 def test_everything_on_the_page_is_escaped() -> None:
