@@ -75,6 +75,18 @@ def test_content_is_on_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch
     assert events == ["fsync", "fsync", "rename", "fsync"]
 
 
+def test_a_pipe_or_folder_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    pipe, folder = tmp_path / "pipe", tmp_path / "folder"
+    os.mkfifo(pipe)  # in place of a device, which a mistake would destroy
+    folder.mkdir()
+    for path in (pipe, folder):
+        with pytest.raises(OSError, match="wanted a file, found a folder, device or pipe; name another path") as caught:
+            write_json(path, {})
+        assert caught.value.filename == str(path)
+    assert pipe.is_fifo()
+    assert names(tmp_path) == ["folder", "pipe"]
+
+
 def test_a_directory_is_replaced_as_a_whole(tmp_path: Path) -> None:
     path = tmp_path / "deep/model"
     for content in ("first", "second"):

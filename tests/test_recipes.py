@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import math
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -239,6 +240,13 @@ def test_a_params_file_that_is_replaced_is_kept_under_a_name_of_its_own(tmp_path
         "params.yaml.bak": "one",
         "params.yaml.bak1": "two",
     }
+
+
+def test_params_are_not_put_in_place_of_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="wanted a file, found a folder, device or pipe; name another path"):
+        recipes.place("one", tmp_path / "pipe")
+    assert [path.name for path in tmp_path.iterdir() if path.is_fifo()] == ["pipe"]
 
 
 @pytest.mark.parametrize(

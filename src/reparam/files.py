@@ -18,6 +18,7 @@ MANY = 256  # files
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a path to write to; `path` appears, complete and on disk, when the block ends without an error."""
+    refuse_special(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".partial-{path.name}")
     try:
@@ -27,6 +28,12 @@ def whole_file(path: Path) -> Iterator[Path]:
         _flush(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def refuse_special(path: Path) -> None:
+    """Raise OSError where something is that a file must not replace: `--output /dev/null` would end that device."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "wanted a file, found a folder, device or pipe; name another path", str(path))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from reparam.config import Config
 from reparam.config.document import ALL, HEAD, with_comments
 from reparam.config.load import check_config, hint, paths_of
 from reparam.errors import ParamsError
-from reparam.files import whole_file
+from reparam.files import refuse_special, whole_file
 
 SHIPPED = Path(__file__).parent / "config/params.yaml"
 OTHERS = ("base", "dvc", "published")  # files of the folder that are no recipes
@@ -79,6 +79,7 @@ def params_file(folder: Path, name: str) -> str:
 
 def place(text: str, path: Path) -> Path | None:
     """Write a params file. One that is there and differs is kept beside it; return where."""
+    refuse_special(path)
     kept = None
     if path.exists() and path.read_bytes() != text.encode():
         backups = (path.with_name(f"{path.name}.bak{number or ''}") for number in itertools.count())

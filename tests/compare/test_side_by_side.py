@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from experiments import METRICS, PICTURE, experiment, seeded, write_results
+from policy import Policy
 
 from reparam import cli
 from reparam.compare import side_by_side
@@ -63,6 +64,12 @@ def test_the_page_says_every_number_and_holds_every_picture() -> None:
     _, curves, *samples = [link.removeprefix("data:image/png;base64,") for link in outline.links]
     assert base64.b64decode(curves).startswith(b"\x89PNG\r\n")
     assert [base64.b64decode(picture) for picture in samples] == [PICTURE, PICTURE + b"other", PICTURE]
+
+
+def test_the_browser_is_told_to_allow_what_the_page_holds_and_nothing_else() -> None:
+    policy = Policy(render(compare([experiment(), experiment()])))
+    assert [len(hashes) for hashes in policy.hashes.values()] == [1, 0]
+    assert policy.allows_exactly_what_is_there, policy.rules
 
 
 def test_the_page_is_self_contained_and_shares_the_style_of_the_report() -> None:

@@ -19,7 +19,9 @@ from pictures import draw, noise, pack, write_mnist
 
 from reparam import cli
 from reparam.config import load_config
-from reparam.data.sources import transport
+from reparam.data.sources import web
+from reparam.data.sources.meter import Meter
+from reparam.data.sources.part import BLOCK
 from reparam.download import stage as download
 from reparam.errors import ParamsError, UserError
 from reparam.files import dvc_hash, sha256
@@ -137,7 +139,7 @@ class Server(ThreadingHTTPServer):
 @pytest.fixture
 def server(mnist: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A mirror of the small MNIST; the waits between tries take no time."""
-    monkeypatch.setattr("reparam.data.sources.transport.time.sleep", lambda _: None)
+    monkeypatch.setattr("reparam.data.sources.web.time.sleep", lambda _: None)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with Server() as server:
         server.directory = mnist
@@ -167,8 +169,10 @@ def test_a_path_that_is_not_there_leaves_the_raw_data_alone(
 ) -> None:
     with pytest.raises(UserError) as caught:
         fetch("folder", path="photos 2024")
-    wanted = "wanted a folder of images, a .zip or a .tar"
-    assert str(caught.value) == f"download.folder.path: {project.root}/photos 2024: not found; {wanted}"
+    assert str(caught.value) == (
+        "download.folder.path: wanted a folder of images, a .zip or a .tar, found nothing at "
+        f"{project.root}/photos 2024; mend it in params.yaml"
+    )
     assert contents(project.raw) == before
     assert not list(project.raw.parent.glob(".partial-*"))
 
@@ -366,7 +370,7 @@ def test_a_server_that_cuts_is_asked_for_the_rest(
 def test_a_server_that_cuts_again_and_again_is_given_up_and_its_half_is_kept_for_the_next_run(
     fetch: Fetch, project: Paths, mnist: Path, server: Server, before: dict[str, bytes]
 ) -> None:
-    server.cuts = [f"/{MNIST[2]}"] * transport.TRIES
+    server.cuts = [f"/{MNIST[2]}"] * web.TRIES
     whole = (mnist / MNIST[2]).read_bytes()
     half = len(whole) // 2
     with pytest.raises(UserError) as caught:
@@ -415,7 +419,7 @@ def test_a_killed_download_goes_on_where_it_stopped(
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
     partial = project.downloads / "digits/.partial-digits.csv.gz"
     with subprocess.Popen(command, env=environment) as process:
-        while process.poll() is None and not (partial.exists() and partial.stat().st_size > transport.BLOCK):
+        while process.poll() is None and not (partial.exists() and partial.stat().st_size > BLOCK):
             threading.Event().wait(0.005)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
@@ -592,7 +596,7 @@ def test_a_disk_that_is_full_for_a_file_on_its_way_is_named_and_the_file_removed
     def fail(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(transport._Meter, "advance", fail)
+    monkeypatch.setattr(Meter, "advance", fail)
     message = run_command("download", monkeypatch, capsys).splitlines()[-1]
     partial = project.downloads / f"mnist/.partial-{MNIST[2]}"
     assert message == f"error: {partial}: No space left on device"

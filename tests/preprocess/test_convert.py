@@ -257,7 +257,7 @@ def test_a_number_of_workers_that_is_none_is_refused(value: str, monkeypatch: py
     monkeypatch.setenv("REPARAM_WORKERS", value)
     with pytest.raises(UserError) as caught:
         module._workers(1)
-    assert str(caught.value) == f"REPARAM_WORKERS: wanted a number of processes, found {value!r}"
+    assert str(caught.value) == f"REPARAM_WORKERS: wanted a number of processes, found {value!r}; mend or unset it"
 
 
 # What is told of unreadable images

@@ -198,30 +198,49 @@ def test_a_limit_cuts_only_the_splits_that_exceed_it() -> None:
 # What leaves nothing
 
 
+NONE_LEFT = "found none left of {}; lower what is too large in params.yaml"
+NO_CLASS = "found none of these classes; keep other classes in params.yaml, or get other data"
+
+
 @pytest.mark.parametrize(
-    ("counts", "validation", "test", "empty"),
+    ("counts", "validation", "test", "message"),
     [
-        ({"all": 10}, 0.01, 0.2, "validation"),
-        ({"all": 10}, 0.2, 0.01, "test"),
-        ({"all": 10}, 10, 0.5, "train"),
-        ({"all": 10}, 0.9, 0.99, "validation"),
-        ({"all": 1}, 1, 1, "validation"),
-        ({"all": 0}, 0.1, 0.2, "test"),
-        ({"train": 4, "test": 3}, 4, 0.2, "train"),
-        ({"train": 4, "test": 0}, 1, 0.2, "test"),
-        ({"train": 0, "validation": 2, "test": 2}, 1, 0.2, "train"),
-        ({"train": 4, "validation": 0, "test": 2}, 0, 0.2, "validation"),  # it was published to be used
-        ({"all": 1}, 0, 1, "train"),
+        (
+            {"all": 10},
+            0.01,
+            0.2,
+            "validation: wanted one image at least, found 0.01 of 8 images; raise it in params.yaml",
+        ),
+        ({"all": 10}, 0.2, 0.01, "test: wanted one image at least, found 0.01 of 10 images; raise it in params.yaml"),
+        (
+            {"all": 10},
+            10,
+            0.5,
+            f"test 0.5 and preprocess.validation 10: wanted images for train, {NONE_LEFT.format(10)}",
+        ),
+        (
+            {"all": 10},
+            0.9,
+            0.99,
+            f"test 0.99 and preprocess.validation 0.9: wanted images for validation, {NONE_LEFT.format(10)}",
+        ),
+        ({"all": 1}, 1, 1, f"test 1 and preprocess.validation 1: wanted images for validation, {NONE_LEFT.format(1)}"),
+        ({"all": 0}, 0.1, 0.2, f"classes: wanted images for test, {NO_CLASS}"),
+        ({"train": 4, "test": 3}, 4, 0.2, f"validation 4: wanted images for train, {NONE_LEFT.format(4)}"),
+        ({"train": 4, "test": 0}, 1, 0.2, f"classes: wanted images for test, {NO_CLASS}"),
+        ({"train": 0, "validation": 2, "test": 2}, 1, 0.2, f"classes: wanted images for train, {NO_CLASS}"),
+        # It was published to be used.
+        ({"train": 4, "validation": 0, "test": 2}, 0, 0.2, f"classes: wanted images for validation, {NO_CLASS}"),
+        ({"all": 1}, 0, 1, f"test 1 and preprocess.validation 0: wanted images for train, {NONE_LEFT.format(1)}"),
     ],
     ids=str,
 )
-def test_an_empty_split_is_refused(counts: dict[str, int], validation: float, test: float, empty: str) -> None:
+def test_an_empty_split_is_refused_with_the_parameter_that_empties_it(
+    counts: dict[str, int], validation: float, test: float, message: str
+) -> None:
     with pytest.raises(UserError) as caught:
         assign(raw(**counts), settings(validation=validation, test=test))
-    assert str(caught.value) == (
-        f"preprocess: the {empty} split of {sum(counts.values())} images is empty with validation {validation} and "
-        f"test {test}; change them in params.yaml"
-    )
+    assert str(caught.value) == f"preprocess.{message}"
 
 
 def test_a_class_that_a_split_does_not_hold_leaves_it_empty() -> None:
@@ -230,5 +249,5 @@ def test_a_class_that_a_split_does_not_hold_leaves_it_empty() -> None:
         "train": ImageArrays(np.zeros((6, 1, 1, 1), np.uint8), np.array([0, 1] * 3)),
         "test": ImageArrays(np.zeros((4, 1, 1, 1), np.uint8), labels),
     }
-    with pytest.raises(UserError, match=r"^preprocess: the test split of 3 images is empty"):
+    with pytest.raises(UserError, match=r"^preprocess.classes: wanted images for test, found none of these classes"):
         assign(Raw(dict(splits), ("a", "b")), settings(classes=["b"], validation=1))

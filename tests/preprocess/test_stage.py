@@ -228,7 +228,7 @@ def test_a_number_of_workers_that_is_none_is_refused(
     monkeypatch.setenv("REPARAM_WORKERS", wanted)
     with pytest.raises(UserError) as caught:
         prepare(draw_flat(project.root / "photos", {"a.png": 1, "b.png": 2, "c.png": 3}), test=1, validation=1)
-    assert str(caught.value) == f"REPARAM_WORKERS: wanted a number of processes, found {wanted!r}"
+    assert str(caught.value) == f"REPARAM_WORKERS: wanted a number of processes, found {wanted!r}; mend or unset it"
     assert nothing_is_left(project)
 
 
@@ -399,25 +399,36 @@ def test_one_class_of_a_folder_is_a_class(project: Paths, prepare: Prepare) -> N
 
 
 @pytest.mark.parametrize(
-    ("count", "shares", "split"),
+    ("count", "shares", "message"),
     [
-        (1, {"test": 0.2, "validation": 0.125}, "test"),
-        (1, {"test": 1, "validation": 1}, "validation"),
-        (2, {"test": 1, "validation": 0.125}, "validation"),
-        (2, {"test": 1, "validation": 1}, "train"),
-        (3, {"test": 100, "validation": 1}, "validation"),
+        (
+            1,
+            {"test": 0.2, "validation": 0.125},
+            "preprocess.test: wanted one image at least, found 0.2 of 1 images; raise it",
+        ),
+        (
+            2,
+            {"test": 1, "validation": 0.125},
+            "preprocess.validation: wanted one image at least, found 0.125 of 1 images; raise it",
+        ),
+        *(
+            (
+                count,
+                {"test": test, "validation": 1},
+                f"preprocess.test {test} and preprocess.validation 1: wanted images for {split}, found none left of "
+                f"{count}; lower what is too large",
+            )
+            for count, test, split in ((1, 1, "validation"), (2, 1, "train"), (3, 100, "validation"))
+        ),
     ],
 )
 def test_a_split_that_leaves_nothing_is_refused(
-    count: int, shares: dict[str, float], split: str, project: Paths, prepare: Prepare
+    count: int, shares: dict[str, float], message: str, project: Paths, prepare: Prepare
 ) -> None:
     folder = draw_flat(project.root / "photos", {f"{value}.png": value for value in range(count)})
     with pytest.raises(UserError) as caught:
         prepare(folder, **shares)
-    assert str(caught.value) == (
-        f"preprocess: the {split} split of {count} images is empty with validation {shares['validation']} and test "
-        f"{shares['test']}; change them in params.yaml"
-    )
+    assert str(caught.value) == f"{message} in params.yaml"
     assert nothing_is_left(project)
 
 

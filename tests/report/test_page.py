@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import small_section
+from policy import Policy
 from pydantic import BaseModel
 from some_cards import (
     EVALUATED,
@@ -290,9 +291,25 @@ def test_links_within_the_page_lead_somewhere(playful: Page) -> None:
 
 def test_a_page_to_play_with_needs_no_network_either(playful: Page) -> None:
     text = render(playful)
-    assert "default-src 'none'" in text  # the browser is told, too
     assert not re.search(r"https?:|fetch\(|import\(|XMLHttpRequest|@import|url\(", text)
     assert [link for link in Outline(text).links if not link.startswith(("data:", "#"))] == []
+
+
+@pytest.mark.parametrize(("which", "scripts"), [("page", 0), ("playful", 1)])
+def test_the_browser_is_told_to_allow_what_the_page_holds_and_nothing_else(
+    which: str, scripts: int, request: pytest.FixtureRequest
+) -> None:
+    policy = Policy(render(request.getfixturevalue(which)))
+    assert [len(hashes) for hashes in policy.hashes.values()] == [1, scripts]
+    assert policy.allows_exactly_what_is_there, policy.rules
+
+
+def test_what_a_value_smuggles_in_is_not_allowed(playful: Page) -> None:
+    evil = "</style><script>alert(1)</script>"
+    policy = Policy(render(replace(playful, title=evil, params={f"model.{evil}": evil})))
+    assert policy.allows_exactly_what_is_there
+    injected = Policy(render(playful).replace("<main>", "<main><script>alert(1)</script>"))
+    assert not injected.allows_exactly_what_is_there
 
 
 def test_the_script_is_given_what_the_tiles_show(playful: Page) -> None:

@@ -90,7 +90,7 @@ MAYBE_SHARE = f"0, {SHARE}"
 
 
 def _check_share(value: Any) -> float | int:
-    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MOST[""]
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
     is_fraction = isinstance(value, float) and 0 < value < 1
     if not is_count and not is_fraction:
         raise ValueError(SHARE)
@@ -125,8 +125,15 @@ def _check_length(values: tuple[int, ...]) -> tuple[int, ...]:
     return values
 
 
-Share = Annotated[float | int, PlainValidator(_check_share), WithJsonSchema({"wanted": SHARE})]
-MaybeShare = Annotated[float | int, PlainValidator(_check_maybe_share), WithJsonSchema({"wanted": MAYBE_SHARE})]
+Share = Annotated[
+    float | int, PlainValidator(_check_share), AfterValidator(_check_sane), WithJsonSchema({"wanted": SHARE})
+]
+MaybeShare = Annotated[
+    float | int,
+    PlainValidator(_check_maybe_share),
+    AfterValidator(_check_sane),
+    WithJsonSchema({"wanted": MAYBE_SHARE}),
+]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch and numpy both take
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(gt=0), AfterValidator(_check_sane)]

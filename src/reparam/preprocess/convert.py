@@ -134,7 +134,7 @@ def _workers(chunks: int) -> ProcessPoolExecutor:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = os.environ.get("REPARAM_WORKERS", str(cores))
     if not wanted.isdecimal() or int(wanted) == 0:
-        raise UserError(f"REPARAM_WORKERS: wanted a number of processes, found {wanted!r}")
+        raise UserError(f"REPARAM_WORKERS: wanted a number of processes, found {wanted!r}; mend or unset it")
     # Spawned, because a fork of a process that has threads (torch, MLflow) can hang.
     return ProcessPoolExecutor(max(1, min(int(wanted), chunks)), mp_context=get_context("spawn"))
 

@@ -32,16 +32,35 @@ def assign(raw: Raw, config: PreprocessConfig) -> dict[SplitName, tuple[str, Row
         if name in pools:
             parts[name] = name, pools[name]
         else:
-            count = share if isinstance(share, int) else round(len(rest) * share)
+            count = _count(name, share, len(rest))
             parts[name], rest = (source, rest[:count]), rest[count:]
     parts["train"] = source, rest
     for name, (_, rows) in parts.items():
         if not len(rows) and (name in pools or shares.get(name) != 0):
-            raise UserError(
-                f"preprocess: the {name} split of {sum(map(len, pools.values()))} images is empty with validation "
-                f"{config.validation} and test {config.test}; change them in params.yaml"
-            )
+            raise UserError(_why_empty(name, pools, {key: shares[key] for key in shares if key not in pools}))
     return {name: (parts[name][0], _limit(parts[name][1], config.limit, rng)) for name in SPLITS}
+
+
+def _count(name: SplitName, share: float | int, left: int) -> int:
+    """Return how many of the images that are left a share is. Raises: UserError where a fraction is less than one."""
+    count = share if isinstance(share, int) else round(left * share)
+    if share and left and not count:
+        raise UserError(
+            f"preprocess.{name}: wanted one image at least, found {share} of {left} images; raise it in params.yaml"
+        )
+    return count
+
+
+def _why_empty(name: SplitName, pools: Mapping[str, Rows], shares: Mapping[SplitName, float | int]) -> str:
+    """Say which parameter leaves a split empty; `shares` are those that are in force."""
+    pool = pools.get(name, pools["all" if "all" in pools else "train"])
+    if not len(pool):
+        return (
+            f"preprocess.classes: wanted images for {name}, found none of these classes; keep other classes in "
+            "params.yaml, or get other data"
+        )
+    keys = " and ".join(f"preprocess.{key} {share}" for key, share in shares.items())
+    return f"{keys}: wanted images for {name}, found none left of {len(pool)}; lower what is too large in params.yaml"
 
 
 def class_numbers(classes: Sequence[str], wanted: Sequence[str] | None) -> Mapping[int, int]:

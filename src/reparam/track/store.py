@@ -127,6 +127,8 @@ def _create_database(uri: str) -> None:
     file = _database(uri)
     if file is None or _is_there(file):
         return
+    if file.exists() and not file.is_file():  # it would be replaced, for the size of a device is 0
+        raise StoreError(f"{file}: wanted a file, found a device, pipe or socket")
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{file}.lock"), scratch_directory(file) as scratch:
         if not _is_there(file):  # another process may have been quicker

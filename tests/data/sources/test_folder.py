@@ -106,6 +106,23 @@ def test_a_folder_without_images_is_refused_with_what_was_looked_for(tmp_path: P
     assert message(plant(tmp_path, "dog/notes.txt", ".hidden.png")) == wanted
 
 
+def test_a_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    latin = os.fsdecode("café".encode("latin-1"))
+    try:
+        plant(tmp_path / "file", "dog/a.png", f"dog/{latin}.png")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    plant(tmp_path / "folder", "dog/a.png", f"{latin}/b.png", f"{latin}/c.png")
+    plant(tmp_path / "others", "dog/a.png", f"{latin}/notes.txt")
+    rest = "; rename the files or their folders"
+    wanted = "wanted names in UTF-8, found"
+    assert message(tmp_path / "file") == rf"{tmp_path}/file: {wanted} b'dog/caf\xe9.png'{rest}"
+    assert (
+        message(tmp_path / "folder", list_splits) == rf"{tmp_path}/folder: {wanted} b'caf\xe9/b.png' and 1 more{rest}"
+    )
+    assert list_images(tmp_path / "others").names == ("dog/a.png",)
+
+
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     plant(tmp_path, "a.png")
     for name, found in {"nothing": "No such file or directory", "a.png": "Not a directory"}.items():
@@ -176,16 +193,6 @@ def test_a_class_spelled_in_both_unicode_forms_is_one_class(tmp_path: Path) -> N
     assert found.names == (f"{two}/a.png", f"{two}/b.png", f"{one}/b.png", "dog/1.png")
     assert found.labels == (0, 0, 0, 1)
     assert found.classes == (one, "dog")
-
-
-def test_names_that_are_not_utf_8_are_found(tmp_path: Path) -> None:
-    name = os.fsdecode(b"caf\xe9.png")
-    try:
-        plant(tmp_path, name)
-    except OSError:
-        pytest.skip("this file system takes UTF-8 only")
-    (found,) = list_images(tmp_path).names
-    assert (tmp_path / found).is_file()
 
 
 def splits(root: Path) -> dict[str, tuple[Path, tuple[str, ...], tuple[int, ...]]]:

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -257,12 +258,18 @@ def test_what_a_killed_download_left_of_another_folder_is_not_mixed_in(pets: Pat
     assert sorted(path.name for path in (directory / "images").iterdir()) == ["cat", "dog"]
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [("nowhere", "nothing"), ("/dev/zero", "a device, pipe or socket"), ("pipe", "a device, pipe or socket")],
+)
+def test_what_is_neither_a_folder_nor_a_file_is_named(path: str, found: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
     directory = tmp_path / "raw"
     directory.mkdir()
     with pytest.raises(UserError) as caught:
-        download(settings("folder", path="nowhere"), tmp_path, directory)
+        download(settings("folder", path=path), tmp_path, directory)
     assert str(caught.value) == (
-        f"download.folder.path: {tmp_path}/nowhere: not found; wanted a folder of images, a .zip or a .tar"
+        f"download.folder.path: wanted a folder of images, a .zip or a .tar, found {found} at {tmp_path / path}; "
+        "mend it in params.yaml"
     )
     assert list(directory.iterdir()) == []

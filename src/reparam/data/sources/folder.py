@@ -101,8 +101,24 @@ def _first(name: str) -> str:
 
 
 def find_images(root: Path) -> list[str]:
-    """List the images below `root`: paths relative to it, in the order of `ImageFiles`."""
-    return sorted(_walk(root, "", root.resolve()), key=_place)
+    """List the images below `root`: paths relative to it, in the order of `ImageFiles`.
+
+    Raises: UserError where a name is not UTF-8, which cards, figures and DVC cannot spell.
+    """
+    names = sorted(_walk(root, "", root.resolve()), key=_place)
+    odd = [os.fsencode(name) for name in names if not _is_text(name)]
+    if odd:
+        more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
+        raise UserError(f"{root}: wanted names in UTF-8, found {odd[0]!r}{more}; rename the files or their folders")
+    return names
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # of the surrogates that Python gives for bytes which are not UTF-8
+        return False
+    return True
 
 
 def _place(name: str) -> tuple[list[str], str]:

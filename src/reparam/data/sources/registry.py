@@ -151,7 +151,11 @@ def _fetch_folder(config: DownloadConfig, directory: Path) -> None:
         with whole_file(directory / path.name) as partial:
             shutil.copyfile(path, partial)
     else:
-        raise UserError(f"download.folder.path: {path}: not found; wanted a folder of images, a .zip or a .tar")
+        found = "a device, pipe or socket" if path.exists() else "nothing"
+        raise UserError(
+            f"download.folder.path: wanted a folder of images, a .zip or a .tar, found {found} at {path}; mend it in "
+            "params.yaml"
+        )
 
 
 def _read_folder(directory: Path, scratch: Path) -> Raw:

@@ -1,0 +1,75 @@
+"""The time that a file may take, whatever its servers do."""
+
+import math
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+
+from reparam.data.sources.faults import LateError
+from reparam.errors import UserError
+
+VARIABLE = "REPARAM_DOWNLOAD_SECONDS"
+SECONDS = 3600.0  # at 0.4 MB/s enough for the largest file, 1.4 GB of CelebA; what has arrived by then is kept
+MOST = 1e9  # beyond it, the waits of Python overflow
+
+
+class Deadline:
+    """The time for one file, with all of its sources and tries; it begins now.
+
+    `requests` limits the silence between two reads, and neither a head that trickles in nor their sum.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = _seconds()
+        self._end = time.monotonic() + self.seconds
+
+    @property
+    def is_over(self) -> bool:
+        return time.monotonic() >= self._end
+
+    def check(self) -> None:
+        """Raise LateError when the time is up."""
+        if self.is_over:
+            raise LateError("not finished when the time was up")
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Do some work, and leave it behind when the time is up: in a thread, because reads cannot be interrupted.
+
+        Raises: LateError, and what the work raises.
+        """
+        if self.is_over:
+            raise LateError("not tried, because the time was up")
+        done: Future[None] = Future()
+        threading.Thread(target=_do, args=(work, done), daemon=True).start()
+        try:
+            wait([done], timeout=self._end - time.monotonic())
+        finally:
+            if not done.done():
+                self._end = -math.inf  # Ctrl-C ends it, too: what is left behind stops at its next check
+        if not done.done():
+            self.check()
+        done.result()
+
+
+def _do(work: Callable[[], None], done: "Future[None]") -> None:
+    try:
+        work()
+    except Exception as error:  # noqa: BLE001  raised again where the result is waited for
+        done.set_exception(error)
+    else:
+        done.set_result(None)
+
+
+def _seconds() -> float:
+    text = os.environ.get(VARIABLE, str(SECONDS))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= MOST:
+        raise UserError(
+            f"{VARIABLE}: wanted a number of seconds above 0 and at most {MOST:.0e}, found {text!r}; mend or unset it"
+        )
+    return seconds
