@@ -306,7 +306,9 @@ def test_the_browser_is_told_to_allow_what_the_page_holds_and_nothing_else(
 
 def test_what_a_value_smuggles_in_is_not_allowed(playful: Page) -> None:
     evil = "</style><script>alert(1)</script>"
-    policy = Policy(render(replace(playful, title=evil, params={f"model.{evil}": evil})))
+    report = playful.config.report.model_copy(update={"title": evil})
+    config = playful.config.model_copy(update={"report": report})
+    policy = Policy(render(replace(playful, config=config)))
     assert policy.allows_exactly_what_is_there
     injected = Policy(render(playful).replace("<main>", "<main><script>alert(1)</script>"))
     assert not injected.allows_exactly_what_is_there

@@ -10,7 +10,6 @@ from concurrent.futures import Future, wait
 from reparam.data.sources.faults import LateError
 from reparam.errors import UserError
 
-VARIABLE = "REPARAM_DOWNLOAD_SECONDS"
 SECONDS = 3600.0  # at 0.4 MB/s enough for the largest file, 1.4 GB of CelebA; what has arrived by then is kept
 MOST = 1e9  # beyond it, the waits of Python overflow
 
@@ -63,13 +62,14 @@ def _do(work: Callable[[], None], done: "Future[None]") -> None:
 
 
 def _seconds() -> float:
-    text = os.environ.get(VARIABLE, str(SECONDS))
+    text = os.environ.get("REPARAM_DOWNLOAD_SECONDS", str(SECONDS))
     try:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
     if not 0 < seconds <= MOST:
         raise UserError(
-            f"{VARIABLE}: wanted a number of seconds above 0 and at most {MOST:.0e}, found {text!r}; mend or unset it"
+            f"REPARAM_DOWNLOAD_SECONDS: wanted a number of seconds above 0 and at most {MOST:.0e}, found {text!r}; "
+            "mend or unset it"
         )
     return seconds

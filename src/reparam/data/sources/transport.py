@@ -64,7 +64,7 @@ def _refusal(file: RemoteFile, part: Part, failures: Sequence[str]) -> UserError
     within, again = "", ""
     if part.deadline.is_over:
         within = f" within {part.deadline.seconds:g} s, only {decimal(part.size)} of it"
-        again = f"run again to go on from there, set {deadline.VARIABLE} to more seconds, or "
+        again = "run again to go on from there, set REPARAM_DOWNLOAD_SECONDS to more seconds, or "
     return UserError(
         f"{file.name} ({file.checksum}): no source gives this file{within}\n"
         + "\n".join(failures or ["  no mirror is set, and no address is published"])
