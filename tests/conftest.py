@@ -18,8 +18,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # What differs from the params.yaml that we ship, so that a new section or parameter needs no second place.
 CHANGES: dict[str, dict[str, Any]] = {
-    "model": {"latent": 3, "mlp": {"hidden": [16]}, "conv": {"hidden": [16]}},
-    "train": {"batch_size": 128, "epochs": 2, "patience": 2},
+    "download": {"source": "digits"},
+    "preprocess": {"validation": 0.125, "test": 0.2},
+    "model": {"latent": 3, "network": "mlp", "mlp": {"hidden": [16]}, "conv": {"channels": [16, 32], "hidden": [16]}},
+    "train": {
+        "batch_size": 128,
+        "epochs": 2,
+        "patience": 2,
+        "learning_rate": 0.002,
+        "schedule": "constant",
+        "average": 0.0,
+        "channels_last": False,
+    },
     "evaluate": {"elbo_samples": 2, "nll_samples": 4, "grid": {"steps": 3}},
     "report": {"title": "A small model"},
 }

@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import change
+from conftest import CHANGES, change
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from ruamel.yaml import YAML
 
 STAGES = ("download", "preprocess", "train", "evaluate", "export", "report")
 PROJECT = Path(__file__).parent.parent
-SMALL = {
-    "model": {"latent": 3, "mlp": {"hidden": [16]}},
-    "train": {"epochs": 2},
+SMALL = CHANGES | {
+    "train": CHANGES["train"] | {"batch_size": 64},
     "evaluate": {"elbo_samples": 2, "nll_samples": 20, "grid": {"steps": 3}},
 }
 
