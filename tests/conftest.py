@@ -44,7 +44,7 @@ def change(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
             continue
         blocks = [block for block in values.values() if isinstance(block, dict) and name in block]
         for owner in [values] if name in values else blocks:
-            owner[name] = value
+            owner[name] = copy.deepcopy(value)  # or YAML would spell the second as a reference to the first
         assert name in values or blocks, name
 
 
@@ -123,7 +123,5 @@ def mnist_files() -> Path:
 
 
 def _write(path: Path, params: dict[str, Any]) -> None:
-    yaml = YAML()
-    yaml.representer.ignore_aliases = lambda *_: True
     with path.open("w", encoding="utf-8") as file:
-        yaml.dump(params, file)
+        YAML().dump(params, file)

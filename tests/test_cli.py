@@ -23,6 +23,7 @@ from reparam.locks import held
 from reparam.paths import Paths
 from reparam.preprocess import stage as preprocess
 from reparam.report import stage as report
+from reparam.threads import OthersCompute
 from reparam.train import stage as train
 
 SOURCE = Path(__file__).parents[1] / "src"
@@ -432,6 +433,24 @@ def test_two_processes_do_not_run_a_stage_in_one_working_copy(finished: Paths, r
             "error: preprocess: wanted to be the only one that runs this stage in this working copy",
         )
         assert reparam("download")[0] == 0
+
+
+def test_a_training_beside_others_goes_on_in_a_process_whose_threads_sleep(
+    finished: Paths, reparam: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(*_: Any, **__: Any) -> None:
+        raise OthersCompute
+
+    def start(program: str, arguments: list[str]) -> None:
+        assert (program, arguments[1:]) == (sys.executable, ["-m", "reparam", "train", "--quiet"])
+        assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+        with held(finished.locks, "train"):  # which the process in its place takes
+            sys.exit(7)
+
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    monkeypatch.setattr(train, "run", end)
+    monkeypatch.setattr(os, "execv", start)
+    assert reparam("train", "--quiet") == (7, "")
 
 
 # ---- parameters and recipes

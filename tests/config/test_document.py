@@ -59,9 +59,9 @@ def values(**changes: Any) -> Any:
 
 def test_values_keep_the_spelling_that_they_have() -> None:
     text = SHIPPED.read_text(encoding="utf-8")
-    ours = text.replace("learning_rate: 0.002", "learning_rate: 2.0e-3").replace("seed: 0 # ", "seed: 0 # my words: ")
+    ours = text.replace("learning_rate: 0.003", "learning_rate: 3.0e-3").replace("seed: 0 # ", "seed: 0 # my words: ")
     written = with_comments(YAML().load(ours))
-    assert "  learning_rate: 2.0e-3 # Learning rate before its schedule.\n" in written
+    assert "  learning_rate: 3.0e-3 # Learning rate before its schedule.\n" in written
     assert "my words" not in written
     assert keys_and_comments(written) == keys_and_comments(text)
 

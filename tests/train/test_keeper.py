@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from training import Training, black_and_white, equal, kill_after, result_of, small_data, small_trainer
 
+from reparam.threads import OthersCompute
+from reparam.train import keeper as keeper_module
 from reparam.train.checkpoint import Checkpoints
 from reparam.train.sums import Totals
 
@@ -70,6 +72,28 @@ def test_the_seconds_begin_anew_with_every_checkpoint(tmp_path: Path, monkeypatc
         keeper.after_step()
         written += [now] if files(tmp_path) != before else []
     assert written == [110.0, 120.5, 130.5]
+
+
+def test_training_ends_at_a_checkpoint_when_others_have_begun_to_compute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper_module, "others_came", lambda threads: threads == torch.get_num_threads())
+    keeper = new_training(tmp_path, seconds=0.0).keeper
+    with pytest.raises(OthersCompute):
+        keeper.after_step()
+    assert files(tmp_path)
+
+
+def test_training_does_not_end_for_others_where_no_checkpoint_could_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(keeper_module, "others_came", lambda _threads: True)
+    monkeypatch.setattr(Checkpoints, "write", fail)
+    new_training(tmp_path, seconds=0.0).keeper.after_step()
+    assert not files(tmp_path)
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
