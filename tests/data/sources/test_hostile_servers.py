@@ -82,13 +82,15 @@ def clean() -> Iterator[None]:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr("reparam.data.sources.web.time.sleep", lambda _: None)
+    others = set(threading.enumerate())
     with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.005,))
-        thread.start()
+        threading.Thread(target=server.serve_forever, args=(0.005,)).start()
         yield server
         server.stopped.set()
         server.shutdown()
-        thread.join()
+        for thread in set(threading.enumerate()) - others:  # those that were left behind, too
+            thread.join(10)
+            assert not thread.is_alive()
 
 
 @pytest.fixture
