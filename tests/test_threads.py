@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from reparam.threads import choose_wait_policy
+from reparam import threads
+from reparam.threads import choose_wait_policy, others_came
 
 
 @pytest.fixture(autouse=True)
@@ -51,3 +52,38 @@ def test_the_user_has_the_last_word(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     choose_wait_policy(tmp_path, machine(tmp_path, "9.00 9.00 9.00 9/345 6789\n"))
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+# Others who come later
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "THOROUGH", (3, 0.0))
+    monkeypatch.setattr(threads, "_spin_by_choice", False)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("running", "come"), [(1, False), (2, False), (3, True), (9, True)])
+def test_others_come_when_more_threads_run_than_ours(running: int, come: bool, tmp_path: Path) -> None:
+    machine(tmp_path, "0.00 0.00 0.00 1/345 6789\n")
+    choose_wait_policy(tmp_path, tmp_path)
+    (tmp_path / "proc/loadavg").write_text(f"0.00 0.00 0.00 {running}/345 6789\n")
+    assert others_came(2, tmp_path) == come
+
+
+@pytest.mark.usefixtures("quick")
+def test_nobody_comes_where_threads_sleep_already(tmp_path: Path) -> None:
+    machine(tmp_path, "0.00 0.00 0.00 9/345 6789\n")
+    choose_wait_policy(tmp_path, tmp_path)
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert not others_came(2, tmp_path)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_policy_of_the_user_is_never_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    machine(tmp_path, "0.00 0.00 0.00 1/345 6789\n")
+    choose_wait_policy(tmp_path, tmp_path)
+    (tmp_path / "proc/loadavg").write_text("0.00 0.00 0.00 9/345 6789\n")
+    assert not others_came(2, tmp_path)

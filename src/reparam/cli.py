@@ -18,7 +18,7 @@ import typer
 from reparam.errors import UserError
 from reparam.locks import held
 from reparam.redact import redacted_output
-from reparam.threads import choose_wait_policy
+from reparam.threads import OthersCompute, choose_wait_policy, start_again
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,11 +74,14 @@ def train(
     device: DeviceOption = Device.auto, quiet: Annotated[bool, typer.Option(help="Show no progress.")] = False
 ) -> None:
     """Train a model and keep the weights of its best epoch; go on where an interrupted training was."""
-    with _stage("train") as (config, paths, tracker):
-        from reparam.train import stage as train
+    try:
+        with _stage("train") as (config, paths, tracker):
+            from reparam.train import stage as train
 
-        _end_properly()
-        train.run(config, paths, device.value, quiet=quiet, tracker=tracker)
+            _end_properly()
+            train.run(config, paths, device.value, quiet=quiet, tracker=tracker)
+    except OthersCompute:
+        start_again()
 
 
 @app.command(rich_help_panel="Stages")

@@ -2,21 +2,48 @@
 
 import os
 import statistics
+import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
-SAMPLES = 9
-SECONDS_BETWEEN_SAMPLES = 0.002
+POLICY = "OMP_WAIT_POLICY"
+QUICK = (9, 0.002)  # samples, and the seconds between them
+THOROUGH = (100, 0.02)
+
+_spin_by_choice = False
+
+
+class OthersCompute(SystemExit):
+    """Training left a checkpoint and ended, to go on in a process whose waiting threads sleep."""
 
 
 def choose_wait_policy(directory: Path, system: Path = Path("/")) -> None:
     """Let waiting threads spin where nobody else computes, else sleep. Where OMP_WAIT_POLICY is set, it stands.
 
-    On a quiet machine, spinning nearly halves the time of an epoch; beside others it trebles it, and what OpenMP does
-    by itself, to spin for a while, makes it ten times as long. The results are the same.
+    On a quiet machine, spinning nearly halves the time of an epoch; beside others it makes it several times as long.
+    What OpenMP does by itself, to spin for a while, is bad as well. The results are the same.
     """
-    alone = not (_may_run_side_by_side(directory) or (system / "dev/nvidia0").exists() or _is_busy(system))
-    os.environ.setdefault("OMP_WAIT_POLICY", "ACTIVE" if alone else "PASSIVE")
+    global _spin_by_choice  # noqa: PLW0603  # a fact of this process, as the environment is
+    alone = not (_may_run_side_by_side(directory) or (system / "dev/nvidia0").exists() or _is_busy(1, QUICK, system))
+    _spin_by_choice = alone and POLICY not in os.environ
+    os.environ.setdefault(POLICY, "ACTIVE" if alone else "PASSIVE")
+
+
+def others_came(threads: int, system: Path = Path("/")) -> bool:
+    """Whether waiting threads spin, because nobody else computed at the start, and somebody has done so for seconds.
+
+    `threads` are those of this process.
+    """
+    return _spin_by_choice and all(_is_busy(threads, samples, system) for samples in (QUICK, THOROUGH))
+
+
+def start_again() -> NoReturn:
+    """Run the same command in the place of this process, with threads that sleep."""
+    os.environ[POLICY] = "PASSIVE"
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "reparam", *sys.argv[1:]])  # noqa: S606  # ourselves, without a shell
 
 
 def _may_run_side_by_side(directory: Path) -> bool:
@@ -24,14 +51,15 @@ def _may_run_side_by_side(directory: Path) -> bool:
     return (".dvc", "tmp", "exps") in zip(directory.parts, directory.parts[1:], directory.parts[2:], strict=False)
 
 
-def _is_busy(system: Path) -> bool:
-    """Whether somebody else computes; taken to be so where the system does not tell."""
-    running = []  # threads that could run at a moment, this one among them
-    for _ in range(SAMPLES):
+def _is_busy(threads: int, samples: tuple[int, float], system: Path) -> bool:
+    """Whether more threads compute than ours; taken to be so where the system does not tell."""
+    count, seconds = samples
+    running = []  # threads that could run at a moment, ours among them
+    for _ in range(count):
         try:
             load = (system / "proc/loadavg").read_text(encoding="utf-8")
             running.append(int(load.split()[3].split("/")[0]))
         except (OSError, IndexError, ValueError):
             return True
-        time.sleep(SECONDS_BETWEEN_SAMPLES)
-    return statistics.median(running) > 1
+        time.sleep(seconds)
+    return statistics.median(running) > threads

@@ -4,7 +4,10 @@ import logging
 import os
 import time
 
+import torch
+
 from reparam.errors import UserError
+from reparam.threads import OthersCompute, others_came
 from reparam.train.checkpoint import Checkpoints
 from reparam.train.rollback import Rollback
 from reparam.train.signals import StopRequest
@@ -39,20 +42,28 @@ class Keeper:
         return saved is not None
 
     def after_step(self) -> None:
-        """Save a checkpoint when it is time, or when somebody asked training to end; then end it."""
+        """Save a checkpoint when it is time, or when somebody asked training to end; then end it.
+
+        Where others have begun to compute, end as well, to go on from the checkpoint beside them.
+        """
         if not self.stop and time.monotonic() - self._saved < self.seconds:
             return
-        if self.checkpoints and self.state.trainer.world.is_first and not self.state.epoch.sums.is_spoilt():
-            self._save(self.checkpoints)
+        world, is_saved = self.state.trainer.world, False
+        if self.checkpoints and world.is_first and not self.state.epoch.sums.is_spoilt():
+            is_saved = self._save(self.checkpoints)
         self._saved = time.monotonic()
         if self.stop:
             raise SystemExit(self.stop.exit_code)
+        if is_saved and world.size == 1 and others_came(torch.get_num_threads()):
+            raise OthersCompute
 
-    def _save(self, checkpoints: Checkpoints) -> None:
+    def _save(self, checkpoints: Checkpoints) -> bool:
         try:
             checkpoints.write({name: owner.state_dict() for name, owner in self.owners.items()})
         except OSError as error:
             log.warning("%s: no checkpoint could be written, going on without: %s", checkpoints.directory, error)
+            return False
+        return True
 
 
 def seconds_between_checkpoints() -> float:
