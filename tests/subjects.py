@@ -47,7 +47,7 @@ def some_split(labels: Sequence[int], shape: tuple[int, ...] = SHAPE) -> Split:
 def some_data(scored: Split, card: ImageFacts = GREY, *, is_density: bool = True, train: Split | None = None) -> Data:
     """The data of a subject, trained on the same images unless others are given; classes are named by their numbers."""
     classes = [str(number) for number in range(scored.labels.max() + 1)]
-    return Data(scored, train or scored, classes, Pixels(card), is_density)
+    return Data(scored, train or scored, classes, Pixels(card), is_density, card.is_black_and_white)
 
 
 def some_scores(images: int, latent: int, **changes: Sequence[float] | Tensor) -> Scores:

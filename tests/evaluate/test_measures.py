@@ -242,7 +242,19 @@ def test_generated_images_are_compared_with_originals_as_grey_values_in_equal_nu
     assert set(wanted) == GENERATED
     assert {name: found.metrics[name] for name in wanted} == pytest.approx(wanted, abs=1e-4)
     assert asked == [50]
-    assert found.details.generated == GeneratedFacts(images=50, components=5)
+    train = subject.data.train.images
+    known = torch.from_numpy(train[np.arange(50) * len(train) // 50]) / 255
+    floor = {name: round(value, 4) for name, value in pca_quality(project(real), project(known), 5).items()}
+    assert found.details.generated == GeneratedFacts(images=50, components=5, training_images=floor)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("how", ["threshold", "static"])
+def test_where_pixels_are_black_and_white_so_are_generated_ones(how: str) -> None:
+    generated = subject_of(model_of(), card=image_facts(how)).generate(40)
+    assert generated.unique().tolist() == [0.0, 1.0]
+    grey = subject_of(model_of(), card=GREY).generate(40)
+    assert len(grey.unique()) > 100
 
 
 def test_no_more_images_are_generated_than_there_are_originals() -> None:

@@ -15,7 +15,7 @@ import torch
 from conftest import SMALL, change
 from ruamel.yaml import YAML
 
-from reparam.cards.evaluation import EvaluationCard, EvaluationLineage, EvaluationMetrics, GeneratedFacts
+from reparam.cards.evaluation import EvaluationCard, EvaluationLineage, EvaluationMetrics
 from reparam.cards.model import ModelCard
 from reparam.config import Config, load_config
 from reparam.data import store
@@ -264,7 +264,10 @@ def test_the_card_says_what_was_measured_and_how(
     settings = found.settings
     assert (settings.split, settings.seed, settings.precision) == ("validation", 3, "bf16_matmul")
     assert (settings.outliers, settings.active_variance) == (others, 50.0)
-    assert found.details.generated == GeneratedFacts(images=count, components=50)
+    generated = found.details.generated
+    assert generated is not None
+    assert (generated.images, generated.components) == (count, 50)
+    assert set(generated.training_images) == GENERATED
     assert found.details.outliers is not None
     assert found.details.outliers.images == min(count, 80)
     assert found.lineage == EvaluationLineage(

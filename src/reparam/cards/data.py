@@ -38,6 +38,11 @@ class ImageFacts(Card):
     scaling: Scaling
     shape: Shape  # (C, H, W)
 
+    @property
+    def is_black_and_white(self) -> bool:
+        """Whether no grey value is stored."""
+        return self.binarization in ("threshold", "static")
+
     @model_validator(mode="after")
     def _has_a_value_for_each_channel(self) -> Self:
         if {len(self.scaling.shift), len(self.scaling.scale)} != {self.shape[0]}:

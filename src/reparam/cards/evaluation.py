@@ -32,6 +32,7 @@ class MutualInformationFacts(Card):
 class GeneratedFacts(Card):
     images: PositiveInt
     components: PositiveInt
+    training_images: dict[str, float]  # the same metrics of as many training images: what no model need surpass
 
 
 class AnnealingFacts(Card):

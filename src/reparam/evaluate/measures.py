@@ -176,17 +176,18 @@ def _labels(subject: Subject, findings: Findings) -> None:
 
 @torch.no_grad()
 def _generated(subject: Subject, findings: Findings) -> None:
-    """Compare generated images, decoder means as the figure shows them, with grey originals: equally many of both."""
+    """Compare generated images with scored ones, and training images with the same: equally many, if there are."""
     settings, scored, train = subject.settings, subject.data.scored.images, subject.data.train.images
-    rows = evenly_spaced(len(scored), settings.generated.images)
-    if len(train) < 2 or len(rows) < 2:
+    count = min(len(scored), settings.generated.images)
+    if count < 2 or len(train) < 2:
         return
-    fake = torch.from_numpy(subject.decode(subject.codes(len(rows))))
     project = fit_projection(train, settings.generated.components)
-    found = pca_quality(project(grey(scored[rows.numpy()])), project(fake), settings.neighbours)
+    real, known = (project(grey(images[evenly_spaced(len(images), count).numpy()])) for images in (scored, train))
+    found = pca_quality(real, project(subject.generate(count)), settings.neighbours)
     for name, value in found.items():
         findings.add(name, value)
-    findings.facts["generated"] = GeneratedFacts(images=len(rows), components=project.axes.shape[1])
+    floor = {name: round(value, 4) for name, value in pca_quality(real, known, settings.neighbours).items()}
+    findings.facts["generated"] = GeneratedFacts(images=count, components=project.axes.shape[1], training_images=floor)
     # As many real images would cover 1 - 2^-k: each of k neighbours comes from either set (Naeem et al. 2020).
     if found["pca_coverage"] < LOW_COVERAGE * (1 - 0.5**settings.neighbours):
         findings.warnings.append(

@@ -11,8 +11,6 @@ from reparam.cards.data import DataCard
 from reparam.data import store
 from reparam.errors import ParamsError
 
-BLACK_AND_WHITE = ("threshold", "static")  # binarizations after which no grey value is stored
-
 
 def auroc(inside: Tensor, outside: Tensor) -> tuple[float, float]:
     """Return how often an image from outside scores above one from inside, ties counted half, and its standard error.
@@ -53,9 +51,9 @@ def read_outliers(directory: Path, data_card: DataCard) -> store.Images:
         )
     # Under `dynamic` both are drawn from at each visit; else they would be told apart by being grey, or not being so.
     is_drawn = data_card.binarization == "dynamic"
-    if not is_drawn and (data_card.binarization in BLACK_AND_WHITE) != (card.binarization in BLACK_AND_WHITE):
+    if not is_drawn and data_card.is_black_and_white != card.is_black_and_white:
         kinds = ("grey", "black and white")
-        wanted, found = (kinds[side.binarization in BLACK_AND_WHITE] for side in (data_card, card))
+        wanted, found = (kinds[side.is_black_and_white] for side in (data_card, card))
         raise ParamsError(
             f"params.yaml: evaluate.outliers: wanted {wanted} images, as the model's, found {found} ones "
             f"(binarization {card.binarization!r}) in {directory}; preprocess them with preprocess.binarization "

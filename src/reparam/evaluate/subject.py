@@ -38,6 +38,7 @@ class Data:
     classes: Sequence[str]  # the name of each label
     pixels: Pixels  # on the model's device
     is_density: bool  # whether the model's likelihood is one of these pixels
+    is_black_and_white: bool  # whether no grey value is stored
 
     def view(self, images: Images, batch_size: int) -> View:
         """Show images as the model sees them."""
@@ -122,6 +123,14 @@ class Subject:
         sampler, block = SAMPLERS[name], self.settings.arguments(name)
         # A view copies the images to the device: only where the sampler asks for codes.
         return sampler(count, self.latent_size, lambda: draw_codes(self.model, self.view(train)), *block)
+
+    def generate(self, count: int) -> Tensor:
+        """Make images like those that are stored: decoder means, or black and white drawn from them.
+
+        Shapes: -> (count, C, H, W), in [0, 1].
+        """
+        means = torch.from_numpy(self.decode(self.codes(count)))
+        return torch.bernoulli(means) if self.data.is_black_and_white else means
 
     def decode(self, z: Tensor) -> Pictures:
         """Decode latents. Shapes: (n, D) -> (n, C, H, W)."""

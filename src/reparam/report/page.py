@@ -141,6 +141,9 @@ def _number(name: str, metric: Metric, values: Mapping[str, float], page: Page) 
     elif error is not None and images > 1:
         beside = f"± {error:{metric.form}}"
     part = "" if images == page.evaluation.images else f" Of {images} image{'s' if images > 1 else ''}."
+    generated = page.evaluation.details.generated
+    if generated and name in generated.training_images:
+        part += f" Training images in their place: {generated.training_images[name]:{metric.form}}."
     return Number(metric.title, f"{values[name]:z{metric.form}}", beside, metric.text.replace("`", "") + part)
 
 
