@@ -114,7 +114,7 @@ def test_links_between_documents_lead_somewhere(document: Path) -> None:
     text = re.sub(r"^ *```.*?^ *```$", "", document.read_text(encoding="utf-8"), flags=re.S | re.M)
     links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not urlsplit(link).scheme]
     files = [document.parent / link.partition("#")[0] for link in links if not link.startswith("#")]
-    assert [str(file) for file in files if not file.exists() and file.parent != ROOT / "docs/pictures"] == []
+    assert [str(file) for file in files if not file.exists()] == []
 
 
 @each_document
