@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-POLICY = "OMP_WAIT_POLICY"
 QUICK = (9, 0.002)  # samples, and the seconds between them
 THOROUGH = (100, 0.02)
 
@@ -26,8 +25,8 @@ def choose_wait_policy(directory: Path, system: Path = Path("/")) -> None:
     """
     global _spin_by_choice  # noqa: PLW0603  # a fact of this process, as the environment is
     alone = not (_may_run_side_by_side(directory) or (system / "dev/nvidia0").exists() or _is_busy(1, QUICK, system))
-    _spin_by_choice = alone and POLICY not in os.environ
-    os.environ.setdefault(POLICY, "ACTIVE" if alone else "PASSIVE")
+    _spin_by_choice = alone and "OMP_WAIT_POLICY" not in os.environ
+    os.environ.setdefault("OMP_WAIT_POLICY", "ACTIVE" if alone else "PASSIVE")
 
 
 def others_came(threads: int, system: Path = Path("/")) -> bool:
@@ -40,7 +39,7 @@ def others_came(threads: int, system: Path = Path("/")) -> bool:
 
 def start_again() -> NoReturn:
     """Run the same command in the place of this process, with threads that sleep."""
-    os.environ[POLICY] = "PASSIVE"
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, "-m", "reparam", *sys.argv[1:]])  # noqa: S606  # ourselves, without a shell
