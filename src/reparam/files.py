@@ -55,7 +55,7 @@ def whole_directory(path: Path, *, durable: bool = True) -> Iterator[Path]:
         _swap(path, partial, old)
     except OSError as error:
         if error.errno:
-            error.filename = error.filename or str(path)  # which the system does not tell of a full disk
+            error.filename = error.filename or str(path)  # which the system does not name when a disk is full
         raise
     finally:
         _remove(partial)

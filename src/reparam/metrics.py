@@ -91,7 +91,7 @@ GROUPS: dict[str, dict[str, Metric]] = {
             applies="a Bernoulli likelihood of grey pixels",
         ),
         "auroc": Metric(
-            "Outliers told apart",
+            "Outliers recognised",
             "Chance that an outlier has a larger NLL than a scored image; 0.5 is guessing.",
             "higher",
             unit="share",

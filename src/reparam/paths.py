@@ -10,7 +10,7 @@ class Paths:
     """Stage files below `root`, the working copy; state shared by all working copies below `shared`.
 
     `dvc exp run --temp` and queued experiments run in a scratch copy that DVC deletes afterwards, so whatever must
-    outlive an experiment (the tracking database, its artifacts) stands in the real repository, which DVC names in
+    outlive an experiment (the tracking database, its artifacts) is in the real repository, which DVC names in
     `DVC_ROOT`.
     """
 

@@ -18,7 +18,7 @@ class OthersCompute(SystemExit):
 
 
 def choose_wait_policy(directory: Path, system: Path = Path("/")) -> None:
-    """Let waiting threads spin where nobody else computes, else sleep. Where OMP_WAIT_POLICY is set, it stands.
+    """Let waiting threads spin where nobody else computes, else sleep. OMP_WAIT_POLICY, where it is set, is kept.
 
     On a quiet machine, spinning nearly halves the time of an epoch; beside others it makes it several times as long.
     What OpenMP does by itself, to spin for a while, is bad as well. The results are the same.
@@ -51,7 +51,7 @@ def _may_run_side_by_side(directory: Path) -> bool:
 
 
 def _is_busy(threads: int, samples: tuple[int, float], system: Path) -> bool:
-    """Whether more threads compute than ours; taken to be so where the system does not tell."""
+    """Whether more threads compute than ours; taken to be so where the system does not say."""
     count, seconds = samples
     running = []  # threads that could run at a moment, ours among them
     for _ in range(count):

@@ -187,8 +187,13 @@ def test_scores_of_other_numbers_of_images_are_not_paired(scores: np.ndarray) ->
 
 
 def test_the_same_scores_give_no_difference_and_no_verdict() -> None:
-    found = compare(scored_pair(scores={"elbo": OURS}))
+    first, other = scored_pair(scores={"elbo": OURS})
+    found = compare([first, replace(other, metrics=first.metrics)])
     assert difference(found, "elbo") == Difference(0.0, 0.0, "", is_paired=True)
+
+
+def test_scores_that_are_not_those_of_the_metric_are_not_paired() -> None:
+    assert not difference(compare(scored_pair(scores={"elbo": OURS})), "elbo").is_paired
 
 
 # ---- seeds

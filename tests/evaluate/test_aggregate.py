@@ -201,7 +201,7 @@ def test_the_collapse_of_most_dimensions_is_a_warning_with_a_way_out() -> None:
 def test_the_collapse_of_all_dimensions_is_posterior_collapse() -> None:
     message = collapse_message(range(16), 16)
     assert message is not None
-    assert message.startswith("posterior collapse: no latent dimension (0-15) tells anything of an image; try ")
+    assert message.startswith("posterior collapse: no latent dimension (0-15) says anything of an image; try ")
 
 
 def test_a_warning_names_a_handful_of_dimensions() -> None:

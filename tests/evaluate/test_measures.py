@@ -343,7 +343,7 @@ def test_a_collapsed_posterior_is_warned_of(kind: str) -> None:
     model = model_of(scale=0.0, kind=kind)  # all weights 0: every posterior is the prior
     [warning] = measured(subject_of(model, generated={"images": 0})).warnings
     latent = "0-2" if kind == "vae" else "0-4"
-    assert warning.startswith(f"posterior collapse: no latent dimension ({latent}) tells anything of an image")
+    assert warning.startswith(f"posterior collapse: no latent dimension ({latent}) says anything of an image")
 
 
 def coverage_warnings(subject: Subject) -> list[str]:

@@ -520,7 +520,7 @@ def test_outliers_are_shown_beside_the_scored_images_as_shares() -> None:
     (axes,) = plot_outliers(usual, unusual, 1.0).axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["scored images", "other data"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("NLL (nats per image)", "share of images")
-    assert axes.get_title(loc="left") == "Other data is told by its NLL with an AUROC of 1.000"
+    assert axes.get_title(loc="left") == "Other data is recognised by its NLL with an AUROC of 1.000"
     heights = [patch.get_height() for container in axes.containers[:1] for patch in container]
     assert sum(heights) == pytest.approx(1.0)
 

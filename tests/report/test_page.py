@@ -195,7 +195,7 @@ def test_numbers_stand_in_groups_with_the_errors_that_there_are(page: Page) -> N
             "Gap of annealing 0.12 ± 0.03 Between the two annealed bounds on simulated images",
             "Effective samples 12.3 Importance samples",
             "Bits per dimension 1.234",
-            "Outliers told apart 0.988",
+            "Outliers recognised 0.988",
             "Latents KL 8.13 ± 0.10",
             "KL of layer 1 6.00",
             "KL of layer 2 2.13",
@@ -439,9 +439,9 @@ def lay_out(paths: Paths, page: Page, validation: int, curves: list[str]) -> Non
 
     paths.processed.mkdir(parents=True)
     for name, count in zip(SPLITS, (5, validation, 3), strict=True):
-        np.save(paths.processed / f"{name}-images.npy", np.full((count, 1, 4, 4), 200, np.uint8))
+        np.save(paths.processed / f"{name}-images.npy", np.full((count, 1, 8, 8), 200, np.uint8))
         np.save(paths.processed / f"{name}-labels.npy", np.zeros(count, np.int32))
-    store.write_card(paths.processed, store.Origin("noise", {}, "none", ("all",), {}), "unit")
+    store.write_card(paths.processed, store.Origin("digits", {}, "dynamic", ("all",), {}), "unit")
     for path, card in results(paths, page).items():
         path.parent.mkdir(parents=True, exist_ok=True)
         card.write(path)
@@ -520,3 +520,20 @@ def test_results_of_another_model_are_not_shown(stale: str, page: Page, project:
     with pytest.raises(StaleInputError, match=rf"{path.name}: wanted results of the model in models/vae, weights dddd"):
         report.run(load_config(project.params), project)
     assert not project.report.exists()
+
+
+@pytest.mark.parametrize("section", ["train", "evaluate", "export"])
+def test_parameters_of_other_results_are_not_printed(section: str, page: Page, project: Paths) -> None:
+    lay_out(project, page, 0, [f"train_{term}" for term in TERMS])
+    config, changes = load_config(project.params), {"train": "epochs", "evaluate": "nll_samples", "export": "opset"}
+    changed = getattr(config, section).model_copy(update={changes[section]: 21})
+    with pytest.raises(StaleInputError, match=rf"params.yaml: .*{section}: wanted the parameters of the results"):
+        report.run(config.model_copy(update={section: changed}), project)
+    assert not project.report.exists()
+
+
+def test_data_of_another_kind_than_the_model_s_is_refused(page: Page, project: Paths) -> None:
+    lay_out(project, page, 0, [f"train_{term}" for term in TERMS])
+    store.write_card(project.processed, store.Origin("digits", {}, "none", ("all",), {}), "unit")
+    with pytest.raises(StaleInputError, match=r"binarization: wanted dynamic, as the model .* found none"):
+        report.run(load_config(project.params), project)

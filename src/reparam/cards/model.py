@@ -12,7 +12,7 @@ from reparam.cards.data import ImageFacts
 from reparam.config import Config, ModelConfig, ObjectiveConfig, TrainConfig, params_hash
 from reparam.errors import StaleInputError
 
-SHORT = 12  # digits of a hash that tell models apart where people read them
+SHORT = 12  # digits of a hash that distinguish models where people read them
 
 
 class TrainedParams(Card):
@@ -42,7 +42,7 @@ class TrainingLineage(Card):
 
     @property
     def weights(self) -> str:
-        """Tell models apart where people read it."""
+        """Distinguish models where people read it."""
         return self.weights_sha256[:SHORT]
 
 

@@ -146,7 +146,14 @@ def _pairs(name: str, first: Experiment, other: Experiment) -> npt.NDArray[np.fl
     ours, theirs = (experiment.scores.get(name) for experiment in (first, other))
     if None in images[0] or images[0] != images[1] or ours is None or theirs is None:
         return None
+    if not all(_are_of(values, one.metrics.get(name)) for values, one in ((ours, first), (theirs, other))):
+        return None
     return theirs - ours if ours.shape == theirs.shape and len(ours) > 1 else None
+
+
+def _are_of(values: npt.NDArray[np.float64], mean: float | None) -> bool:
+    """Whether a metric, which is rounded to four digits, is the mean of these values."""
+    return mean is not None and bool(abs(values.mean() - mean) < 1e-4)
 
 
 def _on_pairs(experiments: Sequence[Experiment], metrics: Mapping[str, Sequence[Cell]]) -> Iterator[str]:

@@ -78,7 +78,7 @@ class EvaluateConfig(Section):
     """Nearest neighbours, for the accuracy of classes and for precision, recall, density and coverage."""
 
     outliers: str | None
-    """A data/processed of other images, which the NLL should tell from the scored ones; null measures none."""
+    """A data/processed of other images, which the NLL should distinguish from the scored ones; null measures none."""
 
     sampler: Annotated[str, KeyOf("SAMPLERS", "evaluate/samplers.py")]
     """Distribution of latents that images are generated from."""

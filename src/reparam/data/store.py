@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from reparam.cards.card import CARD
-from reparam.cards.data import Binarization, DataCard, Scaling, ScalingKind, SplitFacts, SplitName
-from reparam.errors import DamagedInputError
+from reparam.cards.data import Binarization, DataCard, ImageFacts, Scaling, ScalingKind, SplitFacts, SplitName
+from reparam.errors import DamagedInputError, StaleInputError
 from reparam.files import rerun, sha256
 
 Images = npt.NDArray[np.uint8]  # (N, C, H, W)
@@ -77,6 +77,22 @@ def read_card(directory: Path) -> DataCard:
     Raises: MissingInputError, DamagedInputError.
     """
     return DataCard.read(directory / CARD, "preprocess")
+
+
+def read_card_of(directory: Path, trained_on: ImageFacts) -> DataCard:
+    """Read what the store says of itself, where its images are of the kind that a model was trained on.
+
+    Raises: MissingInputError, DamagedInputError, StaleInputError.
+    """
+    card = read_card(directory)
+    for name in ImageFacts.model_fields:
+        wanted, found = getattr(trained_on, name), getattr(card, name)
+        if wanted != found:
+            raise StaleInputError(
+                f"{directory}: {name}: wanted {wanted}, as the model in models/vae was trained on, found {found}; run "
+                "`dvc repro`"
+            )
+    return card
 
 
 def read_split(directory: Path, name: SplitName) -> Split:

@@ -11,7 +11,7 @@ from reparam import runtime
 from reparam.evaluate.view import evenly_spaced
 from reparam.models.draw import gaussian_log_prob
 
-# What a dimension can tell of an image is at most its KL: a collapsed one tells less than a seventh of a bit.
+# What a dimension can say of an image is at most its KL: a collapsed one says less than a seventh of a bit.
 COLLAPSED_KL = 0.1  # nats
 RANGES_NAMED = 8  # in one sentence
 
@@ -45,10 +45,10 @@ def aggregate(mean: Tensor, log_variance: Tensor, z: Tensor, limit: int) -> Aggr
     information alone. `z` must be drawn from N(mean, exp(log_variance)): the lower layers of a hierarchy are not.
 
     An image's own posterior is part of q(z) with weight 1 / N, so that the mutual information is at most log N. That is
-    true of these N images; of all images that there could be, a model may tell more. What it tells beyond log N then
+    true of these N images; of all images that there could be, a model may say more. What it says beyond log N then
     counts as marginal KL, and there as total correlation, which means nothing near the bound.
 
-    With more than `limit` images, evenly spaced ones stand for all: each one's own posterior keeps the weight 1 / N,
+    With more than `limit` images, evenly spaced ones represent all: each one's own posterior keeps the weight 1 / N,
     the others share the rest. That estimates q(z) without bias, its logarithm too low.
 
     Time: S times quadratic in min(N, limit). Shapes: mean and log_variance (N, D), z (S, N, D), with limit >= 2.
@@ -65,7 +65,7 @@ def aggregate(mean: Tensor, log_variance: Tensor, z: Tensor, limit: int) -> Aggr
         shared += (log_joint - log_product) / len(z)
     numbers, own = dict[str, float](), kl[rows]
     numbers["kl"], numbers["kl_se"] = _mean_and_error(kl)
-    # The KL of all images, less what those in the rows tell.
+    # The KL of all images, less what those in the rows say.
     for name, known, rest in (
         ("mutual_information", 0.0, told),
         ("marginal_kl", numbers["kl"] - own.mean().item(), own - told),
@@ -116,7 +116,8 @@ def collapsed(kl_per_dim: Tensor, variance_of_mean: Tensor, threshold: float) ->
     """Return the dimensions whose posterior is the prior, whatever the image.
 
     Their mean varies over images by no more than `threshold` (Burda et al. 2016), and their KL is below
-    COLLAPSED_KL: one that tells of images by its variance alone is in use. Shapes: (D,), (D,). Units: KL in nats.
+    COLLAPSED_KL: one that says something of images by its variance alone is in use.
+    Shapes: (D,), (D,). Units: KL in nats.
     """
     is_still = (variance_of_mean <= threshold) & (kl_per_dim <= COLLAPSED_KL)
     found: list[int] = is_still.nonzero().flatten().tolist()
@@ -128,7 +129,7 @@ def collapse_message(dimensions: Sequence[int], latent: int) -> str | None:
     if 2 * len(dimensions) <= latent:
         return None
     if len(dimensions) == latent:
-        what = f"posterior collapse: no latent dimension ({_ranges(dimensions)}) tells anything of an image"
+        what = f"posterior collapse: no latent dimension ({_ranges(dimensions)}) says anything of an image"
     else:
         count = f"{len(dimensions)} of {latent} latent dimensions"
         what = f"more than half of the latents have collapsed: {count} ({_ranges(dimensions)}) say nothing of an image"

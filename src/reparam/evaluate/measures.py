@@ -75,7 +75,7 @@ class Findings:
 def measure(subject: Subject, outliers: Images | None) -> Findings:
     """Measure all that the settings ask for, each on a random stream of its own.
 
-    `outliers` are images that the scored ones should be told from.
+    `outliers` are images that the NLL should distinguish from the scored ones.
     """
     findings, settings = Findings(), subject.settings
     measures = {"likelihood": _likelihood, "latents": _latents, "labels": _labels}
@@ -197,7 +197,7 @@ def _generated(subject: Subject, findings: Findings) -> None:
 
 
 def _outliers(subject: Subject, findings: Findings, outliers: Images) -> None:
-    """Say how well the NLL tells other images from those of the split."""
+    """Say how well the NLL distinguishes other images from those of the split."""
     settings = subject.settings
     rows = evenly_spaced(len(outliers), len(subject.scores.nll)).numpy()
     seen = subject.view(outliers[rows]).seen(settings.seed)

@@ -39,7 +39,7 @@ def score(model: Model, data: View, config: EvaluateConfig, *, is_density: bool 
     """Score every image of a split, drawing from torch's generator.
 
     Without `is_density`, pixels have no likelihood to estimate. A hierarchy takes two samples at least: the mean of a
-    layer depends on samples of others, and one cannot tell their noise from what images change.
+    layer depends on samples of others, and one cannot separate their noise from what images change.
     """
     elbo_samples = max(config.elbo_samples, 2 if model.stochastic_layers > 1 else 1)
     nll_samples = config.nll_samples if is_density and model.stochastic_layers else 0
@@ -116,5 +116,5 @@ def _errors(values: Tensor) -> Tensor:
 
 
 def standard_error(values: Tensor) -> float:
-    """Return the standard error of a mean over images; 0 where one image tells none. Shapes: (N,)."""
+    """Return the standard error of a mean over images; 0 for a single image. Shapes: (N,)."""
     return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else 0.0

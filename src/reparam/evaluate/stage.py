@@ -39,7 +39,8 @@ def run(config: Config, paths: Paths, device: str = "auto", tracker: track.Track
     tracker = tracker or track.connect(paths)
     make_deterministic(settings.seed)
     model = load_model(paths.model, place).requires_grad_(False)  # nothing here trains
-    data_card, model_card = store.read_card(paths.processed), ModelCard.read(paths.model / CARD, "train")
+    model_card = ModelCard.read(paths.model / CARD, "train")
+    data_card = store.read_card_of(paths.processed, model_card.data)
     _check_sampler(model_card, settings)
     data = _read_data(paths, data_card, model_card, settings.split, place)
     outliers = None if settings.outliers is None else read_outliers(Path(settings.outliers), data_card)

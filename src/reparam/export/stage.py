@@ -22,7 +22,7 @@ from reparam.runtime import NUMBERS_AT_ONCE, make_deterministic, random_stream
 
 GOLDEN_IMAGES = 8
 SKEW_BATCH = 128  # images at once, at most
-SKEW_SAMPLES = 16  # posterior samples per image; enough to tell differences of a hundredth of a nat
+SKEW_SAMPLES = 16  # posterior samples per image; enough to see differences of a hundredth of a nat
 
 
 def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> None:
@@ -34,6 +34,7 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
     tracker = tracker or track.connect(paths)
     make_deterministic(0)
     model, card = load_model(paths.model, torch.device("cpu")), ModelCard.read(paths.model / CARD, "train")
+    store.read_card_of(paths.processed, card.data)  # which refuses other data
     pixels = Pixels(card.data)
     encoder, decoder = onnx.EncoderGraph(model, pixels, settings.grey_pixels), onnx.DecoderGraph(model, pixels)
     split = store.read_split(paths.processed, "test")

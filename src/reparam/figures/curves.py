@@ -90,7 +90,7 @@ def plot_outliers(usual: Array, unusual: Array, auroc: float) -> Figure:
                 np.clip(values, low, edges[-1]), edges, weights=weights, color=colour, histtype="step", label=label
             )
         axes.set(xlabel="NLL (nats per image)", ylabel="share of images")
-        axes.set_title(f"Other data is told by its NLL with an AUROC of {auroc:.3f}")
+        axes.set_title(f"Other data is recognised by its NLL with an AUROC of {auroc:.3f}")
         axes.legend()
         return figure
 

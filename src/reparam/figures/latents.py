@@ -1,4 +1,4 @@
-"""Figures of latent space: the decoder over a plane, images in it, and how much each dimension tells."""
+"""Figures of latent space: the decoder over a plane, images in it, and how much each dimension says."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from reparam.figures.images import GREY, as_shown, tile
 from reparam.figures.style import COLOURS, WIDE, Array, indexed, literal, style
 
 Labels = npt.NDArray[Any]  # (N,), numbers or names of classes
-NAMED = 20  # classes that a legend or thumbnails can tell apart, at most
+NAMED = 20  # classes that a legend or thumbnails can distinguish, at most
 NUMBERED = 60  # bars that can have a number each, at most
 PER_ROW = 4
 

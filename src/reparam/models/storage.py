@@ -29,6 +29,11 @@ def load_model(directory: Path, device: torch.device) -> AnyModel:
     Raises: MissingInputError, DamagedInputError where the weights are not those that the card names.
     """
     card = ModelCard.read(directory / CARD, "train")
+    if card.hash != card.lineage.params_sha256:
+        raise DamagedInputError(
+            f"{directory / CARD}: lineage.params_sha256: wanted the hash of the parameters on the card, {card.hash}, "
+            f"found {card.lineage.params_sha256}; {rerun('train')}"
+        )
     path = directory / WEIGHTS
     require(path, made_by="train")
     wanted, found = card.lineage.weights_sha256, sha256(path)

@@ -37,7 +37,7 @@ class Shape:
 
 
 def common_shape(collection: ImageArrays | ImageFiles, rows: Rows, config: PreprocessConfig) -> Shape:
-    """Tell the shape of the stored images; without `image_size` it is that of the first readable one."""
+    """Return the shape of the stored images; without `image_size` it is that of the first readable one."""
     size = config.image_size
     if size is not None:
         return Shape(config.channels, size, size, size)

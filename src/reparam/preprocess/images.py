@@ -15,7 +15,7 @@ from PIL.Image import Transpose
 
 Pixels = npt.NDArray[np.uint8]
 
-# Told from the content, whatever the file's name; a format not listed here (EPS) may start other programs.
+# Recognised by the content, whatever the file's name; a format not listed here (EPS) may start other programs.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MODES = {1: "L", 3: "RGB"}  # Pillow's names, by the number of channels
 WHITE = 255
@@ -30,7 +30,7 @@ UPRIGHT = {
     8: Transpose.ROTATE_90,
 }
 LONGEST = 8  # times the shorter side: what `fit` resizes of a strip, because the square comes from its middle
-# The first five are what 120,000 files damaged at random raised in Pillow 13, the others what its issues tell of.
+# The first five are what 120,000 files damaged at random raised in Pillow 13, the others what its issues report.
 DAMAGE = (
     OSError,
     SyntaxError,

@@ -37,8 +37,10 @@ PICTURES = {
         Picture("contact_sheet", "Data", "Images of each split, as they are stored.", True),
         Picture("training_curves", "Training", "The dotted line marks the epoch whose weights were kept.", True),
         Picture("bounds", "Bound on log p(x)", "Flat at its right end: more samples would change little."),
-        Picture("outliers", "Other data", "Apart: the likelihood tells images of another kind from those it knows."),
-        Picture("latent_use", "Latent use", "How much each latent dimension tells about the image."),
+        Picture(
+            "outliers", "Other data", "Apart: the likelihood distinguishes images of another kind from those it knows."
+        ),
+        Picture("latent_use", "Latent use", "How much each latent dimension says about the image."),
     ),
     "Images": (
         Picture(
@@ -54,7 +56,7 @@ PICTURES = {
     "Latent space": (
         Picture("latent_grid", "Latent grid", "The decoder over a plane through latent space."),
         Picture("latent_scatter", "Latent scatter", "Where the images lie in that plane; the small ones are examples."),
-        Picture("traversals", "Traversals", "What each dimension changes, those that tell most first.", True),
+        Picture("traversals", "Traversals", "What each dimension changes, those that say most first.", True),
         Picture("interpolation", "Interpolation", "From one image to another, through latent space.", True),
         Picture("components", "Principal components", "Few tall bars: images fill few directions of it.", True),
         Picture(

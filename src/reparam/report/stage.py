@@ -7,11 +7,11 @@ from reparam import track
 from reparam.cards.card import CARD, MANIFEST
 from reparam.cards.evaluation import EvaluationCard, EvaluationMetrics
 from reparam.cards.export import ExportCard, ExportMetrics
-from reparam.cards.model import ModelCard
+from reparam.cards.model import ModelCard, TrainedParams
 from reparam.config import Config, flatten
 from reparam.data import store
 from reparam.data.store import SPLITS
-from reparam.errors import DamagedInputError
+from reparam.errors import DamagedInputError, StaleInputError
 from reparam.figures.curves import SCHEDULES, plot_training
 from reparam.figures.images import plot_contact_sheet
 from reparam.figures.style import png
@@ -26,7 +26,8 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
     Raises: StaleInputError where some are of another model.
     """
     tracker = tracker or track.connect(paths)
-    model, data = ModelCard.read(paths.model / CARD, "train"), store.read_card(paths.processed)
+    model = ModelCard.read(paths.model / CARD, "train")
+    data = store.read_card_of(paths.processed, model.data)
     for name in REQUIRED:
         require(paths.figures / f"{name}.png", made_by="evaluate")
     filled = [name for name in SPLITS if data.splits[name].count]  # there may be no validation split
@@ -45,12 +46,30 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
         parity=ExportMetrics.read_of(model, paths.export_metrics, "export"),
         pictures=pictures,
     )
+    _check_params(config, page)
     tracker.ready()
     with whole_file(paths.report) as partial:
         partial.write_text(render(page), encoding="utf-8")
     with tracker.child_run("report", dict(model.lineage)) as run:
         run.log_params(flatten(config.report, "report."))
         run.log_files([paths.report], "report")
+
+
+def _check_params(config: Config, page: Page) -> None:
+    """Refuse to print parameters beside results of others."""
+    for sections, is_of in (
+        ("model, objective, train", TrainedParams.of(config).hash == page.model.hash),
+        ("evaluate", config.evaluate == page.evaluation.settings),
+        (
+            "export",
+            (config.export.opset, config.export.grey_pixels) == (page.exported.opset, page.exported.grey_pixels),
+        ),
+    ):
+        if not is_of:
+            raise StaleInputError(
+                f"params.yaml: {sections}: wanted the parameters of the results that are there, found others; run "
+                "`dvc repro`, which brings the results up to date"
+            )
 
 
 def _read_history(paths: Paths, splits: Sequence[str]) -> dict[str, list[float]]:

@@ -105,7 +105,7 @@ class RecorderProcess:
             return ""
 
     def cut(self) -> None:
-        """Kill the recorder: whoever waits for an answer is told that it ended."""
+        """Kill the recorder: whoever waits for an answer learns that it ended."""
         self._process.kill()
 
 

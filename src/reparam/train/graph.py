@@ -13,7 +13,7 @@ Tensors = dict[str, Tensor]
 class Replayed:
     """A function of one batch that is captured once, at a batch of the usual size, and replayed from then on.
 
-    Batches of another size (the ragged last one) run as usual. What the function returns stands until the next call.
+    Batches of another size (the ragged last one) run as usual. What the function returns is valid until the next call.
     Whatever it reads or writes on the device must stay where it is; whatever it reads on the host is fixed.
     Source: the documentation of torch, "CUDA semantics", section on CUDA graphs.
     """

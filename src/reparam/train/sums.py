@@ -56,7 +56,7 @@ class Sums:
             self.names = list(terms)
             self.totals = torch.zeros(len(terms) + 1, dtype=torch.float64, device=self.device)
         self.totals[:-1] += torch.stack(list(terms.values()))
-        # A sum that was NaN or infinite once never recovers, so the first such step can be told afterwards.
+        # A sum that was NaN or infinite once never recovers, so the first such step can be found afterwards.
         self.totals[-1] += ~self.totals[self.names.index("loss")].isfinite()
         self.images += batch.images
         self.steps += 1

@@ -47,7 +47,7 @@ def unpack(archive: Path, directory: Path) -> None:
     except OSError as error:
         if error.errno is None:  # not of the system: gzip and bz2, of damaged data
             raise _damaged(archive, error) from None
-        error.filename = error.filename or str(directory)  # which the system does not tell of a full disk
+        error.filename = error.filename or str(directory)  # which the system does not name when a disk is full
         raise
 
 

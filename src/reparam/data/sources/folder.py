@@ -41,7 +41,7 @@ def list_splits(root: Path) -> dict[str, ImageFiles]:
 
     A published split is a folder `train` with any of `val`, `validation` and `test`, in small or capital letters. A
     folder `train` on its own holds all images; beside folders of other names, it is a class like them.
-    Raises: UserError where there are no images, or folders do not tell what belongs where.
+    Raises: UserError where there are no images, or folders do not say what belongs where.
     """
     names = find_images(root)
     folders = {

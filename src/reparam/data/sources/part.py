@@ -47,7 +47,7 @@ class Part:
                     self.meter.advance(len(block))
         except OSError as error:
             self.path.unlink(missing_ok=True)  # the room is needed more than the part
-            error.filename = str(self.path)  # which the system does not tell of a full disk
+            error.filename = str(self.path)  # which the system does not name when a disk is full
             raise
 
     def _check_room(self, room: int, found: str) -> None:

@@ -51,7 +51,7 @@ def _request(url: str, part: Part) -> bool:
     try:
         with _ask(url, present) as response:
             if present and response.status_code == 416:
-                return True  # nothing is missing, or the part is none of this file: the checksum will tell
+                return True  # nothing is missing, or the part is none of this file: the checksum will show it
             _check_status(response, present)
             kept = present if response.status_code == 206 else 0
             length = response.raw.length_remaining
