@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 from experiments import CONDITIONS, PICTURE, numbers, type_in, write_results
-from some_cards import PARITY, hash_of, model_card, training_metrics
+from some_cards import PARITY, evaluation_metrics, hash_of, model_card, training_metrics
 
 from reparam.compare.side_by_side import find
 from reparam.config import flatten
@@ -36,6 +36,15 @@ def test_what_was_measured_of_another_model_is_withheld(project: Paths, params: 
         f"another one (weights {before.weights}); run `dvc repro`"
         for name in ("evaluation/card.json", "evaluation/metrics.json", "export/metrics.json")
     )
+
+
+def test_where_training_left_no_metrics_results_are_those_of_one_model(project: Paths, params: dict[str, Any]) -> None:
+    write_results(project, params, -20.0)
+    project.training_metrics.unlink()
+    evaluation_metrics(model_card(weights=hash_of("9"))).write(project.evaluation_metrics)
+    found = find("workspace", project)
+    assert "elbo" not in found.metrics
+    assert [note for note in found.notes if note.startswith("reports/evaluation/metrics.json: withheld")]
 
 
 def test_without_validation_the_curve_is_that_of_training(project: Paths, params: dict[str, Any]) -> None:

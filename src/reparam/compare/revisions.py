@@ -100,9 +100,11 @@ class Files:
         paths = self.paths
         params = self.get(paths.params, _read_params) or {}
         training = self.get(paths.training_metrics, TrainingMetrics.parse)
-        card = self.result_of(training, paths.evaluation_card, EvaluationCard.parse)
-        evaluation = self.result_of(training, paths.evaluation_metrics, EvaluationMetrics.parse)
-        export = self.result_of(training, paths.export_metrics, ExportMetrics.parse)
+        weights = training.weights if training else None
+        card = self.result_of(weights, paths.evaluation_card, EvaluationCard.parse)
+        weights = weights or (card.made_of if card else None)  # at least, results are of one model
+        evaluation = self.result_of(weights, paths.evaluation_metrics, EvaluationMetrics.parse)
+        export = self.result_of(weights, paths.export_metrics, ExportMetrics.parse)
         split, losses = self.get(paths.history, _read_losses) or ("", {})
         samples, scores = self.get(paths.figures / "samples.png", bytes), self.get(paths.scores, read_scores)
         if not self.is_any_found:
@@ -142,13 +144,13 @@ class Files:
         self.is_any_found = True
         return value
 
-    def result_of(self, trained: TrainingMetrics | None, path: Path, parse: Callable[[bytes], R]) -> R | None:
-        """Read what was made of the trained model; withhold, and note, what was made of another one."""
+    def result_of(self, weights: str | None, path: Path, parse: Callable[[bytes], R]) -> R | None:
+        """Read what was made of the model with these weights; withhold, and note, what was made of another one."""
         result = self.get(path, parse)
-        if not result or not trained or result.made_of == trained.weights:
+        if not result or not weights or result.made_of == weights:
             return result
         self.notes.append(
-            f"{self.paths.relative(path)}: withheld: wanted results of the trained model (weights {trained.weights}), "
+            f"{self.paths.relative(path)}: withheld: wanted results of the trained model (weights {weights}), "
             f"found those of another one (weights {result.made_of}); {self.hint}"
         )
         return None
