@@ -422,7 +422,7 @@ def test_ctrl_c_ends_a_stage_that_is_still_starting(seconds: float, finished: Pa
     stage.send_signal(signal.SIGINT)
     _, said = stage.communicate(timeout=60)
     assert stage.returncode in (-signal.SIGINT, 130)
-    assert "Traceback" not in said or seconds < 0.1  # Python itself may not have started
+    assert "/reparam/" not in said  # no traceback, but one of Python itself, which may not have started
 
 
 def test_two_processes_do_not_run_a_stage_in_one_working_copy(finished: Paths, reparam: Command) -> None:
