@@ -1,6 +1,5 @@
 """Every kind of model with every likelihood and every objective: it trains, or it is refused by name."""
 
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -20,13 +19,7 @@ TRAIN = train_config()
 IMAGES = black_and_white(4, 1, 8, 8)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """With tensors so small, and other tests beside this one, most time would go by in waiting for a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -1,6 +1,6 @@
 """What a GPU would refuse or wait for, found without one."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -32,13 +32,7 @@ def combinations(network_of_first: str) -> list[tuple[str, str, str, str]]:
     return found
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Nothing is computed here that a second thread could do."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def loss_of(kind: str, network: str, likelihood: str, objective: str) -> Loss:

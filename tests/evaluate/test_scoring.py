@@ -48,8 +48,8 @@ def test_scoring_asks_for_the_samples_of_the_params_and_keeps_no_graph() -> None
     model.decoder.register_forward_hook(lambda _module, inputs, _output: asked.append(len(inputs[0])))
     scores = score(model, view_of(np.full((3, 1, 2, 2), 255, np.uint8), GREY, 2), settings())
     # ELBO samples, then NLL samples up to each level: of a batch of two and a batch of one.
-    # (One more of each batch, and of the samples of it, sees how much memory they take.)
-    assert asked == [1, 2 * 2, 1, 2, 2, 2, 1, 2 * 1, 1, 1, 1, 1]
+    # (One more of each batch sees how much memory it takes.)
+    assert asked == [1, 2 * 2, 2, 2, 2, 1, 2 * 1, 1, 1, 1]
     assert {name: tuple(values.shape) for name, values in tensors(scores).items()} == {
         "reconstruction": (3,),
         "kl": (3,),

@@ -307,14 +307,14 @@ def test_a_warning_is_logged_and_recorded(
 def test_a_lower_precision_gives_nearly_the_same_nll_and_ends_with_the_score(
     precision: str, distance: float, trained: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen, importance = set(), scoring.importance
+    chosen, importance = set(), scoring.importance_of
     full = evaluated(trained)
 
     def spy(*args: Any) -> Any:
         chosen.add(torch.get_float32_matmul_precision())
         return importance(*args)
 
-    monkeypatch.setattr(scoring, "importance", spy)
+    monkeypatch.setattr(scoring, "importance_of", spy)
     before = torch.get_float32_matmul_precision()
     lower = evaluated(trained, precision=precision)
     assert lower["nll"] == pytest.approx(full["nll"], abs=distance)

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from reparam.cards.evaluation import EvaluationCard, EvaluationMetrics
 from reparam.cards.export import ExportMetrics
 from reparam.cards.model import Result, TrainedParams, TrainingMetrics
 from reparam.compare.experiment import Experiment, read_scores
 from reparam.config import Config, flatten
+from reparam.config.yaml import parse_yaml
 from reparam.errors import UserError
 from reparam.paths import Paths
 
@@ -138,7 +137,7 @@ class Files:
             return None
         try:
             value = parse(content)
-        except (ValueError, KeyError, TypeError, IndexError, YAMLError) as error:
+        except (ValueError, KeyError, TypeError, IndexError) as error:
             self.notes.append(f"{name}: damaged: {error}; {self.hint}")
             return None
         self.is_any_found = True
@@ -157,7 +156,7 @@ class Files:
 
 
 def _read_params(content: bytes) -> dict[str, Any]:
-    values = YAML(typ="safe", pure=True).load(content.decode())
+    values = parse_yaml(content.decode())
     if not isinstance(values, dict):
         raise ValueError("no sections of parameters")  # noqa: TRY004  shown as damaged
     return values

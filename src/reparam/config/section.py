@@ -81,9 +81,19 @@ def _keys(table: str, module: str) -> list[str]:
     raise AssertionError(f"{module}: no dict {table}")
 
 
-# Beyond all sense, and so not in the documentation: they keep arithmetic from overflowing, and a slip from running for
-# ever.
-MOST: dict[str, int] = {"": 10**9, "units": 65_536, "pixels": 4_096, "items": 100}
+def _at_most(most: int, unit: str = "") -> AfterValidator:
+    """Keep arithmetic from overflowing, and a slip from running for ever; beyond all sense, and so not documented."""
+
+    def check(value: Any) -> Any:
+        if (len(value) if isinstance(value, tuple) else value) > most:
+            raise ValueError(f"at most {most:,} {unit}".strip())
+        return value
+
+    return AfterValidator(check)
+
+
+SANE = _at_most(10**9)
+FEW = _at_most(100, "items")
 
 SHARE = "a fraction below 1, or a whole number of images"
 MAYBE_SHARE = f"0, {SHARE}"
@@ -106,46 +116,20 @@ def _check_maybe_share(value: Any) -> float | int:
         raise ValueError(MAYBE_SHARE) from None
 
 
-def _check_sane(value: float, unit: str = "") -> float:
-    if value > MOST[unit]:
-        raise ValueError(f"at most {MOST[unit]:,} {unit}".strip())
-    return value
-
-
-def _check_width(value: int) -> float:
-    return _check_sane(value, "units")
-
-
-def _check_side(value: int) -> float:
-    return _check_sane(value, "pixels")
-
-
-def _check_length(values: tuple[int, ...]) -> tuple[int, ...]:
-    _check_sane(len(values), "items")
-    return values
-
-
-Share = Annotated[
-    float | int, PlainValidator(_check_share), AfterValidator(_check_sane), WithJsonSchema({"wanted": SHARE})
-]
-MaybeShare = Annotated[
-    float | int,
-    PlainValidator(_check_maybe_share),
-    AfterValidator(_check_sane),
-    WithJsonSchema({"wanted": MAYBE_SHARE}),
-]
+Share = Annotated[float | int, PlainValidator(_check_share), SANE, WithJsonSchema({"wanted": SHARE})]
+MaybeShare = Annotated[float | int, PlainValidator(_check_maybe_share), SANE, WithJsonSchema({"wanted": MAYBE_SHARE})]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch and numpy both take
 Decay = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(gt=0), AfterValidator(_check_sane)]
-MaybeCount = Annotated[int, Field(ge=0), AfterValidator(_check_sane)]
-Width = Annotated[int, Field(gt=0), AfterValidator(_check_width)]  # of a layer: units, channels, dimensions
-Side = Annotated[int, Field(gt=0), AfterValidator(_check_side)]  # in pixels
-Positive = Annotated[float, Field(gt=0), AfterValidator(_check_sane)]
-NotNegative = Annotated[float, Field(ge=0), AfterValidator(_check_sane)]
+Count = Annotated[int, Field(gt=0), SANE]
+MaybeCount = Annotated[int, Field(ge=0), SANE]
+Width = Annotated[int, Field(gt=0), _at_most(65_536, "units")]  # of a layer: units, channels, dimensions
+Side = Annotated[int, Field(gt=0), _at_most(4_096, "pixels")]  # in pixels
+Positive = Annotated[float, Field(gt=0), SANE]
+NotNegative = Annotated[float, Field(ge=0), SANE]
 # A YAML list arrives as a Python list; the tuples keep the model frozen, and their items stay strict.
-Widths = Annotated[tuple[Width, ...], Field(strict=False, min_length=1), AfterValidator(_check_length)]
-MaybeWidths = Annotated[tuple[Width, ...], Field(strict=False), AfterValidator(_check_length)]
-Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1), AfterValidator(_check_length)]
+Widths = Annotated[tuple[Width, ...], Field(strict=False, min_length=1), FEW]
+MaybeWidths = Annotated[tuple[Width, ...], Field(strict=False), FEW]
+Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1), FEW]
 Strings = Annotated[tuple[str, ...], Field(strict=False)]
 
 LONGEST = 200  # characters of a value that a message shows

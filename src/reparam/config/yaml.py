@@ -42,22 +42,33 @@ def read_yaml(path: Path) -> Any:
         raise ParamsError(f"{path}: not found; run from the root of the project, where params.yaml is") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ParamsError(f"{path}: not valid YAML: {error}") from None
+    try:
+        return parse_yaml(text)
+    except ValueError as error:
+        raise ParamsError(f"{path}: {error}") from None
+
+
+def parse_yaml(text: str) -> Any:
+    """Read the text of a file of parameters.
+
+    Raises: ValueError.
+    """
     if len(text) > LONGEST:
-        raise ParamsError(f"{path}: wanted at most {LONGEST:,} characters of parameters, found {len(text):,}")
+        raise ValueError(f"wanted at most {LONGEST:,} characters of parameters, found {len(text):,}")
     # ruamel reads YAML 1.2, where 1e-05 (as `dvc exp run -S` writes it) is a number; PyYAML reads a string.
     yaml = YAML(typ="safe", pure=True)
     yaml.Constructor = _Constructor
     try:
-        _refuse_what_is_not_plain(yaml, text, path)
+        _refuse_what_is_not_plain(yaml, text)
         return yaml.load(text)
     except MarkedYAMLError as error:
         where = f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
-        raise ParamsError(f"{path}: {where}: not valid YAML: {error.problem}") from None
+        raise ValueError(f"{where}: not valid YAML: {error.problem}") from None
     except (YAMLError, OverflowError) as error:
-        raise ParamsError(f"{path}: not valid YAML: {error}") from None
+        raise ValueError(f"not valid YAML: {error}") from None
 
 
-def _refuse_what_is_not_plain(yaml: YAML, text: str, path: Path) -> None:
+def _refuse_what_is_not_plain(yaml: YAML, text: str) -> None:
     """Refuse references, which can grow without end, tags, and nesting that no parameter needs."""
     depth = 0
     for event in yaml.parse(text):
@@ -71,4 +82,4 @@ def _refuse_what_is_not_plain(yaml: YAML, text: str, path: Path) -> None:
         else:
             continue
         line = event.start_mark.line + 1
-        raise ParamsError(f"{path}: line {line}: wanted plain sections, lists, numbers and text, found {found}")
+        raise ValueError(f"line {line}: wanted plain sections, lists, numbers and text, found {found}")

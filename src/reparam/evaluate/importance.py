@@ -40,8 +40,7 @@ def importance(model: Model, x: Tensor, samples: int, advance: Advance = ignore)
     the number of samples that are done, again and again.
     Shapes: x (B, C, H, W). Source: Burda et al. 2016, eq. 8; Kong 1992 for the effective sample size.
     """
-    at_once = draws_at_once(model, x)
-    parts = [_importance(model, part, samples, at_once, advance) for part in split_images(x, at_once)]
+    parts = [importance_of(model, chunk, samples, advance) for chunk in chunks(model, x)]
     return Importance(
         torch.cat([part.nll for part in parts]),
         torch.cat([part.bounds for part in parts], 1),
@@ -49,12 +48,29 @@ def importance(model: Model, x: Tensor, samples: int, advance: Advance = ignore)
     )
 
 
-def _importance(model: Model, x: Tensor, samples: int, at_once: int, advance: Advance) -> Importance:
-    encoded = model.encode(x)
-    total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
+@dataclass(frozen=True)
+class Chunk:
+    """Images that are scored together, encoded once, and how many samples of them are drawn at once."""
+
+    x: Tensor  # (B, C, H, W)
+    encoded: Encoded
+    at_once: int
+
+
+def chunks(model: Model, x: Tensor) -> Iterator[Chunk]:
+    """Cut a batch into images of which one sample each fits into MEMORY, or single ones. Shapes: x (B, C, H, W)."""
+    at_once = MEMORY[x.device.type] // bytes_per_draw(model, x)
+    for part in torch.split(x, max(1, at_once)):
+        yield Chunk(part, model.encode(part), at_once)
+
+
+@torch.no_grad()
+def importance_of(model: Model, chunk: Chunk, samples: int, advance: Advance = ignore) -> Importance:
+    """Do what `importance` does with images that are encoded already."""
+    total = torch.full((len(chunk.x),), -math.inf, dtype=torch.float64, device=chunk.x.device)
     squares, bounds, seen = total.clone(), [], 0
     for level in levels(samples):
-        for draw in draws(model, encoded, x, level - seen, at_once):
+        for draw in draws(model, chunk, level - seen):
             log_w = log_weights(draw).double()  # (k, B)
             total = torch.logaddexp(total, log_w.logsumexp(0))
             squares = torch.logaddexp(squares, (2 * log_w).logsumexp(0))
@@ -64,21 +80,11 @@ def _importance(model: Model, x: Tensor, samples: int, at_once: int, advance: Ad
     return Importance(math.log(samples) - total, torch.stack(bounds), (2 * total - squares).exp())
 
 
-def draws(model: Model, encoded: Encoded, x: Tensor, samples: int, at_once: int) -> Iterator[Draw]:
-    """Draw samples of each encoded image, so that there are no more than `at_once` in all, or one of each."""
-    each = max(1, at_once // len(x))
+def draws(model: Model, chunk: Chunk, samples: int) -> Iterator[Draw]:
+    """Draw samples of each image, as many together as fit into MEMORY, or one of each."""
+    each = max(1, chunk.at_once // len(chunk.x))
     for start in range(0, samples, each):
-        yield model.draw_from(encoded, x, min(each, samples - start))
-
-
-def split_images(x: Tensor, at_once: int) -> tuple[Tensor, ...]:
-    """Cut a batch into no more than `at_once` images each, or single ones."""
-    return torch.split(x, max(1, at_once))
-
-
-def draws_at_once(model: Model, x: Tensor) -> int:
-    """Return how many samples of how many images fit into MEMORY together."""
-    return MEMORY[x.device.type] // bytes_per_draw(model, x)
+        yield model.draw_from(chunk.encoded, chunk.x, min(each, samples - start))
 
 
 def bytes_per_draw(model: Model, x: Tensor) -> int:

@@ -201,8 +201,11 @@ def _outliers(subject: Subject, findings: Findings, outliers: Images) -> None:
     settings = subject.settings
     rows = evenly_spaced(len(outliers), len(subject.scores.nll)).numpy()
     seen = subject.view(outliers[rows]).seen(settings.seed)
-    with scoring_in(settings.precision, subject.images.device):
-        nll = torch.cat([importance(subject.model, x, settings.nll_samples).nll.cpu() for x in seen])
+    with (
+        scoring_in(settings.precision, subject.images.device),
+        counting("scoring outliers", len(rows) * settings.nll_samples) as advance,
+    ):
+        nll = torch.cat([importance(subject.model, x, settings.nll_samples, advance).nll.cpu() for x in seen])
     findings.outlier_nll = nll
     findings.add("auroc", *auroc(subject.scores.nll, nll))
     findings.facts["outliers"] = OutlierFacts(images=len(rows), nll=round(nll.mean().item(), 4))
@@ -215,7 +218,9 @@ def _annealed(subject: Subject, findings: Findings) -> None:
     generator = torch.Generator().manual_seed(settings.seed)
     x = subject.data.pixels(subject.images.batches.take(rows), generator)
     forward = _anneal(subject, x)
-    weighed = [importance(model, part, settings.nll_samples).nll.cpu() for part in torch.split(x, settings.batch_size)]
+    parts = torch.split(x, settings.batch_size)
+    with counting("scoring annealed images", len(x) * settings.nll_samples) as advance:
+        weighed = [importance(model, part, settings.nll_samples, advance).nll.cpu() for part in parts]
     findings.add_mean("ais_nll", -forward.log_px)
     findings.add_mean("ais_minus_nll", -forward.log_px.cpu() - torch.cat(weighed))
     with torch.no_grad():

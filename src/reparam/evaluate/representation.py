@@ -11,7 +11,7 @@ from torch import Tensor
 from reparam import runtime
 from reparam.data.store import Labels
 
-# Where the fit of the probe ends, as in scikit-learn but for the iterations: 10,000 codes of 64 numbers took 59.
+# When the fit of the probe ends, as in scikit-learn; only the iterations are more: 10,000 codes of 64 numbers took 59.
 LIMITS = {"maxiter": 200, "gtol": 1e-4, "ftol": 64 * np.finfo(float).eps, "maxls": 50}
 
 

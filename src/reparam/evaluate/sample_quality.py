@@ -24,7 +24,7 @@ def grey(images: Images) -> Tensor:
 
 @dataclass(frozen=True)
 class Projection:
-    """Principal components of pixels, not whitened: distances are those of images, but for what they leave out."""
+    """Principal components of pixels, not whitened: distances are those of images, without what is left out."""
 
     mean: Tensor  # (C*H*W,)
     axes: Tensor  # (C*H*W, F)
@@ -38,7 +38,7 @@ class Projection:
 def fit_projection(images: Images, components: int) -> Projection:
     """Find the principal components of training images, of evenly spaced ones where there are very many.
 
-    There are fewer than `components` where there are fewer pixels or, but for one, images.
+    There are at most as many components as numbers in an image, and fewer than images.
     Shapes: (N, C, H, W), N > 1.
     """
     assert len(images) > 1, "one image does not vary"

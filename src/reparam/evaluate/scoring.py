@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from reparam.config import EvaluateConfig
-from reparam.evaluate.importance import draws, draws_at_once, importance, split_images
+from reparam.evaluate.importance import Chunk, chunks, draws, importance_of
 from reparam.evaluate.view import View
 from reparam.models.draw import Model
 from reparam.progress import Advance, counting
@@ -47,10 +47,10 @@ def score(model: Model, data: View, config: EvaluateConfig, *, is_density: bool 
     with counting("scoring images", len(data) * (elbo_samples + nll_samples)) as advance:
         for batch in data.seen(config.seed):
             with scoring_in(config.precision, batch.device):
-                at_once = draws_at_once(model, batch)
-                for x in split_images(batch, at_once):
-                    expectations, sizes = _expectations(model, x, elbo_samples, at_once, advance)
-                    parts.append((*expectations, *_likelihoods(model, x, nll_samples, advance), *model.posterior(x)))
+                for chunk in chunks(model, batch):
+                    expectations, sizes = _expectations(model, chunk, elbo_samples, advance)
+                    likelihoods = _likelihoods(model, chunk, nll_samples, advance)
+                    parts.append((*expectations, *likelihoods, *model.posterior(chunk.x)))
     columns = (torch.cat(part).double().cpu() for part in zip(*parts, strict=True))
     reconstruction, kl, latent_kl, expected, noise, nll, bounds, effective, means, log_variances = columns
     # The population variance, as an activity statistic of this very split, and 0 for a single image.
@@ -80,7 +80,7 @@ def scoring_in(precision: str, device: torch.device) -> Iterator[None]:
 
 
 def _expectations(
-    model: Model, x: Tensor, samples: int, at_once: int, advance: Advance
+    model: Model, chunk: Chunk, samples: int, advance: Advance
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """Average over posterior samples: -log p(x|z), KL, KL and mean of each dimension, variance of the latter average.
 
@@ -88,7 +88,7 @@ def _expectations(
     variance over images. (With one sample it is not known, and taken for 0.) Return the sizes of layers, too.
     """
     sums: tuple[Tensor, ...] = ()
-    for draw in draws(model, model.encode(x), x, samples, at_once):
+    for draw in draws(model, chunk, samples):
         # Given the samples of the layers that it depends on, the mean of a layer is known without noise.
         means = torch.cat([layer.mean.expand_as(layer.z) for layer in draw.layers], -1).double()
         found = (-draw.log_px, draw.kl, torch.cat([layer.kl for layer in draw.layers], -1), means, means.square())
@@ -101,12 +101,12 @@ def _expectations(
     return (*averages, noise), sizes
 
 
-def _likelihoods(model: Model, x: Tensor, samples: int, advance: Advance) -> tuple[Tensor, Tensor, Tensor]:
+def _likelihoods(model: Model, chunk: Chunk, samples: int, advance: Advance) -> tuple[Tensor, Tensor, Tensor]:
     """Estimate -log p(x), lower bounds and effective samples, or NaN without samples. Shapes: -> (B,), (B, L), (B,)."""
     if not samples:
-        nothing = torch.full((len(x),), torch.nan)
+        nothing = torch.full((len(chunk.x),), torch.nan)
         return nothing, nothing[:, None], nothing
-    found = importance(model, x, samples, advance)
+    found = importance_of(model, chunk, samples, advance)
     return found.nll, found.bounds.T, found.effective
 
 

@@ -55,7 +55,7 @@ def principal_components(means: Tensor) -> tuple[Tensor, Tensor]:
     centred = means.double() - means.double().mean(0)
     variances, columns = torch.linalg.eigh(centred.T @ centred / len(means))
     directions = columns.T.flip(0)
-    # A direction is known but for its sign: let its longest part point up.
+    # The sign of a direction is arbitrary: let its longest part point up.
     longest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
     return variances.flip(0).clamp_min(0), directions * longest.sign()
 

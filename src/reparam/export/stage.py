@@ -55,7 +55,7 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
             ExportCard(**dict(facts), opset=settings.opset, files=files).write(directory / MANIFEST)
         # Under `threshold` and `static` the grey values, which an app would send, are not stored.
         has_elbo = model.stochastic_layers and card.is_density
-        if card.data.binarization in ("none", "dynamic") and has_elbo:
+        if not card.data.is_black_and_white and has_elbo:
             metrics |= serving_skew(model, split.images, pixels, settings.grey_pixels)
         ExportMetrics.of(card.lineage, metrics).write(paths.export_metrics)
         run.log_headline(metrics)

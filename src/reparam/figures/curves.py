@@ -18,7 +18,7 @@ LINES = ("-", "--", ":")  # where there are more curves than colours
 def plot_training(history: Mapping[str, Sequence[float]], best_epoch: int) -> Figure:
     """Plot loss, reconstruction and KL per epoch, for training and, where there was any, validation; and schedules.
 
-    Units: nats per image, but for schedules.
+    Units: nats per image; schedules have their own.
     """
     with style():
         # Of an autoencoder there is no KL to show.

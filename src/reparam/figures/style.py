@@ -55,7 +55,7 @@ def png(figure: Figure) -> bytes:
     """Render a PNG whose bytes depend on the figure alone."""
     buffer = io.BytesIO()
     with style():
-        # What `bbox_inches="tight"` does, but for a drawing whose result it throws away.
+        # As `bbox_inches="tight"`, without the drawing that it makes first and throws away.
         FigureCanvasAgg(figure)  # one canvas for all, because it remembers the sizes of texts
         box = figure.get_tightbbox().padded(PADDING)
         figure.savefig(buffer, format="png", bbox_inches=box, metadata={"Software": None})

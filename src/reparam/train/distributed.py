@@ -35,7 +35,7 @@ class World:
         return values
 
     def agree_on(self, value: Any) -> Any:
-        """Return what the first process has, be it what it may."""
+        """Return the value of the first process, of whatever type."""
         if self.size == 1:
             return value
         values = [value]

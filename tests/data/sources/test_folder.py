@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from reparam.data.sources import folder
-from reparam.data.sources.folder import EXTENSIONS, ImageFiles, list_images, list_splits
+from reparam.data.sources.folder import EXTENSIONS, ImageFiles, list_splits
 from reparam.errors import UserError
 
 LISTING = ".png, .jpg, .jpeg, .bmp, .gif, .tif, .tiff, .webp, .ppm, .pgm"
@@ -20,6 +20,13 @@ def plant(root: Path, *names: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     return root
+
+
+def list_images(root: Path) -> ImageFiles:
+    """All images of a folder without a published split."""
+    [(split, found)] = list_splits(root).items()
+    assert split == "all"
+    return found
 
 
 def message(root: Path, list_what: object = list_images) -> str:
@@ -202,7 +209,7 @@ def splits(root: Path) -> dict[str, tuple[Path, tuple[str, ...], tuple[int, ...]
 
 def test_without_a_published_split_all_images_are_one(tmp_path: Path) -> None:
     plant(tmp_path, "dog/a.png", "cat/b.png", "train.png/c.png")
-    assert list_splits(tmp_path) == {"all": list_images(tmp_path)}
+    assert list_images(tmp_path).names == ("cat/b.png", "dog/a.png", "train.png/c.png")
     assert list_images(tmp_path).classes == ("cat", "dog", "train.png")
 
 
@@ -255,7 +262,9 @@ def test_a_train_folder_alone_holds_all_that_there_is_to_split(tmp_path: Path) -
 def test_without_train_or_with_train_among_other_folders_the_folders_are_classes(
     tmp_path: Path, names: Iterable[str]
 ) -> None:
-    assert list_splits(plant(tmp_path, *names)) == {"all": list_images(tmp_path)}
+    found = list_images(plant(tmp_path, *names))
+    assert found.names == tuple(sorted(names))
+    assert found.classes == tuple(sorted(name.split("/")[0] for name in names))
 
 
 @pytest.mark.parametrize("stray", ["extra/c.png", "c.png"])

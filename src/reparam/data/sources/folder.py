@@ -27,15 +27,6 @@ class ImageFiles:
     classes: tuple[str, ...]
 
 
-def list_images(root: Path) -> ImageFiles:
-    """Find all images below `root`; its folders are their classes, or, without folders, there is one named "all".
-
-    Ignored are other extensions, hidden files and folders, `__MACOSX`, links to folders, and links out of `root`.
-    Raises: UserError where there are no images, or some lie in folders and some do not.
-    """
-    return _label({ALL: (root, find_images(root))})[ALL]
-
-
 def list_splits(root: Path) -> dict[str, ImageFiles]:
     """Find the images of each split that was published, with the same classes in all; without one, all images as "all".
 
