@@ -1,6 +1,5 @@
 """Every kind of model with every likelihood and every objective: it trains, or it is refused by name."""
 
-
 import pytest
 import torch
 from some_cards import image_facts
