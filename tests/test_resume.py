@@ -228,7 +228,7 @@ def test_an_interrupted_training_goes_on_in_its_run(signals: list[int], training
     assert (last.info.status, len(ids)) == ("FINISHED", 1)
     assert last.data.metrics["epochs"] == 400
     assert len(last.inputs.dataset_inputs) == 1
-    history = MlflowClient(f"sqlite:///{one.root}/mlflow.db").get_metric_history(last.info.run_id, "train_loss")
+    history = MlflowClient(f"sqlite:///{one.root}/mlflow.db").get_metric_history(last.info.run_id, "train/loss")
     assert sorted(metric.step for metric in history) == list(range(1, 401))  # none twice, none lost
     assert list(one.root.glob(".resume/*/run")) == []
 

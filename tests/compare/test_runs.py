@@ -29,24 +29,25 @@ def store_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str
         with tracker.training_run("hash.dir") as run:
             run.log_params({"model.latent": 12, "model.mlp.hidden": [16, 8], "train.learning_rate": 1e-5})
             for epoch, loss in enumerate((30.0, 20.0), start=1):
-                run.log_metrics({"train_loss": loss + 1, "validation_loss": loss, "images_per_second": 9.0}, epoch)
+                run.log_metrics({"train/loss": loss + 1, "validation/loss": loss, "images_per_second": 9.0}, epoch)
+            run.log_metrics({"validation/elbo": -30.0}, 2)  # a curve, no result
             run.log_metrics({"best_epoch": 2, "best_validation_loss": 20.0})
             run.set_tags({track.WEIGHTS_TAG: "weights"})
         with tracker.child_run("evaluate", {"weights_sha256": "weights"}) as child:
             child.log_params({"evaluate.nll_samples": 100, "evaluate.split": "test", "evaluate.outliers": None})
             child.log_params({"evaluate.generated.images": 50})
-            child.log_headline({"elbo": -20.0, "elbo_se": 0.25, "images": 359})
-            child.log_metrics({"latent_kl.0": 1.0})
+            child.log_headline({"elbo": -20.0, "elbo_se": 0.25, "images": 359}, "test")
+            child.log_metrics({"0": 1.0}, group="latent_kl")
             child.log_files([root / name for name in ("samples.png", "card.json", "scores.npz")], "evaluation")
         with suppress(KeyboardInterrupt), tracker.child_run("evaluate", {"weights_sha256": "weights"}) as child:
             child.log_params({"evaluate.nll_samples": 7})
             raise KeyboardInterrupt
         with tracker.child_run("export", {"weights_sha256": "weights"}) as child:
-            child.log_headline({"encoder_max_error": 1e-7})
+            child.log_headline({"encoder_max_error": 1e-7}, "export")
         patch.setenv("DVC_EXP_NAME", "dull-dace")
         tracker = track.connect(Paths(root, root))
         with suppress(KeyboardInterrupt), tracker.training_run("hash.dir") as other:
-            other.log_metrics({"train_loss": 40.0}, 1)
+            other.log_metrics({"train/loss": 40.0}, 1)
             raise KeyboardInterrupt
         with tracker.training_run("hash.dir"):
             pass

@@ -3,9 +3,11 @@
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from absent import Absent
 from in_process import InProcess
 
 from reparam.paths import Paths
@@ -48,3 +50,15 @@ def spool_folder(paths: Paths) -> Iterator[Path]:
     yield paths.tracking_spool
     if not there:
         shutil.rmtree(paths.tracking_spool)
+
+
+@pytest.fixture
+def absent(tracker: InProcess) -> Absent:
+    return Absent(tracker.client)
+
+
+@pytest.fixture
+def shaky(tracker: InProcess, absent: Absent, paths: Paths) -> Iterator[InProcess]:
+    """`tracker`, with a client that goes away when `absent.away` is set."""
+    yield InProcess(replace(tracker.store, client=absent))
+    shutil.rmtree(paths.tracking_spool, ignore_errors=True)

@@ -1,18 +1,13 @@
 import json
 import logging
 import math
-import shutil
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import mlflow
-import onnx
 import pytest
+from absent import Absent
 from in_process import DATA, InProcess
-from mlflow.exceptions import MlflowException
 
 from reparam.errors import TrackingError
 from reparam.paths import Paths
@@ -26,40 +21,6 @@ from reparam.track.spool import Spool
 GONE = "MLflow does not answer, going on without it: connection refused"
 BACK = "MLflow is back: what it missed was delivered"
 STILL_AWAY = "MLflow is still away: what it missed is kept; deliver it with `reparam replay`"
-
-
-class Absent:
-    """Stands before a client and refuses what would write, while `away` is true."""
-
-    def __init__(self, client: Any) -> None:
-        self.client = client
-        self.away = False
-        self.refused = 0
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self.client, name)
-        if name not in {"log_batch", "log_artifact", "log_inputs", "set_terminated", "create_run", "search_runs"}:
-            return method
-
-        def call(*given: Any, **named: Any) -> Any:
-            if self.away:
-                self.refused += 1
-                raise MlflowException("connection refused\nand a long explanation")
-            return method(*given, **named)
-
-        return call
-
-
-@pytest.fixture
-def absent(tracker: InProcess) -> Absent:
-    return Absent(tracker.client)
-
-
-@pytest.fixture
-def shaky(tracker: InProcess, absent: Absent, paths: Paths) -> Iterator[InProcess]:
-    """`tracker`, with a client that goes away when `absent.away` is set."""
-    yield InProcess(replace(tracker.store, client=absent))
-    shutil.rmtree(paths.tracking_spool, ignore_errors=True)
 
 
 def left_over(paths: Paths) -> list[str]:
@@ -146,11 +107,11 @@ def test_the_headline_reaches_the_training_run_by_replay_too(shaky: InProcess, a
     parent = shaky.train("weights")
     with shaky.child_run("evaluate", {"weights_sha256": "weights"}) as run:
         absent.away = True
-        run.log_headline({"elbo": -25.5})
+        run.log_headline({"elbo": -25.5}, "test")
     absent.away = False
     replay(paths)
     for run_id in (run.run_id, parent):
-        assert shaky.client.get_run(run_id).data.metrics == {"elbo": -25.5}
+        assert shaky.client.get_run(run_id).data.metrics == {"test/elbo": -25.5}
 
 
 def test_a_replay_that_is_refused_keeps_the_rest(shaky: InProcess, absent: Absent, paths: Paths) -> None:
@@ -231,69 +192,6 @@ def test_a_request_holds_no_more_metrics_than_mlflow_takes(tracker: InProcess, m
             run.log_metrics({"loss": float(epoch)}, epoch)
     history = tracker.client.get_metric_history(run.run_id, "loss")
     assert {metric.step: metric.value for metric in history} == {epoch: float(epoch) for epoch in range(2300)}
-
-
-# ---- ONNX models
-
-
-@pytest.fixture
-def graph(tmp_path: Path) -> Path:
-    """A graph that doubles what it is given."""
-    tensor = onnx.helper.make_tensor_value_info
-    node = onnx.helper.make_node("Add", ["latents", "latents"], ["mean"])
-    body = onnx.helper.make_graph(
-        [node],
-        "double",
-        [tensor("latents", onnx.TensorProto.FLOAT, ["batch", 3])],
-        [tensor("mean", onnx.TensorProto.FLOAT, ["batch", 3])],
-    )
-    model = onnx.helper.make_model(body, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
-    onnx.save(model, tmp_path / "decoder.onnx")
-    return tmp_path / "decoder.onnx"
-
-
-def test_a_graph_is_logged_as_a_model_that_mlflow_loads_and_runs(
-    tracker: InProcess, graph: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import numpy as np
-
-    monkeypatch.setenv(
-        "MLFLOW_TRACKING_URI", tracker.store.uri
-    )  # MLflow sets it itself, and would leave it to other tests
-    parent = tracker.train("weights")
-    with tracker.child_run("export", {"weights_sha256": "weights"}) as run:
-        run.log_onnx(graph)
-        run.log_metrics({"after": 1.0})
-    row = tracker.client.get_run(run.run_id)
-    assert (row.info.status, row.data.metrics) == ("FINISHED", {"after": 1.0})
-    (output,) = row.outputs.model_outputs
-    model = tracker.client.get_logged_model(output.model_id)
-    assert model.name == "decoder"
-    assert [node.op_type for node in mlflow.onnx.load_model(f"models:/{output.model_id}").graph.node] == ["Add"]
-    loaded = mlflow.pyfunc.load_model(f"models:/{output.model_id}")
-    assert loaded.metadata.signature.inputs.to_dict() == [
-        {"name": "latents", "type": "tensor", "tensor-spec": {"dtype": "float32", "shape": (-1, 3)}}
-    ]
-    x = np.array([[1, 2, 3]], np.float32)
-    np.testing.assert_array_equal(loaded.predict({"latents": x})["mean"], 2 * x)
-    assert tracker.client.get_run(parent).info.status == "FINISHED"
-
-
-def test_a_graph_that_a_store_missed_is_delivered_by_replay(
-    shaky: InProcess, absent: Absent, graph: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", shaky.store.uri)
-    with shaky.training_run("data-hash") as run:
-        absent.away = True
-        run.set_tags({"late": "yes"})
-        run.log_onnx(graph)
-    graph.unlink()
-    absent.away = False
-    assert replay(paths) == 3
-    row = shaky.client.get_run(run.run_id)
-    assert row.info.status == "FINISHED"
-    assert [shaky.client.get_logged_model(output.model_id).name for output in row.outputs.model_outputs] == ["decoder"]
-    assert left_over(paths) == []
 
 
 def test_a_call_that_cannot_even_be_spooled_costs_a_warning(

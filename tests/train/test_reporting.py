@@ -38,7 +38,7 @@ def test_an_epoch_is_printed_logged_unless_it_was_and_shown_by_the_first_process
         ("print", {"train_loss": 2.0}, 2),
         ("print", {"train_loss": 3.0}, 3),
     ]
-    assert [note for note in notes.found if note[0] == "log"] == [("log", {"train_loss": 2.0}, 2)]
+    assert [note for note in notes.found if note[0] == "log"] == [("log", {"train/loss": 2.0}, 2)]
     assert [note for note in notes.found if note[0] == "show"] == shown
 
 

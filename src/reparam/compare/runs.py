@@ -85,8 +85,7 @@ def _read(name: str, run: Any, store: track.Store) -> Experiment:
         name=run_id[:8] if run_id.startswith(name) else name,
         origin=f"MLflow run {run_id[:8]} ({run.info.run_name})",
         params={name: _typed(value) for name, value in params.items()},
-        # Training logs curves, too, of which the last value is no result.
-        metrics={name: value for name, value in run.data.metrics.items() if describe(name.removesuffix(ERROR))},
+        metrics=_results(run.data.metrics),
         conditions=card.conditions if card else {},
         losses=losses,
         loss_split=split,
@@ -94,6 +93,13 @@ def _read(name: str, run: Any, store: track.Store) -> Experiment:
         scores=scores or {},
         notes=tuple(notes),
     )
+
+
+def _results(metrics: dict[str, float]) -> dict[str, float]:
+    """Take what is a result, under its own name: of curves, the last value is none."""
+    results = {name for name in metrics if not name.startswith(("train/", "validation/"))}
+    named = {name.rpartition("/")[2]: metrics[name] for name in results}
+    return {name: value for name, value in named.items() if describe(name.removesuffix(ERROR))}
 
 
 def _artifact(path: str, run_id: str, store: track.Store, parse: Callable[[bytes], T], notes: list[str]) -> T | None:
@@ -126,7 +132,7 @@ def _newest_below(run_id: str, store: track.Store) -> dict[str, Any]:
 
 def _losses(run_id: str, store: track.Store) -> tuple[str, dict[int, float]]:
     def ask(client: Any) -> dict[str, Any]:
-        return {split: client.get_metric_history(run_id, f"{split}_loss") for split in ("validation", "train")}
+        return {split: client.get_metric_history(run_id, f"{split}/loss") for split in ("validation", "train")}
 
     for split, history in store.read(ask).items():
         if history:

@@ -56,8 +56,10 @@ def run(config: Config, paths: Paths, device: str = "auto", tracker: track.Track
         _write_latents(paths.latents, subject.scores, settings)
         tiles = _draw(paths.figures, subject, findings)
         _describe(data_card, model_card, subject, findings, tiles).write(paths.evaluation_card)
-        run.log_headline(findings.metrics)
-        run.log_metrics({f"latent_kl.{i}": value for i, value in enumerate(subject.scores.latent_kl.tolist())})
+        # `validation/` has the curves of training.
+        run.log_headline(findings.metrics, "test" if settings.split == "test" else "evaluation")
+        kl = {str(dimension): value for dimension, value in enumerate(subject.scores.latent_kl.tolist())}
+        run.log_metrics(kl, group="latent_kl")
         files = [
             paths.evaluation_card,
             paths.evaluation_metrics,

@@ -58,10 +58,9 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
         if not card.data.is_black_and_white and has_elbo:
             metrics |= serving_skew(model, split.images, pixels, settings.grey_pixels)
         ExportMetrics.of(card.lineage, metrics).write(paths.export_metrics)
-        run.log_headline(metrics)
-        run.log_files([paths.export_metrics, *sorted(paths.onnx.iterdir())], "export")
-        for name in (onnx.ENCODER, onnx.DECODER):
-            run.log_onnx(paths.onnx / name)
+        run.log_headline(metrics, "export")
+        run.log_files([paths.export_metrics], "export")
+        run.log_model(paths.onnx, card.data.source)
 
 
 @torch.no_grad()

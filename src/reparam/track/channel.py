@@ -110,8 +110,10 @@ class RecorderProcess:
 
 
 def _size(call: Call) -> int:
-    file = Path(call.get("path", ""))
-    return file.stat().st_size if file.is_file() else 0
+    if "path" not in call:
+        return 0
+    path = Path(call["path"])
+    return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
 
 
 def _end(process: subprocess.Popen[str]) -> None:

@@ -1,8 +1,6 @@
 """Hand the calls of runs to a store: those of stages, and those that were spooled."""
 
 import base64
-import platform
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 from reparam.errors import TrackingError
 from reparam.paths import Paths
 from reparam.redact import without_secrets
+from reparam.track.registry import register
 from reparam.track.spool import Call, Spool
 from reparam.track.store import OFF, address, open_store, store_errors
 
@@ -49,8 +48,8 @@ class Delivery:
             case "dataset":
                 tag = entities.InputTag("mlflow.data.context", call["context"])
                 self.client.log_inputs(run, [entities.DatasetInput(entities.Dataset(**call["values"]), [tag])])
-            case "onnx":
-                self._log_onnx(run, Path(call["path"]))
+            case "model":
+                register(self.client, call)
             case "end":
                 self.client.set_terminated(run, call["status"], call["time"])
 
@@ -58,53 +57,6 @@ class Delivery:
         with tempfile.TemporaryDirectory() as directory:
             (Path(directory) / name.name).write_bytes(content)
             self.client.log_artifact(run, str(Path(directory) / name.name), name.parent.as_posix())
-
-    def _log_onnx(self, run: str, path: Path) -> None:
-        """Log a graph as `mlflow.onnx.log_model` does.
-
-        That function lists the files of all installed packages to compare versions, which takes 1.5 s.
-        """
-        from mlflow.entities import LoggedModelOutput
-
-        experiment = self.client.get_run(run).info.experiment_id
-        logged = self.client.create_logged_model(experiment, path.stem, run)
-        with tempfile.TemporaryDirectory() as directory:
-            _write_model(Path(directory), path, logged, run)
-            self.client.log_model_artifacts(logged.model_id, directory)
-        self.client.finalize_logged_model(logged.model_id, "READY")
-        self.client.log_outputs(run, [LoggedModelOutput(logged.model_id, 0)])
-
-
-def _write_model(directory: Path, path: Path, logged: Any, run: str) -> None:
-    """Write the files of an MLflow model: the graph, its description, and the environment that it runs in."""
-    import mlflow
-    import onnx
-    from mlflow.models import Model, ModelSignature
-
-    graph = onnx.load(path).graph
-    shutil.copyfile(path, directory / "model.onnx")
-    (directory / "requirements.txt").write_text(f"mlflow=={mlflow.__version__}\nonnx\nonnxruntime\n", encoding="utf-8")
-    (directory / "python_env.yaml").write_text(
-        f"python: {platform.python_version()}\nbuild_dependencies: [pip]\ndependencies: [-r requirements.txt]\n",
-        encoding="utf-8",
-    )
-    model = Model(logged.artifact_location, run, model_uuid=logged.model_id, model_id=logged.model_id)
-    model.signature = ModelSignature(_schema(graph.input), _schema(graph.output))
-    mlflow.pyfunc.add_to_model(model, "mlflow.onnx", data="model.onnx", python_env="python_env.yaml")
-    model.add_flavor("onnx", onnx_version=onnx.__version__, data="model.onnx", providers=["CPUExecutionProvider"])
-    model.save(str(directory / "MLmodel"))
-
-
-def _schema(values: Any) -> Any:
-    import onnx
-    from mlflow.types import Schema, TensorSpec
-
-    specs = []
-    for value in values:
-        tensor = value.type.tensor_type
-        shape = [-1, *(dimension.dim_value for dimension in tensor.shape.dim[1:])]
-        specs.append(TensorSpec(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape, value.name))
-    return Schema(specs)
 
 
 def replay(paths: Paths) -> int:

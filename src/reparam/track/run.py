@@ -37,18 +37,21 @@ class Run:
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self._send({"call": "tags", "run": self.run_id, "values": dict(tags)})
 
-    def log_metrics(self, metrics: Mapping[str, float], epoch: int = 0) -> None:
-        """Keep metrics for the next call, at most one in FLUSH_SECONDS: each costs a transaction or a request."""
-        self._pending += _metrics(metrics, epoch)
+    def log_metrics(self, metrics: Mapping[str, float], epoch: int = 0, group: str = "") -> None:
+        """Keep metrics for the next call, at most one in FLUSH_SECONDS: each costs a transaction or a request.
+
+        MLflow shows each `group` as a section of charts.
+        """
+        self._pending += _metrics(metrics, epoch, group)
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self._flush()
 
-    def log_headline(self, metrics: Mapping[str, float]) -> None:
+    def log_headline(self, metrics: Mapping[str, float], group: str) -> None:
         """Log metrics here and on the training run, so that the table of runs alone compares models."""
-        self.log_metrics(metrics)
+        self.log_metrics(metrics, group=group)
         if self.parent is not None:
             self._flush()
-            self._send({"call": "metrics", "run": self.parent, "values": _metrics(metrics, 0)})
+            self._send({"call": "metrics", "run": self.parent, "values": _metrics(metrics, 0, group)})
 
     def log_files(self, files: Iterable[Path], folder: str = "") -> None:
         """Log artifacts here, and on the training run if there is one. The files must stay until the run is closed."""
@@ -80,9 +83,10 @@ class Run:
         }
         self._send({"call": "dataset", "run": self.run_id, "values": values, "context": context})
 
-    def log_onnx(self, path: Path) -> None:
-        """Log a graph as an MLflow ONNX model with its signature, named after the file."""
-        self._send({"call": "onnx", "run": self.run_id, "path": str(path), "folder": "onnx"})
+    def log_model(self, directory: Path, data: str) -> None:
+        """Register a folder of ONNX graphs as the next version of the model of some data, unless it is one already."""
+        call = {"call": "model", "run": self.run_id, "parent": self.parent, "path": str(directory), "folder": ""}
+        self._send({**call, "data": data})
 
     def close(self, status: str) -> None:
         """End the run, and wait until all is delivered or spooled; what was spooled is tried once more."""
@@ -130,6 +134,6 @@ class NoRun(Run):
         super().__init__(Channel(lambda _: None, lambda: None), "", Spool(Path(), "none"))
 
 
-def _metrics(metrics: Mapping[str, float], epoch: int) -> list[dict[str, Any]]:
-    now = round(time.time() * 1000)
-    return [{"key": key, "value": value, "timestamp": now, "step": epoch} for key, value in metrics.items()]
+def _metrics(metrics: Mapping[str, float], epoch: int, group: str) -> list[dict[str, Any]]:
+    now, prefix = round(time.time() * 1000), f"{group}/" if group else ""
+    return [{"key": prefix + key, "value": value, "timestamp": now, "step": epoch} for key, value in metrics.items()]

@@ -5,6 +5,7 @@ wrote; `evaluate`, `export` and `report` find it by that tag, so lineage survive
 another machine.
 """
 
+import getpass
 import os
 import subprocess
 from collections.abc import Mapping
@@ -33,12 +34,12 @@ class Runs:
 
     store: Store
 
-    def training(self, data_hash: str, resume: str) -> Opened:
+    def training(self, data_hash: str, resume: str, name: str = "train") -> Opened:
         """Open the run of one trained model, or go on with the one that was interrupted."""
         try:
             if self._reopen(resume):
                 return resume, None
-            return self._open(self.store.experiment, {STAGE_TAG: "train", DATA_TAG: data_hash}, None)
+            return self._open(self.store.experiment, {STAGE_TAG: "train", DATA_TAG: data_hash}, None, name)
         except StoreError as error:
             raise unusable(self.store.uri, error) from None
 
@@ -95,10 +96,11 @@ class Runs:
             client.update_run(run_id, status="RUNNING")
         return True
 
-    def _open(self, experiment: str, tags: dict[str, str], parent: str | None) -> Opened:
-        tags = tags | _provenance(self.store.paths.root) | ({"mlflow.parentRunId": parent} if parent else {})
+    def _open(self, experiment: str, tags: dict[str, str], parent: str | None, name: str = "") -> Opened:
+        """Open a run. A training is called by its experiment of DVC, else by `name`; other stages by their own."""
         stage = tags[STAGE_TAG]
-        name = tags.get(EXPERIMENT_TAG) if stage == "train" else stage
+        tags = tags | _provenance(self.store.paths.root, stage) | ({"mlflow.parentRunId": parent} if parent else {})
+        name = tags.get(EXPERIMENT_TAG, name) if stage == "train" else stage
         with store_errors():
             run = self.store.client.create_run(self._experiment_id(experiment), tags=tags, run_name=name)
         return run.info.run_id, parent
@@ -131,9 +133,12 @@ class Runs:
         return self.store.client.get_experiment_by_name(name)
 
 
-def _provenance(root: Path) -> dict[str, str]:
-    """Say which experiment of DVC and which commit this is, and whether the code differs from that commit."""
+def _provenance(root: Path, stage: str) -> dict[str, str]:
+    """Say who runs what, in which experiment of DVC and at which commit, and whether the code differs from that."""
     tags = {
+        "mlflow.user": _user(),
+        "mlflow.source.name": f"reparam {stage}",
+        "mlflow.source.type": "LOCAL",
         EXPERIMENT_TAG: os.environ.get("DVC_EXP_NAME", ""),
         "dvc.baseline": os.environ.get("DVC_EXP_BASELINE_REV", ""),
     }
@@ -150,3 +155,10 @@ def _provenance(root: Path) -> dict[str, str]:
         tags["mlflow.source.git.commit"] = commit
         tags["mlflow.source.git.dirty"] = str(bool(git("status", "--porcelain", "--", "src", "dvc.yaml"))).lower()
     return {name: value for name, value in tags.items() if value}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container, a user without a name
+        return ""

@@ -21,13 +21,16 @@ class Spool:
         self.lock = FileLock(directory / f"{run_id}.lock")
 
     def add(self, call: Call) -> None:
-        """Append a call; the file that it names under `path` is copied, because the next run will overwrite it."""
+        """Append a call; what it names under `path` is copied, because the next run will overwrite it."""
         self.calls.parent.mkdir(parents=True, exist_ok=True)
         with self.lock:
             if "path" in call:
                 copy = self.attachments / call["folder"] / Path(call["path"]).name
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(call["path"], copy)
+                if Path(call["path"]).is_dir():
+                    shutil.copytree(call["path"], copy, dirs_exist_ok=True)
+                else:
+                    shutil.copyfile(call["path"], copy)
                 call = {**call, "path": str(copy)}
             with self.calls.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(call) + "\n")

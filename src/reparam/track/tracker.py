@@ -41,12 +41,14 @@ class Tracker:
         self._ask("ready")
 
     @contextmanager
-    def training_run(self, data_hash: str, resume: str = "") -> Iterator[Run]:
+    def training_run(self, data_hash: str, resume: str = "", *, name: str = "train") -> Iterator[Run]:
         """Open the run of one trained model, or go on with the one that was interrupted.
+
+        An experiment of DVC gives it a name of its own.
 
         Raises: TrackingError, so that training does not start where its run cannot be opened.
         """
-        opened = self._ask("training_run", data_hash=data_hash, resume=resume)
+        opened = self._ask("training_run", name=name, data_hash=data_hash, resume=resume)
         with _closing(self._run(opened)) as run:
             yield run
 

@@ -30,4 +30,10 @@ class EpochLog:
     def log(self, metrics: Metrics, epoch: int) -> None:
         """Log the metrics of an epoch unless the store has them."""
         if epoch not in self.logged:
-            self.run.log_metrics(metrics, epoch)
+            self.run.log_metrics({grouped(name): value for name, value in metrics.items()}, epoch)
+
+
+def grouped(name: str) -> str:
+    """Write the split of a metric, `train_loss`, as MLflow groups charts: `train/loss`."""
+    split, _, term = name.partition("_")
+    return f"{split}/{term}" if split in {"train", "validation"} else name

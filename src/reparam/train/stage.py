@@ -60,7 +60,7 @@ def run(
         checkpoints = Checkpoints(paths.resume / _identity(config, data_hash, place, world))
         with (
             holding(checkpoints, world) as is_ours,
-            tracker.training_run(data_hash, checkpoints.run_id if is_ours else "") as run,
+            tracker.training_run(data_hash, checkpoints.run_id if is_ours else "", name=_name(config, card)) as run,
         ):
             if is_ours and run.run_id:
                 checkpoints.run_id = run.run_id
@@ -74,7 +74,7 @@ def run(
                 summary = _write_reports(paths, state.record, lineage)
                 run.set_tags({track.WEIGHTS_TAG: lineage.weights_sha256, track.PARAMS_TAG: lineage.params_sha256})
                 run.log_metrics(summary)
-                run.log_files([paths.model / CARD, paths.history])
+                run.log_files([*sorted(paths.model.iterdir()), paths.history])
                 if is_ours:
                     checkpoints.clear()
 
@@ -107,6 +107,10 @@ def _train(state: State, data: Data, config: TrainConfig, checkpoints: Checkpoin
         for row in record.history:
             epoch_log.log(row, int(row["epoch"]))
         fit(state, data, config, epoch_log, rollback, keeper)
+
+
+def _name(config: Config, data: DataCard) -> str:
+    return f"{config.model.kind} {config.model.network} {data.source}"
 
 
 def _identity(config: Config, data_hash: str, place: torch.device, world: World) -> str:
