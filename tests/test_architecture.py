@@ -28,7 +28,7 @@ LAYERS = (
     ("config", "paths", "files", "lineage", "locks", "runtime", "threads", "progress"),
     ("cards",),
     ("data", "models", "track", "client"),
-    ("objectives", "figures"),
+    ("objectives", "figures", "logged"),
     ("download", "preprocess", "train", "evaluate", "export", "report"),
     ("compare", "gradients", "recipes", "summary"),
     ("cli",),

@@ -134,7 +134,6 @@ print(json.dumps(found))
     for stage in STAGES:
         really = {Path(file) for file in imported[stage] if Path(file).stat().st_size}
         assert lineage.PACKAGE / stage / "stage.py" in really
-        missed = {
-            file.relative_to(lineage.PACKAGE).with_suffix("").parts[0] for file in really - set(source_files(stage))
-        }
-        assert missed - set(lineage.WITHOUT_EFFECT) == set()
+        missed = {file.relative_to(lineage.PACKAGE).with_suffix("") for file in really - set(source_files(stage))}
+        unseen = {path.as_posix() for path in missed if path.parts[0] not in lineage.WITHOUT_EFFECT}
+        assert unseen <= {"cards/evaluation", "cards/export"}  # which `logged` reads, whatever the stage

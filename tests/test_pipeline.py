@@ -7,10 +7,15 @@ import mlflow
 import numpy as np
 import pytest
 from dvc_project import STAGES, Project, copy_of, finished, project
+from in_process import InProcess
 from ruamel.yaml import YAML
 
+from reparam import logged
 from reparam.client.client import Client
+from reparam.config import load_config
+from reparam.errors import StaleInputError
 from reparam.files import dvc_hash, sha256
+from reparam.paths import Paths
 
 # ---- one run
 
@@ -77,6 +82,37 @@ def test_the_registered_model_loads_and_runs(finished: Project, monkeypatch: pyt
     np.testing.assert_allclose(answer["mean"], golden["mean"], atol=1e-5)
     taken = Client(mlflow.artifacts.download_artifacts("models:/reparam-digits/1"))
     np.testing.assert_allclose(taken.decode_mean(golden["latents"]), golden["decoded_mean"], atol=1e-5)
+
+
+@pytest.fixture
+def elsewhere(finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
+    """The files of `finished` as on another machine, which has a store of its own."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    return Paths(finished.root, tmp_path)
+
+
+def test_results_that_were_pulled_are_tracked_as_where_they_were_made(finished: Project, elsewhere: Paths) -> None:
+    config = load_config(finished.root / "params.yaml")
+    tracker = InProcess.open(elsewhere)
+    assert logged.everything(config, elsewhere, tracker) is True
+    here, there = (
+        [(row.info.run_name, row.data.params, row.data.metrics) for row in rows]
+        for rows in (tracker.rows(), finished.runs())
+    )
+    for _, _, metrics in there:
+        metrics.pop("images_per_second", None)  # of the machine, and in no file
+    assert [(name, params) for name, params, _ in here] == [(name, params) for name, params, _ in there]
+    for (_, _, found), (_, _, wanted) in zip(here, there, strict=True):
+        assert found == pytest.approx(wanted, rel=1e-4, abs=1e-4)  # files are rounded
+    assert logged.everything(config, elsewhere, tracker) is False
+    assert len(tracker.rows()) == 4
+
+
+def test_results_of_other_parameters_are_not_tracked(elsewhere: Paths) -> None:
+    config = load_config(elsewhere.params)
+    other = config.model_copy(update={"train": config.train.model_copy(update={"seed": 99})})
+    with pytest.raises(StaleInputError, match="wanted the parameters of the model in models/vae, found others"):
+        logged.everything(other, elsewhere, InProcess.open(elsewhere))
 
 
 def test_an_export_leads_back_to_its_parameters(finished: Project) -> None:

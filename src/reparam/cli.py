@@ -204,6 +204,20 @@ def replay() -> None:
     print(f"delivered {track.replay(Paths.here())} calls")
 
 
+@app.command(rich_help_panel="Around the stages")
+def track() -> None:
+    """Log results to MLflow that were made elsewhere: those that `dvc pull` brought, for the parameters that are there.
+
+    Reads: what all stages wrote. Writes: MLflow.
+    """
+    from reparam import logged
+    from reparam import track as tracking
+
+    config, paths = _inputs()
+    is_new = logged.everything(config, paths, tracking.connect(paths))
+    print("tracked" if is_new else "MLflow has a run of this model already")
+
+
 @redacted_output()
 def main() -> None:
     """Run a command; a mistake of the user is one message and exit code 1."""

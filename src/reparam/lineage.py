@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent
 # Modules and folders that cannot change a byte of what a stage writes: they read, refuse, name, show or log. An edit
 # there must not retrain a model. (What `config` reads is in params.yaml, which DVC compares by value.)
-WITHOUT_EFFECT = ("__init__", "cli", "config", "errors", "paths", "progress", "redact", "threads", "track")
+WITHOUT_EFFECT = ("__init__", "cli", "config", "errors", "logged", "paths", "progress", "redact", "threads", "track")
 
 
 def source_files(stage: str) -> list[Path]:

@@ -30,7 +30,7 @@ class Notes(NoRun):
 def test_an_epoch_is_printed_logged_unless_it_was_and_shown_by_the_first_process(rank: int) -> None:
     notes, trainer = Notes(), FakeTrainer(train_config())
     trainer.world = World(rank, 2)
-    epoch_log = EpochLog(trainer, notes, notes.print, notes, logged={1, 3})  # type: ignore[arg-type]
+    epoch_log = EpochLog(trainer, notes, notes.print, notes, known={1, 3})  # type: ignore[arg-type]
     for epoch in (2, 3):
         epoch_log({"train_loss": 1.0 * epoch}, epoch)
     shown = [("show", trainer.model, epoch) for epoch in (2, 3)] if rank == 0 else []
@@ -44,7 +44,7 @@ def test_an_epoch_is_printed_logged_unless_it_was_and_shown_by_the_first_process
 
 def test_an_epoch_of_before_an_interruption_is_logged_alone() -> None:
     notes = Notes()
-    epoch_log = EpochLog(FakeTrainer(train_config()), notes, notes.print, notes, logged={1})  # type: ignore[arg-type]
+    epoch_log = EpochLog(FakeTrainer(train_config()), notes, notes.print, notes, known={1})  # type: ignore[arg-type]
     for epoch in (1, 2):
         epoch_log.log({"epoch": float(epoch)}, epoch)
     assert notes.found == [("log", {"epoch": 2.0}, 2)]

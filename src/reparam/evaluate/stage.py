@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from reparam import track
+from reparam import logged, track
 from reparam.cards.card import CARD
 from reparam.cards.data import DataCard, SplitName
 from reparam.cards.evaluation import EvaluationCard, EvaluationLineage, EvaluationMetrics, Tiles
@@ -56,18 +56,7 @@ def run(config: Config, paths: Paths, device: str = "auto", tracker: track.Track
         _write_latents(paths.latents, subject.scores, settings)
         tiles = _draw(paths.figures, subject, findings)
         _describe(data_card, model_card, subject, findings, tiles).write(paths.evaluation_card)
-        # `validation/` has the curves of training.
-        run.log_headline(findings.metrics, "test" if settings.split == "test" else "evaluation")
-        kl = {str(dimension): value for dimension, value in enumerate(subject.scores.latent_kl.tolist())}
-        run.log_metrics(kl, group="latent_kl")
-        files = [
-            paths.evaluation_card,
-            paths.evaluation_metrics,
-            paths.scores,
-            paths.latents,
-            *sorted(paths.figures.iterdir()),
-        ]
-        run.log_files(files, "evaluation")
+        logged.evaluation(run, model_card, paths)
 
 
 def _read_data(paths: Paths, data: DataCard, model: ModelCard, split: SplitName, place: torch.device) -> Data:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import torch
 
-from reparam import track
+from reparam import logged, track
 from reparam.cards.card import CARD, MANIFEST, FileFacts
 from reparam.cards.export import ExportCard, ExportedImage, ExportedModel, ExportLineage, ExportMetrics, GreyPixels
 from reparam.cards.model import ModelCard, TrainedParams
@@ -58,9 +58,7 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
         if not card.data.is_black_and_white and has_elbo:
             metrics |= serving_skew(model, split.images, pixels, settings.grey_pixels)
         ExportMetrics.of(card.lineage, metrics).write(paths.export_metrics)
-        run.log_headline(metrics, "export")
-        run.log_files([paths.export_metrics], "export")
-        run.log_model(paths.onnx, card.data.source)
+        logged.export(run, card, paths)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Sequence
 
-from reparam import track
+from reparam import logged, track
 from reparam.cards.card import CARD, MANIFEST
 from reparam.cards.evaluation import EvaluationCard, EvaluationMetrics
 from reparam.cards.export import ExportCard, ExportMetrics
@@ -52,7 +52,7 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
         partial.write_text(render(page), encoding="utf-8")
     with tracker.child_run("report", dict(model.lineage)) as run:
         run.log_params(flatten(config.report, "report."))
-        run.log_files([paths.report], "report")
+        logged.report(run, model, paths)
 
 
 def _check_params(config: Config, page: Page) -> None:

@@ -28,6 +28,8 @@ def answer(store: Store, call: Call) -> Any:
             return None
         case {"call": "training_run", "name": name, "data_hash": data_hash, "resume": resume}:
             return runs.training(data_hash, resume, name)
+        case {"call": "has_training", "tags": tags}:
+            return runs.has_training(tags)
         case {"call": "child_run", "stage": stage, "lineage": lineage}:
             return runs.child(stage, lineage)
         case {"call": "data_run", "stage": stage, "data_hash": data_hash}:

@@ -43,6 +43,10 @@ class Runs:
         except StoreError as error:
             raise unusable(self.store.uri, error) from None
 
+    def has_training(self, tags: Mapping[str, str]) -> bool:
+        """Whether there is a finished training with these tags."""
+        return bool(self._find(self.store.experiment, {STAGE_TAG: "train", **tags}))
+
     def child(self, stage: str, lineage: Mapping[str, str]) -> Opened:
         """Open a run below the training run of a model, if that is found."""
         weights = {WEIGHTS_TAG: lineage["weights_sha256"]}

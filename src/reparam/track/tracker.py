@@ -10,6 +10,7 @@ from reparam.errors import TrackingError
 from reparam.paths import Paths
 from reparam.track.channel import Channel, RecorderProcess
 from reparam.track.run import NoRun, Run
+from reparam.track.runs import PARAMS_TAG, WEIGHTS_TAG
 from reparam.track.spool import Spool
 from reparam.track.store import OFF, address
 
@@ -51,6 +52,13 @@ class Tracker:
         opened = self._ask("training_run", name=name, data_hash=data_hash, resume=resume)
         with _closing(self._run(opened)) as run:
             yield run
+
+    def has_training(self, weights: str, params: str) -> bool:
+        """Whether the store has a finished training of these weights with these parameters, both by their hashes.
+
+        Raises: TrackingError.
+        """
+        return bool(self._ask("has_training", tags={WEIGHTS_TAG: weights, PARAMS_TAG: params}))
 
     def logged_epochs(self, run: Run) -> set[int]:
         """Return the epochs of a run whose metrics the store has: those that a killed process held back are missing."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from reparam import logged
 from reparam.track import Run
 from reparam.train.filmstrip import Filmstrip
 from reparam.train.sums import Metrics
@@ -12,14 +13,14 @@ class EpochLog:
     """Show every epoch, and log it once, also where an interrupted training goes on."""
 
     def __init__(
-        self, trainer: Trainer, run: Run, show: Callable[[Metrics, int], None], filmstrip: Filmstrip, logged: set[int]
+        self, trainer: Trainer, run: Run, show: Callable[[Metrics, int], None], filmstrip: Filmstrip, known: set[int]
     ) -> None:
-        """`logged` are the epochs that the tracking store has already."""
+        """`known` are the epochs that the tracking store has already."""
         self.trainer = trainer
         self.run = run
         self.show = show
         self.filmstrip = filmstrip
-        self.logged = logged
+        self.known = known
 
     def __call__(self, metrics: Metrics, epoch: int) -> None:
         self.show(metrics, epoch)
@@ -29,11 +30,5 @@ class EpochLog:
 
     def log(self, metrics: Metrics, epoch: int) -> None:
         """Log the metrics of an epoch unless the store has them."""
-        if epoch not in self.logged:
-            self.run.log_metrics({grouped(name): value for name, value in metrics.items()}, epoch)
-
-
-def grouped(name: str) -> str:
-    """Write the split of a metric, `train_loss`, as MLflow groups charts: `train/loss`."""
-    split, _, term = name.partition("_")
-    return f"{split}/{term}" if split in {"train", "validation"} else name
+        if epoch not in self.known:
+            logged.epoch(self.run, metrics, epoch)

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from reparam import track
+from reparam import logged, track
 from reparam.cards.card import CARD
 from reparam.cards.data import DataCard
 from reparam.cards.model import ModelCard, TrainedParams, TrainingLineage, TrainingMetrics
-from reparam.config import Config, TrainConfig, flatten, params_hash
+from reparam.config import Config, TrainConfig, params_hash
 from reparam.data import store
 from reparam.data.batches import Batches
 from reparam.files import dvc_hash, require_writable, whole_directory, whole_file
@@ -60,21 +60,19 @@ def run(
         checkpoints = Checkpoints(paths.resume / _identity(config, data_hash, place, world))
         with (
             holding(checkpoints, world) as is_ours,
-            tracker.training_run(data_hash, checkpoints.run_id if is_ours else "", name=_name(config, card)) as run,
+            tracker.training_run(
+                data_hash, checkpoints.run_id if is_ours else "", name=logged.title(config, card)
+            ) as run,
         ):
             if is_ours and run.run_id:
                 checkpoints.run_id = run.run_id
-            run.log_dataset(name=card.source, digest=data_hash, context="train", shape=card.shape, counts=card.counts)
-            for section in ("download", "preprocess", "model", "objective", "train"):
-                run.log_params(flatten(getattr(config, section), f"{section}."))
+            logged.training_begins(run, config, card, data_hash)
             display = Display(tracker, run, quiet)
             _train(state, Data(training, validation), config.train, checkpoints if is_ours else None, display)
             if world.is_first:
-                lineage = _write_model(paths.model, config, card, data_hash, state)
-                summary = _write_reports(paths, state.record, lineage)
-                run.set_tags({track.WEIGHTS_TAG: lineage.weights_sha256, track.PARAMS_TAG: lineage.params_sha256})
-                run.log_metrics(summary)
-                run.log_files([*sorted(paths.model.iterdir()), paths.history])
+                model_card = _write_model(paths.model, config, card, data_hash, state)
+                _write_reports(paths, state.record, model_card.lineage)
+                logged.training(run, model_card, paths)
                 if is_ours:
                     checkpoints.clear()
 
@@ -109,18 +107,14 @@ def _train(state: State, data: Data, config: TrainConfig, checkpoints: Checkpoin
         fit(state, data, config, epoch_log, rollback, keeper)
 
 
-def _name(config: Config, data: DataCard) -> str:
-    return f"{config.model.kind} {config.model.network} {data.source}"
-
-
 def _identity(config: Config, data_hash: str, place: torch.device, world: World) -> str:
     """Hash all that determines the result, so that no training goes on from the checkpoint of another."""
     code = {"code": source_hash("train"), "torch": torch.__version__, "device": place.type, "processes": world.size}
     return params_hash({**TrainedParams.of(config).model_dump(mode="json"), **code, "data": data_hash})
 
 
-def _write_model(directory: Path, config: Config, data: DataCard, data_hash: str, state: State) -> TrainingLineage:
-    """Write weights and card, and return the card's lineage."""
+def _write_model(directory: Path, config: Config, data: DataCard, data_hash: str, state: State) -> ModelCard:
+    """Write weights and card, and return the card."""
     params, model, record = TrainedParams.of(config), state.trainer.model, state.record
     with whole_directory(directory) as written:
         card = ModelCard(
@@ -139,10 +133,10 @@ def _write_model(directory: Path, config: Config, data: DataCard, data_hash: str
             ),
         )
         card.write(written / CARD)
-    return card.lineage
+    return card
 
 
-def _write_reports(paths: Paths, record: Record, lineage: TrainingLineage) -> dict[str, float]:
+def _write_reports(paths: Paths, record: Record, lineage: TrainingLineage) -> None:
     with whole_file(paths.history) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, record.history[0], lineterminator="\n")
         writer.writeheader()
@@ -154,4 +148,3 @@ def _write_reports(paths: Paths, record: Record, lineage: TrainingLineage) -> di
         "epochs": len(record.history),
     }
     TrainingMetrics.of(lineage, summary).write(paths.training_metrics)
-    return summary

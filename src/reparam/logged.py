@@ -1,0 +1,100 @@
+"""What the tracking store gets of the files that stages wrote: at their end, or from `dvc pull` on another machine."""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+from reparam.cards.card import CARD, MANIFEST
+from reparam.cards.data import DataCard
+from reparam.cards.evaluation import EvaluationCard, EvaluationMetrics
+from reparam.cards.export import ExportCard, ExportMetrics
+from reparam.cards.model import ModelCard, TrainedParams, TrainingMetrics
+from reparam.config import Config, flatten
+from reparam.errors import StaleInputError
+from reparam.files import require
+from reparam.paths import Paths
+from reparam.track import PARAMS_TAG, WEIGHTS_TAG, Run, Tracker
+
+
+def training_begins(run: Run, config: Config, data: DataCard, data_hash: str) -> None:
+    """Log what determines a training."""
+    run.log_dataset(name=data.source, digest=data_hash, context="train", shape=data.shape, counts=data.counts)
+    for section in ("download", "preprocess", "model", "objective", "train"):
+        run.log_params(flatten(getattr(config, section), f"{section}."))
+
+
+def epoch(run: Run, metrics: Mapping[str, float], number: int) -> None:
+    """Log the metrics of an epoch. MLflow groups charts by what is before a slash: `train_loss` is `train/loss`."""
+    grouped = {}
+    for name, value in metrics.items():
+        split, _, term = name.partition("_")
+        grouped[f"{split}/{term}" if split in {"train", "validation"} else name] = value
+    run.log_metrics(grouped, number)
+
+
+def training(run: Run, model: ModelCard, paths: Paths) -> None:
+    """Log a trained model; by its weights, later stages find this run."""
+    run.set_tags({WEIGHTS_TAG: model.lineage.weights_sha256, PARAMS_TAG: model.lineage.params_sha256})
+    run.log_metrics(TrainingMetrics.read_of(model, paths.training_metrics, "train").values)
+    run.log_files([*sorted(paths.model.iterdir()), paths.history])
+
+
+def evaluation(run: Run, model: ModelCard, paths: Paths) -> None:
+    """Log metrics, KL of each latent, and figures."""
+    card = EvaluationCard.read_of(model, paths.evaluation_card, "evaluate")
+    metrics = EvaluationMetrics.read_of(model, paths.evaluation_metrics, "evaluate").values
+    # `validation/` has the curves of training.
+    run.log_headline(metrics, "test" if card.settings.split == "test" else "evaluation")
+    run.log_metrics({row["dimension"]: float(row["kl"]) for row in _rows(paths.latents)}, group="latent_kl")
+    files = (paths.evaluation_card, paths.evaluation_metrics, paths.scores, paths.latents)
+    run.log_files([*files, *sorted(paths.figures.iterdir())], "evaluation")
+
+
+def export(run: Run, model: ModelCard, paths: Paths) -> None:
+    """Log parity, and register the exported model."""
+    card = ExportCard.read_of(model, paths.onnx / MANIFEST, "export")
+    run.log_headline(ExportMetrics.read_of(model, paths.export_metrics, "export").values, "export")
+    run.log_files([paths.export_metrics], "export")
+    run.log_model(paths.onnx, card.source)
+
+
+def report(run: Run, _: ModelCard, paths: Paths) -> None:
+    """Log the page."""
+    require(paths.report, made_by="report")
+    run.log_files([paths.report], "report")
+
+
+def everything(config: Config, paths: Paths, tracker: Tracker) -> bool:
+    """Log the results that are there, as if they were made here; return False where the store has their training.
+
+    Raises: MissingInputError, DamagedInputError, StaleInputError, TrackingError.
+    """
+    model = ModelCard.read(paths.model / CARD, "train")
+    data = DataCard.read(paths.processed / CARD, "preprocess")
+    if TrainedParams.of(config).hash != model.hash:
+        raise StaleInputError(
+            "params.yaml: model, objective, train: wanted the parameters of the model in models/vae, found others; run "
+            "`git checkout` and `dvc pull` of the same revision first"
+        )
+    if tracker.has_training(model.lineage.weights_sha256, model.lineage.params_sha256):
+        return False
+    with tracker.training_run(model.lineage.data, name=title(config, data)) as run:
+        training_begins(run, config, data, model.lineage.data)
+        for row in _rows(paths.history):
+            epoch(run, {name: float(value) for name, value in row.items()}, int(float(row["epoch"])))
+        training(run, model, paths)
+    for stage, log in {"evaluate": evaluation, "export": export, "report": report}.items():
+        with tracker.child_run(stage, dict(model.lineage)) as run:
+            run.log_params(flatten(getattr(config, stage), f"{stage}."))
+            log(run, model, paths)
+    return True
+
+
+def title(config: Config, data: DataCard) -> str:
+    """Name a training that is no experiment of DVC."""
+    return f"{config.model.kind} {config.model.network} {data.source}"
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
