@@ -31,6 +31,7 @@ LAYERS = (
     ("objectives", "figures", "logged"),
     ("download", "preprocess", "train", "evaluate", "export", "report"),
     ("compare", "gradients", "recipes", "summary"),
+    ("promote",),
     ("cli",),
     ("__main__",),
 )

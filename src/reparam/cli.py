@@ -205,6 +205,23 @@ def replay() -> None:
 
 
 @app.command(rich_help_panel="Around the stages")
+def promote(
+    version: Annotated[
+        int | None, typer.Argument(help="A version of the registered model.", show_default="the newest")
+    ] = None,
+    metric: Annotated[str, typer.Option(help="What must be no worse than the champion's, beyond noise.")] = "nll",
+) -> None:
+    """Make an exported model the champion in MLflow, unless it is worse than the present one.
+
+    Reads: models/onnx/manifest.json, MLflow. Writes: the alias `champion` in MLflow.
+    """
+    from reparam import promote
+    from reparam.paths import Paths
+
+    print(promote.run(version, metric, Paths.here()))
+
+
+@app.command(rich_help_panel="Around the stages")
 def track() -> None:
     """Log results to MLflow that were made elsewhere: those that `dvc pull` brought, for the parameters that are there.
 

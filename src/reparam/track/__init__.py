@@ -6,6 +6,7 @@ delivers it later.
 """
 
 from reparam.track.delivery import replay
+from reparam.track.registry import registered_name
 from reparam.track.run import Run
 from reparam.track.runs import DATA_TAG, EXPERIMENT_TAG, PARAMS_TAG, STAGE_TAG, WEIGHTS_TAG
 from reparam.track.store import Store, connect_to_read
@@ -22,5 +23,6 @@ __all__ = [
     "Tracker",
     "connect",
     "connect_to_read",
+    "registered_name",
     "replay",
 ]

@@ -24,7 +24,7 @@ def register(client: Any, call: Call) -> None:
 
     run, folder = call["run"], Path(call["path"])
     experiment = client.get_experiment(client.get_run(run).info.experiment_id)
-    name, manifest = f"{experiment.name}-{call['data']}", FileFacts.of(folder / MANIFEST).sha256
+    name, manifest = registered_name(experiment.name, call["data"]), FileFacts.of(folder / MANIFEST).sha256
     model_id = _version_of(client, name, manifest)
     if model_id is None:
         model_id = _store(client, run, experiment.experiment_id, folder)
@@ -33,6 +33,11 @@ def register(client: Any, call: Call) -> None:
         outputs = client.get_run(linked).outputs
         if model_id not in {output.model_id for output in (outputs.model_outputs if outputs else ())}:
             client.log_outputs(linked, [LoggedModelOutput(model_id, 0)])
+
+
+def registered_name(experiment: str, data: str) -> str:
+    """Name the registered model of which all models of some data are versions."""
+    return f"{experiment}-{data}"
 
 
 def _version_of(client: Any, name: str, manifest: str) -> str | None:
