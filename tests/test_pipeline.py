@@ -1,14 +1,23 @@
 """What one run of the pipeline under real DVC leaves behind."""
 
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
 import pytest
+import requests
 from dvc_project import STAGES, Project, copy_of, finished, project
 from in_process import InProcess
+from requests.adapters import HTTPAdapter
 from ruamel.yaml import YAML
+from urllib3 import Retry
 
 from reparam import logged
 from reparam.client.client import Client
@@ -154,3 +163,31 @@ def test_an_edit_runs_its_stage_and_what_depends_on_it(project: Project) -> None
     output = project("dvc repro")
     ran = [stage for stage in STAGES if f"Running stage '{stage}'" in output]
     assert ran == ["evaluate", "report"]
+
+
+@pytest.mark.slow
+def test_mlflow_serves_the_registered_model(finished: Project) -> None:
+    golden = np.load(finished.root / "models/onnx/golden.npz")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["-m", "mlflow", "models", "serve", "--env-manager", "local", "--port", str(port)]
+    server = subprocess.Popen(
+        [sys.executable, *command, "--model-uri", "models:/reparam-digits/1"],
+        cwd=finished.root,
+        env=finished.environment | {"MLFLOW_TRACKING_URI": f"sqlite:///{finished.root}/mlflow.db"},
+        start_new_session=True,
+    )
+    try:
+        answer = _ask(f"http://127.0.0.1:{port}/invocations", {"inputs": {"images": golden["images"].tolist()}})
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+    np.testing.assert_allclose(answer["predictions"]["mean"], golden["mean"], atol=1e-5)
+
+
+def _ask(address: str, body: dict[str, Any]) -> Any:
+    """Ask a server that is starting."""
+    session = requests.Session()
+    session.mount("http://", HTTPAdapter(max_retries=Retry(120, allowed_methods=None, backoff_factor=1, backoff_max=1)))
+    return session.post(address, json=body, timeout=60).json()
