@@ -15,7 +15,8 @@ COMMANDS = """\
 # Commands
 
 `reparam COMMAND --help` prints the same. Everything that determines a result is a [parameter](parameters.md) and no
-option. `make docs` writes this page from `src/reparam/cli.py`.
+option. `make docs` writes this page from `src/reparam/cli.py`
+and `tools.py`.
 """
 
 

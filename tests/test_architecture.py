@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
@@ -31,10 +33,12 @@ LAYERS = (
     ("objectives", "figures"),
     ("download", "preprocess", "train", "evaluate", "export", "report"),
     ("compare", "gradients", "recipes", "summary"),
+    ("tools",),
     ("cli",),
     ("__main__",),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 STAGES = tuple(YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"])
 # What a working copy holds that no stage writes: the user's parameters, and what commands around the stages write.
 OUTSIDE = {"params.yaml", ".locks", "recipes", "reports/gradients", "reports/compare.html"}
@@ -185,6 +189,27 @@ def test_help_lists_the_six_stages_and_their_purpose() -> None:
         assert len(listed[name]) > 20
 
 
+def test_completion_prints_a_script_and_loads_no_torch() -> None:
+    printed = python("""
+import os, sys
+from reparam.cli import app
+os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
+try:
+    app(["--show-completion", "bash"], prog_name="reparam")
+finally:
+    print("torch" in sys.modules, "mlflow" in sys.modules)
+""")
+    assert "complete -o default -F _reparam_completion reparam\n" in printed
+    assert printed.endswith("False False\n")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_says_what_it_reads_and_writes(name: str) -> None:
+    reads, writes = str(COMMANDS[name].help).splitlines()[2:4]
+    assert reads.startswith("Reads ")
+    assert writes.startswith("Writes ")
+
+
 # ---- dvc.yaml
 
 
@@ -250,6 +275,14 @@ def test_a_stage_reads_what_earlier_stages_wrote(stage: str) -> None:
     assert data - earlier == set()
     assert set(PIPELINE["stages"][stage]["params"]) <= set(Config.model_fields)
     assert stage in PIPELINE["stages"][stage]["params"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_help_of_a_stage_names_its_inputs_and_outputs(stage: str) -> None:
+    reads, writes = (re.findall(r"[\w./]*\w", line) for line in str(COMMANDS[stage].help).splitlines()[2:4])
+    inputs = {path for path in PIPELINE["stages"][stage]["deps"] if not path.startswith("src/")} | {"params.yaml"}
+    for named, files in ((reads, inputs), (writes, outputs(stage))):
+        assert [file for file in files if not any(Path(file).is_relative_to(name) for name in named)] == []
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -1,5 +1,6 @@
 import errno
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from reparam.config import load_config
 from reparam.download import stage as download
 from reparam.evaluate import stage as evaluate
 from reparam.export import stage as export
+from reparam.lineage import package_hash, version
 from reparam.locks import held
 from reparam.paths import Paths
 from reparam.preprocess import stage as preprocess
@@ -101,6 +103,12 @@ def test_help_exits_with_0(reparam: Command) -> None:
     code, printed = reparam("--help")
     assert code == 0
     assert "params.yaml" in printed
+
+
+def test_the_version_has_the_hash_of_the_source(reparam: Command) -> None:
+    code, printed = reparam("--version")
+    assert (code, printed) == (0, f"reparam {version()} (source {package_hash()[:12]})\n")
+    assert re.fullmatch(r"reparam \d+\.\d+\.\d+ \(source [0-9a-f]{12}\)\n", printed)
 
 
 def test_check_accepts_valid_parameters(project: Paths, reparam: Command) -> None:

@@ -2,7 +2,8 @@
 
 import ast
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from importlib import metadata
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
@@ -29,8 +30,22 @@ def source_files(stage: str) -> list[Path]:
 
 def source_hash(stage: str) -> str:
     """Hash the source files of a stage: SHA-256 over names and contents."""
+    return _hash(source_files(stage))
+
+
+def package_hash() -> str:
+    """Hash all source files of the package."""
+    return _hash(sorted(file for kind in ("py", "html", "yaml") for file in PACKAGE.rglob(f"*.{kind}")))
+
+
+def version() -> str:
+    """Return the version of the installed package."""
+    return metadata.version(PACKAGE.name)
+
+
+def _hash(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for file in source_files(stage):
+    for file in files:
         digest.update(file.relative_to(PACKAGE).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
 

@@ -1,0 +1,159 @@
+"""The commands around the stages, and what the commands of stages share with them."""
+
+import gc
+import textwrap
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from reparam.config import Config
+    from reparam.paths import Paths
+
+app = typer.Typer()
+PANEL = "Around the stages"
+
+
+class Device(StrEnum):
+    """Where torch computes."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+DeviceOption = Annotated[
+    Device, typer.Option(envvar="REPARAM_DEVICE", help="Where to compute; auto takes the GPU when there is one.")
+]
+
+
+def inputs() -> "tuple[Config, Paths]":
+    """Read the parameters of the working copy."""
+    from reparam.config import load_config
+    from reparam.paths import Paths
+
+    paths = Paths.here()
+    config = load_config(paths.params)
+    gc.freeze()  # what was imported stays: no search for garbage need look at it
+    gc.enable()
+    return config, paths
+
+
+@app.command(rich_help_panel=PANEL)
+def summary() -> None:
+    """Print the headline numbers of the last run, and where to look next.
+
+    Reads the cards and metrics below models and reports.
+    Writes nothing.
+    """
+    from reparam import summary
+    from reparam.paths import Paths
+
+    summary.show(Paths.here())
+
+
+@app.command(rich_help_panel=PANEL)
+def check() -> None:
+    """Check params.yaml and do nothing else.
+
+    Reads params.yaml.
+    Writes nothing.
+    """
+    _, paths = inputs()
+    print(f"{paths.relative(paths.params)}: valid")
+
+
+@app.command(rich_help_panel=PANEL)
+def params(
+    name: Annotated[
+        str, typer.Argument(help="A parameter, block or section; without it, all.", show_default=False)
+    ] = "",
+) -> None:
+    """Print parameters of params.yaml with their values, and say what they mean.
+
+    Reads params.yaml.
+    Writes nothing.
+    """
+    from reparam.config.document import explain
+
+    print(explain(inputs()[0], name))
+
+
+@app.command(rich_help_panel=PANEL)
+def recipe(
+    name: Annotated[str, typer.Argument(help="A recipe; without it, all are listed.", show_default=False)] = "",
+    output: Annotated[Path | None, typer.Option(help="Where to write it.", show_default="params.yaml")] = None,
+) -> None:
+    """List systems from the literature, or write the parameters of one to params.yaml.
+
+    Reads recipes.
+    Writes params.yaml; the file that was there becomes params.yaml.bak.
+    """
+    from reparam import recipes
+    from reparam.paths import Paths
+
+    paths = Paths.here()
+    if not name:
+        for known in recipes.names(paths.recipes):
+            print(f"{known:<16}  {textwrap.shorten(recipes.source(paths.recipes, known), 100, placeholder=' ...')}")
+        return
+    target = output or paths.params
+    kept = recipes.place(recipes.params_file(paths.recipes, name), target)
+    print(f"{paths.relative(target)}: written")
+    if kept:
+        print(f"{paths.relative(kept)}: the file that was there")
+
+
+@app.command(rich_help_panel=PANEL)
+def gradients(device: DeviceOption = Device.auto) -> None:
+    """Compare the reparameterisation trick with the score function on the trained model.
+
+    Reads params.yaml, data/processed and models/vae.
+    Writes reports/gradients.
+    """
+    from reparam import gradients
+
+    config, paths = inputs()
+    gradients.run(config, paths, device.value)
+    print(f"{paths.relative(paths.gradients)}: written")
+
+
+@app.command(rich_help_panel=PANEL)
+def compare(
+    experiments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="A B [C]...",
+            help="Each a revision of git, an experiment of `dvc exp show`, `workspace`, or an MLflow run: its id, the "
+            "first 6 or more digits of it, or its name.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="Where to write the page.", show_default="reports/compare.html")
+    ] = None,
+) -> None:
+    """Put experiments side by side: parameters, metrics and whether they differ by more than noise, curves, samples.
+
+    Reads the working copy, revisions of git, the cache of DVC and the MLflow store.
+    Writes reports/compare.html.
+    """
+    from reparam.compare import side_by_side
+    from reparam.paths import Paths
+
+    side_by_side.run(experiments, Paths.here(), output)
+
+
+@app.command(rich_help_panel=PANEL)
+def replay() -> None:
+    """Deliver to MLflow what it missed while it was away.
+
+    Reads .tracking.
+    Writes to the MLflow store, and removes from .tracking what was delivered.
+    """
+    from reparam import track
+    from reparam.paths import Paths
+
+    print(f"delivered {track.replay(Paths.here())} calls")
