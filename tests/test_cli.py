@@ -468,11 +468,12 @@ def test_a_training_beside_others_goes_on_in_a_process_whose_threads_sleep(
 def test_params_explains_the_parameters_of_the_working_copy(project: Paths, reparam: Command) -> None:
     assert reparam("params", "train.epochs") == (
         0,
-        "train.epochs: 2\n    a whole number (above 0)\n    Epochs, at most.\n",
+        "train.epochs: 2 (default: 25)\n    a whole number (above 0)\n    Epochs, at most.\n"
+        "    After a change, `dvc repro` runs train and what depends on it.\n",
     )
     code, printed = reparam("params")
     assert code == 0
-    assert "model.mlp.hidden: [16]\n" in printed
+    assert "model.mlp.hidden: [16] (default: [256, 256])\n" in printed
     assert reparam("params", "train.epoch") == (
         1,
         "error: params.yaml: train.epoch: no such parameter; did you mean 'train.epochs'?\n",

@@ -12,11 +12,10 @@ from ruamel.yaml import YAML
 
 from reparam.config import Config
 from reparam.config.document import ALL, HEAD, with_comments
-from reparam.config.load import check_config, hint, paths_of
+from reparam.config.load import SHIPPED, check_config, hint, paths_of
 from reparam.errors import ParamsError
 from reparam.files import refuse_special, whole_file
 
-SHIPPED = Path(__file__).parent / "config/params.yaml"
 OTHERS = ("base", "dvc", "published")  # files of the folder that are no recipes
 
 

@@ -71,7 +71,7 @@ def params(
         str, typer.Argument(help="A parameter, block or section; without it, all.", show_default=False)
     ] = "",
 ) -> None:
-    """Print parameters of params.yaml with their values, and say what they mean.
+    """Print parameters with their values and defaults, and say what they mean.
 
     Reads params.yaml.
     Writes nothing.
