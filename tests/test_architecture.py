@@ -27,12 +27,13 @@ PACKAGE = SOURCE / "reparam"
 # A module imports from the rows above its own, and inside its own part; never from another part in its row.
 LAYERS = (
     ("errors", "redact", "metrics"),
-    ("config", "paths", "files", "lineage", "locks", "runtime", "threads", "progress"),
+    ("config", "paths", "files", "lineage", "locks", "runtime", "threads", "progress", "versions"),
     ("cards",),
     ("data", "models", "track", "client"),
     ("objectives", "figures"),
     ("download", "preprocess", "train", "evaluate", "export", "report"),
     ("compare", "gradients", "recipes", "summary"),
+    ("project",),
     ("tools",),
     ("cli",),
     ("__main__",),
@@ -41,7 +42,7 @@ LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 STAGES = tuple(YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"])
 # What a working copy holds that no stage writes: the user's parameters, and what commands around the stages write.
-OUTSIDE = {"params.yaml", ".locks", "recipes", "reports/gradients", "reports/compare.html"}
+OUTSIDE = {"params.yaml", "dvc.yaml", ".reparam.yaml", ".locks", "recipes", "reports/gradients", "reports/compare.html"}
 
 
 def modules() -> dict[str, Path]:

@@ -20,13 +20,14 @@ from reparam.config import load_config
 from reparam.download import stage as download
 from reparam.evaluate import stage as evaluate
 from reparam.export import stage as export
-from reparam.lineage import package_hash, version
+from reparam.lineage import package_hash
 from reparam.locks import held
 from reparam.paths import Paths
 from reparam.preprocess import stage as preprocess
 from reparam.report import stage as report
 from reparam.threads import OthersCompute
 from reparam.train import stage as train
+from reparam.versions import version
 
 SOURCE = Path(__file__).parents[1] / "src"
 STAGES = {
@@ -41,21 +42,6 @@ STAGES = {
 LOCK = "data/.downloads/digits.lock"
 Write = Callable[[dict[str, Any]], None]
 Command = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def reparam(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """Run `reparam` as a shell would; return the exit code and all that it printed."""
-
-    def run(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["reparam", *arguments])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        captured = capfd.readouterr()
-        return caught.value.code, captured.out + captured.err
-
-    return run
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -522,8 +508,8 @@ def test_a_recipe_that_there_is_not_has_a_hint(
     assert project.params.read_bytes() == before
 
 
-def test_recipes_are_looked_for_at_the_root(project: Paths, reparam: Command) -> None:
-    assert reparam("recipe") == (
-        1,
-        f"error: {project.recipes}: not found; run from the root of the project, where recipes/ is\n",
-    )
+def test_without_recipes_of_its_own_a_project_has_those_of_the_package(project: Paths, reparam: Command) -> None:
+    assert not project.recipes.exists()
+    assert len(reparam("recipe")[1].splitlines()) == 21
+    assert reparam("recipe", "smoke")[0] == 0
+    assert load_config(project.params).report.title == "smoke"

@@ -37,7 +37,8 @@ app = typer.Typer(
 
 def _print_version(is_wanted: bool) -> None:
     if is_wanted:
-        from reparam.lineage import package_hash, version
+        from reparam.lineage import package_hash
+        from reparam.versions import version
 
         print(f"reparam {version()} (source {package_hash()[:12]})")
         raise typer.Exit
@@ -187,9 +188,10 @@ def _stage(name: str) -> "Iterator[tuple[Config, Paths, Tracker]]":
 
     What tracks is started first, because it loads MLflow while the stage loads torch.
     """
-    from reparam import track
+    from reparam import project, track
 
     config, paths = tools.inputs()
+    project.check(paths, name)
     with held(paths.locks, name):
         yield config, paths, track.connect(paths)
 

@@ -3,13 +3,12 @@
 import ast
 import hashlib
 from collections.abc import Iterable, Iterator
-from importlib import metadata
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
 # Modules and folders that cannot change a byte of what a stage writes: they read, refuse, name, show or log. An edit
 # there must not retrain a model. (What `config` reads is in params.yaml, which DVC compares by value.)
-WITHOUT_EFFECT = ("__init__", "cli", "config", "errors", "paths", "progress", "redact", "threads", "track")
+WITHOUT_EFFECT = ("__init__", "cli", "config", "errors", "paths", "progress", "redact", "threads", "track", "versions")
 
 
 def source_files(stage: str) -> list[Path]:
@@ -36,11 +35,6 @@ def source_hash(stage: str) -> str:
 def package_hash() -> str:
     """Hash all source files of the package."""
     return _hash(sorted(file for kind in ("py", "html", "yaml") for file in PACKAGE.rglob(f"*.{kind}")))
-
-
-def version() -> str:
-    """Return the version of the installed package."""
-    return metadata.version(PACKAGE.name)
 
 
 def _hash(files: Iterable[Path]) -> str:

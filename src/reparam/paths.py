@@ -28,6 +28,14 @@ class Paths:
         return self.root / "params.yaml"
 
     @property
+    def pipeline(self) -> Path:
+        return self.root / "dvc.yaml"
+
+    @property
+    def installation(self) -> Path:
+        return self.root / ".reparam.yaml"
+
+    @property
     def locks(self) -> Path:
         return self.root / ".locks"
 

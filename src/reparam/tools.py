@@ -88,22 +88,49 @@ def recipe(
 ) -> None:
     """List systems from the literature, or write the parameters of one to params.yaml.
 
-    Reads recipes.
+    Reads recipes, without that folder those of the package.
     Writes params.yaml; the file that was there becomes params.yaml.bak.
     """
-    from reparam import recipes
+    from reparam import project, recipes
     from reparam.paths import Paths
 
     paths = Paths.here()
+    folder = paths.recipes if paths.recipes.is_dir() else project.shipped() / "recipes"
     if not name:
-        for known in recipes.names(paths.recipes):
-            print(f"{known:<16}  {textwrap.shorten(recipes.source(paths.recipes, known), 100, placeholder=' ...')}")
+        for known in recipes.names(folder):
+            print(f"{known:<16}  {textwrap.shorten(recipes.source(folder, known), 100, placeholder=' ...')}")
         return
     target = output or paths.params
-    kept = recipes.place(recipes.params_file(paths.recipes, name), target)
+    kept = recipes.place(recipes.params_file(folder, name), target)
     print(f"{paths.relative(target)}: written")
     if kept:
         print(f"{paths.relative(kept)}: the file that was there")
+
+
+@app.command(rich_help_panel=PANEL)
+def init(
+    directory: Annotated[Path, typer.Argument(help="Where the project is to be.")] = Path(),
+    *,
+    recipes: Annotated[bool, typer.Option("--recipes", help="Write the recipes, too.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace files that are there; they are kept as *.bak.")
+    ] = False,
+    update: Annotated[bool, typer.Option("--update", help="Fit a project to the installed package.")] = False,
+) -> None:
+    """Make a project, whose stages run from the installed package.
+
+    Reads the installed package.
+    Writes params.yaml, dvc.yaml, .reparam.yaml, .gitignore, .dvcignore and, where missing, repositories of git and DVC.
+    """
+    from reparam import project
+    from reparam.paths import Paths
+
+    paths = Paths(directory.resolve(), directory.resolve())
+    written = project.update(paths) if update else project.create(paths, with_recipes=recipes, force=force)
+    for name in dict.fromkeys(path.relative_to(paths.root).parts[0] for path in written):
+        print(f"{directory / name}: written")
+    here = "" if paths.root == Path.cwd() else f"cd {directory} && "
+    print(f"\nNext: {here}dvc repro && reparam summary")
 
 
 @app.command(rich_help_panel=PANEL)

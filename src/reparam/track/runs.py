@@ -17,6 +17,7 @@ from reparam.redact import without_secrets
 from reparam.track.delivery import Delivery
 from reparam.track.spool import Spool
 from reparam.track.store import Store, StoreError, store_errors, unusable
+from reparam.versions import versions
 
 WEIGHTS_TAG = "reparam.weights_sha256"
 PARAMS_TAG = "reparam.params_sha256"
@@ -132,7 +133,7 @@ class Runs:
 
 
 def _provenance(root: Path) -> dict[str, str]:
-    """Say which experiment of DVC and which commit this is, and whether the code differs from that commit."""
+    """Say which experiment of DVC, commit and versions these are, and whether the code differs from the commit."""
     tags = {
         EXPERIMENT_TAG: os.environ.get("DVC_EXP_NAME", ""),
         "dvc.baseline": os.environ.get("DVC_EXP_BASELINE_REV", ""),
@@ -149,4 +150,5 @@ def _provenance(root: Path) -> dict[str, str]:
     if commit:
         tags["mlflow.source.git.commit"] = commit
         tags["mlflow.source.git.dirty"] = str(bool(git("status", "--porcelain", "--", "src", "dvc.yaml"))).lower()
+    tags |= {f"version.{name}": version for name, version in versions().items()}
     return {name: value for name, value in tags.items() if value}
