@@ -34,6 +34,7 @@ LAYERS = (
     ("download", "preprocess", "train", "evaluate", "export", "report"),
     ("compare", "gradients", "recipes", "summary"),
     ("project",),
+    ("doctor",),
     ("tools",),
     ("cli",),
     ("__main__",),

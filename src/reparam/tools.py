@@ -55,6 +55,26 @@ def summary() -> None:
 
 
 @app.command(rich_help_panel=PANEL)
+def doctor() -> None:
+    """Say what is installed and stored here, and for each thing that is wrong the next step; exit code 1 if broken.
+
+    Reads the environment, the working copy, the repositories of git and DVC, and the MLflow store.
+    Writes nothing.
+    """
+    from reparam import doctor
+    from reparam.paths import Paths
+
+    is_broken = False
+    for finding in doctor.examine(Paths.here()):
+        state = "BROKEN: " if finding.is_broken else "note: " if finding.remedy else ""
+        print(f"{finding.name:<12}  {state}{finding.text}")
+        if finding.remedy:
+            print(f"{'':<12}  next: {finding.remedy}")
+        is_broken |= finding.is_broken
+    raise typer.Exit(int(is_broken))
+
+
+@app.command(rich_help_panel=PANEL)
 def check() -> None:
     """Check params.yaml and do nothing else.
 
