@@ -33,7 +33,7 @@ LAYERS = (
     ("objectives", "figures"),
     ("download", "preprocess", "train", "evaluate", "export", "report"),
     ("compare", "gradients", "recipes", "summary"),
-    ("project",),
+    ("experiments", "project"),
     ("doctor",),
     ("tools",),
     ("cli",),

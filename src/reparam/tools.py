@@ -194,6 +194,24 @@ def compare(
 
 
 @app.command(rich_help_panel=PANEL)
+def experiments(
+    sort: Annotated[
+        str, typer.Option(help="Metric or parameter that sorts them, the best first.", show_default="elbo")
+    ] = "",
+    all_commits: Annotated[bool, typer.Option("--all-commits", help="Show those of all commits.")] = False,
+) -> None:
+    """Print a table of the experiments of DVC: which parameters differ, and the headline metrics, the best marked.
+
+    Reads the working copy, the commits and experiments in git, and the cache of DVC.
+    Writes nothing.
+    """
+    from reparam import experiments
+    from reparam.paths import Paths
+
+    experiments.run(Paths.here(), sort, all_commits=all_commits)
+
+
+@app.command(rich_help_panel=PANEL)
 def replay() -> None:
     """Deliver to MLflow what it missed while it was away.
 
