@@ -155,7 +155,7 @@ def init(
 
 @app.command(rich_help_panel=PANEL)
 def gradients(device: DeviceOption = Device.auto) -> None:
-    """Compare the reparameterisation trick with the score function on the trained model.
+    """Measure how noisy gradients are by the reparameterisation trick and by the score function, and print a table.
 
     Reads params.yaml, data/processed and models/vae.
     Writes reports/gradients.
@@ -163,7 +163,7 @@ def gradients(device: DeviceOption = Device.auto) -> None:
     from reparam import gradients
 
     config, paths = inputs()
-    gradients.run(config, paths, device.value)
+    gradients.show(gradients.run(config, paths, device.value))
     print(f"{paths.relative(paths.gradients)}: written")
 
 

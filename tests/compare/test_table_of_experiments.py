@@ -36,9 +36,9 @@ def measured(name: str, elbo: float, latent: int = 12, **changes: object) -> Exp
 def test_the_best_comes_first_and_is_marked(printed: Callable[..., list[str]]) -> None:
     assert printed(measured("first", -20.0), measured("wide", -18.0, latent=20), measured("narrow", -25.0, 2)) == [
         "        latent            ELBO            KL",
-        "wide    20      -18.00 ± 0.30*  8.00 ± 0.10",
-        "first   12       -20.00 ± 0.30  8.00 ± 0.10",
-        "narrow  2        -25.00 ± 0.30  8.00 ± 0.10",
+        "wide    20      -18.00 ± 0.30*   8.00 ± 0.10",
+        "first   12       -20.00 ± 0.30   8.00 ± 0.10",
+        "narrow  2        -25.00 ± 0.30   8.00 ± 0.10",
         LEGEND,
     ]
 
