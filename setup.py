@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-FILES = (".dvcignore", ".gitignore", "dvc.yaml", *map(str, sorted(Path("recipes").glob("*.yaml"))))
+FILES = (".dvc/plots.html", ".dvcignore", ".gitignore", "dvc.yaml", *map(str, sorted(Path("recipes").glob("*.yaml"))))
 
 
 class BuildWithTemplate(build_py):

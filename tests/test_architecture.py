@@ -19,6 +19,7 @@ from reparam.cli import app
 from reparam.config import Config
 from reparam.lineage import WITHOUT_EFFECT, source_files
 from reparam.paths import Paths
+from reparam.report.page import REQUIRED
 
 REPOSITORY = Path(__file__).parents[1]
 SOURCE = REPOSITORY / "src"
@@ -323,6 +324,14 @@ def test_nothing_in_the_pipeline_is_named_by_an_absolute_path() -> None:
     found = {word for text in texts for word in text.split()}
     assert "data/raw" in found
     assert [word for word in found if word.startswith(("/", "~", "..", "file:")) or ":\\" in word] == []
+
+
+def test_plots_name_their_axes_and_are_figures_that_evaluate_draws_of_every_model() -> None:
+    curves = [next(iter(plot.items())) for plot in PIPELINE["plots"] if isinstance(plot, dict)]
+    assert [name for name, plot in curves if not {"x_label", "y_label"} <= set(plot)] == []
+    pictures = [plot for plot in PIPELINE["plots"] if isinstance(plot, str)]
+    assert {Path(path).stem for path in pictures} == set(REQUIRED)
+    assert {Path(path).parent for path in pictures} == {Path("reports/evaluation/figures")}
 
 
 def test_dvc_ignores_what_python_and_a_killed_stage_leave_behind() -> None:

@@ -111,8 +111,10 @@ def test_dvc_shows_the_pipeline_and_its_plots(project: Project) -> None:
     assert {('"download"', '"preprocess";'), ('"train"', '"evaluate";'), ('"export"', '"report";')} <= edges
     project("dvc plots show --out plots")
     page = (project.root / "plots/index.html").read_text()
-    for title in ("Loss (nats per image)", "KL per latent dimension", "samples.png"):
+    for title in ("Loss", "nats per image", "KL per latent dimension", "samples.png"):
         assert title in page
+    assert "tiles.png" not in page
+    assert "flex-wrap: wrap" in page  # figures are side by side
 
 
 def test_an_edit_runs_its_stage_and_what_depends_on_it(project: Project) -> None:

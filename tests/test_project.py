@@ -26,6 +26,9 @@ ROOT = Path(__file__).parents[1]
 STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 
 
+of_a_library = pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")
+
+
 def paths_of(root: Path) -> Paths:
     return Paths(root, root)
 
@@ -49,11 +52,15 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
     return paths_of(tmp_path / "mine")
 
 
+@of_a_library
 def test_a_project_has_parameters_a_pipeline_and_repositories(made: Path) -> None:
     assert names(made) == {"params.yaml", "dvc.yaml", ".reparam.yaml", ".gitignore", ".dvcignore", ".git", ".dvc"}
     assert (made / "params.yaml").read_bytes() == SHIPPED.read_bytes()
     for name in (".gitignore", ".dvcignore"):
         assert (made / name).read_bytes() == (ROOT / name).read_bytes()
+    with Repo(str(made)) as repo:
+        page = Path(repo.dvc_dir, repo.config["plots"]["html_template"])
+    assert page.read_bytes() == (ROOT / ".dvc/plots.html").read_bytes()
 
 
 def test_its_stages_are_those_of_the_clone_with_the_hash_of_their_source_in_the_place_of_the_source(made: Path) -> None:
@@ -70,7 +77,7 @@ def test_its_stages_are_those_of_the_clone_with_the_hash_of_their_source_in_the_
     assert hashes == {name: source_hash(name) for name in STAGES}
 
 
-@pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")  # of a library of DVC
+@of_a_library
 def test_dvc_reads_the_graph(made: Path) -> None:
     with Repo(str(made)) as repo:
         edges = {(before.name, after.name) for after, before in repo.index.graph.edges}

@@ -18,6 +18,7 @@ from reparam.paths import Paths
 from reparam.versions import version
 
 IGNORING = (".gitignore", ".dvcignore")
+PLOTS = ".dvc/plots.html"  # the page of `dvc plots`
 HEAD = """\
 Stages run from the installed package. What they depend on beside files and parameters is the hash of their source in
 .reparam.yaml, which `reparam init --update` writes after an update of the package.
@@ -123,6 +124,8 @@ def _start_version_control(directory: Path) -> None:
     if not (directory / ".dvc").is_dir():
         is_below = Path(run("git", "rev-parse", "--show-toplevel")).resolve() != directory.resolve()
         run(sys.executable, "-m", "dvc", "init", "--quiet", *(["--subdir"] if is_below else []))
+        _write({directory / PLOTS: (shipped() / PLOTS).read_text(encoding="utf-8")})
+        _add_lines(directory / ".dvc/config", ["[plots]", f"    html_template = {Path(PLOTS).name}"])
 
 
 def _add_lines(path: Path, lines: Iterable[str]) -> None:
