@@ -313,10 +313,9 @@ def test_nothing_in_the_pipeline_disables_the_run_cache() -> None:
     keys = [key for key, _ in walk(PIPELINE)]
     assert {"persist", "always_changed", "frozen"} & set(keys) == set()
     for stage in STAGES:
-        uncached = {path for kind in ("outs", "plots") for path, flags in entries(stage, kind).items() if flags}
-        assert uncached == set()
-        for flags in entries(stage, "metrics").values():
-            assert flags == {"cache": False}
+        # Numbers are in git, for who has no cache; as the run cache keeps them, too, they disable nothing.
+        for path, flags in {**entries(stage, "outs"), **entries(stage, "metrics")}.items():
+            assert flags == ({"cache": False} if Path(path).name in ("metrics.json", "headline.json") else {})
 
 
 def test_nothing_in_the_pipeline_is_named_by_an_absolute_path() -> None:

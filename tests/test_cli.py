@@ -77,6 +77,7 @@ def test_stages_leave_their_outputs_and_nothing_else(finished: Paths) -> None:
         "reports/evaluation/latents.csv",
         "reports/evaluation/scores.npz",
         "reports/evaluation/metrics.json",
+        "reports/evaluation/headline.json",
         "reports/export/metrics.json",
         "reports/index.html",
     }

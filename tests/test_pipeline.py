@@ -29,6 +29,7 @@ def test_repro_leaves_every_output_and_nothing_to_do(finished: Project) -> None:
         "reports/evaluation/latents.csv",
         "reports/evaluation/scores.npz",
         "reports/evaluation/metrics.json",
+        "reports/evaluation/headline.json",
         "reports/export/metrics.json",
         "reports/index.html",
     }

@@ -84,6 +84,10 @@ class Paths:
         return self.root / "reports/evaluation/metrics.json"
 
     @property
+    def headline(self) -> Path:
+        return self.root / "reports/evaluation/headline.json"
+
+    @property
     def evaluation_card(self) -> Path:
         return self.root / "reports/evaluation/card.json"
 

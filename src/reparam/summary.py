@@ -29,15 +29,12 @@ def show(paths: Paths) -> None:
             metric = METRICS[name]
             found = (metrics.get(key) for key in (name, f"{name}{ERROR}"))
             table.add_row(metric.title, *("" if value is None else f"{value:z{metric.form}}" for value in found))
-    if "bce" in metrics and "kl" in metrics:  # what papers print of grey pixels, and call a loss or an ELBO
-        table.add_row("Cross-entropy + KL", f"{metrics['bce'] + metrics['kl']:.2f}", "")
     console = Console()
     console.print(table)
+    if "bce" in metrics and "kl" in metrics:  # of grey pixels, what papers print as a loss
+        console.print(f"sum           cross-entropy + KL {metrics['bce'] + metrics['kl']:.2f} nats per image")
     error = max(parity.encoder_max_error, parity.decoder_max_error)
     console.print(f"ONNX parity   largest difference from torch {error:.1e}")
-    if "served_elbo_loss" in parity.values:
-        loss = parity.values["served_elbo_loss"]
-        console.print(f"export cost   {loss:z.2f} nats of ELBO, because apps encode grey images")
     uri = without_secrets(
         os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{paths.relative(paths.tracking_database)}"
     )
