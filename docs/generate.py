@@ -3,31 +3,27 @@
 from pathlib import Path
 
 import typer
-from ruamel.yaml import YAML
 
 from reparam import metrics
 from reparam.cli import app
-from reparam.config.document import HEAD, reference, with_comments
-from reparam.recipes import SHIPPED, merge
+from reparam.config.document import reference
+from reparam.config.load import SHIPPED
+from reparam.recipes import renewed
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = """\
 # Commands
 
 `reparam COMMAND --help` prints the same. Everything that determines a result is a [parameter](parameters.md) and no
-option. `make docs` writes this page from `src/reparam/cli.py`.
+option. `make docs` writes this page from `src/reparam/cli.py`
+and `tools.py`.
 """
 
 
 def main() -> None:
     """Write the files. Values stay as they are; a parameter that params.yaml lacks gets the shipped value."""
     for path in (SHIPPED, ROOT / "params.yaml"):
-        text = path.read_text(encoding="utf-8")
-        own, separator, _ = text.partition("\n\n")[0].partition("\n#\n")  # of a recipe: where it is from
-        head = f"{own}{separator}{HEAD}" if separator else HEAD
-        values = YAML().load(SHIPPED)
-        merge(values, YAML().load(text))
-        path.write_text(with_comments(values, head), encoding="utf-8")
+        path.write_text(renewed(path), encoding="utf-8")
     for name, text in {"parameters": reference(), "metrics": metrics.reference(), "commands": commands()}.items():
         (ROOT / f"docs/reference/{name}.md").write_text(text, encoding="utf-8")
 

@@ -3,6 +3,7 @@
 import copy
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,23 @@ def project(tmp_path: Path, params: dict[str, Any], monkeypatch: pytest.MonkeyPa
 def write_params(project: Paths) -> Callable[[dict[str, Any]], None]:
     """Write changed `params` to the working copy."""
     return lambda params: _write(project.params, params)
+
+
+@pytest.fixture
+def reparam(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Run `reparam` as a shell would; return the exit code and all that it printed."""
+
+    from reparam import cli
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["reparam", *arguments])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        captured = capfd.readouterr()
+        return caught.value.code, captured.out + captured.err
+
+    return run
 
 
 @pytest.fixture(scope="session")

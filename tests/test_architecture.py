@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
@@ -17,6 +19,7 @@ from reparam.cli import app
 from reparam.config import Config
 from reparam.lineage import WITHOUT_EFFECT, source_files
 from reparam.paths import Paths
+from reparam.report.page import REQUIRED
 
 REPOSITORY = Path(__file__).parents[1]
 SOURCE = REPOSITORY / "src"
@@ -25,20 +28,23 @@ PACKAGE = SOURCE / "reparam"
 # A module imports from the rows above its own, and inside its own part; never from another part in its row.
 LAYERS = (
     ("errors", "redact", "metrics"),
-    ("config", "paths", "files", "lineage", "locks", "runtime", "threads", "progress"),
+    ("config", "paths", "files", "lineage", "locks", "runtime", "threads", "progress", "versions"),
     ("cards",),
     ("data", "models", "track", "client"),
     ("objectives", "figures", "logged"),
     ("download", "preprocess", "train", "evaluate", "export", "report"),
     ("compare", "gradients", "recipes", "summary"),
-    ("promote",),
+    ("experiments", "project", "promote"),
+    ("doctor",),
+    ("tools",),
     ("cli",),
     ("__main__",),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 STAGES = tuple(YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"])
 # What a working copy holds that no stage writes: the user's parameters, and what commands around the stages write.
-OUTSIDE = {"params.yaml", ".locks", "recipes", "reports/gradients", "reports/compare.html"}
+OUTSIDE = {"params.yaml", "dvc.yaml", ".reparam.yaml", ".locks", "recipes", "reports/gradients", "reports/compare.html"}
 
 
 def modules() -> dict[str, Path]:
@@ -186,6 +192,27 @@ def test_help_lists_the_six_stages_and_their_purpose() -> None:
         assert len(listed[name]) > 20
 
 
+def test_completion_prints_a_script_and_loads_no_torch() -> None:
+    printed = python("""
+import os, sys
+from reparam.cli import app
+os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
+try:
+    app(["--show-completion", "bash"], prog_name="reparam")
+finally:
+    print("torch" in sys.modules, "mlflow" in sys.modules)
+""")
+    assert "complete -o default -F _reparam_completion reparam\n" in printed
+    assert printed.endswith("False False\n")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_says_what_it_reads_and_writes(name: str) -> None:
+    reads, writes = str(COMMANDS[name].help).splitlines()[2:4]
+    assert reads.startswith("Reads ")
+    assert writes.startswith("Writes ")
+
+
 # ---- dvc.yaml
 
 
@@ -254,6 +281,14 @@ def test_a_stage_reads_what_earlier_stages_wrote(stage: str) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
+def test_the_help_of_a_stage_names_its_inputs_and_outputs(stage: str) -> None:
+    reads, writes = (re.findall(r"[\w./]*\w", line) for line in str(COMMANDS[stage].help).splitlines()[2:4])
+    inputs = {path for path in PIPELINE["stages"][stage]["deps"] if not path.startswith("src/")} | {"params.yaml"}
+    for named, files in ((reads, inputs), (writes, outputs(stage))):
+        assert [file for file in files if not any(Path(file).is_relative_to(name) for name in named)] == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_dvc_knows_every_file_and_every_section_that_a_stage_uses(stage: str) -> None:
     used = list(words(MODULES[f"{stage}.stage"]))
     here = Paths(Path("/w"), Path("/shared"))
@@ -278,10 +313,9 @@ def test_nothing_in_the_pipeline_disables_the_run_cache() -> None:
     keys = [key for key, _ in walk(PIPELINE)]
     assert {"persist", "always_changed", "frozen"} & set(keys) == set()
     for stage in STAGES:
-        uncached = {path for kind in ("outs", "plots") for path, flags in entries(stage, kind).items() if flags}
-        assert uncached == set()
-        for flags in entries(stage, "metrics").values():
-            assert flags == {"cache": False}
+        # Numbers are in git, for who has no cache; as the run cache keeps them, too, they disable nothing.
+        for path, flags in {**entries(stage, "outs"), **entries(stage, "metrics")}.items():
+            assert flags == ({"cache": False} if Path(path).name in ("metrics.json", "headline.json") else {})
 
 
 def test_nothing_in_the_pipeline_is_named_by_an_absolute_path() -> None:
@@ -289,6 +323,14 @@ def test_nothing_in_the_pipeline_is_named_by_an_absolute_path() -> None:
     found = {word for text in texts for word in text.split()}
     assert "data/raw" in found
     assert [word for word in found if word.startswith(("/", "~", "..", "file:")) or ":\\" in word] == []
+
+
+def test_plots_name_their_axes_and_are_figures_that_evaluate_draws_of_every_model() -> None:
+    curves = [next(iter(plot.items())) for plot in PIPELINE["plots"] if isinstance(plot, dict)]
+    assert [name for name, plot in curves if not {"x_label", "y_label"} <= set(plot)] == []
+    pictures = [plot for plot in PIPELINE["plots"] if isinstance(plot, str)]
+    assert {Path(path).stem for path in pictures} == set(REQUIRED)
+    assert {Path(path).parent for path in pictures} == {Path("reports/evaluation/figures")}
 
 
 def test_dvc_ignores_what_python_and_a_killed_stage_leave_behind() -> None:

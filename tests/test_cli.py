@@ -1,5 +1,6 @@
 import errno
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,12 +20,14 @@ from reparam.config import load_config
 from reparam.download import stage as download
 from reparam.evaluate import stage as evaluate
 from reparam.export import stage as export
+from reparam.lineage import package_hash
 from reparam.locks import held
 from reparam.paths import Paths
 from reparam.preprocess import stage as preprocess
 from reparam.report import stage as report
 from reparam.threads import OthersCompute
 from reparam.train import stage as train
+from reparam.versions import version
 
 SOURCE = Path(__file__).parents[1] / "src"
 STAGES = {
@@ -39,21 +42,6 @@ STAGES = {
 LOCK = "data/.downloads/digits.lock"
 Write = Callable[[dict[str, Any]], None]
 Command = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def reparam(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """Run `reparam` as a shell would; return the exit code and all that it printed."""
-
-    def run(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["reparam", *arguments])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        captured = capfd.readouterr()
-        return caught.value.code, captured.out + captured.err
-
-    return run
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -89,6 +77,7 @@ def test_stages_leave_their_outputs_and_nothing_else(finished: Paths) -> None:
         "reports/evaluation/latents.csv",
         "reports/evaluation/scores.npz",
         "reports/evaluation/metrics.json",
+        "reports/evaluation/headline.json",
         "reports/export/metrics.json",
         "reports/index.html",
     }
@@ -101,6 +90,12 @@ def test_help_exits_with_0(reparam: Command) -> None:
     code, printed = reparam("--help")
     assert code == 0
     assert "params.yaml" in printed
+
+
+def test_the_version_has_the_hash_of_the_source(reparam: Command) -> None:
+    code, printed = reparam("--version")
+    assert (code, printed) == (0, f"reparam {version()} (source {package_hash()[:12]})\n")
+    assert re.fullmatch(r"reparam \d+\.\d+\.\d+ \(source [0-9a-f]{12}\)\n", printed)
 
 
 def test_check_accepts_valid_parameters(project: Paths, reparam: Command) -> None:
@@ -460,11 +455,12 @@ def test_a_training_beside_others_goes_on_in_a_process_whose_threads_sleep(
 def test_params_explains_the_parameters_of_the_working_copy(project: Paths, reparam: Command) -> None:
     assert reparam("params", "train.epochs") == (
         0,
-        "train.epochs: 2\n    a whole number (above 0)\n    Epochs, at most.\n",
+        "train.epochs: 2 (default: 25)\n    a whole number (above 0)\n    Epochs, at most.\n"
+        "    After a change, `dvc repro` runs train and what depends on it.\n",
     )
     code, printed = reparam("params")
     assert code == 0
-    assert "model.mlp.hidden: [16]\n" in printed
+    assert "model.mlp.hidden: [16] (default: [256, 256])\n" in printed
     assert reparam("params", "train.epoch") == (
         1,
         "error: params.yaml: train.epoch: no such parameter; did you mean 'train.epochs'?\n",
@@ -481,7 +477,7 @@ def recipes(project: Paths) -> Path:
 def test_recipe_lists_every_recipe_with_where_it_is_from(recipes: Path, reparam: Command) -> None:
     code, printed = reparam("recipe")
     lines = printed.splitlines()
-    assert (code, len(lines)) == (0, 20)
+    assert (code, len(lines)) == (0, 21)
     assert "kingma-mlp        Kingma & Welling 2014, Auto-Encoding Variational Bayes" in printed
     assert max(map(len, lines)) <= 120
 
@@ -513,8 +509,8 @@ def test_a_recipe_that_there_is_not_has_a_hint(
     assert project.params.read_bytes() == before
 
 
-def test_recipes_are_looked_for_at_the_root(project: Paths, reparam: Command) -> None:
-    assert reparam("recipe") == (
-        1,
-        f"error: {project.recipes}: not found; run from the root of the project, where recipes/ is\n",
-    )
+def test_without_recipes_of_its_own_a_project_has_those_of_the_package(project: Paths, reparam: Command) -> None:
+    assert not project.recipes.exists()
+    assert len(reparam("recipe")[1].splitlines()) == 21
+    assert reparam("recipe", "smoke")[0] == 0
+    assert load_config(project.params).report.title == "smoke"

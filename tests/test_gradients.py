@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,6 +37,20 @@ def test_the_noise_of_a_trained_model_is_written_and_drawn(finished: Paths) -> N
         assert all(value > 0 for value in row.values())
     assert rows["score function"]["1"] > rows["reparameterised"]["1"]
     assert (finished.gradients / "noise.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("_quick")
+def test_the_noise_is_printed_as_a_table(finished: Paths, reparam: Callable[..., tuple[int, str]]) -> None:
+    code, printed = reparam("gradients")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if "│" in line]
+    noise = json.loads((finished.gradients / "noise.json").read_text())["variance_over_square"]
+    assert (code, rows) == (0, [[name, *(f"{value:.3g}" for value in row.values())] for name, row in noise.items()])
+    assert printed.endswith("reports/gradients: written\n")
+
+
+def test_git_ignores_what_is_written() -> None:
+    ignored = (Path(__file__).parents[1] / ".gitignore").read_text().splitlines()
+    assert {"/reports/gradients/", "/reports/compare.html"} <= set(ignored)
 
 
 @pytest.mark.usefixtures("_quick")

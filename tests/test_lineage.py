@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from reparam import lineage
-from reparam.lineage import source_files, source_hash
+from reparam.lineage import package_hash, source_files, source_hash
 
 STAGES = sorted(path.parent.name for path in lineage.PACKAGE.glob("*/stage.py"))
 
@@ -92,6 +92,14 @@ def test_the_hash_does_not_change_with_other_files(name: str, package: Path) -> 
         file.write("\n")
     (package / "one/stage.pyc").write_bytes(b"\0")
     assert source_hash("one") == before
+
+
+@pytest.mark.parametrize("name", ["errors.py", "inner/unused.html", "__init__.py"])
+def test_the_hash_of_the_package_changes_with_every_source_file(name: str, package: Path) -> None:
+    before = package_hash()
+    with (package / name).open("a", encoding="utf-8") as file:
+        file.write("\n")
+    assert package_hash() != before
 
 
 def test_the_hash_changes_when_a_line_moves_to_another_file(package: Path) -> None:

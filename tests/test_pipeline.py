@@ -43,6 +43,7 @@ def test_repro_leaves_every_output_and_nothing_to_do(finished: Project) -> None:
         "reports/evaluation/latents.csv",
         "reports/evaluation/scores.npz",
         "reports/evaluation/metrics.json",
+        "reports/evaluation/headline.json",
         "reports/export/metrics.json",
         "reports/index.html",
     }
@@ -151,8 +152,10 @@ def test_dvc_shows_the_pipeline_and_its_plots(project: Project) -> None:
     assert {('"download"', '"preprocess";'), ('"train"', '"evaluate";'), ('"export"', '"report";')} <= edges
     project("dvc plots show --out plots")
     page = (project.root / "plots/index.html").read_text()
-    for title in ("Loss (nats per image)", "KL per latent dimension", "samples.png"):
+    for title in ("Loss", "nats per image", "KL per latent dimension", "samples.png"):
         assert title in page
+    assert "tiles.png" not in page
+    assert "flex-wrap: wrap" in page  # figures are side by side
 
 
 def test_an_edit_runs_its_stage_and_what_depends_on_it(project: Project) -> None:

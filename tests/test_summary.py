@@ -52,7 +52,9 @@ def test_grey_pixels_have_a_cross_entropy_and_neither_elbo_nor_nll(
 ) -> None:
     evaluation_metrics(values=GREY).write(paths.evaluation_metrics)
     summary.show(paths)
-    assert rows(capsys.readouterr().out) == [["Cross-entropy", "17.25", "0.20"], ["KL", "8.00", "0.10"]]
+    printed = capsys.readouterr().out
+    assert rows(printed) == [["Cross-entropy", "17.25", "0.20"], ["KL", "8.00", "0.10"]]
+    assert "sum           cross-entropy + KL 25.25 nats per image\n" in printed
 
 
 def test_an_autoencoder_has_a_reconstruction_alone(paths: Paths, capsys: pytest.CaptureFixture[str]) -> None:

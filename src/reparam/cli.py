@@ -1,4 +1,4 @@
-"""The command line: one thin command per stage, and some around them.
+"""The command line: one thin command per stage, and those of `tools.py` around them.
 
 Torch is imported by the stage that runs, and MLflow by a process beside it, so `--help` answers at once.
 """
@@ -7,18 +7,18 @@ import gc
 import logging
 import signal
 import sys
-import textwrap
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from reparam import tools
 from reparam.errors import UserError
 from reparam.locks import held
 from reparam.redact import redacted_output
 from reparam.threads import OthersCompute, choose_wait_policy, start_again
+from reparam.tools import Device, DeviceOption
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,27 +31,38 @@ app = typer.Typer(
     help="Train variational autoencoders as a reproducible pipeline. "
     "Parameters are in params.yaml; `dvc repro` runs the stages in order.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
-class Device(StrEnum):
-    """Where torch computes."""
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        from reparam.lineage import package_hash
+        from reparam.versions import version
 
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
+        print(f"reparam {version()} (source {package_hash()[:12]})")
+        raise typer.Exit
 
 
-DeviceOption = Annotated[
-    Device, typer.Option(envvar="REPARAM_DEVICE", help="Where to compute; auto takes the GPU when there is one.")
-]
+@app.callback()
+def common(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version and the hash of the source."
+        ),
+    ] = False,
+) -> None:
+    """Take the options before a command."""
 
 
 @app.command(rich_help_panel="Stages")
 def download() -> None:
-    """Fetch the raw data and verify every file."""
+    """Fetch the raw data and verify every file.
+
+    Reads params.yaml, and what it names: an installed package, published addresses, mirrors, a folder of images.
+    Writes data/raw.
+    """
     with _stage("download") as inputs:
         from reparam.download import stage as download
 
@@ -61,7 +72,11 @@ def download() -> None:
 
 @app.command(rich_help_panel="Stages")
 def preprocess() -> None:
-    """Split the raw images and write them in the one processed format."""
+    """Split the raw images and write them in the one processed format.
+
+    Reads params.yaml and data/raw.
+    Writes data/processed and reports/data.
+    """
     with _stage("preprocess") as inputs:
         from reparam.preprocess import stage as preprocess
 
@@ -73,7 +88,11 @@ def preprocess() -> None:
 def train(
     device: DeviceOption = Device.auto, quiet: Annotated[bool, typer.Option(help="Show no progress.")] = False
 ) -> None:
-    """Train a model and keep the weights of its best epoch; go on where an interrupted training was."""
+    """Train a model and keep the weights of its best epoch; go on where an interrupted training was.
+
+    Reads params.yaml and data/processed.
+    Writes models/vae and reports/training.
+    """
     try:
         with _stage("train") as (config, paths, tracker):
             from reparam.train import stage as train
@@ -86,7 +105,11 @@ def train(
 
 @app.command(rich_help_panel="Stages")
 def evaluate(device: DeviceOption = Device.auto) -> None:
-    """Score the trained model on the test split, and draw what it does."""
+    """Score the trained model on the test split, and draw what it does.
+
+    Reads params.yaml, data/processed and models/vae.
+    Writes reports/evaluation.
+    """
     with _stage("evaluate") as (config, paths, tracker):
         from reparam.evaluate import stage as evaluate
 
@@ -96,7 +119,11 @@ def evaluate(device: DeviceOption = Device.auto) -> None:
 
 @app.command(rich_help_panel="Stages")
 def export() -> None:
-    """Export encoder and decoder to ONNX, and check them against torch."""
+    """Export encoder and decoder to ONNX, and check them against torch.
+
+    Reads params.yaml, data/processed and models/vae.
+    Writes models/onnx and reports/export.
+    """
     with _stage("export") as inputs:
         from reparam.export import stage as export
 
@@ -106,7 +133,11 @@ def export() -> None:
 
 @app.command(rich_help_panel="Stages")
 def report() -> None:
-    """Bring numbers, figures, parameters and lineage together on one page."""
+    """Bring numbers, figures, parameters and lineage together on one page.
+
+    Reads params.yaml, data/processed, models/vae, models/onnx, and what earlier stages wrote to reports.
+    Writes reports/index.html.
+    """
     with _stage("report") as inputs:
         from reparam.report import stage as report
 
@@ -114,125 +145,7 @@ def report() -> None:
         report.run(*inputs)
 
 
-@app.command(rich_help_panel="Around the stages")
-def summary() -> None:
-    """Print the headline numbers of the last run, and where to look next."""
-    from reparam import summary
-    from reparam.paths import Paths
-
-    summary.show(Paths.here())
-
-
-@app.command(rich_help_panel="Around the stages")
-def check() -> None:
-    """Check params.yaml and do nothing else."""
-    _, paths = _inputs()
-    print(f"{paths.relative(paths.params)}: valid")
-
-
-@app.command(rich_help_panel="Around the stages")
-def params(
-    name: Annotated[
-        str, typer.Argument(help="A parameter, block or section; without it, all.", show_default=False)
-    ] = "",
-) -> None:
-    """Print parameters of params.yaml with their values, and say what they mean."""
-    from reparam.config.document import explain
-
-    print(explain(_inputs()[0], name))
-
-
-@app.command(rich_help_panel="Around the stages")
-def recipe(
-    name: Annotated[str, typer.Argument(help="A recipe; without it, all are listed.", show_default=False)] = "",
-    output: Annotated[Path | None, typer.Option(help="Where to write it.", show_default="params.yaml")] = None,
-) -> None:
-    """List systems from the literature, or write the parameters of one to params.yaml."""
-    from reparam import recipes
-    from reparam.paths import Paths
-
-    paths = Paths.here()
-    if not name:
-        for known in recipes.names(paths.recipes):
-            print(f"{known:<16}  {textwrap.shorten(recipes.source(paths.recipes, known), 100, placeholder=' ...')}")
-        return
-    target = output or paths.params
-    kept = recipes.place(recipes.params_file(paths.recipes, name), target)
-    print(f"{paths.relative(target)}: written")
-    if kept:
-        print(f"{paths.relative(kept)}: the file that was there")
-
-
-@app.command(rich_help_panel="Around the stages")
-def gradients(device: DeviceOption = Device.auto) -> None:
-    """Compare the reparameterisation trick with the score function on the trained model."""
-    from reparam import gradients
-
-    config, paths = _inputs()
-    gradients.run(config, paths, device.value)
-    print(f"{paths.relative(paths.gradients)}: written")
-
-
-@app.command(rich_help_panel="Around the stages")
-def compare(
-    experiments: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="A B [C]...",
-            help="Each a revision of git, an experiment of `dvc exp show`, `workspace`, or an MLflow run: its id, the "
-            "first 6 or more digits of it, or its name.",
-            show_default=False,
-        ),
-    ],
-    output: Annotated[
-        Path | None, typer.Option(help="Where to write the page.", show_default="reports/compare.html")
-    ] = None,
-) -> None:
-    """Put experiments side by side: parameters, metrics and whether they differ by more than noise, curves, samples."""
-    from reparam.compare import side_by_side
-    from reparam.paths import Paths
-
-    side_by_side.run(experiments, Paths.here(), output)
-
-
-@app.command(rich_help_panel="Around the stages")
-def replay() -> None:
-    """Deliver to MLflow what it missed while it was away."""
-    from reparam import track
-    from reparam.paths import Paths
-
-    print(f"delivered {track.replay(Paths.here())} calls")
-
-
-@app.command(rich_help_panel="Around the stages")
-def promote(
-    version: Annotated[
-        int | None, typer.Argument(help="A version of the registered model.", show_default="the newest")
-    ] = None,
-    metric: Annotated[str, typer.Option(help="What must be no worse than the champion's, beyond noise.")] = "nll",
-) -> None:
-    """Make an exported model the champion in MLflow, unless it is worse than the present one.
-
-    Reads: models/onnx/manifest.json, MLflow. Writes: the alias `champion` in MLflow.
-    """
-    from reparam import promote
-    from reparam.paths import Paths
-
-    print(promote.run(version, metric, Paths.here()))
-
-
-@app.command(rich_help_panel="Around the stages")
-def track() -> None:
-    """Log results to MLflow that were made elsewhere: those that `dvc pull` brought, for the parameters that are there.
-
-    Reads: what all stages wrote. Writes: MLflow.
-    """
-    from reparam import logged
-    from reparam import track as tracking
-
-    config, paths = _inputs()
-    is_new = logged.everything(config, paths, tracking.connect(paths))
-    print("tracked" if is_new else "MLflow has a run of this model already")
+app.add_typer(tools.app)
 
 
 @redacted_output()
@@ -269,26 +182,16 @@ def _is_out_of_memory(error: Exception) -> bool:
     return is_named or "can't allocate memory" in str(error)
 
 
-def _inputs() -> "tuple[Config, Paths]":
-    from reparam.config import load_config
-    from reparam.paths import Paths
-
-    paths = Paths.here()
-    config = load_config(paths.params)
-    gc.freeze()  # what was imported stays: no search for garbage need look at it
-    gc.enable()
-    return config, paths
-
-
 @contextmanager
 def _stage(name: str) -> "Iterator[tuple[Config, Paths, Tracker]]":
     """Read what a stage needs; meanwhile no other process runs it in this working copy.
 
     What tracks is started first, because it loads MLflow while the stage loads torch.
     """
-    from reparam import track
+    from reparam import project, track
 
-    config, paths = _inputs()
+    config, paths = tools.inputs()
+    project.check(paths, name)
     with held(paths.locks, name):
         yield config, paths, track.connect(paths)
 

@@ -6,6 +6,8 @@ The reparameterisation trick is compared with the score function.
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
 from reparam.config import Config
@@ -27,7 +29,10 @@ REPEATS = 100  # the standard deviation of a variance is then a seventh of it
 SAMPLES = (1, 2, 5, 10, 20, 50)  # posterior samples per image
 
 
-def run(config: Config, paths: Paths, device: str = "auto") -> None:
+Noise = dict[str, dict[int, float]]  # variance over squared gradient, by estimator and samples
+
+
+def run(config: Config, paths: Paths, device: str = "auto") -> Noise:
     """Measure how noisy the encoder's gradient is under each estimator, on test images."""
     place = pick_device(device)
     make_deterministic(config.evaluate.seed)
@@ -43,6 +48,16 @@ def run(config: Config, paths: Paths, device: str = "auto") -> None:
     with whole_directory(paths.gradients) as directory:
         write_json(directory / "noise.json", {"images": len(x), "repeats": REPEATS, "variance_over_square": noise})
         (directory / "noise.png").write_bytes(png(plot_gradient_noise(noise)))
+    return noise
+
+
+def show(noise: Noise) -> None:
+    """Print a table of it."""
+    table = Table("samples per image", *(str(samples) for samples in SAMPLES), title_justify="left")
+    table.title = "Variance of the encoder's gradient / squared gradient"
+    for name, row in noise.items():
+        table.add_row(name, *(f"{row[samples]:.3g}" for samples in SAMPLES))
+    Console().print(table)
 
 
 def _pathwise(model: Model, x: Tensor, samples: int) -> Tensor:
@@ -70,13 +85,13 @@ ESTIMATORS: dict[str, Estimator] = {
 }
 
 
-def noise_to_signal(model: Model, weights: Sequence[Tensor], x: Tensor, repeats: int) -> dict[str, dict[int, float]]:
+def noise_to_signal(model: Model, weights: Sequence[Tensor], x: Tensor, repeats: int) -> Noise:
     """Measure the variance of each estimator of the ELBO's gradient, over the squared norm of that gradient.
 
     The variances of all encoder weights are summed; the gradient is the mean over the batch and, as all are unbiased,
     over the repeats of the least noisy one at most samples. Shapes: x (B, C, H, W).
     """
-    variances: dict[str, dict[int, float]] = {}
+    variances: Noise = {}
     for name, estimator in ESTIMATORS.items():
         variances[name] = {}
         for samples in SAMPLES:

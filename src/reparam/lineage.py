@@ -2,13 +2,25 @@
 
 import ast
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
 # Modules and folders that cannot change a byte of what a stage writes: they read, refuse, name, show or log. An edit
 # there must not retrain a model. (What `config` reads is in params.yaml, which DVC compares by value.)
-WITHOUT_EFFECT = ("__init__", "cli", "config", "errors", "logged", "paths", "progress", "redact", "threads", "track")
+WITHOUT_EFFECT = (
+    "__init__",
+    "cli",
+    "config",
+    "errors",
+    "logged",
+    "paths",
+    "progress",
+    "redact",
+    "threads",
+    "track",
+    "versions",
+)
 
 
 def source_files(stage: str) -> list[Path]:
@@ -29,8 +41,17 @@ def source_files(stage: str) -> list[Path]:
 
 def source_hash(stage: str) -> str:
     """Hash the source files of a stage: SHA-256 over names and contents."""
+    return _hash(source_files(stage))
+
+
+def package_hash() -> str:
+    """Hash all source files of the package."""
+    return _hash(sorted(file for kind in ("py", "html", "yaml") for file in PACKAGE.rglob(f"*.{kind}")))
+
+
+def _hash(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for file in source_files(stage):
+    for file in files:
         digest.update(file.relative_to(PACKAGE).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
 

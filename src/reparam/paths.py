@@ -28,6 +28,14 @@ class Paths:
         return self.root / "params.yaml"
 
     @property
+    def pipeline(self) -> Path:
+        return self.root / "dvc.yaml"
+
+    @property
+    def installation(self) -> Path:
+        return self.root / ".reparam.yaml"
+
+    @property
     def locks(self) -> Path:
         return self.root / ".locks"
 
@@ -74,6 +82,10 @@ class Paths:
     @property
     def evaluation_metrics(self) -> Path:
         return self.root / "reports/evaluation/metrics.json"
+
+    @property
+    def headline(self) -> Path:
+        return self.root / "reports/evaluation/headline.json"
 
     @property
     def evaluation_card(self) -> Path:

@@ -12,11 +12,11 @@ from ruamel.yaml import YAML
 
 from reparam.config import Config
 from reparam.config.document import ALL, HEAD, with_comments
-from reparam.config.load import check_config, hint, paths_of
+from reparam.config.load import SHIPPED, check_config, hint, paths_of
+from reparam.config.yaml import read_yaml
 from reparam.errors import ParamsError
 from reparam.files import refuse_special, whole_file
 
-SHIPPED = Path(__file__).parent / "config/params.yaml"
 OTHERS = ("base", "dvc", "published")  # files of the folder that are no recipes
 
 
@@ -75,6 +75,20 @@ def params_file(folder: Path, name: str) -> str:
     """
     read(folder, name)
     return with_comments(complete(folder, name), f"{header(folder, name)}#\n{HEAD}")
+
+
+def renewed(path: Path) -> str:
+    """Write a params file anew: its values stay, comments are those of the source, and what it lacks has its default.
+
+    Raises: ParamsError where a value is wrong.
+    """
+    read_yaml(path)
+    text = path.read_text(encoding="utf-8")
+    own, separator, _ = text.partition("\n\n")[0].partition("\n#\n")  # of a recipe: where it is from
+    values: dict[str, Any] = YAML().load(SHIPPED)
+    merge(values, YAML().load(text))
+    check_config(values, str(path))
+    return with_comments(values, f"{own}{separator}{HEAD}" if separator else HEAD)
 
 
 def place(text: str, path: Path) -> Path | None:

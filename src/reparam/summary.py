@@ -31,6 +31,8 @@ def show(paths: Paths) -> None:
             table.add_row(metric.title, *("" if value is None else f"{value:z{metric.form}}" for value in found))
     console = Console()
     console.print(table)
+    if "bce" in metrics and "kl" in metrics:  # of grey pixels, what papers print as a loss
+        console.print(f"sum           cross-entropy + KL {metrics['bce'] + metrics['kl']:.2f} nats per image")
     error = max(parity.encoder_max_error, parity.decoder_max_error)
     console.print(f"ONNX parity   largest difference from torch {error:.1e}")
     uri = without_secrets(

@@ -28,6 +28,7 @@ from reparam.evaluate.gallery import FIGURES, TILES
 from reparam.evaluate.importance import MEMORY
 from reparam.files import sha256
 from reparam.lineage import source_hash
+from reparam.metrics import HEADLINE
 from reparam.paths import Paths
 from reparam.preprocess import stage as preprocess
 from reparam.train import stage as train
@@ -87,7 +88,7 @@ def test_a_mixture_generates_images_of_an_autoencoder_the_same_each_time(
     evaluate.run(config, project)
     first = written(project)
     drawn = (*FIGURES, "interpolation", "components", "extremes", *TILES)
-    files = {"metrics.json", "card.json", "scores.npz", "latents.csv"}
+    files = {"metrics.json", "headline.json", "card.json", "scores.npz", "latents.csv"}
     assert set(first) == files | {f"figures/{name}.png" for name in drawn}
     assert set(metrics(project)) == with_errors({"reconstruction"} | LABELS) | GENERATED | COUNTS
     assert card(project).settings.sampler == "mixture"
@@ -114,6 +115,15 @@ def test_the_sampler_changes_generated_images_and_nothing_else_that_was_measured
     }
     changed = {name for name, value in metrics(project).items() if value != measured[name]}
     assert "pca_frechet" in changed <= GENERATED
+
+
+def test_the_headline_is_the_numbers_that_summary_prints(
+    project: Paths, params: dict[str, Any], write_params: Write
+) -> None:
+    evaluate.run(prepared(project, params, write_params), project)
+    headline = json.loads(project.headline.read_text())
+    assert headline.pop("weights") == EvaluationMetrics.read(project.evaluation_metrics, "evaluate").weights
+    assert headline == {name: metrics(project)[name] for name in HEADLINE if name in metrics(project)}
 
 
 def test_grey_pixels_under_a_bernoulli_have_neither_elbo_nor_nll(

@@ -445,6 +445,7 @@ def test_training_curves_show_both_splits_and_the_best_epoch(epochs: int) -> Non
             assert list(line.get_xdata()) == history["epoch"]
             assert list(line.get_ydata()) == history[f"{split}_{term}"]
         assert set(best.get_xdata()) == {epochs}
+        assert [tick for tick in axes.get_xticks() if tick % 1] == []
     assert is_drawn(figure)
 
 

@@ -12,6 +12,7 @@ from reparam.paths import Paths
 from reparam.track import DATA_TAG, EXPERIMENT_TAG, PARAMS_TAG, STAGE_TAG, WEIGHTS_TAG, connect, replay
 from reparam.track.runs import Runs
 from reparam.track.spool import Spool
+from reparam.versions import versions
 
 # ---- the training run
 
@@ -32,6 +33,9 @@ def test_a_training_run_is_one_row_with_all_that_was_logged(tracker: InProcess, 
     assert row.data.metrics == {"train_loss": pytest.approx(10 / 3), "validation_loss": pytest.approx(20 / 3)}
     tags = {name: value for name, value in row.data.tags.items() if name.startswith(("reparam.", "dvc."))}
     assert tags == {STAGE_TAG: "train", DATA_TAG: "data-hash", WEIGHTS_TAG: "weights-hash"}
+    found = {name: value for name, value in row.data.tags.items() if name.startswith("version.")}
+    assert found == {f"version.{name}": value for name, value in versions().items()}
+    assert {"version.python", "version.reparam", "version.torch", "version.numpy"} <= set(found)
     assert "mlflow.parentRunId" not in row.data.tags
     history = tracker.client.get_metric_history(run.run_id, "train_loss")
     assert [(metric.step, metric.value) for metric in history] == [(1, 10.0), (2, 5.0), (3, pytest.approx(10 / 3))]

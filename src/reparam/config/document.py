@@ -4,17 +4,19 @@ import io
 import json
 import textwrap
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
 
-from reparam.config.load import Config, flatten, hint, paths_of, schema_at, section_at
+from reparam.config.load import SHIPPED, Config, flatten, hint, load_config, paths_of, schema_at, section_at
 from reparam.config.section import Section, describe_type
 from reparam.errors import ParamsError
 
 ALL = "`reparam params` lists all"
+TRAINED = ("model", "objective")  # sections of stage train; each other section is that of the stage of its name
 COLUMNS = 150  # of a line of a params file
 HEAD = """\
 # Everything that determines the result. `dvc exp run -S train.epochs=3` changes a value for one experiment.
@@ -78,12 +80,12 @@ def reference() -> str:
 
 
 def _table(section: type[Section], path: tuple[str, ...]) -> str:
-    rows = ["| parameter | values | meaning |\n|---|---|---|\n"]
+    rows, defaults = ["| parameter | values | default | meaning |\n|---|---|---|---|\n"], _defaults()
     for name, field in section.model_fields.items():
         if name not in section.blocks():
-            schema = schema_at((*path, name))
+            schema, default = schema_at((*path, name)), _json(defaults[".".join((*path, name))])
             options = ", ".join(f"`{option}`" for option in schema.get("enum", ()))
-            rows.append(f"| `{name}` | {options or describe_type(schema)} | {_meaning(field)} |\n")
+            rows.append(f"| `{name}` | {options or describe_type(schema)} | `{default}` | {_meaning(field)} |\n")
     return "".join(rows)
 
 
@@ -92,18 +94,34 @@ def explain(config: Config, name: str = "") -> str:
 
     Raises: ParamsError where there is none of that name.
     """
-    values = flatten(config)
+    values, defaults = flatten(config), _defaults()
     found = [path for path in paths_of() if f"{path}.".startswith(f"{name}." if name else "")]
     if not found:
         raise ParamsError(f"params.yaml: {name}: no such parameter; {hint(name, ALL)}")
-    return "\n\n".join(_explain(path, values[path]) for path in found)
+    parts = [_explain(path, _json(values[path]), _json(defaults[path])) for path in found]
+    return "\n\n".join(parts) + (f"\n    {_reader(name)}" if found == [name] else "")
 
 
-def _explain(path: str, value: Any) -> str:
+def _explain(path: str, value: str, default: str) -> str:
     location = tuple(path.split("."))
-    type_ = describe_type(schema_at(location))
-    lines = [f"{path}: {json.dumps(value, ensure_ascii=False)}", f"    {type_}", f"    {_meaning(_field(location))}"]
-    return "\n".join(lines)
+    origin = "the default" if value == default else f"default: {default}"
+    lines = [f"{path}: {value} ({origin})", describe_type(schema_at(location)), _meaning(_field(location))]
+    return "\n    ".join(lines)
+
+
+def _reader(path: str) -> str:
+    """Say which stage a parameter belongs to."""
+    section = path.partition(".")[0]
+    return f"After a change, `dvc repro` runs {'train' if section in TRAINED else section} and what depends on it."
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    return flatten(load_config(SHIPPED))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _field(location: tuple[str, ...]) -> FieldInfo:

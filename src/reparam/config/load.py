@@ -23,6 +23,7 @@ from reparam.errors import ParamsError
 from reparam.redact import parameter_without_secrets
 
 Location = tuple[int | str, ...]
+SHIPPED = Path(__file__).with_name("params.yaml")  # the defaults
 
 
 class Config(Section):

@@ -12,7 +12,7 @@ from reparam import logged, track
 from reparam.cards.card import CARD
 from reparam.cards.data import DataCard, SplitName
 from reparam.cards.evaluation import EvaluationCard, EvaluationLineage, EvaluationMetrics, Tiles
-from reparam.cards.model import ModelCard
+from reparam.cards.model import Metrics, ModelCard
 from reparam.config import Config, EvaluateConfig, flatten
 from reparam.data import store
 from reparam.data.pixels import Pixels
@@ -26,6 +26,7 @@ from reparam.figures.curves import plot_outliers
 from reparam.figures.style import png
 from reparam.files import whole_directory, whole_file
 from reparam.lineage import source_hash
+from reparam.metrics import HEADLINE
 from reparam.models.storage import load_model
 from reparam.paths import Paths
 from reparam.runtime import make_deterministic, pick_device
@@ -52,6 +53,8 @@ def run(config: Config, paths: Paths, device: str = "auto", tracker: track.Track
         for warning in findings.warnings:
             log.warning("evaluate: %s", warning)
         EvaluationMetrics.of(model_card.lineage, findings.metrics).write(paths.evaluation_metrics)
+        headline = {name: findings.metrics[name] for name in HEADLINE if name in findings.metrics}
+        Metrics.of(model_card.lineage, headline).write(paths.headline)
         _write_scores(paths.scores, findings)
         _write_latents(paths.latents, subject.scores, settings)
         tiles = _draw(paths.figures, subject, findings)

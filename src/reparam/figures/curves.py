@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from reparam.figures.style import COLOURS, QUIET, WIDE, Array, literal, style
 
@@ -44,7 +44,7 @@ def plot_training(history: Mapping[str, Sequence[float]], best_epoch: int) -> Fi
             plot.set_ylim(bottom=0)
         for plot in panels[:count]:
             plot.axvline(best_epoch, color=QUIET, linewidth=0.8, linestyle=":")
-            plot.set_xlabel("epoch")
+            _name_epochs(plot)
         panels[0].legend()
         return figure
 
@@ -111,7 +111,8 @@ def plot_losses(losses: Mapping[str, Mapping[int, float]], what: str) -> Figure:
                 label=literal(name.lstrip("_")),  # matplotlib hides what begins with an underscore
             )
         _fit_after_burn_in(axes, [list(curve.values()) for curve in losses.values()])
-        axes.set(xlabel="epoch", ylabel=f"{what} (nats per image)")
+        _name_epochs(axes)
+        axes.set_ylabel(f"{what} (nats per image)")
         axes.legend()
         return figure
 
@@ -119,6 +120,11 @@ def plot_losses(losses: Mapping[str, Mapping[int, float]], what: str) -> Figure:
 def _line(axes: Axes, epochs: Sequence[float], curve: Sequence[float], colour: str, label: str) -> None:
     marker = "o" if len(epochs) == 1 else ""  # a line of one point is not seen
     axes.plot(epochs, curve, color=colour, linewidth=1.4, label=label, marker=marker, markersize=4)
+
+
+def _name_epochs(axes: Axes) -> None:
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _fit_after_burn_in(axes: Axes, curves: Sequence[Sequence[float]]) -> None:

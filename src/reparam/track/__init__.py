@@ -9,18 +9,20 @@ from reparam.track.delivery import replay
 from reparam.track.registry import registered_name
 from reparam.track.run import Run
 from reparam.track.runs import DATA_TAG, EXPERIMENT_TAG, PARAMS_TAG, STAGE_TAG, WEIGHTS_TAG
-from reparam.track.store import Store, connect_to_read
+from reparam.track.store import OFF, Store, address, connect_to_read
 from reparam.track.tracker import Tracker, connect
 
 __all__ = [
     "DATA_TAG",
     "EXPERIMENT_TAG",
+    "OFF",
     "PARAMS_TAG",
     "STAGE_TAG",
     "WEIGHTS_TAG",
     "Run",
     "Store",
     "Tracker",
+    "address",
     "connect",
     "connect_to_read",
     "registered_name",

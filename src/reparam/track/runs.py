@@ -18,6 +18,7 @@ from reparam.redact import without_secrets
 from reparam.track.delivery import Delivery
 from reparam.track.spool import Spool
 from reparam.track.store import Store, StoreError, store_errors, unusable
+from reparam.versions import versions
 
 WEIGHTS_TAG = "reparam.weights_sha256"
 PARAMS_TAG = "reparam.params_sha256"
@@ -138,7 +139,7 @@ class Runs:
 
 
 def _provenance(root: Path, stage: str) -> dict[str, str]:
-    """Say who runs what, in which experiment of DVC and at which commit, and whether the code differs from that."""
+    """Say who runs what, of which DVC experiment, commit and versions, and whether the code differs from the commit."""
     tags = {
         "mlflow.user": _user(),
         "mlflow.source.name": f"reparam {stage}",
@@ -158,6 +159,7 @@ def _provenance(root: Path, stage: str) -> dict[str, str]:
     if commit:
         tags["mlflow.source.git.commit"] = commit
         tags["mlflow.source.git.dirty"] = str(bool(git("status", "--porcelain", "--", "src", "dvc.yaml"))).lower()
+    tags |= {f"version.{name}": version for name, version in versions().items()}
     return {name: value for name, value in tags.items() if value}
 
 

@@ -1,0 +1,217 @@
+"""What is installed, found and stored here, and of each thing that is wrong the next step."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reparam import project, track
+from reparam.config import load_config
+from reparam.errors import TrackingError, UserError
+from reparam.lineage import package_hash
+from reparam.paths import Paths
+from reparam.redact import without_secrets
+from reparam.versions import LIBRARIES, versions
+
+LEAST_DISK = 2e9  # bytes; the default run takes a tenth of that
+INSTALL = "install the package again: docs/how-to/install.md"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. With a remedy something is wrong; where that is tolerable, work goes on."""
+
+    name: str
+    text: str
+    remedy: str = ""  # the next step
+    is_tolerable: bool = False
+
+    @property
+    def is_broken(self) -> bool:
+        return bool(self.remedy) and not self.is_tolerable
+
+
+def examine(paths: Paths) -> Iterator[Finding]:
+    """Look at everything, one thing after the other."""
+    for check in CHECKS:
+        yield from check(paths)
+
+
+def installed(_: Paths) -> Iterator[Finding]:
+    """Versions of Python, the package and the libraries, and whether the stages run with them."""
+    found = versions()
+    yield Finding("reparam", f"{found.pop('reparam')} (source {package_hash()[:12]}), Python {found.pop('python')}")
+    yield Finding("libraries", ", ".join(f"{name} {version}" for name, version in found.items()))
+    missing = [name for name in LIBRARIES if name not in found and not name.startswith("onnxruntime")]
+    if missing:
+        yield Finding("libraries", f"not found: {', '.join(missing)}", INSTALL)
+
+
+def stages(paths: Paths) -> Iterator[Finding]:
+    """Whether DVC, which takes programs from the PATH, starts stages with this environment."""
+    command = "reparam" if paths.installation.exists() else "python"
+    found, here = shutil.which(command), Path(sys.executable).parent
+    if found and Path(found).parent == here:
+        yield Finding("stages", f"start with {found}")
+    else:
+        text = f"DVC would start `{command}` of {found or 'nowhere'}, this is {sys.executable}"
+        yield Finding("stages", text, f"activate the environment: `. {here}/activate`")
+
+
+def devices(_: Paths) -> Iterator[Finding]:
+    """Where torch computes."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        yield Finding("devices", f"torch does not load: {error}", INSTALL)
+        return
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    yield Finding("devices", ", ".join([f"{os.cpu_count()} CPU cores", *(gpus or ["no GPU"])]))
+
+
+def providers(_: Paths) -> Iterator[Finding]:
+    """What onnxruntime really computes with: it lists providers whose libraries are not there, too."""
+    try:
+        import onnxruntime
+        from onnx import TensorProto, helper
+    except (ImportError, OSError) as error:
+        yield Finding("onnxruntime", f"does not load: {error}", INSTALL)
+        return
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "identity", ends[:1], ends[1:])
+    model = helper.make_model(graph, ir_version=9, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString()
+    onnxruntime.set_default_logger_severity(4)  # it logs what it cannot load
+    loaded = []
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        for name in onnxruntime.get_available_providers():
+            loaded += [name] if name in onnxruntime.InferenceSession(model, providers=[name]).get_providers() else []
+    absent = [name for name in onnxruntime.get_available_providers() if name not in loaded]
+    text = ", ".join(loaded) + (f"; listed without their libraries: {', '.join(absent)}" if absent else "")
+    yield Finding("onnxruntime", text)
+
+
+def tracking(paths: Paths) -> Iterator[Finding]:
+    """Where runs are tracked, and what did not get there."""
+    address = without_secrets(track.address(paths))
+    try:
+        store = track.connect_to_read(paths)
+    except TrackingError as error:
+        text, _, remedy = str(error).partition("\n")
+        yield Finding("MLflow", text, remedy or "set MLFLOW_TRACKING_URI")
+    else:
+        is_new = store is None and address != track.OFF
+        yield Finding("MLflow", f"{address}: nothing was tracked yet" if is_new else address)
+    kept = list(paths.tracking_spool.glob("*.jsonl"))
+    if kept:
+        yield Finding(
+            "MLflow", f"{len(kept)} runs have calls that were not delivered", "`reparam replay`", is_tolerable=True
+        )
+
+
+def git(paths: Paths) -> Iterator[Finding]:
+    """Whether there is a repository with a commit, which experiments start from."""
+
+    def ask(*arguments: str) -> str | None:
+        done = subprocess.run(["git", "-C", str(paths.root), *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if shutil.which("git") is None:
+        yield Finding("git", "not found", "install git, which experiments of DVC need")
+    elif ask("rev-parse", "--git-dir") is None:
+        yield Finding("git", "no repository", "`git init`, or `reparam init` where there is no project yet")
+    elif not (commit := ask("rev-parse", "--short", "HEAD")):
+        yield Finding(
+            "git", "no commit", "`git add . && git commit`: experiments start from a commit", is_tolerable=True
+        )
+    else:
+        changed = len((ask("status", "--porcelain") or "").splitlines())
+        yield Finding("git", f"commit {commit}, {changed} changed files")
+
+
+def dvc(paths: Paths) -> Iterator[Finding]:
+    """Cache, remotes, locks and queue of DVC."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(paths.root)) as repo:
+            cache = repo.cache.local.path
+            remotes = repo.config["remote"]
+            yield Finding("DVC cache", cache)
+            named = [f"{name} {without_secrets(remote['url'])}" for name, remote in remotes.items()]
+            yield Finding("DVC remotes", ", ".join(named) or "none")
+            yield from _locks(Path(repo.tmp_dir))
+            if Path(repo.tmp_dir, "exps/celery").exists():
+                yield from _queue(repo.experiments.celery_queue)
+    except DvcException as error:
+        yield Finding("DVC", str(error).splitlines()[0], "`dvc init`, or `reparam init` where there is no project yet")
+
+
+def _locks(directory: Path) -> Iterator[Finding]:
+    file = directory / "rwlock"
+    try:
+        locks = json.loads(file.read_bytes()) if file.exists() else {}
+        owners = [*locks.get("write", {}).values(), *(one for many in locks.get("read", {}).values() for one in many)]
+        busy = {owner["pid"]: owner["cmd"] for owner in owners if _is_alive(owner["pid"])}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        yield Finding("DVC locks", f"{file}: damaged", f"when no `dvc` runs: `rm {file}`")
+        return
+    yield Finding("DVC locks", ", ".join(f"process {pid}: {command}" for pid, command in busy.items()) or "none")
+
+
+def _queue(queue: Any) -> Iterator[Finding]:
+    counts = Counter(task["status"] for task in queue.status())
+    text = ", ".join(f"{count} {status.lower()}" for status, count in counts.items()) or "empty"
+    remedy = ""
+    if counts["Queued"] and not any(queue.worker_status().values()):
+        remedy = "`dvc queue start` runs what is queued"
+    elif counts["Failed"]:
+        remedy = "`dvc queue logs NAME` says why; `dvc queue remove --failed` forgets it"
+    yield Finding("DVC queue", text, remedy, is_tolerable=True)
+
+
+def disk(paths: Paths) -> Iterator[Finding]:
+    """Free space of the working copy and of the repository that stores are in."""
+    for root in dict.fromkeys([paths.root, paths.shared]):
+        free = shutil.disk_usage(root).free
+        remedy = "`dvc gc --workspace` removes what no revision here needs" if free < LEAST_DISK else ""
+        yield Finding("disk", f"{free / 1e9:.1f} GB free at {root}", remedy)
+
+
+def working_copy(paths: Paths) -> Iterator[Finding]:
+    """Parameters, the record of the installed package, and stages that run."""
+    try:
+        load_config(paths.params)
+        yield Finding("params.yaml", "valid")
+    except UserError as error:
+        yield Finding("params.yaml", str(error), "correct them; `reparam params` says what each may be")
+    owners = {path.stem: path.read_text(encoding="ascii") for path in sorted(paths.locks.glob("*.pid"))}
+    numbers = {stage: int(text) for stage, text in owners.items() if text.strip().isdigit()}
+    running = [f"{stage} in process {number}" for stage, number in numbers.items() if _is_alive(number)]
+    yield Finding("running", ", ".join(running) or "no stage")
+    if paths.installation.exists() and paths.installation.read_text(encoding="utf-8") != project.installation():
+        yield Finding("source", "the project is of another version", "`reparam init --update`, then `dvc repro`")
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except ProcessLookupError:
+        return False
+    return True
+
+
+CHECKS: tuple[Callable[[Paths], Iterator[Finding]], ...] = (
+    *(installed, stages, devices, providers),
+    *(working_copy, git, dvc, tracking, disk),
+)

@@ -1,0 +1,183 @@
+"""The experiments of DVC -> one table: what differs between them, and their headline metrics."""
+
+import math
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from reparam.compare import revisions
+from reparam.compare.differences import ABSENT, compare, find_obstacles, spell
+from reparam.compare.experiment import Experiment
+from reparam.errors import UserError
+from reparam.metrics import ERROR, HEADLINE, METRICS, describe
+from reparam.paths import Paths
+
+COLUMNS = 160  # where nobody looks at a terminal
+GAP = 2
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table, by the name of a parameter or metric; a cell for each experiment."""
+
+    name: str
+    title: str
+    cells: Sequence[str]
+    is_metric: bool
+
+    @property
+    def width(self) -> int:
+        return GAP + max(map(len, [self.title, *self.cells]))
+
+
+def run(paths: Paths, sort: str = "", *, all_commits: bool = False) -> None:
+    """Print the table.
+
+    Raises: UserError where there is no experiment, or none has what they are to be sorted by.
+    """
+    found, notes = _read(paths, all_commits=all_commits)
+    ordered = _sorted(found, sort or next((name for name in HEADLINE if name in found[0].metrics), HEADLINE[0]))
+    obstacles = {one.name: find_obstacles(found[0], one) if one is not found[0] else {} for one in ordered}
+    barred = {name: {metric for metrics in why.values() for metric in metrics} for name, why in obstacles.items()}
+    notes += [
+        f"{name}: in brackets, not comparable with {found[0].name}: {reason}"
+        for name, why in obstacles.items()
+        for reason, metrics in why.items()
+        if set(metrics) & set(HEADLINE)
+    ]
+    width = Console().width if sys.stdout.isatty() else COLUMNS
+    console = Console(highlight=False, width=width)
+    columns, left_out = _fit([*_params(ordered), *_metrics(ordered, barred)], ordered, width)
+    if left_out:
+        notes.append(
+            f"{', '.join(left_out)}: not shown, for want of space; `reparam compare A B` shows all that differ"
+        )
+    _show(console, columns, ordered)
+    for note in [*notes, "* best; `reparam compare A B` says whether two differ by more than noise"]:
+        console.print(Text(note), soft_wrap=True)
+
+
+def _read(paths: Paths, *, all_commits: bool) -> tuple[list[Experiment], list[str]]:
+    """Read commits, the working copy where it differs, and experiments; say which cannot be read."""
+    found: list[Experiment] = []
+    notes: list[str] = []
+    with suppress(UserError):
+        found.append(revisions.read_workspace(paths))
+    for name, revision in _names(paths, all_commits=all_commits):
+        try:
+            experiment = revisions.read_revision(revision, paths)
+        except UserError as error:
+            notes.append(str(error))
+            continue
+        if experiment:
+            found.append(replace(experiment, name=name))
+            notes += [f"{name}: {note}" for note in experiment.notes]
+    same = [one for one in found[1:] if (one.params, one.metrics) == (found[0].params, found[0].metrics)]
+    shown = found[1:] if same else found
+    if not shown:
+        raise UserError("experiments: wanted results to show, found none; run `dvc repro`, commit, and `dvc exp run`")
+    return shown, notes
+
+
+def _names(paths: Paths, *, all_commits: bool) -> Iterator[tuple[str, str]]:
+    """List commits, each with its experiments, by name and revision."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from scmrepo.exceptions import SCMError
+
+    try:
+        with Repo(str(paths.root)) as repo:
+            head = repo.scm.get_rev()
+            found = {head: [], **repo.experiments.ls(all_commits=all_commits)}
+    except (DvcException, SCMError) as error:
+        raise UserError(f"experiments: {str(error).splitlines()[0]}; `reparam doctor` says what is missing") from None
+    for commit, experiments in found.items():
+        yield commit[:7], commit
+        yield from experiments
+
+
+def _sorted(experiments: Sequence[Experiment], by: str) -> list[Experiment]:
+    """Put the best first, by a metric, or the smallest value of a parameter; those that have none come last."""
+    known = dict.fromkeys(name for one in experiments for name in (*one.params, *one.metrics))
+    meant = [name for name in known if by in (name, name.rpartition(".")[2])]
+    if len(meant) != 1:
+        measured = [name for name in experiments[0].metrics if not name.endswith(ERROR)]
+        raise UserError(
+            f"--sort {by}: wanted a parameter or metric, found {' and '.join(meant) or 'none'} of that name; metrics "
+            f"are {', '.join(measured)}"
+        )
+
+    def key(one: Experiment) -> tuple[bool, float, str]:
+        value = one.metrics.get(meant[0], one.params.get(meant[0]))
+        rank = _rank(meant[0], value) if isinstance(value, int | float) else math.inf
+        return value is None, rank, str(value)
+
+    return sorted(experiments, key=key)
+
+
+def _rank(name: str, value: float) -> float:
+    """Turn a value into a number that is the smaller the better."""
+    metric = describe(name)
+    match metric.best if metric else "":
+        case "higher":
+            return -value
+        case "0" | "1" as best:
+            return abs(value - float(best))
+    return value
+
+
+def _params(experiments: Sequence[Experiment]) -> list[Column]:
+    """Make a column of each parameter that differs, under its last word where that is clear."""
+    differing = compare(experiments).params
+    words = Counter(name.rpartition(".")[2] for name in differing)
+    short = {name: name.rpartition(".")[2] for name in differing}
+    return [
+        Column(name, short[name] if words[short[name]] == 1 else name, cells, is_metric=False)
+        for name, cells in differing.items()
+    ]
+
+
+def _metrics(experiments: Sequence[Experiment], barred: Mapping[str, set[str]]) -> Iterator[Column]:
+    """Make a column of each headline metric, in which the best of those that can be compared is marked."""
+    for name in HEADLINE:
+        rivals = [one for one in experiments if name in one.metrics and name not in barred[one.name]]
+        best = min((_rank(name, one.metrics[name]) for one in rivals), default=0.0)
+        is_contest = len(rivals) > 1 and METRICS[name].best
+        cells = []
+        for one in experiments:
+            value = one.metrics.get(name)
+            text = ABSENT if value is None else spell(value, one.metrics.get(f"{name}{ERROR}"))
+            if one in rivals:
+                cells.append(f"{text}{'*' if is_contest and _rank(name, one.metrics[name]) == best else ' '}")
+            else:
+                cells.append(f"{text} " if value is None else f"({text})")
+        if set(cells) != {f"{ABSENT} "}:
+            yield Column(name, f"{METRICS[name].title} ", cells, is_metric=True)
+
+
+def _fit(columns: Sequence[Column], experiments: Sequence[Experiment], width: int) -> tuple[list[Column], list[str]]:
+    """Leave out the last parameters where a line would be too long."""
+    shown, left_out = list(columns), list[str]()
+    names = max(len(one.name) for one in experiments)
+    while names + sum(column.width for column in shown) > width and not shown[0].is_metric:
+        last = [column for column in shown if not column.is_metric][-1]
+        shown.remove(last)
+        left_out.insert(0, last.name)
+    return shown, left_out
+
+
+def _show(console: Console, columns: Sequence[Column], experiments: Sequence[Experiment]) -> None:
+    grid = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
+    grid.add_column("", no_wrap=True)
+    for column in columns:
+        grid.add_column(Text(column.title, style="dim"), justify="right" if column.is_metric else "left", no_wrap=True)
+    for number, one in enumerate(experiments):
+        cells = [column.cells[number] for column in columns]
+        grid.add_row(Text(one.name), *(Text(cell, style="bold" if cell.endswith("*") else "") for cell in cells))
+    console.print(grid)

@@ -1,0 +1,257 @@
+"""The commands around the stages, and what the commands of stages share with them."""
+
+import gc
+import textwrap
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from reparam.config import Config
+    from reparam.paths import Paths
+
+app = typer.Typer()
+PANEL = "Around the stages"
+
+
+class Device(StrEnum):
+    """Where torch computes."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+DeviceOption = Annotated[
+    Device, typer.Option(envvar="REPARAM_DEVICE", help="Where to compute; auto takes the GPU when there is one.")
+]
+
+
+def inputs() -> "tuple[Config, Paths]":
+    """Read the parameters of the working copy."""
+    from reparam.config import load_config
+    from reparam.paths import Paths
+
+    paths = Paths.here()
+    config = load_config(paths.params)
+    gc.freeze()  # what was imported stays: no search for garbage need look at it
+    gc.enable()
+    return config, paths
+
+
+@app.command(rich_help_panel=PANEL)
+def summary() -> None:
+    """Print the headline numbers of the last run, and where to look next.
+
+    Reads the cards and metrics below models and reports.
+    Writes nothing.
+    """
+    from reparam import summary
+    from reparam.paths import Paths
+
+    summary.show(Paths.here())
+
+
+@app.command(rich_help_panel=PANEL)
+def doctor() -> None:
+    """Say what is installed and stored here, and for each thing that is wrong the next step; exit code 1 if broken.
+
+    Reads the environment, the working copy, the repositories of git and DVC, and the MLflow store.
+    Writes nothing.
+    """
+    from reparam import doctor
+    from reparam.paths import Paths
+
+    is_broken = False
+    for finding in doctor.examine(Paths.here()):
+        state = "BROKEN: " if finding.is_broken else "note: " if finding.remedy else ""
+        print(f"{finding.name:<12}  {state}{finding.text}")
+        if finding.remedy:
+            print(f"{'':<12}  next: {finding.remedy}")
+        is_broken |= finding.is_broken
+    raise typer.Exit(int(is_broken))
+
+
+@app.command(rich_help_panel=PANEL)
+def check() -> None:
+    """Check params.yaml and do nothing else.
+
+    Reads params.yaml.
+    Writes nothing.
+    """
+    _, paths = inputs()
+    print(f"{paths.relative(paths.params)}: valid")
+
+
+@app.command(rich_help_panel=PANEL)
+def params(
+    name: Annotated[
+        str, typer.Argument(help="A parameter, block or section; without it, all.", show_default=False)
+    ] = "",
+) -> None:
+    """Print parameters with their values and defaults, and say what they mean.
+
+    Reads params.yaml.
+    Writes nothing.
+    """
+    from reparam.config.document import explain
+
+    print(explain(inputs()[0], name))
+
+
+@app.command(rich_help_panel=PANEL)
+def recipe(
+    name: Annotated[str, typer.Argument(help="A recipe; without it, all are listed.", show_default=False)] = "",
+    output: Annotated[Path | None, typer.Option(help="Where to write it.", show_default="params.yaml")] = None,
+) -> None:
+    """List systems from the literature, or write the parameters of one to params.yaml.
+
+    Reads recipes, without that folder those of the package.
+    Writes params.yaml; the file that was there becomes params.yaml.bak.
+    """
+    from reparam import project, recipes
+    from reparam.paths import Paths
+
+    paths = Paths.here()
+    folder = paths.recipes if paths.recipes.is_dir() else project.shipped() / "recipes"
+    if not name:
+        for known in recipes.names(folder):
+            print(f"{known:<16}  {textwrap.shorten(recipes.source(folder, known), 100, placeholder=' ...')}")
+        return
+    target = output or paths.params
+    kept = recipes.place(recipes.params_file(folder, name), target)
+    print(f"{paths.relative(target)}: written")
+    if kept:
+        print(f"{paths.relative(kept)}: the file that was there")
+
+
+@app.command(rich_help_panel=PANEL)
+def init(
+    directory: Annotated[Path, typer.Argument(help="Where the project is to be.")] = Path(),
+    *,
+    recipes: Annotated[bool, typer.Option("--recipes", help="Write the recipes, too.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace files that are there; they are kept as *.bak.")
+    ] = False,
+    update: Annotated[bool, typer.Option("--update", help="Fit a project to the installed package.")] = False,
+) -> None:
+    """Make a project, whose stages run from the installed package.
+
+    Reads the installed package.
+    Writes params.yaml, dvc.yaml, .reparam.yaml, .gitignore, .dvcignore and, where missing, repositories of git and DVC.
+    """
+    from reparam import project
+    from reparam.paths import Paths
+
+    paths = Paths(directory.resolve(), directory.resolve())
+    written = project.update(paths) if update else project.create(paths, with_recipes=recipes, force=force)
+    for name in dict.fromkeys(path.relative_to(paths.root).parts[0] for path in written):
+        print(f"{directory / name}: written")
+    here = "" if paths.root == Path.cwd() else f"cd {directory} && "
+    print(f"\nNext: {here}dvc repro && reparam summary")
+
+
+@app.command(rich_help_panel=PANEL)
+def gradients(device: DeviceOption = Device.auto) -> None:
+    """Measure how noisy gradients are by the reparameterisation trick and by the score function, and print a table.
+
+    Reads params.yaml, data/processed and models/vae.
+    Writes reports/gradients.
+    """
+    from reparam import gradients
+
+    config, paths = inputs()
+    gradients.show(gradients.run(config, paths, device.value))
+    print(f"{paths.relative(paths.gradients)}: written")
+
+
+@app.command(rich_help_panel=PANEL)
+def compare(
+    experiments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="A B [C]...",
+            help="Each a revision of git, an experiment of `dvc exp show`, `workspace`, or an MLflow run: its id, the "
+            "first 6 or more digits of it, or its name.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="Where to write the page.", show_default="reports/compare.html")
+    ] = None,
+) -> None:
+    """Put experiments side by side: parameters, metrics and whether they differ by more than noise, curves, samples.
+
+    Reads the working copy, revisions of git, the cache of DVC and the MLflow store.
+    Writes reports/compare.html.
+    """
+    from reparam.compare import side_by_side
+    from reparam.paths import Paths
+
+    side_by_side.run(experiments, Paths.here(), output)
+
+
+@app.command(rich_help_panel=PANEL)
+def experiments(
+    sort: Annotated[
+        str, typer.Option(help="Metric or parameter that sorts them, the best first.", show_default="elbo")
+    ] = "",
+    all_commits: Annotated[bool, typer.Option("--all-commits", help="Show those of all commits.")] = False,
+) -> None:
+    """Print a table of the experiments of DVC: which parameters differ, and the headline metrics, the best marked.
+
+    Reads the working copy, the commits and experiments in git, and the cache of DVC.
+    Writes nothing.
+    """
+    from reparam import experiments
+    from reparam.paths import Paths
+
+    experiments.run(Paths.here(), sort, all_commits=all_commits)
+
+
+@app.command(rich_help_panel=PANEL)
+def replay() -> None:
+    """Deliver to MLflow what it missed while it was away.
+
+    Reads .tracking.
+    Writes to the MLflow store, and removes from .tracking what was delivered.
+    """
+    from reparam import track
+    from reparam.paths import Paths
+
+    print(f"delivered {track.replay(Paths.here())} calls")
+
+
+@app.command(rich_help_panel=PANEL)
+def track() -> None:
+    """Log results to MLflow that were made elsewhere: those that `dvc pull` brought.
+
+    Reads params.yaml, data/processed, models and reports.
+    Writes to the MLflow store.
+    """
+    from reparam import logged
+    from reparam import track as tracking
+
+    config, paths = inputs()
+    is_new = logged.everything(config, paths, tracking.connect(paths))
+    print("tracked" if is_new else "MLflow has a run of this model already")
+
+
+@app.command(rich_help_panel=PANEL)
+def promote(
+    version: Annotated[
+        int | None, typer.Argument(help="A version of the registered model.", show_default="the newest")
+    ] = None,
+    metric: Annotated[str, typer.Option(help="What must be no worse than the champion's, beyond noise.")] = "nll",
+) -> None:
+    """Make an exported model the champion in MLflow, unless it is worse than the present one.
+
+    Reads models/onnx/manifest.json and the MLflow store.
+    Writes the alias `champion` to the MLflow store.
+    """
+    from reparam import promote
+    from reparam.paths import Paths
+
+    print(promote.run(version, metric, Paths.here()))

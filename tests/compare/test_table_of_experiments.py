@@ -1,0 +1,103 @@
+"""`reparam experiments`: which parameters differ, and the headline metrics."""
+
+from collections.abc import Callable
+
+import pytest
+from experiments import CONDITIONS, experiment
+
+from reparam import experiments as table
+from reparam.compare.experiment import Experiment
+from reparam.errors import UserError
+from reparam.paths import Paths
+
+Command = Callable[..., tuple[int, str]]
+LEGEND = "* best; `reparam compare A B` says whether two differ by more than noise"
+
+
+@pytest.fixture
+def printed(
+    project: Paths, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., list[str]]:
+    """Return the lines of the table of these experiments, the first of which is the commit."""
+
+    def show(*experiments: Experiment, sort: str = "") -> list[str]:
+        monkeypatch.setattr(table, "_read", lambda _, **__: (list(experiments), []))
+        table.run(project, sort)
+        return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+
+    return show
+
+
+def measured(name: str, elbo: float, latent: int = 12, **changes: object) -> Experiment:
+    metrics = {"elbo": elbo, "elbo_se": 0.3, "kl": 8.0, "kl_se": 0.1}
+    return experiment(name, params={"model.latent": latent, "train.seed": 0}, metrics=metrics, **changes)
+
+
+def test_the_best_comes_first_and_is_marked(printed: Callable[..., list[str]]) -> None:
+    assert printed(measured("first", -20.0), measured("wide", -18.0, latent=20), measured("narrow", -25.0, 2)) == [
+        "        latent            ELBO            KL",
+        "wide    20      -18.00 ± 0.30*   8.00 ± 0.10",
+        "first   12       -20.00 ± 0.30   8.00 ± 0.10",
+        "narrow  2        -25.00 ± 0.30   8.00 ± 0.10",
+        LEGEND,
+    ]
+
+
+@pytest.mark.parametrize("sort", ["latent", "model.latent"])
+def test_they_are_sorted_by_a_parameter_on_request(sort: str, printed: Callable[..., list[str]]) -> None:
+    lines = printed(measured("first", -20.0), measured("wide", -18.0, 20), measured("narrow", -25.0, 2), sort=sort)
+    assert [line.split()[0] for line in lines[1:4]] == ["narrow", "first", "wide"]
+
+
+def test_what_has_no_value_comes_last(printed: Callable[..., list[str]]) -> None:
+    lines = printed(experiment("failed", params={"model.latent": 3}, metrics={}), measured("first", -20.0))
+    assert [line.split() for line in lines[1:3]] == [
+        ["first", "12", "-20.00", "±", "0.30", "8.00", "±", "0.10"],
+        ["failed", "3", "—", "—"],
+    ]
+
+
+def test_a_metric_of_other_images_is_in_brackets_and_no_rival(printed: Callable[..., list[str]]) -> None:
+    other = measured("other", -1.0, conditions=CONDITIONS | {"binarization": "none"})
+    lines = printed(measured("first", -20.0), other, measured("worse", -21.0, 3))
+    assert lines[1].split()[:5] == ["other", "12", "(-1.00", "±", "0.30)"]
+    assert lines[2].split()[4] == "0.30*"
+    assert lines[-2] == ("other: in brackets, not comparable with first: binarization is none, of first dynamic")
+
+
+def test_two_parameters_of_one_name_are_written_in_full(printed: Callable[..., list[str]]) -> None:
+    ours, theirs = ({"train.seed": seed, "evaluate.seed": seed} for seed in (0, 1))
+    lines = printed(experiment("a", params=ours), experiment("b", params=theirs))
+    assert lines[0].split()[:2] == ["train.seed", "evaluate.seed"]
+
+
+def test_parameters_for_which_there_is_no_space_are_named_below(printed: Callable[..., list[str]]) -> None:
+    ours, theirs = ({f"model.parameter_{i}_of_many": i + change for i in range(12)} for change in (0, 1))
+    lines = printed(experiment("a", params=ours), experiment("b", params=theirs))
+    assert max(map(len, lines[:3])) <= 160
+    assert "parameter_0_of_many" in lines[0]
+    assert lines[-2].endswith(
+        "model.parameter_11_of_many: not shown, for want of space; `reparam compare A B` shows all that differ"
+    )
+
+
+def test_what_there_is_not_cannot_sort(printed: Callable[..., list[str]]) -> None:
+    with pytest.raises(UserError, match=r"^--sort xyz: wanted a parameter or metric, found none of that name; metrics"):
+        printed(experiment("a"), sort="xyz")
+
+
+def test_commits_and_experiments_of_a_repository_are_read(repository: Paths, reparam: Command) -> None:
+    code, out = reparam("experiments")
+    head, *lines = [line.split() for line in out.splitlines()]
+    assert (code, head) == (0, ["latent", "ELBO"])
+    commit = lines[1][0]
+    assert [line[:2] for line in lines[:2]] == [["wide", "20"], [commit, "10"]]
+    assert [line[2:] for line in lines[:2]] == [["-18.00", "±", "0.25*"], ["-20.00", "±", "0.25"]]
+    # The working copy is that of the experiment, and is not shown twice.
+    assert (len(commit), len(out.splitlines())) == (7, 4)
+
+
+def test_without_a_repository_there_is_nothing_to_list(project: Paths, reparam: Command) -> None:
+    code, out = reparam("experiments")
+    assert (code, out.startswith("error: experiments: ")) == (1, True)
+    assert out.endswith("`reparam doctor` says what is missing\n")

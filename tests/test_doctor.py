@@ -1,0 +1,154 @@
+"""`reparam doctor`: what is wrong is named with the next step, and fails."""
+
+import itertools
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import onnxruntime
+import pytest
+from experiments import type_in
+
+from reparam import doctor
+from reparam import project as projects
+from reparam.doctor import Finding
+from reparam.paths import Paths
+
+DEAD = 2**22 + 1  # beyond the largest number of a process
+
+
+def test_without_repositories_it_fails_and_says_what_to_do(project: Paths, reparam: Callable[..., Any]) -> None:
+    code, printed = reparam("doctor")
+    lines = printed.splitlines()
+    after = dict(itertools.pairwise(lines))
+    assert code == 1
+    assert after["git           BROKEN: no repository"] == (
+        "              next: `git init`, or `reparam init` where there is no project yet"
+    )
+    assert "params.yaml   valid" in lines
+    assert "MLflow        off" in lines
+
+
+def test_what_is_tolerable_does_not_fail(
+    project: Paths, reparam: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(_: Paths) -> list[Finding]:
+        return [Finding("git", "no commit", "`git commit`", is_tolerable=True)]
+
+    monkeypatch.setattr(doctor, "CHECKS", (check,))
+    assert reparam("doctor") == (0, "git           note: no commit\n              next: `git commit`\n")
+
+
+def test_the_default_of_a_fresh_repository_has_no_commit_and_no_secret(tmp_path: Path) -> None:
+    type_in(tmp_path, "git", "init", "--quiet")
+    type_in(tmp_path, "dvc", "init", "--quiet")
+    type_in(tmp_path, "dvc", "remote", "add", "team", "https://me:hunter2@example.org/store")
+    paths = Paths(tmp_path, tmp_path)
+    assert [*doctor.git(paths), *doctor.dvc(paths)] == [
+        Finding("git", "no commit", "`git add . && git commit`: experiments start from a commit", is_tolerable=True),
+        Finding("DVC cache", str(tmp_path / ".dvc/cache/files/md5")),
+        Finding("DVC remotes", "team https://***@example.org/store"),
+        Finding("DVC locks", "none"),
+    ]
+
+
+def test_a_library_that_is_missing_is_named(project: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {name: "1" for name in ("python", "reparam", *doctor.LIBRARIES) if name != "scipy"}
+    monkeypatch.setattr(doctor, "versions", lambda: found)
+    assert list(doctor.installed(project))[-1] == Finding("libraries", "not found: scipy", doctor.INSTALL)
+
+
+def test_an_environment_that_is_not_active_is_noticed(project: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.sys, "executable", "/venv/bin/python")
+    monkeypatch.setattr(shutil, "which", lambda command: f"/usr/bin/{command}")
+    text = "DVC would start `python` of /usr/bin/python, this is /venv/bin/python"
+    assert list(doctor.stages(project)) == [Finding("stages", text, "activate the environment: `. /venv/bin/activate`")]
+    monkeypatch.setattr(shutil, "which", lambda command: f"/venv/bin/{command}")
+    project.installation.write_text("")
+    assert list(doctor.stages(project)) == [Finding("stages", "start with /venv/bin/reparam")]
+
+
+def test_a_provider_counts_once_its_libraries_load(
+    project: Paths, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def session(_: bytes, providers: list[str]) -> Any:
+        sys.stdout.write("a loud message")
+        return SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
+
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    text = "CPUExecutionProvider; listed without their libraries: CUDAExecutionProvider"
+    assert list(doctor.providers(project)) == [Finding("onnxruntime", text)]
+    assert capsys.readouterr().out == ""
+
+
+def test_a_damaged_store_has_the_remedy_of_its_message(project: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    project.tracking_database.write_text("no database at all")
+    project.tracking_spool.mkdir()
+    (project.tracking_spool / "run.jsonl").write_text("{}\n")
+    damaged, kept = doctor.tracking(project)
+    assert damaged.text.startswith(f"{project.tracking_database}: wanted a database of MLflow, found a damaged one")
+    assert damaged.remedy.startswith("Move it away")
+    assert kept == Finding("MLflow", "1 runs have calls that were not delivered", "`reparam replay`", is_tolerable=True)
+
+
+def test_processes_that_are_gone_hold_nothing(project: Paths) -> None:
+    project.locks.mkdir()
+    for stage, content in {"train": os.getpid(), "evaluate": DEAD, "export": ""}.items():
+        (project.locks / f"{stage}.pid").write_text(f"{content}\n")
+    assert list(doctor.working_copy(project))[1] == Finding("running", f"train in process {os.getpid()}")
+    owners = {
+        "write": {"a": {"pid": os.getpid(), "cmd": "dvc repro"}},
+        "read": {"b": [{"pid": DEAD, "cmd": "dvc add"}]},
+    }
+    (project.root / "rwlock").write_text(json.dumps(owners))
+    assert list(doctor._locks(project.root)) == [Finding("DVC locks", f"process {os.getpid()}: dvc repro")]
+
+
+def test_a_damaged_file_of_locks_is_to_be_removed(tmp_path: Path) -> None:
+    (tmp_path / "rwlock").write_text("{")
+    (found,) = doctor._locks(tmp_path)
+    assert (found.text, found.remedy) == (f"{tmp_path}/rwlock: damaged", f"when no `dvc` runs: `rm {tmp_path}/rwlock`")
+
+
+@pytest.mark.parametrize(
+    ("statuses", "workers", "text", "remedy"),
+    [
+        ([], 0, "empty", ""),
+        (["Queued", "Queued"], 0, "2 queued", "`dvc queue start` runs what is queued"),
+        (["Queued", "Running"], 1, "1 queued, 1 running", ""),
+        (["Failed"], 0, "1 failed", "`dvc queue logs NAME` says why; `dvc queue remove --failed` forgets it"),
+    ],
+)
+def test_a_queue_that_nobody_works_on_is_noticed(statuses: list[str], workers: int, text: str, remedy: str) -> None:
+    queue = SimpleNamespace(
+        status=lambda: [{"status": status} for status in statuses], worker_status=lambda: {"w": [{}] * workers}
+    )
+    assert list(doctor._queue(queue)) == [Finding("DVC queue", text, remedy, is_tolerable=True)]
+
+
+def test_a_disk_that_is_nearly_full_is_broken(project: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1.5e9))
+    (found,) = doctor.disk(project)
+    assert (found.text, found.is_broken) == (f"1.5 GB free at {project.root}", True)
+
+
+def test_parameters_and_the_record_of_the_package_are_checked(
+    project: Paths, params: dict[str, Any], write_params: Callable[[dict[str, Any]], None]
+) -> None:
+    del params["report"]["title"]
+    write_params(params)
+    project.installation.write_text(projects.installation() + "\n")
+    valid, _, source = doctor.working_copy(project)
+    assert valid.text.endswith("report.title: missing; wanted text")
+    assert source.remedy == "`reparam init --update`, then `dvc repro`"
+    project.installation.write_text(projects.installation())
+    assert [finding.name for finding in doctor.working_copy(project)] == ["params.yaml", "running"]
