@@ -34,8 +34,14 @@ lint: install
 
 install: $(INSTALLED)
 
+# Where there may be a GPU of NVIDIA, onnxruntime-gpu takes the place of onnxruntime: both put their files into one folder,
+# so the second to come overwrites the first, and the first to leave breaks the second.
 # The stamp holds what was installed, so another clone or a changed pin that shares the environment installs again.
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+ifneq ($(shell uname), Darwin)
+	python -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu
+	python -m pip install --quiet --constraint constraints.txt onnxruntime-gpu
+endif
 	touch $@

@@ -90,7 +90,7 @@ class Client:
 
         Raises: UserError where images are not uint8 of the model's size.
         """
-        mean, *log_variance = self._run("encoder", None, images=self._checked_images("encode", images))
+        mean, *log_variance = self.run("encoder", None, images=self._checked_images("encode", images))
         return mean, log_variance[0] if log_variance else np.full_like(mean, -np.inf)
 
     def embed(self, images: Iterable[Images]) -> Iterator[Floats]:
@@ -112,7 +112,7 @@ class Client:
         Raises: UserError where latents are not finite numbers of the model's size.
         """
         images: Images
-        (images,) = self._run("decoder", ["images"], latents=self._checked_latents(latents))
+        (images,) = self.run("decoder", ["images"], latents=self._checked_latents(latents))
         return images
 
     def decode_mean(self, latents: npt.ArrayLike) -> Floats:
@@ -121,7 +121,7 @@ class Client:
         Raises: UserError as `decode` does.
         """
         mean: Floats
-        (mean,) = self._run("decoder", ["mean"], latents=self._checked_latents(latents))
+        (mean,) = self.run("decoder", ["mean"], latents=self._checked_latents(latents))
         return mean
 
     def reconstruct(self, images: Images) -> Images:
@@ -170,13 +170,20 @@ class Client:
         outputs, parts = ["negative_log_likelihood", "kl"], []
         for some in _split(found, self.batch):
             noise = rng.standard_normal((len(some), samples, width), dtype=np.float32)
-            draws = [self._run("score", outputs, images=some, epsilon=noise[:, k]) for k in range(samples)]
+            draws = [self.run("score", outputs, images=some, epsilon=noise[:, k]) for k in range(samples)]
             parts.append(np.mean(draws, axis=0, dtype=np.float64))  # (2, b)
         return Scores(*np.concatenate(parts, axis=1))
 
-    def _run(self, role: str, outputs: list[str] | None, **inputs: Any) -> list[Any]:
-        """Run a graph, at most `batch` rows at a time."""
-        session = self._graph(role)
+    def outputs(self, graph: str) -> tuple[str, ...]:
+        """Return the names of what a graph puts out."""
+        return tuple(value.name for value in self._graph(graph).get_outputs())
+
+    def run(self, graph: str, outputs: list[str] | None, **inputs: Any) -> list[Any]:
+        """Run a graph as it is, with inputs and outputs by their names, at most `batch` rows at a time.
+
+        Without names of `outputs`, all of them. For what the other methods do not do, such as draws of your own.
+        """
+        session = self._graph(graph)
         count = len(next(iter(inputs.values())))
         if count <= self.batch:
             found: list[Any] = session.run(outputs, inputs)
@@ -191,11 +198,11 @@ class Client:
                 target[rows] = values
         return whole
 
-    def _graph(self, role: str) -> Any:
-        if role not in self._graphs:
-            why = ", which a model has that is a density" if role == "score" else ""
-            raise MissingInputError(f"{self.path}: wanted {role}.onnx{why}, found {', '.join(self._graphs)} only")
-        return self._graphs[role]
+    def _graph(self, name: str) -> Any:
+        if name not in self._graphs:
+            why = ", which a model has that is a density" if name == "score" else ""
+            raise MissingInputError(f"{self.path}: wanted {name}.onnx{why}, found {', '.join(self._graphs)} only")
+        return self._graphs[name]
 
     def _checked_images(self, what: str, images: Images) -> Images:
         found = np.asarray(images)
