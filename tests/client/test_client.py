@@ -65,6 +65,11 @@ def test_latents_may_be_lists_and_images_any_view(exported: Exported, client: Cl
     np.testing.assert_array_equal(client.encode(backwards)[0], client.encode(np.ascontiguousarray(backwards))[0])
 
 
+def test_latents_far_out_are_finite_all_the_same(client: Client) -> None:
+    latents = np.array([[3e38, -3e38], [1e30, 0]], np.float32)  # whose squares are not
+    assert np.isfinite(client.decode_mean(latents)).all()
+
+
 def test_the_client_knows_its_model(client: Client) -> None:
     assert (client.image_shape, client.latent_size) == ((4, 6, 3), LATENT)
     assert client.metadata["source"] == "noise"
