@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -42,11 +43,10 @@ def change_manifest(directory: Path, change: Callable[[dict], object]) -> None:
     path.write_text(json.dumps(manifest))
 
 
-def change_metadata(path: Path, old: str, new: str) -> None:
+def change_format(path: Path, number: str) -> None:
     graph = onnx.load(path)
     (entry,) = graph.metadata_props
-    assert old in entry.value
-    entry.value = entry.value.replace(old, new)
+    entry.value = re.sub(r'"format": \d', f'"format": {number}', entry.value)
     onnx.save(graph, path)
 
 
@@ -89,8 +89,9 @@ def test_a_missing_file_is_named(name: str, copy: Path) -> None:
     assert refusal(copy, MissingInputError) == f"{copy / name}: not found, but manifest.json lists it; {AGAIN}"
 
 
-def test_a_graph_beside_a_manifest_that_does_not_list_it_is_refused(copy: Path, tmp_path: Path) -> None:
-    shutil.copy(with_score(copy, tmp_path / "other") / "score.onnx", copy)
+def test_a_graph_beside_a_manifest_that_does_not_list_it_is_refused(copy: Path, code: Exported, tmp_path: Path) -> None:
+    shutil.copytree(code.directory, copy, dirs_exist_ok=True)
+    shutil.copy(with_score(code.directory, tmp_path / "other") / "score.onnx", copy)
     assert refusal(copy) == (
         f"{copy / 'score.onnx'}: manifest.json does not list it, so it is of another export; {AGAIN}"
     )
@@ -157,13 +158,13 @@ def test_another_format_is_refused(number: str, found: str, remedy: str, copy: P
     assert refusal(copy) == f"{copy / 'manifest.json'}: {wanted}"
     (copy / "manifest.json").unlink()
     for name in ("encoder.onnx", "decoder.onnx"):
-        change_metadata(copy / name, '"format": 2', f'"format": {number}')
+        change_format(copy / name, number)
     assert refusal(copy) == f"{copy / 'encoder.onnx'}: {wanted}"
 
 
 def test_the_manifest_is_part_of_the_metadata(copy: Path) -> None:
-    change_manifest(copy, lambda manifest: manifest.update(score_quantiles={"0.99": 130.5}))
-    assert Client(copy).metadata["score_quantiles"] == {"0.99": 130.5}
+    change_manifest(copy, lambda manifest: manifest.update(scores={"quantiles": {"99": 130.5}}))
+    assert Client(copy).metadata["scores"] == {"quantiles": {"99": 130.5}}
 
 
 # Without one
@@ -198,6 +199,7 @@ def test_a_single_graph_beside_its_manifest_is_checked(copy: Path) -> None:
 
 def test_graphs_of_two_exports_are_refused(copy: Path, code: Exported) -> None:
     (copy / "manifest.json").unlink()
+    (copy / "score.onnx").unlink(missing_ok=True)
     shutil.copy(code.directory / "decoder.onnx", copy)
     assert refusal(copy) == (
         f"{copy}: encoder.onnx and decoder.onnx come from different exports; run `dvc repro export`"

@@ -136,7 +136,7 @@ def test_a_package_that_lost_its_files_says_how_to_repair_it(
     monkeypatch.setitem(sys.modules, "onnxruntime", types.ModuleType("onnxruntime"))
     assert refusal(exported) == (
         "onnxruntime: wanted a whole package, found onnxruntime 1.32.0 and onnxruntime-gpu 1.31.1, and module "
-        f"'onnxruntime' has no attribute 'InferenceSession'; {REPAIR}onnxruntime`, or onnxruntime-gpu for CUDA"
+        f"'onnxruntime' has no attribute 'InferenceSession'; {REPAIR}onnxruntime` or `pip install onnxruntime-gpu`"
     )
 
 

@@ -51,20 +51,26 @@ def test_no_images_have_no_scores(exported: Exported, scored: Path) -> None:
     assert Client(scored).score(exported.images[:0], samples=2).negative_elbo.shape == (0,)
 
 
-def test_a_model_that_is_no_density_has_no_score(exported: Exported) -> None:
+def test_without_samples_the_score_is_at_the_posterior_mean(exported: Exported, scored: Path) -> None:
+    found = Client(scored, batch=7).score(exported.images, samples=0)
+    nll, kl = reference(exported.images, np.zeros((40, NOISE)))
+    np.testing.assert_allclose(found.negative_elbo, nll + kl, rtol=1e-6)
+
+
+def test_a_model_that_is_no_density_has_no_score(code: Exported) -> None:
     with pytest.raises(MissingInputError) as error:
-        Client(exported.directory).score(exported.images)
+        Client(code.directory).score(code.images)
     assert str(error.value) == (
-        f"{exported.directory}: wanted score.onnx, which a model has that is a density, found encoder, decoder only"
+        f"{code.directory}: wanted score.onnx, which a model has that is a density, found encoder, decoder only"
     )
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"samples": 0}, "score: wanted 1 or more samples, found 0"),
-        ({"samples": 1.5}, "score: wanted 1 or more samples, found 1.5"),
-        ({"samples": True}, "score: wanted 1 or more samples, found True"),
+        ({"samples": -1}, "score: wanted 0 or more samples, found -1"),
+        ({"samples": 1.5}, "score: wanted 0 or more samples, found 1.5"),
+        ({"samples": True}, "score: wanted 0 or more samples, found True"),
         ({"seed": -1}, "score: wanted a seed of 0 or more, found -1"),
         ({"seed": "x"}, "score: wanted a seed of 0 or more, found 'x'"),
     ],

@@ -1,6 +1,7 @@
 """`reparam model`, as a shell uses it."""
 
 import csv
+import json
 import os
 import shutil
 import sys
@@ -269,10 +270,8 @@ def test_parquet_without_its_library_says_what_to_install(images: np.ndarray, mo
     )
 
 
-def test_a_model_without_a_density_is_refused_before_anything_is_printed(
-    exported: Exported, images: np.ndarray, capsys: pytest.CaptureFixture[str]
-) -> None:
-    result = CliRunner().invoke(commands.app, ["score", "images.npy", "--model", str(exported.directory)])
+def test_a_model_without_a_density_is_refused_before_anything_is_printed(code: Exported, images: np.ndarray) -> None:
+    result = CliRunner().invoke(commands.app, ["score", "images.npy", "--model", str(code.directory)])
     assert (result.stdout, type(result.exception).__name__) == ("", "MissingInputError")
 
 
@@ -298,6 +297,20 @@ def test_info_says_what_a_model_is(model: Client) -> None:
     assert lines[5] == "runs on     CPUExecutionProvider, 3 images at once"
 
 
+def test_info_says_what_scores_are_usual_and_warns_of_two_packages(
+    model: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reparam.shell.work.installed_twice", lambda: True)
+    path = Path("models/onnx/manifest.json")
+    manifest = json.loads(path.read_text()) | {"scores": {"quantiles": {"50": 98.1, "99": 130.5}}}
+    path.write_text(json.dumps(manifest))
+    assert run("info").splitlines()[-2:] == [
+        "scores      of the test split with --samples 0, quantiles: 50%: 98.1, 99%: 130.5",
+        "warning     two packages of onnxruntime in one folder; run `pip uninstall --yes onnxruntime onnxruntime-gpu`, "
+        "then `pip install onnxruntime` or `pip install onnxruntime-gpu`",
+    ]
+
+
 def test_bench_has_a_line_for_each_call_and_batch(model: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("reparam.shell.bench.SECONDS", 0)
     head, *lines = (line.split() for line in run("bench").splitlines())
@@ -310,7 +323,7 @@ def test_bench_has_a_line_for_each_call_and_batch(model: Client, monkeypatch: py
 
 def test_verify_compares_checksums_and_right_answers(model: Client) -> None:
     lines = run("verify").splitlines()
-    assert lines[0] == "4 files: as in manifest.json"
+    assert lines[0] == f"{len(model.metadata['files'])} files: as in manifest.json"
     assert [line.split(":")[0] for line in lines[1:5]] == [
         "encoder, mean",
         "encoder, log_variance",

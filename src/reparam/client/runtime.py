@@ -78,9 +78,10 @@ def _packages() -> list[str]:
     return found
 
 
-def repair(package: str) -> str:
-    """Say how to leave one package of onnxruntime whole."""
-    return f"run `pip uninstall --yes {' '.join(PACKAGES)}`, then `pip install {package}`"
+def repair(*packages: str) -> str:
+    """Say how to leave one package of onnxruntime whole: one of these."""
+    installs = " or ".join(f"`pip install {package}`" for package in packages)
+    return f"run `pip uninstall --yes {' '.join(PACKAGES)}`, then {installs}"
 
 
 def _load() -> Any:
@@ -92,7 +93,7 @@ def _load() -> Any:
     except (ImportError, AttributeError) as error:
         raise UserError(
             f"onnxruntime: wanted a whole package, found {' and '.join(_packages()) or 'none'}, and {error}; "
-            f"{repair('onnxruntime')}, or onnxruntime-gpu for CUDA"
+            f"{repair(*PACKAGES)}"
         ) from error
     return onnxruntime
 

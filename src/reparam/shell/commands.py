@@ -104,7 +104,7 @@ def score(
     inputs: Inputs,
     model: Model = HERE,
     output: Table = None,
-    samples: Annotated[int, typer.Option(min=1, help="Posterior samples of each image.")] = 1,
+    samples: Annotated[int, typer.Option(min=0, help="Posterior samples of each image; 0: at the posterior mean.")] = 1,
     resize: Resize = False,
     shard: Shard = "1/1",
 ) -> None:

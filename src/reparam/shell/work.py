@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from reparam.client import Client
-from reparam.client.runtime import installed_twice, repair
+from reparam.client.runtime import PACKAGES, installed_twice, repair
 from reparam.errors import UserError
 from reparam.progress import counting
 from reparam.shell import outputs
@@ -30,11 +30,11 @@ def info(client: Client) -> list[str]:
         f"graphs      {', '.join(sizes)}",
         f"runs on     {client.provider}, {client.batch} images at once",
     ]
-    quantiles = facts.get("score_quantiles") or {}
-    lines += (
-        [f"scores      {', '.join(f'{share}: {value}' for share, value in quantiles.items())}"] if quantiles else []
-    )
-    lines += [f"warning     two packages of onnxruntime; {repair('one of them')}"] if installed_twice() else []
+    if scores := facts.get("scores"):
+        usual = ", ".join(f"{percent}%: {value}" for percent, value in scores["quantiles"].items())
+        lines.append(f"scores      of the test split with --samples 0, quantiles: {usual}")
+    if installed_twice():
+        lines.append(f"warning     two packages of onnxruntime in one folder; {repair(*PACKAGES)}")
     return lines
 
 
