@@ -22,6 +22,7 @@ bench: install  ## side-by-side measurements, into benchmarks/RESULTS.md
 	python benchmarks/streaming.py
 	python benchmarks/nll.py
 	python benchmarks/loop.py
+	python benchmarks/apps.py
 
 docs: install  ## comments of params.yaml, docs/reference/, and the site: docs/_build/index.html
 	python docs/generate.py
@@ -34,8 +35,14 @@ lint: install
 
 install: $(INSTALLED)
 
+# Where there may be a GPU of NVIDIA, onnxruntime-gpu takes the place of onnxruntime: both put their files into one folder,
+# so the second to come overwrites the first, and the first to leave breaks the second.
 # The stamp holds what was installed, so another clone or a changed pin that shares the environment installs again.
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+ifneq ($(shell uname), Darwin)
+	python -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu
+	python -m pip install --quiet --constraint constraints.txt onnxruntime-gpu
+endif
 	touch $@

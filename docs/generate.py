@@ -1,6 +1,7 @@
 """Write what is generated from the source: the comments of the params files, and the pages of reference."""
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -32,17 +33,26 @@ def commands() -> str:
     """Return the page of commands: what each does, and its arguments and options."""
     group = typer.main.get_command(app)
     assert isinstance(group, typer.core.TyperGroup)
-    context, panel, page = typer.Context(group, info_name="reparam"), "", [COMMANDS]
+    panel, page = "", [COMMANDS]
     for name, command in group.commands.items():
         if command.rich_help_panel != panel:
             panel = command.rich_help_panel
             page.append(f"## {panel}\n")
-        page.append(f"### `reparam {name}`\n\n{command.help}\n")
-        records = [param.get_help_record(context) for param in command.params]
-        if records:
-            rows = "".join(f"| `{_cell(what)}` | {_cell(text)} |\n" for what, text in filter(None, records))
-            page.append(f"| argument or option | meaning |\n|---|---|\n{rows}")
+        page += _command(f"reparam {name}", command, "###")
     return "\n".join(page)
+
+
+def _command(name: str, command: Any, heading: str) -> list[str]:
+    """Return the lines of a command, and of those below it."""
+    lines = [f"{heading} `{name}`\n\n{command.help}\n"]
+    context = typer.Context(command, info_name=name)
+    records = [record for param in command.params if (record := param.get_help_record(context))]
+    if records:
+        rows = "".join(f"| `{_cell(what)}` | {_cell(text)} |\n" for what, text in records)
+        lines.append(f"| argument or option | meaning |\n|---|---|\n{rows}")
+    for below, its in getattr(command, "commands", {}).items():
+        lines += _command(f"{name} {below}", its, f"{heading}#")
+    return lines
 
 
 def _cell(text: str) -> str:

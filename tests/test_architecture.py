@@ -33,7 +33,7 @@ LAYERS = (
     ("data", "models", "track", "client"),
     ("objectives", "figures", "logged"),
     ("download", "preprocess", "train", "evaluate", "export", "report"),
-    ("compare", "gradients", "recipes", "summary"),
+    ("compare", "gradients", "recipes", "shell", "summary"),
     ("experiments", "project", "promote"),
     ("doctor",),
     ("tools",),
@@ -136,7 +136,7 @@ def python(code: str) -> str:
 def test_the_light_modules_load_neither_torch_nor_mlflow(name: str) -> None:
     loaded = json.loads(python(f"import json, sys, reparam.{name}; print(json.dumps(sorted(sys.modules)))"))
     assert f"reparam.{name}" in loaded
-    assert {"torch", "mlflow", *(["numpy"] if name != "client" else [])} & set(loaded) == set()
+    assert {"torch", "mlflow", "onnxruntime", *(["numpy"] if name != "client" else [])} & set(loaded) == set()
 
 
 # Libraries that take a tenth of a second or more to import, and who cannot do without them on the default data.

@@ -192,6 +192,22 @@ def test_a_mistake_shows_no_traceback_in_a_real_process(project: Paths) -> None:
     assert result.stderr == f"error: {project.params}: wanted sections of parameters, found None\n"
 
 
+def test_a_command_whose_libraries_are_not_installed_says_what_to_install(
+    project: Paths, reparam: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "reparam.locks")
+    monkeypatch.setitem(sys.modules, "filelock", None)  # as if it were not there
+    assert reparam("train") == (1, "error: train: needs filelock; run `pip install 'reparam[pipeline]'`\n")
+
+
+def test_a_module_of_ours_that_is_missing_is_a_bug(
+    project: Paths, reparam: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "reparam.download", None)
+    with pytest.raises(ModuleNotFoundError, match="reparam"):
+        reparam("download")
+
+
 def test_a_bug_of_ours_keeps_its_traceback(project: Paths, reparam: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*given: Any) -> None:
         raise ZeroDivisionError("a bug")

@@ -83,8 +83,24 @@ def test_the_development_container_is_that_container() -> None:
     assert settings["postCreateCommand"].removeprefix("make ") in TARGETS
 
 
-def test_the_extra_for_documents_is_part_of_that_for_developers_and_pinned() -> None:
+def test_the_extras_are_part_of_that_for_developers_and_pinned() -> None:
     extras = PROJECT["optional-dependencies"]
-    assert "reparam[docs]" in extras["dev"]
+    assert "reparam[docs,pipeline]" in extras["dev"]
     pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
-    assert {re.split(r"[><=]", name)[0] for name in extras["docs"]} <= pinned
+    listed = [*PROJECT["dependencies"], *extras["docs"], *extras["pipeline"]]
+    assert {re.split(r"[><=]", name)[0] for name in listed} <= pinned
+
+
+def test_one_package_of_onnxruntime_is_left_after_an_installation() -> None:
+    # Both put their files into one folder, so an environment must not have both.
+    listed = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    assert [name for names in listed for name in names if name.startswith("onnxruntime")] == ["onnxruntime>=1.23,<2"]
+    steps = [line.strip() for line in (ROOT / "Makefile").read_text().splitlines() if "pip" in line]
+    assert steps[-3:] == [
+        'python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"',
+        "python -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu",
+        "python -m pip install --quiet --constraint constraints.txt onnxruntime-gpu",
+    ]
+    pins = re.findall(r"^onnxruntime(?:-gpu)?==(.*)$", (ROOT / "constraints.txt").read_text(), re.M)
+    assert len(pins) == 2
+    assert len(set(pins)) == 1

@@ -15,8 +15,8 @@ import typer
 
 from reparam import tools
 from reparam.errors import UserError
-from reparam.locks import held
 from reparam.redact import redacted_output
+from reparam.shell import commands as model
 from reparam.threads import OthersCompute, choose_wait_policy, start_again
 from reparam.tools import Device, DeviceOption
 
@@ -33,6 +33,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.add_typer(model.app, name="model", rich_help_panel="The exported model")
 
 
 def _print_version(is_wanted: bool) -> None:
@@ -159,6 +160,12 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "reparam"):
+            raise  # a bug of ours
+        print(f"error: {sys.argv[1]}: needs {package}; run `pip install 'reparam[pipeline]'`", file=sys.stderr)
+        sys.exit(1)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -189,6 +196,7 @@ def _stage(name: str) -> "Iterator[tuple[Config, Paths, Tracker]]":
     What tracks is started first, because it loads MLflow while the stage loads torch.
     """
     from reparam import project, track
+    from reparam.locks import held
 
     config, paths = tools.inputs()
     project.check(paths, name)

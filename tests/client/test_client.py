@@ -1,19 +1,17 @@
 import os
-import shutil
 import subprocess
 import venv
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from exported_model import LATENT, Exported, torch_images
 
 import reparam
 from reparam.client.client import Client
-from reparam.errors import DamagedInputError, MissingInputError, UserError
+from reparam.errors import UserError
 
 pytest_plugins = ["fixtures_export"]
 
@@ -65,6 +63,11 @@ def test_latents_may_be_lists_and_images_any_view(exported: Exported, client: Cl
     )
     backwards = exported.images[:4][::-1]
     np.testing.assert_array_equal(client.encode(backwards)[0], client.encode(np.ascontiguousarray(backwards))[0])
+
+
+def test_latents_far_out_are_finite_all_the_same(client: Client) -> None:
+    latents = np.array([[3e38, -3e38], [1e30, 0]], np.float32)  # whose squares are not
+    assert np.isfinite(client.decode_mean(latents)).all()
 
 
 def test_the_client_knows_its_model(client: Client) -> None:
@@ -140,7 +143,108 @@ def test_an_interpolation_runs_from_one_reconstruction_to_the_other(exported: Ex
     np.testing.assert_array_equal(found[1], client.decode([0.75 * start + 0.25 * end])[0])
 
 
+@pytest.mark.parametrize("temperature", [0, 0.5])
+def test_a_temperature_scales_the_draws(temperature: float, client: Client) -> None:
+    draws = np.random.default_rng(5).standard_normal((6, LATENT))
+    np.testing.assert_array_equal(client.sample(6, seed=5, temperature=temperature), client.decode(draws * temperature))
+
+
+# Many images
+
+
+@pytest.mark.parametrize("batch", [1, 7, 39, 40])
+def test_many_images_are_computed_some_at_a_time(batch: int, exported: Exported, client: Client) -> None:
+    some = Client(exported.directory, batch=batch)
+    for found, wanted in zip(some.encode(exported.images), client.encode(exported.images), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
+    latents = some_latents(40)
+    np.testing.assert_allclose(some.decode_mean(latents), client.decode_mean(latents), rtol=1e-6, atol=1e-6)
+    assert some.batch == batch
+
+
+def test_as_many_images_are_computed_at_once_as_stay_in_the_caches(client: Client) -> None:
+    assert client.batch == 2**18 // (4 * 6 * 3)
+
+
+def test_embed_yields_the_codes_of_any_number_of_images(exported: Exported) -> None:
+    client = Client(exported.directory, batch=16)
+    read = 0
+
+    def images() -> Iterator[np.ndarray]:
+        nonlocal read
+        for image in exported.images:
+            read += 1
+            yield image
+
+    found = client.embed(images())
+    first = next(found)
+    assert (first.shape, read) == ((16, LATENT), 16)  # no more are read than are needed
+    rest = list(found)
+    assert [len(codes) for codes in rest] == [16, 8]
+    np.testing.assert_allclose(np.concatenate([first, *rest]), client.encode(exported.images)[0], rtol=1e-6, atol=1e-6)
+    assert list(client.embed([])) == []
+
+
+@pytest.mark.parametrize(
+    ("image", "found"),
+    [
+        (np.zeros((4, 5, 3), np.uint8), "uint8 (1, 4, 5, 3)"),
+        (np.zeros((4, 6, 3), np.float64), "float64 (1, 4, 6, 3)"),
+        (np.zeros((1, 4, 6, 3), np.uint8), "uint8 (1, 1, 4, 6, 3)"),
+    ],
+    ids=["size", "floats", "a batch"],
+)
+def test_embed_refuses_one_bad_image_among_good_ones(image: np.ndarray, found: str, client: Client) -> None:
+    with pytest.raises(UserError) as error:
+        list(client.embed([np.zeros((4, 6, 3), np.uint8), image]))
+    assert str(error.value) == f"embed: wanted uint8 images of shape (B, 4, 6, 3), found {found}"
+
+
 # What the user can mend
+
+
+@pytest.mark.parametrize(
+    ("latents", "message"),
+    [
+        ([[0, 1], [np.nan, 1]], "wanted finite latents, found nan in row 1, column 0"),
+        ([[0, -np.inf]], "wanted finite latents, found -inf in row 0, column 1"),
+        ([[0, 1e39]], "wanted finite latents, found inf in row 0, column 1"),
+        ([["0", "1"]], "wanted latents that are numbers, found <U1"),
+        ([[True, False]], "wanted latents that are numbers, found bool"),
+        ([[0, 1j]], "wanted latents that are numbers, found complex128"),
+        ([[0, None]], "wanted latents that are numbers, found object"),
+        ([[0, 1], [0]], "wanted latents of shape (B, 2), found no array"),
+    ],
+    ids=str,
+)
+def test_latents_that_are_not_finite_numbers_are_refused(latents: list, message: str, client: Client) -> None:
+    with pytest.raises(UserError) as error:
+        client.decode(latents)
+    assert str(error.value) == f"decode: {message}"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n": -1}, "wanted 0 or more images, found -1"),
+        ({"n": 1.5}, "wanted 0 or more images, found 1.5"),
+        ({"seed": -1}, "wanted a seed of 0 or more, found -1"),
+        ({"temperature": -1}, "wanted a temperature of 0 or more, found -1"),
+        ({"temperature": np.nan}, "wanted a temperature of 0 or more, found nan"),
+        ({"label": 3}, "wanted no label, because the model was trained without, found 3"),
+    ],
+    ids=str,
+)
+def test_samples_that_make_no_sense_are_refused(options: dict, message: str, client: Client) -> None:
+    with pytest.raises(UserError) as error:
+        client.sample(**{"n": 1, "seed": 0, **options})
+    assert str(error.value) == f"sample: {message}"
+
+
+def test_an_interpolation_without_steps_is_refused(exported: Exported, client: Client) -> None:
+    with pytest.raises(UserError) as error:
+        client.interpolate(*exported.images[:2], steps=0)
+    assert str(error.value) == "interpolate: wanted 1 or more steps, found 0"
 
 
 @pytest.mark.parametrize(
@@ -171,52 +275,6 @@ def test_an_interpolation_between_images_of_two_sizes_is_refused(exported: Expor
     with pytest.raises(UserError) as error:
         client.interpolate(exported.images[0], exported.images[0, :2], steps=3)
     assert str(error.value) == "encode: wanted uint8 images of shape (B, 4, 6, 3), found uint8 (1, 2, 6, 3)"
-
-
-@pytest.mark.parametrize("name", ["encoder.onnx", "decoder.onnx"])
-def test_a_missing_file_names_the_stage_that_writes_it(name: str, exported: Exported, tmp_path: Path) -> None:
-    shutil.copytree(exported.directory, tmp_path, dirs_exist_ok=True)
-    (tmp_path / name).unlink()
-    with pytest.raises(MissingInputError) as error:
-        Client(tmp_path)
-    assert str(error.value) == f"{tmp_path / name}: not found; `dvc repro export` writes it"
-
-
-@pytest.mark.parametrize("name", ["encoder.onnx", "decoder.onnx"])
-@pytest.mark.parametrize(
-    "damage",
-    [lambda content: content[: len(content) // 2], lambda _: b"", lambda _: b"not a graph"],
-    ids=["truncated", "empty", "something else"],
-)
-def test_a_damaged_file_is_refused(
-    name: str, damage: Callable[[bytes], bytes], exported: Exported, tmp_path: Path
-) -> None:
-    shutil.copytree(exported.directory, tmp_path, dirs_exist_ok=True)
-    (tmp_path / name).write_bytes(damage((tmp_path / name).read_bytes()))
-    with pytest.raises(DamagedInputError) as error:
-        Client(tmp_path)
-    assert str(error.value).startswith(f"{tmp_path / name}: onnxruntime cannot open it: ")
-
-
-def test_a_model_of_another_format_is_refused(exported: Exported, tmp_path: Path) -> None:
-    for name in ("encoder.onnx", "decoder.onnx"):
-        graph = onnx.load(exported.directory / name)
-        entry = graph.metadata_props[0]
-        entry.value = entry.value.replace('"format": 2', '"format": 1')
-        onnx.save(graph, tmp_path / name)
-    with pytest.raises(DamagedInputError, match=r"wanted a model of format 2, found one of format 1; run `dvc repro"):
-        Client(tmp_path)
-
-
-def test_a_graph_of_someone_else_is_refused(exported: Exported, tmp_path: Path) -> None:
-    shutil.copytree(exported.directory, tmp_path, dirs_exist_ok=True)
-    path = tmp_path / "decoder.onnx"
-    model = onnx.load(path)
-    del model.metadata_props[:]
-    onnx.save(model, path)
-    with pytest.raises(DamagedInputError) as error:
-        Client(tmp_path)
-    assert str(error.value) == f"{path}: not exported by reparam, its metadata are missing; run `dvc repro export`"
 
 
 # Without torch

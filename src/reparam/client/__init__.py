@@ -1,5 +1,6 @@
 """Run an exported model with numpy and onnxruntime alone: no torch, nothing else of ours."""
 
 from reparam.client.client import Client
+from reparam.client.scores import Scores
 
-__all__ = ["Client"]
+__all__ = ["Client", "Scores"]

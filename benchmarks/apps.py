@@ -1,0 +1,196 @@
+"""Speed of an exported model in an app: onnxruntime, torch and torch.compile on one thread, and what the client adds.
+
+    python benchmarks/apps.py [--rounds 200]
+
+All ways are in one process and take turns with every call, so that a noisy machine is noisy for all; a ratio is the
+median over the rounds of the ratios within each. Models are trained for one epoch, because speed is all that counts.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from results import table, write_section
+from ruamel.yaml import YAML
+
+from reparam.cards.model import ModelCard
+from reparam.client import Client
+from reparam.data.pixels import Pixels
+from reparam.export.onnx import DecoderGraph, EncoderGraph
+from reparam.models.storage import load_model
+from reparam.paths import Paths
+
+ROOT = Path(__file__).parent.parent
+NETWORKS = ("mlp", "conv")
+BATCHES = (1, 256)
+WARM = 5  # calls before the first that counts
+STARTS = 7  # of a process
+CALLS = 100  # on a schedule
+EVERY = 0.02  # seconds
+IMPORTS = "import numpy, onnxruntime"
+OPEN = "onnxruntime.InferenceSession('{0}/encoder.onnx'); onnxruntime.InferenceSession('{0}/decoder.onnx')"
+PROGRAMS = {
+    "Python alone": "pass",
+    "`import numpy, onnxruntime`": IMPORTS,
+    "the same, and both graphs opened": f"{IMPORTS}; {OPEN}",
+    "`import reparam.client`": "import reparam.client",
+    "`Client(path)`": "from reparam.client import Client; Client('{0}')",
+}
+
+Calls = dict[str, Callable[[], Any]]
+
+
+def main() -> None:
+    """Measure and write RESULTS.md."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=200)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        models = {network: _train(network, Path(scratch) / network) for network in NETWORKS}
+        rows = [row for network, paths in models.items() for row in _inference(network, paths, arguments.rounds)]
+        text = [
+            "One thread; milliseconds, and how many times as fast as torch. Medians over "
+            f"{arguments.rounds} rounds of one call each, the client and a bare session over 10 times as many.",
+            table(["graph, images", "torch", "torch.compile", "onnxruntime", "client over onnxruntime"], rows),
+            f"Medians of {STARTS} processes, in turns:",
+            table(["start of a process", "ms"], _starts(models["mlp"].onnx)),
+            f"CPU time of this process for a call of 8 images every {1000 * EVERY:.0f} ms, the MLP:",
+            table(["session", "ms CPU", "ms waited"], _spinning(models["mlp"].onnx)),
+        ]
+    write_section("A model in an app", "\n\n".join(text))
+
+
+def _train(network: str, root: Path) -> Paths:
+    """Run the stages up to the exported model in a folder of its own."""
+    root.mkdir()
+    yaml = YAML()
+    params = yaml.load(ROOT / "params.yaml")
+    params["model"]["network"] = network
+    params["train"]["epochs"] = 1
+    yaml.dump(params, root / "params.yaml")
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "MLFLOW_TRACKING_URI": "off"}
+    for stage in ("download", "preprocess", "train", "export"):
+        command = [sys.executable, "-m", "reparam", stage]
+        subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True)
+    return Paths(root, root)
+
+
+def _inference(network: str, paths: Paths, rounds: int) -> list[list[str]]:
+    model, card = load_model(paths.model, torch.device("cpu")), ModelCard.read(paths.model / "card.json", "train")
+    client = Client(paths.onnx, "cpu", threads=1)
+    rng, pixels, rows = np.random.default_rng(0), Pixels(card.data), []
+    for batch in BATCHES:
+        images = rng.integers(0, 256, (batch, *client.image_shape), dtype=np.uint8)
+        latents = rng.standard_normal((batch, client.latent_size), dtype=np.float32)
+        graphs = {
+            "encoder": (EncoderGraph(model, pixels, "keep"), client.encode, {"images": images}, None),
+            "decoder": (DecoderGraph(model, pixels), client.decode, {"latents": latents}, ["images"]),
+        }
+        for name, (graph, call, inputs, outputs) in graphs.items():
+            (values,) = inputs.values()
+            session = _session(paths.onnx / f"{name}.onnx", spin="0", threads=1)
+            calls = _calls(graph, values)
+            bare = {"onnxruntime": lambda session=session, outputs=outputs, inputs=inputs: session.run(outputs, inputs)}
+            both = bare | {"client": lambda call=call, values=values: call(values)}
+            rows.append([f"{network} {name}, {batch}", *_describe(_take_turns(calls | bare, rounds))])
+            # Without torch in between, and often enough to see a few microseconds.
+            pair = _take_turns(both, rounds * (10 if batch == 1 else 1))
+            rows[-1].append(f"{_ratio(pair['client'], pair['onnxruntime']) - 1:+.0%}")
+    return rows
+
+
+def _calls(graph: torch.nn.Module, values: np.ndarray) -> Calls:
+    """Return torch's two ways to compute what a graph does, arrays in and arrays out."""
+    compiled = torch.compile(graph)
+
+    def call(module: Callable[..., Any]) -> Callable[[], Any]:
+        def run() -> Any:
+            with torch.inference_mode():
+                return [output.numpy() for output in module(torch.from_numpy(values))]
+
+        return run
+
+    return {"torch": call(graph.eval()), "torch.compile": call(compiled)}
+
+
+def _take_turns(calls: Calls, rounds: int) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    ways = list(calls.items())
+    for number in range(rounds + WARM):
+        ways.reverse()  # because a call finds in the caches what the one before it left
+        for name, call in ways:
+            start = time.perf_counter()
+            call()
+            if number >= WARM:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def _describe(seconds: dict[str, list[float]]) -> list[str]:
+    first = [f"{1000 * statistics.median(seconds['torch']):.3f}"]
+    times = [
+        f"{1000 * statistics.median(seconds[name]):.3f} ({_ratio(seconds['torch'], seconds[name]):.1f} x)"
+        for name in ("torch.compile", "onnxruntime")
+    ]
+    return [*first, *times]
+
+
+def _ratio(above: list[float], below: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def _starts(onnx: Path) -> list[list[str]]:
+    seconds: dict[str, list[float]] = {name: [] for name in PROGRAMS}
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    for _ in range(STARTS):
+        for name, program in PROGRAMS.items():
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-c", program.format(onnx)], env=environment, check=True)
+            seconds[name].append(time.perf_counter() - start)
+    return [[name, f"{1000 * statistics.median(found):.0f}"] for name, found in seconds.items()]
+
+
+def _spinning(onnx: Path) -> list[list[str]]:
+    """Measure calls that come on a schedule, as in a service."""
+    sessions = {
+        "onnxruntime as it comes": _session(onnx / "encoder.onnx", spin="1", threads=0),
+        "no spinning, as in the client": _session(onnx / "encoder.onnx", spin="0", threads=0),
+        "no spinning, one thread": _session(onnx / "encoder.onnx", spin="0", threads=1),
+    }
+    shape = sessions["onnxruntime as it comes"].get_inputs()[0].shape[1:]
+    images = np.random.default_rng(0).integers(0, 256, (8, *shape), dtype=np.uint8)
+    rows = []
+    for name, session in sessions.items():
+        waited = []
+        session.run(None, {"images": images})
+        before = time.process_time()
+        for _ in range(CALLS):
+            start = time.perf_counter()
+            session.run(None, {"images": images})
+            waited.append(time.perf_counter() - start)
+            time.sleep(EVERY)
+        used = (time.process_time() - before) / CALLS
+        rows.append([name, f"{1000 * used:.2f}", f"{1000 * statistics.median(waited):.2f}"])
+    return rows
+
+
+def _session(path: Path, spin: str, threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", spin)
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+if __name__ == "__main__":
+    main()

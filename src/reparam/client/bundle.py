@@ -1,0 +1,129 @@
+"""The files of an exported model: read once, and checked against the manifest before anything runs."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reparam.errors import DamagedInputError, MissingInputError
+
+MANIFEST = "manifest.json"
+GRAPHS = ("encoder.onnx", "decoder.onnx", "score.onnx")
+FORMATS = (2, 3)
+EXPORT = "run `dvc repro export`, or copy the whole folder again"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A folder, and what its manifest says; without a manifest, nothing is known of the files."""
+
+    directory: Path
+    manifest: dict[str, Any] | None
+    names: tuple[str, ...]  # of the graphs
+
+    @classmethod
+    def open(cls, path: Path) -> "Bundle":
+        """Take a folder with all its graphs, or a single graph.
+
+        Raises: MissingInputError, DamagedInputError.
+        """
+        if not path.exists():
+            raise MissingInputError(f"{path}: not found; `dvc repro export` writes models/onnx")
+        directory = path if path.is_dir() else path.parent
+        manifest = _read_manifest(directory / MANIFEST)
+        present = tuple(name for name in GRAPHS if (directory / name).is_file()) if path.is_dir() else (path.name,)
+        if manifest is None or not path.is_dir():
+            names = present
+        else:
+            names = tuple(name for name in GRAPHS if name in manifest["files"])
+            if foreign := set(present) - set(names):
+                raise DamagedInputError(
+                    f"{directory / min(foreign)}: {MANIFEST} does not list it, so it is of another export; {EXPORT}"
+                )
+        if not names:
+            raise MissingInputError(f"{path}: wanted any of {', '.join(GRAPHS)}, found none; {EXPORT}")
+        return cls(directory, manifest, names)
+
+    @property
+    def files(self) -> dict[str, dict[str, Any]]:
+        """What the manifest says of each file, by its name."""
+        return self.manifest["files"] if self.manifest else {}
+
+    def read(self, name: str) -> bytes:
+        """Return the content of a file, which is what the manifest says where it lists the file.
+
+        Raises: MissingInputError, DamagedInputError.
+        """
+        path = self.directory / name
+        if not path.is_file():
+            raise MissingInputError(f"{path}: not found, but {MANIFEST} lists it; {EXPORT}")
+        content = path.read_bytes()
+        if name in self.files:
+            facts = self.files[name]
+            if len(content) != facts["bytes"]:
+                raise DamagedInputError(f"{path}: wanted {facts['bytes']} bytes, found {len(content)}; {EXPORT}")
+            if hashlib.sha256(content).hexdigest() != facts["sha256"]:
+                raise DamagedInputError(
+                    f"{path}: its SHA-256 is not that in {MANIFEST}: damaged, changed, or of another export; {EXPORT}"
+                )
+        return content
+
+    def facts(self, path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+        """Return what a graph says of itself, and the manifest of it.
+
+        Raises: DamagedInputError where they disagree, or do not say what the client must know.
+        """
+        try:
+            said = dict(json.loads(metadata["reparam"]))
+        except (KeyError, ValueError, TypeError):
+            raise DamagedInputError(
+                f"{path}: not exported by reparam, its metadata are missing; run `dvc repro export`"
+            ) from None
+        manifest = self.manifest or {}
+        for key in said:
+            if key in manifest and said[key] != manifest[key]:
+                raise DamagedInputError(
+                    f"{path}: its {key} is not that in {MANIFEST}, so they are of two exports; {EXPORT}"
+                )
+        return _check({**said, **manifest}, path)
+
+
+def _read_manifest(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        manifest = json.loads(path.read_bytes())
+    except ValueError:
+        manifest = None
+    if not isinstance(manifest, dict) or not _lists_files(_check(manifest, path)):
+        raise DamagedInputError(f"{path}: not the manifest of an export; {EXPORT}")
+    return manifest
+
+
+def _lists_files(manifest: dict[str, Any]) -> bool:
+    files = manifest.get("files")
+    return isinstance(files, dict) and all(
+        isinstance(facts, dict) and (type(facts.get("bytes")), type(facts.get("sha256"))) == (int, str)
+        for facts in files.values()
+    )
+
+
+def _check(facts: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return the facts, if they are of a format that this client knows and have what it needs."""
+    found = facts.get("format")
+    if found not in FORMATS:
+        newer = isinstance(found, int) and found > max(FORMATS)
+        remedy = "upgrade reparam" if newer else "run `dvc repro export`, or take the reparam that exported it"
+        raise DamagedInputError(
+            f"{path}: wanted a model of format {' or '.join(map(str, FORMATS))}, found one of format {found}; {remedy}"
+        )
+    try:
+        sizes = (*facts["image"]["shape"], facts["latent_size"])
+        makes_sense = len(sizes) == 4 and all(type(size) is int and size > 0 for size in sizes)
+        makes_sense = makes_sense and type(facts["has_prior"]) is bool
+    except (LookupError, TypeError):
+        makes_sense = False
+    if not makes_sense:
+        raise DamagedInputError(f"{path}: image.shape, latent_size or has_prior are missing or make no sense; {EXPORT}")
+    return facts

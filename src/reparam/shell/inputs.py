@@ -1,0 +1,174 @@
+"""Images by name: files, folders, globs and arrays, read when they are needed."""
+
+import bisect
+import glob
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from reparam.data.sources.folder import find_images
+from reparam.errors import DamagedInputError, UserError
+from reparam.preprocess.images import MODES, UnreadableImageError, decode, fit
+
+Images = npt.NDArray[np.uint8]  # (B, H, W, C)
+Shape = tuple[int, int, int]  # (H, W, C)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some images in the order of their collection."""
+
+    start: int  # how many images of the collection come before
+    names: list[str]
+    images: Images
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Image files, read by Pillow as `preprocess` reads them."""
+
+    paths: Sequence[Path]
+    shape: Shape
+    resize: bool
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, row: int) -> str:
+        return str(self.paths[row])
+
+    def read(self, row: int) -> Images:
+        """Raises: UserError where a file is no image, or of another size."""
+        height, width, channels = self.shape
+        try:
+            image = decode(self.paths[row], channels)
+        except UnreadableImageError as error:
+            raise DamagedInputError(str(error)) from None
+        if self.resize:
+            return fit(image, height).transpose(1, 2, 0)
+        if image.size != (width, height):
+            raise UserError(
+                f"{self.paths[row]}: wanted {width} x {height} pixels, found {image.width} x {image.height}; --resize "
+                "fits images as `reparam preprocess` does"
+            )
+        return np.asarray(image).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The images of an array that stays on the disk."""
+
+    path: Path
+    images: Images
+
+    @classmethod
+    def open(cls, path: Path, shape: Shape) -> "Rows":
+        """Raises: UserError where the array is not of images of this shape."""
+        array = open_array(path)
+        if shape[2] == 1 and array.ndim == 3:
+            array = array[..., None]
+        if array.dtype != np.uint8 or array.shape[1:] != shape:
+            raise UserError(
+                f"{path}: wanted uint8 images of shape (N, {', '.join(map(str, shape))}), found {array.dtype} "
+                f"{array.shape}"
+            )
+        return cls(path, array)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def name(self, row: int) -> str:
+        return f"{self.path}[{row}]"
+
+    def read(self, row: int) -> Images:
+        image: Images = self.images[row]
+        return image
+
+
+class Collection:
+    """All images that a command was given, in the order in which they were named."""
+
+    def __init__(self, parts: Sequence[ImageFiles | Rows]) -> None:
+        self._parts = parts
+        self._starts = list(itertools.accumulate(map(len, parts), initial=0))
+
+    @classmethod
+    def find(cls, inputs: Sequence[str], shape: Shape, *, resize: bool) -> "Collection":
+        """Find images by what a user typed.
+
+        Raises: UserError where there are none.
+        """
+        height, width, channels = shape
+        if resize and height != width:
+            raise UserError(f"--resize: wanted a model of square images, found {width} x {height}")
+        parts: list[ImageFiles | Rows] = []
+        for is_array, paths in itertools.groupby(
+            (path for text in inputs for path in _expand(text)), lambda path: path.suffix == ".npy"
+        ):
+            found = list(paths)
+            if not is_array and channels not in MODES:
+                raise UserError(f"{found[0]}: wanted a .npy file, because images of {channels} channels have no other")
+            parts += [Rows.open(path, shape) for path in found] if is_array else [ImageFiles(found, shape, resize)]
+        return cls(parts)
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def batches(self, span: range, size: int) -> Iterator[Batch]:
+        """Read the images of a span, `size` at a time."""
+        for start in range(span.start, span.stop, size):
+            found = [self._locate(number) for number in range(start, min(start + size, span.stop))]
+            names = [part.name(row) for part, row in found]
+            yield Batch(start, names, np.stack([part.read(row) for part, row in found]))
+
+    def _locate(self, number: int) -> tuple[ImageFiles | Rows, int]:
+        part = bisect.bisect_right(self._starts, number) - 1
+        return self._parts[part], number - self._starts[part]
+
+
+def open_array(path: Path) -> npt.NDArray[Any]:
+    """Map an array of numbers.
+
+    Raises: UserError where the file holds none.
+    """
+    try:
+        array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DamagedInputError(f"{path}: wanted an array as numpy.save writes it; {error}") from None
+    if not isinstance(array, np.ndarray) or not array.ndim:
+        raise DamagedInputError(f"{path}: wanted an array as numpy.save writes it, found several or a single number")
+    return array
+
+
+def span_of(shard: str, count: int, size: int) -> range:
+    """Return the part `i/n` of `count` things: whole batches, so that all parts together are what one run computes.
+
+    Raises: UserError.
+    """
+    first, slash, last = shard.partition("/")
+    if not (slash and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise UserError(f"--shard: wanted i/n, the first of them 1/n, found {shard!r}")
+    batches = -(-count // size)
+    start, stop = (min(count, batches * part // int(last) * size) for part in (int(first) - 1, int(first)))
+    return range(start, stop)
+
+
+def _expand(text: str) -> list[Path]:
+    """Return the files that an argument means: itself, those below a folder, or those that a pattern fits."""
+    path = Path(text)
+    if path.is_dir():
+        found = [path / name for name in find_images(path)]
+        if not found:
+            raise UserError(f"{text}: found no images in this folder")
+        return found
+    if path.exists():
+        return [path]
+    matches = sorted(glob.glob(text, recursive=True))  # noqa: PTH207  # Path.glob takes no absolute pattern
+    if not matches:
+        raise UserError(f"{text}: found no file, folder, or files that this pattern fits")
+    return [file for match in matches for file in _expand(match)]

@@ -1,0 +1,60 @@
+"""Proof that a model is the one that was exported, and that this machine computes what torch computed."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from reparam.client import Client
+from reparam.client.bundle import MANIFEST, Bundle
+from reparam.errors import DamagedInputError, ParityError, UserError
+
+GOLDEN = "golden.npz"
+TOLERANCE = 1e-5  # times the largest absolute value where that exceeds 1: what `reparam export` holds the graphs to
+GREY_LEVELS = 1
+INPUTS = {"encoder": ("images",), "decoder": ("latents",), "score": ("images", "epsilon")}
+# How golden.npz names an output, where it is not by the output's own name.
+NAMES = {"decoder": {"images": "decoded_images", "mean": "decoded_mean"}}
+
+
+def verify(path: Path) -> Iterator[str]:
+    """Compare all files with the manifest, and answers with those in golden.npz; say what was found.
+
+    Raises: UserError where anything differs.
+    """
+    bundle = Bundle.open(path)
+    if bundle.manifest is None:
+        raise UserError(f"{path}: wanted a folder with {MANIFEST}, which has the checksums, found none")
+    for name in bundle.files:
+        bundle.read(name)
+    yield f"{len(bundle.files)} files: as in {MANIFEST}"
+    if GOLDEN not in bundle.files:
+        raise UserError(f"{path}: wanted right answers in {GOLDEN}, found none; run `dvc repro export`")
+    with np.load(io.BytesIO(bundle.read(GOLDEN)), allow_pickle=False) as file:
+        golden = dict(file)
+    client = Client(path, device="cpu")  # the tolerance is that of CPUs
+    for role in client.graphs:
+        yield from _compare(client, role, golden)
+
+
+def _compare(client: Client, role: str, golden: dict[str, npt.NDArray[np.generic]]) -> Iterator[str]:
+    outputs = {output: NAMES.get(role, {}).get(output, output) for output in client.outputs(role)}
+    if missing := [name for name in (*INPUTS[role], *outputs.values()) if name not in golden]:
+        yield f"{role}: not checked, {GOLDEN} has no {', '.join(missing)}"
+        return
+    found = client.run(role, list(outputs), **{name: golden[name] for name in INPUTS[role]})
+    for (output, name), values in zip(outputs.items(), found, strict=True):
+        wanted = golden[name]
+        if values.shape != wanted.shape:
+            raise DamagedInputError(f"{client.path}: {role}, {output}: wanted {wanted.shape}, found {values.shape}")
+        error = float(np.abs(values.astype(np.float64) - wanted.astype(np.float64)).max(initial=0))
+        is_grey = wanted.dtype == np.uint8
+        allowed = GREY_LEVELS if is_grey else TOLERANCE * max(1.0, float(np.abs(wanted).max(initial=0)))
+        if not error <= allowed:  # also catches NaN
+            raise ParityError(
+                f"{client.path}: {role}, {output}: wanted at most {allowed:.3g} from {GOLDEN}, found {error:.3g}; "
+                "another version of onnxruntime may compute it"
+            )
+        yield f"{role}, {output}: largest difference {error:.2g}{' grey levels' if is_grey else ''}"

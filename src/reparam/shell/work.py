@@ -1,0 +1,106 @@
+"""What the commands of `reparam model` do."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from reparam.client import Client
+from reparam.client.runtime import PACKAGES, installed_twice, repair
+from reparam.errors import UserError
+from reparam.progress import counting
+from reparam.shell import outputs
+from reparam.shell.inputs import Collection, open_array, span_of
+
+MB = 1e6
+
+
+def info(client: Client) -> list[str]:
+    """Say what a model is, and what computes it."""
+    facts = client.metadata
+    prior = "of the prior N(0, 1) each" if facts["has_prior"] else "of an autoencoder, which has no prior"
+    files = facts.get("files", {})
+    sizes = [f"{role} {files[name]['bytes'] / MB:.1f} MB" if (name := f"{role}.onnx") in files else role
+             for role in client.graphs]  # fmt: skip
+    lines = [
+        f"{client.path}: format {facts['format']}, {facts['kind']} of {facts['source']}",
+        f"images      {' x '.join(map(str, client.image_shape))} (height, width, channels), uint8",
+        f"latents     {client.latent_size}, {prior}",
+        f"likelihood  {facts['likelihood']}",
+        f"graphs      {', '.join(sizes)}",
+        f"runs on     {client.provider}, {client.batch} images at once",
+    ]
+    if scores := facts.get("scores"):
+        usual = ", ".join(f"{percent}%: {value}" for percent, value in scores["quantiles"].items())
+        lines.append(f"scores      of the test split with --samples 0, quantiles: {usual}")
+    if installed_twice():
+        lines.append(f"warning     two packages of onnxruntime in one folder; {repair(*PACKAGES)}")
+    return lines
+
+
+def encode(client: Client, images: Collection, output: Path | None, shard: str) -> None:
+    """Write the code of each image: its posterior mean, and in tables with names the log variance."""
+    span, size = span_of(shard, len(images), client.batch), client.latent_size
+    is_array = output is not None and output.suffix == ".npy"
+    names = ["mean"] if is_array else list(client.outputs("encoder"))
+    columns = [f"{name}_{number}" for name in names for number in range(size)]
+    with outputs.table(output, columns, len(span)) as write, counting("encode", len(span)) as advance:
+        for batch in images.batches(span, client.batch):
+            write(batch.names, np.concatenate(client.encode(batch.images)[: len(names)], axis=1))
+            advance(len(batch.names))
+
+
+def score(client: Client, images: Collection, output: Path | None, shard: str, samples: int) -> None:
+    """Write the negative ELBO of each image, and its parts."""
+    span = span_of(shard, len(images), client.batch)
+    columns = ["negative_elbo", "negative_log_likelihood", "kl"]
+    client.outputs("score")  # or a table without rows would be printed before it is found missing
+    with outputs.table(output, columns, len(span)) as write, counting("score", len(span)) as advance:
+        for batch in images.batches(span, client.batch):
+            # By its place in the collection, so that the draws are the same in any shard.
+            found = client.score(batch.images, samples, seed=(0, batch.start))
+            write(batch.names, np.stack([getattr(found, name) for name in columns], axis=1))
+            advance(len(batch.names))
+
+
+def reconstruct(client: Client, images: Collection, output: Path, shard: str) -> None:
+    """Write what the decoder makes of the codes; in a picture, beside the images themselves."""
+    span, is_picture = span_of(shard, len(images), client.batch), output.suffix == ".png"
+    count = 2 * len(span) if is_picture else len(span)
+    with (
+        outputs.pictures(output, client.image_shape, count, in_pairs=True) as write,
+        counting("reconstruct", len(span)) as advance,
+    ):
+        for batch in images.batches(span, client.batch):
+            found = client.reconstruct(batch.images)
+            both = np.stack([batch.images, found], axis=1).reshape(-1, *client.image_shape)  # side by side
+            write(both if is_picture else found)
+            advance(len(found))
+
+
+def decode(client: Client, path: Path, output: Path, shard: str) -> None:
+    """Write the images of codes in a file of `encode`, or of any other origin."""
+    latents = open_array(path)
+    span = span_of(shard, len(latents), client.batch)
+    with outputs.pictures(output, client.image_shape, len(span)) as write, counting("decode", len(span)) as advance:
+        for start in range(span.start, span.stop, client.batch):
+            found = client.decode(latents[start : min(start + client.batch, span.stop)])
+            write(found)
+            advance(len(found))
+
+
+def sample(client: Client, count: int, seed: int, temperature: float, output: Path) -> None:
+    """Write draws from the prior."""
+    with outputs.pictures(output, client.image_shape, count) as write:
+        write(client.sample(count, seed, temperature))
+
+
+def find_images(client: Client, inputs: Sequence[str], *, resize: bool) -> Collection:
+    """Find the images that a user named.
+
+    Raises: UserError where there are none, or where they do not fit the model.
+    """
+    images = Collection.find(inputs, client.image_shape, resize=resize)
+    if not len(images):
+        raise UserError(f"{', '.join(inputs)}: found no images")
+    return images

@@ -1,0 +1,84 @@
+"""How likely a model finds images, with a graph made by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from exported_model import Exported
+from score_graph import NOISE, reference, with_score
+
+from reparam.client import Client
+from reparam.errors import MissingInputError, UserError
+
+pytest_plugins = ["fixtures_export"]
+
+
+@pytest.fixture(scope="module")
+def scored(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported model that has `score.onnx`; not to be changed."""
+    return with_score(exported.directory, tmp_path_factory.mktemp("scored"))
+
+
+def test_a_score_is_the_average_over_draws_and_the_sum_of_its_parts(exported: Exported, scored: Path) -> None:
+    found = Client(scored).score(exported.images, samples=5, seed=7)
+    noise = np.random.default_rng(7).standard_normal((40, 5, NOISE), dtype=np.float32)
+    nll = np.mean([reference(exported.images, noise[:, k])[0] for k in range(5)], axis=0)
+    kl = reference(exported.images, noise[:, 0])[1]
+    assert found.kl.dtype == found.negative_log_likelihood.dtype == np.float64
+    np.testing.assert_allclose(found.negative_log_likelihood, nll, rtol=1e-5)
+    np.testing.assert_allclose(found.kl, kl, rtol=1e-6)
+    np.testing.assert_array_equal(found.negative_elbo, found.negative_log_likelihood + found.kl)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 39, 40, 1000])
+def test_scores_do_not_depend_on_how_many_images_are_computed_at_once(
+    batch: int, exported: Exported, scored: Path
+) -> None:
+    wanted = Client(scored).score(exported.images, samples=3)
+    found = Client(scored, batch=batch).score(exported.images, samples=3)
+    np.testing.assert_allclose(found.negative_elbo, wanted.negative_elbo, rtol=1e-6)
+
+
+def test_a_seed_gives_the_same_draws_again(exported: Exported, scored: Path) -> None:
+    client = Client(scored)
+    first, again, other, sequence = (client.score(exported.images, seed=seed) for seed in (1, 1, 2, (1, 2)))
+    np.testing.assert_array_equal(first.negative_elbo, again.negative_elbo)
+    assert not np.array_equal(first.negative_elbo, other.negative_elbo)
+    assert not np.array_equal(first.negative_elbo, sequence.negative_elbo)
+
+
+def test_no_images_have_no_scores(exported: Exported, scored: Path) -> None:
+    assert Client(scored).score(exported.images[:0], samples=2).negative_elbo.shape == (0,)
+
+
+def test_without_samples_the_score_is_at_the_posterior_mean(exported: Exported, scored: Path) -> None:
+    found = Client(scored, batch=7).score(exported.images, samples=0)
+    nll, kl = reference(exported.images, np.zeros((40, NOISE)))
+    np.testing.assert_allclose(found.negative_elbo, nll + kl, rtol=1e-6)
+
+
+def test_a_model_that_is_no_density_has_no_score(code: Exported) -> None:
+    with pytest.raises(MissingInputError) as error:
+        Client(code.directory).score(code.images)
+    assert str(error.value) == (
+        f"{code.directory}: wanted score.onnx, which a model has that is a density, found encoder, decoder only"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"samples": -1}, "score: wanted 0 or more samples, found -1"),
+        ({"samples": 1.5}, "score: wanted 0 or more samples, found 1.5"),
+        ({"samples": True}, "score: wanted 0 or more samples, found True"),
+        ({"seed": -1}, "score: wanted a seed of 0 or more, found -1"),
+        ({"seed": "x"}, "score: wanted a seed of 0 or more, found 'x'"),
+    ],
+    ids=str,
+)
+def test_samples_and_seeds_that_make_no_sense_are_refused(
+    options: dict, message: str, exported: Exported, scored: Path
+) -> None:
+    with pytest.raises(UserError) as error:
+        Client(scored).score(exported.images, **options)
+    assert str(error.value) == message

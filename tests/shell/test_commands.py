@@ -1,0 +1,363 @@
+"""`reparam model`, as a shell uses it."""
+
+import csv
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from exported_model import LATENT, Exported, prepare, run_stage
+from PIL import Image
+from pyarrow import parquet
+from score_graph import relist, with_score
+from typer.testing import CliRunner
+
+from reparam.client import Client
+from reparam.errors import UserError
+from reparam.shell import commands
+
+pytest_plugins = ["fixtures_export"]
+
+Run = Callable[..., str]
+CODES = [f"{name}_{number}" for name in ("mean", "log_variance") for number in range(LATENT)]
+
+
+@pytest.fixture
+def model(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Client:
+    """An exported model with `score.onnx` in models/onnx of the current directory; 3 images at once."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("reparam.client.client.NUMBERS", 3 * 4 * 6 * 3)
+    with_score(exported.directory, tmp_path / "models/onnx")
+    return Client("models/onnx")
+
+
+@pytest.fixture
+def images(exported: Exported, model: Client) -> np.ndarray:
+    """8 images, which are also in images.npy and in the folder `pictures`."""
+    found = exported.images[:8]
+    np.save("images.npy", found)
+    Path("pictures/more").mkdir(parents=True)
+    for number, image in enumerate(found):
+        Image.fromarray(image).save(f"pictures/{'more/' if number > 5 else ''}{number}.png")
+    return found
+
+
+def run(*arguments: Any) -> str:
+    """Run a command that goes well; return what it printed."""
+    result = CliRunner().invoke(commands.app, list(map(str, arguments)), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def refusal(*arguments: Any) -> str:
+    with pytest.raises(UserError) as error:
+        run(*arguments)
+    return str(error.value)
+
+
+def rows(text: str) -> tuple[list[str], list[str], np.ndarray]:
+    """The columns, names and numbers of a table."""
+    head, *lines = csv.reader(text.splitlines())
+    return head, [line[0] for line in lines], np.array([line[1:] for line in lines], np.float32)
+
+
+def pixels(path: str) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+# Outputs
+
+
+def test_encode_prints_a_table_of_names_means_and_log_variances(images: np.ndarray, model: Client) -> None:
+    head, names, values = rows(run("encode", "images.npy"))
+    assert (head, names) == (["image", *CODES], [f"images.npy[{number}]" for number in range(8)])
+    np.testing.assert_array_equal(values, np.concatenate(model.encode(images), axis=1))
+
+
+def test_encode_writes_the_same_to_every_kind_of_file(images: np.ndarray, model: Client) -> None:
+    for name in ("codes.csv", "codes.npy", "codes.parquet"):
+        assert run("encode", "images.npy", "--output", name) == ""
+    mean, log_variance = model.encode(images)
+    np.testing.assert_array_equal(np.load("codes.npy"), mean)
+    np.testing.assert_array_equal(rows(Path("codes.csv").read_text())[2], np.concatenate([mean, log_variance], axis=1))
+    found = parquet.read_table("codes.parquet")
+    assert found.column_names == ["image", *CODES]
+    assert found["image"].to_pylist() == [f"images.npy[{number}]" for number in range(8)]
+    np.testing.assert_array_equal(found["mean_1"].to_numpy(), mean[:, 1])
+
+
+def test_decode_makes_images_of_what_encode_wrote(images: np.ndarray, model: Client) -> None:
+    run("encode", "images.npy", "--output", "codes.npy")
+    run("decode", "codes.npy", "--output", "decoded.npy")
+    run("reconstruct", "images.npy", "--output", "reconstructed.npy")
+    np.testing.assert_array_equal(np.load("decoded.npy"), model.reconstruct(images))
+    np.testing.assert_array_equal(np.load("reconstructed.npy"), model.reconstruct(images))
+
+
+def test_sample_writes_what_the_client_samples(model: Client) -> None:
+    run("sample", "--output", "samples.npy", "--count", 5, "--seed", 3, "--temperature", 0.5)
+    np.testing.assert_array_equal(np.load("samples.npy"), model.sample(5, 3, 0.5))
+    run("sample", "--output", "none.npy", "--count", 0)
+    assert np.load("none.npy").shape == (0, 4, 6, 3)
+
+
+def test_a_picture_has_all_images_side_by_side(model: Client) -> None:
+    run("sample", "--output", "samples.png", "--count", 5)
+    sheet, samples = pixels("samples.png"), model.sample(5, 0)
+    assert sheet.shape == (2 * 4 + 2, 3 * 6 + 2 * 2, 3)
+    np.testing.assert_array_equal(sheet[:4, :6], samples[0])
+    np.testing.assert_array_equal(sheet[:4, 16:], samples[2])
+    np.testing.assert_array_equal(sheet[6:, 8:14], samples[4])
+    assert (sheet[4:6] == 255).all()
+    assert (sheet[6:, 16:] == 255).all()  # there is no sixth
+
+
+def test_a_picture_of_reconstructions_has_each_beside_its_image(images: np.ndarray, model: Client) -> None:
+    run("reconstruct", "pictures/0.png", "pictures/3.png", "pictures/4.png", "--output", "pairs.png")
+    sheet = pixels("pairs.png")
+    assert sheet.shape == (2 * 4 + 2, 4 * 6 + 3 * 2, 3)
+    np.testing.assert_array_equal(sheet[:4, 16:22], images[3])
+    np.testing.assert_array_equal(sheet[:4, 24:], model.reconstruct(images[3:4])[0])
+    np.testing.assert_array_equal(sheet[6:, 8:14], model.reconstruct(images[4:5])[0])
+
+
+def test_score_writes_the_negative_elbo_and_its_parts(images: np.ndarray, model: Client) -> None:
+    head, _, values = rows(run("score", "images.npy", "--samples", 2))
+    assert head == ["image", "negative_elbo", "negative_log_likelihood", "kl"]
+    batches = [model.score(images[start : start + 3], 2, seed=(0, start)) for start in (0, 3, 6)]
+    np.testing.assert_array_equal(values[:, 0], np.concatenate([each.negative_elbo for each in batches]).astype("f4"))
+    np.testing.assert_allclose(values[:, 0], values[:, 1] + values[:, 2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("command", ["encode", "score", "reconstruct"])
+def test_shards_in_order_are_what_one_run_computes(command: str, count: int, images: np.ndarray) -> None:
+    run(command, "images.npy", "--output", "whole.npy")
+    for number in range(1, count + 1):
+        run(command, "images.npy", "--output", f"{number}.npy", "--shard", f"{number}/{count}")
+    parts = np.concatenate([np.load(f"{number}.npy") for number in range(1, count + 1)])
+    np.testing.assert_array_equal(parts, np.load("whole.npy"))
+
+
+def test_codes_can_be_decoded_in_shards(images: np.ndarray, model: Client) -> None:
+    np.save("codes.npy", model.encode(images)[0])
+    for number in (1, 2):
+        run("decode", "codes.npy", "--output", f"{number}.npy", "--shard", f"{number}/2")
+    np.testing.assert_array_equal(np.concatenate([np.load("1.npy"), np.load("2.npy")]), model.reconstruct(images))
+
+
+# Inputs
+
+
+@pytest.mark.parametrize(
+    ("inputs", "numbers"),
+    [
+        (["pictures"], range(8)),
+        (["pictures/[0-3].png"], range(4)),
+        (["pictures/**/*.png"], range(8)),
+        (["pictures/more", "pictures/1.png"], [6, 7, 1]),
+        (["pictures/2.png", "images.npy", "pictures/0.png"], [2, *range(8), 0]),
+    ],
+    ids=["a folder", "a pattern", "a deep pattern", "a folder and a file", "files and an array"],
+)
+def test_images_are_found_by_file_folder_and_pattern(
+    inputs: list[str], numbers: list[int], images: np.ndarray, model: Client
+) -> None:
+    run("encode", *inputs, "--output", "codes.npy")
+    np.testing.assert_allclose(np.load("codes.npy"), model.encode(images)[0][numbers], rtol=1e-6, atol=1e-6)
+
+
+def test_images_of_another_size_are_refused_unless_they_shall_be_fitted(images: np.ndarray) -> None:
+    Image.new("RGB", (12, 8)).save("large.png")
+    assert refusal("encode", "pictures", "large.png") == (
+        "large.png: wanted 6 x 4 pixels, found 12 x 8; --resize fits images as `reparam preprocess` does"
+    )
+    assert refusal("encode", "large.png", "--resize") == "--resize: wanted a model of square images, found 6 x 4"
+
+
+def test_a_model_of_grey_squares_takes_colour_images_of_any_size(
+    grey: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (13, 9), "white").save("large.png")
+    np.save("white.npy", np.full((1, 4, 4), 255, np.uint8))  # without an axis of channels
+    for name in ("large.png", "white.npy"):
+        run("reconstruct", name, "--resize", "--model", grey.directory, "--output", f"{name}.npy")
+    np.testing.assert_array_equal(np.load("large.png.npy"), np.load("white.npy.npy"))
+    run("sample", "--model", grey.directory, "--output", "grey.png", "--count", 1)
+    assert pixels("grey.png").shape == (4, 4)
+
+
+@pytest.fixture(scope="module")
+def grey(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A model of 4 x 4 grey images."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("exported_model.SHAPE", (1, 4, 4))
+        found = prepare(tmp_path_factory.mktemp("grey"))
+    run_stage(found.paths)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (["gone.png"], "gone.png: found no file, folder, or files that this pattern fits"),
+        (["gone/*.png"], "gone/*.png: found no file, folder, or files that this pattern fits"),
+        (["empty"], "empty: found no images in this folder"),
+        (["none.npy"], "none.npy: found no images"),
+        (["text.png"], "text.png: not a whole image of any of the formats BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP"),
+        (["floats.npy"], "floats.npy: wanted uint8 images of shape (N, 4, 6, 3), found float64 (2, 4, 6, 3)"),
+        (["small.npy"], "small.npy: wanted uint8 images of shape (N, 4, 6, 3), found uint8 (2, 4, 6)"),
+        (["number.npy"], "number.npy: wanted an array as numpy.save writes it, found several or a single number"),
+    ],
+)
+def test_inputs_that_are_no_images_are_refused(inputs: list[str], message: str, model: Client) -> None:
+    Path("empty").mkdir()
+    Path("text.png").write_text("text")
+    np.save("none.npy", np.zeros((0, 4, 6, 3), np.uint8))
+    np.save("floats.npy", np.zeros((2, 4, 6, 3)))
+    np.save("small.npy", np.zeros((2, 4, 6), np.uint8))
+    np.save("number.npy", np.uint8(3))
+    assert refusal("encode", *inputs) == message
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x93NUMPY"], ids=repr)
+def test_what_is_no_array_is_refused(content: bytes, model: Client) -> None:
+    Path("bad.npy").write_bytes(content)
+    assert refusal("decode", "bad.npy", "--output", "x.npy").startswith("bad.npy: wanted an array as numpy.save writes")
+    assert not Path("x.npy").exists()
+
+
+# What cannot be done
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2", ""])
+def test_shards_that_make_no_sense_are_refused(shard: str, images: np.ndarray) -> None:
+    assert refusal("encode", "images.npy", "--shard", shard) == (
+        f"--shard: wanted i/n, the first of them 1/n, found {shard!r}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "output", "message"),
+    [
+        ("encode", "x.json", "x.json: wanted a name that ends in .csv, .npy, .parquet"),
+        ("reconstruct", "x.jpg", "x.jpg: wanted a name that ends in .npy, .png"),
+    ],
+)
+def test_outputs_of_another_kind_are_refused(command: str, output: str, message: str, images: np.ndarray) -> None:
+    assert refusal(command, "images.npy", "--output", output) == message
+    assert not Path(output).exists()
+
+
+@pytest.mark.parametrize("count", [0, 4097])
+def test_a_picture_of_too_many_images_is_refused(count: int, model: Client) -> None:
+    assert refusal("sample", "--count", count, "--output", "x.png") == (
+        f"x.png: wanted 1 to 4096 images, found {count}; .npy takes any number"
+    )
+
+
+def test_parquet_without_its_library_says_what_to_install(images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert refusal("encode", "images.npy", "--output", "x.parquet") == (
+        ".parquet: needs pyarrow; run `pip install pyarrow`, or write .csv or .npy"
+    )
+
+
+def test_a_model_without_a_density_is_refused_before_anything_is_printed(code: Exported, images: np.ndarray) -> None:
+    result = CliRunner().invoke(commands.app, ["score", "images.npy", "--model", str(code.directory)])
+    assert (result.stdout, type(result.exception).__name__) == ("", "MissingInputError")
+
+
+def test_the_device_is_that_of_the_environment(model: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "REPARAM_DEVICE", "tpu")
+    assert refusal("info") == "device: wanted one of auto, cpu, cuda, found 'tpu'"
+
+
+# Looking at a model
+
+
+def test_info_says_what_a_model_is(model: Client) -> None:
+    size = {name: Path("models/onnx", name).stat().st_size / 1e6 for name in ("encoder.onnx", "score.onnx")}
+    lines = run("info").splitlines()
+    assert lines[:4] == [
+        "models/onnx: format 3, vae of noise",
+        "images      4 x 6 x 3 (height, width, channels), uint8",
+        "latents     2, of the prior N(0, 1) each",
+        "likelihood  bernoulli",
+    ]
+    assert lines[4].startswith(f"graphs      encoder {size['encoder.onnx']:.1f} MB, decoder ")
+    assert lines[4].endswith(f", score {size['score.onnx']:.1f} MB")
+    assert lines[5] == "runs on     CPUExecutionProvider, 3 images at once"
+
+
+def test_info_says_what_scores_are_usual_and_warns_of_two_packages(
+    model: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reparam.shell.work.installed_twice", lambda: True)
+    path = Path("models/onnx/manifest.json")
+    manifest = json.loads(path.read_text()) | {"scores": {"quantiles": {"50": 98.1, "99": 130.5}}}
+    path.write_text(json.dumps(manifest))
+    assert run("info").splitlines()[-2:] == [
+        "scores      of the test split with --samples 0, quantiles: 50%: 98.1, 99%: 130.5",
+        "warning     two packages of onnxruntime in one folder; run `pip uninstall --yes onnxruntime onnxruntime-gpu`, "
+        "then `pip install onnxruntime` or `pip install onnxruntime-gpu`",
+    ]
+
+
+def test_bench_has_a_line_for_each_call_and_batch(model: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reparam.shell.bench.SECONDS", 0)
+    head, *lines = (line.split() for line in run("bench").splitlines())
+    assert head == ["call", "batch", "ms", "images/s"]
+    assert [line[:2] for line in lines] == [
+        [call, batch] for batch in ("1", "256") for call in ("encode", "decode", "score")
+    ]
+    assert all(float(line[2]) > 0 for line in lines)
+
+
+def test_verify_compares_checksums_and_right_answers(model: Client) -> None:
+    lines = run("verify").splitlines()
+    assert lines[0] == f"{len(model.metadata['files'])} files: as in manifest.json"
+    assert [line.split(":")[0] for line in lines[1:5]] == [
+        "encoder, mean",
+        "encoder, log_variance",
+        "decoder, images",
+        "decoder, mean",
+    ]
+    assert lines[5:] == [
+        "score: not checked, golden.npz has no epsilon, reconstruction, negative_log_likelihood, kl",
+        "models/onnx: verified",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("mean", 1e-3, "models/onnx: encoder, mean: wanted at most "),
+        ("decoded_mean", np.nan, "models/onnx: decoder, mean: wanted at most "),
+        ("decoded_images", 2, "models/onnx: decoder, images: wanted at most 1 from golden.npz, found "),
+    ],
+)
+def test_verify_finds_wrong_answers(name: str, change: float, message: str, model: Client) -> None:
+    with np.load("models/onnx/golden.npz") as file:
+        golden = dict(file)
+    golden[name] = golden[name] + np.asarray(change).astype(golden[name].dtype)
+    np.savez("models/onnx/golden.npz", **golden)
+    relist(Path("models/onnx"))
+    assert refusal("verify").startswith(message)
+
+
+def test_verify_wants_a_whole_model(exported: Exported, model: Client) -> None:
+    golden = Path("models/onnx/golden.npz")
+    golden.write_bytes(b"x" * golden.stat().st_size)
+    assert refusal("verify").startswith("models/onnx/golden.npz: its SHA-256 is not that in manifest.json")
+    Path("models/onnx/manifest.json").unlink()
+    assert refusal("verify") == ("models/onnx: wanted a folder with manifest.json, which has the checksums, found none")
+    shutil.rmtree("models")
+    assert refusal("verify") == "models/onnx: not found; `dvc repro export` writes models/onnx"
