@@ -182,7 +182,8 @@ GROUPS: dict[str, dict[str, Metric]] = {
     },
 }
 METRICS: dict[str, Metric] = {name: metric for group in GROUPS.values() for name, metric in group.items()}
-HEADLINE = ("elbo", "reconstruction", "bce", "kl", "nll", "bits_per_dim")  # of one model, in a few lines
+# Of one model, in a few lines.
+HEADLINE = ("elbo", "reconstruction", "bce", "kl", "nll", "bits_per_dim", "pca_frechet", "served_elbo_loss")
 ERROR = "_se"  # after the name of a metric: its standard error
 LAYER = "kl_layer_"  # of a hierarchy: the KL layer by layer
 
@@ -223,8 +224,9 @@ REFERENCE = """\
 # Metrics
 
 What each number means. Most are means over the images of `evaluate.split`, with their standard errors under
-`<name>_se`. Densities are those of the pixels as `preprocess.scaling` makes them: compare ELBO, reconstruction and NLL
-of models with the same scaling only. `make docs` writes this page from `src/reparam/metrics.py`.
+`<name>_se`; the errors of numbers of generated images come from a bootstrap over images. Densities are those of the
+pixels as `preprocess.scaling` makes them: compare ELBO, reconstruction and NLL of models with the same scaling only.
+`make docs` writes this page from `src/reparam/metrics.py`.
 
 Read the numbers of generated images together. They compare decoder means with grey originals in a few principal
 components of pixels, so they cannot see fine detail, nor whether an image was copied from the training images. Few

@@ -23,12 +23,15 @@ def show(paths: Paths) -> None:
     metrics = EvaluationMetrics.read_of(model, paths.evaluation_metrics, "evaluate").values
     split = EvaluationCard.read_of(model, paths.evaluation_card, "evaluate").settings.split
     parity = ExportMetrics.read_of(model, paths.export_metrics, "export")
-    table = Table("", "nats per image", "± standard error", title=f"{split.capitalize()} split", title_justify="left")
+    metrics |= parity.values
+    title = f"{split.capitalize()} split"
+    table = Table("", "value", "± standard error", "unit", title=title, title_justify="left")
     for name in HEADLINE:
         if name in metrics:
             metric = METRICS[name]
             found = (metrics.get(key) for key in (name, f"{name}{ERROR}"))
-            table.add_row(metric.title, *("" if value is None else f"{value:z{metric.form}}" for value in found))
+            spelled = ("" if value is None else f"{value:z{metric.form}}" for value in found)
+            table.add_row(metric.title, *spelled, metric.unit)
     console = Console()
     console.print(table)
     error = max(parity.encoder_max_error, parity.decoder_max_error)

@@ -33,7 +33,7 @@ COUNTS = {"active_units", "images"}
 LIKELIHOOD = with_errors({"elbo", "reconstruction", "kl", "nll"}) | COUNTS | {"nll_effective_samples"}
 LATENTS = {"mutual_information", "marginal_kl", "total_correlation"}
 LABELS = with_errors({"knn_accuracy", "probe_accuracy"})
-GENERATED = {f"pca_{name}" for name in ("precision", "recall", "density", "coverage", "frechet")}  # without errors
+GENERATED = with_errors({f"pca_{name}" for name in ("precision", "recall", "density", "coverage", "frechet")})
 OUTLIERS = with_errors({"auroc"})
 ANNEALED = with_errors({"ais_nll", "ais_minus_nll", "ais_gap"})
 REASON = "not measured: this model has no likelihood of these pixels"
@@ -239,7 +239,7 @@ def test_generated_images_are_compared_with_originals_as_grey_values_in_equal_nu
     real = torch.from_numpy(subject.data.scored.images[np.arange(50) * 90 // 50]) / 255
     project = fit_projection(subject.data.train.images, 5)
     wanted = pca_quality(project(real), project(fake), 5)
-    assert set(wanted) == GENERATED
+    assert with_errors(set(wanted)) == GENERATED
     assert {name: found.metrics[name] for name in wanted} == pytest.approx(wanted, abs=1e-4)
     assert asked == [50]
     train = subject.data.train.images

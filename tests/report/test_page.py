@@ -91,7 +91,9 @@ def page() -> Page:
         model=model_card(latent_size=12),
         metrics=evaluation_metrics(),
         evaluation=evaluation_card(settings=small_section("evaluate", nll_samples=2000, elbo_samples=16, seed=5)),
-        parity=export_metrics(values={**PARITY, "served_elbo": -20.9, "served_elbo_loss": 0.774}),
+        parity=export_metrics(
+            values={**PARITY, "served_elbo": -20.9, "served_elbo_loss": 0.774, "served_elbo_loss_se": 0.05}
+        ),
         exported=export_card(latent_size=12),
         pictures=dict.fromkeys(NAMES, PICTURE),
     )
@@ -124,7 +126,7 @@ def test_the_page_says_every_number(page: Page) -> None:
         "Encoder parity 1.0e-07",
         "Decoder parity 3.4e-07",
         "Served ELBO -20.90",
-        "Serving skew 0.77",
+        "Serving skew 0.77 ± 0.05",
         "NLL from 2000 importance samples, ELBO from 16 posterior samples per image, seed 5.",
         "standard_normal((16, 12), dtype=np.float32)",
         "uint8 (…, 8, 8, 1)",
@@ -184,6 +186,7 @@ def test_numbers_stand_in_groups_with_the_errors_that_there_are(page: Page) -> N
         "pca_density": 0.75,
         "pca_coverage": 0.625,
         "pca_frechet": 1.375,
+        "pca_frechet_se": 0.06,
     }
     text = Outline(render(replace(page, metrics=evaluation_metrics(values={**EVALUATED, **more})))).text
     places = [
@@ -209,7 +212,7 @@ def test_numbers_stand_in_groups_with_the_errors_that_there_are(page: Page) -> N
             "Recall 0.250",
             "Density 0.750",
             "Coverage 0.625",
-            "Fréchet distance 1.38",
+            "Fréchet distance 1.38 ± 0.06",
             "Export Encoder parity",
         )
     ]

@@ -29,10 +29,11 @@ from reparam.evaluate.annealing import (
 from reparam.evaluate.importance import importance, read_curve
 from reparam.evaluate.outliers import auroc
 from reparam.evaluate.representation import Labelled, probe
-from reparam.evaluate.sample_quality import fit_projection, grey, pca_quality
-from reparam.evaluate.scoring import scoring_in, standard_error
+from reparam.evaluate.sample_quality import fit_projection, grey, pca_quality, standard_errors
+from reparam.evaluate.scoring import scoring_in
 from reparam.evaluate.subject import Subject
 from reparam.evaluate.view import evenly_spaced
+from reparam.models.draw import standard_error
 from reparam.progress import counting
 from reparam.runtime import random_stream
 
@@ -68,7 +69,7 @@ class Findings:
 
     def add_mean(self, name: str, values: Tensor) -> None:
         """Add the mean over images, its standard error, and the values themselves. Shapes: (N,)."""
-        self.add(name, values.mean().item(), standard_error(values))
+        self.add(name, values.mean().item(), standard_error(values).item())
         self.of_images[name] = values
 
 
@@ -183,9 +184,10 @@ def _generated(subject: Subject, findings: Findings) -> None:
         return
     project = fit_projection(train, settings.generated.components)
     real, known = (project(grey(images[evenly_spaced(len(images), count).numpy()])) for images in (scored, train))
-    found = pca_quality(real, project(subject.generate(count)), settings.neighbours)
+    fake = project(subject.generate(count))
+    found, errors = (function(real, fake, settings.neighbours) for function in (pca_quality, standard_errors))
     for name, value in found.items():
-        findings.add(name, value)
+        findings.add(name, value, errors.get(name))
     floor = {name: round(value, 4) for name, value in pca_quality(real, known, settings.neighbours).items()}
     findings.facts["generated"] = GeneratedFacts(images=count, components=project.axes.shape[1], training_images=floor)
     # As many real images would cover 1 - 2^-k: each of k neighbours comes from either set (Naeem et al. 2020).
