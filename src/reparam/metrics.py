@@ -1,7 +1,7 @@
 """Every number that is reported, described once: pages, tables, verdicts and the documentation read it here."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -17,6 +17,7 @@ class Metric:
     form: str = ".2f"
     applies: str = ""  # which models and settings have it; "": all
     depends: tuple[str, ...] = ()  # parameters of `evaluate` that change what is measured; "data": the training images
+    split: str = ""  # whose images it is measured on, where that is not `evaluate.split`
     is_likelihood: bool = False  # whether likelihoods of grey values and of real numbers give it other meanings
 
 
@@ -156,10 +157,17 @@ GROUPS: dict[str, dict[str, Metric]] = {
             form=".0f",
         ),
         "served_elbo": likelihood(
-            "Served ELBO", "ELBO when the exported encoder sees grey images instead of what training saw.", "higher"
+            "Served ELBO",
+            "ELBO when the exported encoder sees grey images of the test split instead of what training saw.",
+            "higher",
+            split="test",
         ),
         "served_elbo_loss": likelihood(
-            "Serving skew", "ELBO lost because the exported encoder sees grey images.", "lower", is_likelihood=False
+            "Serving skew",
+            "ELBO lost because the exported encoder sees grey images.",
+            "lower",
+            split="test",
+            is_likelihood=False,
         ),
     },
     "Training": {
@@ -186,6 +194,8 @@ METRICS: dict[str, Metric] = {name: metric for group in GROUPS.values() for name
 HEADLINE = ("elbo", "reconstruction", "bce", "kl", "nll", "bits_per_dim", "pca_frechet", "served_elbo_loss")
 ERROR = "_se"  # after the name of a metric: its standard error
 LAYER = "kl_layer_"  # of a hierarchy: the KL layer by layer
+VALIDATION = "_validation"  # after the name of a metric: of the validation split
+VALIDATED = ("elbo", "reconstruction", "bce", "kl")
 
 
 def describe(name: str) -> Metric | None:
@@ -193,18 +203,23 @@ def describe(name: str) -> Metric | None:
     if name.startswith(LAYER) and name.removeprefix(LAYER).isdigit():
         number = name.removeprefix(LAYER)
         return latents(f"KL of layer {number}", "Its part of the KL; layer 1 is next to the image.")
+    scored = name.removesuffix(VALIDATION)
+    if scored != name and scored in VALIDATED:
+        metric = METRICS[scored]
+        text = "The same on the validation split, by which to choose among experiments."
+        applies = ", ".join(part for part in (metric.applies, "a validation split") if part)
+        return replace(metric, title=f"{metric.title}, validation", text=text, applies=applies, split="validation")
     return METRICS.get(name)
 
 
 def members(group: str, names: Iterable[str]) -> Iterator[tuple[str, Metric]]:
     """Yield the metrics of a group that are there, in the order in which they are shown."""
     there = list(names)
-    for name, metric in GROUPS[group].items():
-        if name in there:
-            yield name, metric
-        if name == "kl":
-            layers = ((layer, describe(layer)) for layer in there if layer.startswith(LAYER))
-            yield from ((layer, found) for layer, found in layers if found)
+    for name in GROUPS[group]:
+        layers = [other for other in there if other.startswith(LAYER)] if name == "kl" else []
+        for key in (name, f"{name}{VALIDATION}", *layers):
+            if key in there and (metric := describe(key)):
+                yield key, metric
 
 
 def is_better(name: str, value: float, than: float) -> bool | None:
@@ -240,7 +255,7 @@ def reference() -> str:
     parts = [REFERENCE]
     for title, group in GROUPS.items():
         parts.append(f"\n## {title}\n\n{HEAD}")
-        for name, metric in members(title, [*group, f"{LAYER}1"]):
+        for name, metric in members(title, [*group, f"{LAYER}1", *(f"{name}{VALIDATION}" for name in VALIDATED)]):
             text = metric.text.replace("|", r"\|")
             cells = (f"`{name}`", metric.title, metric.unit, metric.best, text, metric.applies)
             parts.append(f"| {' | '.join(cells)} |\n")

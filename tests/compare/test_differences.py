@@ -76,18 +76,23 @@ def test_a_metric_that_one_of_the_two_does_not_have_has_no_difference() -> None:
 
 MISSING = "not known"
 GENERATED = ["pca_precision", "pca_frechet"]
-JUDGED = ("elbo", "nll", "auroc", "ais_nll", "ais_minus_nll", "ais_gap", "kl", "knn_accuracy", *GENERATED)
+OTHER_SPLITS = ["elbo_validation", "served_elbo_loss"]  # than `evaluate.split`
+SCORED_ONES = ("elbo", "nll", "auroc", "ais_nll", "ais_minus_nll", "ais_gap", "kl", "knn_accuracy", *GENERATED)
+JUDGED = (*SCORED_ONES, *OTHER_SPLITS)
 LIKELIHOOD = ["elbo", "nll", "ais_nll"]
 
 
 @pytest.mark.parametrize(
     ("condition", "value", "barred"),
     [
-        ("images_sha256", "9" * 64, JUDGED),
-        ("split", "validation", JUDGED),
-        ("split", MISSING, JUDGED),
+        ("images_sha256", "9" * 64, SCORED_ONES),
+        ("validation_sha256", "9" * 64, ["elbo_validation"]),
+        ("test_sha256", "9" * 64, ["served_elbo_loss"]),
+        ("train_sha256", "9" * 64, []),
+        ("split", "validation", SCORED_ONES),
+        ("split", MISSING, SCORED_ONES),
         ("binarization", "static", JUDGED),
-        ("scaling", ((0.5, 0.5),), LIKELIHOOD),
+        ("scaling", ((0.5, 0.5),), [*LIKELIHOOD, "elbo_validation"]),
         ("outliers", "data/noise", ["auroc"]),
         ("annealing.images", 10, ["ais_nll", "ais_minus_nll", "ais_gap"]),
         ("annealing.chains", 2, ["ais_nll", "ais_minus_nll", "ais_gap"]),
@@ -173,6 +178,15 @@ def test_images_that_are_not_known_to_be_the_same_are_not_paired(conditions: dic
     found = compare(scored_pair(conditions=conditions))
     assert not difference(found, "elbo").is_paired
     assert not any("same images" in note for note in found.notes)
+
+
+def test_scores_of_the_validation_split_are_paired_whatever_split_was_evaluated() -> None:
+    metrics = {"elbo_validation": -20.0, "elbo_validation_se": 4.0825}
+    first = experiment(metrics=metrics, scores={"elbo_validation": OURS})
+    better = {"metrics": metrics | {"elbo_validation": -19.0}, "scores": {"elbo_validation": THEIRS}}
+    other = experiment("other", conditions=CONDITIONS | {"split": "train", "images_sha256": "1" * 64}, **better)
+    found = difference(compare([first, other]), "elbo_validation")
+    assert found == Difference(1.0, pytest.approx(0.2041241452), "better", is_paired=True)
 
 
 def test_other_training_data_are_no_obstacle_where_the_scored_images_are_the_same() -> None:

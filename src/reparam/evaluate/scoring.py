@@ -34,14 +34,14 @@ class Scores:
 
 
 @torch.no_grad()
-def score(model: Model, data: View, config: EvaluateConfig, *, is_density: bool = True) -> Scores:
+def score(model: Model, data: View, config: EvaluateConfig, *, with_nll: bool = True) -> Scores:
     """Score every image of a split, drawing from torch's generator.
 
-    Without `is_density`, pixels have no likelihood to estimate. A hierarchy takes two samples at least: the mean of a
-    layer depends on samples of others, and one cannot separate their noise from what images change.
+    A code has no NLL, whatever is asked. A hierarchy takes two samples at least: the mean of a layer depends on samples
+    of others, and one cannot separate their noise from what images change.
     """
     elbo_samples = max(config.elbo_samples, 2 if model.stochastic_layers > 1 else 1)
-    nll_samples = config.nll_samples if is_density and model.stochastic_layers else 0
+    nll_samples = config.nll_samples if with_nll and model.stochastic_layers else 0
     parts: list[tuple[Tensor, ...]] = []
     with counting("scoring images", len(data) * (elbo_samples + nll_samples)) as advance:
         for batch in data.seen(config.seed):
