@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from conftest import small_section
 from ruamel.yaml import YAML
-from some_cards import evaluation_card, evaluation_metrics, export_metrics, model_card, training_metrics
+from some_cards import evaluation_card, evaluation_metrics, export_card, export_metrics, model_card, training_metrics
 
 from reparam.cards.model import ModelCard, TrainedParams
 from reparam.compare.differences import Comparison, Difference
@@ -54,17 +53,18 @@ def seeded(name: str, seed: int, elbo: float, latent: int = 12, **changes: Any) 
 
 def write_results(paths: Paths, params: dict[str, Any], elbo: float, **evaluate: Any) -> ModelCard:
     """What the stages leave, of a model with these parameters; return its card."""
+    params["evaluate"] |= {"nll_samples": 100} | evaluate
     with paths.params.open("w", encoding="utf-8") as file:
         YAML().dump(params, file)
     config = load_config(paths.params)
     model = model_card(TrainedParams.of(config), weights=sha256_of(elbo))
-    settings = small_section("evaluate", **{"nll_samples": 100} | evaluate)
     cards = {
         paths.model / "card.json": model,
         paths.training_metrics: training_metrics(model),
         paths.evaluation_metrics: evaluation_metrics(model, numbers(elbo)),
-        paths.evaluation_card: evaluation_card(model, settings=settings),
+        paths.evaluation_card: evaluation_card(model, settings=config.evaluate),
         paths.export_metrics: export_metrics(model),
+        paths.onnx / "manifest.json": export_card(model, **dict(config.export)),
     }
     for path, card in cards.items():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -119,7 +119,7 @@ def evaluation_card(model: ModelCard | None = None, **changes: Any) -> Evaluatio
     values = {
         "data": image_facts(),
         "images": 359,
-        "images_sha256": hash_of("3"),
+        "images_sha256": {"train": hash_of("1"), "validation": hash_of("2"), "test": hash_of("3")},
         "settings": small_section("evaluate"),
         "details": Details(),
         "warnings": (),

@@ -44,10 +44,18 @@ def some_split(labels: Sequence[int], shape: tuple[int, ...] = SHAPE) -> Split:
     return Split(some_images(len(labels), shape), np.array(labels, np.int32))
 
 
-def some_data(scored: Split, card: ImageFacts = GREY, *, is_density: bool = True, train: Split | None = None) -> Data:
+def some_data(
+    scored: Split,
+    card: ImageFacts = GREY,
+    *,
+    is_density: bool = True,
+    train: Split | None = None,
+    validation: Split | None = None,
+) -> Data:
     """The data of a subject, trained on the same images unless others are given; classes are named by their numbers."""
     classes = [str(number) for number in range(scored.labels.max() + 1)]
-    return Data(scored, train or scored, classes, Pixels(card), is_density, card.is_black_and_white)
+    none = Split(scored.images[:0], scored.labels[:0])
+    return Data(scored, train or scored, validation or none, classes, Pixels(card), is_density, card.is_black_and_white)
 
 
 def some_scores(images: int, latent: int, **changes: Sequence[float] | Tensor) -> Scores:

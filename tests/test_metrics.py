@@ -47,6 +47,15 @@ def test_the_layers_of_a_hierarchy_are_described_by_their_number() -> None:
     assert shown == ["kl", "kl_layer_2", "kl_layer_1", "active_units"]
 
 
+def test_scores_of_the_validation_split_are_described_as_those_they_repeat() -> None:
+    metric = describe("elbo_validation")
+    assert metric is not None
+    assert (metric.title, metric.best, metric.split) == ("ELBO, validation", "higher", "validation")
+    assert [describe(name) for name in ("nll_validation", "_validation", "elbo_validation_se")] == [None] * 3
+    shown = [name for name, _ in members("Likelihood", ["nll", "elbo_validation", "elbo", "kl_validation"])]
+    assert shown == ["elbo", "elbo_validation", "nll"]
+
+
 @pytest.mark.parametrize(
     ("name", "value", "than", "wanted"),
     [

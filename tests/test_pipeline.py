@@ -56,7 +56,7 @@ def test_one_run_stands_for_the_trained_model(finished: Project) -> None:
     assert finished.stages_below(run) == ["evaluate", "export", "report"]
     assert run.info.run_name == "vae mlp digits"
     assert run.data.tags["mlflow.source.name"] == "reparam train"
-    for stage, group in (("evaluation", "test"), ("export", "export")):
+    for stage, group in (("evaluation", "evaluation"), ("export", "export")):
         mirrored = {name: run.data.metrics[f"{group}/{name}"] for name in finished.metrics(stage)}
         assert mirrored == finished.metrics(stage)
     assert finished.metrics("training").items() <= run.data.metrics.items()

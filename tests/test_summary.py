@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 from conftest import small_section
-from some_cards import EVALUATED, evaluation_card, evaluation_metrics, export_metrics, hash_of, model_card
+from some_cards import EVALUATED, PARITY, evaluation_card, evaluation_metrics, export_metrics, hash_of, model_card
 
 from reparam import summary
 from reparam.errors import MissingInputError, StaleInputError
 from reparam.paths import Paths
 
+NATS = "nats per image"
 GREY = {"bce": 17.25, "bce_se": 0.2, "kl": 8.0, "kl_se": 0.1, "active_units": 9, "images": 359}
 CODE = {"reconstruction": 12.0, "reconstruction_se": 0.25, "active_units": 9, "images": 359}
 DISCRETE = {**EVALUATED, "bits_per_dim": 1.23456, "bits_per_dim_se": 0.0123, "kl_layer_1": 5.126, "kl_layer_2": 3.0}
@@ -21,7 +22,7 @@ def paths(tmp_path: Path) -> Paths:
     paths = Paths(tmp_path, tmp_path)
     model_card().write(paths.model / "card.json")
     evaluation_metrics().write(paths.evaluation_metrics)
-    evaluation_card(settings=small_section("evaluate", split="validation")).write(paths.evaluation_card)
+    evaluation_card().write(paths.evaluation_card)
     export_metrics().write(paths.export_metrics)
     return paths
 
@@ -32,19 +33,37 @@ def rows(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
 
 
-def test_the_table_names_the_split(paths: Paths, capsys: pytest.CaptureFixture[str]) -> None:
-    summary.show(paths)
-    assert capsys.readouterr().out.startswith("Validation split")
+def columns(text: str) -> list[str]:
+    """Read the head of the table."""
+    return [cell.strip() for cell in text.splitlines()[2].strip("┃").split("┃")]
 
 
-def test_the_table_holds_means_and_standard_errors(paths: Paths, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_the_scores_of_both_splits_with_their_errors(
+    paths: Paths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    validated = {"elbo_validation": -19.0, "elbo_validation_se": 0.41, "kl_validation": 7.9, "kl_validation_se": 0.11}
+    evaluation_metrics(values={**EVALUATED, **validated}).write(paths.evaluation_metrics)
     summary.show(paths)
-    assert rows(capsys.readouterr().out) == [
-        ["ELBO", "-20.13", "0.30"],
-        ["Reconstruction", "12.00", "0.25"],
-        ["KL", "8.13", "0.10"],
-        ["NLL", "18.50", "0.20"],
+    text = capsys.readouterr().out
+    assert text.splitlines()[0].strip() == "± one standard error"
+    assert columns(text) == ["", "validation", "test", "unit"]
+    assert rows(text) == [
+        ["ELBO", "-19.00 ± 0.41", "-20.13 ± 0.30", NATS],
+        ["Reconstruction", "", "12.00 ± 0.25", NATS],
+        ["KL", "7.90 ± 0.11", "8.13 ± 0.10", NATS],
+        ["NLL", "", "18.50 ± 0.20", NATS],
     ]
+
+
+def test_where_validation_is_scored_it_has_one_column(paths: Paths, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluation_card(settings=small_section("evaluate", split="validation")).write(paths.evaluation_card)
+    evaluation_metrics(values={**EVALUATED, "elbo_validation": -20.126}).write(paths.evaluation_metrics)
+    export_metrics(values={**PARITY, "served_elbo_loss": 1.5}).write(paths.export_metrics)
+    summary.show(paths)
+    text = capsys.readouterr().out
+    assert columns(text) == ["", "validation", "test", "unit"]
+    first, *_, last = rows(text)
+    assert (first, last) == (["ELBO", "-20.13 ± 0.30", "", NATS], ["Serving skew", "", "1.50", NATS])
 
 
 def test_grey_pixels_have_a_cross_entropy_and_neither_elbo_nor_nll(
@@ -53,20 +72,35 @@ def test_grey_pixels_have_a_cross_entropy_and_neither_elbo_nor_nll(
     evaluation_metrics(values=GREY).write(paths.evaluation_metrics)
     summary.show(paths)
     printed = capsys.readouterr().out
-    assert rows(printed) == [["Cross-entropy", "17.25", "0.20"], ["KL", "8.00", "0.10"]]
+    assert rows(printed) == [["Cross-entropy", "17.25 ± 0.20", NATS], ["KL", "8.00 ± 0.10", NATS]]
     assert "sum           cross-entropy + KL 25.25 nats per image\n" in printed
 
 
 def test_an_autoencoder_has_a_reconstruction_alone(paths: Paths, capsys: pytest.CaptureFixture[str]) -> None:
     evaluation_metrics(values=CODE).write(paths.evaluation_metrics)
     summary.show(paths)
-    assert rows(capsys.readouterr().out) == [["Reconstruction", "12.00", "0.25"]]
+    assert rows(capsys.readouterr().out) == [["Reconstruction", "12.00 ± 0.25", NATS]]
 
 
 def test_grey_values_have_bits_per_dimension(paths: Paths, capsys: pytest.CaptureFixture[str]) -> None:
     evaluation_metrics(values=DISCRETE).write(paths.evaluation_metrics)
     summary.show(paths)
-    assert rows(capsys.readouterr().out)[-2:] == [["NLL", "18.50", "0.20"], ["Bits per dimension", "1.235", "0.012"]]
+    assert rows(capsys.readouterr().out)[-1] == ["Bits per dimension", "1.235 ± 0.012", "bits"]
+
+
+def test_generated_images_and_the_exported_model_have_a_line_each(
+    paths: Paths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluation_metrics(values={**EVALUATED, "pca_frechet": 3.6543, "pca_frechet_se": 0.1234}).write(
+        paths.evaluation_metrics
+    )
+    lost = {**PARITY, "served_elbo_loss": 1.5, "served_elbo_loss_se": 0.025}
+    export_metrics(values=lost).write(paths.export_metrics)
+    summary.show(paths)
+    assert rows(capsys.readouterr().out)[-2:] == [
+        ["Fréchet distance", "3.65 ± 0.12", ""],
+        ["Serving skew", "1.50 ± 0.03", NATS],
+    ]
 
 
 def test_the_summary_ends_with_parity_and_where_to_look_next(paths: Paths, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from reparam.cards.card import CARD, MANIFEST
 from reparam.cards.data import DataCard
-from reparam.cards.evaluation import EvaluationCard, EvaluationMetrics
+from reparam.cards.evaluation import EvaluationMetrics
 from reparam.cards.export import ExportCard, ExportMetrics
 from reparam.cards.model import ModelCard, TrainedParams, TrainingMetrics
 from reparam.config import Config, flatten
@@ -41,10 +41,7 @@ def training(run: Run, model: ModelCard, paths: Paths) -> None:
 
 def evaluation(run: Run, model: ModelCard, paths: Paths) -> None:
     """Log metrics, KL of each latent, and figures."""
-    card = EvaluationCard.read_of(model, paths.evaluation_card, "evaluate")
-    metrics = EvaluationMetrics.read_of(model, paths.evaluation_metrics, "evaluate").values
-    # `validation/` has the curves of training.
-    run.log_headline(metrics, "test" if card.settings.split == "test" else "evaluation")
+    run.log_headline(EvaluationMetrics.read_of(model, paths.evaluation_metrics, "evaluate").values, "evaluation")
     run.log_metrics({row["dimension"]: float(row["kl"]) for row in _rows(paths.latents)}, group="latent_kl")
     files = (paths.evaluation_card, paths.evaluation_metrics, paths.scores, paths.latents)
     run.log_files([*files, *sorted(paths.figures.iterdir())], "evaluation")

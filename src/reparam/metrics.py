@@ -1,7 +1,7 @@
 """Every number that is reported, described once: pages, tables, verdicts and the documentation read it here."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -17,6 +17,7 @@ class Metric:
     form: str = ".2f"
     applies: str = ""  # which models and settings have it; "": all
     depends: tuple[str, ...] = ()  # parameters of `evaluate` that change what is measured; "data": the training images
+    split: str = ""  # whose images it is measured on, where that is not `evaluate.split`
     is_likelihood: bool = False  # whether likelihoods of grey values and of real numbers give it other meanings
 
 
@@ -156,10 +157,17 @@ GROUPS: dict[str, dict[str, Metric]] = {
             form=".0f",
         ),
         "served_elbo": likelihood(
-            "Served ELBO", "ELBO when the exported encoder sees grey images instead of what training saw.", "higher"
+            "Served ELBO",
+            "ELBO when the exported encoder sees grey images of the test split instead of what training saw.",
+            "higher",
+            split="test",
         ),
         "served_elbo_loss": likelihood(
-            "Serving skew", "ELBO lost because the exported encoder sees grey images.", "lower", is_likelihood=False
+            "Serving skew",
+            "ELBO lost because the exported encoder sees grey images.",
+            "lower",
+            split="test",
+            is_likelihood=False,
         ),
     },
     "Training": {
@@ -182,9 +190,12 @@ GROUPS: dict[str, dict[str, Metric]] = {
     },
 }
 METRICS: dict[str, Metric] = {name: metric for group in GROUPS.values() for name, metric in group.items()}
-HEADLINE = ("elbo", "reconstruction", "bce", "kl", "nll", "bits_per_dim")  # of one model, in a few lines
+# Of one model, in a few lines.
+HEADLINE = ("elbo", "reconstruction", "bce", "kl", "nll", "bits_per_dim", "pca_frechet", "served_elbo_loss")
 ERROR = "_se"  # after the name of a metric: its standard error
 LAYER = "kl_layer_"  # of a hierarchy: the KL layer by layer
+VALIDATION = "_validation"  # after the name of a metric: of the validation split
+VALIDATED = ("elbo", "reconstruction", "bce", "kl")
 
 
 def describe(name: str) -> Metric | None:
@@ -192,18 +203,23 @@ def describe(name: str) -> Metric | None:
     if name.startswith(LAYER) and name.removeprefix(LAYER).isdigit():
         number = name.removeprefix(LAYER)
         return latents(f"KL of layer {number}", "Its part of the KL; layer 1 is next to the image.")
+    scored = name.removesuffix(VALIDATION)
+    if scored != name and scored in VALIDATED:
+        metric = METRICS[scored]
+        text = "The same on the validation split, by which to choose among experiments."
+        applies = ", ".join(part for part in (metric.applies, "a validation split") if part)
+        return replace(metric, title=f"{metric.title}, validation", text=text, applies=applies, split="validation")
     return METRICS.get(name)
 
 
 def members(group: str, names: Iterable[str]) -> Iterator[tuple[str, Metric]]:
     """Yield the metrics of a group that are there, in the order in which they are shown."""
     there = list(names)
-    for name, metric in GROUPS[group].items():
-        if name in there:
-            yield name, metric
-        if name == "kl":
-            layers = ((layer, describe(layer)) for layer in there if layer.startswith(LAYER))
-            yield from ((layer, found) for layer, found in layers if found)
+    for name in GROUPS[group]:
+        layers = [other for other in there if other.startswith(LAYER)] if name == "kl" else []
+        for key in (name, f"{name}{VALIDATION}", *layers):
+            if key in there and (metric := describe(key)):
+                yield key, metric
 
 
 def is_better(name: str, value: float, than: float) -> bool | None:
@@ -223,8 +239,9 @@ REFERENCE = """\
 # Metrics
 
 What each number means. Most are means over the images of `evaluate.split`, with their standard errors under
-`<name>_se`. Densities are those of the pixels as `preprocess.scaling` makes them: compare ELBO, reconstruction and NLL
-of models with the same scaling only. `make docs` writes this page from `src/reparam/metrics.py`.
+`<name>_se`; the errors of numbers of generated images come from a bootstrap over images. Densities are those of the
+pixels as `preprocess.scaling` makes them: compare ELBO, reconstruction and NLL of models with the same scaling only.
+`make docs` writes this page from `src/reparam/metrics.py`.
 
 Read the numbers of generated images together. They compare decoder means with grey originals in a few principal
 components of pixels, so they cannot see fine detail, nor whether an image was copied from the training images. Few
@@ -238,7 +255,7 @@ def reference() -> str:
     parts = [REFERENCE]
     for title, group in GROUPS.items():
         parts.append(f"\n## {title}\n\n{HEAD}")
-        for name, metric in members(title, [*group, f"{LAYER}1"]):
+        for name, metric in members(title, [*group, f"{LAYER}1", *(f"{name}{VALIDATION}" for name in VALIDATED)]):
             text = metric.text.replace("|", r"\|")
             cells = (f"`{name}`", metric.title, metric.unit, metric.best, text, metric.applies)
             parts.append(f"| {' | '.join(cells)} |\n")

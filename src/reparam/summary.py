@@ -1,6 +1,7 @@
 """The headline numbers of the last run, and where to look next."""
 
 import os
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.table import Table
@@ -9,9 +10,11 @@ from reparam.cards.card import CARD
 from reparam.cards.evaluation import EvaluationCard, EvaluationMetrics
 from reparam.cards.export import ExportMetrics
 from reparam.cards.model import ModelCard
-from reparam.metrics import ERROR, HEADLINE, METRICS
+from reparam.metrics import ERROR, HEADLINE, METRICS, VALIDATION
 from reparam.paths import Paths
 from reparam.redact import without_secrets
+
+COLUMNS = ("validation", "test", "train")  # splits
 
 
 def show(paths: Paths) -> None:
@@ -23,12 +26,11 @@ def show(paths: Paths) -> None:
     metrics = EvaluationMetrics.read_of(model, paths.evaluation_metrics, "evaluate").values
     split = EvaluationCard.read_of(model, paths.evaluation_card, "evaluate").settings.split
     parity = ExportMetrics.read_of(model, paths.export_metrics, "export")
-    table = Table("", "nats per image", "± standard error", title=f"{split.capitalize()} split", title_justify="left")
-    for name in HEADLINE:
-        if name in metrics:
-            metric = METRICS[name]
-            found = (metrics.get(key) for key in (name, f"{name}{ERROR}"))
-            table.add_row(metric.title, *("" if value is None else f"{value:z{metric.form}}" for value in found))
+    rows = {METRICS[name]: row for name in HEADLINE if (row := _spell(name, metrics | parity.values, split))}
+    columns = [column for column in COLUMNS if any(column in row for row in rows.values())]
+    table = Table("", *columns, "unit", title="± one standard error", title_justify="left")
+    for metric, row in rows.items():
+        table.add_row(metric.title, *(row.get(column, "") for column in columns), metric.unit)
     console = Console()
     console.print(table)
     if "bce" in metrics and "kl" in metrics:  # of grey pixels, what papers print as a loss
@@ -41,3 +43,14 @@ def show(paths: Paths) -> None:
     console.print(f"report        {paths.relative(paths.report)}", soft_wrap=True)
     experiments = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else f"tracking: {uri}"
     console.print(f"experiments   {experiments}", soft_wrap=True)
+
+
+def _spell(name: str, metrics: Mapping[str, float], split: str) -> dict[str, str]:
+    """Write a metric and its error, by the split that it was measured on."""
+    metric = METRICS[name]
+    spelled = {}
+    for column, key in {"validation": f"{name}{VALIDATION}", metric.split or split: name}.items():
+        found = [metrics[part] for part in (key, f"{key}{ERROR}") if part in metrics]
+        if found:
+            spelled[column] = " ± ".join(f"{value:z{metric.form}}" for value in found)
+    return spelled

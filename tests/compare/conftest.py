@@ -15,6 +15,7 @@ stages:
   all:
     cmd: this is never run
     outs:
+      - models/onnx
       - reports/training/history.csv
       - reports/evaluation/card.json
       - reports/evaluation/figures

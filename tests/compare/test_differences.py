@@ -75,26 +75,31 @@ def test_a_metric_that_one_of_the_two_does_not_have_has_no_difference() -> None:
 
 
 MISSING = "not known"
-JUDGED = ("elbo", "nll", "auroc", "ais_nll", "ais_minus_nll", "ais_gap", "kl", "knn_accuracy")
-UNJUDGED = ("pca_precision", "pca_frechet")  # without an error
+GENERATED = ["pca_precision", "pca_frechet"]
+OTHER_SPLITS = ["elbo_validation", "served_elbo_loss"]  # than `evaluate.split`
+SCORED_ONES = ("elbo", "nll", "auroc", "ais_nll", "ais_minus_nll", "ais_gap", "kl", "knn_accuracy", *GENERATED)
+JUDGED = (*SCORED_ONES, *OTHER_SPLITS)
 LIKELIHOOD = ["elbo", "nll", "ais_nll"]
 
 
 @pytest.mark.parametrize(
     ("condition", "value", "barred"),
     [
-        ("images_sha256", "9" * 64, JUDGED),
-        ("split", "validation", JUDGED),
-        ("split", MISSING, JUDGED),
+        ("images_sha256", "9" * 64, SCORED_ONES),
+        ("validation_sha256", "9" * 64, ["elbo_validation"]),
+        ("test_sha256", "9" * 64, ["served_elbo_loss"]),
+        ("train_sha256", "9" * 64, []),
+        ("split", "validation", SCORED_ONES),
+        ("split", MISSING, SCORED_ONES),
         ("binarization", "static", JUDGED),
-        ("scaling", ((0.5, 0.5),), LIKELIHOOD),
+        ("scaling", ((0.5, 0.5),), [*LIKELIHOOD, "elbo_validation"]),
         ("outliers", "data/noise", ["auroc"]),
         ("annealing.images", 10, ["ais_nll", "ais_minus_nll", "ais_gap"]),
         ("annealing.chains", 2, ["ais_nll", "ais_minus_nll", "ais_gap"]),
         ("annealing.steps", 9, ["ais_nll", "ais_minus_nll", "ais_gap"]),
-        ("generated.images", 50, UNJUDGED),
-        ("generated.components", 8, UNJUDGED),
-        ("data", "other.dir", UNJUDGED),
+        ("generated.images", 50, GENERATED),
+        ("generated.components", 8, GENERATED),
+        ("data", "other.dir", GENERATED),
         ("neighbours", 3, ["knn_accuracy", "pca_precision"]),
         ("nll_samples", 5, ["nll", "auroc", "ais_minus_nll"]),
         ("nll_samples", MISSING, ["nll", "auroc", "ais_minus_nll"]),
@@ -104,7 +109,7 @@ LIKELIHOOD = ["elbo", "nll", "ais_nll"]
 def test_what_a_metric_depends_on_bars_a_verdict_where_it_differs(
     condition: str, value: object, barred: Sequence[str]
 ) -> None:
-    metrics = dict.fromkeys((*JUDGED, *UNJUDGED), 1.0) | {f"{name}_se": 0.1 for name in JUDGED}
+    metrics = dict.fromkeys(JUDGED, 1.0) | {f"{name}_se": 0.1 for name in JUDGED}
     larger = {name: 9 * number for name, number in metrics.items()}
     changed = {name: found for name, found in (CONDITIONS | {condition: value}).items() if found != MISSING}
     alike, different = experiment("alike", metrics=larger), experiment("other", metrics=larger, conditions=changed)
@@ -173,6 +178,15 @@ def test_images_that_are_not_known_to_be_the_same_are_not_paired(conditions: dic
     found = compare(scored_pair(conditions=conditions))
     assert not difference(found, "elbo").is_paired
     assert not any("same images" in note for note in found.notes)
+
+
+def test_scores_of_the_validation_split_are_paired_whatever_split_was_evaluated() -> None:
+    metrics = {"elbo_validation": -20.0, "elbo_validation_se": 4.0825}
+    first = experiment(metrics=metrics, scores={"elbo_validation": OURS})
+    better = {"metrics": metrics | {"elbo_validation": -19.0}, "scores": {"elbo_validation": THEIRS}}
+    other = experiment("other", conditions=CONDITIONS | {"split": "train", "images_sha256": "1" * 64}, **better)
+    found = difference(compare([first, other]), "elbo_validation")
+    assert found == Difference(1.0, pytest.approx(0.2041241452), "better", is_paired=True)
 
 
 def test_other_training_data_are_no_obstacle_where_the_scored_images_are_the_same() -> None:

@@ -3,12 +3,19 @@ from typing import Any
 
 import pytest
 from experiments import CONDITIONS, PICTURE, numbers, type_in, write_results
-from some_cards import PARITY, evaluation_metrics, hash_of, model_card, training_metrics
+from some_cards import PARITY, evaluation_card, evaluation_metrics, hash_of, model_card, training_metrics
 
 from reparam.compare.side_by_side import find
-from reparam.config import flatten
+from reparam.config import flatten, load_config
 from reparam.errors import UserError
 from reparam.paths import Paths
+
+WITHHELD = (
+    "reports/evaluation/card.json",
+    "reports/evaluation/metrics.json",
+    "reports/export/metrics.json",
+    "models/onnx/manifest.json",
+)
 
 
 def test_the_working_copy_is_read_as_it_lies_there(project: Paths, params: dict[str, Any]) -> None:
@@ -32,9 +39,9 @@ def test_what_was_measured_of_another_model_is_withheld(project: Paths, params: 
     assert found.metrics == {"best_epoch": 2, "epochs": 2}
     assert (found.conditions, dict(found.scores), found.samples) == ({}, {}, None)
     assert found.notes == tuple(
-        f"reports/{name}: withheld: wanted results of the trained model (weights {'9' * 12}), found those of "
+        f"{name}: withheld: wanted results of the trained model (weights {'9' * 12}), found those of "
         f"another one (weights {before.weights}); run `dvc repro`"
-        for name in ("evaluation/card.json", "evaluation/metrics.json", "export/metrics.json")
+        for name in WITHHELD
     )
 
 
@@ -61,7 +68,46 @@ def test_parameters_that_were_changed_after_training_are_told(
     params["model"]["latent"] = 7
     write_params(params)
     (note,) = find("workspace", project).notes
-    assert note.startswith("params.yaml was changed after training")
+    assert note == (
+        "params.yaml was changed after training: the parameters are not those of the results; run `dvc repro`"
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "what"),
+    [
+        ("evaluate", {"elbo_samples": 3}, "evaluation"),
+        ("export", {"grey_pixels": "threshold"}, "export"),
+        ("export", {"opset": 21}, "export"),
+        ("report", {"title": "Another title"}, ""),
+    ],
+)
+def test_parameters_that_were_changed_after_a_later_stage_are_told(
+    section: str,
+    changes: dict[str, Any],
+    what: str,
+    project: Paths,
+    params: dict[str, Any],
+    write_params: Callable[[dict[str, Any]], None],
+) -> None:
+    write_results(project, params, -20.0)
+    params[section] |= changes
+    write_params(params)
+    found = find("workspace", project)
+    text = f"params.yaml was changed after {what}: the parameters are not those of the results; run `dvc repro`"
+    assert found.notes == ((text,) if what else ())
+    assert found.conditions == CONDITIONS  # those of the evaluation that is there
+
+
+def test_all_that_was_done_before_parameters_changed_is_told_at_once(
+    project: Paths, params: dict[str, Any], write_params: Callable[[dict[str, Any]], None]
+) -> None:
+    write_results(project, params, -20.0)
+    params["train"]["epochs"] = 7
+    params["evaluate"]["seed"] = 7
+    write_params(params)
+    (note,) = find("workspace", project).notes
+    assert note.startswith("params.yaml was changed after training and evaluation: ")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "epoch\n1\n", "epoch,validation_loss\n1,many\n"])
@@ -104,7 +150,9 @@ def test_revisions_and_experiments_are_read_through_the_cache_of_dvc(repository:
         assert found.origin == f"revision {commit[:7]}"
         assert found.params["model.latent"] == 10  # as shipped
         assert (found.metrics["elbo"], found.samples) == (-20.0, PICTURE + b"-20.0")
-        assert (found.losses, found.conditions, found.notes) == ({1: 30.0, 2: 20.0}, CONDITIONS, ())
+        as_shipped = evaluation_card(settings=load_config(repository.params).evaluate).conditions
+        assert found.conditions == as_shipped | {"nll_samples": 100}
+        assert (found.losses, found.notes) == ({1: 30.0, 2: 20.0}, ())
     wide = find("wide", repository)
     assert (wide.params["model.latent"], wide.metrics["elbo"], wide.losses[2]) == (20, -18.0, 18.0)
     assert wide.conditions["nll_samples"] == 5
@@ -116,9 +164,9 @@ def test_a_revision_that_was_never_run_has_parameters_alone_and_says_what_to_do(
     assert (found.metrics, found.losses, found.samples) == ({}, {}, None)
     assert found.notes == (
         "not found: reports/training/metrics.json, reports/evaluation/card.json, reports/evaluation/metrics.json, "
-        "reports/export/metrics.json, reports/training/history.csv, reports/evaluation/figures/samples.png, "
-        "reports/evaluation/scores.npz; it was not run at this revision: run `dvc exp run`, and compare that "
-        "experiment",
+        "reports/export/metrics.json, models/onnx/manifest.json, reports/training/history.csv, "
+        "reports/evaluation/figures/samples.png, reports/evaluation/scores.npz; it was not run at this revision: run "
+        "`dvc exp run`, and compare that experiment",
     )
 
 
@@ -133,7 +181,7 @@ def test_what_the_cache_does_not_have_is_told_with_the_command_that_gets_it(
         cache.with_name("tmp-away").rename(cache)
     assert (found.metrics["elbo"], found.losses) == (-18.0, {})
     (note,) = found.notes
-    assert note.startswith("not found: reports/evaluation/card.json, reports/training/history.csv, reports/")
+    assert note.startswith("not found: reports/evaluation/card.json, models/onnx/manifest.json, reports/training/")
     assert "`dvc fetch` gets what is on a remote; `dvc exp apply wide` " in note
 
 

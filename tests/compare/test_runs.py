@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from experiments import PICTURE
-from some_cards import evaluation_card
+from some_cards import evaluation_card, hash_of
 
 from reparam import track
 from reparam.compare.side_by_side import find
@@ -32,17 +32,17 @@ def store_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str
                 run.log_metrics({"train/loss": loss + 1, "validation/loss": loss, "images_per_second": 9.0}, epoch)
             run.log_metrics({"validation/elbo": -30.0}, 2)  # a curve, no result
             run.log_metrics({"best_epoch": 2, "best_validation_loss": 20.0})
-            run.set_tags({track.WEIGHTS_TAG: "weights"})
-        with tracker.child_run("evaluate", {"weights_sha256": "weights"}) as child:
+            run.set_tags({track.WEIGHTS_TAG: hash_of("d")})
+        with tracker.child_run("evaluate", {"weights_sha256": hash_of("d")}) as child:
             child.log_params({"evaluate.nll_samples": 100, "evaluate.split": "test", "evaluate.outliers": None})
             child.log_params({"evaluate.generated.images": 50})
-            child.log_headline({"elbo": -20.0, "elbo_se": 0.25, "images": 359}, "test")
+            child.log_headline({"elbo": -20.0, "elbo_se": 0.25, "images": 359}, "evaluation")
             child.log_metrics({"0": 1.0}, group="latent_kl")
             child.log_files([root / name for name in ("samples.png", "card.json", "scores.npz")], "evaluation")
-        with suppress(KeyboardInterrupt), tracker.child_run("evaluate", {"weights_sha256": "weights"}) as child:
+        with suppress(KeyboardInterrupt), tracker.child_run("evaluate", {"weights_sha256": hash_of("d")}) as child:
             child.log_params({"evaluate.nll_samples": 7})
             raise KeyboardInterrupt
-        with tracker.child_run("export", {"weights_sha256": "weights"}) as child:
+        with tracker.child_run("export", {"weights_sha256": hash_of("d")}) as child:
             child.log_headline({"encoder_max_error": 1e-7}, "export")
         patch.setenv("DVC_EXP_NAME", "dull-dace")
         tracker = track.connect(Paths(root, root))
@@ -51,6 +51,14 @@ def store_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str
             raise KeyboardInterrupt
         with tracker.training_run("hash.dir"):
             pass
+        patch.setenv("DVC_EXP_NAME", "odd-ox")
+        tracker = track.connect(Paths(root, root))
+        with tracker.training_run("hash.dir") as odd:
+            odd.log_metrics({"best_epoch": 2, "encoder_max_error": 1e-7})
+            odd.set_tags({track.WEIGHTS_TAG: hash_of("9")})
+        with tracker.child_run("evaluate", {"weights_sha256": hash_of("9")}) as child:
+            child.log_headline({"elbo": -20.0, "elbo_se": 0.25}, "evaluation")
+            child.log_files([root / name for name in ("samples.png", "card.json", "scores.npz")], "evaluation")
     return root, run.run_id, other.run_id
 
 
@@ -88,6 +96,17 @@ def test_a_run_is_read_by_its_id_its_beginning_its_name_and_a_run_below_it(store
         assert found.scores["elbo"].tolist() == [-21.0, -19.0]
         assert (found.loss_split, found.losses) == ("validation", {1: 30.0, 2: 20.0})
         assert (found.samples, found.notes) == (PICTURE, ())
+
+
+def test_an_evaluation_of_other_weights_is_withheld(store: tuple[Paths, str, str]) -> None:
+    paths, *_ = store
+    found = find("odd-ox", paths)
+    assert found.metrics == {"best_epoch": 2, "encoder_max_error": 1e-7}
+    assert (found.conditions, dict(found.scores), found.samples) == ({}, {}, None)
+    assert found.notes == (
+        f"evaluate: withheld: wanted results of the trained model (weights {'9' * 12}), found those of another one "
+        f"(weights {'d' * 12}); run `dvc repro` with its parameters",
+    )
 
 
 def test_an_unfinished_run_shows_what_there_is(store: tuple[Paths, str, str]) -> None:

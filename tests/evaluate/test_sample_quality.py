@@ -8,7 +8,7 @@ from torch import Tensor
 from reparam import runtime
 from reparam.data.store import Images
 from reparam.evaluate import sample_quality
-from reparam.evaluate.sample_quality import fit_projection, frechet, grey, neighbourhoods, pca_quality
+from reparam.evaluate.sample_quality import fit_projection, frechet, grey, neighbourhoods, pca_quality, standard_errors
 
 
 def points(count: int, size: int = 3, seed: int = 0) -> Tensor:
@@ -218,3 +218,40 @@ def test_names_say_in_which_features_images_were_compared() -> None:
 @pytest.mark.parametrize(("real", "fake"), [(1, 50), (50, 1), (0, 0)])
 def test_fewer_than_two_images_cannot_be_compared(real: int, fake: int) -> None:
     assert pca_quality(points(real), points(fake), 5) == {}
+
+
+# Standard errors
+
+
+def repeats(shift: float, images: int, count: int) -> list[tuple[Tensor, Tensor]]:
+    """Independent sets of points, and of shifted and shrunken ones."""
+    return [(points(images, 4, 2 * i), 0.8 * points(images, 4, 2 * i + 1) + shift) for i in range(count)]
+
+
+@pytest.mark.parametrize("resampled", [400, 20])  # half of the images, or a tenth
+def test_standard_errors_are_the_deviation_between_independent_sets(
+    resampled: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample_quality, "RESAMPLED", resampled)
+    sets = repeats(0.4, 200, 60)
+    found = [pca_quality(*one, 5) for one in sets]
+    with runtime.random_stream(0, "test"):
+        errors = [standard_errors(*one, 5) for one in sets[:10]]
+    for name in found[0]:
+        deviation = np.std([one[name] for one in found], ddof=1)
+        error = np.mean([one[name] for one in errors])
+        assert 0.7 < error / deviation < 1.8, name
+
+
+def test_standard_errors_shrink_with_the_root_of_the_number_of_images() -> None:
+    with runtime.random_stream(0, "test"):
+        few, many = (
+            np.mean([standard_errors(*one, 5)["pca_frechet"] for one in repeats(1.0, images, 8)])
+            for images in (200, 800)
+        )
+    assert few / many == pytest.approx(2, rel=0.2)
+
+
+@pytest.mark.parametrize(("real", "fake"), [(3, 50), (50, 3)])
+def test_fewer_than_four_images_have_no_standard_errors(real: int, fake: int) -> None:
+    assert standard_errors(points(real), points(fake), 5) == {}

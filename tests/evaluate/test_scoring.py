@@ -120,7 +120,7 @@ def test_no_nll_is_computed_of_grey_pixels_under_a_bernoulli(kind: str) -> None:
     decoded = list[int]()
     model.decoder.register_forward_hook(lambda _module, inputs, _output: decoded.append(len(inputs[0])))
     has_density = is_density(model.likelihood, "none")
-    scores = score(model, view_of(some_images(3), GREY, 2), settings(), is_density=has_density)
+    scores = score(model, view_of(some_images(3), GREY, 2), settings(), with_nll=has_density)
     assert sum(decoded) == 2 * 3 + 2  # samples of the expectations, and one for each batch to measure its memory
     assert all(values.isnan().all() for values in (scores.nll, scores.bounds, scores.effective))
     assert scores.reconstruction.isfinite().all()
@@ -151,9 +151,7 @@ def test_a_hierarchy_takes_two_samples_at_least_to_know_their_noise() -> None:
     model = some_model((1, 2, 2), kind="hierarchical")
     data = view_of(some_images(6, (1, 2, 2)), GREY, 3)
     one, two = (
-        score(model, data, settings(elbo_samples=samples), is_density=False)
-        for samples in (1, 2)
-        if torch.manual_seed(0)
+        score(model, data, settings(elbo_samples=samples), with_nll=False) for samples in (1, 2) if torch.manual_seed(0)
     )
     torch.testing.assert_close(one.latent_variance, two.latent_variance, rtol=0, atol=0)
     torch.testing.assert_close(one.kl, two.kl, rtol=0, atol=0)

@@ -240,24 +240,32 @@ def test_a_batch_norm_is_exported_as_it_evaluates_and_not_as_it_trains(tmp_path:
 # Serving skew
 
 
+LOSSLESS = {"served_elbo": -1.0, "served_elbo_se": 0.0, "served_elbo_loss": 0.0, "served_elbo_loss_se": 0.0}
+
+
 class SquaredDistance:
-    """A stand-in for a model: what it loses is how far the encoded image is from the scored one."""
+    """A stand-in for a model: what it loses is how far the encoded image is from the scored one.
+
+    Each white pixel has a cost, whatever was encoded.
+    """
 
     likelihood = SimpleNamespace(outputs=1)
 
-    def __init__(self) -> None:
+    def __init__(self, cost: float) -> None:
+        self.cost = cost
         self.asked: list[tuple[Tensor, Tensor, float]] = []
 
     def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
         self.asked.append((x, target, torch.rand(()).item()))
         distance = (x - target).square().sum((1, 2, 3)).expand(samples, -1)
-        return Draw(log_px=-distance, log_pz=torch.nan * distance, log_qz=torch.nan * distance, kl=distance + 1)
+        log_px = -distance - self.cost * target.sum((1, 2, 3))
+        return Draw(log_px=log_px, log_pz=torch.nan * distance, log_qz=torch.nan * distance, kl=distance + 1)
 
 
 def skew(
-    images: np.ndarray, grey_pixels: str, binarization: str = "dynamic"
+    images: np.ndarray, grey_pixels: str, binarization: str = "dynamic", cost: float = 0.0
 ) -> tuple[dict[str, float], SquaredDistance]:
-    model: Any = SquaredDistance()
+    model: Any = SquaredDistance(cost)
     return serving_skew(model, images, Pixels(image_facts(binarization)), grey_pixels), model
 
 
@@ -265,9 +273,9 @@ def skew(
 def test_black_and_white_images_lose_nothing(grey_pixels: str, exported: Exported) -> None:
     binary = np.where(exported.images >= 128, 255, 0).astype(np.uint8).transpose(0, 3, 1, 2)
     found = serving_skew(exported.model, binary, Pixels(image_facts("dynamic", channels=3)), grey_pixels)
-    assert found["served_elbo_loss"] == 0.0
-    assert found["served_elbo"] < 0
-    assert skew(binary, grey_pixels)[0] == {"served_elbo": -1.0, "served_elbo_loss": 0.0}
+    assert found["served_elbo_loss"] == found["served_elbo_loss_se"] == 0.0
+    assert found["served_elbo"] < 0 < found["served_elbo_se"]
+    assert skew(binary, grey_pixels)[0] == LOSSLESS
 
 
 def test_grey_images_are_scored_as_training_saw_them_and_encoded_as_apps_do() -> None:
@@ -281,11 +289,24 @@ def test_grey_images_are_scored_as_training_saw_them_and_encoded_as_apps_do() ->
     # Each pixel is white with the probability of its grey value: five standard deviations of a mean over 3,200 pixels.
     assert target.mean().item() == pytest.approx(served.mean().item(), abs=5 * 0.5 / 3_200**0.5)
     assert draw == first_draw  # the same noise, so that the difference is that of the images
-    distance = (served - target).square().sum((1, 2, 3)).mean().item()
+    distances = (served - target).square().sum((1, 2, 3)).numpy()
+    distance, error = distances.mean(), 2 * distances.std(ddof=1) / 50**0.5
     assert found == {
         "served_elbo": pytest.approx(-2 * distance - 1, abs=1e-4),
+        "served_elbo_se": pytest.approx(error, abs=1e-4),
         "served_elbo_loss": pytest.approx(2 * distance, abs=1e-4),
+        "served_elbo_loss_se": pytest.approx(error, abs=1e-4),
     }
+
+
+def test_the_error_of_the_skew_is_that_of_the_differences_of_the_same_images() -> None:
+    """However much images differ in what they cost anyway."""
+    images = np.random.default_rng(0).integers(0, 127, (50, 1, 8, 8), dtype=np.uint8)
+    plain, _ = skew(images, "keep")
+    costly, model = skew(images, "keep", cost=1000.0)
+    white = model.asked[1][1].sum((1, 2, 3)).numpy()
+    assert costly["served_elbo_se"] == pytest.approx(1000 * white.std(ddof=1) / 50**0.5, rel=1e-2)
+    assert costly["served_elbo_loss_se"] == plain["served_elbo_loss_se"] < 1e-3 * costly["served_elbo_se"]
 
 
 def test_a_threshold_is_part_of_the_skew() -> None:
@@ -310,7 +331,7 @@ def test_grey_images_are_scored_as_they_are_where_training_saw_them_so() -> None
     grey = torch.from_numpy(images).float() / 255
     kept, model = skew(images, "keep", binarization="none")
     assert all(torch.equal(given, grey) for x, target, _ in model.asked for given in (x, target))
-    assert kept == {"served_elbo": -1.0, "served_elbo_loss": 0.0}
+    assert kept == LOSSLESS
 
     lost, model = skew(images, "threshold", binarization="none")
     assert torch.equal(model.asked[1][1], grey)

@@ -228,7 +228,9 @@ def test_the_stage_reports_parity_and_skew(exported: Exported) -> None:
         "decoder_max_error",
         "decoder_max_grey_levels",
         "served_elbo",
+        "served_elbo_se",
         "served_elbo_loss",
+        "served_elbo_loss_se",
     ]
     assert metrics["encoder_max_error"] < 1e-5
     assert metrics["served_elbo"] < 0

@@ -107,11 +107,11 @@ def test_the_headline_reaches_the_training_run_by_replay_too(shaky: InProcess, a
     parent = shaky.train("weights")
     with shaky.child_run("evaluate", {"weights_sha256": "weights"}) as run:
         absent.away = True
-        run.log_headline({"elbo": -25.5}, "test")
+        run.log_headline({"elbo": -25.5}, "evaluation")
     absent.away = False
     replay(paths)
     for run_id in (run.run_id, parent):
-        assert shaky.client.get_run(run_id).data.metrics == {"test/elbo": -25.5}
+        assert shaky.client.get_run(run_id).data.metrics == {"evaluation/elbo": -25.5}
 
 
 def test_a_replay_that_is_refused_keeps_the_rest(shaky: InProcess, absent: Absent, paths: Paths) -> None:

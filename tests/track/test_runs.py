@@ -244,15 +244,15 @@ def test_a_child_hangs_below_the_run_of_its_weights_and_mirrors_its_headline(tra
     (paths.root / "metrics.json").write_text("{}")
     others, parent = tracker.train("other-weights"), tracker.train("weights")
     with tracker.child_run("evaluate", {"weights_sha256": "weights"}) as run:
-        run.log_headline({"elbo": -25.5, "nll": 24.0}, "test")
+        run.log_headline({"elbo": -25.5, "nll": 24.0}, "evaluation")
         run.log_metrics({"0": 1.5}, group="latent_kl")
         run.log_files([paths.root / "metrics.json"], "evaluation")
     child = tracker.client.get_run(run.run_id)
     assert child.data.tags["mlflow.parentRunId"] == parent
     assert child.data.tags["mlflow.runName"] == "evaluate"
     assert (child.data.tags[STAGE_TAG], child.data.tags[WEIGHTS_TAG]) == ("evaluate", "weights")
-    assert child.data.metrics == {"test/elbo": -25.5, "test/nll": 24.0, "latent_kl/0": 1.5}
-    assert tracker.client.get_run(parent).data.metrics == {"test/elbo": -25.5, "test/nll": 24.0}
+    assert child.data.metrics == {"evaluation/elbo": -25.5, "evaluation/nll": 24.0, "latent_kl/0": 1.5}
+    assert tracker.client.get_run(parent).data.metrics == {"evaluation/elbo": -25.5, "evaluation/nll": 24.0}
     assert tracker.client.get_run(others).data.metrics == {}
     for run_id in (run.run_id, parent):
         assert tracker.artifacts(run_id, "evaluation") == ["evaluation/metrics.json"]
@@ -264,7 +264,7 @@ def test_a_failing_evaluation_leaves_the_finished_training_as_it_is(tracker: InP
 
     def fail() -> None:
         with tracker.child_run("evaluate", {"weights_sha256": "weights"}) as run:
-            run.log_headline({"elbo": -25.5}, "test")
+            run.log_headline({"elbo": -25.5}, "evaluation")
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -279,14 +279,14 @@ def test_a_child_without_a_training_run_is_logged_alone_and_says_so(
 ) -> None:
     tracker.train("other-weights")
     with tracker.child_run("evaluate", {"weights_sha256": "0123456789abcdef"}) as run:
-        run.log_headline({"elbo": -25.5}, "test")
+        run.log_headline({"elbo": -25.5}, "evaluation")
     assert [record.getMessage() for record in caplog.records if record.name == "reparam.track.tracker"] == [
         "evaluate: no MLflow run has the weights 0123456789ab..., so this run is logged without a parent; the model "
         "was trained elsewhere or without tracking"
     ]
     child = tracker.client.get_run(run.run_id)
     assert "mlflow.parentRunId" not in child.data.tags
-    assert (child.info.status, child.data.metrics) == ("FINISHED", {"test/elbo": -25.5})
+    assert (child.info.status, child.data.metrics) == ("FINISHED", {"evaluation/elbo": -25.5})
 
 
 def test_only_a_finished_training_is_a_parent(tracker: InProcess, caplog: pytest.LogCaptureFixture) -> None:

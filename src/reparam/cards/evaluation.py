@@ -1,11 +1,11 @@
 """The card of an evaluation."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from reparam.cards.card import Card, Hash, Number, Side, UnitFloat
-from reparam.cards.data import ImageFacts
+from reparam.cards.data import ImageFacts, SplitName
 from reparam.cards.model import CardOfResult, Metrics, ModelLineage
 from reparam.config import EvaluateConfig, flatten
 
@@ -92,7 +92,7 @@ class EvaluationCard(CardOfResult):
 
     data: ImageFacts
     images: PositiveInt
-    images_sha256: Hash  # of the file of the split that they are from
+    images_sha256: Annotated[dict[SplitName, Hash], Field(min_length=3)]  # of the files of all splits
     settings: EvaluateConfig
     details: Details
     warnings: tuple[str, ...]
@@ -101,10 +101,15 @@ class EvaluationCard(CardOfResult):
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """What metrics depend on, by the names in `Metric.depends`: the images, and the parameters of `evaluate`."""
+        """What metrics depend on, by the names in `Metric.depends`: the images, and the parameters of `evaluate`.
+
+        The images of a split are known by `<split>_sha256`, those that were scored by `images_sha256`.
+        """
         scaling = tuple(zip(self.data.scaling.shift, self.data.scaling.scale, strict=True))
-        images = {"images_sha256": self.images_sha256, "binarization": self.data.binarization, "scaling": scaling}
-        return {"data": self.lineage.data, **images, **flatten(self.settings)}
+        images = {f"{split}_sha256": digest for split, digest in self.images_sha256.items()}
+        images["images_sha256"] = images[f"{self.settings.split}_sha256"]
+        pixels = {"binarization": self.data.binarization, "scaling": scaling}
+        return {"data": self.lineage.data, **images, **pixels, **flatten(self.settings)}
 
 
 class EvaluationMetrics(Metrics):

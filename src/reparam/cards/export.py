@@ -6,6 +6,7 @@ from pydantic import PositiveInt
 
 from reparam.cards.card import Card, Files, Hash, Number, Shape
 from reparam.cards.model import CardOfResult, Metrics, ModelLineage, TrainedParams
+from reparam.config.export import ExportConfig
 from reparam.config.section import KeyOf
 
 GreyPixels = Literal["keep", "threshold"]
@@ -46,6 +47,10 @@ class ExportCard(ExportedModel):
 
     opset: PositiveInt
     files: Files
+
+    def is_with(self, config: ExportConfig) -> bool:
+        """Whether it was made with these parameters."""
+        return (config.opset, config.grey_pixels) == (self.opset, self.grey_pixels)
 
 
 class ExportMetrics(Metrics):

@@ -17,7 +17,6 @@ BEYOND = 2.0  # standard errors: about 95 % of a normal distribution lie within
 SEED = "train.seed"
 # Likelihoods of the 256 grey values are probabilities, at most 1; those of real numbers are densities.
 DISCRETE = {"discretised_logistic", "logistic_mixture"}
-IMAGES = ("split", "images_sha256", "binarization")  # conditions of every metric that has an error
 ABSENT = "—"
 
 
@@ -89,7 +88,11 @@ def find_obstacles(first: Experiment, other: Experiment) -> dict[str, list[str]]
     judged = [name for name in shared if f"{name}{ERROR}" in first.metrics and f"{name}{ERROR}" in other.metrics]
     known = {name: metric for name in shared if (metric := describe(name))}
     likelihoods = [name for name, metric in known.items() if metric.is_likelihood]
-    depending = dict.fromkeys(IMAGES, judged) | {"scaling": likelihoods}
+    depending = {
+        key: [name for name in judged if key in _images_of(name)]
+        for key in dict.fromkeys(key for name in judged for key in _images_of(name))
+    }
+    depending["scaling"] = likelihoods
     for key in _union(dict.fromkeys(metric.depends) for metric in known.values()):
         depending[key] = [name for name, metric in known.items() if key in metric.depends]
     found = {}
@@ -101,6 +104,13 @@ def find_obstacles(first: Experiment, other: Experiment) -> dict[str, list[str]]
     if len({kind in DISCRETE for kind in kinds}) == 2:
         found[f"the likelihood is {kinds[0]}, of {first.name} {kinds[1]}: one is a density, one is not"] = likelihoods
     return {reason: barred for reason, barred in found.items() if barred}
+
+
+def _images_of(name: str) -> tuple[str, ...]:
+    """Name the conditions that say on which images a metric was measured."""
+    metric = describe(name)
+    images = (f"{metric.split}_sha256",) if metric and metric.split else ("split", "images_sha256")
+    return (*images, "binarization")
 
 
 def judge(metric: str, start: float, difference: float, noise: float) -> str:
@@ -142,7 +152,7 @@ def _pairs(name: str, first: Experiment, other: Experiment) -> npt.NDArray[np.fl
     An image that is hard for one model is hard for the other: as of independent images, the error would be far too
     large.
     """
-    images = [[experiment.conditions.get(key) for key in IMAGES] for experiment in (first, other)]
+    images = [[experiment.conditions.get(key) for key in _images_of(name)] for experiment in (first, other)]
     ours, theirs = (experiment.scores.get(name) for experiment in (first, other))
     if None in images[0] or images[0] != images[1] or ours is None or theirs is None:
         return None

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from reparam.cards.card import MANIFEST
 from reparam.cards.evaluation import EvaluationCard, EvaluationMetrics
-from reparam.cards.export import ExportMetrics
+from reparam.cards.export import ExportCard, ExportMetrics
 from reparam.cards.model import Result, TrainedParams, TrainingMetrics
 from reparam.compare.experiment import Experiment, read_scores
 from reparam.config import Config, flatten
@@ -104,16 +105,17 @@ class Files:
         weights = weights or (card.made_of if card else None)  # at least, results are of one model
         evaluation = self.result_of(weights, paths.evaluation_metrics, EvaluationMetrics.parse)
         export = self.result_of(weights, paths.export_metrics, ExportMetrics.parse)
+        exported = self.result_of(weights, paths.onnx / MANIFEST, ExportCard.parse)
         split, losses = self.get(paths.history, _read_losses) or ("", {})
         samples, scores = self.get(paths.figures / "samples.png", bytes), self.get(paths.scores, read_scores)
         if not self.is_any_found:
             raise UserError(f"{name} ({origin}): wanted an experiment, found none of its files; {self.hint}")
         if self.missing:
             self.notes.append(f"not found: {', '.join(self.missing)}; {self.hint}")
-        if card and _are_others(params, card.lineage.params_sha256):
+        if stale := _stale(params, card, exported):
             self.notes.append(
-                f"{paths.relative(paths.params)} was changed after training: the parameters are not those of the "
-                "results; run `dvc repro`"
+                f"{paths.relative(paths.params)} was changed after {' and '.join(stale)}: the parameters are not those "
+                "of the results; run `dvc repro`"
             )
         return Experiment(
             name=name,
@@ -168,9 +170,15 @@ def _read_losses(content: bytes) -> tuple[str, dict[int, float]]:
     return split, {int(float(row["epoch"])): float(row[f"{split}_loss"]) for row in rows}
 
 
-def _are_others(params: Mapping[str, Any], trained: str) -> bool:
-    """Whether the parameters are certainly not those with this hash, which the model was trained with."""
+def _stale(params: Mapping[str, Any], card: EvaluationCard | None, exported: ExportCard | None) -> list[str]:
+    """Name what was certainly done with other parameters."""
     try:
-        return TrainedParams.of(Config.model_validate(params)).hash != trained
+        config = Config.model_validate(params)
     except ValidationError:  # of an older or newer version of the project
-        return False
+        return []
+    is_done_with_these = {
+        "training": card is None or card.lineage.params_sha256 == TrainedParams.of(config).hash,
+        "evaluation": card is None or card.settings == config.evaluate,
+        "export": exported is None or exported.is_with(config.export),
+    }
+    return [name for name, is_so in is_done_with_these.items() if not is_so]

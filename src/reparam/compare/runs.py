@@ -4,12 +4,13 @@ import ast
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any, TypeVar
 
 from reparam import track
 from reparam.cards.evaluation import EvaluationCard
+from reparam.cards.model import SHORT
 from reparam.compare.experiment import Experiment, read_scores
 from reparam.errors import TrackingError, UserError
 from reparam.metrics import ERROR, describe
@@ -81,11 +82,14 @@ def _read(name: str, run: Any, store: track.Store) -> Experiment:
     card = _artifact("evaluation/card.json", run_id, store, EvaluationCard.parse, notes)
     scores = _artifact("evaluation/scores.npz", run_id, store, read_scores, notes)
     samples = _artifact("evaluation/samples.png", run_id, store, bytes, notes)
+    withheld = _withhold(run, below, card, notes)
+    if card and "evaluate" in withheld:
+        card = scores = samples = None
     return Experiment(
         name=run_id[:8] if run_id.startswith(name) else name,
         origin=f"MLflow run {run_id[:8]} ({run.info.run_name})",
         params={name: _typed(value) for name, value in params.items()},
-        metrics=_results(run.data.metrics),
+        metrics=_results(run.data.metrics, {name for names in withheld.values() for name in names}),
         conditions=card.conditions if card else {},
         losses=losses,
         loss_split=split,
@@ -95,11 +99,28 @@ def _read(name: str, run: Any, store: track.Store) -> Experiment:
     )
 
 
-def _results(metrics: dict[str, float]) -> dict[str, float]:
+def _results(metrics: Mapping[str, float], withheld: Set[str]) -> dict[str, float]:
     """Take what is a result, under its own name: of curves, the last value is none."""
-    results = {name for name in metrics if not name.startswith(("train/", "validation/"))}
+    results = {name for name in metrics if not name.startswith(("train/", "validation/"))} - withheld
     named = {name.rpartition("/")[2]: metrics[name] for name in results}
     return {name: value for name, value in named.items() if describe(name.removesuffix(ERROR))}
+
+
+def _withhold(
+    run: Any, below: Mapping[str, Any], card: EvaluationCard | None, notes: list[str]
+) -> dict[str, Mapping[str, float]]:
+    """Return the metrics of stages that were not run with the weights of this training, and note which stages."""
+    wanted = run.data.tags.get(track.WEIGHTS_TAG)
+    made_of = {stage: child.data.tags.get(track.WEIGHTS_TAG) for stage, child in below.items()}
+    if card and made_of.get("evaluate") in (None, wanted):
+        made_of["evaluate"] = card.lineage.weights_sha256
+    stale = {stage: found for stage, found in made_of.items() if wanted and found and found != wanted}
+    notes += [
+        f"{stage}: withheld: wanted results of the trained model (weights {wanted[:SHORT]}), found those of another "
+        f"one (weights {found[:SHORT]}); run `dvc repro` with its parameters"
+        for stage, found in stale.items()
+    ]
+    return {stage: below.get(stage, run).data.metrics for stage in stale}
 
 
 def _artifact(path: str, run_id: str, store: track.Store, parse: Callable[[bytes], T], notes: list[str]) -> T | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from reparam import runtime
 from reparam.evaluate.view import evenly_spaced
-from reparam.models.draw import gaussian_log_prob
+from reparam.models.draw import gaussian_log_prob, standard_error
 
 # What a dimension can say of an image is at most its KL: a collapsed one says less than a seventh of a bit.
 COLLAPSED_KL = 0.1  # nats
@@ -64,7 +64,7 @@ def aggregate(mean: Tensor, log_variance: Tensor, z: Tensor, limit: int) -> Aggr
         told += (gaussian_log_prob(sample, mean, log_variance).sum(1) - log_joint) / len(z)
         shared += (log_joint - log_product) / len(z)
     numbers, own = dict[str, float](), kl[rows]
-    numbers["kl"], numbers["kl_se"] = _mean_and_error(kl)
+    numbers["kl"], numbers["kl_se"] = kl.mean().item(), standard_error(kl).item()
     # The KL of all images, less what those in the rows say.
     for name, known, rest in (
         ("mutual_information", 0.0, told),
@@ -72,8 +72,7 @@ def aggregate(mean: Tensor, log_variance: Tensor, z: Tensor, limit: int) -> Aggr
         ("total_correlation", 0.0, shared),
         ("dimension_kl", numbers["kl"] - own.mean().item(), own - told - shared),
     ):
-        value, numbers[f"{name}_se"] = _mean_and_error(rest)
-        numbers[name] = known + value
+        numbers[name], numbers[f"{name}_se"] = known + rest.mean().item(), standard_error(rest).item()
     return Aggregate(**numbers, bound=math.log(total), images=len(rows))
 
 
@@ -105,11 +104,6 @@ def _log_average(log_q: Tensor, start: int, total: int) -> Tensor:
     excess = math.log((total - 1) / (count - 1)) if count < total else 0.0
     log_q.diagonal(offset=start).sub_(excess)
     return log_q.logsumexp(1) + excess - math.log(total)
-
-
-def _mean_and_error(values: Tensor) -> tuple[float, float]:
-    error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return values.mean().item(), error
 
 
 def collapsed(kl_per_dim: Tensor, variance_of_mean: Tensor, threshold: float) -> list[int]:

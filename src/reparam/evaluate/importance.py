@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from reparam.models.draw import Draw, Encoded, Model
+from reparam.models.draw import Draw, Encoded, Model, standard_error
 from reparam.objectives import log_weights
 from reparam.progress import Advance, ignore
 
@@ -107,5 +107,4 @@ def bytes_per_draw(model: Model, x: Tensor) -> int:
 
 def read_curve(bounds: Tensor, samples: int) -> tuple[Sequence[int], list[float], list[float]]:
     """Average bounds over images: the levels, the means and their standard errors. Shapes: (N, L)."""
-    errors = bounds.std(0) / math.sqrt(len(bounds)) if len(bounds) > 1 else torch.zeros(bounds.shape[1])
-    return levels(samples), bounds.mean(0).tolist(), errors.tolist()
+    return levels(samples), bounds.mean(0).tolist(), standard_error(bounds).tolist()

@@ -29,10 +29,11 @@ from reparam.evaluate.annealing import (
 from reparam.evaluate.importance import importance, read_curve
 from reparam.evaluate.outliers import auroc
 from reparam.evaluate.representation import Labelled, probe
-from reparam.evaluate.sample_quality import fit_projection, grey, pca_quality
-from reparam.evaluate.scoring import scoring_in, standard_error
+from reparam.evaluate.sample_quality import fit_projection, grey, pca_quality, standard_errors
+from reparam.evaluate.scoring import scoring_in
 from reparam.evaluate.subject import Subject
 from reparam.evaluate.view import evenly_spaced
+from reparam.models.draw import standard_error
 from reparam.progress import counting
 from reparam.runtime import random_stream
 
@@ -68,7 +69,7 @@ class Findings:
 
     def add_mean(self, name: str, values: Tensor) -> None:
         """Add the mean over images, its standard error, and the values themselves. Shapes: (N,)."""
-        self.add(name, values.mean().item(), standard_error(values))
+        self.add(name, values.mean().item(), standard_error(values).item())
         self.of_images[name] = values
 
 
@@ -79,6 +80,8 @@ def measure(subject: Subject, outliers: Images | None) -> Findings:
     """
     findings, settings = Findings(), subject.settings
     measures = {"likelihood": _likelihood, "latents": _latents, "labels": _labels}
+    if len(subject.data.validation.images):
+        measures["validation"] = _validation
     if settings.generated.images:
         measures["generated"] = _generated
     if settings.annealing.images and subject.has_likelihood:
@@ -100,12 +103,7 @@ def measure(subject: Subject, outliers: Images | None) -> Findings:
 def _likelihood(subject: Subject, findings: Findings) -> None:
     """Reduce scores to means over images. Units: nats per image."""
     scores = subject.scores
-    of_images = {"reconstruction" if subject.data.is_density else "bce": scores.reconstruction}
-    if not subject.is_code:
-        of_images["kl"] = scores.kl
-    if subject.has_likelihood:
-        of_images = {"elbo": -(scores.reconstruction + scores.kl), **of_images, "nll": scores.nll}
-    for name, values in of_images.items():
+    for name, values in _of_images(subject).items():
         findings.add_mean(name, values)
     if subject.has_likelihood:
         _nll(subject, findings)
@@ -116,9 +114,24 @@ def _likelihood(subject: Subject, findings: Findings) -> None:
     findings.metrics["images"] = len(scores.kl)
 
 
+def _of_images(subject: Subject) -> dict[str, Tensor]:
+    """Name what the model scores images by, but for the NLL. Shapes: (N,) each. Units: nats."""
+    scores = subject.scores
+    elbo = {"elbo": -(scores.reconstruction + scores.kl)} if subject.has_likelihood else {}
+    kl = {} if subject.is_code else {"kl": scores.kl}
+    return {**elbo, "reconstruction" if subject.data.is_density else "bce": scores.reconstruction, **kl}
+
+
+def _validation(subject: Subject, findings: Findings) -> None:
+    """Score the validation split, too: what is chosen by the test split is no longer tested by it."""
+    for name, values in _of_images(subject.on_validation()).items():
+        findings.add_mean(f"{name}_validation", values)
+
+
 def _nll(subject: Subject, findings: Findings) -> None:
-    """Say how far the NLL can be trusted, and what it is in bits."""
+    """Estimate the NLL, say how far it can be trusted, and what it is in bits."""
     scores, count = subject.scores, subject.settings.nll_samples
+    findings.add_mean("nll", scores.nll)
     if subject.model.likelihood.is_discrete:
         findings.add_mean("bits_per_dim", scores.nll / (math.log(2) * subject.data.scored.images[0].size))
     effective = scores.effective.median().item()
@@ -183,9 +196,10 @@ def _generated(subject: Subject, findings: Findings) -> None:
         return
     project = fit_projection(train, settings.generated.components)
     real, known = (project(grey(images[evenly_spaced(len(images), count).numpy()])) for images in (scored, train))
-    found = pca_quality(real, project(subject.generate(count)), settings.neighbours)
+    fake = project(subject.generate(count))
+    found, errors = (function(real, fake, settings.neighbours) for function in (pca_quality, standard_errors))
     for name, value in found.items():
-        findings.add(name, value)
+        findings.add(name, value, errors.get(name))
     floor = {name: round(value, 4) for name, value in pca_quality(real, known, settings.neighbours).items()}
     findings.facts["generated"] = GeneratedFacts(images=count, components=project.axes.shape[1], training_images=floor)
     # As many real images would cover 1 - 2^-k: each of k neighbours comes from either set (Naeem et al. 2020).

@@ -1,6 +1,5 @@
 """Score a trained model: ELBO, reconstruction, KL, log-likelihood, use of the latents."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from torch import Tensor
 from reparam.config import EvaluateConfig
 from reparam.evaluate.importance import Chunk, chunks, draws, importance_of
 from reparam.evaluate.view import View
-from reparam.models.draw import Model
+from reparam.models.draw import Model, standard_error
 from reparam.progress import Advance, counting
 from reparam.runtime import computing_in
 
@@ -35,14 +34,14 @@ class Scores:
 
 
 @torch.no_grad()
-def score(model: Model, data: View, config: EvaluateConfig, *, is_density: bool = True) -> Scores:
+def score(model: Model, data: View, config: EvaluateConfig, *, with_nll: bool = True) -> Scores:
     """Score every image of a split, drawing from torch's generator.
 
-    Without `is_density`, pixels have no likelihood to estimate. A hierarchy takes two samples at least: the mean of a
-    layer depends on samples of others, and one cannot separate their noise from what images change.
+    A code has no NLL, whatever is asked. A hierarchy takes two samples at least: the mean of a layer depends on samples
+    of others, and one cannot separate their noise from what images change.
     """
     elbo_samples = max(config.elbo_samples, 2 if model.stochastic_layers > 1 else 1)
-    nll_samples = config.nll_samples if is_density and model.stochastic_layers else 0
+    nll_samples = config.nll_samples if with_nll and model.stochastic_layers else 0
     parts: list[tuple[Tensor, ...]] = []
     with counting("scoring images", len(data) * (elbo_samples + nll_samples)) as advance:
         for batch in data.seen(config.seed):
@@ -63,7 +62,7 @@ def score(model: Model, data: View, config: EvaluateConfig, *, is_density: bool 
         bounds=bounds,
         effective=effective,
         latent_kl=latent_kl.mean(0),
-        latent_kl_error=_errors(latent_kl),
+        latent_kl_error=standard_error(latent_kl),
         layer_kl=layer_kl,
         latent_variance=variance,
         means=means,
@@ -108,13 +107,3 @@ def _likelihoods(model: Model, chunk: Chunk, samples: int, advance: Advance) -> 
         return nothing, nothing[:, None], nothing
     found = importance_of(model, chunk, samples, advance)
     return found.nll, found.bounds.T, found.effective
-
-
-def _errors(values: Tensor) -> Tensor:
-    """Return the standard error of each column's mean. Shapes: (N, D) -> (D,)."""
-    return values.std(0) / math.sqrt(len(values)) if len(values) > 1 else torch.zeros_like(values[0])
-
-
-def standard_error(values: Tensor) -> float:
-    """Return the standard error of a mean over images; 0 for a single image. Shapes: (N,)."""
-    return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else 0.0

@@ -66,6 +66,7 @@ def _read_data(paths: Paths, data: DataCard, model: ModelCard, split: SplitName,
     return Data(
         scored=_read_split(paths, split),
         train=_read_split(paths, "train"),
+        validation=store.read_split(paths.processed, "validation"),
         classes=data.classes,
         pixels=Pixels(data).to(place),
         is_density=model.is_density,
@@ -127,7 +128,7 @@ def _describe(data: DataCard, model: ModelCard, subject: Subject, findings: Find
     return EvaluationCard(
         data=data.images,
         images=len(subject.images),
-        images_sha256=data.splits[subject.settings.split].images_sha256,
+        images_sha256={name: split.images_sha256 for name, split in data.splits.items()},
         settings=subject.settings,
         details=findings.details,
         warnings=tuple(findings.warnings),

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -35,6 +35,7 @@ class Data:
 
     scored: Split
     train: Split
+    validation: Split  # perhaps of no images
     classes: Sequence[str]  # the name of each label
     pixels: Pixels  # on the model's device
     is_density: bool  # whether the model's likelihood is one of these pixels
@@ -59,8 +60,16 @@ class Subject:
         """Score a model on the images of a split."""
         view = data.view(data.scored.images, settings.batch_size)
         with random_stream(settings.seed, "score"):
-            scores = score(model, view, settings, is_density=data.is_density)
+            scores = score(model, view, settings, with_nll=data.is_density)
         return cls(model, data, settings, scores)
+
+    def on_validation(self) -> Self:
+        """Score the model on the validation split in the same way, but for the NLL."""
+        if self.settings.split == "validation":
+            return self
+        data = replace(self.data, scored=self.data.validation)
+        scores = score(self.model, self.view(data.scored.images), self.settings, with_nll=False)
+        return replace(self, data=data, scores=scores)
 
     @property
     def is_code(self) -> bool:

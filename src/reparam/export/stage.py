@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from reparam import logged, track
 from reparam.cards.card import CARD, MANIFEST, FileFacts
@@ -16,6 +17,7 @@ from reparam.export import onnx, verify
 from reparam.files import whole_directory
 from reparam.lineage import source_hash
 from reparam.models.build import AnyModel
+from reparam.models.draw import standard_error
 from reparam.models.storage import load_model
 from reparam.paths import Paths
 from reparam.runtime import NUMBERS_AT_ONCE, make_deterministic, random_stream
@@ -67,21 +69,26 @@ def serving_skew(model: AnyModel, images: store.Images, pixels: Pixels, grey_pix
 
     `served_elbo` scores binarized images under a posterior that saw them as the exported encoder does;
     `served_elbo_loss` is what it lost against a posterior that saw the binarized images themselves, on the same
-    draws. Shapes: images (N, C, H, W). Units: nats per image.
+    draws. The standard errors, under `<name>_se`, are those of means over images: of the loss, image by image.
+    Shapes: images (N, C, H, W). Units: nats per image.
     """
     grey = torch.from_numpy(images.astype(np.float32) / 255)
     batch = max(1, min(SKEW_BATCH, NUMBERS_AT_ONCE // (SKEW_SAMPLES * grey[0].numel() * model.likelihood.outputs)))
-    elbos = []
+    elbos = list[Tensor]()
     with random_stream(0, "serving skew"):
         target = torch.bernoulli(grey) if pixels.is_drawn else grey
     for x in (target, onnx.serve(grey, grey_pixels)):
         with random_stream(0, "serving skew, posterior"):
-            total = 0.0
+            parts = list[Tensor]()
             for some, its in zip(torch.split(x, batch), torch.split(target, batch), strict=True):
                 draw = model.draw(pixels.scaled(some), pixels.scaled(its), SKEW_SAMPLES)
-                total += (draw.log_px - draw.kl).double().mean(0).sum().item()
-        elbos.append(total / len(grey))
-    return {"served_elbo": round(elbos[1], 4), "served_elbo_loss": round(elbos[0] - elbos[1], 4)}
+                parts.append((draw.log_px - draw.kl).double().mean(0))
+        elbos.append(torch.cat(parts))
+    return {
+        key: round(value, 4)
+        for name, of_images in (("served_elbo", elbos[1]), ("served_elbo_loss", elbos[0] - elbos[1]))
+        for key, value in ((name, of_images.mean().item()), (f"{name}_se", standard_error(of_images).item()))
+    }
 
 
 def _describe(card: ModelCard, grey_pixels: GreyPixels) -> ExportedModel:

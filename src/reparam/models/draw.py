@@ -112,6 +112,14 @@ class Likelihood(Protocol):
         """Return an output whose expected image is about `mean`. Shapes: (..., C, H, W) -> (..., P*C, H, W)."""
 
 
+def standard_error(values: Tensor) -> Tensor:
+    """Return the standard error of means over images; 0 for a single image, of which it is not known.
+
+    Shapes: (N, ...) -> (...).
+    """
+    return values.std(0) / math.sqrt(len(values)) if len(values) > 1 else torch.zeros_like(values[0])
+
+
 # Of log variances: exp(20) and its square are finite in float32, and no healthy posterior comes near either end.
 LOG_VARIANCE = (-40.0, 20.0)
 

@@ -137,7 +137,7 @@ def _numbers(page: Page) -> dict[str, list[Number]]:
 
 def _number(name: str, metric: Metric, values: Mapping[str, float], page: Page) -> Number:
     """Spell a metric; that of a single image has an error of 0, which is not known."""
-    images, error, beside = _images_of(metric, page.evaluation), values.get(f"{name}{ERROR}"), ""
+    images, error, beside = _images_of(metric, page), values.get(f"{name}{ERROR}"), ""
     if name == "active_units":
         beside = f"of {page.model.latent_size}"
     elif error is not None and images > 1:
@@ -149,13 +149,15 @@ def _number(name: str, metric: Metric, values: Mapping[str, float], page: Page) 
     return Number(metric.title, f"{values[name]:z{metric.form}}", beside, metric.text.replace("`", "") + part)
 
 
-def _images_of(metric: Metric, evaluation: EvaluationCard) -> int:
+def _images_of(metric: Metric, page: Page) -> int:
     """Return the number of images that a metric was measured on."""
-    details = evaluation.details
+    if metric.split:
+        return page.data.counts[metric.split]
+    details = page.evaluation.details
     for setting, facts in (("annealing.images", details.annealed), ("generated.images", details.generated)):
         if facts and setting in metric.depends:
             return facts.images
-    return evaluation.images
+    return page.evaluation.images
 
 
 def _data_uri(picture: bytes) -> Markup:

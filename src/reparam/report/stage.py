@@ -60,10 +60,7 @@ def _check_params(config: Config, page: Page) -> None:
     for sections, is_of in (
         ("model, objective, train", TrainedParams.of(config).hash == page.model.hash),
         ("evaluate", config.evaluate == page.evaluation.settings),
-        (
-            "export",
-            (config.export.opset, config.export.grey_pixels) == (page.exported.opset, page.exported.grey_pixels),
-        ),
+        ("export", page.exported.is_with(config.export)),
     ):
         if not is_of:
             raise StaleInputError(
