@@ -103,7 +103,7 @@ class ContinuousBernoulli:
         """Return the mean of the density, by a series around an output of 0."""
         is_small, square = output.abs() < SMALL, output.square()
         series = 0.5 + output * (1 / 12 - square * (1 / 720 - square * (1 / 30240 - square / 1209600)))
-        safe = torch.where(is_small, torch.ones_like(output), output)
+        safe = torch.where(is_small, 1.0, output)
         # exp(80) is as good as infinity here, but has a gradient.
         return torch.where(is_small, series, -1 / torch.expm1((-safe).clamp_max(80)) - 1 / safe)
 
