@@ -202,9 +202,9 @@ def test_a_model_of_another_format_is_refused(exported: Exported, tmp_path: Path
     for name in ("encoder.onnx", "decoder.onnx"):
         graph = onnx.load(exported.directory / name)
         entry = graph.metadata_props[0]
-        entry.value = entry.value.replace('"format": 2', '"format": 1')
+        entry.value = entry.value.replace('"format": 3', '"format": 2')
         onnx.save(graph, tmp_path / name)
-    with pytest.raises(DamagedInputError, match=r"wanted a model of format 2, found one of format 1; run `dvc repro"):
+    with pytest.raises(DamagedInputError, match=r"wanted a model of format 3, found one of format 2; run `dvc repro"):
         Client(tmp_path)
 
 

@@ -19,7 +19,7 @@ from reparam.errors import DamagedInputError, MissingInputError, UserError
 Images = npt.NDArray[np.uint8]  # (B, H, W, C)
 Floats = npt.NDArray[np.float32]
 
-FORMAT = 2  # of the metadata in the graphs
+FORMAT = 3  # of the metadata in the graphs
 
 
 class Client:

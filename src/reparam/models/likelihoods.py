@@ -187,6 +187,10 @@ class LearnedGaussian(UncertainGaussian, nn.Module):
             )
         self.log_sigma = nn.Parameter(unbound(torch.tensor(config.sigma).log(), *LOG_SIGMA))
 
+    @property
+    def sigma(self) -> float:
+        return bound(self.log_sigma.detach(), *LOG_SIGMA).exp().item()
+
     def log_sigma_of(self, _output: Tensor) -> Tensor:
         return self.log_sigma
 
@@ -205,6 +209,7 @@ class Laplace(Located):
 
     def __init__(self, config: GaussianConfig) -> None:
         super().__init__(config)
+        self.sigma = config.sigma
         self.scale = config.sigma / math.sqrt(2)
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
