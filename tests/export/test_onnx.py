@@ -26,7 +26,7 @@ from reparam.export.verify import check_graph
 from reparam.files import sha256
 from reparam.lineage import source_hash
 from reparam.models.draw import Draw, Estimator
-from reparam.models.likelihoods import LIKELIHOODS
+from reparam.models.likelihoods import LIKELIHOODS, Bernoulli
 
 pytest_plugins = ["fixtures_export"]
 
@@ -390,3 +390,27 @@ def test_an_autoencoder_has_no_elbo_to_lose(tmp_path: Path) -> None:
     run_stage(prepared.paths)
     metrics = ExportMetrics.read(prepared.paths.export_metrics, "export").values
     assert set(metrics) == {"encoder_max_error", "decoder_max_error", "decoder_max_grey_levels"}
+
+
+# A likelihood that ONNX cannot express
+
+
+class StudentT(Bernoulli):
+    """Needs the logarithm of the gamma function, which ONNX lacks."""
+
+    needs_binary = False
+
+    def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
+        return torch.distributions.StudentT(output.exp(), output).log_prob(target).sum((-3, -2, -1))
+
+
+def test_a_likelihood_that_onnx_cannot_express_is_exported_without_a_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(LIKELIHOODS, "bernoulli", StudentT)
+    prepared = prepare(tmp_path, binarization="none")
+    run_stage(prepared.paths)
+    assert sorted(path.name for path in prepared.directory.glob("*.onnx")) == ["decoder.onnx", "encoder.onnx"]
+    [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("export: no score.onnx: ONNX cannot express log_prob of StudentT: ")
+    assert ExportMetrics.read(prepared.paths.export_metrics, "export").values["served_elbo_loss"] == 0.0

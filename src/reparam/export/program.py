@@ -1,6 +1,7 @@
 """From torch modules to `.onnx` files: one trace, cut in pieces, without what runtimes stumble over."""
 
 import gc
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,28 @@ from typing import Any
 import onnx
 import torch
 from onnx.utils import Extractor
+from torch.distributions import Distribution
 
 from reparam.export.onnx import AllGraphs, Graph
+
+log = logging.getLogger(__name__)
+
+
+def export_what_can_be(
+    graphs: Mapping[str, Graph], opset: int, metadata: Mapping[str, str], directory: Path
+) -> Mapping[str, Graph]:
+    """Write the graphs, and return those that were written: not the score where ONNX lacks a likelihood's operators."""
+    try:
+        export_graphs(graphs, opset, metadata, directory)
+    except torch.onnx.OnnxExporterError as problem:
+        if "score" not in graphs:
+            raise
+        likelihood = type(graphs["score"].model.likelihood).__name__
+        last = str(problem).strip().rpartition("\n")[2]
+        log.warning("export: no score.onnx: ONNX cannot express log_prob of %s: %s", likelihood, last)
+        graphs = {name: graph for name, graph in graphs.items() if name != "score"}
+        export_graphs(graphs, opset, metadata, directory)
+    return graphs
 
 
 def export_graphs(graphs: Mapping[str, Graph], opset: int, metadata: Mapping[str, str], directory: Path) -> None:
@@ -34,6 +55,8 @@ def lowest_ir_version(opset: int) -> int:
 def _export(whole: AllGraphs, outputs: list[str], opset: int) -> Any:
     inputs = [torch.zeros(2, *tensor.row, dtype=getattr(torch, tensor.dtype)) for tensor in whole.facts.values()]
     gc.disable()  # the exporter imports and keeps so much that searching it for garbage takes a second
+    is_validated = Distribution._validate_args
+    Distribution.set_default_validate_args(False)  # `if` on values cannot be traced
     try:
         program = torch.onnx.export(
             whole,
@@ -48,6 +71,7 @@ def _export(whole: AllGraphs, outputs: list[str], opset: int) -> Any:
         )
     finally:
         gc.enable()
+        Distribution.set_default_validate_args(is_validated)
     assert program is not None
     return program.model_proto
 

@@ -62,8 +62,8 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
         run.log_files([paths.export_metrics], "export")
         for path in sorted(path for path in paths.onnx.rglob("*") if path.is_file()):
             run.log_files([path], (Path("export") / path.parent.relative_to(paths.onnx)).as_posix())
-        for name in graphs:
-            run.log_onnx(paths.onnx / f"{name}.onnx")
+        for path in sorted(paths.onnx.glob("*.onnx")):
+            run.log_onnx(path)
 
 
 def _write_bundle(
@@ -72,7 +72,7 @@ def _write_bundle(
     """Write and verify all files of a model; return the parity. Shapes: images (N, H, W, C)."""
     metadata = {"reparam": json.dumps(facts.model_dump(mode="json"), sort_keys=True)}
     with tempfile.TemporaryDirectory() as scratch, Runtime(Path(scratch)) as runtime:
-        program.export_graphs(graphs, settings.opset, metadata, directory)
+        graphs = program.export_what_can_be(graphs, settings.opset, metadata, directory)
         for name, graph in graphs.items():
             verify.check_graph(directory / f"{name}.onnx", graph, settings.opset)
         parity = verify.measure_parity(graphs, runtime, directory, images, seed=0)
