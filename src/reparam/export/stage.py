@@ -17,7 +17,7 @@ from reparam.cards.model import ModelCard
 from reparam.config import Config, ExportConfig, flatten
 from reparam.data import store
 from reparam.data.pixels import Pixels
-from reparam.export import golden, manifest, onnx, program, verify
+from reparam.export import golden, manifest, onnx, program, readme, verify
 from reparam.export.runtime import Runtime
 from reparam.files import whole_directory
 from reparam.models.build import AnyModel
@@ -88,6 +88,8 @@ def _write_bundle(
         scores=None if scored is False else manifest.summarize(scored),
         files=FileFacts.below(directory),
     )
+    (directory / readme.README).write_text(readme.render(card), encoding="utf-8")
+    card = card.model_copy(update={"files": FileFacts.below(directory)})
     card.write(directory / MANIFEST)  # last of all, so that a directory with a manifest is whole
     return parity
 
