@@ -16,7 +16,7 @@ from reparam.data import store
 from reparam.data.pixels import Pixels
 from reparam.data.store import SPLITS
 from reparam.export import stage as export
-from reparam.export.onnx import DecoderGraph, EncoderGraph
+from reparam.export.onnx import Graph, graphs_of
 from reparam.models.build import AnyModel, build_model
 from reparam.models.likelihoods import is_density
 from reparam.models.storage import save_weights
@@ -41,14 +41,11 @@ class Exported:
     def directory(self) -> Path:
         return self.paths.onnx
 
-    @property
-    def decoder(self) -> DecoderGraph:
-        """What `decoder.onnx` should compute."""
-        return DecoderGraph(self.model, self.pixels)
+    is_density: bool
 
-    def encoder(self, grey_pixels: str = "keep") -> EncoderGraph:
-        """What `encoder.onnx` should compute."""
-        return EncoderGraph(self.model, self.pixels, grey_pixels)
+    def graphs(self, grey_pixels: str = "keep") -> dict[str, Graph]:
+        """What each file should compute."""
+        return graphs_of(self.model, self.pixels, grey_pixels, is_density=self.is_density)
 
 
 def torch_images(images: store.Images) -> Tensor:
@@ -64,7 +61,9 @@ def prepare(root: Path, binarization: str = "dynamic", scaling: str = "unit", **
     for name in SPLITS:
         np.save(paths.processed / f"{name}-images.npy", grey)
         np.save(paths.processed / f"{name}-labels.npy", np.zeros(len(grey), np.int32))
-    data = store.write_card(paths.processed, store.Origin("noise", {}, binarization, ("noise",), {}), scaling)
+    data = store.write_card(
+        paths.processed, store.Origin("noise", {}, binarization, ("noise",), {}, "Noise", "CC0"), scaling
+    )
 
     torch.manual_seed(0)
     small = {"hidden": [16], "channels": [4], "latent": LATENT, "upper": [3], "upper_hidden": [5]}
@@ -85,7 +84,8 @@ def prepare(root: Path, binarization: str = "dynamic", scaling: str = "unit", **
         has_prior=has_prior(model, "elbo"),
         is_density=is_density(model.likelihood, binarization),
     ).write(paths.model / "card.json")
-    return Exported(paths, model, Pixels(data), np.ascontiguousarray(grey.transpose(0, 2, 3, 1)))
+    is_scored = is_density(model.likelihood, binarization)
+    return Exported(paths, model, Pixels(data), np.ascontiguousarray(grey.transpose(0, 2, 3, 1)), is_scored)
 
 
 def run_stage(paths: Paths, opset: int = OPSET, grey_pixels: str = "keep") -> None:

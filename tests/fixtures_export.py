@@ -20,6 +20,8 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
 
 def _export(result: Exported) -> Iterator[Exported]:
     run_stage(result.paths)
-    before = {path: path.read_bytes() for path in result.directory.iterdir()}
+    before = {path: path.read_bytes() for path in result.directory.rglob("*") if path.is_file()}
     yield result
-    assert {path: path.read_bytes() for path in result.directory.iterdir()} == before, "a test changed these files"
+    assert {path: path.read_bytes() for path in result.directory.rglob("*") if path.is_file()} == before, (
+        "a test changed these files"
+    )

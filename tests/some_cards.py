@@ -16,7 +16,15 @@ from reparam.cards.evaluation import (
     Tiles,
     TraversalTiles,
 )
-from reparam.cards.export import ExportCard, ExportedImage, ExportLineage, ExportMetrics
+from reparam.cards.export import (
+    ExportCard,
+    ExportedImage,
+    ExportLineage,
+    ExportMetrics,
+    GraphFacts,
+    ScoreFacts,
+    TensorFacts,
+)
 from reparam.cards.model import ModelCard, TrainedParams, TrainingLineage, TrainingMetrics
 from reparam.config import Config
 
@@ -34,6 +42,9 @@ EVALUATED = {
     "images": 359,
 }
 PARITY = {"encoder_max_error": 1e-7, "decoder_max_error": 3.4e-7, "decoder_max_grey_levels": 0.0}
+LATENTS = TensorFacts(
+    name="latents", dtype="float32", shape=("batch", 3), range=(None, None), unit="deviations", meaning="codes"
+)
 TILES = Tiles(
     image=(8, 8),
     range=2.5,
@@ -67,6 +78,8 @@ def data_card(binarization: Any = "dynamic", **changes: Any) -> DataCard:
     values = {
         **dict(image_facts(binarization)),
         "options": {},
+        "title": "Digits",
+        "licence": "CC BY 4.0",
         "classes": ("0",),
         "skipped": {},
         "train_mean": (0.25,),
@@ -133,17 +146,29 @@ def export_card(model: ModelCard | None = None, **changes: Any) -> ExportCard:
     """The manifest of its export."""
     model = model or model_card()
     values = {
-        "format": 2,
+        "format": 3,
         "image": ExportedImage(shape=(8, 8, 1), layout="NHWC", dtype="uint8", range=(0, 255)),
         "kind": "vae",
         "latent_size": model.latent_size,
         "has_prior": model.has_prior,
+        "prior": "standard normal" if model.has_prior else None,
         "likelihood": "bernoulli",
+        "is_density": True,
+        "sigma": None,
+        "binarization": "dynamic",
+        "scaling": image_facts().scaling,
         "grey_pixels": "keep",
         "source": "digits",
+        "title": "Digits",
+        "licence": "CC BY 4.0",
         "params": TrainedParams.of(model),
         "lineage": ExportLineage.of(model, export_code_sha256=hash_of("f")),
         "opset": 20,
+        "ir_version": 9,
+        "oldest_onnxruntime": "1.17.0",
+        "graphs": {"decoder": GraphFacts(inputs=(LATENTS,), outputs=(LATENTS.model_copy(update={"name": "mean"}),))},
+        "parity": PARITY,
+        "scores": ScoreFacts(images=359, epsilon="zeros", mean=20.5, quantiles={"50": 20.25}),
         "files": {name: FileFacts(sha256=hash_of("a"), bytes=10) for name in ("decoder.onnx", "encoder.onnx")},
     }
     return ExportCard(**values | changes)

@@ -147,7 +147,7 @@ NEEDED = {
     "preprocess": set(),
     "train": {"torch"},
     "evaluate": {"matplotlib", "scipy", "torch"},
-    "export": {"onnx", "onnxruntime", "torch", COMPILER},
+    "export": {"onnx", "torch", COMPILER},
     "report": {"matplotlib"},
 }
 

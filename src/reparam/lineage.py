@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
+TEMPLATES = (".html", ".md")
 # Modules and folders that cannot change a byte of what a stage writes: they read, refuse, name, show or log. An edit
 # there must not retrain a model. (What `config` reads is in params.yaml, which DVC compares by value.)
 WITHOUT_EFFECT = (
@@ -34,7 +35,9 @@ def source_files(stage: str) -> list[Path]:
         current = open_modules.pop()
         if current in found or current.relative_to(PACKAGE).with_suffix("").parts[0] in WITHOUT_EFFECT:
             continue
-        found.update([current, *current.parent.glob(f"{current.stem}.html")])
+        found.update(
+            [current, *(current.with_suffix(kind) for kind in TEMPLATES if current.with_suffix(kind).exists())]
+        )
         open_modules.extend(_imports(current))
     return sorted(file for file in found if file.stat().st_size)
 

@@ -156,6 +156,9 @@ GROUPS: dict[str, dict[str, Metric]] = {
             unit="grey levels",
             form=".0f",
         ),
+        "score_max_error": exported(
+            "Score parity", "Largest difference between onnxruntime and torch.", "lower", unit="nats"
+        ),
         "served_elbo": likelihood(
             "Served ELBO",
             "ELBO when the exported encoder sees grey images of the test split instead of what training saw.",

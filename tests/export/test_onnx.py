@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from exported_model import LATENT, OPSET, SHAPE, Exported, prepare, run_stage, torch_images
+from onnxruntime.quantization import quantize_dynamic
 from some_cards import image_facts
 from torch import Tensor
 
@@ -18,13 +19,14 @@ from reparam.cards.export import ExportMetrics
 from reparam.cards.model import ModelCard
 from reparam.data.pixels import Pixels
 from reparam.export import stage as export
-from reparam.export.onnx import export_graphs, serve
+from reparam.export.onnx import serve
+from reparam.export.program import export_graphs
 from reparam.export.stage import serving_skew
 from reparam.export.verify import check_graph
 from reparam.files import sha256
 from reparam.lineage import source_hash
 from reparam.models.draw import Draw, Estimator
-from reparam.models.likelihoods import LIKELIHOODS
+from reparam.models.likelihoods import LIKELIHOODS, Bernoulli
 
 pytest_plugins = ["fixtures_export"]
 
@@ -43,7 +45,7 @@ def metadata(path: Path) -> dict[str, str]:
 def threshold_encoder(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An encoder that sees grey pixels as black or white."""
     directory = tmp_path_factory.mktemp("threshold")
-    export_graphs(exported.encoder("threshold"), exported.decoder, OPSET, {}, directory)
+    export_graphs(exported.graphs("threshold"), OPSET, {}, directory)
     return directory / "encoder.onnx"
 
 
@@ -93,17 +95,24 @@ def test_grey_is_served_as_it_is_or_as_black_and_white() -> None:
     assert serve(levels, "threshold").dtype == torch.float32
 
 
-def test_both_files_hold_what_an_app_must_know(exported: Exported) -> None:
+def test_all_graphs_hold_what_an_app_must_know(exported: Exported) -> None:
     card = ModelCard.read(exported.paths.model / "card.json", "train")
     wanted = {
-        "format": 2,
+        "format": 3,
         "image": {"layout": "NHWC", "shape": [4, 6, 3], "dtype": "uint8", "range": [0, 255]},
         "kind": "vae",
         "latent_size": LATENT,
         "has_prior": True,
+        "prior": "standard normal",
         "likelihood": "bernoulli",
+        "is_density": True,
+        "sigma": None,
+        "binarization": "dynamic",
+        "scaling": {"kind": "unit", "shift": [0.0] * 3, "scale": [1.0] * 3},
         "grey_pixels": "keep",
         "source": "noise",
+        "title": "Noise",
+        "licence": "CC0",
         "params": {name: getattr(card, name).model_dump(mode="json") for name in ("model", "objective", "train")},
         "lineage": {
             **card.lineage.model_dump(),
@@ -111,7 +120,7 @@ def test_both_files_hold_what_an_app_must_know(exported: Exported) -> None:
             "export_code_sha256": source_hash("export"),
         },
     }
-    for name in ("encoder.onnx", "decoder.onnx"):
+    for name in ("encoder.onnx", "decoder.onnx", "score.onnx"):
         found = metadata(exported.directory / name)
         assert list(found) == ["reparam"]
         assert json.loads(found["reparam"]) == wanted
@@ -120,12 +129,15 @@ def test_both_files_hold_what_an_app_must_know(exported: Exported) -> None:
 def test_the_same_model_gives_the_same_bytes_in_another_directory(exported: Exported, tmp_path: Path) -> None:
     again = prepare(tmp_path / "somewhere else")
     run_stage(again.paths)
-    for name in ("encoder.onnx", "decoder.onnx", "golden.npz", "manifest.json"):
-        assert (again.directory / name).read_bytes() == (exported.directory / name).read_bytes(), name
+    first, second = (
+        {path.relative_to(at): path.read_bytes() for path in at.rglob("*") if path.is_file()}
+        for at in (exported.directory, again.directory)
+    )
+    assert first == second
     assert again.paths.export_metrics.read_bytes() == exported.paths.export_metrics.read_bytes()
 
 
-@pytest.mark.parametrize("name", ["encoder.onnx", "decoder.onnx"])
+@pytest.mark.parametrize("name", ["encoder.onnx", "decoder.onnx", "score.onnx"])
 def test_a_file_holds_no_trace_of_the_source_that_it_came_from(name: str, exported: Exported) -> None:
     content = (exported.directory / name).read_bytes()
     words = [word.decode() for word in re.findall(rb"[\x20-\x7e]{4,}", content)]
@@ -140,25 +152,23 @@ def test_a_file_holds_no_trace_of_the_source_that_it_came_from(name: str, export
 
 def test_each_file_holds_its_own_weights_alone_under_their_names_in_the_model(exported: Exported) -> None:
     found = {}
-    for half in ("encoder", "decoder"):
+    for half in ("encoder", "decoder", "score"):
         graph = onnx.load(exported.directory / f"{half}.onnx").graph
         found[half] = {tensor.name for tensor in graph.initializer if tensor.name.startswith("model.")}
-        declared = [value.name for value in (*graph.input, *graph.output, *graph.value_info)]
-        assert len(declared) == len(set(declared))
-        made = {name for node in graph.node for name in node.output}
-        assert {value.name for value in graph.output} <= made
-        assert not [name for name in {*declared, *made} if name.startswith("decoded_")]
+        assert not graph.value_info  # a quantiser would stumble over it
     weights = {f"model.{name}" for name in exported.model.state_dict()}
     assert found["encoder"] | found["decoder"] == weights
     assert found["encoder"] == {name for name in weights if name.startswith("model.encoder")}
+    assert found["score"] == weights
 
 
 @pytest.mark.parametrize("opset", [18, 23])  # the ends of the range that params.yaml may name
 def test_other_opsets_can_be_written_and_run(opset: int, exported: Exported, tmp_path: Path) -> None:
-    export_graphs(exported.encoder(), exported.decoder, opset, {}, tmp_path)
+    export_graphs(exported.graphs(), opset, {}, tmp_path)
     inputs = {"encoder.onnx": exported.images, "decoder.onnx": np.ones((2, LATENT), np.float32)}
-    for name, outputs in (("encoder.onnx", ("mean", "log_variance")), ("decoder.onnx", ("images", "mean"))):
-        check_graph(tmp_path / name, outputs, opset)
+    for name, graph in exported.graphs().items():
+        check_graph(tmp_path / f"{name}.onnx", graph, opset)
+    for name in inputs:
         for found, wanted in zip(*(run(at / name, inputs[name]) for at in (tmp_path, exported.directory)), strict=True):
             np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 if found.dtype == np.float32 else 1)
 
@@ -217,19 +227,38 @@ def test_every_model_is_exported_as_torch_computes_it(name: str, tmp_path: Path)
     for found, reference in zip(run(prepared.directory / "encoder.onnx", prepared.images), wanted, strict=True):
         np.testing.assert_allclose(found, reference.numpy(), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(run(prepared.directory / "decoder.onnx", wanted[0].numpy())[1], decoded, atol=1e-5)
+    is_served = not is_code and MODELS[name].get("likelihood", "bernoulli") != "bernoulli"
     with np.load(prepared.directory / "golden.npz", allow_pickle=False) as golden:
-        assert set(golden) == {"images", *posterior, "latents", "decoded_images", "decoded_mean"}
+        scored = {"epsilon", "reconstruction", "negative_log_likelihood", "kl"} if is_served else set()
+        assert set(golden) == {"images", *posterior, "latents", "decoded_images", "decoded_mean"} | scored
         np.testing.assert_allclose(golden["mean"], wanted[0][:8].numpy(), rtol=1e-5, atol=1e-5)
         np.testing.assert_array_equal(golden["latents"], golden["mean"])
         np.testing.assert_allclose(golden["decoded_mean"], decoded[:8], rtol=0, atol=1e-5)
-    is_served = not is_code and MODELS[name].get("likelihood", "bernoulli") != "bernoulli"
+    check_shape(prepared, is_scored=is_served)
     assert ("served_elbo" in ExportMetrics.read(prepared.paths.export_metrics, "export").values) == is_served
+
+
+def check_shape(prepared: Exported, *, is_scored: bool) -> None:
+    """Hold the graphs of a model to what runtimes and quantisers want of them."""
+    graphs = {path.stem: onnx.load(path) for path in prepared.directory.glob("*.onnx")}
+    assert set(graphs) == {"encoder", "decoder"} | ({"score"} if is_scored else set())
+    for name, model in graphs.items():
+        assert model.ir_version == 9
+        operators = [node.op_type for node in model.graph.node]
+        makers = {output: node.op_type for node in model.graph.node for output in node.output}
+        # No zeros or ones in the shape of others; and a clipped sigmoid would be a sigmoid.
+        assert "Expand" not in operators, name
+        clipped = [makers.get(node.input[0]) for node in model.graph.node if node.op_type == "Clip"]
+        assert "Sigmoid" not in clipped
+        quantized = prepared.directory.parent / f"{name}-int8.onnx"
+        quantize_dynamic(prepared.directory / f"{name}.onnx", quantized, op_types_to_quantize=["MatMul", "Gemm"])
+        onnxruntime.InferenceSession(quantized)
 
 
 def test_a_batch_norm_is_exported_as_it_evaluates_and_not_as_it_trains(tmp_path: Path) -> None:
     prepared = prepare(tmp_path, norm="batch")
     prepared.model.train()
-    export_graphs(prepared.encoder(), prepared.decoder, OPSET, {}, tmp_path)
+    export_graphs(prepared.graphs(), OPSET, {}, tmp_path)
     alone, together = (run(tmp_path / "encoder.onnx", prepared.images[:size])[0] for size in (1, 40))
     np.testing.assert_allclose(alone[0], together[0], rtol=1e-5, atol=1e-5)
     with torch.no_grad():
@@ -382,3 +411,27 @@ def test_an_autoencoder_has_no_elbo_to_lose(tmp_path: Path) -> None:
     run_stage(prepared.paths)
     metrics = ExportMetrics.read(prepared.paths.export_metrics, "export").values
     assert set(metrics) == {"encoder_max_error", "decoder_max_error", "decoder_max_grey_levels"}
+
+
+# A likelihood that ONNX cannot express
+
+
+class StudentT(Bernoulli):
+    """Needs the logarithm of the gamma function, which ONNX lacks."""
+
+    needs_binary = False
+
+    def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
+        return torch.distributions.StudentT(output.exp(), output).log_prob(target).sum((-3, -2, -1))
+
+
+def test_a_likelihood_that_onnx_cannot_express_is_exported_without_a_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(LIKELIHOODS, "bernoulli", StudentT)
+    prepared = prepare(tmp_path, binarization="none")
+    run_stage(prepared.paths)
+    assert sorted(path.name for path in prepared.directory.glob("*.onnx")) == ["decoder.onnx", "encoder.onnx"]
+    [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("export: no score.onnx: ONNX cannot express log_prob of StudentT: ")
+    assert ExportMetrics.read(prepared.paths.export_metrics, "export").values["served_elbo_loss"] == 0.0

@@ -274,6 +274,18 @@ def test_the_posterior_of_a_linear_model_is_centred_on_the_mean_of_the_joint_pos
     torch.testing.assert_close(up.decode(up.posterior(x)[0]), down.decode(down.posterior(x)[0]))
 
 
+@both_directions
+def test_layers_are_sampled_with_the_noise_that_is_given(inference: str) -> None:
+    model, x = some_model(inference), some_images(4)
+    noise = torch.randn(5, 4, sum(SIZES), dtype=torch.float64)
+    drawn = model.layers(model.encode(x), noise)
+    for layer, its in zip(drawn, torch.split(noise, SIZES, -1), strict=True):
+        torch.testing.assert_close(layer.z, layer.mean + its * (0.5 * layer.log_variance).exp())
+    for one, layer in zip(model.layers(model.encode(x), noise[3]), drawn, strict=True):
+        for name in ("z", "log_pz", "log_qz", "kl"):
+            torch.testing.assert_close(getattr(one, name), getattr(layer, name)[3])
+
+
 @pytest.mark.parametrize(("inference", "features"), [("bottom_up", 0), ("top_down", 3)])
 def test_the_number_of_stochastic_layers_is_that_of_the_latents(inference: str, features: int) -> None:
     model = some_model(inference)

@@ -171,6 +171,8 @@ def test_the_card_of_a_folder_is_complete(colour: Path, modes: tuple[Path, Pixel
         "scaling": {"kind": "unit", "shift": [0.0] * 3, "scale": [1.0] * 3},
         "shape": [3, HEIGHT, WIDTH],
         "options": {},
+        "title": "A folder of images",
+        "licence": "not stated",
         "classes": ["all"],
         "skipped": {},
         "train_mean": mean,

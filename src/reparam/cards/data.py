@@ -63,6 +63,8 @@ class DataCard(ImageFacts):
     """The processed images, uint8 arrays (N, C, H, W)."""
 
     options: dict[str, str]
+    title: str
+    licence: str
     classes: tuple[str, ...]
     skipped: dict[str, str]  # unreadable files, and why
     train_mean: tuple[UnitFloat, ...]  # by channel, with pixels in [0, 1]

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from reparam.cards.card import Card, Files, Hash, Number, Shape
+from reparam.cards.data import Binarization, Scaling
 from reparam.cards.model import CardOfResult, Metrics, ModelLineage, TrainedParams
 from reparam.config.export import ExportConfig
 from reparam.config.section import KeyOf
@@ -27,25 +28,69 @@ class ExportedImage(Card):
     range: tuple[Literal[0], Literal[255]]
 
 
-class ExportedModel(CardOfResult):
-    """What an app must know of a model, and the way back to its parameters: the metadata of both graphs."""
+class TensorFacts(Card):
+    """An input or output of a graph."""
 
-    format: Literal[2]
+    name: str
+    dtype: Literal["uint8", "float32"]
+    shape: tuple[Literal["batch"] | PositiveInt, ...]
+    range: tuple[float | None, float | None]  # the lowest and highest value; null: no bound
+    unit: str
+    meaning: str
+
+    @property
+    def row(self) -> tuple[int, ...]:
+        """The shape without the batch."""
+        return tuple(size for size in self.shape if size != "batch")
+
+
+class GraphFacts(Card):
+    """What goes into a graph, and what comes out, in order."""
+
+    inputs: tuple[TensorFacts, ...]
+    outputs: tuple[TensorFacts, ...]
+
+
+class ExportedModel(CardOfResult):
+    """What an app must know of a model, and the way back to its parameters: the metadata of all graphs."""
+
+    format: Literal[3]
     image: ExportedImage
     kind: Annotated[str, KeyOf("KINDS", "models/build.py")]
     latent_size: PositiveInt
     has_prior: bool
+    prior: Literal["standard normal"] | None  # of `latents`, independent in each dimension
     likelihood: Annotated[str, KeyOf("LIKELIHOODS", "models/likelihoods.py")]
+    is_density: bool  # whether the likelihood is one of these pixels
+    sigma: PositiveFloat | None  # standard deviation of all pixels, in scaled units; null: there is none for all
+    binarization: Binarization
+    scaling: Scaling  # of the pixels whose density is scored
     grey_pixels: GreyPixels
     source: str
+    title: str  # of the data
+    licence: str  # of the data
     params: TrainedParams
     lineage: ExportLineage
+
+
+class ScoreFacts(Card):
+    """Scores of the test split: negative_log_likelihood + kl of each image, with an epsilon of zeros. Units: nats."""
+
+    images: PositiveInt
+    epsilon: Literal["zeros"]
+    mean: float
+    quantiles: dict[str, float]  # by percentage
 
 
 class ExportCard(ExportedModel):
     """An exported model and its files."""
 
     opset: PositiveInt
+    ir_version: PositiveInt
+    oldest_onnxruntime: str  # of the releases that were tried with this opset
+    graphs: dict[str, GraphFacts]
+    parity: dict[str, Number]  # largest differences between onnxruntime and torch
+    scores: ScoreFacts | None  # null: the likelihood is no density of these pixels, or there is no posterior
     files: Files
 
     def is_with(self, config: ExportConfig) -> bool:

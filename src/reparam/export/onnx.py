@@ -1,49 +1,127 @@
-"""The trained model as two ONNX graphs: images to posterior, latents to images."""
+"""What the exported graphs compute, as torch modules, and what an app must know of their inputs and outputs."""
 
-import gc
-from pathlib import Path
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Mapping
 
-import onnx
 import torch
-from onnx.utils import Extractor
 from torch import Tensor, nn
 
+from reparam.cards.export import GraphFacts, TensorFacts
 from reparam.data.pixels import Pixels
+from reparam.models.autoencoder import Autoencoder
 from reparam.models.build import AnyModel
+from reparam.models.draw import Draw
+from reparam.models.hierarchical import HierarchicalVAE
+from reparam.models.vae import VAE, each_sample
 
-ENCODER = "encoder.onnx"
-DECODER = "decoder.onnx"
+DEVIATIONS = "prior standard deviations"
 
 
-class EncoderGraph(nn.Module):
+class Graph(nn.Module):
+    """A function of tensors whose first dimension is the batch, in the order of `facts`."""
+
+    def __init__(self, model: AnyModel, pixels: Pixels, facts: GraphFacts) -> None:
+        super().__init__()
+        self.model = model
+        self.pixels = pixels
+        self.facts = facts
+        self.inputs = [tensor.name for tensor in facts.inputs]
+        self.outputs = [tensor.name for tensor in facts.outputs]
+
+    @abstractmethod
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Compute the outputs."""
+
+    def served_mean(self, output: Tensor) -> Tensor:
+        """Return the mean image in [0, 1] of a decoder's output. Shapes: (B, P*C, H, W) -> (B, H, W, C)."""
+        mean = self.model.likelihood.mean(output)
+        is_unit = self.pixels.is_identity and self.model.likelihood.needs_unit  # nothing is left to scale or to clip
+        return (mean if is_unit else self.pixels.unscaled(mean)).permute(0, 2, 3, 1).contiguous()
+
+
+class EncoderGraph(Graph):
     """uint8 images (B, H, W, C) -> mean and log variance of q(z|x), each (B, D); of an autoencoder, the code alone."""
 
     def __init__(self, model: AnyModel, pixels: Pixels, grey_pixels: str) -> None:
-        super().__init__()
-        self.model = model
-        self.pixels = pixels
+        mean = _tensor("mean", (model.latent_size,), DEVIATIONS, "mean of q(z|x), the code of an image")
+        log_variance = _tensor("log_variance", (model.latent_size,), f"log of squared {DEVIATIONS}", "that of q(z|x)")
+        outputs = (mean, log_variance) if model.stochastic_layers else (mean,)
+        super().__init__(model, pixels, GraphFacts(inputs=(_images(model, "to encode"),), outputs=outputs))
         self.grey_pixels = grey_pixels
-        self.outputs = ("mean", "log_variance") if model.stochastic_layers else ("mean",)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return self.model.posterior(self.seen(images))[: len(self.outputs)]
+
+    def seen(self, images: Tensor) -> Tensor:
+        """Turn images into what the model sees. Shapes: (B, H, W, C) uint8 -> (B, C, H, W)."""
         grey = images.permute(0, 3, 1, 2).to(torch.float32) / 255
-        return self.model.posterior(self.pixels.scaled(serve(grey, self.grey_pixels)))[: len(self.outputs)]
+        return self.pixels.scaled(serve(grey, self.grey_pixels))
 
 
-class DecoderGraph(nn.Module):
+class DecoderGraph(Graph):
     """Latents (B, D) -> images as uint8 and their float means in [0, 1], both (B, H, W, C)."""
 
-    outputs = ("images", "mean")
-
     def __init__(self, model: AnyModel, pixels: Pixels) -> None:
-        super().__init__()
-        self.model = model
-        self.pixels = pixels
+        latents = _tensor("latents", (model.latent_size,), DEVIATIONS, "codes to decode")
+        outputs = (_images(model, "the mean in grey levels"), _mean("mean", model))
+        super().__init__(model, pixels, GraphFacts(inputs=(latents,), outputs=outputs))
 
-    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        mean = self.pixels.unscaled(self.model.decode(latents)).permute(0, 2, 3, 1)
-        return (mean * 255).round().to(torch.uint8), mean.contiguous()
+    def forward(self, latents: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        mean = self.served_mean(self.model.output(latents))
+        return (mean * 255).round().to(torch.uint8), mean
+
+
+class ScoreGraph(Graph):
+    """Images (B, H, W, C) and noise (B, D) -> mean image, -log p(x|z) and KL (B,) at one posterior sample.
+
+    Without random numbers: the caller draws the noise.
+    """
+
+    model: VAE | HierarchicalVAE
+
+    def __init__(self, model: VAE | HierarchicalVAE, encoder: EncoderGraph) -> None:
+        noise = "standard normal noise, or 0: z = mean + standard deviation * epsilon"
+        if model.stochastic_layers > 1:
+            noise += ", layer by layer, that next to the image first"
+        nll = _tensor("negative_log_likelihood", (), "nats", "-log p(x|z)")
+        kl = _tensor("kl", (), "nats", "KL(q(z|x) || p(z)); of a hierarchy, at these samples; -ELBO is the sum of both")
+        facts = GraphFacts(
+            inputs=(_images(model, "to score"), _tensor("epsilon", (model.latent_size,), "", noise)),
+            outputs=(_mean("reconstruction", model), nll, kl),
+        )
+        super().__init__(model, encoder.pixels, facts)
+        self.encoder = encoder
+
+    def forward(self, images: Tensor, epsilon: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        x = self.encoder.seen(images)
+        layers = self.model.layers(self.model.encode(x), epsilon)
+        output = each_sample(self.model.decoder, layers[0].z)
+        draw = Draw.of(self.model.likelihood.log_prob(output, x), *layers)
+        return self.served_mean(output), -draw.log_px, draw.kl
+
+
+def graphs_of(model: AnyModel, pixels: Pixels, grey_pixels: str, *, is_density: bool) -> dict[str, Graph]:
+    """Return the graphs of a model by name; a score only where the likelihood is a density of such pixels."""
+    encoder = EncoderGraph(model, pixels, grey_pixels)
+    graphs: dict[str, Graph] = {"encoder": encoder, "decoder": DecoderGraph(model, pixels)}
+    if is_density and not isinstance(model, Autoencoder):
+        graphs["score"] = ScoreGraph(model, encoder)
+    return graphs
+
+
+class AllGraphs(nn.Module):
+    """The inputs of several graphs, each once -> the outputs of the first graph, then of the second, and so on."""
+
+    def __init__(self, graphs: Mapping[str, Graph]) -> None:
+        super().__init__()
+        self.graphs = tuple(graphs.values())
+        self.model, self.pixels = self.graphs[0].model, self.graphs[0].pixels  # so that weights have one name each
+        self.facts = {tensor.name: tensor for graph in self.graphs for tensor in graph.facts.inputs}
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Compute them all."""
+        given = dict(zip(self.facts, inputs, strict=True))
+        return tuple(output for graph in self.graphs for output in graph(*(given[name] for name in graph.inputs)))
 
 
 def serve(grey: Tensor, grey_pixels: str) -> Tensor:
@@ -52,86 +130,25 @@ def serve(grey: Tensor, grey_pixels: str) -> Tensor:
     return (grey >= 0.5).to(grey.dtype) if grey_pixels == "threshold" else grey
 
 
-class BothGraphs(nn.Module):
-    """Images and latents -> what the encoder puts out, and then the decoder."""
-
-    def __init__(self, encoder: EncoderGraph, decoder: DecoderGraph) -> None:
-        super().__init__()
-        self.model, self.pixels = encoder.model, encoder.pixels  # registered once, so that weights have one name each
-        self.graphs = (encoder, decoder)
-
-    def forward(self, images: Tensor, latents: Tensor) -> tuple[Tensor, ...]:
-        encoder, decoder = self.graphs
-        return (*encoder(images), *decoder(latents))
-
-
-def export_graphs(
-    encoder: EncoderGraph, decoder: DecoderGraph, opset: int, metadata: dict[str, str], directory: Path
-) -> None:
-    """Write `encoder.onnx` and `decoder.onnx`.
-
-    Their inputs are `images`, uint8 (batch, H, W, C), and `latents`, float32 (batch, D).
-    """
-    # Exported as one graph and cut in two, because most of the time goes into what the exporter does once for each.
-    decoded = {f"decoded_{name}": name for name in decoder.outputs}
-    both = Extractor(_export(BothGraphs(encoder, decoder).eval(), [*encoder.outputs, *decoded], opset))
-    for file, (name, outputs) in {ENCODER: ("images", encoder.outputs), DECODER: ("latents", decoded)}.items():
-        model = both.extract_model([name], list(outputs))
-        _rename(model.graph, decoded)
-        _forget_source_paths(model)
-        for key, value in sorted(metadata.items()):
-            model.metadata_props.add(key=key, value=value)
-        onnx.save(model, directory / file)
+def _images(model: AnyModel, meaning: str) -> TensorFacts:
+    channels, *sides = model.shape
+    return TensorFacts(
+        name="images",
+        dtype="uint8",
+        shape=("batch", *sides, channels),
+        range=(0, 255),
+        unit="grey levels",
+        meaning=meaning,
+    )
 
 
-def _export(both: BothGraphs, outputs: list[str], opset: int) -> Any:
-    channels, height, width = both.model.shape
-    images = torch.zeros(2, height, width, channels, dtype=torch.uint8)
-    latents = torch.zeros(2, both.model.latent_size)
-    gc.disable()  # the exporter imports and keeps so much that searching it for garbage takes a second
-    try:
-        program = torch.onnx.export(
-            both,
-            (images, latents),
-            input_names=["images", "latents"],
-            output_names=outputs,
-            opset_version=opset,
-            dynamo=True,
-            dynamic_shapes=({0: "batch"}, {0: "batch"}),
-            external_data=False,
-            verbose=False,
-        )
-    finally:
-        gc.enable()
-    assert program is not None
-    return program.model_proto
+def _mean(name: str, model: AnyModel) -> TensorFacts:
+    channels, *sides = model.shape
+    facts = _tensor(name, (*sides, channels), "from black to white", "mean of p(x|z)")
+    return facts.model_copy(update={"range": (0.0, 1.0)})
 
 
-def _rename(graph: Any, names: dict[str, str]) -> None:
-    """Rename outputs, and drop the types that are declared twice, as outputs and as values in between."""
-    for values in (value for node in graph.node for value in (node.input, node.output)):
-        values[:] = [names.get(value, value) for value in values]
-    for output in graph.output:
-        output.name = names.get(output.name, output.name)
-    declared = {value.name for value in (*graph.input, *graph.output)} | set(names)
-    between = [value for value in graph.value_info if value.name not in declared]
-    del graph.value_info[:]
-    graph.value_info.extend(between)
-
-
-def _forget_source_paths(model: Any) -> None:
-    """Drop the exporter's notes on our source files: absolute paths would make the bytes depend on the directory."""
-    for part in (model.graph, *model.functions):
-        del part.metadata_props[:]
-        for node in part.node:
-            del node.metadata_props[:]
-            node.doc_string = ""
-        for value in (*getattr(part, "value_info", ()), *getattr(part, "input", ()), *getattr(part, "output", ())):
-            if hasattr(value, "metadata_props"):
-                del value.metadata_props[:]
-    for tensor in model.graph.initializer:
-        del tensor.metadata_props[:]
-    del model.metadata_props[:]
-    model.doc_string = ""
-    model.graph.name = "main_graph"
-    model.producer_name, model.producer_version = "reparam", ""
+def _tensor(name: str, shape: tuple[int, ...], unit: str, meaning: str) -> TensorFacts:
+    return TensorFacts(
+        name=name, dtype="float32", shape=("batch", *shape), range=(None, None), unit=unit, meaning=meaning
+    )

@@ -1,21 +1,26 @@
-"""data/processed, models/vae, params `export` -> models/onnx: two verified graphs; reports/export: parity, skew."""
+"""data/processed, models/vae, params `export` -> models/onnx: verified graphs; reports/export: parity, skew."""
 
 import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from reparam import logged, track
 from reparam.cards.card import CARD, MANIFEST, FileFacts
-from reparam.cards.export import ExportCard, ExportedImage, ExportedModel, ExportLineage, ExportMetrics, GreyPixels
-from reparam.cards.model import ModelCard, TrainedParams
-from reparam.config import Config, flatten
+from reparam.cards.export import ExportCard, ExportedModel, ExportMetrics, GreyPixels
+from reparam.cards.model import ModelCard
+from reparam.config import Config, ExportConfig, flatten
 from reparam.data import store
 from reparam.data.pixels import Pixels
-from reparam.export import onnx, verify
+from reparam.export import golden, manifest, onnx, program, readme, verify
+from reparam.export.runtime import Runtime
 from reparam.files import whole_directory
-from reparam.lineage import source_hash
 from reparam.models.build import AnyModel
 from reparam.models.draw import standard_error
 from reparam.models.storage import load_model
@@ -26,9 +31,11 @@ GOLDEN_IMAGES = 8
 SKEW_BATCH = 128  # images at once, at most
 SKEW_SAMPLES = 16  # posterior samples per image; enough to see differences of a hundredth of a nat
 
+Array = npt.NDArray[Any]
+
 
 def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> None:
-    """Export encoder and decoder, and fail unless they agree with torch.
+    """Export encoder, decoder and score, and fail unless they agree with torch.
 
     Runs on the CPU, where apps are tested first.
     """
@@ -36,31 +43,52 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
     tracker = tracker or track.connect(paths)
     make_deterministic(0)
     model, card = load_model(paths.model, torch.device("cpu")), ModelCard.read(paths.model / CARD, "train")
-    store.read_card_of(paths.processed, card.data)  # which refuses other data
+    data = store.read_card_of(paths.processed, card.data)  # which refuses other data
     pixels = Pixels(card.data)
-    encoder, decoder = onnx.EncoderGraph(model, pixels, settings.grey_pixels), onnx.DecoderGraph(model, pixels)
+    graphs = onnx.graphs_of(model, pixels, settings.grey_pixels, is_density=card.is_density)
     split = store.read_split(paths.processed, "test")
-    images = np.ascontiguousarray(split.images.transpose(0, 2, 3, 1))  # (N, H, W, C)
 
     tracker.ready()
     with tracker.child_run("export", dict(card.lineage)) as run:
         run.log_params(flatten(settings, "export."))
-        facts = _describe(card, settings.grey_pixels)
-        metadata = {"reparam": json.dumps(facts.model_dump(mode="json"), sort_keys=True)}
+        facts = manifest.describe(model, card, data, settings.grey_pixels)
         with whole_directory(paths.onnx) as directory:
-            onnx.export_graphs(encoder, decoder, settings.opset, metadata, directory)
-            for name, graph in ((onnx.ENCODER, encoder), (onnx.DECODER, decoder)):
-                verify.check_graph(directory / name, graph.outputs, settings.opset)
-            metrics = verify.measure_parity(encoder, decoder, directory, images, seed=0)
-            verify.write_golden(encoder, decoder, directory, images[:GOLDEN_IMAGES])
-            files = FileFacts.below(directory)  # last of all, so that a directory with a manifest is whole
-            ExportCard(**dict(facts), opset=settings.opset, files=files).write(directory / MANIFEST)
+            images = np.ascontiguousarray(split.images.transpose(0, 2, 3, 1))  # (N, H, W, C)
+            metrics = _write_bundle(graphs, facts, settings, images, directory)
         # Under `threshold` and `static` the grey values, which an app would send, are not stored.
         has_elbo = model.stochastic_layers and card.is_density
         if not card.data.is_black_and_white and has_elbo:
             metrics |= serving_skew(model, split.images, pixels, settings.grey_pixels)
         ExportMetrics.of(card.lineage, metrics).write(paths.export_metrics)
         logged.export(run, card, paths)
+
+
+def _write_bundle(
+    graphs: Mapping[str, onnx.Graph], facts: ExportedModel, settings: ExportConfig, images: Array, directory: Path
+) -> dict[str, float]:
+    """Write and verify all files of a model; return the parity. Shapes: images (N, H, W, C)."""
+    metadata = {"reparam": json.dumps(facts.model_dump(mode="json"), sort_keys=True)}
+    with tempfile.TemporaryDirectory() as scratch, Runtime(Path(scratch)) as runtime:
+        graphs = program.export_what_can_be(graphs, settings.opset, metadata, directory)
+        for name, graph in graphs.items():
+            verify.check_graph(directory / f"{name}.onnx", graph, settings.opset)
+        parity = verify.measure_parity(graphs, runtime, directory, images, seed=0)
+        scored = "score" in graphs and manifest.score(runtime, directory / "score.onnx", images, facts.latent_size)
+    golden.write_golden(graphs, directory, images[:GOLDEN_IMAGES])
+    card = ExportCard(
+        **dict(facts),
+        opset=settings.opset,
+        ir_version=program.lowest_ir_version(settings.opset),
+        oldest_onnxruntime=manifest.OLDEST_ONNXRUNTIME[settings.opset],
+        graphs={name: graph.facts for name, graph in graphs.items()},
+        parity=parity,
+        scores=None if scored is False else manifest.summarize(scored),
+        files=FileFacts.below(directory),
+    )
+    (directory / readme.README).write_text(readme.render(card), encoding="utf-8")
+    card = card.model_copy(update={"files": FileFacts.below(directory)})
+    card.write(directory / MANIFEST)  # last of all, so that a directory with a manifest is whole
+    return parity
 
 
 @torch.no_grad()
@@ -89,20 +117,3 @@ def serving_skew(model: AnyModel, images: store.Images, pixels: Pixels, grey_pix
         for name, of_images in (("served_elbo", elbos[1]), ("served_elbo_loss", elbos[0] - elbos[1]))
         for key, value in ((name, of_images.mean().item()), (f"{name}_se", standard_error(of_images).item()))
     }
-
-
-def _describe(card: ModelCard, grey_pixels: GreyPixels) -> ExportedModel:
-    """Collect what an app must know, and the way back to the parameters."""
-    channels, height, width = card.data.shape
-    return ExportedModel(
-        format=2,
-        image=ExportedImage(shape=(height, width, channels), layout="NHWC", dtype="uint8", range=(0, 255)),
-        kind=card.model.kind,
-        latent_size=card.latent_size,
-        has_prior=card.has_prior,
-        likelihood=card.model.likelihood,
-        grey_pixels=grey_pixels,
-        source=card.data.source,
-        params=TrainedParams.of(card),
-        lineage=ExportLineage.of(card, export_code_sha256=source_hash("export")),
-    )

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -131,7 +131,26 @@ def halves(output: Tensor) -> tuple[Tensor, Tensor]:
     Shapes: (..., 2D) -> (..., D) twice.
     """
     mean, log_variance = in_full(output).chunk(2, dim=-1)
-    return mean, log_variance - (log_variance - log_variance.clamp(*LOG_VARIANCE)).detach()
+    bounded: Tensor = _Bounded.apply(log_variance)
+    return mean, bounded
+
+
+class _Bounded(torch.autograd.Function):
+    """A log variance within its bounds, with the gradient of an unbounded one."""
+
+    @staticmethod
+    def forward(log_variance: Tensor) -> Tensor:
+        """Clip. Shapes: unchanged."""
+        return log_variance.clamp(*LOG_VARIANCE)
+
+    @staticmethod
+    def setup_context(_ctx: Any, _inputs: tuple[Tensor], _output: Tensor) -> None:
+        """Keep nothing."""
+
+    @staticmethod
+    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
+        """Pass the gradient on. Shapes: unchanged."""
+        return gradient
 
 
 def in_full(values: Tensor) -> Tensor:

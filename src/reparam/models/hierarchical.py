@@ -18,7 +18,7 @@ from reparam.models.draw import (
     kl_to_standard_normal,
     standard_normal_log_prob,
 )
-from reparam.models.vae import each_sample, sample_gaussian
+from reparam.models.vae import draw_noise, each_sample, sample_gaussian
 
 
 class HierarchicalVAE(nn.Module):
@@ -56,16 +56,13 @@ class HierarchicalVAE(nn.Module):
 
         Shapes: (B, C, H, W) -> (B, D), (B, D), where D = D_1 + ... + D_L.
         """
-        whitened = []
-        for mean, log_variance, prior_mean, prior_log_variance in self._at_means(x):
-            scaled = (mean - prior_mean) * (-0.5 * prior_log_variance).exp()
-            whitened.append((scaled, log_variance - prior_log_variance))
-        means, log_variances = zip(*whitened, strict=True)
+        means, log_variances = zip(*(_in_units(*layer) for layer in self._at_means(x)), strict=True)
         return torch.cat(means, -1), torch.cat(log_variances, -1)
 
     def sample_posterior(self, x: Tensor) -> Tensor:
         """Draw latents in units of their prior, given the sample above. Shapes: (B, C, H, W) -> (B, D)."""
-        z = [layer.z for layer in self._layers(self.encode(x), 1, "pathwise")]  # (1, B, D_l) each
+        encoded = self.encode(x)
+        z = [layer.z for layer in self._layers(encoded, self._noise(encoded, 1), "pathwise")]  # (1, B, D_l) each
         for number, prior in enumerate(self.priors):
             mean, log_variance = halves(each_sample(prior, z[number + 1]))
             z[number] = (z[number] - mean) * (-0.5 * log_variance).exp()
@@ -97,18 +94,31 @@ class HierarchicalVAE(nn.Module):
         return found
 
     def draw_from(self, encoded: Encoded, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
-        layers = self._layers(encoded, samples, estimator)
+        layers = self._layers(encoded, self._noise(encoded, samples), estimator)
         return Draw.of(self.likelihood.log_prob(each_sample(self.decoder, layers[0].z), target), *layers)
 
-    def _layers(self, encoded: Encoded, samples: int, estimator: Estimator) -> list[Layer]:
-        return (self._draw_down if len(self.features) else self._draw_up)(encoded, samples, estimator)
+    def layers(self, encoded: Encoded, noise: Tensor, estimator: Estimator = "pathwise") -> list[Layer]:
+        """Sample the posterior with the given noise of all layers, that next to the image first.
 
-    def _draw_up(self, encoded: Encoded, samples: int, estimator: Estimator) -> list[Layer]:
+        Shapes: noise (K, B, D_1 + ... + D_L), or without K, which fields then lack.
+        """
+        return self._layers(encoded, torch.split(noise, self.sizes, dim=-1), estimator)
+
+    def _noise(self, encoded: Encoded, samples: int) -> list[Tensor]:
+        """Draw noise for each layer, in the order in which they are sampled. Shapes: (samples, B, D_l)."""
+        is_down = len(self.features) > 0
+        noise = [draw_noise(encoded, samples, size) for size in (reversed(self.sizes) if is_down else self.sizes)]
+        return noise[::-1] if is_down else noise
+
+    def _layers(self, encoded: Encoded, noise: Sequence[Tensor], estimator: Estimator) -> list[Layer]:
+        return (self._draw_down if len(self.features) else self._draw_up)(encoded, noise, estimator)
+
+    def _draw_up(self, encoded: Encoded, noise: Sequence[Tensor], estimator: Estimator) -> list[Layer]:
         posteriors: list[Gaussian] = [*encoded]
-        drawn = [sample_gaussian(*posteriors[0], samples, estimator)]  # of each layer, z and log q(z)
-        for encoder in list(self.encoders)[1:]:
+        drawn = [sample_gaussian(*posteriors[0], noise[0], estimator)]  # of each layer, z and log q(z)
+        for encoder, its in zip(list(self.encoders)[1:], noise[1:], strict=True):
             posteriors.append(halves(each_sample(encoder, drawn[-1][0])))
-            drawn.append(sample_gaussian(*posteriors[-1], samples, estimator))
+            drawn.append(sample_gaussian(*posteriors[-1], its, estimator))
         layers = []
         for prior, posterior, (z, log_qz), (above, _) in zip(self.priors, posteriors, drawn, drawn[1:], strict=False):
             log_pz = gaussian_log_prob(z, *halves(each_sample(prior, above)))
@@ -116,32 +126,32 @@ class HierarchicalVAE(nn.Module):
             layers.append(Layer(z, *posterior, log_pz, log_qz, kl=log_qz - log_pz))
         return [*layers, _top(posteriors[-1], *drawn[-1])]
 
-    def _draw_down(self, encoded: Encoded, samples: int, estimator: Estimator) -> list[Layer]:
+    def _draw_down(self, encoded: Encoded, noise: Sequence[Tensor], estimator: Estimator) -> list[Layer]:
         *evidence, highest = encoded
-        layers = [_top(highest, *sample_gaussian(*highest, samples, estimator))]
-        for prior_network, found in zip(reversed(self.priors), reversed(evidence), strict=True):
+        layers = [_top(highest, *sample_gaussian(*highest, noise[-1], estimator))]
+        lower = zip(reversed(self.priors), reversed(evidence), reversed(noise[:-1]), strict=True)
+        for prior_network, found, its in lower:
             prior = halves(each_sample(prior_network, layers[0].z))
             posterior = _merge(found, prior)
-            z, log_qz = sample_gaussian(*posterior, samples, estimator)
+            z, log_qz = sample_gaussian(*posterior, its, estimator)
             log_pz = gaussian_log_prob(z, *prior)
             layers.insert(0, Layer(z, *posterior, log_pz, log_qz, kl=_kl(posterior, prior)))
         return layers
 
-    def _at_means(self, x: Tensor) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Walk through the layers without noise; list posterior and prior of each."""
+    def _at_means(self, x: Tensor) -> list[tuple[Gaussian, Gaussian | None]]:
+        """Walk through the layers without noise; list posterior and prior of each, None where it is standard normal."""
         if len(self.features):
             *evidence, above = self.encode(x)
-            walked = [(*above, *_standard(above))]
+            walked: list[tuple[Gaussian, Gaussian | None]] = [(above, None)]
             for prior_network, found in zip(reversed(self.priors), reversed(evidence), strict=True):
-                prior = halves(prior_network(walked[0][0]))
-                walked.insert(0, (*_merge(found, prior), *prior))
+                prior = halves(prior_network(walked[0][0][0]))
+                walked.insert(0, (_merge(found, prior), prior))
             return walked
         posteriors: list[Gaussian] = [*self.encode(x)]
         for encoder in list(self.encoders)[1:]:
             posteriors.append(halves(encoder(posteriors[-1][0])))
         priors = [halves(prior(above)) for prior, (above, _) in zip(self.priors, posteriors[1:], strict=True)]
-        priors.append(_standard(posteriors[-1]))
-        return [(*posterior, *prior) for posterior, prior in zip(posteriors, priors, strict=True)]
+        return list(zip(posteriors, [*priors, None], strict=True))
 
 
 def _top(posterior: Gaussian, z: Tensor, log_qz: Tensor) -> Layer:
@@ -158,8 +168,9 @@ def _merge(first: Gaussian, second: Gaussian) -> Gaussian:
 
 def _kl(q: Gaussian, p: Gaussian) -> Tensor:
     """KL(q || p), elementwise: that to a standard normal, in units of p. Units: nats."""
-    return kl_to_standard_normal((q[0] - p[0]) * (-0.5 * p[1]).exp(), q[1] - p[1])
+    return kl_to_standard_normal(*_in_units(q, p))
 
 
-def _standard(like: Gaussian) -> Gaussian:
-    return torch.zeros_like(like[0]), torch.zeros_like(like[1])
+def _in_units(q: Gaussian, p: Gaussian | None) -> Gaussian:
+    """Return q in units of p, of which nothing is left to do where p is None: standard normal."""
+    return q if p is None else ((q[0] - p[0]) * (-0.5 * p[1]).exp(), q[1] - p[1])

@@ -103,7 +103,7 @@ class ContinuousBernoulli:
         """Return the mean of the density, by a series around an output of 0."""
         is_small, square = output.abs() < SMALL, output.square()
         series = 0.5 + output * (1 / 12 - square * (1 / 720 - square * (1 / 30240 - square / 1209600)))
-        safe = torch.where(is_small, torch.ones_like(output), output)
+        safe = torch.where(is_small, 1.0, output)
         # exp(80) is as good as infinity here, but has a gradient.
         return torch.where(is_small, series, -1 / torch.expm1((-safe).clamp_max(80)) - 1 / safe)
 
@@ -187,6 +187,10 @@ class LearnedGaussian(UncertainGaussian, nn.Module):
             )
         self.log_sigma = nn.Parameter(unbound(torch.tensor(config.sigma).log(), *LOG_SIGMA))
 
+    @property
+    def sigma(self) -> float:
+        return bound(self.log_sigma.detach(), *LOG_SIGMA).exp().item()
+
     def log_sigma_of(self, _output: Tensor) -> Tensor:
         return self.log_sigma
 
@@ -205,6 +209,7 @@ class Laplace(Located):
 
     def __init__(self, config: GaussianConfig) -> None:
         super().__init__(config)
+        self.sigma = config.sigma
         self.scale = config.sigma / math.sqrt(2)
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:

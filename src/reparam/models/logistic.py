@@ -12,6 +12,7 @@ GREYS = 256  # values of a pixel
 # Bounds of log scale. At the lower one, a pixel that is certain costs 0.01 bits; at -6, which is enough for a Gaussian,
 # it would cost 1.4, because the logistic then reaches far beyond the one grey value.
 LOG_SCALE = (-8.0, 2.0)
+NARROW = 4e-4  # of an interval, in scales: below what LOG_SCALE allows a grey level, unless its centre is far away
 
 
 class LogisticMixture:
@@ -90,4 +91,10 @@ def _log_logistic_between(lower: Tensor, upper: Tensor) -> Tensor:
     """log(sigmoid(upper) - sigmoid(lower)), without cancellation. Shapes: unchanged."""
     # = logsigmoid(upper) + logsigmoid(-lower) + log(1 - exp(lower - upper))
     width = (upper - lower).clamp_min(1e-12)
+    if torch.compiler.is_exporting():
+        # ONNX has neither function: the exporter would write log(sigmoid(x)), which underflows, and exp(x) - 1, of
+        # which nothing is left where the width is but rounding.
+        narrow = width.clamp_max(NARROW)
+        mass = torch.where(width < NARROW, narrow * (1 - narrow / 2), -torch.expm1(-width))
+        return mass.log() - F.softplus(-upper) - F.softplus(lower)
     return F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-width))

@@ -42,7 +42,7 @@ class VAE(nn.Module):
 
     def sample_posterior(self, x: Tensor) -> Tensor:
         mean, log_variance = self.posterior(x)
-        return sample_gaussian(mean, log_variance, 1, "pathwise")[0][0]
+        return sample_gaussian(mean, log_variance, torch.randn_like(mean), "pathwise")[0]
 
     def output(self, z: Tensor) -> Tensor:
         return in_full(self.decoder(z))
@@ -57,21 +57,29 @@ class VAE(nn.Module):
         return [self.posterior(x)]
 
     def draw_from(self, encoded: Encoded, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
+        [layer] = self.layers(encoded, draw_noise(encoded, samples, self.latent_size), estimator)
+        return Draw.of(self.likelihood.log_prob(each_sample(self.decoder, layer.z), target), layer)
+
+    def layers(self, encoded: Encoded, noise: Tensor, estimator: Estimator = "pathwise") -> list[Layer]:
+        """Sample the posterior with the given noise. Shapes: noise (K, B, D), or (B, D), which fields then have."""
         [(mean, log_variance)] = encoded  # (B, D)
-        z, log_qz = sample_gaussian(mean, log_variance, samples, estimator)
+        z, log_qz = sample_gaussian(mean, log_variance, noise, estimator)
         kl = kl_to_standard_normal(mean, log_variance).expand_as(z)
-        layer = Layer(z, mean, log_variance, standard_normal_log_prob(z), log_qz, kl)
-        return Draw.of(self.likelihood.log_prob(each_sample(self.decoder, z), target), layer)
+        return [Layer(z, mean, log_variance, standard_normal_log_prob(z), log_qz, kl)]
 
 
-def sample_gaussian(mean: Tensor, log_variance: Tensor, samples: int, estimator: Estimator) -> tuple[Tensor, Tensor]:
-    """Draw from N(mean, exp(log_variance)), and say how likely that was, in each dimension.
+def draw_noise(encoded: Encoded, samples: int, size: int) -> Tensor:
+    """Draw standard normal noise for posterior samples of encoded images. Shapes: -> (samples, B, size)."""
+    mean = encoded[0][0]
+    return torch.randn((samples, len(mean), size), device=mean.device, dtype=mean.dtype)
 
-    Shapes: (B, D) twice -> (samples, B, D) twice; (K, B, D) twice, already sampled below, -> the same shape.
+
+def sample_gaussian(mean: Tensor, log_variance: Tensor, noise: Tensor, estimator: Estimator) -> tuple[Tensor, Tensor]:
+    """Shift and scale noise to N(mean, exp(log_variance)), and say how likely that was, in each dimension.
+
+    Shapes: (B, D) or, sampled below, (K, B, D) twice, and (K, B, D) -> (K, B, D) twice; or all (B, D).
     """
-    shape = mean.shape if mean.dim() == 3 else (samples, *mean.shape)
-    noise = torch.randn(shape, device=mean.device, dtype=mean.dtype)
-    z = mean + noise * (0.5 * log_variance).exp()  # (K, B, D)
+    z = mean + noise * (0.5 * log_variance).exp()
     if estimator == "pathwise":
         # (z - mean) / sigma is the noise: its rounding need not be undone.
         return z, standard_normal_log_prob(noise) - 0.5 * log_variance
@@ -82,5 +90,7 @@ def sample_gaussian(mean: Tensor, log_variance: Tensor, samples: int, estimator:
 
 
 def each_sample(network: nn.Module, z: Tensor) -> Tensor:
-    """Apply a network of rows to every sample of every image. Shapes: (K, B, D) -> (K, B, ...)."""
+    """Apply a network of rows to every sample of every image. Shapes: (K, B, D) -> (K, B, ...), (B, D) -> (B, ...)."""
+    if z.dim() == 2:
+        return in_full(network(z))
     return torch.unflatten(in_full(network(z.flatten(0, 1))), 0, z.shape[:2])

@@ -30,7 +30,15 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
         delivered, raw = sources.read(paths.raw, scratch)
         skipped = _write_arrays(raw, settings, directory)
         classes = tuple(raw.classes[label] for label in splits.class_numbers(raw.classes, settings.classes))
-        origin = store.Origin(delivered.source, delivered.options, settings.binarization, classes, skipped)
+        origin = store.Origin(
+            delivered.source,
+            delivered.options,
+            settings.binarization,
+            classes,
+            skipped,
+            delivered.title,
+            delivered.licence,
+        )
         card = store.write_card(directory, origin, settings.scaling)
     metrics = _summarize(card)
     metrics.write(paths.data_metrics)

@@ -1,0 +1,76 @@
+"""What an app must know of an exported model."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from reparam.cards.data import DataCard
+from reparam.cards.export import ExportedImage, ExportedModel, ExportLineage, GreyPixels, ScoreFacts
+from reparam.cards.model import ModelCard, TrainedParams
+from reparam.export.runtime import Runtime
+from reparam.lineage import source_hash
+from reparam.models.build import AnyModel
+
+# The oldest release that ran the files of an opset. Tried were 1.15.0 (the first for Python 3.11), 1.17.0, 1.18.0,
+# 1.19.0, 1.20.0, 1.22.0, 1.23.0 and what is installed here.
+OLDEST_ONNXRUNTIME: Mapping[int, str] = {
+    18: "1.15.0",
+    19: "1.17.0",
+    20: "1.17.0",
+    21: "1.18.0",
+    22: "1.22.0",
+    23: "1.23.0",
+}
+QUANTILES = (1, 5, 25, 50, 75, 95, 99)  # percent
+NUMBERS = 1 << 24  # pixels that are scored at once, at most
+
+Array = npt.NDArray[Any]
+
+
+def describe(model: AnyModel, card: ModelCard, data: DataCard, grey_pixels: GreyPixels) -> ExportedModel:
+    """Collect what does not depend on the files, and the way back to the parameters."""
+    channels, height, width = card.data.shape
+    return ExportedModel(
+        format=3,
+        image=ExportedImage(shape=(height, width, channels), layout="NHWC", dtype="uint8", range=(0, 255)),
+        kind=card.model.kind,
+        latent_size=card.latent_size,
+        has_prior=card.has_prior,
+        prior="standard normal" if card.has_prior else None,
+        likelihood=card.model.likelihood,
+        is_density=card.is_density,
+        sigma=getattr(model.likelihood, "sigma", None),
+        binarization=card.data.binarization,
+        scaling=card.data.scaling,
+        grey_pixels=grey_pixels,
+        source=card.data.source,
+        title=data.title,
+        licence=data.licence,
+        params=TrainedParams.of(card),
+        lineage=ExportLineage.of(card, export_code_sha256=source_hash("export")),
+    )
+
+
+def score(runtime: Runtime, path: Path, images: Array, latent_size: int) -> Array:
+    """Score images at their posterior means. Shapes: (N, H, W, C) -> (N,). Units: nats, lower is better."""
+    rows = max(1, NUMBERS // images[0].size)
+    scores = []
+    for start in range(0, len(images), rows):
+        some = np.ascontiguousarray(images[start : start + rows])
+        inputs = {"images": some, "epsilon": np.zeros((len(some), latent_size), np.float32)}
+        scores.append(sum(runtime.run(path, inputs, ("negative_log_likelihood", "kl"))))
+    return np.concatenate(scores).astype(np.float64)
+
+
+def summarize(scores: Array) -> ScoreFacts:
+    """Summarize scores, so that an app knows what is usual."""
+    values = np.percentile(scores, QUANTILES).tolist()
+    return ScoreFacts(
+        images=len(scores),
+        epsilon="zeros",
+        mean=round(float(scores.mean()), 4),
+        quantiles={str(percent): round(value, 4) for percent, value in zip(QUANTILES, values, strict=True)},
+    )

@@ -1,0 +1,98 @@
+"""From torch modules to `.onnx` files: one trace, cut in pieces, without what runtimes stumble over."""
+
+import gc
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnx.utils import Extractor
+from torch.distributions import Distribution
+
+from reparam.export.onnx import AllGraphs, Graph
+
+log = logging.getLogger(__name__)
+
+
+def export_what_can_be(
+    graphs: Mapping[str, Graph], opset: int, metadata: Mapping[str, str], directory: Path
+) -> Mapping[str, Graph]:
+    """Write the graphs, and return those that were written: not the score where ONNX lacks a likelihood's operators."""
+    try:
+        export_graphs(graphs, opset, metadata, directory)
+    except torch.onnx.OnnxExporterError as problem:
+        if "score" not in graphs:
+            raise
+        likelihood = type(graphs["score"].model.likelihood).__name__
+        last = str(problem).strip().rpartition("\n")[2]
+        log.warning("export: no score.onnx: ONNX cannot express log_prob of %s: %s", likelihood, last)
+        graphs = {name: graph for name, graph in graphs.items() if name != "score"}
+        export_graphs(graphs, opset, metadata, directory)
+    return graphs
+
+
+def export_graphs(graphs: Mapping[str, Graph], opset: int, metadata: Mapping[str, str], directory: Path) -> None:
+    """Write `<name>.onnx` of each graph, with its own weights alone."""
+    # Exported as one graph and cut up, because most of the time goes into what the exporter does once for each.
+    names = {name: [f"{name}_{output}" for output in graph.outputs] for name, graph in graphs.items()}
+    whole = Extractor(_export(AllGraphs(graphs).eval(), [output for each in names.values() for output in each], opset))
+    for name, graph in graphs.items():
+        model = whole.extract_model(graph.inputs, names[name])
+        _clean(model, dict(zip(names[name], graph.outputs, strict=True)))
+        for key, value in sorted(metadata.items()):
+            model.metadata_props.add(key=key, value=value)
+        onnx.save(model, directory / f"{name}.onnx")
+
+
+def lowest_ir_version(opset: int) -> int:
+    """Return the oldest file format that can hold an opset: newer ones are refused by older runtimes."""
+    version: int = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
+    return version
+
+
+def _export(whole: AllGraphs, outputs: list[str], opset: int) -> Any:
+    inputs = [torch.zeros(2, *tensor.row, dtype=getattr(torch, tensor.dtype)) for tensor in whole.facts.values()]
+    gc.disable()  # the exporter imports and keeps so much that searching it for garbage takes a second
+    is_validated = Distribution._validate_args
+    Distribution.set_default_validate_args(False)  # `if` on values cannot be traced
+    try:
+        program = torch.onnx.export(
+            whole,
+            tuple(inputs),
+            input_names=list(whole.facts),
+            output_names=outputs,
+            opset_version=opset,
+            dynamo=True,
+            dynamic_shapes=(tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs),),
+            external_data=False,
+            verbose=False,
+        )
+    finally:
+        gc.enable()
+        Distribution.set_default_validate_args(is_validated)
+    assert program is not None
+    return program.model_proto
+
+
+def _clean(model: Any, names: Mapping[str, str]) -> None:
+    """Rename outputs, and drop all that is neither computed nor promised."""
+    model.ir_version = lowest_ir_version(model.opset_import[0].version)
+    for values in (value for node in model.graph.node for value in (node.input, node.output)):
+        values[:] = [names.get(value, value) for value in values]
+    for output in model.graph.output:
+        output.name = names[output.name]
+    for value in (*model.graph.input, *model.graph.output):
+        if value.type.tensor_type.shape.dim[0].dim_param:
+            value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    # Types of what is between inputs and outputs: a quantiser infers them anew, and stumbles over old ones.
+    del model.graph.value_info[:]
+    # The exporter's notes on our source files: absolute paths would make the bytes depend on the directory.
+    graph = model.graph
+    for holder in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        del holder.metadata_props[:]
+        holder.doc_string = ""
+    assert not model.functions
+    graph.name = "main_graph"
+    model.producer_name, model.producer_version = "reparam", ""
