@@ -51,6 +51,13 @@ def files(root: Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in found}
 
 
+GRAPHS = {  # and how many tensors each takes and gives
+    "encoder": {"input": 1, "output": 2},
+    "decoder": {"input": 1, "output": 2},
+    "score": {"input": 2, "output": 3},
+}
+
+
 def test_stages_leave_their_outputs_and_nothing_else(finished: Paths) -> None:
     found = {name for name in files(finished.root) if not name.endswith(".png")}
     assert found == {
@@ -69,6 +76,15 @@ def test_stages_leave_their_outputs_and_nothing_else(finished: Paths) -> None:
         "models/onnx/encoder.onnx",
         "models/onnx/decoder.onnx",
         "models/onnx/golden.npz",
+        "models/onnx/score.onnx",
+        "models/onnx/README.md",
+        *(f"models/onnx/tests/{graph}/data.json" for graph in GRAPHS),
+        *(
+            f"models/onnx/tests/{graph}/test_data_set_0/{kind}_{number}.pb"
+            for graph, counts in GRAPHS.items()
+            for kind, count in counts.items()
+            for number in range(count)
+        ),
         "models/onnx/manifest.json",
         "reports/data/metrics.json",
         "reports/training/history.csv",
@@ -151,8 +167,8 @@ def test_summary_prints_the_headline_and_where_to_look_next(
     code, printed = reparam("summary")
     assert code == 0
     rows = [line.strip("│┃ ").replace("│", " ").split() for line in printed.splitlines()]
-    assert ["ELBO", "-25.12", "0.25"] in rows
-    assert ["NLL", "24.50", "0.12"] in rows
+    assert ["ELBO", "-25.12", "±", "0.25", "nats", "per", "image"] in rows
+    assert ["NLL", "24.50", "±", "0.12", "nats", "per", "image"] in rows
     assert not any(row[:1] == ["KL"] for row in rows)
     assert "largest difference from torch 3.0e-07\n" in printed
     assert "reports/index.html\n" in printed

@@ -154,7 +154,7 @@ def test_a_manifest_without_what_the_client_must_know_is_refused(change: Callabl
 )
 def test_another_format_is_refused(number: str, found: str, remedy: str, copy: Path) -> None:
     change_manifest(copy, lambda manifest: manifest.update(format=json.loads(number)))
-    wanted = f"wanted a model of format 2 or 3, found one of format {found}; {remedy}"
+    wanted = f"wanted a model of format 3, found one of format {found}; {remedy}"
     assert refusal(copy) == f"{copy / 'manifest.json'}: {wanted}"
     (copy / "manifest.json").unlink()
     for name in ("encoder.onnx", "decoder.onnx"):

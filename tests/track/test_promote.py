@@ -1,6 +1,7 @@
 """Champions among registered models: better, as good, worse, and not comparable."""
 
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import onnx
 import pytest
 from experiments import PICTURE
 from in_process import InProcess
-from some_cards import evaluation_card, export_card
+from some_cards import evaluation_card, export_card, model_card
 
 from reparam import promote
 from reparam.errors import UserError
@@ -34,10 +35,12 @@ def _export(paths: Paths, tracker: InProcess, monkeypatch: pytest.MonkeyPatch) -
 def register(tracker: InProcess, paths: Paths) -> Register:
     """Log a training, its evaluation with these NLLs of images, and its export."""
 
-    def register(nll: Any, images_sha256: str = "3" * 64) -> None:
-        weights = f"weights {nll}"
+    def register(nll: Any, images: str = "3" * 64) -> None:
+        weights = sha256(str(nll).encode()).hexdigest()
         files = [paths.root / name for name in ("card.json", "scores.npz", "samples.png")]
-        evaluation_card(images_sha256=images_sha256).write(files[0])
+        evaluation_card(
+            model_card(weights=weights), images_sha256=dict.fromkeys(("train", "validation", "test"), images)
+        ).write(files[0])
         np.savez(files[1], nll=nll)
         files[2].write_bytes(PICTURE)
         with tracker.training_run("data") as run:
@@ -97,7 +100,7 @@ def test_a_worse_version_is_refused_by_what_the_same_images_say(
 def test_versions_that_do_not_compare_are_refused(register: Register, paths: Paths) -> None:
     register(NLL)
     promote.run(None, "nll", paths)
-    register(NLL - 1, images_sha256="4" * 64)
+    register(NLL - 1, images="4" * 64)
     for metric, reason in (("nll", "images_sha256 is 4444"), ("beauty", "")):
         with pytest.raises(
             UserError, match=f"wanted a verdict on {metric} of version 2 against 1, found none: .*{reason}"

@@ -10,7 +10,7 @@ from reparam.errors import DamagedInputError, MissingInputError
 
 MANIFEST = "manifest.json"
 GRAPHS = ("encoder.onnx", "decoder.onnx", "score.onnx")
-FORMATS = (2, 3)
+FORMAT = 3
 EXPORT = "run `dvc repro export`, or copy the whole folder again"
 
 
@@ -112,12 +112,10 @@ def _lists_files(manifest: dict[str, Any]) -> bool:
 def _check(facts: dict[str, Any], path: Path) -> dict[str, Any]:
     """Return the facts, if they are of a format that this client knows and have what it needs."""
     found = facts.get("format")
-    if found not in FORMATS:
-        newer = isinstance(found, int) and found > max(FORMATS)
+    if found != FORMAT:
+        newer = isinstance(found, int) and found > FORMAT
         remedy = "upgrade reparam" if newer else "run `dvc repro export`, or take the reparam that exported it"
-        raise DamagedInputError(
-            f"{path}: wanted a model of format {' or '.join(map(str, FORMATS))}, found one of format {found}; {remedy}"
-        )
+        raise DamagedInputError(f"{path}: wanted a model of format {FORMAT}, found one of format {found}; {remedy}")
     try:
         sizes = (*facts["image"]["shape"], facts["latent_size"])
         makes_sense = len(sizes) == 4 and all(type(size) is int and size > 0 for size in sizes)
