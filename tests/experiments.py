@@ -11,6 +11,7 @@ import numpy as np
 from ruamel.yaml import YAML
 from some_cards import evaluation_card, evaluation_metrics, export_card, export_metrics, model_card, training_metrics
 
+from reparam.cards.card import FileFacts
 from reparam.cards.model import ModelCard, TrainedParams
 from reparam.compare.differences import Comparison, Difference
 from reparam.compare.experiment import Experiment
@@ -62,7 +63,6 @@ def write_results(paths: Paths, params: dict[str, Any], elbo: float, **evaluate:
         paths.model / "card.json": model,
         paths.training_metrics: training_metrics(model),
         paths.evaluation_metrics: evaluation_metrics(model, numbers(elbo)),
-        paths.evaluation_card: evaluation_card(model, settings=config.evaluate),
         paths.export_metrics: export_metrics(model),
         paths.onnx / "manifest.json": export_card(model, **dict(config.export)),
     }
@@ -73,6 +73,9 @@ def write_results(paths: Paths, params: dict[str, Any], elbo: float, **evaluate:
     np.savez(paths.scores, elbo=elbo * np.array([0.95, 1.0, 1.05]))
     paths.figures.mkdir(parents=True, exist_ok=True)
     (paths.figures / "samples.png").write_bytes(PICTURE + str(elbo).encode())
+    files = [paths.evaluation_metrics, paths.scores, paths.figures / "samples.png"]
+    facts = {path.name: FileFacts.of(path) for path in files}
+    evaluation_card(model, settings=config.evaluate, files=facts).write(paths.evaluation_card)
     return model
 
 

@@ -137,6 +137,7 @@ def evaluation_card(model: ModelCard | None = None, **changes: Any) -> Evaluatio
         "details": Details(),
         "warnings": (),
         "tiles": TILES,
+        "files": {"metrics.json": FileFacts(sha256=hash_of("a"), bytes=10)},
         "lineage": EvaluationLineage.of(model or model_card(), evaluate_code_sha256=hash_of("e")),
     }
     return EvaluationCard(**values | changes)

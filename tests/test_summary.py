@@ -7,7 +7,8 @@ from conftest import small_section
 from some_cards import EVALUATED, PARITY, evaluation_card, evaluation_metrics, export_metrics, hash_of, model_card
 
 from reparam import summary
-from reparam.errors import MissingInputError, StaleInputError
+from reparam.cards.card import FileFacts
+from reparam.errors import DamagedInputError, MissingInputError, StaleInputError
 from reparam.paths import Paths
 
 NATS = "nats per image"
@@ -16,13 +17,18 @@ CODE = {"reconstruction": 12.0, "reconstruction_se": 0.25, "active_units": 9, "i
 DISCRETE = {**EVALUATED, "bits_per_dim": 1.23456, "bits_per_dim_se": 0.0123, "kl_layer_1": 5.126, "kl_layer_2": 3.0}
 
 
+def write_evaluation(paths: Paths, values: dict[str, float] = EVALUATED, split: str = "test") -> None:
+    evaluation_metrics(values=values).write(paths.evaluation_metrics)
+    files = {"metrics.json": FileFacts.of(paths.evaluation_metrics)}
+    evaluation_card(files=files, settings=small_section("evaluate", split=split)).write(paths.evaluation_card)
+
+
 @pytest.fixture
 def paths(tmp_path: Path) -> Paths:
     """Cards and metrics of a model that was evaluated and exported."""
     paths = Paths(tmp_path, tmp_path)
     model_card().write(paths.model / "card.json")
-    evaluation_metrics().write(paths.evaluation_metrics)
-    evaluation_card().write(paths.evaluation_card)
+    write_evaluation(paths)
     export_metrics().write(paths.export_metrics)
     return paths
 
@@ -42,7 +48,7 @@ def test_the_table_has_the_scores_of_both_splits_with_their_errors(
     paths: Paths, capsys: pytest.CaptureFixture[str]
 ) -> None:
     validated = {"elbo_validation": -19.0, "elbo_validation_se": 0.41, "kl_validation": 7.9, "kl_validation_se": 0.11}
-    evaluation_metrics(values={**EVALUATED, **validated}).write(paths.evaluation_metrics)
+    write_evaluation(paths, {**EVALUATED, **validated})
     summary.show(paths)
     text = capsys.readouterr().out
     assert text.splitlines()[0].strip() == "± one standard error"
@@ -56,8 +62,7 @@ def test_the_table_has_the_scores_of_both_splits_with_their_errors(
 
 
 def test_where_validation_is_scored_it_has_one_column(paths: Paths, capsys: pytest.CaptureFixture[str]) -> None:
-    evaluation_card(settings=small_section("evaluate", split="validation")).write(paths.evaluation_card)
-    evaluation_metrics(values={**EVALUATED, "elbo_validation": -20.126}).write(paths.evaluation_metrics)
+    write_evaluation(paths, {**EVALUATED, "elbo_validation": -20.126}, split="validation")
     export_metrics(values={**PARITY, "served_elbo_loss": 1.5}).write(paths.export_metrics)
     summary.show(paths)
     text = capsys.readouterr().out
@@ -69,7 +74,7 @@ def test_where_validation_is_scored_it_has_one_column(paths: Paths, capsys: pyte
 def test_grey_pixels_have_a_cross_entropy_and_neither_elbo_nor_nll(
     paths: Paths, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    evaluation_metrics(values=GREY).write(paths.evaluation_metrics)
+    write_evaluation(paths, GREY)
     summary.show(paths)
     printed = capsys.readouterr().out
     assert rows(printed) == [["Cross-entropy", "17.25 ± 0.20", NATS], ["KL", "8.00 ± 0.10", NATS]]
@@ -77,13 +82,13 @@ def test_grey_pixels_have_a_cross_entropy_and_neither_elbo_nor_nll(
 
 
 def test_an_autoencoder_has_a_reconstruction_alone(paths: Paths, capsys: pytest.CaptureFixture[str]) -> None:
-    evaluation_metrics(values=CODE).write(paths.evaluation_metrics)
+    write_evaluation(paths, CODE)
     summary.show(paths)
     assert rows(capsys.readouterr().out) == [["Reconstruction", "12.00 ± 0.25", NATS]]
 
 
 def test_grey_values_have_bits_per_dimension(paths: Paths, capsys: pytest.CaptureFixture[str]) -> None:
-    evaluation_metrics(values=DISCRETE).write(paths.evaluation_metrics)
+    write_evaluation(paths, DISCRETE)
     summary.show(paths)
     assert rows(capsys.readouterr().out)[-1] == ["Bits per dimension", "1.235 ± 0.012", "bits"]
 
@@ -91,9 +96,7 @@ def test_grey_values_have_bits_per_dimension(paths: Paths, capsys: pytest.Captur
 def test_generated_images_and_the_exported_model_have_a_line_each(
     paths: Paths, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    evaluation_metrics(values={**EVALUATED, "pca_frechet": 3.6543, "pca_frechet_se": 0.1234}).write(
-        paths.evaluation_metrics
-    )
+    write_evaluation(paths, {**EVALUATED, "pca_frechet": 3.6543, "pca_frechet_se": 0.1234})
     lost = {**PARITY, "served_elbo_loss": 1.5, "served_elbo_loss_se": 0.025}
     export_metrics(values=lost).write(paths.export_metrics)
     summary.show(paths)
@@ -147,3 +150,9 @@ def test_numbers_of_another_model_are_withheld(stale: str, stage: str, paths: Pa
         f"{getattr(paths, stale)}: wanted results of the model in models/vae, weights {'d' * 12}, found those of "
         f"{'9' * 12}; run `dvc repro {stage}`"
     )
+
+
+def test_numbers_that_were_edited_are_withheld(paths: Paths) -> None:
+    evaluation_metrics(values={**EVALUATED, "elbo": -19.0}).write(paths.evaluation_metrics)
+    with pytest.raises(DamagedInputError, match=r"metrics.json: wanted SHA-256 .* \(as in card.json\), found "):
+        summary.show(paths)

@@ -24,9 +24,11 @@ def show(paths: Paths) -> None:
     """
     model = ModelCard.read(paths.model / CARD, "train")
     metrics = EvaluationMetrics.read_of(model, paths.evaluation_metrics, "evaluate").values
-    split = EvaluationCard.read_of(model, paths.evaluation_card, "evaluate").settings.split
+    card = EvaluationCard.read_of(model, paths.evaluation_card, "evaluate")
+    card.read_file(paths.evaluation_metrics)
     parity = ExportMetrics.read_of(model, paths.export_metrics, "export")
-    rows = {METRICS[name]: row for name in HEADLINE if (row := _spell(name, metrics | parity.values, split))}
+    metrics |= parity.values
+    rows = {METRICS[name]: row for name in HEADLINE if (row := _spell(name, metrics, card.settings.split))}
     columns = [column for column in COLUMNS if any(column in row for row in rows.values())]
     table = Table("", *columns, "unit", title="± one standard error", title_justify="left")
     for metric, row in rows.items():

@@ -1,6 +1,8 @@
+import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from experiments import CONDITIONS, PICTURE, numbers, type_in, write_results
 from some_cards import PARITY, evaluation_card, evaluation_metrics, hash_of, model_card, training_metrics
@@ -51,7 +53,7 @@ def test_where_training_left_no_metrics_results_are_those_of_one_model(project: 
     evaluation_metrics(model_card(weights=hash_of("9"))).write(project.evaluation_metrics)
     found = find("workspace", project)
     assert "elbo" not in found.metrics
-    assert [note for note in found.notes if note.startswith("reports/evaluation/metrics.json: withheld")]
+    assert found.notes[0].startswith("reports/evaluation/metrics.json: damaged: wanted SHA-256 ")
 
 
 def test_without_validation_the_curve_is_that_of_training(project: Paths, params: dict[str, Any]) -> None:
@@ -130,7 +132,20 @@ def test_damaged_scores_are_told_and_nothing_is_paired(content: bytes, project: 
     project.scores.write_bytes(content)
     found = find("workspace", project)
     assert dict(found.scores) == {}
-    assert found.notes[0].startswith("reports/evaluation/scores.npz: damaged: ")
+    assert found.notes[0].startswith("reports/evaluation/scores.npz: damaged: wanted SHA-256 ")
+
+
+def test_files_of_another_evaluation_are_not_shown(project: Paths, params: dict[str, Any]) -> None:
+    write_results(project, params, -20.0)
+    np.savez(project.scores, elbo=-20.0 * np.array([0.9, 1.0, 1.1]))  # of the same mean
+    (project.figures / "samples.png").write_bytes(PICTURE + b"of another model")
+    evaluation_metrics(model_card(weights=hash_of("4")), numbers(-19.0)).write(project.evaluation_metrics)
+    found = find("workspace", project)
+    assert ("elbo" in found.metrics, dict(found.scores), found.samples) == (False, {}, None)
+    names = ("metrics.json", "figures/samples.png", "scores.npz")
+    assert [note.partition(":")[0] for note in found.notes] == [f"reports/evaluation/{name}" for name in names]
+    for note in found.notes:
+        assert re.search(r": damaged: wanted SHA-256 \w{64} \(as in card.json\), found \w{64}; run `dvc repro`$", note)
 
 
 def test_an_empty_working_copy_holds_no_experiment(project: Paths) -> None:

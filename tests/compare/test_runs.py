@@ -9,6 +9,7 @@ from experiments import PICTURE
 from some_cards import evaluation_card, hash_of
 
 from reparam import track
+from reparam.cards.card import FileFacts
 from reparam.compare.side_by_side import find
 from reparam.errors import TrackingError, UserError
 from reparam.paths import Paths
@@ -19,8 +20,9 @@ def store_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str
     """A store with a run that was evaluated, and one that was interrupted; their ids."""
     root = tmp_path_factory.mktemp("store")
     (root / "samples.png").write_bytes(PICTURE)
-    evaluation_card().write(root / "card.json")
     np.savez(root / "scores.npz", elbo=np.array([-21.0, -19.0]))
+    facts = {name: FileFacts.of(root / name) for name in ("samples.png", "scores.npz")}
+    evaluation_card(files=facts).write(root / "card.json")
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))]:
             patch.delenv(name)

@@ -1,5 +1,6 @@
 import copy
 import csv
+import hashlib
 import json
 import logging
 import math
@@ -100,6 +101,11 @@ def test_a_mixture_generates_images_of_an_autoencoder_the_same_each_time(
 
     evaluate.run(config, project)
     assert written(project) == first
+    named = {name.removeprefix("figures/"): content for name, content in first.items() if name != "card.json"}
+    facts = card(project).files
+    assert {name: it.sha256 for name, it in facts.items()} == {
+        name: hashlib.sha256(content).hexdigest() for name, content in named.items()
+    }
 
 
 def test_the_sampler_changes_generated_images_and_nothing_else_that_was_measured(

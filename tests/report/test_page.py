@@ -1,4 +1,5 @@
 import base64
+import hashlib
 import html
 import json
 import re
@@ -35,11 +36,13 @@ from reparam.data.store import SPLITS
 from reparam.errors import DamagedInputError, MissingInputError, StaleInputError
 from reparam.figures.curves import plot_training
 from reparam.figures.images import plot_contact_sheet
+from reparam.files import to_json
 from reparam.paths import Paths
 from reparam.report import stage as report
-from reparam.report.page import PICTURES, REQUIRED, Page, render
+from reparam.report.page import PICTURES, Page, render
 
 PICTURE = b"\x89PNG not really"
+FIGURES = ("samples", "traversals")  # that the stage finds
 EVIL = '<script>alert("x")</script>'
 PREFIX = "data:image/png;base64,"
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -430,12 +433,22 @@ def test_equal_pages_give_equal_bytes(page: Page) -> None:
 TERMS = ("loss", "reconstruction", "kl")
 
 
+def evaluated_files(page: Page) -> dict[str, FileFacts]:
+    """What the evaluation's card says of its files."""
+    contents = {f"{name}.png": PICTURE for name in FIGURES}
+    contents["metrics.json"] = to_json(evaluation_metrics(page.model).model_dump(mode="json")).encode()
+    return {
+        name: FileFacts(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+        for name, content in contents.items()
+    }
+
+
 def results(paths: Paths, page: Page) -> dict[Path, Card]:
     """The model's card, and what was made of it."""
     return {
         paths.model / "card.json": page.model,
         paths.evaluation_metrics: evaluation_metrics(page.model),
-        paths.evaluation_card: evaluation_card(page.model),
+        paths.evaluation_card: evaluation_card(page.model, files=evaluated_files(page)),
         paths.export_metrics: export_metrics(page.model),
         paths.onnx / "manifest.json": export_card(page.model),
     }
@@ -456,7 +469,7 @@ def lay_out(paths: Paths, page: Page, validation: int, curves: list[str]) -> Non
     paths.history.parent.mkdir(parents=True)
     paths.history.write_text("".join(",".join(row) + "\n" for row in (names, ["1"] * len(names), ["2"] * len(names))))
     paths.figures.mkdir(parents=True)
-    for name in REQUIRED:
+    for name in FIGURES:
         (paths.figures / f"{name}.png").write_bytes(PICTURE)
 
 
@@ -481,7 +494,7 @@ def test_the_page_draws_the_splits_that_there_are(
     lay_out(project, page, validation, [*columns, "train_elbo"])
     report.run(load_config(project.params), project)
     assert pictured == [[*splits, "test"], {name: [1.0, 2.0] for name in ("epoch", *columns)}]
-    assert Outline(project.report.read_text(encoding="utf-8")).tags.count("img") == len(REQUIRED) + 2
+    assert Outline(project.report.read_text(encoding="utf-8")).tags.count("img") == len(FIGURES) + 2
 
 
 def test_the_page_draws_schedules_where_the_history_knows_them(
@@ -495,12 +508,34 @@ def test_the_page_draws_schedules_where_the_history_knows_them(
     assert drawn == [{"epoch", *(f"train_{term}" for term in TERMS), "learning_rate", "beta"}]
 
 
-@pytest.mark.parametrize("missing", REQUIRED)
-def test_a_figure_that_every_model_has_is_missed(missing: str, page: Page, project: Paths) -> None:
+@pytest.mark.parametrize("missing", ["samples", "traversals"])
+def test_a_figure_that_was_drawn_is_missed(missing: str, page: Page, project: Paths) -> None:
     lay_out(project, page, 0, [f"train_{term}" for term in TERMS])
     (project.figures / f"{missing}.png").unlink()
     with pytest.raises(MissingInputError, match=f"{missing}.png: not found; run `dvc repro evaluate` first"):
         report.run(load_config(project.params), project)
+
+
+@pytest.mark.parametrize("name", ["figures/samples.png", "metrics.json"])
+def test_a_file_that_was_exchanged_after_the_evaluation_is_refused(name: str, page: Page, project: Paths) -> None:
+    lay_out(project, page, 0, [f"train_{term}" for term in TERMS])
+    path = project.evaluation_card.parent / name
+    content = path.read_bytes().replace(b"-20.126", b"-19.126") if name == "metrics.json" else PICTURE + b"other"
+    path.write_bytes(content)
+    with pytest.raises(DamagedInputError) as caught:
+        report.run(load_config(project.params), project)
+    assert str(caught.value) == (
+        f"{path}: wanted SHA-256 {evaluated_files(page)[path.name].sha256} (as in card.json), found "
+        f"{hashlib.sha256(content).hexdigest()}; run `dvc repro --force --single-item evaluate`"
+    )
+    assert not project.report.exists()
+
+
+def test_a_picture_that_the_evaluation_did_not_draw_is_not_shown(page: Page, project: Paths) -> None:
+    lay_out(project, page, 0, [f"train_{term}" for term in TERMS])
+    (project.figures / "bounds.png").write_bytes(PICTURE)
+    report.run(load_config(project.params), project)
+    assert Outline(project.report.read_text(encoding="utf-8")).tags.count("img") == len(FIGURES) + 2
 
 
 @pytest.mark.parametrize("missing", ["train_kl", "validation_loss", "validation_kl"])

@@ -1,13 +1,17 @@
 """The card of an evaluation."""
 
+import hashlib
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from reparam.cards.card import Card, Hash, Number, Side, UnitFloat
+from reparam.cards.card import CARD, Card, Files, Hash, Number, Side, UnitFloat
 from reparam.cards.data import ImageFacts, SplitName
 from reparam.cards.model import CardOfResult, Metrics, ModelLineage
 from reparam.config import EvaluateConfig, flatten
+from reparam.errors import DamagedInputError
+from reparam.files import require, rerun
 
 
 class EvaluationLineage(ModelLineage):
@@ -97,7 +101,30 @@ class EvaluationCard(CardOfResult):
     details: Details
     warnings: tuple[str, ...]
     tiles: Tiles
+    files: Files  # by name: metrics, scores of images, figures
     lineage: EvaluationLineage
+
+    def check(self, name: str, content: bytes) -> bytes:
+        """Return the content of a file of this evaluation.
+
+        Raises: ValueError where it is not that of the evaluation.
+        """
+        wanted = self.files[name].sha256 if name in self.files else "none"
+        found = hashlib.sha256(content).hexdigest()
+        if found != wanted:
+            raise ValueError(f"wanted SHA-256 {wanted} (as in {CARD}), found {found}")
+        return content
+
+    def read_file(self, path: Path) -> bytes:
+        """Read a file of this evaluation.
+
+        Raises: MissingInputError, DamagedInputError where it is not that of the evaluation.
+        """
+        require(path, "evaluate")
+        try:
+            return self.check(path.name, path.read_bytes())
+        except ValueError as error:
+            raise DamagedInputError(f"{path}: {error}; {rerun('evaluate')}") from None
 
     @property
     def conditions(self) -> dict[str, Any]:

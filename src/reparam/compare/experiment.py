@@ -2,13 +2,17 @@
 
 import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from reparam.cards.evaluation import EvaluationCard
+
+SAMPLES = "samples.png"
+T = TypeVar("T")
 Scores = Mapping[str, npt.NDArray[np.float64]]  # by metric, one value per image
 
 
@@ -26,6 +30,11 @@ class Experiment:
     samples: bytes | None  # a PNG
     scores: Scores
     notes: tuple[str, ...]
+
+
+def checked(card: EvaluationCard | None, name: str, parse: Callable[[bytes], T]) -> Callable[[bytes], T]:
+    """Let `parse` raise a ValueError on a file that is not that of the evaluation with this card."""
+    return lambda content: parse(card.check(name, content) if card else content)
 
 
 def read_scores(content: bytes) -> Scores:

@@ -15,7 +15,7 @@ from reparam.cards.card import MANIFEST
 from reparam.cards.evaluation import EvaluationCard, EvaluationMetrics
 from reparam.cards.export import ExportCard, ExportMetrics
 from reparam.cards.model import Result, TrainedParams, TrainingMetrics
-from reparam.compare.experiment import Experiment, read_scores
+from reparam.compare.experiment import SAMPLES, Experiment, checked, read_scores
 from reparam.config import Config, flatten
 from reparam.config.yaml import parse_yaml
 from reparam.errors import UserError
@@ -103,11 +103,13 @@ class Files:
         weights = training.weights if training else None
         card = self.result_of(weights, paths.evaluation_card, EvaluationCard.parse)
         weights = weights or (card.made_of if card else None)  # at least, results are of one model
-        evaluation = self.result_of(weights, paths.evaluation_metrics, EvaluationMetrics.parse)
+        metrics, figure = paths.evaluation_metrics, paths.figures / SAMPLES
+        evaluation = self.result_of(weights, metrics, checked(card, metrics.name, EvaluationMetrics.parse))
         export = self.result_of(weights, paths.export_metrics, ExportMetrics.parse)
         exported = self.result_of(weights, paths.onnx / MANIFEST, ExportCard.parse)
         split, losses = self.get(paths.history, _read_losses) or ("", {})
-        samples, scores = self.get(paths.figures / "samples.png", bytes), self.get(paths.scores, read_scores)
+        samples = self.get(figure, checked(card, figure.name, bytes))
+        scores = self.get(paths.scores, checked(card, paths.scores.name, read_scores))
         if not self.is_any_found:
             raise UserError(f"{name} ({origin}): wanted an experiment, found none of its files; {self.hint}")
         if self.missing:

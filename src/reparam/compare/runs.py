@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from reparam import track
 from reparam.cards.evaluation import EvaluationCard
 from reparam.cards.model import SHORT
-from reparam.compare.experiment import Experiment, read_scores
+from reparam.compare.experiment import SAMPLES, Experiment, checked, read_scores
 from reparam.errors import TrackingError, UserError
 from reparam.metrics import ERROR, describe
 from reparam.paths import Paths
@@ -80,8 +80,8 @@ def _read(name: str, run: Any, store: track.Store) -> Experiment:
         notes.append("no evaluation was logged below this run: run `dvc repro` with its parameters")
     split, losses = _losses(run_id, store)
     card = _artifact("evaluation/card.json", run_id, store, EvaluationCard.parse, notes)
-    scores = _artifact("evaluation/scores.npz", run_id, store, read_scores, notes)
-    samples = _artifact("evaluation/samples.png", run_id, store, bytes, notes)
+    scores = _artifact("evaluation/scores.npz", run_id, store, checked(card, "scores.npz", read_scores), notes)
+    samples = _artifact(f"evaluation/{SAMPLES}", run_id, store, checked(card, SAMPLES, bytes), notes)
     withheld = _withhold(run, below, card, notes)
     if card and "evaluate" in withheld:
         card = scores = samples = None

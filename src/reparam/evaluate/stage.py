@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from reparam import logged, track
-from reparam.cards.card import CARD
+from reparam.cards.card import CARD, FileFacts, Files
 from reparam.cards.data import DataCard, SplitName
 from reparam.cards.evaluation import EvaluationCard, EvaluationLineage, EvaluationMetrics, Tiles
 from reparam.cards.model import Metrics, ModelCard
@@ -58,7 +58,9 @@ def run(config: Config, paths: Paths, device: str = "auto", tracker: track.Track
         _write_scores(paths.scores, findings)
         _write_latents(paths.latents, subject.scores, settings)
         tiles = _draw(paths.figures, subject, findings)
-        _describe(data_card, model_card, subject, findings, tiles).write(paths.evaluation_card)
+        files = [paths.evaluation_metrics, paths.scores, paths.latents, *sorted(paths.figures.iterdir())]
+        facts = {path.name: FileFacts.of(path) for path in files}
+        _describe(data_card, model_card, subject, findings, tiles, facts).write(paths.evaluation_card)
         logged.evaluation(run, model_card, paths)
 
 
@@ -123,7 +125,9 @@ def _draw(directory: Path, subject: Subject, findings: Findings) -> Tiles:
     return places
 
 
-def _describe(data: DataCard, model: ModelCard, subject: Subject, findings: Findings, tiles: Tiles) -> EvaluationCard:
+def _describe(
+    data: DataCard, model: ModelCard, subject: Subject, findings: Findings, tiles: Tiles, files: Files
+) -> EvaluationCard:
     """Say what the metrics were measured on, and how."""
     return EvaluationCard(
         data=data.images,
@@ -133,5 +137,6 @@ def _describe(data: DataCard, model: ModelCard, subject: Subject, findings: Find
         details=findings.details,
         warnings=tuple(findings.warnings),
         tiles=tiles,
+        files=files,
         lineage=EvaluationLineage.of(model, evaluate_code_sha256=source_hash("evaluate")),
     )

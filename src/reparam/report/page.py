@@ -67,8 +67,6 @@ PICTURES = {
         ),
     ),
 }
-# What `evaluate` draws of every model.
-REQUIRED = ("reconstructions", "samples", "latent_grid", "latent_scatter", "latent_use", "traversals")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from reparam.figures.images import plot_contact_sheet
 from reparam.figures.style import png
 from reparam.files import require, rerun, whole_file
 from reparam.paths import Paths
-from reparam.report.page import REQUIRED, Page, render
+from reparam.report.page import Page, render
 
 
 def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> None:
@@ -28,11 +28,13 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
     tracker = tracker or track.connect(paths)
     model = ModelCard.read(paths.model / CARD, "train")
     data = store.read_card_of(paths.processed, model.data)
-    for name in REQUIRED:
-        require(paths.figures / f"{name}.png", made_by="evaluate")
+    evaluation = EvaluationCard.read_of(model, paths.evaluation_card, "evaluate")
+    metrics = EvaluationMetrics.read_of(model, paths.evaluation_metrics, "evaluate")
+    evaluation.read_file(paths.evaluation_metrics)
+    figures = [paths.figures / name for name in evaluation.files if name.endswith(".png")]
     filled = [name for name in SPLITS if data.splits[name].count]  # there may be no validation split
     history = _read_history(paths, [name for name in filled if name != "test"])
-    pictures = {path.stem: path.read_bytes() for path in sorted(paths.figures.glob("*.png"))}
+    pictures = {path.stem: evaluation.read_file(path) for path in figures}
     sheet = plot_contact_sheet({name: store.read_split(paths.processed, name).images for name in filled})
     pictures["contact_sheet"] = png(sheet)
     pictures["training_curves"] = png(plot_training(history, model.best_epoch))
@@ -40,8 +42,8 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
         config=config,
         data=data,
         model=model,
-        evaluation=EvaluationCard.read_of(model, paths.evaluation_card, "evaluate"),
-        metrics=EvaluationMetrics.read_of(model, paths.evaluation_metrics, "evaluate"),
+        evaluation=evaluation,
+        metrics=metrics,
         exported=ExportCard.read_of(model, paths.onnx / MANIFEST, "export"),
         parity=ExportMetrics.read_of(model, paths.export_metrics, "export"),
         pictures=pictures,
