@@ -9,13 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from ruamel.yaml import YAML
 
 from reparam.config import Config
 from reparam.paths import Paths
 
-# As `reparam` does, and before a test module imports torch: threads that wait do not take the others' turns.
+# Before a test module imports torch, and for child processes: of tensors so small, threads share nothing but waiting.
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Of few tests that each start many processes. They go first, so that all workers end together.
+LONG = ("test_experiments", "test_pipeline", "test_readme", "test_resume", "test_distributed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
 
 # What differs from the params.yaml that we ship, so that a new section or parameter needs no second place.
 CHANGES: dict[str, dict[str, Any]] = {
@@ -105,23 +115,7 @@ def reparam(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
 @pytest.fixture(scope="session")
 def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working copy in which every stage has run; `finished` copies it, nobody changes it."""
-    # Here and not above, so that tests of light modules need not wait for torch.
-    from reparam.config import load_config
-    from reparam.download import stage as download
-    from reparam.evaluate import stage as evaluate
-    from reparam.export import stage as export
-    from reparam.preprocess import stage as preprocess
-    from reparam.report import stage as report
-    from reparam.train import stage as train
-
-    root = tmp_path_factory.mktemp("finished")
-    paths = Paths(root, root)
-    _write(paths.params, SMALL)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", "off")
-        for stage in (download, preprocess, train, evaluate, export, report):
-            stage.run(load_config(paths.params), paths)
-    return root
+    return once(tmp_path_factory, "finished-in-process", lambda root: run_all(root, SMALL))
 
 
 @pytest.fixture
@@ -149,6 +143,40 @@ def mnist_files() -> Path:
     if not (directory / "train-images-idx3-ubyte.gz").is_file():
         pytest.skip("the files of MNIST are not there; name their directory in REPARAM_MNIST")
     return directory
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Return a directory that the first worker that wants it makes, for all workers of this run."""
+    own = factory.getbasetemp()
+    directory = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name
+    made = directory.with_suffix(".made")
+    with FileLock(directory.with_suffix(".lock")):
+        if not made.exists():
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.mkdir()
+            make(directory)
+            made.touch()
+    return directory
+
+
+def run_all(root: Path, params: dict[str, Any]) -> Paths:
+    """Run every stage in this process, without tracking."""
+    # Here and not above, so that tests of light modules need not wait for torch.
+    from reparam.config import load_config
+    from reparam.download import stage as download
+    from reparam.evaluate import stage as evaluate
+    from reparam.export import stage as export
+    from reparam.preprocess import stage as preprocess
+    from reparam.report import stage as report
+    from reparam.train import stage as train
+
+    paths = Paths(root, root)
+    _write(paths.params, params)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "off")
+        for stage in (download, preprocess, train, evaluate, export, report):
+            stage.run(load_config(paths.params), paths)
+    return paths
 
 
 def _write(path: Path, params: dict[str, Any]) -> None:

@@ -13,17 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CHANGES, change
+from conftest import CHANGES, change, once
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from ruamel.yaml import YAML
 
 STAGES = ("download", "preprocess", "train", "evaluate", "export", "report")
 PROJECT = Path(__file__).parent.parent
-SMALL = CHANGES | {
-    "train": CHANGES["train"] | {"batch_size": 64},
-    "evaluate": {"elbo_samples": 2, "nll_samples": 20, "grid": {"steps": 3}},
-}
 
 
 class Project:
@@ -42,7 +38,6 @@ class Project:
             "GIT_AUTHOR_EMAIL": "test@localhost",
             "GIT_COMMITTER_NAME": "test",
             "GIT_COMMITTER_EMAIL": "test@localhost",
-            "OMP_NUM_THREADS": "1",  # the tests themselves use the cores
             **environment,
         }
 
@@ -129,10 +124,13 @@ def project_in(root: Path, changes: Mapping[str, Mapping[str, Any]], **environme
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A small run of the whole pipeline, committed. Copy it, do not change it."""
-    project = project_in(tmp_path_factory.mktemp("finished") / "project", SMALL)
-    project("dvc repro --quiet")
-    project.commit("finished")
-    return project
+
+    def make(directory: Path) -> None:
+        project = project_in(directory / "project", CHANGES)
+        project("dvc repro --quiet")
+        project.commit("finished")
+
+    return Project(once(tmp_path_factory, "finished-under-dvc", make) / "project")
 
 
 @pytest.fixture

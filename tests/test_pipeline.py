@@ -1,5 +1,6 @@
 """What one run of the pipeline under real DVC leaves behind."""
 
+import hashlib
 import json
 import os
 import signal
@@ -136,6 +137,15 @@ def test_an_export_leads_back_to_its_parameters(finished: Project) -> None:
 # ---- the same again
 
 
+def test_the_stages_without_dvc_give_the_same_bytes_elsewhere(finished: Project, finished_once: Path) -> None:
+    def of(path: Path) -> str:
+        return dvc_hash(path) if path.is_dir() else hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+
+    wanted = finished.hashes()
+    assert {name: of(finished_once / name) for name in wanted} == wanted
+
+
+@pytest.mark.slow
 def test_forced_runs_give_the_same_bytes_here_and_elsewhere(finished: Project, tmp_path: Path) -> None:
     wanted = finished.hashes()
     elsewhere = copy_of(finished, tmp_path / "another place" / "project", MLFLOW_TRACKING_URI="off")
@@ -159,6 +169,7 @@ def test_dvc_shows_the_pipeline_and_its_plots(project: Project) -> None:
 
 
 def test_an_edit_runs_its_stage_and_what_depends_on_it(project: Project) -> None:
+    project.environment["MLFLOW_TRACKING_URI"] = "off"
     source = project.root / "src/reparam/evaluate/stage.py"
     source.write_text(source.read_text() + "\n# edited\n")
     changed = json.loads(project("dvc status --json"))

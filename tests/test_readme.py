@@ -54,6 +54,9 @@ def test_the_commands_for_experiments_leave_a_sane_workspace(project: Project) -
     first = project.hashes()
     type_in(run)
     assert (project("git status --porcelain"), project.hashes()) == ("", first)
+    (row,) = project.training_runs().values()  # of a temporary copy, in the store of the real repository
+    assert (row.info.run_name, row.data.params["objective.beta"]) == ("gentle", "0.5")
+    assert project.stages_below(row) == ["evaluate", "export", "report"]
     assert re.search(r"objective\.beta +1\.0 +0\.5", type_in(compare))
 
     type_in(apply)

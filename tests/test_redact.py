@@ -14,12 +14,15 @@ from urllib.parse import quote
 import pytest
 
 from reparam.config import flatten, load_config
+from reparam.errors import TrackingError
 from reparam.paths import Paths
 from reparam.redact import redact, redacted_output, without_secrets
+from reparam.track.store import open_store
 
 SOURCE = Path(__file__).parents[1] / "src"
 PASSWORD = "pw/Geheim?19"
 TOKEN = "tok-Geheim-20"
+SECRETS = (PASSWORD, quote(PASSWORD, safe=""), TOKEN)
 
 
 @pytest.mark.parametrize(
@@ -118,16 +121,35 @@ ADDRESSES = {
 }
 
 
+@contextlib.contextmanager
+def refusing_store(kind: str, status: int | None) -> Iterator[str]:
+    """The address of a store that refuses everything, or is not there."""
+    with server(status) if status else contextlib.nullcontext("127.0.0.1:1") as host:
+        yield ADDRESSES[kind].format(host=host, password=quote(PASSWORD, safe=""), token=TOKEN)
+
+
+def assert_refused_without_credentials(text: str, address: str) -> None:
+    assert f"MLflow at {without_secrets(address)} cannot be used: " in text
+    assert [secret for secret in SECRETS if secret in text] == []
+
+
 @pytest.mark.parametrize(
     ("kind", "status"), [*((kind, None) for kind in ADDRESSES), ("password", 500), ("token in the query", 401)]
 )
-def test_the_credentials_of_a_store_appear_nowhere(kind: str, status: int | None, project: Paths) -> None:
-    # Each command loads MLflow, so not all of them ask every store.
-    names = ("download", "replay", "compare workspace 123456") if kind == "token in the query" else ("download",)
+def test_a_store_is_refused_without_its_credentials(
+    kind: str, status: int | None, project: Paths, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with refusing_store(kind, status) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        with redacted_output(), pytest.raises(TrackingError) as error:  # as the process that speaks to MLflow does
+            open_store(project)
+    assert_refused_without_credentials("\n".join([*capfd.readouterr(), str(error.value)]), address)
+
+
+def test_commands_neither_print_nor_write_the_credentials_of_a_store(project: Paths) -> None:
     project.tracking_spool.mkdir()
     (project.tracking_spool / "a.jsonl").write_text('{"call": "tags", "run": "a", "values": {}}\n')
-    with server(status) if status else contextlib.nullcontext("127.0.0.1:1") as host:
-        address = ADDRESSES[kind].format(host=host, password=quote(PASSWORD, safe=""), token=TOKEN)
+    with refusing_store("token in the query", 401) as address:
         commands = [
             subprocess.Popen(
                 [sys.executable, "-m", "reparam", *command.split()],
@@ -136,14 +158,12 @@ def test_the_credentials_of_a_store_appear_nowhere(kind: str, status: int | None
                 stderr=subprocess.STDOUT,
                 text=True,
             )
-            for command in names
+            for command in ("download", "replay", "compare workspace 123456")
         ]
         printed = [command.communicate(timeout=60)[0] for command in commands]
     assert {command.returncode for command in commands} == {1}
     for text in printed:
-        assert f"MLflow at {without_secrets(address)} cannot be used: " in text
+        assert_refused_without_credentials(text, address)
         assert "Traceback" not in text
     written = b"".join(path.read_bytes() for path in project.root.rglob("*") if path.is_file())
-    for secret in (PASSWORD, quote(PASSWORD, safe=""), TOKEN):
-        assert secret not in "".join(printed)
-        assert secret.encode() not in written
+    assert [secret for secret in SECRETS if secret.encode() in written] == []

@@ -206,7 +206,10 @@ def test_an_interrupted_training_goes_on_in_its_run(signals: list[int], training
     from mlflow import MlflowClient
 
     # Long enough for a signal to arrive before the end also where the machine is busy.
-    one = training({**SHORT, "train": {**SHORT["train"], "epochs": 400, "patience": 400}}, MLFLOW_TRACKING_URI="")
+    one = training(
+        {**SHORT, "train": {**SHORT["train"], "epochs": 400, "patience": 400, "batch_size": 1257}},
+        MLFLOW_TRACKING_URI="",
+    )
     ids = set()
 
     def only_run() -> Any:

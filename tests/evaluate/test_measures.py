@@ -151,7 +151,7 @@ def test_it_is_told_why_there_is_no_accuracy(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_single_image_is_measured_as_far_as_it_goes() -> None:
-    found = measured(subject_of(model_of(), two_kinds(1, seed=0), annealing={"images": 1}))
+    found = measured(subject_of(model_of(), two_kinds(1, seed=0), annealing={"images": 1, "chains": 3, "steps": 5}))
     assert set(found.metrics) == LIKELIHOOD | OUTLIERS | ANNEALED
 
 
