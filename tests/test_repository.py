@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
+from typer.main import get_command
+
+from reparam.cli import app
 
 ROOT = Path(__file__).parents[1]
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
@@ -34,8 +37,21 @@ def test_ci_runs_on_every_python_from_the_oldest_supported_on() -> None:
     assert PROJECT["requires-python"] == f">={versions[0]}"
 
 
+def test_a_pull_request_is_commented_with_what_the_command_prints() -> None:
+    workflow = read(".github/workflows/compare.yml")
+    assert workflow["permissions"] == {"contents": "read", "pull-requests": "write"}
+    [command] = [line for step in workflow["jobs"]["compare"]["steps"] if "compare " in (line := step.get("run", ""))]
+    name, arguments = command.split(">")[0].removeprefix(".venv/bin/").split(maxsplit=1)
+    assert name == "reparam"
+    given = [argument.strip('"') for argument in arguments.split()]
+    assert given == ["compare", "--markdown", "$BASE", "$HEAD"]
+    options = {option for parameter in get_command(app).commands["compare"].params for option in parameter.opts}  # type: ignore[attr-defined]
+    assert "--markdown" in options
+
+
 def test_actions_are_pinned_to_a_version() -> None:
-    steps = [step for job in read(".github/workflows/ci.yml")["jobs"].values() for step in job["steps"]]
+    workflows = [read(path) for path in ROOT.glob(".github/workflows/*.yml")]
+    steps = [step for workflow in workflows for job in workflow["jobs"].values() for step in job["steps"]]
     used = [step["uses"] for step in steps if "uses" in step]
     assert [action for action in used if not re.fullmatch(r"actions/[a-z-]+@v\d+", action)] == []
 

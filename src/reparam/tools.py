@@ -181,6 +181,9 @@ def compare(
     output: Annotated[
         Path | None, typer.Option(help="Where to write the page.", show_default="reports/compare.html")
     ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print Markdown, as comments on GitHub show it.")
+    ] = False,
 ) -> None:
     """Put experiments side by side: parameters, metrics and whether they differ by more than noise, curves, samples.
 
@@ -190,7 +193,7 @@ def compare(
     from reparam.compare import side_by_side
     from reparam.paths import Paths
 
-    side_by_side.run(experiments, Paths.here(), output)
+    side_by_side.run(experiments, Paths.here(), output, as_markdown=markdown)
 
 
 @app.command(rich_help_panel=PANEL)

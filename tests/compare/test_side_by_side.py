@@ -20,6 +20,24 @@ from reparam.config import flatten, load_config
 from reparam.errors import UserError
 from reparam.paths import Paths
 
+# ---- Markdown
+
+
+def test_a_comment_has_the_same_tables_and_notes() -> None:
+    other = experiment("a|b", params={"model.latent": 20, "train.seed": 0}, metrics={"elbo": -18.0, "elbo_se": 0.3})
+    first = experiment("first", metrics={"elbo": -20.0, "elbo_se": 0.3})
+    lines = side_by_side.markdown(compare([first, other])).splitlines()
+    assert lines[lines.index("### Parameters: 1 differ, 1 are equal") :][2:5] == [
+        "|  | first | a\\|b |",
+        "| --- | --- | --- |",
+        "| model.latent | 12 | 20 |",
+    ]
+    assert "| elbo | -20.00 ± 0.30 | -18.00 ± 0.30 |" in lines
+    assert lines[lines.index("### Difference from first") :][4] == "| elbo | +2.00 ± 0.42  better |"
+    assert lines[-1].startswith("- ")
+    assert not any("written" in line for line in lines)
+
+
 # ---- the page
 
 

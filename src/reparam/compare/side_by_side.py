@@ -1,7 +1,8 @@
 """Experiments by name -> tables on standard output, and one HTML page."""
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -22,7 +23,16 @@ TEMPLATE = Path(__file__).with_name("comparison.html")
 STYLES = {"better": "green", "worse": "red", "within noise": "dim"}
 
 
-def run(names: Sequence[str], paths: Paths, output: Path | None = None) -> None:
+@dataclass(frozen=True)
+class Listing:
+    """A table to print: on a terminal, or as Markdown."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str | Text]]
+
+
+def run(names: Sequence[str], paths: Paths, output: Path | None = None, *, as_markdown: bool = False) -> None:
     """Compare experiments with the first of them.
 
     Raises: UserError where one is not to be found.
@@ -36,7 +46,10 @@ def run(names: Sequence[str], paths: Paths, output: Path | None = None) -> None:
     target = output or paths.comparison
     with whole_file(target) as partial:
         partial.write_text(render(comparison), encoding="utf-8")
-    show(comparison, paths.relative(target))
+    if as_markdown:
+        sys.stdout.write(markdown(comparison))
+    else:
+        show(comparison, paths.relative(target))
 
 
 def find(name: str, paths: Paths) -> Experiment:
@@ -67,40 +80,67 @@ def find(name: str, paths: Paths) -> Experiment:
 def show(comparison: Comparison, page: str) -> None:
     """Print parameters and metrics; where nobody looks at a terminal, lines are as long as they need to be."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
-    experiments, metrics = comparison.experiments, comparison.metrics
-    names = [experiment.name for experiment in experiments]
-    _table(console, "Experiments", ("", "origin"), [[experiment.name, experiment.origin] for experiment in experiments])
-    rows = [[name, *values] for name, values in comparison.params.items()]
-    count = comparison.equal_params
-    _table(console, f"Parameters: {len(rows)} differ, {count} are equal", ("", *names) if rows else (), rows)
-    _tables(console, "Metrics ± standard error", names, metrics)
-    if comparison.groups:
-        _tables(console, "Mean over seeds ± standard deviation between seeds", comparison.groups, comparison.seeds)
-    notes = [f"{experiment.name}: {note}" for experiment in experiments for note in experiment.notes]
-    for line in [*comparison.notes, *notes, f"{page}: written"]:
+    for listing in _listings(comparison):
+        _print(console, listing)
+    for line in [*_notes(comparison), f"{page}: written"]:
         console.print(Text(line), soft_wrap=True)
 
 
-def _tables(console: Console, title: str, names: Sequence[str], rows: Mapping[str, Sequence[Cell]]) -> None:
-    """Print values, and how they differ from the first."""
+def markdown(comparison: Comparison) -> str:
+    """Write the same as a comment on a pull request shows it."""
+    lines = []
+    for listing in _listings(comparison):
+        lines += [f"### {listing.title}", ""]
+        if listing.rows:
+            lines += [_markdown_row(listing.head), _markdown_row("---" for _ in listing.head)]
+            lines += [*map(_markdown_row, listing.rows), ""]
+    return "\n".join([*lines, *(f"- {note}" for note in _notes(comparison))]) + "\n"
+
+
+def _markdown_row(cells: Iterable[str | Text]) -> str:
+    return "".join(f"| {str(cell).replace('|', chr(92) + '|')} " for cell in cells) + "|"
+
+
+def _notes(comparison: Comparison) -> list[str]:
+    of_each = [f"{experiment.name}: {note}" for experiment in comparison.experiments for note in experiment.notes]
+    return [*comparison.notes, *of_each]
+
+
+def _listings(comparison: Comparison) -> list[Listing]:
+    experiments = comparison.experiments
+    names = [experiment.name for experiment in experiments]
+    params = [[name, *values] for name, values in comparison.params.items()]
+    found = [
+        Listing("Experiments", ("", "origin"), [[experiment.name, experiment.origin] for experiment in experiments]),
+        Listing(f"Parameters: {len(params)} differ, {comparison.equal_params} are equal", ("", *names), params),
+        *_cells("Metrics ± standard error", names, comparison.metrics),
+    ]
+    if comparison.groups:
+        title = "Mean over seeds ± standard deviation between seeds"
+        found += _cells(title, comparison.groups, comparison.seeds)
+    return found
+
+
+def _cells(title: str, names: Sequence[str], rows: Mapping[str, Sequence[Cell]]) -> Iterator[Listing]:
+    """List values, and how they differ from the first."""
     spelled = {
         name: [ABSENT if cell.value is None else spell(cell.value, cell.error) for cell in cells]
         for name, cells in rows.items()
     }
-    _table(console, title, ("", *names), [[name, *values] for name, values in spelled.items()])
+    yield Listing(title, ("", *names), [[name, *values] for name, values in spelled.items()])
     differing = {name: cells[1:] for name, cells in rows.items() if any(cell.difference for cell in cells)}
     if differing:
         differences: list[list[str | Text]] = [[name, *map(_difference, cells)] for name, cells in differing.items()]
-        _table(console, f"Difference from {names[0]}", ("", *names[1:]), differences)
+        yield Listing(f"Difference from {names[0]}", ("", *names[1:]), differences)
 
 
-def _table(console: Console, title: str, head: Iterable[str], rows: Iterable[Iterable[str | Text]]) -> None:
+def _print(console: Console, listing: Listing) -> None:
     """Print one table without a box: the same on a terminal, in a file and in a pipe."""
-    console.print(Text(title, style="bold"))
+    console.print(Text(listing.title, style="bold"))
     grid = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for cell in head:
+    for cell in listing.head if listing.rows else ():
         grid.add_column(Text(cell, style="dim"), overflow="fold")
-    for row in rows:
+    for row in listing.rows:
         grid.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
     console.print(grid)
     console.print()
