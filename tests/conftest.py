@@ -94,44 +94,10 @@ def write_params(project: Paths) -> Callable[[dict[str, Any]], None]:
     return lambda params: _write(project.params, params)
 
 
-def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """Return a directory that the first worker that wants it makes, for all workers of this run."""
-    own = factory.getbasetemp()
-    directory = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name
-    made = directory.with_suffix(".made")
-    with FileLock(directory.with_suffix(".lock")):
-        if not made.exists():
-            shutil.rmtree(directory, ignore_errors=True)
-            directory.mkdir()
-            make(directory)
-            made.touch()
-    return directory
-
-
 @pytest.fixture(scope="session")
 def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working copy in which every stage has run; `finished` copies it, nobody changes it."""
     return once(tmp_path_factory, "finished-in-process", lambda root: run_all(root, SMALL))
-
-
-def run_all(root: Path, params: dict[str, Any]) -> Paths:
-    """Run every stage in this process, without tracking."""
-    # Here and not above, so that tests of light modules need not wait for torch.
-    from reparam.config import load_config
-    from reparam.download import stage as download
-    from reparam.evaluate import stage as evaluate
-    from reparam.export import stage as export
-    from reparam.preprocess import stage as preprocess
-    from reparam.report import stage as report
-    from reparam.train import stage as train
-
-    paths = Paths(root, root)
-    _write(paths.params, params)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", "off")
-        for stage in (download, preprocess, train, evaluate, export, report):
-            stage.run(load_config(paths.params), paths)
-    return paths
 
 
 @pytest.fixture
@@ -159,6 +125,40 @@ def mnist_files() -> Path:
     if not (directory / "train-images-idx3-ubyte.gz").is_file():
         pytest.skip("the files of MNIST are not there; name their directory in REPARAM_MNIST")
     return directory
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Return a directory that the first worker that wants it makes, for all workers of this run."""
+    own = factory.getbasetemp()
+    directory = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name
+    made = directory.with_suffix(".made")
+    with FileLock(directory.with_suffix(".lock")):
+        if not made.exists():
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.mkdir()
+            make(directory)
+            made.touch()
+    return directory
+
+
+def run_all(root: Path, params: dict[str, Any]) -> Paths:
+    """Run every stage in this process, without tracking."""
+    # Here and not above, so that tests of light modules need not wait for torch.
+    from reparam.config import load_config
+    from reparam.download import stage as download
+    from reparam.evaluate import stage as evaluate
+    from reparam.export import stage as export
+    from reparam.preprocess import stage as preprocess
+    from reparam.report import stage as report
+    from reparam.train import stage as train
+
+    paths = Paths(root, root)
+    _write(paths.params, params)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "off")
+        for stage in (download, preprocess, train, evaluate, export, report):
+            stage.run(load_config(paths.params), paths)
+    return paths
 
 
 def _write(path: Path, params: dict[str, Any]) -> None:

@@ -206,7 +206,10 @@ def test_an_interrupted_training_goes_on_in_its_run(signals: list[int], training
     from mlflow import MlflowClient
 
     # Long enough for a signal to arrive before the end also where the machine is busy.
-    one = training({**SHORT, "train": {**SHORT["train"], "epochs": 150, "patience": 150}}, MLFLOW_TRACKING_URI="")
+    one = training(
+        {**SHORT, "train": {**SHORT["train"], "epochs": 400, "patience": 400, "batch_size": 1257}},
+        MLFLOW_TRACKING_URI="",
+    )
     ids = set()
 
     def only_run() -> Any:
@@ -226,10 +229,10 @@ def test_an_interrupted_training_goes_on_in_its_run(signals: list[int], training
     one.finish()
     last = only_run()
     assert (last.info.status, len(ids)) == ("FINISHED", 1)
-    assert last.data.metrics["epochs"] == 150
+    assert last.data.metrics["epochs"] == 400
     assert len(last.inputs.dataset_inputs) == 1
     history = MlflowClient(f"sqlite:///{one.root}/mlflow.db").get_metric_history(last.info.run_id, "train_loss")
-    assert sorted(metric.step for metric in history) == list(range(1, 151))  # none twice, none lost
+    assert sorted(metric.step for metric in history) == list(range(1, 401))  # none twice, none lost
     assert list(one.root.glob(".resume/*/run")) == []
 
 
