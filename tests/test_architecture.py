@@ -33,7 +33,7 @@ LAYERS = (
     ("data", "models", "track", "client"),
     ("objectives", "figures", "logged"),
     ("download", "preprocess", "train", "evaluate", "export", "report"),
-    ("compare", "gradients", "recipes", "shell", "summary"),
+    ("compare", "gradients", "recipes", "serve", "shell", "summary"),
     ("experiments", "project", "promote"),
     ("doctor",),
     ("tools",),

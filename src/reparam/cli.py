@@ -164,7 +164,8 @@ def main() -> None:
         package = (error.name or "").partition(".")[0]
         if package in ("", "reparam"):
             raise  # a bug of ours
-        print(f"error: {sys.argv[1]}: needs {package}; run `pip install 'reparam[pipeline]'`", file=sys.stderr)
+        extra = "serve" if sys.argv[1] == "serve" else "pipeline"
+        print(f"error: {sys.argv[1]}: needs {package}; run `pip install 'reparam[{extra}]'`", file=sys.stderr)
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):

@@ -1,6 +1,7 @@
 """The commands around the stages, and what the commands of stages share with them."""
 
 import gc
+import os
 import textwrap
 from enum import StrEnum
 from pathlib import Path
@@ -258,3 +259,22 @@ def promote(
     from reparam.paths import Paths
 
     print(promote.run(version, metric, Paths.here()))
+
+
+@app.command(rich_help_panel="The exported model")
+def serve(
+    model: Annotated[Path, typer.Option(help="Folder of the exported model.")] = Path("models/onnx"),
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; others than this machine need a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+) -> None:
+    """Answer requests over HTTP with the exported model; /docs describes them.
+
+    Reads the folder of the model, REPARAM_SERVE_TOKEN and REPARAM_DEVICE.
+    Writes nothing.
+    """
+    from reparam.serve import server
+
+    typer.echo(f"http://{host}:{port}/docs")
+    server.run(model, host, port, os.environ.get("REPARAM_DEVICE", "auto"))

@@ -180,6 +180,11 @@ class Client:
         """Return the names of what a graph puts out."""
         return tuple(value.name for value in self._graph(graph).get_outputs())
 
+    def signature(self, graph: str) -> tuple[list[Any], list[Any]]:
+        """Return what onnxruntime says of the inputs and outputs of a graph."""
+        session = self._graph(graph)
+        return session.get_inputs(), session.get_outputs()
+
     def run(self, graph: str, outputs: list[str] | None, **inputs: Any) -> list[Any]:
         """Run a graph as it is, with inputs and outputs by their names, at most `batch` rows at a time.
 
