@@ -90,12 +90,13 @@ class ExportCard(ExportedModel):
     oldest_onnxruntime: str  # of the releases that were tried with this opset
     graphs: dict[str, GraphFacts]
     parity: dict[str, Number]  # largest differences between onnxruntime and torch
+    triton: bool  # whether the folder `triton` is there
     scores: ScoreFacts | None  # null: the likelihood is no density of these pixels, or there is no posterior
     files: Files
 
     def is_with(self, config: ExportConfig) -> bool:
         """Whether it was made with these parameters."""
-        return (config.opset, config.grey_pixels) == (self.opset, self.grey_pixels)
+        return (config.opset, config.grey_pixels, config.triton) == (self.opset, self.grey_pixels, self.triton)
 
 
 class ExportMetrics(Metrics):
