@@ -133,7 +133,8 @@ def _quantize(source: Path, target: Path) -> None:
     kept = [(entry.key, entry.value) for entry in model.metadata_props]
     # Or it would advise, as a warning, to optimise the graph first, for one runtime on one machine.
     model.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
-    # Of 7 bits: products of 8 overflow on processors without VNNI, which would give other numbers than here.
+    # Of 7 bits: sums of products of 8 saturate on processors without VNNI, which would give other numbers than here.
+    # Source: onnxruntime, "Quantize ONNX models", on U8S8 and reduce_range.
     quantize_dynamic(model, target, op_types_to_quantize=["MatMul", "Gemm"], reduce_range=True)
     model = onnx.load(target)
     program.clean(model)
