@@ -64,7 +64,7 @@ def write_results(paths: Paths, params: dict[str, Any], elbo: float, **evaluate:
         paths.evaluation_metrics: evaluation_metrics(model, numbers(elbo)),
         paths.evaluation_card: evaluation_card(model, settings=config.evaluate),
         paths.export_metrics: export_metrics(model),
-        paths.onnx / "manifest.json": export_card(model, **dict(config.export)),
+        paths.onnx / "manifest.json": export_card(model, **config.export.model_dump(exclude={"variants"})),
     }
     for path, card in cards.items():
         path.parent.mkdir(parents=True, exist_ok=True)

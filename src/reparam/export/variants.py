@@ -82,7 +82,7 @@ def _measure(kind: str, original: Original, made: Mapping[str, Path]) -> Variant
         for what, found, is_good in (
             (f"a difference from float32 of at most {tolerance} times the scale", error, error <= tolerance),
             (f"files at least {LEAST_RATIO} times smaller", ratio, ratio >= LEAST_RATIO),
-            (f"an ELBO within {MOST_NATS} nats", change, abs(change) <= MOST_NATS),
+            (f"an ELBO that changes by at most {MOST_NATS} nats", change, abs(change) <= MOST_NATS),
         )
         if not is_good  # also NaN
     ]
@@ -113,7 +113,7 @@ def max_error(original: Original, made: Mapping[str, Path]) -> float:
 def elbo_change(original: Original, score: Path) -> float:
     """Return by how much a copy of the score raises the ELBO of the test split, on the same posterior noise.
 
-    The score has the weights of encoder and decoder, and no weights but these. Units: nats per image.
+    The score has the weights of encoder and decoder, and no tensors of weights but these. Units: nats per image.
     """
     size = original.graphs["decoder"].facts.inputs[0].row
     epsilon = np.random.default_rng(0).standard_normal((len(original.images), *size), dtype=np.float32)
