@@ -64,7 +64,7 @@ def write_results(paths: Paths, params: dict[str, Any], elbo: float, **evaluate:
         paths.training_metrics: training_metrics(model),
         paths.evaluation_metrics: evaluation_metrics(model, numbers(elbo)),
         paths.export_metrics: export_metrics(model),
-        paths.onnx / "manifest.json": export_card(model, **dict(config.export)),
+        paths.onnx / "manifest.json": export_card(model, **config.export.model_dump(exclude={"variants"})),
     }
     for path, card in cards.items():
         path.parent.mkdir(parents=True, exist_ok=True)

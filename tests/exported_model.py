@@ -11,7 +11,7 @@ from conftest import small_section
 from some_cards import model_card, trained_params
 from torch import Tensor, nn
 
-from reparam.config import Config, ExportConfig
+from reparam.config import Config
 from reparam.data import store
 from reparam.data.pixels import Pixels
 from reparam.data.store import SPLITS
@@ -88,10 +88,10 @@ def prepare(root: Path, binarization: str = "dynamic", scaling: str = "unit", **
     return Exported(paths, model, Pixels(data), np.ascontiguousarray(grey.transpose(0, 2, 3, 1)), is_scored)
 
 
-def run_stage(paths: Paths, opset: int = OPSET, grey_pixels: str = "keep") -> None:
+def run_stage(paths: Paths, **changes: Any) -> None:
     """Run the stage `export` without tracking, and leave torch's global settings as they were."""
     # The stage reads its own section only.
-    config = Config.model_construct(export=ExportConfig.model_validate({"opset": opset, "grey_pixels": grey_pixels}))
+    config = Config.model_construct(export=small_section("export", **changes))
     before = torch.are_deterministic_algorithms_enabled()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", "off")

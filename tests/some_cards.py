@@ -169,6 +169,8 @@ def export_card(model: ModelCard | None = None, **changes: Any) -> ExportCard:
         "oldest_onnxruntime": "1.17.0",
         "graphs": {"decoder": GraphFacts(inputs=(LATENTS,), outputs=(LATENTS.model_copy(update={"name": "mean"}),))},
         "parity": PARITY,
+        "variants": {},
+        "triton": False,
         "scores": ScoreFacts(images=359, epsilon="zeros", mean=20.5, quantiles={"50": 20.25}),
         "files": {name: FileFacts(sha256=hash_of("a"), bytes=10) for name in ("decoder.onnx", "encoder.onnx")},
     }

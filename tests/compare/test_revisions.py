@@ -81,6 +81,8 @@ def test_parameters_that_were_changed_after_training_are_told(
         ("evaluate", {"elbo_samples": 3}, "evaluation"),
         ("export", {"grey_pixels": "threshold"}, "export"),
         ("export", {"opset": 21}, "export"),
+        ("export", {"triton": True}, "export"),
+        ("export", {"variants": ["int8"]}, "export"),
         ("report", {"title": "Another title"}, ""),
     ],
 )

@@ -144,7 +144,7 @@ def test_the_stage_that_reads_a_parameter_is_the_first_of_the_pipeline_that_depe
     ("name", "wanted"),
     [
         ("", list(paths_of())),
-        ("export", ["export.opset", "export.grey_pixels"]),
+        ("export", ["export.opset", "export.grey_pixels", "export.variants", "export.triton"]),
         ("model.mlp", [f"model.mlp.{name}" for name in ("hidden", "decoder_hidden", "activation", "norm")]),
     ],
 )

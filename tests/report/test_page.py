@@ -30,6 +30,7 @@ from some_cards import (
 
 from reparam.cards.card import Card, FileFacts
 from reparam.cards.evaluation import AnnealingFacts, Details, GridTiles
+from reparam.cards.export import VariantFacts
 from reparam.config import load_config
 from reparam.data import store
 from reparam.data.store import SPLITS
@@ -141,7 +142,7 @@ def test_parameters_stand_under_their_section(page: Page) -> None:
     text = Outline(render(page)).text
     assert "model kind vae latent 3 network mlp" in text
     assert "mlp.hidden 16 mlp.decoder_hidden None mlp.activation gelu" in text
-    assert "export opset 20 grey_pixels keep" in text
+    assert "export opset 20 grey_pixels keep variants triton False" in text
 
 
 def test_the_page_holds_the_params_file_that_it_was_made_with(page: Page, tmp_path: Path) -> None:
@@ -163,6 +164,16 @@ def test_the_page_says_how_to_run_the_exported_model_and_it_runs(finished: Paths
     exec(code, found)
     assert (found["images"].dtype, found["images"].shape) == (np.uint8, (16, 8, 8, 1))
     assert found["log_variance"].shape == (8, 3)
+
+
+def test_variants_are_shown_with_what_they_save_and_cost(page: Page) -> None:
+    assert "Smaller graphs" not in render(page)
+    kept = VariantFacts(bytes=10, size_ratio=3.88, max_error=0.1, tolerance=0.2, elbo_change=-0.0754, lost=None)
+    refused = kept.model_copy(update={"elbo_change": None, "lost": "wanted this, found that"})
+    exported = export_card(variants={"int8": kept, "fp16": refused})
+    text = Outline(render(replace(page, exported=exported))).text
+    assert "int8 3.88 times smaller, ELBO -0.075 nats; kept" in text
+    assert "fp16 3.88 times smaller; not kept: wanted this, found that" in text
 
 
 def test_numbers_stand_in_groups_with_the_errors_that_there_are(page: Page) -> None:

@@ -82,6 +82,17 @@ class ScoreFacts(Card):
     quantiles: dict[str, float]  # by percentage
 
 
+class VariantFacts(Card):
+    """A smaller copy of encoder and decoder that was tried. Units: bytes, nats per image."""
+
+    bytes: PositiveInt  # of both files
+    size_ratio: PositiveFloat  # bytes of the float32 files, divided by these
+    max_error: Number | None  # largest difference from float32, times the scale where that exceeds 1; null: not finite
+    tolerance: PositiveFloat  # of max_error
+    elbo_change: Number | None  # of the test split, at one posterior sample each; null: no score, or not finite
+    lost: str | None  # why its files were not kept; null: they were
+
+
 class ExportCard(ExportedModel):
     """An exported model and its files."""
 
@@ -90,12 +101,15 @@ class ExportCard(ExportedModel):
     oldest_onnxruntime: str  # of the releases that were tried with this opset
     graphs: dict[str, GraphFacts]
     parity: dict[str, Number]  # largest differences between onnxruntime and torch
+    variants: dict[str, VariantFacts]
+    triton: bool  # whether the folder `triton` is there
     scores: ScoreFacts | None  # null: the likelihood is no density of these pixels, or there is no posterior
     files: Files
 
     def is_with(self, config: ExportConfig) -> bool:
         """Whether it was made with these parameters."""
-        return (config.opset, config.grey_pixels) == (self.opset, self.grey_pixels)
+        wanted = (config.opset, config.grey_pixels, config.triton, set(config.variants))
+        return wanted == (self.opset, self.grey_pixels, self.triton, set(self.variants))
 
 
 class ExportMetrics(Metrics):

@@ -15,3 +15,9 @@ class ExportConfig(Section):
 
     grey_pixels: Literal["keep", "threshold"]
     """What the exported encoder does with pixels between black and white."""
+
+    variants: Annotated[tuple[Literal["int8", "fp16"], ...], Field(strict=False, max_length=2)]
+    """Copies with weights of 8 bits (those of fully connected layers) or 16 (all), written where they pay."""
+
+    triton: bool
+    """Whether the graphs are also written as a model repository of Triton Inference Server."""

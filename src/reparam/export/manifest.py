@@ -54,13 +54,15 @@ def describe(model: AnyModel, card: ModelCard, data: DataCard, grey_pixels: Grey
     )
 
 
-def score(runtime: Runtime, path: Path, images: Array, latent_size: int) -> Array:
-    """Score images at their posterior means. Shapes: (N, H, W, C) -> (N,). Units: nats, lower is better."""
+def score(runtime: Runtime, path: Path, images: Array, epsilon: Array) -> Array:
+    """Score images, each at one posterior sample: with zeros, at its mean.
+
+    Shapes: images (N, H, W, C), epsilon (N, D) -> (N,). Units: nats, lower is better.
+    """
     rows = max(1, NUMBERS // images[0].size)
     scores = []
     for start in range(0, len(images), rows):
-        some = np.ascontiguousarray(images[start : start + rows])
-        inputs = {"images": some, "epsilon": np.zeros((len(some), latent_size), np.float32)}
+        inputs = {"images": images[start : start + rows], "epsilon": epsilon[start : start + rows]}
         scores.append(sum(runtime.run(path, inputs, ("negative_log_likelihood", "kl"))))
     return np.concatenate(scores).astype(np.float64)
 

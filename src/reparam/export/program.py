@@ -40,7 +40,8 @@ def export_graphs(graphs: Mapping[str, Graph], opset: int, metadata: Mapping[str
     whole = Extractor(_export(AllGraphs(graphs).eval(), [output for each in names.values() for output in each], opset))
     for name, graph in graphs.items():
         model = whole.extract_model(graph.inputs, names[name])
-        _clean(model, dict(zip(names[name], graph.outputs, strict=True)))
+        _rename(model, dict(zip(names[name], graph.outputs, strict=True)))
+        clean(model)
         for key, value in sorted(metadata.items()):
             model.metadata_props.add(key=key, value=value)
         onnx.save(model, directory / f"{name}.onnx")
@@ -76,9 +77,8 @@ def _export(whole: AllGraphs, outputs: list[str], opset: int) -> Any:
     return program.model_proto
 
 
-def _clean(model: Any, names: Mapping[str, str]) -> None:
-    """Rename outputs, and drop all that is neither computed nor promised."""
-    model.ir_version = lowest_ir_version(model.opset_import[0].version)
+def _rename(model: Any, names: Mapping[str, str]) -> None:
+    """Give outputs the names that were promised, and each first dimension that of the batch."""
     for values in (value for node in model.graph.node for value in (node.input, node.output)):
         values[:] = [names.get(value, value) for value in values]
     for output in model.graph.output:
@@ -86,6 +86,11 @@ def _clean(model: Any, names: Mapping[str, str]) -> None:
     for value in (*model.graph.input, *model.graph.output):
         if value.type.tensor_type.shape.dim[0].dim_param:
             value.type.tensor_type.shape.dim[0].dim_param = "batch"
+
+
+def clean(model: Any) -> None:
+    """Drop all that is neither computed nor promised."""
+    model.ir_version = lowest_ir_version(model.opset_import[0].version)
     # Types of what is between inputs and outputs: a quantiser infers them anew, and stumbles over old ones.
     del model.graph.value_info[:]
     # The exporter's notes on our source files: absolute paths would make the bytes depend on the directory.

@@ -18,7 +18,7 @@ from reparam.cards.model import ModelCard
 from reparam.config import Config, ExportConfig, flatten
 from reparam.data import store
 from reparam.data.pixels import Pixels
-from reparam.export import golden, manifest, onnx, program, readme, verify
+from reparam.export import golden, manifest, onnx, program, readme, triton, variants, verify
 from reparam.export.runtime import Runtime
 from reparam.files import whole_directory
 from reparam.models.build import AnyModel
@@ -73,8 +73,13 @@ def _write_bundle(
         for name, graph in graphs.items():
             verify.check_graph(directory / f"{name}.onnx", graph, settings.opset)
         parity = verify.measure_parity(graphs, runtime, directory, images, seed=0)
-        scored = "score" in graphs and manifest.score(runtime, directory / "score.onnx", images, facts.latent_size)
+        zeros = np.zeros((len(images), facts.latent_size), np.float32)
+        scored = "score" in graphs and manifest.score(runtime, directory / "score.onnx", images, zeros)
+        original = variants.Original(graphs, directory, images, runtime)
+        tried = variants.write_variants(settings.variants, original, settings.opset)
     golden.write_golden(graphs, directory, images[:GOLDEN_IMAGES])
+    if settings.triton:
+        triton.write_repository({name: graph.facts for name, graph in graphs.items()}, directory)
     card = ExportCard(
         **dict(facts),
         opset=settings.opset,
@@ -82,6 +87,8 @@ def _write_bundle(
         oldest_onnxruntime=manifest.OLDEST_ONNXRUNTIME[settings.opset],
         graphs={name: graph.facts for name, graph in graphs.items()},
         parity=parity,
+        variants=tried,
+        triton=settings.triton,
         scores=None if scored is False else manifest.summarize(scored),
         files=FileFacts.below(directory),
     )

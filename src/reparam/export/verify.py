@@ -53,7 +53,7 @@ def measure_parity(
     """
     errors: dict[str, float] = {}
     for name, graph in graphs.items():
-        for case, inputs in _cases(graph, images, seed):
+        for case, inputs in cases(graph, images, seed):
             try:
                 found = runtime.run(directory / f"{name}.onnx", inputs, graph.outputs)
             except RuntimeError as problem:
@@ -79,7 +79,8 @@ def run_torch(graph: Graph, inputs: Mapping[str, Array]) -> list[Array]:
         return [output.numpy() for output in graph(*(torch.tensor(inputs[name]) for name in graph.inputs))]
 
 
-def _cases(graph: Graph, images: Array, seed: int) -> Iterator[tuple[str, dict[str, Array]]]:
+def cases(graph: Graph, images: Array, seed: int) -> Iterator[tuple[str, dict[str, Array]]]:
+    """Yield inputs of a graph, and what they are. Shapes: images (N, H, W, C)."""
     rng = np.random.default_rng(seed)
     for size in BATCH_SIZES:
         batch = images[rng.integers(len(images), size=size)]

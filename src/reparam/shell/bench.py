@@ -2,7 +2,8 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,30 +15,41 @@ SECONDS = 0.5  # for each line
 FEWEST = 5  # calls
 
 
-def bench(client: Client) -> Iterator[str]:
-    """Say how long calls take: medians, with the machine as it is."""
+def bench(model: Path, open_client: Callable[[Path], Client]) -> Iterator[str]:
+    """Say how long calls take: medians, with the machine as it is. Calls of variants take turns with the original's."""
+    client = open_client(model)
+    kinds = [
+        kind for kind, facts in client.metadata.get("variants", {}).items() if model.is_dir() and not facts["lost"]
+    ]
     rng = np.random.default_rng(0)
-    yield f"{'call':<10} {'batch':>6} {'ms':>10} {'images/s':>12}"
+    yield f"{'call':<12} {'batch':>6} {'ms':>10} {'images/s':>12}{'  speed' if kinds else ''}"
     for batch in BATCHES:
         images = rng.integers(0, 256, (batch, *client.image_shape), dtype=np.uint8)
         latents = rng.standard_normal((batch, client.latent_size), dtype=np.float32)
-        calls: dict[str, tuple[str, Callable[..., Any], Any]] = {
-            "encode": ("encoder", client.encode, images),
-            "decode": ("decoder", client.decode, latents),
-            "score": ("score", client.score, images),
-        }
-        for name, (role, call, values) in calls.items():
+        for name, role, values in (
+            ("encode", "encoder", images),
+            ("decode", "decoder", latents),
+            ("score", "score", images),
+        ):
             if role in client.graphs:
-                seconds = _median(call, values)
-                yield f"{name:<10} {batch:>6} {seconds * 1000:>10.3f} {batch / seconds:>12,.0f}"
+                clients = {name: client}
+                if role != "score":  # of which there are no variants
+                    clients |= {f"{name} {kind}": open_client(model / f"{role}.{kind}.onnx") for kind in kinds}
+                seconds = _medians({title: getattr(its, name) for title, its in clients.items()}, values)
+                for title, its in seconds.items():
+                    speed = f" {seconds[name] / its:>5.2f}x" if kinds else ""
+                    yield f"{title:<12} {batch:>6} {its * 1000:>10.3f} {batch / its:>12,.0f}{speed}"
 
 
-def _median(call: Callable[[Any], Any], values: Any) -> float:
-    call(values)  # the first one allocates
-    taken: list[float] = []
-    end = time.perf_counter() + SECONDS
-    while len(taken) < FEWEST or time.perf_counter() < end:
-        start = time.perf_counter()
-        call(values)
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+def _medians(calls: Mapping[str, Callable[[Any], Any]], values: Any) -> dict[str, float]:
+    """Time calls in turns, so that what else the machine does slows all alike. Units: seconds."""
+    for call in calls.values():
+        call(values)  # the first one allocates
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    end = time.perf_counter() + SECONDS * len(calls)
+    while min(map(len, taken.values())) < FEWEST or time.perf_counter() < end:
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call(values)
+            taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in taken.items()}

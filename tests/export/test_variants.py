@@ -1,0 +1,244 @@
+"""Smaller copies of encoder and decoder: what they are, what they cost, and when they are kept."""
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from conftest import small_section
+from exported_model import LATENT, OPSET, Exported, prepare, run_stage
+from some_cards import export_card
+from typer.testing import CliRunner
+
+from reparam.cards.export import ExportCard, VariantFacts
+from reparam.client import Client
+from reparam.errors import DamagedInputError, ParityError
+from reparam.export import variants
+from reparam.export.runtime import Runtime
+from reparam.export.variants import MAKERS, Original, write_variants
+from reparam.export.verify import run_torch
+from reparam.shell import commands
+
+pytest_plugins = ["fixtures_export"]
+INT8, FP16 = ["encoder.int8.onnx", "decoder.int8.onnx"], ["encoder.fp16.onnx", "decoder.fp16.onnx"]
+
+
+def export(root: Path, **changes: Any) -> Exported:
+    prepared = prepare(root, **changes)
+    run_stage(prepared.paths, variants=["int8", "fp16"])
+    return prepared
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A VAE with weights so large that 8 bits are too few for its ELBO; not to be changed."""
+    return export(tmp_path_factory.mktemp("wide"), hidden=[160])
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """An autoencoder, which has no ELBO, with all its variants; not to be changed."""
+    return export(tmp_path_factory.mktemp("kept"), hidden=[256], kind="autoencoder")
+
+
+@pytest.fixture
+def original(exported: Exported, tmp_path: Path) -> Iterator[Original]:
+    """The graphs of a small model in a directory of their own."""
+    directory = tmp_path / "onnx"
+    directory.mkdir()
+    for name in exported.graphs():
+        shutil.copy(exported.directory / f"{name}.onnx", directory)
+    with tempfile.TemporaryDirectory() as scratch, Runtime(Path(scratch)) as runtime:
+        yield Original(exported.graphs(), directory, exported.images, runtime)
+
+
+def facts(exported: Exported) -> dict[str, VariantFacts]:
+    return ExportCard.read(exported.directory / "manifest.json", "export").variants
+
+
+def files(directory: Path) -> set[str]:
+    return {path.name for path in directory.glob("*.*.onnx")}
+
+
+# What is kept
+
+
+def test_a_variant_that_loses_too_much_is_not_written_and_the_manifest_says_why(wide: Exported) -> None:
+    found = facts(wide)["int8"]
+    assert found.elbo_change is not None
+    assert abs(found.elbo_change) > 0.5
+    assert found.lost == f"wanted an ELBO that changes by at most 0.5 nats, found {found.elbo_change:.3g}"
+    assert found.size_ratio > 2.5
+    assert files(wide.directory) == set(FP16)
+
+
+def test_a_variant_that_pays_is_written_and_listed(wide: Exported) -> None:
+    found, listed = facts(wide)["fp16"], ExportCard.read(wide.directory / "manifest.json", "export").files
+    assert found.lost is None
+    assert found.bytes == sum(listed[name].bytes for name in FP16)
+    whole = sum(listed[f"{name}.onnx"].bytes for name in ("encoder", "decoder"))
+    assert found.size_ratio == round(whole / found.bytes, 2) >= 1.8
+    assert found.max_error is not None
+    assert 0 < found.max_error < found.tolerance == 0.005
+
+
+def test_the_change_of_the_elbo_is_that_of_rounded_weights(wide: Exported) -> None:
+    graph = wide.graphs()["score"]
+    noise = np.random.default_rng(0).standard_normal((len(wide.images), LATENT), dtype=np.float32)
+    inputs = {"images": wide.images, "epsilon": noise}
+
+    def elbo() -> float:
+        _, nll, kl = run_torch(graph, inputs)
+        return float(-(nll + kl).astype(np.float64).mean())
+
+    before, state = elbo(), {name: value.clone() for name, value in wide.model.state_dict().items()}
+    for value in wide.model.parameters():
+        if value.numel() >= variants.FEW:
+            value.data = value.data.half().float()
+    after = elbo()
+    wide.model.load_state_dict(state)
+    assert facts(wide)["fp16"].elbo_change == pytest.approx(after - before, abs=2e-4)
+
+
+def test_without_a_score_size_and_parity_decide(kept: Exported) -> None:
+    assert {kind: (each.elbo_change, each.lost) for kind, each in facts(kept).items()} == {
+        "int8": (None, None),
+        "fp16": (None, None),
+    }
+    assert facts(kept)["int8"].size_ratio > 3
+    assert files(kept.directory) == {*INT8, *FP16}
+
+
+def test_a_small_model_gains_too_little(original: Original, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        found = write_variants(["int8", "int8"], original, OPSET)
+    assert list(found) == ["int8"]
+    assert caplog.messages == [
+        "export: no encoder.int8.onnx and decoder.int8.onnx: wanted files at least 1.8 times smaller, found "
+        f"{found['int8'].size_ratio}"
+    ]
+    assert files(original.directory) == set()
+
+
+def test_numbers_that_are_not_finite_are_refused(original: Original, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(source: Path, target: Path) -> None:
+        model = onnx.load(source)
+        for tensor in model.graph.initializer:
+            values = onnx.numpy_helper.to_array(tensor)
+            if values.size >= variants.FEW:
+                tensor.CopyFrom(onnx.numpy_helper.from_array(np.full_like(values, np.nan), tensor.name))
+        onnx.save(model, target)
+
+    monkeypatch.setitem(MAKERS, "fp16", spoil)  # type: ignore[arg-type]
+    found = write_variants(["fp16"], original, OPSET)["fp16"]
+    assert (found.max_error, found.elbo_change) == (None, None)
+    assert found.lost == (
+        "wanted a difference from float32 of at most 0.005 times the scale, found nan; wanted files at least 1.8 times "
+        "smaller, found 1; wanted an ELBO that changes by at most 0.5 nats, found nan"
+    )
+
+
+def test_a_variant_that_does_not_run_ends_the_export(original: Original) -> None:
+    class Broken(Runtime):
+        def __init__(self) -> None:
+            pass
+
+        def run(self, path: Path, *_: Any) -> list[Any]:
+            raise RuntimeError(f"{path.name}: onnxruntime ended: out of order")
+
+    with pytest.raises(ParityError) as error:
+        write_variants(["fp16"], replace(original, runtime=Broken()), OPSET)
+    assert str(error.value) == (
+        "export: encoder.onnx: onnxruntime ended: out of order; take fp16 out of export.variants in params.yaml"
+    )
+
+
+def test_the_order_of_variants_makes_no_other_export(kept: Exported) -> None:
+    card = export_card(variants=facts(kept))
+    assert card.is_with(small_section("export", variants=["fp16", "int8"]))
+    assert not card.is_with(small_section("export", variants=["fp16"]))
+
+
+# What they are
+
+
+@pytest.mark.parametrize("name", [*INT8, *FP16])
+def test_a_variant_has_the_facts_of_its_original_and_small_weights(name: str, kept: Exported) -> None:
+    role, kind, _ = name.split(".")
+    before, after = onnx.load(kept.directory / f"{role}.onnx"), onnx.load(kept.directory / name)
+    assert after.metadata_props == before.metadata_props
+    assert (after.producer_name, after.ir_version, len(after.graph.value_info)) == ("reparam", 9, 0)
+    large = [tensor for tensor in after.graph.initializer if onnx.numpy_helper.to_array(tensor).size > 256]
+    wanted = {"int8": onnx.TensorProto.INT8, "fp16": onnx.TensorProto.FLOAT16}[kind]
+    assert [tensor.data_type for tensor in large] == [wanted] * 2
+    kinds = {node.op_type for node in after.graph.node}
+    assert ("MatMulInteger" in kinds, "Gemm" in kinds) == ((True, False) if kind == "int8" else (False, True))
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_equal_graphs_make_equal_variants(kind: str, exported: Exported, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        MAKERS[kind](exported.directory / "score.onnx", tmp_path / name)
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+
+
+# Using them
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("int8", 0.2), ("fp16", 0.005)])
+def test_the_client_opens_a_variant_and_the_folder_as_before(kind: str, tolerance: float, kept: Exported) -> None:
+    whole, small = Client(kept.directory), Client(kept.directory / f"encoder.{kind}.onnx")
+    assert (whole.graphs, small.graphs) == (("encoder", "decoder"), ("encoder",))
+    wanted, found = whole.encode(kept.images)[0], small.encode(kept.images)[0]
+    assert 0 < np.abs(found - wanted).max() <= tolerance * np.abs(wanted).max()
+
+
+def test_a_damaged_variant_is_refused(kept: Exported, tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(kept.directory, tmp_path / "onnx"))
+    content = bytearray((directory / "encoder.int8.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (directory / "encoder.int8.onnx").write_bytes(content)
+    with pytest.raises(DamagedInputError, match=r"encoder\.int8\.onnx: its SHA-256 is not that in manifest\.json"):
+        Client(directory / "encoder.int8.onnx")
+
+
+def test_bench_compares_variants_with_their_original(kept: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reparam.shell.bench.SECONDS", 0)
+    head, *lines = reparam_model("bench", "--model", str(kept.directory)).splitlines()
+    assert head.split() == ["call", "batch", "ms", "images/s", "speed"]
+    titles = [name + kind for name in ("encode", "decode") for kind in ("", " int8", " fp16")]
+    assert [line[:12].rstrip() for line in lines] == titles * 2
+    assert [line.split()[-1] for line in lines[::3]] == ["1.00x"] * 4
+
+
+def test_verify_holds_a_variant_to_its_own_tolerance(kept: Exported, tmp_path: Path) -> None:
+    said = reparam_model("verify", "--model", str(kept.directory / "encoder.int8.onnx"))
+    assert "encoder, mean: largest difference 0." in said
+    directory = Path(shutil.copytree(kept.directory, tmp_path / "onnx"))
+    manifest = json.loads((directory / "manifest.json").read_text())
+    manifest["variants"]["int8"]["tolerance"] = 1e-6
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ParityError, match=r"encoder\.int8\.onnx: encoder, mean: wanted at most "):
+        reparam_model("verify", "--model", str(directory / "encoder.int8.onnx"))
+
+
+def test_the_model_card_lists_what_was_kept(wide: Exported) -> None:
+    page, change = (wide.directory / "README.md").read_text(encoding="utf-8"), facts(wide)["fp16"]
+    assert (
+        "\n| `encoder.fp16.onnx`, `decoder.fp16.onnx` | as above | as above; "
+        f"{change.size_ratio} times smaller, ELBO {change.elbo_change:+.3f} nats |\n| `golden.npz`"
+    ) in page
+    assert "encoder.int8" not in page
+
+
+def reparam_model(*arguments: str) -> str:
+    result = CliRunner().invoke(commands.app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
