@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from some_cards import PARITY, evaluation_metrics, export_metrics
+from some_cards import PARITY, evaluation_card, evaluation_metrics, export_metrics
 
 from reparam import cli, track
+from reparam.cards.card import FileFacts
 from reparam.cards.model import ModelCard
 from reparam.config import load_config
 from reparam.download import stage as download
@@ -151,13 +152,15 @@ def test_summary_prints_the_headline_and_where_to_look_next(
     model = ModelCard.read(finished.model / "card.json", "train")
     values = {"elbo": -25.125, "elbo_se": 0.25, "nll": 24.5, "nll_se": 0.125, "active_units": 3, "images": 359}
     evaluation_metrics(model, values).write(finished.evaluation_metrics)
+    files = {"metrics.json": FileFacts.of(finished.evaluation_metrics)}
+    evaluation_card(model, files=files).write(finished.evaluation_card)
     export_metrics(model, PARITY | {"decoder_max_error": 3e-7}).write(finished.export_metrics)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     code, printed = reparam("summary")
     assert code == 0
     rows = [line.strip("│┃ ").replace("│", " ").split() for line in printed.splitlines()]
-    assert ["ELBO", "-25.12", "0.25"] in rows
-    assert ["NLL", "24.50", "0.12"] in rows
+    assert ["ELBO", "-25.12", "±", "0.25", "nats", "per", "image"] in rows
+    assert ["NLL", "24.50", "±", "0.12", "nats", "per", "image"] in rows
     assert not any(row[:1] == ["KL"] for row in rows)
     assert "largest difference from torch 3.0e-07\n" in printed
     assert "reports/index.html\n" in printed

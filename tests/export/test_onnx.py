@@ -21,7 +21,6 @@ from reparam.export import stage as export
 from reparam.export.onnx import export_graphs, serve
 from reparam.export.stage import serving_skew
 from reparam.export.verify import check_graph
-from reparam.files import sha256
 from reparam.lineage import source_hash
 from reparam.models.draw import Draw, Estimator
 from reparam.models.likelihoods import LIKELIHOODS
@@ -107,7 +106,7 @@ def test_both_files_hold_what_an_app_must_know(exported: Exported) -> None:
         "params": {name: getattr(card, name).model_dump(mode="json") for name in ("model", "objective", "train")},
         "lineage": {
             **card.lineage.model_dump(),
-            "model_card_sha256": sha256(exported.paths.model / "card.json"),
+            "model_card_sha256": card.digest,
             "export_code_sha256": source_hash("export"),
         },
     }

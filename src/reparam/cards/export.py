@@ -2,12 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import PositiveInt
-
 from reparam.cards.card import Card, Files, Hash, Number, Shape
-from reparam.cards.model import CardOfResult, Metrics, ModelLineage, TrainedParams
+from reparam.cards.model import CardOfResult, Metrics, ModelCard, ModelLineage, TrainedParams
 from reparam.config.export import ExportConfig
-from reparam.config.section import KeyOf
+from reparam.config.section import Count, KeyOf
 
 GreyPixels = Literal["keep", "threshold"]
 
@@ -33,7 +31,7 @@ class ExportedModel(CardOfResult):
     format: Literal[2]
     image: ExportedImage
     kind: Annotated[str, KeyOf("KINDS", "models/build.py")]
-    latent_size: PositiveInt
+    latent_size: Count
     has_prior: bool
     likelihood: Annotated[str, KeyOf("LIKELIHOODS", "models/likelihoods.py")]
     grey_pixels: GreyPixels
@@ -45,8 +43,21 @@ class ExportedModel(CardOfResult):
 class ExportCard(ExportedModel):
     """An exported model and its files."""
 
-    opset: PositiveInt
+    opset: Count
     files: Files
+
+    def is_of(self, model: ModelCard) -> bool:
+        channels, height, width = model.data.shape
+        wanted = {
+            "kind": model.model.kind,
+            "latent_size": model.latent_size,
+            "has_prior": model.has_prior,
+            "likelihood": model.model.likelihood,
+            "source": model.data.source,
+            "params": TrainedParams.of(model),
+        }
+        is_as_modelled = wanted.items() <= dict(self).items() and self.image.shape == (height, width, channels)
+        return is_as_modelled and super().is_of(model)
 
     def is_with(self, config: ExportConfig) -> bool:
         """Whether it was made with these parameters."""

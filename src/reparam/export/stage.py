@@ -36,7 +36,7 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
     tracker = tracker or track.connect(paths)
     make_deterministic(0)
     model, card = load_model(paths.model, torch.device("cpu")), ModelCard.read(paths.model / CARD, "train")
-    store.read_card_of(paths.processed, card.data)  # which refuses other data
+    store.read_card_of(paths.processed, card.data, card.lineage.data_card_sha256)  # which refuses other data
     pixels = Pixels(card.data)
     encoder, decoder = onnx.EncoderGraph(model, pixels, settings.grey_pixels), onnx.DecoderGraph(model, pixels)
     split = store.read_split(paths.processed, "test")
