@@ -79,7 +79,7 @@ def prepare(root: Path, binarization: str = "dynamic", scaling: str = "unit", **
     model_card(
         trained_params(model=config),
         save_weights(paths.model, model.state_dict()),
-        data=data.images,
+        data=data,
         latent_size=model.latent_size,
         has_prior=has_prior(model, "elbo"),
         is_density=is_density(model.likelihood, binarization),

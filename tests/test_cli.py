@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from some_cards import PARITY, evaluation_metrics, export_metrics
+from some_cards import PARITY, evaluation_card, evaluation_metrics, export_metrics
 
 from reparam import cli, track
+from reparam.cards.card import FileFacts
 from reparam.cards.model import ModelCard
 from reparam.config import load_config
 from reparam.download import stage as download
@@ -162,6 +163,8 @@ def test_summary_prints_the_headline_and_where_to_look_next(
     model = ModelCard.read(finished.model / "card.json", "train")
     values = {"elbo": -25.125, "elbo_se": 0.25, "nll": 24.5, "nll_se": 0.125, "active_units": 3, "images": 359}
     evaluation_metrics(model, values).write(finished.evaluation_metrics)
+    files = {"metrics.json": FileFacts.of(finished.evaluation_metrics)}
+    evaluation_card(model, files=files).write(finished.evaluation_card)
     export_metrics(model, PARITY | {"decoder_max_error": 3e-7}).write(finished.export_metrics)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     code, printed = reparam("summary")

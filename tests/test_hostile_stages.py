@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save
+from some_cards import resealed
 
 from reparam import cli
 from reparam.paths import Paths
@@ -81,7 +82,8 @@ def change_a_field(paths: Paths, chance: random.Random) -> str:
     name = chance.choice(CARDS)
     card = json.loads((paths.root / name).read_text())
     place, value = chance.choice(leaves(card)), chance.choice(VALUES)
-    (paths.root / name).write_text(json.dumps(put(card, place, value)))
+    changed = put(card, place, value)
+    (paths.root / name).write_text(json.dumps(resealed(changed) if chance.random() < 0.8 else changed))
     return f"{name}: {place} = {str(value)[:30]!r}"
 
 
@@ -116,7 +118,7 @@ def change_weights(paths: Paths, chance: random.Random) -> str:
     path.write_bytes(save(weights))
     digest, card = hashlib.sha256(path.read_bytes()).hexdigest(), paths.model / "card.json"
     found = json.loads(card.read_text())
-    card.write_text(json.dumps(put(found, ("lineage", "weights_sha256"), digest)))
+    card.write_text(json.dumps(resealed(put(found, ("lineage", "weights_sha256"), digest))))
     return f"weights: {name}: {how}"
 
 
@@ -139,7 +141,7 @@ def change_arrays(paths: Paths, chance: random.Random) -> str:
     card = json.loads((paths.processed / "card.json").read_text())
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     place = ("splits", split, f"{kind}_sha256")
-    (paths.processed / "card.json").write_text(json.dumps(put(card, place, digest)))
+    (paths.processed / "card.json").write_text(json.dumps(resealed(put(card, place, digest))))
     return f"{path.name}: {how}"
 
 

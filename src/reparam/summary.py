@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
-from reparam.cards.card import CARD
+from reparam.cards.card import CARD, require_file
 from reparam.cards.evaluation import EvaluationCard, EvaluationMetrics
 from reparam.cards.export import ExportMetrics
 from reparam.cards.model import ModelCard
@@ -25,7 +25,7 @@ def show(paths: Paths) -> None:
     model = ModelCard.read(paths.model / CARD, "train")
     metrics = EvaluationMetrics.read_of(model, paths.evaluation_metrics, "evaluate").values
     card = EvaluationCard.read_of(model, paths.evaluation_card, "evaluate")
-    card.read_file(paths.evaluation_metrics)
+    require_file(paths.evaluation_metrics, card.files, "evaluate")
     parity = ExportMetrics.read_of(model, paths.export_metrics, "export")
     metrics |= parity.values
     rows = {METRICS[name]: row for name in HEADLINE if (row := _spell(name, metrics, card.settings.split))}

@@ -292,9 +292,7 @@ def test_the_card_says_what_was_measured_and_how(
     assert found.details.outliers is not None
     assert found.details.outliers.images == min(count, 80)
     assert found.lineage == EvaluationLineage(
-        **dict(model.lineage),
-        model_card_sha256=sha256(trained.model / "card.json"),
-        evaluate_code_sha256=source_hash("evaluate"),
+        **dict(model.lineage), model_card_sha256=model.digest, evaluate_code_sha256=source_hash("evaluate")
     )
     assert found.is_of(model)
     assert [record.getMessage() for record in caplog.records] == [f"evaluate: {text}" for text in found.warnings]

@@ -23,7 +23,6 @@ from reparam.export.onnx import serve
 from reparam.export.program import export_graphs
 from reparam.export.stage import serving_skew
 from reparam.export.verify import check_graph
-from reparam.files import sha256
 from reparam.lineage import source_hash
 from reparam.models.draw import Draw, Estimator
 from reparam.models.likelihoods import LIKELIHOODS, Bernoulli
@@ -116,7 +115,7 @@ def test_all_graphs_hold_what_an_app_must_know(exported: Exported) -> None:
         "params": {name: getattr(card, name).model_dump(mode="json") for name in ("model", "objective", "train")},
         "lineage": {
             **card.lineage.model_dump(),
-            "model_card_sha256": sha256(exported.paths.model / "card.json"),
+            "model_card_sha256": card.digest,
             "export_code_sha256": source_hash("export"),
         },
     }

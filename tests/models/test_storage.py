@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import small_section
-from some_cards import image_facts, model_card, trained_params
+from some_cards import data_card, model_card, trained_params
 
 from reparam.cards.model import ModelCard
 from reparam.errors import DamagedInputError, MissingInputError
@@ -16,7 +16,7 @@ from reparam.models.vae import VAE
 
 CPU = torch.device("cpu")
 CONFIG = small_section("model", hidden=(5, 4), latent=2)
-DATA = image_facts().model_copy(update={"shape": (1, 3, 2)})
+DATA = data_card(shape=(1, 3, 2))
 SHAPE = (1, 3, 2)
 
 

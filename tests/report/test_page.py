@@ -1,5 +1,4 @@
 import base64
-import hashlib
 import html
 import json
 import re
@@ -28,7 +27,7 @@ from some_cards import (
     small_config,
 )
 
-from reparam.cards.card import Card, FileFacts
+from reparam.cards.card import Card, FileFacts, facts_of
 from reparam.cards.evaluation import AnnealingFacts, Details, GridTiles
 from reparam.cards.export import VariantFacts
 from reparam.config import load_config
@@ -44,6 +43,8 @@ from reparam.report.page import PICTURES, Page, render
 
 PICTURE = b"\x89PNG not really"
 FIGURES = ("samples", "traversals")  # that the stage finds
+EXPORTED = ("decoder.onnx", "encoder.onnx")
+EMPTY = facts_of(b"")
 EVIL = '<script>alert("x")</script>'
 PREFIX = "data:image/png;base64,"
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -283,11 +284,21 @@ def test_the_page_names_the_split_that_was_scored(page: Page) -> None:
 
 def test_every_hash_of_the_lineage_is_there_under_its_name(page: Page) -> None:
     text = Outline(render(page)).text
-    assert (
-        f"data, as in dvc.lock {'b' * 32}.dir parameters of the model {page.model.lineage.params_sha256} source code "
-        f"of train {hash_of('c')} source code of evaluate {hash_of('e')} source code of export {hash_of('f')} weights "
-        f"{hash_of('d')} decoder.onnx {hash_of('a')} encoder.onnx {hash_of('a')}"
-    ) in text
+    hashes = {
+        "data, as in dvc.lock": f"{'b' * 32}.dir",
+        "card of the data": data_card().digest,
+        "card of the model": page.model.digest,
+        "card of the evaluation": page.evaluation.digest,
+        "manifest of the export": page.exported.digest,
+        "parameters of the model": page.model.lineage.params_sha256,
+        "source code of train": hash_of("c"),
+        "source code of evaluate": hash_of("e"),
+        "source code of export": hash_of("f"),
+        "weights": hash_of("d"),
+        "decoder.onnx": hash_of("a"),
+        "encoder.onnx": hash_of("a"),
+    }
+    assert " ".join(f"{name} {value}" for name, value in hashes.items()) in text
 
 
 def test_the_page_is_self_contained(page: Page) -> None:
@@ -448,10 +459,7 @@ def evaluated_files(page: Page) -> dict[str, FileFacts]:
     """What the evaluation's card says of its files."""
     contents = {f"{name}.png": PICTURE for name in FIGURES}
     contents["metrics.json"] = to_json(evaluation_metrics(page.model).model_dump(mode="json")).encode()
-    return {
-        name: FileFacts(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
-        for name, content in contents.items()
-    }
+    return {name: facts_of(content) for name, content in contents.items()}
 
 
 def results(paths: Paths, page: Page) -> dict[Path, Card]:
@@ -461,7 +469,7 @@ def results(paths: Paths, page: Page) -> dict[Path, Card]:
         paths.evaluation_metrics: evaluation_metrics(page.model),
         paths.evaluation_card: evaluation_card(page.model, files=evaluated_files(page)),
         paths.export_metrics: export_metrics(page.model),
-        paths.onnx / "manifest.json": export_card(page.model),
+        paths.onnx / "manifest.json": export_card(page.model, files=dict.fromkeys(EXPORTED, EMPTY)),
     }
 
 
@@ -472,7 +480,11 @@ def lay_out(paths: Paths, page: Page, validation: int, curves: list[str]) -> Non
     for name, count in zip(SPLITS, (5, validation, 3), strict=True):
         np.save(paths.processed / f"{name}-images.npy", np.full((count, 1, 8, 8), 200, np.uint8))
         np.save(paths.processed / f"{name}-labels.npy", np.zeros(count, np.int32))
-    store.write_card(paths.processed, store.Origin("digits", {}, "dynamic", ("all",), {}), "unit")
+    data = store.write_card(paths.processed, store.Origin("digits", {}, "dynamic", ("all",), {}), "unit")
+    page = replace(page, model=model_card(latent_size=12, data=data))
+    paths.onnx.mkdir(parents=True)
+    for name in EXPORTED:
+        (paths.onnx / name).write_bytes(b"")
     for path, card in results(paths, page).items():
         path.parent.mkdir(parents=True, exist_ok=True)
         card.write(path)
@@ -536,10 +548,17 @@ def test_a_file_that_was_exchanged_after_the_evaluation_is_refused(name: str, pa
     with pytest.raises(DamagedInputError) as caught:
         report.run(load_config(project.params), project)
     assert str(caught.value) == (
-        f"{path}: wanted SHA-256 {evaluated_files(page)[path.name].sha256} (as in card.json), found "
-        f"{hashlib.sha256(content).hexdigest()}; run `dvc repro --force --single-item evaluate`"
+        f"{path}: wanted {evaluated_files(page)[path.name]} (as evaluate wrote it), found "
+        f"{facts_of(content)}; run `dvc repro --force --single-item evaluate`"
     )
     assert not project.report.exists()
+
+
+def test_a_graph_that_was_exchanged_after_the_export_is_refused(page: Page, project: Paths) -> None:
+    lay_out(project, page, 0, [f"train_{term}" for term in TERMS])
+    (project.onnx / "decoder.onnx").write_bytes(b"other")
+    with pytest.raises(DamagedInputError, match=r"decoder.onnx: wanted sha.* bytes=0 \(as export wrote it\), found"):
+        report.run(load_config(project.params), project)
 
 
 def test_a_picture_that_the_evaluation_did_not_draw_is_not_shown(page: Page, project: Paths) -> None:

@@ -2,10 +2,11 @@
 
 import hashlib
 import math
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PlainValidator, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
 from reparam.config.section import describe_problem
 from reparam.errors import DamagedInputError
@@ -13,20 +14,28 @@ from reparam.files import require, rerun, sha256, to_json, write_json
 
 CARD = "card.json"  # in a directory that a stage writes
 MANIFEST = "manifest.json"
+LARGEST_IMAGE = 10**8  # numbers: a batch of a single one takes gigabytes in a network
 
 
 def _check_number(value: Any) -> float | int:
-    if isinstance(value, bool) or not isinstance(value, float | int) or not math.isfinite(value):
+    # Compared, not converted: a whole number can be too large for a float.
+    if isinstance(value, bool) or not isinstance(value, float | int) or not abs(value) <= sys.float_info.max:
         raise ValueError("a number")
     return value
+
+
+def _check_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    if math.prod(shape) > LARGEST_IMAGE:
+        raise ValueError(f"at most {LARGEST_IMAGE:,} numbers in an image")
+    return shape
 
 
 Number = Annotated[float | int, PlainValidator(_check_number)]  # which stays whole where it is
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 DirectoryHash = Annotated[str, Field(pattern=r"^[0-9a-f]{32}\.dir$")]  # as `dvc.lock` has it
 UnitFloat = Annotated[float, Field(ge=0, le=1)]
-Side = Annotated[int, Field(ge=1, lt=2**31)]  # of an image, in pixels
-Shape = tuple[Side, Side, Side]
+Side = Annotated[int, Field(ge=1, le=65_536)]  # of an image, in pixels
+Shape = Annotated[tuple[Side, Side, Side], AfterValidator(_check_shape)]
 
 
 class Card(BaseModel):
@@ -59,19 +68,39 @@ class Card(BaseModel):
 
     def write(self, path: Path) -> None:
         """Write the card with one spelling per value, so that equal cards are equal bytes."""
-        write_json(path, self.model_dump(mode="json"))
+        write_json(path, self._content())
 
     @property
     def digest(self) -> str:
-        """Return the SHA-256 of its file."""
-        return hashlib.sha256(to_json(self.model_dump(mode="json")).encode()).hexdigest()
+        """Return the SHA-256 of its values: that of its file, unless that is sealed."""
+        return hashlib.sha256(to_json(self._content()).encode()).hexdigest()
+
+    def _content(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"checksum"})
+
+
+class SealedCard(Card):
+    """A card whose file holds its digest, so that an edited one is found; the next card holds the digest, too."""
+
+    checksum: Hash | None = None  # of the other values; in the file alone
+
+    @classmethod
+    def parse(cls, content: bytes) -> Self:
+        sealed = super().parse(content)
+        card = sealed.model_copy(update={"checksum": None})
+        if sealed.checksum != card.digest:
+            raise ValueError(f"checksum: wanted {card.digest}, as of the other values, found {sealed.checksum}")
+        return card
+
+    def write(self, path: Path) -> None:
+        write_json(path, self._content() | {"checksum": self.digest})
 
 
 class FileFacts(Card):
     """What identifies a file."""
 
     sha256: Hash
-    bytes: NonNegativeInt
+    bytes: Annotated[int, Field(ge=0, lt=2**53)]  # what every reader of JSON knows exactly
 
     @classmethod
     def of(cls, path: Path) -> Self:
@@ -85,3 +114,19 @@ class FileFacts(Card):
 
 
 Files = Annotated[dict[str, FileFacts], Field(min_length=1)]
+
+
+def facts_of(content: bytes) -> FileFacts:
+    """Describe a file with this content."""
+    return FileFacts(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+
+
+def require_file(path: Path, files: Files, made_by: str) -> None:
+    """See that a file is there, and is the one of its name that the card of the stage `made_by` describes.
+
+    Raises: MissingInputError, DamagedInputError.
+    """
+    require(path, made_by)
+    wanted, found = files.get(path.name, "none"), FileFacts.of(path)
+    if found != wanted:
+        raise DamagedInputError(f"{path}: wanted {wanted} (as {made_by} wrote it), found {found}; {rerun(made_by)}")

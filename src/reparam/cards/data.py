@@ -2,17 +2,17 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field, model_validator
 
-from reparam.cards.card import Card, Files, Hash, Shape, UnitFloat
-from reparam.config.section import KeyOf
+from reparam.cards.card import Card, Files, Hash, SealedCard, Shape, UnitFloat
+from reparam.config.section import KeyOf, MaybeCount
 
 SplitName = Literal["train", "validation", "test"]
 Binarization = Literal["none", "threshold", "static", "dynamic"]
 ScalingKind = Literal["unit", "symmetric", "standard"]
 
 
-class DownloadCard(Card):
+class DownloadCard(SealedCard):
     """The files of a data set as they were delivered."""
 
     source: Annotated[str, KeyOf("SOURCES", "data/sources/registry.py")]
@@ -53,13 +53,13 @@ class ImageFacts(Card):
 class SplitFacts(Card):
     """How many images a split has, of which classes, and what identifies its files."""
 
-    count: NonNegativeInt
-    classes: dict[str, NonNegativeInt]
+    count: MaybeCount
+    classes: dict[str, MaybeCount]
     images_sha256: Hash
     labels_sha256: Hash
 
 
-class DataCard(ImageFacts):
+class DataCard(ImageFacts, SealedCard):
     """The processed images, uint8 arrays (N, C, H, W)."""
 
     options: dict[str, str]
@@ -85,9 +85,9 @@ class DataCard(ImageFacts):
 class DataMetrics(Card):
     """The card as numbers that DVC and MLflow compare."""
 
-    train_images: NonNegativeInt
-    validation_images: NonNegativeInt
-    test_images: NonNegativeInt
-    skipped_images: NonNegativeInt
+    train_images: MaybeCount
+    validation_images: MaybeCount
+    test_images: MaybeCount
+    skipped_images: MaybeCount
     train_mean: UnitFloat
     train_standard_deviation: UnitFloat

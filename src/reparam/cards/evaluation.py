@@ -1,17 +1,14 @@
 """The card of an evaluation."""
 
-import hashlib
-from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from reparam.cards.card import CARD, Card, Files, Hash, Number, Side, UnitFloat
+from reparam.cards.card import Card, Files, Hash, Number, SealedCard, Side, UnitFloat, facts_of
 from reparam.cards.data import ImageFacts, SplitName
-from reparam.cards.model import CardOfResult, Metrics, ModelLineage
+from reparam.cards.model import CardOfResult, Metrics, ModelCard, ModelLineage
 from reparam.config import EvaluateConfig, flatten
-from reparam.errors import DamagedInputError
-from reparam.files import require, rerun
+from reparam.config.section import Count, MaybeCount
 
 
 class EvaluationLineage(ModelLineage):
@@ -23,33 +20,33 @@ class EvaluationLineage(ModelLineage):
 class Bound(Card):
     """The mean bound on log p(x) of so many importance samples per image, and its standard error. Units: nats."""
 
-    samples: PositiveInt
+    samples: Count
     bound: float
     bound_se: NonNegativeFloat
 
 
 class MutualInformationFacts(Card):
     bound: NonNegativeFloat  # log N
-    images: PositiveInt
+    images: Count
 
 
 class GeneratedFacts(Card):
-    images: PositiveInt
-    components: PositiveInt
+    images: Count
+    components: Count
     training_images: dict[str, float]  # the same metrics of as many training images: what no model need surpass
 
 
 class AnnealingFacts(Card):
-    images: PositiveInt
-    chains: PositiveInt
-    steps: PositiveInt
-    leapfrog: PositiveInt
+    images: Count
+    chains: Count
+    steps: Count
+    leapfrog: Count
     acceptance: UnitFloat | None
     effective_chains: PositiveFloat
 
 
 class OutlierFacts(Card):
-    images: PositiveInt
+    images: Count
     nll: float
 
 
@@ -65,18 +62,18 @@ class Details(Card):
 
 
 class GridTiles(Card):
-    steps: PositiveInt
+    steps: Count
     names: tuple[str, str]
     unit: str
 
 
 class TileDimension(Card):
-    number: NonNegativeInt
+    number: MaybeCount
     use: float
 
 
 class TraversalTiles(Card):
-    steps: PositiveInt
+    steps: Count
     unit: str
     use: str
     dimensions: tuple[TileDimension, ...]
@@ -91,11 +88,11 @@ class Tiles(Card):
     traversals: TraversalTiles
 
 
-class EvaluationCard(CardOfResult):
+class EvaluationCard(CardOfResult, SealedCard):
     """What the metrics of a model were measured on, and how."""
 
     data: ImageFacts
-    images: PositiveInt
+    images: Count
     images_sha256: Annotated[dict[SplitName, Hash], Field(min_length=3)]  # of the files of all splits
     settings: EvaluateConfig
     details: Details
@@ -109,22 +106,13 @@ class EvaluationCard(CardOfResult):
 
         Raises: ValueError where it is not that of the evaluation.
         """
-        wanted = self.files[name].sha256 if name in self.files else "none"
-        found = hashlib.sha256(content).hexdigest()
+        wanted, found = self.files.get(name, "none"), facts_of(content)
         if found != wanted:
-            raise ValueError(f"wanted SHA-256 {wanted} (as in {CARD}), found {found}")
+            raise ValueError(f"wanted {wanted} (as evaluate wrote it), found {found}")
         return content
 
-    def read_file(self, path: Path) -> bytes:
-        """Read a file of this evaluation.
-
-        Raises: MissingInputError, DamagedInputError where it is not that of the evaluation.
-        """
-        require(path, "evaluate")
-        try:
-            return self.check(path.name, path.read_bytes())
-        except ValueError as error:
-            raise DamagedInputError(f"{path}: {error}; {rerun('evaluate')}") from None
+    def is_of(self, model: ModelCard) -> bool:
+        return super().is_of(model) and self.data == model.data
 
     @property
     def conditions(self) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from pydantic import PositiveFloat, PositiveInt
 
 from reparam.cards.card import Card, Files, Hash, Number, Shape
 from reparam.cards.data import Binarization, Scaling
-from reparam.cards.model import CardOfResult, Metrics, ModelLineage, TrainedParams
+from reparam.cards.model import CardOfResult, Metrics, ModelCard, ModelLineage, TrainedParams
 from reparam.config.export import ExportConfig
-from reparam.config.section import KeyOf
+from reparam.config.section import Count, KeyOf
 
 GreyPixels = Literal["keep", "threshold"]
 
@@ -57,7 +57,7 @@ class ExportedModel(CardOfResult):
     format: Literal[3]
     image: ExportedImage
     kind: Annotated[str, KeyOf("KINDS", "models/build.py")]
-    latent_size: PositiveInt
+    latent_size: Count
     has_prior: bool
     prior: Literal["standard normal"] | None  # of `latents`, independent in each dimension
     likelihood: Annotated[str, KeyOf("LIKELIHOODS", "models/likelihoods.py")]
@@ -96,7 +96,7 @@ class VariantFacts(Card):
 class ExportCard(ExportedModel):
     """An exported model and its files."""
 
-    opset: PositiveInt
+    opset: Count
     ir_version: PositiveInt
     oldest_onnxruntime: str  # of the releases that were tried with this opset
     graphs: dict[str, GraphFacts]
@@ -105,6 +105,19 @@ class ExportCard(ExportedModel):
     triton: bool  # whether the folder `triton` is there
     scores: ScoreFacts | None  # null: the likelihood is no density of these pixels, or there is no posterior
     files: Files
+
+    def is_of(self, model: ModelCard) -> bool:
+        channels, height, width = model.data.shape
+        wanted = {
+            "kind": model.model.kind,
+            "latent_size": model.latent_size,
+            "has_prior": model.has_prior,
+            "likelihood": model.model.likelihood,
+            "source": model.data.source,
+            "params": TrainedParams.of(model),
+        }
+        is_as_modelled = wanted.items() <= dict(self).items() and self.image.shape == (height, width, channels)
+        return is_as_modelled and super().is_of(model)
 
     def is_with(self, config: ExportConfig) -> bool:
         """Whether it was made with these parameters."""

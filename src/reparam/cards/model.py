@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import ConfigDict, Field, PositiveInt
+from pydantic import ConfigDict, Field
 
-from reparam.cards.card import Card, DirectoryHash, Hash, Number
+from reparam.cards.card import Card, DirectoryHash, Hash, Number, SealedCard
 from reparam.cards.data import ImageFacts
 from reparam.config import Config, ModelConfig, ObjectiveConfig, TrainConfig, params_hash
+from reparam.config.section import Count
 from reparam.errors import StaleInputError
 
 SHORT = 12  # digits of a hash that distinguish models where people read them
@@ -36,6 +37,7 @@ class TrainingLineage(Card):
     """Where weights come from."""
 
     data: DirectoryHash
+    data_card_sha256: Hash  # its checksum
     code_sha256: Hash
     params_sha256: Hash
     weights_sha256: Hash
@@ -46,15 +48,15 @@ class TrainingLineage(Card):
         return self.weights_sha256[:SHORT]
 
 
-class ModelCard(TrainedParams):
+class ModelCard(TrainedParams, SealedCard):
     """A trained model: its parameters, what it was trained on, and what can be done with it."""
 
     data: ImageFacts
-    latent_size: PositiveInt  # numbers that describe an image, all layers together
+    latent_size: Count  # numbers that describe an image, all layers together
     has_prior: bool  # whether decoded draws from N(0, I) are samples of the model
     is_density: bool  # whether the likelihood is one of these pixels
-    best_epoch: PositiveInt
-    epochs: PositiveInt
+    best_epoch: Count
+    epochs: Count
     lineage: TrainingLineage
 
     @property
@@ -111,7 +113,8 @@ class CardOfResult(Result):
         return self.lineage.weights
 
     def is_of(self, model: ModelCard) -> bool:
-        return self.lineage.model_card_sha256 == model.digest
+        lineage = dict(model.lineage, model_card_sha256=model.digest)
+        return lineage.items() <= dict(self.lineage).items()
 
 
 class Metrics(Result):

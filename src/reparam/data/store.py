@@ -81,20 +81,23 @@ def read_card(directory: Path) -> DataCard:
     return DataCard.read(directory / CARD, "preprocess")
 
 
-def read_card_of(directory: Path, trained_on: ImageFacts) -> DataCard:
-    """Read what the store says of itself, where its images are of the kind that a model was trained on.
+def read_card_of(directory: Path, trained_on: ImageFacts, card_sha256: str) -> DataCard:
+    """Read what the store says of itself, where its images are those that a model was trained on.
 
     Raises: MissingInputError, DamagedInputError, StaleInputError.
     """
     card = read_card(directory)
     for name in ImageFacts.model_fields:
-        wanted, found = getattr(trained_on, name), getattr(card, name)
-        if wanted != found:
-            raise StaleInputError(
-                f"{directory}: {name}: wanted {wanted}, as the model in models/vae was trained on, found {found}; run "
-                "`dvc repro`"
-            )
+        _require_equal(f"{directory}: {name}", getattr(trained_on, name), getattr(card, name))
+    _require_equal(f"{directory / CARD}: checksum", card_sha256, card.digest)
     return card
+
+
+def _require_equal(what: str, wanted: object, found: object) -> None:
+    if wanted != found:
+        raise StaleInputError(
+            f"{what}: wanted {wanted}, as the model in models/vae was trained on, found {found}; run `dvc repro`"
+        )
 
 
 def read_split(directory: Path, name: SplitName) -> Split:

@@ -41,7 +41,7 @@ def run(config: Config, paths: Paths, device: str = "auto", tracker: track.Track
     make_deterministic(settings.seed)
     model = load_model(paths.model, place).requires_grad_(False)  # nothing here trains
     model_card = ModelCard.read(paths.model / CARD, "train")
-    data_card = store.read_card_of(paths.processed, model_card.data)
+    data_card = store.read_card_of(paths.processed, model_card.data, model_card.lineage.data_card_sha256)
     _check_sampler(model_card, settings)
     data = _read_data(paths, data_card, model_card, settings.split, place)
     outliers = None if settings.outliers is None else read_outliers(Path(settings.outliers), data_card)

@@ -43,7 +43,7 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
     tracker = tracker or track.connect(paths)
     make_deterministic(0)
     model, card = load_model(paths.model, torch.device("cpu")), ModelCard.read(paths.model / CARD, "train")
-    data = store.read_card_of(paths.processed, card.data)  # which refuses other data
+    data = store.read_card_of(paths.processed, card.data, card.lineage.data_card_sha256)  # which refuses other data
     pixels = Pixels(card.data)
     graphs = onnx.graphs_of(model, pixels, settings.grey_pixels, is_density=card.is_density)
     split = store.read_split(paths.processed, "test")

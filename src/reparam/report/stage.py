@@ -4,7 +4,7 @@ import csv
 from collections.abc import Sequence
 
 from reparam import logged, track
-from reparam.cards.card import CARD, MANIFEST
+from reparam.cards.card import CARD, MANIFEST, require_file
 from reparam.cards.evaluation import EvaluationCard, EvaluationMetrics
 from reparam.cards.export import ExportCard, ExportMetrics
 from reparam.cards.model import ModelCard, TrainedParams
@@ -27,14 +27,18 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
     """
     tracker = tracker or track.connect(paths)
     model = ModelCard.read(paths.model / CARD, "train")
-    data = store.read_card_of(paths.processed, model.data)
+    data = store.read_card_of(paths.processed, model.data, model.lineage.data_card_sha256)
     evaluation = EvaluationCard.read_of(model, paths.evaluation_card, "evaluate")
     metrics = EvaluationMetrics.read_of(model, paths.evaluation_metrics, "evaluate")
-    evaluation.read_file(paths.evaluation_metrics)
+    exported = ExportCard.read_of(model, paths.onnx / MANIFEST, "export")
     figures = [paths.figures / name for name in evaluation.files if name.endswith(".png")]
+    for path in (paths.evaluation_metrics, *figures):
+        require_file(path, evaluation.files, "evaluate")
+    for name in exported.files:
+        require_file(paths.onnx / name, exported.files, "export")
     filled = [name for name in SPLITS if data.splits[name].count]  # there may be no validation split
     history = _read_history(paths, [name for name in filled if name != "test"])
-    pictures = {path.stem: evaluation.read_file(path) for path in figures}
+    pictures = {path.stem: path.read_bytes() for path in figures}
     sheet = plot_contact_sheet({name: store.read_split(paths.processed, name).images for name in filled})
     pictures["contact_sheet"] = png(sheet)
     pictures["training_curves"] = png(plot_training(history, model.best_epoch))
@@ -44,7 +48,7 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
         model=model,
         evaluation=evaluation,
         metrics=metrics,
-        exported=ExportCard.read_of(model, paths.onnx / MANIFEST, "export"),
+        exported=exported,
         parity=ExportMetrics.read_of(model, paths.export_metrics, "export"),
         pictures=pictures,
     )

@@ -127,6 +127,7 @@ def _write_model(directory: Path, config: Config, data: DataCard, data_hash: str
             epochs=len(record.history),
             lineage=TrainingLineage(
                 data=data_hash,
+                data_card_sha256=data.digest,
                 code_sha256=source_hash("train"),
                 params_sha256=params.hash,
                 weights_sha256=save_weights(written, record.best_weights),

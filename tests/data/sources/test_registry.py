@@ -13,6 +13,7 @@ from conftest import small_section
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from reparam.cards.data import DownloadCard
 from reparam.config import DownloadConfig
 from reparam.data.sources.folder import ImageFiles
 from reparam.data.sources.raw import ImageArrays
@@ -47,6 +48,7 @@ def test_the_manifest_tells_what_was_downloaded(raw: Path) -> None:
     manifest = json.loads((raw / "manifest.json").read_text())
     file = raw / "digits.csv.gz"
     assert manifest == {
+        "checksum": DownloadCard.read(raw / "manifest.json", "download").digest,
         "source": "digits",
         "options": {},
         "title": "Optical recognition of handwritten digits, test part (Alpaydin & Kaynak 1998)",

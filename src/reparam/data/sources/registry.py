@@ -90,11 +90,16 @@ def read(directory: Path, scratch: Path) -> tuple[DownloadCard, Raw]:
     """
     card = DownloadCard.read(directory / MANIFEST, "download")
     source = SOURCES[card.source]
-    if set(card.options) != set(source.options):
-        raise DamagedInputError(
-            f"{directory / MANIFEST}: options: wanted {list(source.options)} of source {card.source!r}, found "
-            f"{list(card.options)}; {rerun('download')}"
-        )
+    for name, wanted, found in (
+        ("options", list(source.options), list(card.options)),
+        ("title", source.title, card.title),
+        ("licence", source.licence, card.licence),
+    ):
+        if found != wanted:
+            raise DamagedInputError(
+                f"{directory / MANIFEST}: {name}: wanted {wanted} of source {card.source!r}, found {found}; "
+                f"{rerun('download')}"
+            )
     for file, facts in card.files.items():
         path = directory / file
         size = path.stat().st_size if path.exists() else None
