@@ -26,7 +26,10 @@ def test_an_experiment_changes_a_parameter_and_can_be_compared(project: Project)
     params = json.loads(project("dvc params diff --json"))
     assert params == {"params.yaml": {"train.epochs": {"old": 2, "new": 3, "diff": 1}}}
     metrics = json.loads(project("dvc metrics diff --json"))
-    assert {*metrics["reports/evaluation/headline.json"]} == {"weights", "elbo", "reconstruction", "kl", "nll"}
+    assert {*metrics["reports/evaluation/headline.json"]} == {
+        "weights",
+        *("elbo", "reconstruction", "kl", "nll", "pca_frechet"),
+    }
 
     # Train comes from DVC's cache, evaluate does not: it finds the run of the same weights.
     project("dvc exp run --quiet --name scored -S evaluate.nll_samples=30 evaluate")

@@ -25,7 +25,7 @@ def show(paths: Paths) -> None:
     model = ModelCard.read(paths.model / CARD, "train")
     metrics = EvaluationMetrics.read_of(model, paths.evaluation_metrics, "evaluate").values
     card = EvaluationCard.read_of(model, paths.evaluation_card, "evaluate")
-    require_file(paths.evaluation_metrics, card.files, "evaluate")
+    require_file(paths.evaluation_metrics.parent, paths.evaluation_metrics.name, card.files, "evaluate")
     parity = ExportMetrics.read_of(model, paths.export_metrics, "export")
     metrics |= parity.values
     rows = {METRICS[name]: row for name in HEADLINE if (row := _spell(name, metrics, card.settings.split))}

@@ -121,6 +121,7 @@ def test_the_sampler_changes_generated_images_and_nothing_else_that_was_measured
     assert {name for name in first if first[name] != second[name]} == {
         "figures/samples.png",
         "card.json",
+        "headline.json",
         "metrics.json",
     }
     changed = {name for name, value in metrics(project).items() if value != measured[name]}

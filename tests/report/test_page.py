@@ -398,7 +398,8 @@ def poisoned(value: Any) -> Any:
     if isinstance(value, str):
         return value + EVIL
     if isinstance(value, BaseModel):
-        return value.model_copy(update={name: poisoned(item) for name, item in value})
+        # Shapes hold the word `batch`, and are on no page.
+        return value.model_copy(update={name: poisoned(item) for name, item in value if name != "shape"})
     if isinstance(value, dict):
         return {key: poisoned(item) for key, item in value.items()}
     if isinstance(value, tuple):

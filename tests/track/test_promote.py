@@ -12,6 +12,7 @@ from in_process import InProcess
 from some_cards import evaluation_card, export_card, model_card
 
 from reparam import promote
+from reparam.cards.card import FileFacts
 from reparam.errors import UserError
 from reparam.paths import Paths
 from reparam.track import WEIGHTS_TAG
@@ -38,11 +39,11 @@ def register(tracker: InProcess, paths: Paths) -> Register:
     def register(nll: Any, images: str = "3" * 64) -> None:
         weights = sha256(str(nll).encode()).hexdigest()
         files = [paths.root / name for name in ("card.json", "scores.npz", "samples.png")]
-        evaluation_card(
-            model_card(weights=weights), images_sha256=dict.fromkeys(("train", "validation", "test"), images)
-        ).write(files[0])
         np.savez(files[1], nll=nll)
         files[2].write_bytes(PICTURE)
+        facts = {file.name: FileFacts.of(file) for file in files[1:]}
+        of_splits = dict.fromkeys(("train", "validation", "test"), images)
+        evaluation_card(model_card(weights=weights), images_sha256=of_splits, files=facts).write(files[0])
         with tracker.training_run("data") as run:
             run.set_tags({WEIGHTS_TAG: weights})
         with tracker.child_run("evaluate", {"weights_sha256": weights}) as child:

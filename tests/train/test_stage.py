@@ -439,9 +439,9 @@ def test_two_that_train_the_same_share_no_checkpoints(
     held.run_id = "the run of the first"
 
     class Spy(Tracker):
-        def training_run(self, data_hash: str, resume: str = "") -> Any:
+        def training_run(self, data_hash: str, resume: str = "", *, name: str = "train") -> Any:
             resumed.append(resume)
-            return super().training_run(data_hash, resume)
+            return super().training_run(data_hash, resume, name=name)
 
     with held.held():
         train.run(config, project, "cpu", tracker=Spy(None, project))

@@ -121,12 +121,13 @@ def facts_of(content: bytes) -> FileFacts:
     return FileFacts(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
 
 
-def require_file(path: Path, files: Files, made_by: str) -> None:
-    """See that a file is there, and is the one of its name that the card of the stage `made_by` describes.
+def require_file(directory: Path, name: str, files: Files, made_by: str) -> None:
+    """See that a file is there, and is the one that the card of the stage `made_by` describes by this name.
 
     Raises: MissingInputError, DamagedInputError.
     """
+    path = directory / name
     require(path, made_by)
-    wanted, found = files.get(path.name, "none"), FileFacts.of(path)
+    wanted, found = files.get(name, "none"), FileFacts.of(path)
     if found != wanted:
         raise DamagedInputError(f"{path}: wanted {wanted} (as {made_by} wrote it), found {found}; {rerun(made_by)}")

@@ -58,7 +58,13 @@ def run(config: Config, paths: Paths, device: str = "auto", tracker: track.Track
         _write_scores(paths.scores, findings)
         _write_latents(paths.latents, subject.scores, settings)
         tiles = _draw(paths.figures, subject, findings)
-        files = [paths.evaluation_metrics, paths.scores, paths.latents, *sorted(paths.figures.iterdir())]
+        files = [
+            paths.evaluation_metrics,
+            paths.headline,
+            paths.scores,
+            paths.latents,
+            *sorted(paths.figures.iterdir()),
+        ]
         facts = {path.name: FileFacts.of(path) for path in files}
         _describe(data_card, model_card, subject, findings, tiles, facts).write(paths.evaluation_card)
         logged.evaluation(run, model_card, paths)

@@ -33,9 +33,9 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
     exported = ExportCard.read_of(model, paths.onnx / MANIFEST, "export")
     figures = [paths.figures / name for name in evaluation.files if name.endswith(".png")]
     for path in (paths.evaluation_metrics, *figures):
-        require_file(path, evaluation.files, "evaluate")
+        require_file(path.parent, path.name, evaluation.files, "evaluate")
     for name in exported.files:
-        require_file(paths.onnx / name, exported.files, "export")
+        require_file(paths.onnx, name, exported.files, "export")
     filled = [name for name in SPLITS if data.splits[name].count]  # there may be no validation split
     history = _read_history(paths, [name for name in filled if name != "test"])
     pictures = {path.stem: path.read_bytes() for path in figures}

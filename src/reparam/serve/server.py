@@ -11,19 +11,17 @@ from reparam.errors import UserError
 from reparam.serve.app import create
 from reparam.serve.routes import Limits
 
-TOKEN = "REPARAM_SERVE_TOKEN"  # noqa: S105  the name of the variable
-
 
 def run(model: Path, host: str, port: int, device: str) -> None:
     """Serve a model until the process is told to end; requests that are open are answered first.
 
     Raises: UserError where it would be open to others without a token.
     """
-    token = os.environ.get(TOKEN, "")
+    token = os.environ.get("REPARAM_SERVE_TOKEN", "")
     if not token and not _is_local(host):
         raise UserError(
-            f"serve: wanted a token in {TOKEN} where others reach the service, found none; set one, or leave --host "
-            "at 127.0.0.1"
+            "serve: wanted a token in REPARAM_SERVE_TOKEN where others reach the service, found none; set one, or "
+            "leave --host at 127.0.0.1"
         )
     uvicorn.run(create(Client(model, device=device), Limits(), token), host=host, port=port, log_level="warning")
 

@@ -20,8 +20,11 @@ def register(client: Any, call: Call) -> None:
 
     Its files are those that apps take home, beside those that MLflow adds to load the encoder.
     """
+    import mlflow
     from mlflow.entities import LoggedModelOutput
 
+    # By this, and not by the client, MLflow finds a model of which a version is made.
+    mlflow.set_tracking_uri(client.tracking_uri)
     run, folder = call["run"], Path(call["path"])
     experiment = client.get_experiment(client.get_run(run).info.experiment_id)
     name, manifest = registered_name(experiment.name, call["data"]), FileFacts.of(folder / MANIFEST).sha256
