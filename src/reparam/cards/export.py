@@ -113,6 +113,9 @@ class ExportCard(ExportedModel):
             "latent_size": model.latent_size,
             "has_prior": model.has_prior,
             "likelihood": model.model.likelihood,
+            "is_density": model.is_density,
+            "binarization": model.data.binarization,
+            "scaling": model.data.scaling,
             "source": model.data.source,
             "params": TrainedParams.of(model),
         }
