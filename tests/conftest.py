@@ -1,9 +1,11 @@
 """Fixtures of the whole suite: a small params.yaml, and working copies before and after the pipeline ran."""
 
 import copy
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import pytest
 from filelock import FileLock
 from ruamel.yaml import YAML
 
+from reparam import lineage
 from reparam.config import Config
+from reparam.config import yaml as params_yaml
 from reparam.paths import Paths
 
 # Before a test module imports torch, and for child processes: of tensors so small, threads share nothing but waiting.
@@ -60,6 +64,17 @@ def change(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
 
 for section, values in CHANGES.items():
     change(SMALL[section], values)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parsed_once() -> Iterator[None]:
+    """Parse the same source file, and the same text of a params.yaml, once and not whenever a stage runs."""
+    of_module, of_text = lineage._imports, lru_cache(100)(params_yaml.parse_yaml)
+    imports = cache(lambda module, _content: list(of_module(module)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lineage, "_imports", lambda module: imports(module, module.read_bytes()))
+        patch.setattr(params_yaml, "parse_yaml", lambda text: copy.deepcopy(of_text(text)))
+        yield
 
 
 def small_section(section: str, **changes: Any) -> Any:
@@ -162,5 +177,4 @@ def run_all(root: Path, params: dict[str, Any]) -> Paths:
 
 
 def _write(path: Path, params: dict[str, Any]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        YAML().dump(params, file)
+    path.write_text(json.dumps(params, indent=1), encoding="utf-8")  # YAML as well, and quicker to spell
