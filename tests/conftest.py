@@ -1,6 +1,7 @@
 """Fixtures of the whole suite: a small params.yaml, and working copies before and after the pipeline ran."""
 
 import copy
+import io
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from PIL import Image
 from ruamel.yaml import YAML
 
 from reparam import lineage
@@ -120,6 +122,15 @@ def finished(project: Paths, finished_once: Path) -> Paths:
     """`project`, after every stage has run in it."""
     shutil.copytree(finished_once, project.root, dirs_exist_ok=True)
     return project
+
+
+@pytest.fixture
+def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `evaluate` and `report` write blank pictures: to render figures takes most of their time."""
+    content = io.BytesIO()
+    Image.new("L", (2, 2)).save(content, "png")
+    for stage in ("evaluate", "report"):
+        monkeypatch.setattr(f"reparam.{stage}.stage.png", lambda _figure: content.getvalue())
 
 
 @pytest.fixture(scope="module")
