@@ -1,18 +1,24 @@
 """Fixtures of the whole suite: a small params.yaml, and working copies before and after the pipeline ran."""
 
 import copy
+import io
+import json
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
+from PIL import Image
 from ruamel.yaml import YAML
 
+from reparam import lineage
 from reparam.config import Config
+from reparam.config import yaml as params_yaml
 from reparam.paths import Paths
 
 # Before a test module imports torch, and for child processes: of tensors so small, threads share nothing but waiting.
@@ -61,6 +67,17 @@ def change(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
 
 for section, values in CHANGES.items():
     change(SMALL[section], values)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parsed_once() -> Iterator[None]:
+    """Parse the same source file, and the same text of a params.yaml, once and not whenever a stage runs."""
+    of_module, of_text = lineage._imports, lru_cache(100)(params_yaml.parse_yaml)
+    imports = cache(lambda module, _content: list(of_module(module)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lineage, "_imports", lambda module: imports(module, module.read_bytes()))
+        patch.setattr(params_yaml, "parse_yaml", lambda text: copy.deepcopy(of_text(text)))
+        yield
 
 
 def small_section(section: str, **changes: Any) -> Any:
@@ -125,6 +142,15 @@ def finished(project: Paths, finished_once: Path) -> Paths:
     return project
 
 
+@pytest.fixture
+def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `evaluate` and `report` write blank pictures: to render figures takes most of their time."""
+    content = io.BytesIO()
+    Image.new("L", (2, 2)).save(content, "png")
+    for stage in ("evaluate", "report"):
+        monkeypatch.setattr(f"reparam.{stage}.stage.png", lambda _figure: content.getvalue())
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Compute with one thread: with tensors so small, most time would go by in waiting for a second one."""
@@ -180,5 +206,4 @@ def run_all(root: Path, params: dict[str, Any]) -> Paths:
 
 
 def _write(path: Path, params: dict[str, Any]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        YAML().dump(params, file)
+    path.write_text(json.dumps(params, indent=1), encoding="utf-8")  # YAML as well, and quicker to spell

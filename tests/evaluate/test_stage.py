@@ -145,6 +145,7 @@ def test_grey_pixels_under_a_bernoulli_have_neither_elbo_nor_nll(
     assert set(metrics(project)) == with_errors(scores | LATENTS | LABELS | GENERATED) | COUNTS
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_grey_values_are_scored_in_bits_per_pixel(project: Paths, params: dict[str, Any], write_params: Write) -> None:
     config = prepared(
         project, params, write_params, preprocess={"binarization": "none"}, model={"likelihood": "discretised_logistic"}
@@ -155,6 +156,7 @@ def test_grey_values_are_scored_in_bits_per_pixel(project: Paths, params: dict[s
     assert found["bits_per_dim_se"] == pytest.approx(found["nll_se"] / (64 * math.log(2)), abs=1e-4)
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_hierarchy_is_scored_layer_by_layer(project: Paths, params: dict[str, Any], write_params: Write) -> None:
     evaluate.run(prepared(project, params, write_params, model={"kind": "hierarchical", "upper": [2]}), project)
     found = metrics(project)
@@ -310,6 +312,7 @@ def read_model_card(paths: Paths) -> ModelCard:
     return ModelCard.read(paths.model / "card.json", "train")
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_warning_is_logged_and_recorded(
     project: Paths, params: dict[str, Any], write_params: Write, caplog: pytest.LogCaptureFixture
 ) -> None:
