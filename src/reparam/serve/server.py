@@ -1,6 +1,7 @@
 """Start the service."""
 
 import os
+import socket
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -12,20 +13,37 @@ from reparam.serve.app import create
 from reparam.serve.routes import Limits
 
 TOKEN = "REPARAM_SERVE_TOKEN"  # noqa: S105  the name of the variable
+PATIENCE = 30  # seconds for requests that are open at the end
 
 
 def run(model: Path, host: str, port: int, device: str) -> None:
     """Serve a model until the process is told to end; requests that are open are answered first.
 
-    Raises: UserError where it would be open to others without a token.
+    Raises: UserError where it would be open to others without a token, or cannot listen.
     """
-    token = os.environ.get(TOKEN, "")
+    token = os.environ.get(TOKEN, "").strip()
     if not token and not _is_local(host):
         raise UserError(
             f"serve: wanted a token in {TOKEN} where others reach the service, found none; set one, or leave --host "
             "at 127.0.0.1"
         )
-    uvicorn.run(create(Client(model, device=device), Limits(), token), host=host, port=port, log_level="warning")
+    app = create(Client(model, device=device), Limits(), token)
+    with _listening(host, port) as listener:
+        where = f"[{host}]" if ":" in host else host
+        print(f"http://{where}:{listener.getsockname()[1]}/docs", flush=True)  # noqa: T201
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=PATIENCE)
+        uvicorn.Server(config).run([listener])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Listen before the address is printed, so that whoever reads it can connect at once."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise UserError(
+            f"serve: wanted to listen at {host}, port {port}, found: {error.strerror or error}; choose another --port"
+        ) from None
 
 
 def _is_local(host: str) -> bool:
