@@ -5,6 +5,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,12 @@ class Service:
     def __exit__(self, *_: object) -> None:
         self._server.should_exit = True
         self._thread.join()
+
+    def end(self) -> None:
+        """Tell it to end, and wait until it takes no more requests."""
+        self._server.should_exit = True
+        while self._server.servers[0].is_serving():
+            self._thread.join(0.01)
 
     def get(self, path: str, **more: Any) -> requests.Response:
         return requests.get(self.address + path, timeout=60, **more)
@@ -365,6 +372,27 @@ def test_no_bytes_are_an_error_of_the_server(service: Service, path: str, body: 
 
 
 # ---- what a service needs
+
+
+def test_requests_that_are_open_are_answered_before_the_end(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, started, go = Client(exported.directory, device="cpu"), threading.Event(), threading.Event()
+    wanted, run = client.sample(1, seed=0), client.run
+
+    def wait_and_run(*arguments: Any, **inputs: Any) -> Any:
+        started.set()
+        assert go.wait(10)
+        return run(*arguments, **inputs)
+
+    monkeypatch.setattr(client, "run", wait_and_run)
+    with ThreadPoolExecutor(1) as pool, Service(client, Limits()) as service:
+        answer = pool.submit(service.post, "/sample", {})
+        assert started.wait(10)
+        service.end()
+        assert not answer.done()
+        go.set()
+        np.testing.assert_array_equal(answer.result().json()["images"], wanted)
 
 
 def test_a_large_body_is_refused_before_it_is_read(service: Service) -> None:
