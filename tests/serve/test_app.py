@@ -422,6 +422,11 @@ def test_a_port_that_is_taken_is_a_mistake(exported: Exported) -> None:
             server.run(exported.directory, "127.0.0.1", port, "cpu")
 
 
+def test_small_answers_are_sent_at_once() -> None:
+    with server.listen("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP  # where asyncio sets TCP_NODELAY
+
+
 def test_prometheus_reads_requests_and_times(service: Service) -> None:
     service.get("/v2/models/other")
     lines = service.get("/metrics").text.splitlines()
