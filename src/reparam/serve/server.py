@@ -12,7 +12,6 @@ from reparam.errors import UserError
 from reparam.serve.app import create
 from reparam.serve.routes import Limits
 
-TOKEN = "REPARAM_SERVE_TOKEN"  # noqa: S105  the name of the variable
 PATIENCE = 30  # seconds for requests that are open at the end
 
 
@@ -21,11 +20,11 @@ def run(model: Path, host: str, port: int, device: str) -> None:
 
     Raises: UserError where it would be open to others without a token, or cannot listen.
     """
-    token = os.environ.get(TOKEN, "").strip()
+    token = os.environ.get("REPARAM_SERVE_TOKEN", "").strip()
     if not token and not _is_local(host):
         raise UserError(
-            f"serve: wanted a token in {TOKEN} where others reach the service, found none; set one, or leave --host "
-            "at 127.0.0.1"
+            "serve: wanted a token in REPARAM_SERVE_TOKEN where others reach the service, found none; set one, or "
+            "leave --host at 127.0.0.1"
         )
     app = create(Client(model, device=device), Limits(), token)
     with listen(host, port) as listener:
