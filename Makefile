@@ -23,6 +23,7 @@ bench: install  ## side-by-side measurements, into benchmarks/RESULTS.md
 	python benchmarks/nll.py
 	python benchmarks/loop.py
 	python benchmarks/apps.py
+	python benchmarks/serve.py
 
 docs: install  ## comments of params.yaml, docs/reference/, and the site: docs/_build/index.html
 	python docs/generate.py

@@ -267,7 +267,7 @@ def serve(
     host: Annotated[
         str, typer.Option(help="Address to listen at; others than this machine need a token.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes one that is free.")] = 8000,
 ) -> None:
     """Answer requests over HTTP with the exported model; /docs describes them.
 
@@ -276,5 +276,4 @@ def serve(
     """
     from reparam.serve import server
 
-    typer.echo(f"http://{host}:{port}/docs")
     server.run(model, host, port, os.environ.get("REPARAM_DEVICE", "auto"))

@@ -1,6 +1,7 @@
 """Requests that come together are computed together: a graph takes little longer for eight images than for one."""
 
 import asyncio
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,52 +26,51 @@ class Waiting:
 
 
 class Batches:
-    """Collect the requests to one graph for a moment, and run the graph once for all of them, in a thread."""
+    """Run a graph in a thread; all requests that come while it computes are computed together next.
 
-    def __init__(self, client: Client, graph: str, seconds: float, rows: int) -> None:
-        """Wait at most `seconds` for others, and compute at most `rows` at once, but for a single larger request."""
+    A request that is alone does not wait for others: a wait of 2 ms was most of its time.
+    """
+
+    def __init__(self, client: Client, graph: str, rows: int) -> None:
+        """Compute at most `rows` at once, except for a single larger request."""
         self.client = client
         self.graph = graph
-        self.seconds = seconds
         self.rows = rows
-        self.runs = 0  # how often the graph was run
-        self._queue: asyncio.Queue[Waiting] = asyncio.Queue()
+        self._waiting: deque[Waiting] = deque()
         self._worker: asyncio.Task[None] | None = None
 
     async def run(self, inputs: Arrays) -> Arrays:
         """Return the outputs of the graph by their names."""
-        if self._worker is None:
-            self._worker = asyncio.create_task(self._work())
         waiting = Waiting(inputs, asyncio.get_running_loop().create_future())
-        await self._queue.put(waiting)
+        self._waiting.append(waiting)
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
         return await waiting.answer
 
     async def _work(self) -> None:
-        while True:
-            together = await self._collect()
+        while together := self._next():
             try:
                 answers = await asyncio.to_thread(self._compute, together)
             except Exception as error:  # noqa: BLE001  whoever waits gets it
                 for waiting in together:
-                    waiting.answer.set_exception(error)
+                    if not waiting.answer.done():
+                        waiting.answer.set_exception(error)
                 continue
             for waiting, answer in zip(together, answers, strict=True):
                 if not waiting.answer.done():  # its client may be gone
                     waiting.answer.set_result(answer)
 
-    async def _collect(self) -> list[Waiting]:
-        together = [await self._queue.get()]
-        until = asyncio.get_running_loop().time() + self.seconds
-        while sum(waiting.rows for waiting in together) < self.rows:
-            left = until - asyncio.get_running_loop().time()
-            try:
-                together.append(await asyncio.wait_for(self._queue.get(), max(0, left)))
-            except TimeoutError:
-                break
+    def _next(self) -> list[Waiting]:
+        together: list[Waiting] = []
+        rows = 0
+        while self._waiting and (not together or rows + self._waiting[0].rows <= self.rows):
+            waiting = self._waiting.popleft()
+            if not waiting.answer.done():
+                together.append(waiting)
+                rows += waiting.rows
         return together
 
     def _compute(self, together: list[Waiting]) -> list[Arrays]:
-        self.runs += 1
         inputs = {name: np.concatenate([one.inputs[name] for one in together]) for name in together[0].inputs}
         outputs = self.client.run(self.graph, None, **inputs)
         ends = np.cumsum([one.rows for one in together])[:-1]

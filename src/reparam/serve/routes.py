@@ -1,29 +1,27 @@
 """Simple routes for people: images in, codes or images out."""
 
-import io
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from fastapi import FastAPI, HTTPException, Query
-from fastapi.responses import JSONResponse, Response
-from PIL import Image
+from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request
+from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
 from reparam.client import Client
 from reparam.errors import UserError
-from reparam.serve import protocol
+from reparam.serve import pictures, protocol
+from reparam.serve.answers import Json, aside, check_finite, to_png
 from reparam.serve.batches import Arrays, Batches
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may hold, and how long it waits for others."""
+    """What one request may hold."""
 
     rows: int = 1024
     bytes: int = 16 << 20
-    wait_seconds: float = 0.002
 
 
 class Images(BaseModel):
@@ -46,7 +44,24 @@ class Draw(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 1.0
 
 
-Png = Annotated[bool, Query(description="Answer with a PNG, images one below the other, instead of JSON.")]
+def _wants_png(
+    kind: Annotated[
+        Literal["json", "png"] | None,
+        Query(alias="format", description="`png`: images one below the other. By default what `Accept` names."),
+    ] = None,
+    accept: Annotated[str, Header(include_in_schema=False)] = "",
+) -> bool:
+    return kind == "png" if kind else "image/png" in accept and "application/json" not in accept
+
+
+Png = Annotated[bool, Depends(_wants_png)]
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+JSON_OR_PNG = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": Images.model_json_schema()}, "image/png": BINARY},
+    }
+}
 
 
 @dataclass(frozen=True)
@@ -59,63 +74,88 @@ class Routes:
 
     def add_to(self, app: FastAPI) -> None:
         """Let an app answer them."""
-        for route in (self.encode, self.decode, self.reconstruct, self.sample, self.score):
-            app.post(f"/{route.__name__}")(route)
+        extras = {
+            "encode": JSON_OR_PNG,
+            "reconstruct": JSON_OR_PNG,
+            "score": JSON_OR_PNG,
+            "decode": None,
+            "sample": None,
+        }
+        for name, extra in extras.items():
+            app.post(f"/{name}", openapi_extra=extra)(getattr(self, name))
 
-    async def encode(self, body: Images) -> dict[str, Any]:
-        """Return the outputs of the encoder."""
-        found = await self._run("encoder", images=self._images(body))
-        return {name: values.tolist() for name, values in found.items()}
+    async def encode(self, request: Request) -> Response:
+        """Return the outputs of the encoder for images, as JSON or a PNG with one below the other."""
+        return await _numbers(await self._run("encoder", images=await self._images(request)))
 
-    async def decode(self, body: Latents, png: Png = False) -> Response:
+    async def decode(self, body: Latents, png: Png) -> Response:
         """Return the images of codes."""
         latents = self._array(body.latents, "FP32", [self.client.latent_size], "latents")
-        return _answer((await self._run("decoder", latents=latents))["images"], png)
+        return await self._pictures(latents, png)
 
-    async def reconstruct(self, body: Images, png: Png = False) -> Response:
-        """Return what the model makes of images."""
-        found = await self._run("encoder", images=self._images(body))
-        return _answer((await self._run("decoder", latents=found["mean"]))["images"], png)
+    async def reconstruct(self, request: Request, png: Png) -> Response:
+        """Return what the model makes of images, as JSON or a PNG with one below the other."""
+        found = await self._run("encoder", images=await self._images(request))
+        return await self._pictures(found["mean"], png)
 
-    async def sample(self, body: Draw, png: Png = False) -> Response:
+    async def sample(self, body: Draw, png: Png) -> Response:
         """Return images that the model invents; those of `Client.sample`."""
         if body.count > self.limits.rows:
             raise UserError(f"count: wanted 1 to {self.limits.rows}, found {body.count}")
         if not self.client.metadata["has_prior"]:
             raise UserError("sample: wanted a model with a prior, found an autoencoder; use /decode")
         draws = np.random.default_rng(body.seed).standard_normal((body.count, self.client.latent_size))
-        latents = (draws * body.temperature).astype(np.float32)
-        return _answer((await self._run("decoder", latents=latents))["images"], png)
+        return await self._pictures((draws * body.temperature).astype(np.float32), png)
 
-    async def score(self, body: Images) -> dict[str, list[float]]:
-        """Return the negative ELBO of each image at the posterior mean, in nats: the larger, the stranger."""
-        images = self._images(body)
+    async def score(self, request: Request) -> Response:
+        """Return the negative ELBO of each image at the posterior mean, in nats: the larger, the stranger.
+
+        Images are JSON or a PNG with one below the other.
+        """
+        images = await self._images(request)
         if "score" not in self.client.graphs:
             raise UserError("score: wanted a model that is a density, found one without score.onnx")
         width = next(value.shape[1] for value in self.client.signature("score")[0] if value.name == "epsilon")
         found = await self._run("score", images=images, epsilon=np.zeros((len(images), width), np.float32))
         parts = {name: found[name].astype(np.float64) for name in ("negative_log_likelihood", "kl")}
-        total = parts["negative_log_likelihood"] + parts["kl"]
-        return {name: values.tolist() for name, values in {**parts, "negative_elbo": total}.items()}
+        return await _numbers({**parts, "negative_elbo": parts["negative_log_likelihood"] + parts["kl"]})
 
     async def _run(self, graph: str, **inputs: npt.NDArray[Any]) -> Arrays:
         if graph not in self.batches:
             raise HTTPException(404, f"wanted a model with {graph}.onnx, found {', '.join(self.batches)}")
         return await self.batches[graph].run(inputs)
 
-    def _images(self, body: Images) -> npt.NDArray[Any]:
-        return self._array(body.images, "UINT8", list(self.client.image_shape), "images")
+    async def _images(self, request: Request) -> npt.NDArray[Any]:
+        body = await request.body()
+        images: npt.NDArray[Any]
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "image/png":
+            images = await aside(len(body), pictures.read, body, self.client.image_shape, self.limits.rows)
+        else:
+            images = await aside(len(body), self._listed_images, body)
+        return images
+
+    def _listed_images(self, body: bytes) -> npt.NDArray[Any]:
+        return self._array(protocol.parse(Images, body).images, "UINT8", list(self.client.image_shape), "images")
 
     def _array(self, given: list[Any], kind: str, row: list[int], where: str) -> npt.NDArray[Any]:
         if not 1 <= len(given) <= self.limits.rows:
             raise UserError(f"{where}: wanted 1 to {self.limits.rows}, found {len(given)}")
         return protocol.numbers(given, kind, [len(given), *row], where)
 
+    async def _pictures(self, latents: npt.NDArray[np.float32], png: bool) -> Response:
+        images = (await self._run("decoder", latents=latents))["images"]
+        if not png:
+            return await _numbers({"images": images})
+        if images.shape[-1] not in pictures.MODES:
+            raise UserError(
+                f"format: wanted json, because images of {images.shape[-1]} channels have no PNG, found png"
+            )
+        answer: Response = await aside(images.size, to_png, images)
+        return answer
 
-def _answer(images: npt.NDArray[np.uint8], png: bool) -> Response:
-    if not png:
-        return JSONResponse({"images": images.tolist()})
-    column = images.reshape(-1, *images.shape[2:])
-    file = io.BytesIO()
-    Image.fromarray(column.squeeze(-1) if column.shape[-1] == 1 else column).save(file, "PNG")
-    return Response(file.getvalue(), media_type="image/png")
+
+async def _numbers(outputs: Arrays) -> Response:
+    check_finite(outputs)
+    size = sum(values.size for values in outputs.values())
+    answer: Response = await aside(size, lambda: Json({name: values.tolist() for name, values in outputs.items()}))
+    return answer

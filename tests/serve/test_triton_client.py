@@ -1,0 +1,53 @@
+"""The service, asked by the client of Triton, as a process of its own."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from exported_model import Exported
+
+from reparam.client import Client
+
+pytest_plugins = ["fixtures_export"]
+http = pytest.importorskip("tritonclient.http", reason="needs tritonclient[http]")
+
+
+@pytest.fixture
+def address(exported: Exported) -> Iterator[str]:
+    """Start the service, and end it as a system does."""
+    command = [sys.executable, "-m", "reparam", "serve", "--model", str(exported.directory), "--port", "0"]
+    environment = os.environ | {"REPARAM_DEVICE": "cpu"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
+        try:
+            [address] = re.findall("http://(.*)/docs", server.stdout.readline())
+            yield address
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(10) == -signal.SIGTERM  # raised again after the shutdown
+        finally:
+            server.kill()
+
+
+@pytest.mark.slow
+def test_the_client_of_triton_gets_what_ours_does(address: str, exported: Exported) -> None:
+    images, client = exported.images[:3], Client(exported.directory, device="cpu")
+    triton = http.InferenceServerClient(address)
+    assert triton.is_server_ready()
+    assert triton.get_model_metadata("encoder")["inputs"] == [
+        {"name": "images", "datatype": "UINT8", "shape": [-1, *client.image_shape]}
+    ]
+    for is_binary in (True, False):
+        given = http.InferInput("images", list(images.shape), "UINT8")
+        given.set_data_from_numpy(images, binary_data=is_binary)
+        wanted = http.InferRequestedOutput("mean", binary_data=is_binary)
+        found = triton.infer("encoder", [given], outputs=[wanted])
+        np.testing.assert_allclose(found.as_numpy("mean"), client.encode(images)[0], atol=1e-6)
+    given = http.InferInput("images", [1, 1], "UINT8")
+    given.set_data_from_numpy(np.zeros((1, 1), np.uint8))
+    with pytest.raises(http.InferenceServerException, match=r"wanted shape \['rows', 4, 6, 3\], found \[1, 1\]"):
+        triton.infer("encoder", [given])
+    triton.close()
