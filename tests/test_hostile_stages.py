@@ -39,7 +39,7 @@ VALUES = [
     {},
     {"a": 1},
 ]
-NUMBERS = [np.nan, np.inf, -np.inf, 0.0, -1.0, 1e300]
+NUMBERS = [np.nan, np.inf, -np.inf, 0.0, -1.0, 1e30, -3e38]
 CARDS = (
     "data/raw/manifest.json",
     "data/processed/card.json",

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from reparam.cards.card import Card, SealedCard
 from reparam.cards.data import DataMetrics
 from reparam.cards.model import Result
 from reparam.config.section import LONGEST
-from reparam.errors import DamagedInputError, MissingInputError, StaleInputError
+from reparam.errors import DamagedInputError, MissingInputError, NonFiniteError, StaleInputError
 from reparam.files import sha256, to_json
 
 DATA_METRICS = DataMetrics(
@@ -166,6 +167,11 @@ def test_a_long_value_is_cut_in_the_message(tmp_path: Path) -> None:
     message = damaged(CARDS["data"], tmp_path / "card.json", lambda values: values.update(source=["x" * 5000]))
     assert message.startswith("source: wanted a valid string, found ['xxx")
     assert len(message) < LONGEST + 60
+
+
+def test_metrics_that_are_not_finite_are_no_card() -> None:
+    with pytest.raises(NonFiniteError, match=r"^served_elbo: wanted a finite number, found -inf: "):
+        some_cards.export_metrics(values={**some_cards.PARITY, "served_elbo": -math.inf})
 
 
 # ---- of which model

@@ -13,6 +13,7 @@ from torch import Tensor
 from reparam.cards.data import ImageFacts
 from reparam.cards.evaluation import GeneratedFacts, MutualInformationFacts, OutlierFacts
 from reparam.data.store import Images, Split
+from reparam.errors import NonFiniteError
 from reparam.evaluate import measures
 from reparam.evaluate.aggregate import aggregate
 from reparam.evaluate.importance import importance
@@ -122,6 +123,14 @@ def test_without_a_density_nothing_that_needs_a_likelihood_is_measured(kind: str
     assert set(found.metrics) == with_errors({"bce", "kl"} | latents) | COUNTS | LABELS | GENERATED
     assert found.outlier_nll is None
     assert_the_reason_is_given(found)
+
+
+def test_a_score_that_is_not_finite_ends_the_evaluation_in_a_message() -> None:
+    model = model_of()
+    with torch.no_grad():
+        next(model.encoder.parameters()).fill_(1e38)
+    with pytest.raises(NonFiniteError, match=r"^elbo: wanted a finite number, found -?(nan|inf): the model puts out"):
+        measured(subject_of(model))
 
 
 def test_what_the_settings_leave_out_is_not_measured() -> None:

@@ -569,6 +569,14 @@ def test_a_picture_that_the_evaluation_did_not_draw_is_not_shown(page: Page, pro
     assert Outline(project.report.read_text(encoding="utf-8")).tags.count("img") == len(FIGURES) + 2
 
 
+@pytest.mark.parametrize("text", ["nan", "1e999", "many", ""])
+def test_a_history_without_a_finite_number_is_damaged(text: str, page: Page, project: Paths) -> None:
+    lay_out(project, page, 0, [f"train_{term}" for term in TERMS])
+    project.history.write_text(project.history.read_text().replace("2,2,2,2", f"2,2,{text},2"))
+    with pytest.raises(DamagedInputError, match=r"history.csv: wanted a table of epoch, train_loss, .* a damaged one"):
+        report.run(load_config(project.params), project)
+
+
 @pytest.mark.parametrize("missing", ["train_kl", "validation_loss", "validation_kl"])
 def test_a_history_without_a_curve_of_a_split_that_there_is_is_damaged(
     missing: str, page: Page, project: Paths

@@ -1,5 +1,6 @@
 """The card of a trained model, and what is said of it elsewhere."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from reparam.cards.card import Card, DirectoryHash, Hash, Number, SealedCard
 from reparam.cards.data import ImageFacts
 from reparam.config import Config, ModelConfig, ObjectiveConfig, TrainConfig, params_hash
 from reparam.config.section import Count
-from reparam.errors import StaleInputError
+from reparam.errors import NonFiniteError, StaleInputError
 
 SHORT = 12  # digits of a hash that distinguish models where people read them
 
@@ -117,6 +118,19 @@ class CardOfResult(Result):
         return lineage.items() <= dict(self.lineage).items()
 
 
+def require_finite(values: Mapping[str, float]) -> None:
+    """See that metrics, by name, are numbers that can be reported.
+
+    Raises: NonFiniteError.
+    """
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise NonFiniteError(
+                f"{name}: wanted a finite number, found {value}: the model puts out numbers that are too large, or "
+                "gives an image no likelihood at all; train it with a lower train.learning_rate, or set train.clip_norm"
+            )
+
+
 class Metrics(Result):
     """Numbers by name, of the model with these weights: those that there always are, and others."""
 
@@ -127,6 +141,11 @@ class Metrics(Result):
 
     @classmethod
     def of(cls, lineage: TrainingLineage, values: Mapping[str, float]) -> Self:
+        """Name the model that numbers are of.
+
+        Raises: NonFiniteError.
+        """
+        require_finite(values)
         return cls.model_validate({"weights": lineage.weights, **values})
 
     @property

@@ -15,6 +15,7 @@ from reparam.cards.evaluation import (
     MutualInformationFacts,
     OutlierFacts,
 )
+from reparam.cards.model import require_finite
 from reparam.data.store import Images
 from reparam.evaluate.aggregate import aggregate, collapse_message, collapsed
 from reparam.evaluate.annealing import (
@@ -62,7 +63,11 @@ class Findings:
         return Details.model_validate({**self.facts, "not_measured": self.not_measured})
 
     def add(self, name: str, value: float, error: float | None = None) -> None:
-        """Add a metric, and its standard error."""
+        """Add a metric, and its standard error.
+
+        Raises: NonFiniteError.
+        """
+        require_finite({name: value})
         self.metrics[name] = round(value, 4)
         if error is not None:
             self.metrics[f"{name}_se"] = round(error, 4)

@@ -1,6 +1,7 @@
 """Every earlier stage's reports, all params -> reports/index.html: one page that needs no network."""
 
 import csv
+import math
 from collections.abc import Sequence
 
 from reparam import logged, track
@@ -75,6 +76,12 @@ def _check_params(config: Config, page: Page) -> None:
             )
 
 
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError("a finite number")
+    return value
+
+
 def _read_history(paths: Paths, splits: Sequence[str]) -> dict[str, list[float]]:
     require(paths.history, made_by="train")
     wanted = ["epoch", *(f"{split}_{term}" for split in splits for term in ("loss", "reconstruction", "kl"))]
@@ -82,7 +89,7 @@ def _read_history(paths: Paths, splits: Sequence[str]) -> dict[str, list[float]]
         with paths.history.open(encoding="utf-8") as file:
             rows = list(csv.DictReader(file)) or [{}]
         schedules = [name for name in SCHEDULES if name in rows[0]]
-        return {name: [float(row[name]) for row in rows] for name in (*wanted, *schedules)}
+        return {name: [_finite(row[name]) for row in rows] for name in (*wanted, *schedules)}
     except (KeyError, TypeError, ValueError):  # no row, a row cut short, a column missing, or no number
         raise DamagedInputError(
             f"{paths.history}: wanted a table of {', '.join(wanted)}, found a damaged one; {rerun('train')}"
