@@ -11,9 +11,9 @@ run: install  ## the whole pipeline, then its headline numbers
 	@reparam summary
 
 test: install  ## everything but the slow tests
-	python -m pytest -n 2 --dist loadfile
+	python -m pytest -n 2 --dist worksteal
 
-test-slow: install  ## the tests that take minutes, or install environments of their own
+test-slow: install  ## longer checks of the same, and tests that install environments of their own
 	python -m pytest -n 2 -m slow
 
 bench: install  ## side-by-side measurements, into benchmarks/RESULTS.md

@@ -26,7 +26,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Of few tests that each start many processes. They go first, so that all workers end together.
-LONG = ("test_experiments", "test_pipeline", "test_readme", "test_resume", "test_distributed")
+LONG = ("test_architecture", "test_experiments", "test_pipeline", "test_readme", "test_resume", "test_distributed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

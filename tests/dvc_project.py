@@ -22,6 +22,17 @@ STAGES = ("download", "preprocess", "train", "evaluate", "export", "report")
 PROJECT = Path(__file__).parent.parent
 
 
+# In `src/` of each project: a stage writes the names of the modules that it loaded to where MODULES says.
+NOTE_MODULES = """
+import atexit, os, sys
+from pathlib import Path
+
+if "MODULES" in os.environ and sys.orig_argv[1:3] == ["-m", "reparam"]:
+    note = Path(os.environ["MODULES"], f"{sys.orig_argv[3]}.modules")
+    atexit.register(lambda: note.write_text(" ".join(sys.modules)))
+"""
+
+
 class Project:
     """A git repository with the project in it, and what a person types there."""
 
@@ -61,6 +72,10 @@ class Project:
         """What a stage reports, without the hash of the weights that it is of."""
         found = json.loads((self.root / f"reports/{stage}/metrics.json").read_text())
         return {name: value for name, value in found.items() if name != "weights"}
+
+    def modules(self, stage: str) -> set[str]:
+        """What a stage loaded when it ran in `finished`."""
+        return set((self.root.parent / f"{stage}.modules").read_text().split())
 
     def client(self) -> MlflowClient:
         return MlflowClient(f"sqlite:///{self.root / 'mlflow.db'}")
@@ -108,6 +123,7 @@ def project_in(root: Path, changes: Mapping[str, Mapping[str, Any]], **environme
         if not name.startswith(("tests/", ".ci/")) and name != "dvc.lock" and (PROJECT / name).exists():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(PROJECT / name, root / name)
+    (root / "src/sitecustomize.py").write_text(NOTE_MODULES)
     for metrics in root.glob("reports/*/metrics.json"):
         metrics.unlink()
     yaml = YAML()
@@ -126,7 +142,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A small run of the whole pipeline, committed. Copy it, do not change it."""
 
     def make(directory: Path) -> None:
-        project = project_in(directory / "project", CHANGES)
+        project = project_in(directory / "project", CHANGES, MODULES=str(directory))
         project("dvc repro --quiet")
         project.commit("finished")
 

@@ -40,9 +40,9 @@ def test_moments_keep_their_digits_far_from_zero() -> None:
     assert (mean.item(), variance.item()) == (1e8 + 1, 1.0)
 
 
-@pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize(
-    ("kind", "inference"), [("vae", "top_down"), ("hierarchical", "top_down"), ("hierarchical", "bottom_up")]
+    ("kind", "inference", "samples"),
+    [("vae", "top_down", 1), ("hierarchical", "top_down", 3), ("hierarchical", "bottom_up", 1)],
 )
 def test_all_estimators_mean_the_same_gradient(kind: str, inference: str, samples: int) -> None:
     model, repeats = some_model(kind=kind, inference=inference), 300

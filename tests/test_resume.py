@@ -23,7 +23,7 @@ from reparam.paths import Paths
 
 SOURCE = Path(__file__).parents[1] / "src"
 ENDLESS = {"train": {"epochs": 10**6, "patience": 10**6, "batch_size": 64}}
-SHORT = {"train": {"epochs": 60, "patience": 60, "batch_size": 128}}
+SHORT = {"train": {"epochs": 30, "patience": 30, "batch_size": 128}}
 LONG = {"train": {"epochs": 120, "patience": 120, "batch_size": 32}}
 RICH: dict[str, dict[str, Any]] = {
     "train": {**LONG["train"], "average": 0.9, "schedule": "cosine", "optimizer": "rmsprop", "learning_rate": 0.0005},

@@ -111,7 +111,7 @@ def attack(check: Any, file: Path, examples: int) -> None:
 
 @pytest.mark.parametrize("check", CHECKS)
 def test_parameters_are_read_or_refused_in_a_message(check: Any, file: Path) -> None:
-    attack(check, file, 100)
+    attack(check, file, 40)
 
 
 @pytest.mark.slow
