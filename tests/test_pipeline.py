@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,7 +24,7 @@ from urllib3 import Retry
 from reparam import logged
 from reparam.client.client import Client
 from reparam.config import load_config
-from reparam.errors import StaleInputError
+from reparam.errors import MissingInputError, StaleInputError, TrackingError
 from reparam.files import dvc_hash, sha256
 from reparam.paths import Paths
 
@@ -124,6 +125,22 @@ def test_results_of_other_parameters_are_not_tracked(elsewhere: Paths) -> None:
     other = config.model_copy(update={"train": config.train.model_copy(update={"seed": 99})})
     with pytest.raises(StaleInputError, match="wanted the parameters of the model in models/vae, found others"):
         logged.everything(other, elsewhere, InProcess.open(elsewhere))
+
+
+def test_results_are_tracked_all_or_none(elsewhere: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(elsewhere.params)
+    part = Paths(tmp_path / "part", tmp_path)
+    for folder in ("data/processed", "models/vae", "reports/training"):
+        shutil.copytree(elsewhere.root / folder, part.root / folder)
+    tracker = InProcess.open(elsewhere)
+    with pytest.raises(
+        MissingInputError, match=r"reports/evaluation/metrics.json: not found; run `dvc repro evaluate`"
+    ):
+        logged.everything(config, part, tracker)
+    assert tracker.rows() == []
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "off")
+    with pytest.raises(TrackingError, match="MLFLOW_TRACKING_URI is 'off'; name the store to log to"):
+        logged.everything(config, elsewhere, tracker)
 
 
 def test_an_export_leads_back_to_its_parameters(finished: Project) -> None:

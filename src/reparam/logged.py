@@ -10,10 +10,10 @@ from reparam.cards.evaluation import EvaluationMetrics
 from reparam.cards.export import ExportCard, ExportMetrics
 from reparam.cards.model import ModelCard, TrainedParams, TrainingMetrics
 from reparam.config import Config, flatten
-from reparam.errors import StaleInputError
+from reparam.errors import StaleInputError, TrackingError
 from reparam.files import require
 from reparam.paths import Paths
-from reparam.track import PARAMS_TAG, WEIGHTS_TAG, Run, Tracker
+from reparam.track import OFF, PARAMS_TAG, WEIGHTS_TAG, Run, Tracker, address
 
 
 def training_begins(run: Run, config: Config, data: DataCard, data_hash: str) -> None:
@@ -66,6 +66,8 @@ def everything(config: Config, paths: Paths, tracker: Tracker) -> bool:
 
     Raises: MissingInputError, DamagedInputError, StaleInputError, TrackingError.
     """
+    if address(paths) == OFF:
+        raise TrackingError(f"MLFLOW_TRACKING_URI is {OFF!r}; name the store to log to")
     model = ModelCard.read(paths.model / CARD, "train")
     data = DataCard.read(paths.processed / CARD, "preprocess")
     if TrainedParams.of(config).hash != model.hash:
@@ -73,6 +75,7 @@ def everything(config: Config, paths: Paths, tracker: Tracker) -> bool:
             "params.yaml: model, objective, train: wanted the parameters of the model in models/vae, found others; run "
             "`git checkout` and `dvc pull` of the same revision first"
         )
+    _require_results(model, paths)
     if tracker.has_training(model.lineage.weights_sha256, model.lineage.params_sha256):
         return False
     with tracker.training_run(model.lineage.data, name=title(config, data)) as run:
@@ -85,6 +88,16 @@ def everything(config: Config, paths: Paths, tracker: Tracker) -> bool:
             run.log_params(flatten(getattr(config, stage), f"{stage}."))
             log(run, model, paths)
     return True
+
+
+def _require_results(model: ModelCard, paths: Paths) -> None:
+    """Refuse to log a part: a second try would find the training, and leave it without the rest."""
+    TrainingMetrics.read_of(model, paths.training_metrics, "train")
+    EvaluationMetrics.read_of(model, paths.evaluation_metrics, "evaluate")
+    ExportCard.read_of(model, paths.onnx / MANIFEST, "export")
+    ExportMetrics.read_of(model, paths.export_metrics, "export")
+    for path, stage in ((paths.history, "train"), (paths.latents, "evaluate"), (paths.report, "report")):
+        require(path, made_by=stage)
 
 
 def title(config: Config, data: DataCard) -> str:

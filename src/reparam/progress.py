@@ -58,6 +58,7 @@ class _Lines:
         self.start = self.said = time.monotonic()
 
     def advance(self, count: int) -> None:
+        """Count work that is done, and print a line where the last one is long ago."""
         self.done += count
         now = time.monotonic()
         if now - self.said >= SECONDS_BETWEEN_LINES:

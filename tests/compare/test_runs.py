@@ -10,6 +10,7 @@ from some_cards import evaluation_card, hash_of
 
 from reparam import track
 from reparam.cards.card import FileFacts
+from reparam.compare import runs
 from reparam.compare.side_by_side import find
 from reparam.errors import TrackingError, UserError
 from reparam.paths import Paths
@@ -151,3 +152,8 @@ def test_a_server_that_cannot_be_reached_is_told_at_once(project: Paths, monkeyp
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     with pytest.raises(TrackingError, match=r"^nonesuch: no revision of git and no experiment of DVC; MLflow at http"):
         find("nonesuch", project)
+
+
+def test_results_keep_the_order_of_the_store_without_curves() -> None:
+    logged = {"evaluation/nll": 2.0, "validation/elbo": 9.0, "evaluation/elbo": 1.0, "export/served_elbo": 3.0}
+    assert list(runs._results(logged, {"export/served_elbo"}).items()) == [("nll", 2.0), ("elbo", 1.0)]

@@ -29,7 +29,7 @@ def card_of(directory: Path, images: np.ndarray, kind: Any, binarization: Any = 
     for name in SPLITS:
         np.save(directory / f"{name}-images.npy", images)
         np.save(directory / f"{name}-labels.npy", np.zeros(len(images), np.int32))
-    return store.write_card(directory, store.Origin("noise", {}, binarization, ("noise",), {}), kind)
+    return store.write_card(directory, store.Origin("noise", {}, binarization, ("noise",), {}, "Noise", "CC0"), kind)
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_standard_is_measured_on_the_training_images_alone(tmp_path: Path, image
     wanted = card_of(tmp_path, images, "standard").scaling
     for name in ("validation", "test"):
         np.save(tmp_path / f"{name}-images.npy", np.zeros_like(images))
-    origin = store.Origin("noise", {}, "none", ("noise",), {})
+    origin = store.Origin("noise", {}, "none", ("noise",), {}, "Noise", "CC0")
     assert store.write_card(tmp_path, origin, "standard").scaling == wanted
 
 

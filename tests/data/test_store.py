@@ -14,7 +14,9 @@ from reparam.errors import DamagedInputError, MissingInputError
 
 REMEDY = "run `dvc repro --force --single-item preprocess`"
 CLASSES = ("red", "green", "blue")
-ORIGIN = Origin(source="noise", options={}, binarization="none", classes=CLASSES, skipped={})
+ORIGIN = Origin(
+    source="noise", options={}, binarization="none", classes=CLASSES, skipped={}, title="Noise", licence="CC0"
+)
 
 
 @pytest.fixture

@@ -225,7 +225,7 @@ def other_images(directory: Path, shape: tuple[int, ...] = (1, 8, 8), tests: int
     for name, count in zip(SPLITS, (5, 5, tests), strict=True):
         np.save(directory / f"{name}-images.npy", random.integers(0, 256, (count, *shape), dtype=np.uint8))
         np.save(directory / f"{name}-labels.npy", np.zeros(count, np.int32))
-    store.write_card(directory, store.Origin("noise", {}, how, ("noise",), {}), "unit")
+    store.write_card(directory, store.Origin("noise", {}, how, ("noise",), {}, "Noise", "CC0"), "unit")
     return str(directory)
 
 

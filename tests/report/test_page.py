@@ -481,7 +481,9 @@ def lay_out(paths: Paths, page: Page, validation: int, curves: list[str]) -> Non
     for name, count in zip(SPLITS, (5, validation, 3), strict=True):
         np.save(paths.processed / f"{name}-images.npy", np.full((count, 1, 8, 8), 200, np.uint8))
         np.save(paths.processed / f"{name}-labels.npy", np.zeros(count, np.int32))
-    data = store.write_card(paths.processed, store.Origin("digits", {}, "dynamic", ("all",), {}), "unit")
+    data = store.write_card(
+        paths.processed, store.Origin("digits", {}, "dynamic", ("all",), {}, "Noise", "CC0"), "unit"
+    )
     page = replace(page, model=model_card(latent_size=12, data=data))
     paths.onnx.mkdir(parents=True)
     for name in EXPORTED:
@@ -615,6 +617,6 @@ def test_parameters_of_other_results_are_not_printed(section: str, page: Page, p
 
 def test_data_of_another_kind_than_the_model_s_is_refused(page: Page, project: Paths) -> None:
     lay_out(project, page, 0, [f"train_{term}" for term in TERMS])
-    store.write_card(project.processed, store.Origin("digits", {}, "none", ("all",), {}), "unit")
+    store.write_card(project.processed, store.Origin("digits", {}, "none", ("all",), {}, "Noise", "CC0"), "unit")
     with pytest.raises(StaleInputError, match=r"binarization: wanted dynamic, as the model .* found none"):
         report.run(load_config(project.params), project)

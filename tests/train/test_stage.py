@@ -67,7 +67,7 @@ def _write_store(directory: Path, counts: tuple[int, int, int], scaling: str, bi
     for name, count in zip(SPLITS, counts, strict=True):
         np.save(directory / f"{name}-images.npy", random.integers(0, 256, (count, 1, 4, 4), dtype=np.uint8))
         np.save(directory / f"{name}-labels.npy", np.zeros(count, np.int32))
-    store.write_card(directory, store.Origin("noise", {}, binarization, ("all",), {}), scaling)
+    store.write_card(directory, store.Origin("noise", {}, binarization, ("all",), {}, "Noise", "CC0"), scaling)
 
 
 def refusal(run: Train, project: Paths, **changes: Any) -> str:

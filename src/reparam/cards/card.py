@@ -86,6 +86,10 @@ class SealedCard(Card):
 
     @classmethod
     def parse(cls, content: bytes) -> Self:
+        """Check the content of a file, and that its checksum is that of its values.
+
+        Raises: ValueError that says what differs.
+        """
         sealed = super().parse(content)
         card = sealed.model_copy(update={"checksum": None})
         if sealed.checksum != card.digest:
@@ -93,6 +97,7 @@ class SealedCard(Card):
         return card
 
     def write(self, path: Path) -> None:
+        """Write the card and its checksum."""
         write_json(path, self._content() | {"checksum": self.digest})
 
 

@@ -112,6 +112,7 @@ class EvaluationCard(CardOfResult, SealedCard):
         return content
 
     def is_of(self, model: ModelCard) -> bool:
+        """Whether it was made of this model, on images of the same kind."""
         return super().is_of(model) and self.data == model.data
 
     @property

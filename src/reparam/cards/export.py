@@ -107,6 +107,7 @@ class ExportCard(ExportedModel):
     files: Files
 
     def is_of(self, model: ModelCard) -> bool:
+        """Whether it was made of this model, and says of it what the model's card says."""
         channels, height, width = model.data.shape
         wanted = {
             "kind": model.model.kind,

@@ -101,8 +101,12 @@ def _read(name: str, run: Any, store: track.Store) -> Experiment:
 
 def _results(metrics: Mapping[str, float], withheld: Set[str]) -> dict[str, float]:
     """Take what is a result, under its own name: of curves, the last value is none."""
-    results = {name for name in metrics if not name.startswith(("train/", "validation/"))} - withheld
-    named = {name.rpartition("/")[2]: metrics[name] for name in results}
+    is_curve = ("train/", "validation/")
+    named = {
+        name.rpartition("/")[2]: value
+        for name, value in metrics.items()
+        if name not in withheld and not name.startswith(is_curve)
+    }
     return {name: value for name, value in named.items() if describe(name.removesuffix(ERROR))}
 
 

@@ -21,6 +21,7 @@ class _Constructor(SafeConstructor):
     """Name the line of a value that Python cannot represent: an impossible date, a number of 5,000 digits."""
 
     def construct_object(self, node: Node, deep: bool = False) -> Any:
+        """Make a value. Raises: ConstructorError with its line."""
         try:
             value = super().construct_object(node, deep=deep)
         except (ValueError, OverflowError):

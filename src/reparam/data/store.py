@@ -53,8 +53,8 @@ class Origin:
     binarization: Binarization
     classes: tuple[str, ...]
     skipped: dict[str, str]
-    title: str = ""
-    licence: str = "not stated"
+    title: str
+    licence: str
 
 
 def write_card(directory: Path, origin: Origin, scaling: ScalingKind) -> DataCard:

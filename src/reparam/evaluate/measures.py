@@ -34,6 +34,7 @@ from reparam.evaluate.sample_quality import fit_projection, grey, pca_quality, s
 from reparam.evaluate.scoring import scoring_in
 from reparam.evaluate.subject import Subject
 from reparam.evaluate.view import evenly_spaced
+from reparam.metrics import VALIDATION
 from reparam.models.draw import standard_error
 from reparam.progress import counting
 from reparam.runtime import random_stream
@@ -120,7 +121,7 @@ def _likelihood(subject: Subject, findings: Findings) -> None:
 
 
 def _of_images(subject: Subject) -> dict[str, Tensor]:
-    """Name what the model scores images by, but for the NLL. Shapes: (N,) each. Units: nats."""
+    """Return the scores of each image by name, without the NLL. Shapes: (N,) each. Units: nats."""
     scores = subject.scores
     elbo = {"elbo": -(scores.reconstruction + scores.kl)} if subject.has_likelihood else {}
     kl = {} if subject.is_code else {"kl": scores.kl}
@@ -130,7 +131,7 @@ def _of_images(subject: Subject) -> dict[str, Tensor]:
 def _validation(subject: Subject, findings: Findings) -> None:
     """Score the validation split, too: what is chosen by the test split is no longer tested by it."""
     for name, values in _of_images(subject.on_validation()).items():
-        findings.add_mean(f"{name}_validation", values)
+        findings.add_mean(f"{name}{VALIDATION}", values)
 
 
 def _nll(subject: Subject, findings: Findings) -> None:

@@ -64,7 +64,7 @@ class Subject:
         return cls(model, data, settings, scores)
 
     def on_validation(self) -> Self:
-        """Score the model on the validation split in the same way, but for the NLL."""
+        """Score the model on the validation split in the same way, without the NLL."""
         if self.settings.split == "validation":
             return self
         data = replace(self.data, scored=self.data.validation)

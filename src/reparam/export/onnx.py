@@ -50,6 +50,7 @@ class EncoderGraph(Graph):
         self.grey_pixels = grey_pixels
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """Compute the posterior of images."""
         return self.model.posterior(self.seen(images))[: len(self.outputs)]
 
     def seen(self, images: Tensor) -> Tensor:
@@ -67,6 +68,7 @@ class DecoderGraph(Graph):
         super().__init__(model, pixels, GraphFacts(inputs=(latents,), outputs=outputs))
 
     def forward(self, latents: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """Compute the mean images of latents."""
         mean = self.served_mean(self.model.output(latents))
         return (mean * 255).round().to(torch.uint8), mean
 
@@ -93,6 +95,7 @@ class ScoreGraph(Graph):
         self.encoder = encoder
 
     def forward(self, images: Tensor, epsilon: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """Score images at the posterior samples that the noise makes."""
         x = self.encoder.seen(images)
         layers = self.model.layers(self.model.encode(x), epsilon)
         output = each_sample(self.model.decoder, layers[0].z)

@@ -73,8 +73,10 @@ def _write_bundle(
         for name, graph in graphs.items():
             verify.check_graph(directory / f"{name}.onnx", graph, settings.opset)
         parity = verify.measure_parity(graphs, runtime, directory, images, seed=0)
-        zeros = np.zeros((len(images), facts.latent_size), np.float32)
-        scored = "score" in graphs and manifest.score(runtime, directory / "score.onnx", images, zeros)
+        scores = None
+        if "score" in graphs:
+            zeros = np.zeros((len(images), facts.latent_size), np.float32)
+            scores = manifest.summarize(manifest.score(runtime, directory / "score.onnx", images, zeros))
         original = variants.Original(graphs, directory, images, runtime)
         tried = variants.write_variants(settings.variants, original, settings.opset)
     golden.write_golden(graphs, directory, images[:GOLDEN_IMAGES])
@@ -89,11 +91,12 @@ def _write_bundle(
         parity=parity,
         variants=tried,
         triton=settings.triton,
-        scores=None if scored is False else manifest.summarize(scored),
+        scores=scores,
         files=FileFacts.below(directory),
     )
     (directory / readme.README).write_text(readme.render(card), encoding="utf-8")
-    card = card.model_copy(update={"files": FileFacts.below(directory)})
+    files = card.files | {readme.README: FileFacts.of(directory / readme.README)}
+    card = card.model_copy(update={"files": dict(sorted(files.items()))})
     card.write(directory / MANIFEST)  # last of all, so that a directory with a manifest is whole
     return parity
 

@@ -41,6 +41,7 @@ class LogisticMixture:
         return (log_shares.exp() * means).sum(-4)
 
     def deviation(self, output: Tensor) -> Tensor:
+        """Return the standard deviation of the rounded grey value, by a sum over all of them."""
         mean, variance = self.mean(output), torch.zeros(())
         for grey in torch.linspace(0, 1, GREYS).tolist():
             mass = self._log_masses(output, torch.full_like(mean, grey)).exp()

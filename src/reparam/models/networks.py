@@ -58,14 +58,17 @@ class MLP(Network):
         self.decoder_hidden = mirrored if config.decoder_hidden is None else config.decoder_hidden
 
     def features(self, shape: tuple[int, ...]) -> tuple[nn.Sequential, int]:
+        """Build the layers up to the latents, and return their width. Shapes: (B, *shape) -> (B, width)."""
         widths = (math.prod(shape), *self.config.hidden)
         return nn.Sequential(nn.Flatten(), *self.stack(widths)), widths[-1]
 
     def decoder(self, inputs: int, shape: tuple[int, ...]) -> nn.Sequential:
+        """Build the layers from latents to the parameters of pixels. Shapes: (B, inputs) -> (B, *shape)."""
         layers = self.between((inputs, *self.decoder_hidden, math.prod(shape)))
         return nn.Sequential(*layers, nn.Unflatten(1, shape))
 
     def stack(self, widths: tuple[int, ...]) -> nn.Sequential:
+        """Build fully connected layers of these widths, the last with its activation, too."""
         layers: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise(widths):
             layers += [Linear(inputs, outputs), *self.after(outputs, is_image=False)]
@@ -91,6 +94,7 @@ class Conv(MLP):
         self.padding = (config.kernel - config.stride + 1) // 2  # sides of n * stride pixels become n
 
     def features(self, shape: tuple[int, ...]) -> tuple[nn.Sequential, int]:
+        """Build convolutions and what is behind them. Shapes: (B, *shape) -> (B, width)."""
         config, small = self.config, self._smallest(shape)
         layers: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise((shape[0], *config.channels)):
@@ -100,6 +104,7 @@ class Conv(MLP):
         return nn.Sequential(*layers, *flat), width
 
     def decoder(self, inputs: int, shape: tuple[int, ...]) -> nn.Sequential:
+        """Build the mirrored network. Shapes: (B, inputs) -> (B, *shape)."""
         config, small = self.config, self._smallest(shape)
         layers: list[nn.Module] = [*self.stack((inputs, *self.decoder_hidden, math.prod(small)))]
         layers.append(nn.Unflatten(1, small))

@@ -8,8 +8,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from reparam.errors import UserError
+from reparam.preprocess.images import MODES
 
-MODES = {1: "L", 3: "RGB"}  # Pillow's names, by the number of channels
 PLAIN = ("1", "L", "P", "RGB")  # 8 bits or fewer, and nothing to see through
 
 

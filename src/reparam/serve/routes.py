@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from reparam.client import Client
 from reparam.errors import UserError
+from reparam.preprocess.images import MODES
 from reparam.serve import pictures, protocol
 from reparam.serve.answers import Json, aside, check_finite, to_png
 from reparam.serve.batches import Arrays, Batches
@@ -146,7 +147,7 @@ class Routes:
         images = (await self._run("decoder", latents=latents))["images"]
         if not png:
             return await _numbers({"images": images})
-        if images.shape[-1] not in pictures.MODES:
+        if images.shape[-1] not in MODES:
             raise UserError(
                 f"format: wanted json, because images of {images.shape[-1]} channels have no PNG, found png"
             )

@@ -31,7 +31,7 @@ def register(client: Any, call: Call) -> None:
     model_id = _version_of(client, name, manifest)
     if model_id is None:
         model_id = _store(client, run, experiment.experiment_id, folder)
-        _add_version(client, name, model_id, {"run_id": call["parent"] or run, "tags": {BUNDLE_TAG: manifest}})
+        _add_version(client, name, model_id, run=call["parent"] or run, manifest=manifest)
     for linked in filter(None, (run, call["parent"])):
         outputs = client.get_run(linked).outputs
         if model_id not in {output.model_id for output in (outputs.model_outputs if outputs else ())}:
@@ -64,7 +64,7 @@ def _store(client: Any, run: str, experiment: str, folder: Path) -> str:
     return str(logged.model_id)
 
 
-def _add_version(client: Any, name: str, model_id: str, facts: dict[str, Any]) -> None:
+def _add_version(client: Any, name: str, model_id: str, *, run: str, manifest: str) -> None:
     from mlflow.exceptions import MlflowException
     from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
@@ -73,7 +73,8 @@ def _add_version(client: Any, name: str, model_id: str, facts: dict[str, Any]) -
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    version = client.create_model_version(name, LOGGED + model_id, model_id=model_id, **facts)
+    tags = {BUNDLE_TAG: manifest}
+    version = client.create_model_version(name, LOGGED + model_id, run_id=run, tags=tags, model_id=model_id)
     # By this tag the pages of MLflow lead from the model to its version.
     link = json.dumps([{"name": name, "version": version.version}])
     client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: link})
