@@ -168,6 +168,24 @@ def test_a_body_stops_at_the_end_of_the_range_that_is_announced(server: Server, 
     assert (names(tmp_path), server.seen) == (["images.gz"], ["/x"])
 
 
+def test_a_place_that_cannot_be_counted_is_another_range(server: Server, tmp_path: Path) -> None:
+    (tmp_path / ".partial-images.gz").write_bytes(BODY[:HALF])
+
+    def count(send: Send, start: int) -> None:
+        send(head("206 Partial Content", f"Content-Range: bytes {start}-{'9' * 5_000}/9") + BODY if start else head())
+        send(BODY)
+
+    server.answers = {"/x": count}
+    fetch(file_at(f"{server.url}/x"), tmp_path, [])
+    assert (tmp_path / "images.gz").read_bytes() == BODY
+    assert server.seen == ["/x", "/x"]
+
+
+def test_two_lengths_are_no_valid_answer(server: Server, tmp_path: Path) -> None:
+    server.answers = {"/x": lambda send, start: send(head("200 OK", "Content-Length: 5", "Content-Length: 6") + BODY)}
+    assert refusal(tmp_path, f"{server.url}/x")[1] == f"  {server.url}/x: no valid answer (InvalidHeader)"
+
+
 # ---- servers that keep one waiting
 
 
@@ -302,8 +320,11 @@ STATUSES = (
 STATUSES += ("429 Too Many Requests", "500 Internal Server Error", "503 Service Unavailable", "999", "abc", "-1 \xff")
 HEADERS = (
     *(f"Content-Length: {length}" for length in (len(BODY), HALF, 10**6, 10**40, -5, "many", "5, 7")),
-    *(f"Content-Range: bytes {place}" for place in (f"{HALF}-{len(BODY) - 1}/{len(BODY)}", "0-5/6", "9-1/0", "x")),
-    *(f"Retry-After: {time}" for time in (0, -1, "9" * 400, "nan", "Thu, 99 Foo 2020")),
+    *(
+        f"Content-Range: bytes {place}"
+        for place in (f"{HALF}-{len(BODY) - 1}/{len(BODY)}", "0-5/6", "9-1/0", "x", "9" * 5000)
+    ),
+    *(f"Retry-After: {time}" for time in (0, -1, "9" * 400, "9" * 5000, "nan", "Thu, 1 Jan 99999 0:0:0 GMT")),
     *(f"Location: {place}" for place in ("/y", "/x", "http://[::1/", "http:///", "\xff", "ftp://h/", "//", "?" * 9999)),
     *(
         "Transfer-Encoding: chunked",

@@ -451,6 +451,16 @@ def test_the_server_tells_how_long_to_wait(server: Server, tmp_path: Path, waits
     assert waits == [7, 2, pytest.approx(30, abs=3), 8]
 
 
+@pytest.mark.parametrize("after", ["9" * 5_000, "Fri, 31 Dec 99999 23:59:59 GMT"])
+def test_a_time_that_cannot_be_counted_is_no_time_to_wait(
+    after: str, server: Server, tmp_path: Path, waits: list[float]
+) -> None:
+    server.answers = [status(503, Retry_After=after)]
+    fetch(IMAGES, tmp_path, [server.url])
+    assert arrived(tmp_path)
+    assert waits == [1]
+
+
 def test_what_a_killed_process_received_is_not_received_again(server: Server, tmp_path: Path) -> None:
     server.answers = [stall]
     code = (

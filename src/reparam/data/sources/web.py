@@ -56,7 +56,7 @@ def _request(url: str, part: Part) -> bool:
             kept = present if response.status_code == 206 else 0
             length = response.raw.length_remaining
             if kept:
-                announced = re.match(rf"bytes {present}-(\d+)/", response.headers.get("Content-Range", ""))
+                announced = re.match(rf"bytes {present}-(\d{{1,18}})/", response.headers.get("Content-Range", ""))
                 if announced is None:
                     part.path.unlink()
                     raise TransientError("sent another range than asked for")
@@ -73,6 +73,8 @@ def _ask(url: str, present: int) -> requests.Response:
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={present}-"} if present else {})
     try:
         return requests.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS))
+    except requests.exceptions.InvalidHeader:  # which is a ValueError, but says nothing of the address
+        raise
     except ValueError:  # of requests, urllib3, and Python's own modules for addresses and encodings
         raise SourceError(
             "wanted http:// or https://, found that it, a redirect or a proxy has no such address"
@@ -101,9 +103,9 @@ def _check_status(response: requests.Response, present: int) -> None:
     if status not in (408, 425, 429) and status < 500:
         raise SourceError(message)
     try:
-        seconds = urllib3.Retry().parse_retry_after(response.headers.get("Retry-After", "0"))
-    except urllib3.exceptions.InvalidHeader:
-        seconds = 0
+        seconds = float(urllib3.Retry().parse_retry_after(response.headers.get("Retry-After", "0")))
+    except (urllib3.exceptions.InvalidHeader, ValueError, OverflowError):  # no time, or one that Python cannot count
+        seconds = 0.0
     raise TransientError(message, seconds)
 
 
