@@ -1,5 +1,6 @@
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from dvc_data.hashfile.db.local import LocalHashFileDB
 from dvc_objects.fs import LocalFileSystem
 
 from reparam.errors import MissingInputError
-from reparam.files import dvc_hash, require, sha256, whole_directory, whole_file, write_json
+from reparam.files import dvc_hash, parse_table, require, sha256, whole_directory, whole_file, write_json
 
 
 def names(directory: Path) -> list[str]:
@@ -207,3 +208,22 @@ def test_a_directory_is_hashed_as_dvc_hashes_it(tmp_path: Path) -> None:
     moved = dvc_hash(directory)
     assert moved == hash_by_dvc(directory, tmp_path / "cache")
     assert moved != first
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not rows of finite numbers"),
+        ("epoch,kl\n", "not rows of finite numbers"),
+        ("epoch,kl\n1,1e999\n", "not rows of finite numbers"),
+        ("epoch,kl\n1,many\n", "could not convert string to float: 'many'"),
+        ("epoch,kl\n1\n", "float() argument must be a string or a real number, not 'NoneType'"),
+        ("epoch,kl\n1,2,3\n", "float() argument must be a string or a real number, not 'list'"),
+        (f"epoch,kl\n1,{'9' * 200_000}\n", "field larger than field limit (131072)"),
+        ("epoch\n1\n", "no column kl"),
+    ],
+)
+def test_a_table_that_is_not_one_of_numbers_is_damaged(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse_table(text, "epoch", "kl")
+    assert parse_table("kl,epoch\n1e-3,2\n", "epoch", "kl") == [{"kl": 0.001, "epoch": 2.0}]

@@ -24,7 +24,7 @@ from urllib3 import Retry
 from reparam import logged
 from reparam.client.client import Client
 from reparam.config import load_config
-from reparam.errors import MissingInputError, StaleInputError, TrackingError
+from reparam.errors import DamagedInputError, MissingInputError, StaleInputError, TrackingError
 from reparam.files import dvc_hash, sha256
 from reparam.paths import Paths
 
@@ -137,6 +137,21 @@ def test_results_are_tracked_all_or_none(elsewhere: Paths, tmp_path: Path, monke
         MissingInputError, match=r"reports/evaluation/metrics.json: not found; run `dvc repro evaluate`"
     ):
         logged.everything(config, part, tracker)
+    assert tracker.rows() == []
+    for folder in ("models/onnx", "reports/evaluation", "reports/export"):
+        shutil.copytree(elsewhere.root / folder, part.root / folder)
+    shutil.copy(elsewhere.report, part.report)
+    picture = part.figures / "samples.png"
+    picture.unlink()
+    with pytest.raises(MissingInputError, match=r"samples.png: not found; run `dvc repro evaluate`"):
+        logged.everything(config, part, tracker)
+    shutil.copy(elsewhere.figures / "samples.png", picture)
+    for content in ("epoch,beta\n1,x\n", "epoch,beta\n1\n", "beta\n1\n", "epoch\ninf\n", "epoch\n" + "9" * 200_000, ""):
+        part.history.write_text(content)
+        with pytest.raises(
+            DamagedInputError, match=r"history.csv: wanted a table of numbers, found a damaged one: .*train"
+        ):
+            logged.everything(config, part, tracker)
     assert tracker.rows() == []
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "off")
     with pytest.raises(TrackingError, match="MLFLOW_TRACKING_URI is 'off'; name the store to log to"):

@@ -1,8 +1,11 @@
 """Write whole files or none, and name files by their content."""
 
+import csv
 import errno
 import hashlib
+import io
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -82,6 +85,25 @@ def write_json(path: Path, value: Any) -> None:
 def to_json(value: Any) -> str:
     """Spell a value as JSON, each in one way only."""
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
+def parse_table(text: str, *columns: str) -> list[dict[str, float]]:
+    """Read rows of numbers, written as CSV.
+
+    Raises: ValueError where there is no row or not each of these columns, or a row has anything but one finite number
+    in each column.
+    """
+    try:
+        rows = [
+            {name: float(value) for name, value in row.items()} for row in csv.DictReader(io.StringIO(text, newline=""))
+        ]
+    except (csv.Error, TypeError) as error:  # a field without end; a row that is shorter or longer than the first
+        raise ValueError(str(error)) from None
+    if not rows or not all(math.isfinite(value) for row in rows for value in row.values()):
+        raise ValueError("not rows of finite numbers")
+    if missing := [name for name in columns if name not in rows[0]]:
+        raise ValueError(f"no column {', '.join(missing)}")
+    return rows
 
 
 def require_writable(*paths: Path) -> None:

@@ -1,17 +1,16 @@
 """What the tracking store gets of the files that stages wrote: at their end, or from `dvc pull` on another machine."""
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 
-from reparam.cards.card import CARD, MANIFEST
+from reparam.cards.card import CARD, MANIFEST, require_file
 from reparam.cards.data import DataCard
-from reparam.cards.evaluation import EvaluationMetrics
+from reparam.cards.evaluation import EvaluationCard, EvaluationMetrics
 from reparam.cards.export import ExportCard, ExportMetrics
 from reparam.cards.model import ModelCard, TrainedParams, TrainingMetrics
 from reparam.config import Config, flatten
-from reparam.errors import StaleInputError, TrackingError
-from reparam.files import require
+from reparam.errors import DamagedInputError, StaleInputError, TrackingError
+from reparam.files import parse_table, require, rerun
 from reparam.paths import Paths
 from reparam.track import OFF, PARAMS_TAG, WEIGHTS_TAG, Run, Tracker, address
 
@@ -42,7 +41,8 @@ def training(run: Run, model: ModelCard, paths: Paths) -> None:
 def evaluation(run: Run, model: ModelCard, paths: Paths) -> None:
     """Log metrics, KL of each latent, and figures."""
     run.log_headline(EvaluationMetrics.read_of(model, paths.evaluation_metrics, "evaluate").values, "evaluation")
-    run.log_metrics({row["dimension"]: float(row["kl"]) for row in _rows(paths.latents)}, group="latent_kl")
+    rows = _rows(paths.latents, "evaluate", "dimension", "kl")
+    run.log_metrics({f"{row['dimension']:.0f}": row["kl"] for row in rows}, group="latent_kl")
     files = (paths.evaluation_card, paths.evaluation_metrics, paths.scores, paths.latents)
     run.log_files([*files, *sorted(paths.figures.iterdir())], "evaluation")
 
@@ -76,12 +76,13 @@ def everything(config: Config, paths: Paths, tracker: Tracker) -> bool:
             "`git checkout` and `dvc pull` of the same revision first"
         )
     _require_results(model, paths)
+    history = _rows(paths.history, "train", "epoch")
     if tracker.has_training(model.lineage.weights_sha256, model.lineage.params_sha256):
         return False
     with tracker.training_run(model.lineage.data, name=title(config, data)) as run:
         training_begins(run, config, data, model.lineage.data)
-        for row in _rows(paths.history):
-            epoch(run, {name: float(value) for name, value in row.items()}, int(float(row["epoch"])))
+        for row in history:
+            epoch(run, row, int(row["epoch"]))
         training(run, model, paths)
     for stage, log in {"evaluate": evaluation, "export": export, "report": report}.items():
         with tracker.child_run(stage, dict(model.lineage)) as run:
@@ -94,10 +95,15 @@ def _require_results(model: ModelCard, paths: Paths) -> None:
     """Refuse to log a part: a second try would find the training, and leave it without the rest."""
     TrainingMetrics.read_of(model, paths.training_metrics, "train")
     EvaluationMetrics.read_of(model, paths.evaluation_metrics, "evaluate")
-    ExportCard.read_of(model, paths.onnx / MANIFEST, "export")
+    evaluated = EvaluationCard.read_of(model, paths.evaluation_card, "evaluate")
+    for name in evaluated.files:
+        folder = paths.figures if name.endswith(".png") else paths.evaluation_card.parent
+        require_file(folder, name, evaluated.files, "evaluate")
     ExportMetrics.read_of(model, paths.export_metrics, "export")
-    for path, stage in ((paths.history, "train"), (paths.latents, "evaluate"), (paths.report, "report")):
-        require(path, made_by=stage)
+    exported = ExportCard.read_of(model, paths.onnx / MANIFEST, "export")
+    for name in exported.files:
+        require_file(paths.onnx, name, exported.files, "export")
+    require(paths.report, made_by="report")
 
 
 def title(config: Config, data: DataCard) -> str:
@@ -105,6 +111,12 @@ def title(config: Config, data: DataCard) -> str:
     return f"{config.model.kind} {config.model.network} {data.source}"
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+def _rows(path: Path, made_by: str, *columns: str) -> list[dict[str, float]]:
+    """Read a table that has these columns. Raises: MissingInputError, DamagedInputError."""
+    require(path, made_by)
+    try:
+        return parse_table(path.read_text(encoding="utf-8"), *columns)
+    except ValueError as error:
+        raise DamagedInputError(
+            f"{path}: wanted a table of numbers, found a damaged one: {error}; {rerun(made_by)}"
+        ) from None

@@ -114,7 +114,9 @@ def test_all_that_was_done_before_parameters_changed_is_told_at_once(
     assert note.startswith("params.yaml was changed after training and evaluation: ")
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "epoch\n1\n", "epoch,validation_loss\n1,many\n"])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "epoch\n1\n", "epoch,validation_loss\n1,many\n", "epoch,train_loss\n1e999,1\n"]
+)
 def test_damaged_files_are_told_and_the_rest_is_read(content: str, project: Paths, params: dict[str, Any]) -> None:
     write_results(project, params, -20.0)
     project.history.write_text(content)

@@ -1,7 +1,5 @@
 """The working copy and revisions of git, which DVC reads -> Experiment."""
 
-import csv
-import io
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ from reparam.compare.experiment import SAMPLES, Experiment, checked, read_scores
 from reparam.config import Config, flatten
 from reparam.config.yaml import parse_yaml
 from reparam.errors import UserError
+from reparam.files import parse_table
 from reparam.paths import Paths
 
 WORKSPACE = "workspace"
@@ -167,9 +166,9 @@ def _read_params(content: bytes) -> dict[str, Any]:
 
 
 def _read_losses(content: bytes) -> tuple[str, dict[int, float]]:
-    rows = list(csv.DictReader(io.StringIO(content.decode())))
+    rows = parse_table(content.decode(), "epoch")
     split = "validation" if "validation_loss" in rows[0] else "train"
-    return split, {int(float(row["epoch"])): float(row[f"{split}_loss"]) for row in rows}
+    return split, {int(row["epoch"]): row[f"{split}_loss"] for row in rows}
 
 
 def _stale(params: Mapping[str, Any], card: EvaluationCard | None, exported: ExportCard | None) -> list[str]:

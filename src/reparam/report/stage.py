@@ -1,7 +1,5 @@
 """Every earlier stage's reports, all params -> reports/index.html: one page that needs no network."""
 
-import csv
-import math
 from collections.abc import Sequence
 
 from reparam import logged, track
@@ -16,7 +14,7 @@ from reparam.errors import DamagedInputError, StaleInputError
 from reparam.figures.curves import SCHEDULES, plot_training
 from reparam.figures.images import plot_contact_sheet
 from reparam.figures.style import png
-from reparam.files import require, rerun, whole_file
+from reparam.files import parse_table, require, rerun, whole_file
 from reparam.paths import Paths
 from reparam.report.page import Page, render
 
@@ -76,21 +74,14 @@ def _check_params(config: Config, page: Page) -> None:
             )
 
 
-def _finite(text: str) -> float:
-    if not math.isfinite(value := float(text)):
-        raise ValueError("a finite number")
-    return value
-
-
 def _read_history(paths: Paths, splits: Sequence[str]) -> dict[str, list[float]]:
     require(paths.history, made_by="train")
     wanted = ["epoch", *(f"{split}_{term}" for split in splits for term in ("loss", "reconstruction", "kl"))]
     try:
-        with paths.history.open(encoding="utf-8") as file:
-            rows = list(csv.DictReader(file)) or [{}]
+        rows = parse_table(paths.history.read_text(encoding="utf-8"), *wanted)
         schedules = [name for name in SCHEDULES if name in rows[0]]
-        return {name: [_finite(row[name]) for row in rows] for name in (*wanted, *schedules)}
-    except (KeyError, TypeError, ValueError):  # no row, a row cut short, a column missing, or no number
+        return {name: [row[name] for row in rows] for name in (*wanted, *schedules)}
+    except ValueError:
         raise DamagedInputError(
             f"{paths.history}: wanted a table of {', '.join(wanted)}, found a damaged one; {rerun('train')}"
         ) from None
