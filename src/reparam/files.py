@@ -8,6 +8,8 @@ import json
 import math
 import os
 import shutil
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,8 @@ from typing import Any
 from reparam.errors import MissingInputError
 
 MANY = 256  # files
+# What zipfile and numpy raise beside their own errors: the last two where the file is a single array.
+DAMAGED_ARRAYS = (EOFError, MemoryError, OSError, RuntimeError, ValueError, AttributeError, TypeError)
 
 
 @contextmanager
@@ -104,6 +108,20 @@ def parse_table(text: str, *columns: str) -> list[dict[str, float]]:
     if missing := [name for name in columns if name not in rows[0]]:
         raise ValueError(f"no column {', '.join(missing)}")
     return rows
+
+
+def parse_arrays(content: bytes) -> dict[str, Any]:
+    """Read arrays by their names, as `numpy.savez` writes them.
+
+    Raises: ValueError.
+    """
+    import numpy as np  # here, because most that write files need none
+
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (*DAMAGED_ARRAYS, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"no arrays as numpy.savez writes them: {error}") from None
 
 
 def require_writable(*paths: Path) -> None:

@@ -353,6 +353,26 @@ def test_verify_finds_wrong_answers(name: str, change: float, message: str, mode
     assert refusal("verify").startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("latents", np.zeros(3, np.float32), "models/onnx: decoder: golden.npz is not of it: "),
+        ("latents", np.array(["a"]), "models/onnx: decoder: golden.npz is not of it: "),
+        ("mean", np.array(["a"]), "models/onnx: encoder, mean: wanted <U1 (1,) (as golden.npz has it), found float32 "),
+        (None, None, "models/onnx/golden.npz: no arrays as numpy.savez writes them: "),
+    ],
+)
+def test_verify_refuses_answers_of_another_kind(name: str | None, array: Any, message: str, model: Client) -> None:
+    if name is None:
+        Path("models/onnx/golden.npz").write_bytes(b"PK\x05\x06 no arrays")
+    else:
+        with np.load("models/onnx/golden.npz") as file:
+            golden = {**file, name: array}
+        np.savez("models/onnx/golden.npz", **golden)
+    relist(Path("models/onnx"))
+    assert refusal("verify").startswith(message)
+
+
 def test_verify_wants_a_whole_model(exported: Exported, model: Client) -> None:
     golden = Path("models/onnx/golden.npz")
     golden.write_bytes(b"x" * golden.stat().st_size)

@@ -1,7 +1,5 @@
 """What is known of one experiment, wherever it was read from."""
 
-import io
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -10,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reparam.cards.evaluation import EvaluationCard
+from reparam.files import parse_arrays
 
 SAMPLES = "samples.png"
 T = TypeVar("T")
@@ -42,8 +41,4 @@ def read_scores(content: bytes) -> Scores:
 
     Raises: ValueError.
     """
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            return {name: np.asarray(file[name], np.float64) for name in file.files}
-    except (AttributeError, OSError, EOFError, zipfile.BadZipFile) as error:  # AttributeError: a single array
-        raise ValueError(str(error)) from None
+    return {name: np.asarray(values, np.float64) for name, values in parse_arrays(content).items()}

@@ -1,6 +1,5 @@
 """Proof that a model is the one that was exported, and that this machine computes what torch computed."""
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,8 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from reparam.client import Client
-from reparam.client.bundle import MANIFEST, Bundle
+from reparam.client.bundle import EXPORT, MANIFEST, Bundle
 from reparam.errors import DamagedInputError, ParityError, UserError
+from reparam.files import parse_arrays
 
 GOLDEN = "golden.npz"
 TOLERANCE = 1e-5  # times the largest absolute value where that exceeds 1: what `reparam export` holds the graphs to
@@ -32,8 +32,10 @@ def verify(path: Path) -> Iterator[str]:
     yield f"{len(bundle.files)} files: as in {MANIFEST}"
     if GOLDEN not in bundle.files:
         raise UserError(f"{path}: wanted right answers in {GOLDEN}, found none; run `dvc repro export`")
-    with np.load(io.BytesIO(bundle.read(GOLDEN)), allow_pickle=False) as file:
-        golden = dict(file)
+    try:
+        golden = parse_arrays(bundle.read(GOLDEN))
+    except ValueError as error:
+        raise DamagedInputError(f"{path / GOLDEN}: {error}; {EXPORT}") from None
     client = Client(path, device="cpu")  # the tolerance is that of CPUs
     for role in client.graphs:
         yield from _compare(client, role, golden, _tolerance(bundle))
@@ -51,11 +53,17 @@ def _compare(client: Client, role: str, golden: dict[str, npt.NDArray[np.generic
     if missing := [name for name in (*INPUTS[role], *outputs.values()) if name not in golden]:
         yield f"{role}: not checked, {GOLDEN} has no {', '.join(missing)}"
         return
-    found = client.run(role, list(outputs), **{name: golden[name] for name in INPUTS[role]})
+    try:
+        found = client.run(role, list(outputs), **{name: golden[name] for name in INPUTS[role]})
+    except Exception as problem:  # onnxruntime's own exceptions share no public base class
+        raise DamagedInputError(f"{client.path}: {role}: {GOLDEN} is not of it: {problem}; {EXPORT}") from problem
     for (output, name), values in zip(outputs.items(), found, strict=True):
         wanted = golden[name]
-        if values.shape != wanted.shape:
-            raise DamagedInputError(f"{client.path}: {role}, {output}: wanted {wanted.shape}, found {values.shape}")
+        if (values.dtype, values.shape) != (wanted.dtype, wanted.shape):
+            raise DamagedInputError(
+                f"{client.path}: {role}, {output}: wanted {wanted.dtype} {wanted.shape} (as {GOLDEN} has it), found "
+                f"{values.dtype} {values.shape}; {EXPORT}"
+            )
         error = float(np.abs(values.astype(np.float64) - wanted.astype(np.float64)).max(initial=0))
         is_grey = wanted.dtype == np.uint8
         scale = max(1.0, float(np.abs(wanted).max(initial=0)))
