@@ -1,6 +1,7 @@
 import copy
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from functools import reduce
 from operator import attrgetter, getitem
@@ -387,6 +388,32 @@ def test_a_file_that_holds_no_sections_is_refused_in_one_message(
         load_config(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_not_read(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / "params.yaml")
+    with pytest.raises(ParamsError, match=r"params.yaml: wanted a file of parameters, found a folder, device or pipe"):
+        load_config(tmp_path / "params.yaml")
+
+
+def test_of_very_many_problems_the_first_ones_are_listed_and_of_long_values_the_beginning(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("".join(f"k{number}: {'x' * 300}\n" for number in range(100)))
+    with pytest.raises(ParamsError) as caught:
+        load_config(path)
+    head, *problems, more = str(caught.value).splitlines()
+    assert head == f"{path}: 108 problems"
+    assert len(problems) == 50
+    assert problems[-1] == f"  k41: unknown parameter, found '{'x' * 199}...; remove it"
+    assert more == "  and 58 more"
+
+
+def test_a_file_that_is_far_too_long_is_not_parsed(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("#" * 100_001)
+    with pytest.raises(ParamsError, match="wanted at most 100,000 characters of parameters, found 100,001"):
+        load_config(path)
 
 
 def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:

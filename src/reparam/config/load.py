@@ -16,13 +16,14 @@ from reparam.config.model import ModelConfig
 from reparam.config.objective import ObjectiveConfig
 from reparam.config.preprocess import PreprocessConfig
 from reparam.config.report import ReportConfig
-from reparam.config.section import Section, describe_problem, describe_type
+from reparam.config.section import Section, describe_problem, describe_type, shorten
 from reparam.config.train import TrainConfig
 from reparam.config.yaml import read_yaml
 from reparam.errors import ParamsError
 from reparam.redact import parameter_without_secrets
 
 Location = tuple[int | str, ...]
+LISTED = 50  # problems: a person mends these first
 SHIPPED = Path(__file__).with_name("params.yaml")  # the defaults
 
 
@@ -53,15 +54,17 @@ def check_config(values: Any, name: str) -> Config:
     Raises: ParamsError as `load_config`.
     """
     if not isinstance(values, dict):
-        raise ParamsError(f"{name}: wanted sections of parameters, found {values!r}")
+        raise ParamsError(f"{name}: wanted sections of parameters, found {shorten(repr(values))}")
     try:
         return Config.model_validate(values)
     except ValidationError as error:
         found = error.errors(include_url=False)
         parents = {item["loc"][:-1] for item in found}
         # pydantic does not count a wrong item, so a list that holds one may pass for too short.
-        problems = [_describe(item) for item in found if item["type"] != "too_short" or item["loc"] not in parents]
-        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        wrong = [item for item in found if item["type"] != "too_short" or item["loc"] not in parents]
+        count = f"{len(wrong)} problem{'s' if len(wrong) > 1 else ''}"
+        more = [f"and {len(wrong) - LISTED} more"] if len(wrong) > LISTED else []
+        problems = [*map(_describe, wrong[:LISTED]), *more]
         raise ParamsError(f"{name}: {count}\n" + "\n".join(f"  {p}" for p in problems)) from None
 
 
@@ -123,14 +126,15 @@ def hint(path: str, otherwise: str) -> str:
 
 def _describe(problem: Any) -> str:
     location: Location = problem["loc"]
+    found = shorten(repr(problem["input"]))
     match problem["type"]:
         case "missing":
             return f"{describe_problem(problem)}; wanted {_wanted(location)}"
         case "extra_forbidden":
             path = ".".join(map(str, location))
-            return f"{path}: unknown parameter, found {problem['input']!r}; {hint(path, 'remove it')}"
+            return f"{shorten(path)}: unknown parameter, found {found}; {hint(path, 'remove it')}"
         case "model_type":
-            return f"{'.'.join(map(str, location))}: wanted {_wanted(location)}, found {problem['input']!r}"
+            return f"{'.'.join(map(str, location))}: wanted {_wanted(location)}, found {found}"
     return describe_problem(problem)
 
 

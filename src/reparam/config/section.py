@@ -160,11 +160,16 @@ def describe_type(schema: Mapping[str, Any]) -> str:
     return TYPES[schema["type"]] + (f" ({bounds})" if bounds else "")
 
 
+def shorten(text: str) -> str:
+    """Cut a value that is too long for a message."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
 def describe_problem(problem: Any) -> str:
     """Say in one line what pydantic found wrong: `field: wanted this, found that`."""
     path, found, context = ".".join(map(str, problem["loc"])), repr(problem["input"]), problem.get("ctx", {})
     where = f"{path}: " if path else ""
-    found = found if len(found) <= LONGEST else f"{found[:LONGEST]}..."
+    found = shorten(found)
     match problem["type"]:
         case "missing":
             return f"{where}missing"

@@ -12,7 +12,7 @@ from ruamel.yaml.nodes import Node
 from reparam.errors import ParamsError
 
 DEEPEST = 8  # sections, blocks and lists in each other; params.yaml has 3
-LONGEST = 1_000_000  # characters
+LONGEST = 100_000  # characters: ten times params.yaml, and read within seconds
 MOST_BITS = 1_000  # of a whole number: far beyond what any parameter can be, and short enough to be shown
 NULL = "tag:yaml.org,2002:null"
 
@@ -38,6 +38,8 @@ def read_yaml(path: Path) -> Any:
     Raises: ParamsError.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise ParamsError(f"{path}: wanted a file of parameters, found a folder, device or pipe; move it away")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ParamsError(f"{path}: not found; run from the root of the project, where params.yaml is") from None
