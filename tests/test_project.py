@@ -129,6 +129,13 @@ def test_files_that_ignore_keep_their_lines_and_get_those_that_are_missing(bare:
     ]
 
 
+def test_files_that_ignore_may_have_any_encoding(bare: Paths) -> None:
+    bare.root.mkdir()
+    (bare.root / ".gitignore").write_bytes(b"gr\xfc\xdfe/\n")
+    projects.create(bare)
+    assert (bare.root / ".gitignore").read_bytes().startswith(b"gr\xfc\xdfe/\n")
+
+
 def test_within_a_repository_of_git_no_other_is_made(tmp_path: Path) -> None:
     type_in(tmp_path, "git", "init", "--quiet")
     projects.create(paths_of(tmp_path / "below"))
@@ -177,6 +184,21 @@ def test_an_update_refuses_parameters_that_are_no_longer_known(old: Paths) -> No
     with pytest.raises(ParamsError, match=r"report\.subtitle: unknown parameter, found 'none'; did you mean"):
         projects.update(old)
     assert old.installation.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1, 2]", r"params\.yaml: wanted sections of parameters, found \[1, 2\]$"),
+        ("train: [", r"params\.yaml: line 1, column 9: not valid YAML: "),
+        ("train: 3", r"params\.yaml: 1 problem\n  train: wanted a section of parameters, found 3$"),
+    ],
+)
+def test_an_update_refuses_a_file_that_holds_no_parameters(content: str, message: str, old: Paths) -> None:
+    old.params.write_text(content)
+    with pytest.raises(ParamsError, match=message):
+        projects.update(old)
+    assert old.params.read_text() == content
 
 
 def test_without_a_project_there_is_nothing_to_update(bare: Paths) -> None:

@@ -3,6 +3,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 import sys
 from functools import cache
 from pathlib import Path
@@ -132,6 +133,21 @@ def test_a_change_of_the_shipped_parameters_changes_no_recipe(tmp_path: Path, mo
     assert {name: recipes.read(FOLDER, name) for name in RECIPES} == before
     # All that there were when recipes became differences are set; one that is new need not be.
     assert len(flatten(YAML(typ="safe").load(FOLDER / "base.yaml"))) >= 113
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"model: [", "mine.yaml: line 1, column 9: not valid YAML: "),
+        (b"[1]", r"mine.yaml: wanted sections of parameters, found \[1\]$"),
+        (b"# Source: \xff", r"mine.yaml: not a recipe: .*; mend or remove it$"),
+    ],
+)
+def test_a_damaged_recipe_is_named(content: bytes, message: str, tmp_path: Path) -> None:
+    shutil.copy(FOLDER / "base.yaml", tmp_path)
+    (tmp_path / "mine.yaml").write_bytes(content)
+    with pytest.raises(ParamsError, match=message):
+        recipes.params_file(tmp_path, "mine")
 
 
 @every_recipe

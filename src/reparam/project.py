@@ -1,6 +1,7 @@
 """The installed package -> a project whose stages run from it: params.yaml, dvc.yaml and what is beside them."""
 
 import io
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -129,9 +130,10 @@ def _start_version_control(directory: Path) -> None:
 
 
 def _add_lines(path: Path, lines: Iterable[str]) -> None:
-    own = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    # As bytes of any encoding, which stay as they are.
+    own = os.fsdecode(path.read_bytes()).splitlines() if path.exists() else []
     with whole_file(path) as partial:
-        partial.write_text("\n".join([*own, *(line for line in lines if line not in own), ""]), encoding="utf-8")
+        partial.write_bytes(os.fsencode("\n".join([*own, *(line for line in lines if line not in own), ""])))
 
 
 def _write(files: Mapping[Path, str]) -> list[Path]:

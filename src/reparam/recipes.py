@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from reparam.config import Config
 from reparam.config.document import ALL, HEAD, with_comments
 from reparam.config.load import SHIPPED, check_config, hint, paths_of
+from reparam.config.section import shorten
 from reparam.config.yaml import read_yaml
 from reparam.errors import ParamsError
 from reparam.files import refuse_special, whole_file
@@ -47,10 +48,10 @@ def complete(folder: Path, name: str) -> dict[str, Any]:
 
     Raises: ParamsError where there is no such recipe.
     """
-    own = _text(folder, name)
+    _text(folder, name)
     values: dict[str, Any] = YAML().load(SHIPPED)
-    for text in ((folder / "base.yaml").read_text(encoding="utf-8"), own):
-        merge(values, YAML().load(text) or {})
+    for path in (folder / "base.yaml", folder / f"{name}.yaml"):
+        merge(values, _changes(path))
     return values
 
 
@@ -82,11 +83,11 @@ def renewed(path: Path) -> str:
 
     Raises: ParamsError where a value is wrong.
     """
-    read_yaml(path)
+    changes = _changes(path)
     text = path.read_text(encoding="utf-8")
     own, separator, _ = text.partition("\n\n")[0].partition("\n#\n")  # of a recipe: where it is from
     values: dict[str, Any] = YAML().load(SHIPPED)
-    merge(values, YAML().load(text))
+    merge(values, changes)
     check_config(values, str(path))
     return with_comments(values, f"{own}{separator}{HEAD}" if separator else HEAD)
 
@@ -103,13 +104,28 @@ def place(text: str, path: Path) -> Path | None:
     return kept
 
 
+def _changes(path: Path) -> Mapping[str, Any]:
+    """Read a file of parameters, with their spelling.
+
+    Raises: ParamsError.
+    """
+    found = read_yaml(path)
+    if found is not None and not isinstance(found, dict):
+        raise ParamsError(f"{path}: wanted sections of parameters, found {shorten(repr(found))}")
+    return YAML().load(path) or {}
+
+
 def _text(folder: Path, name: str) -> str:
     known = names(folder)
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3)
         help_ = f"did you mean {' or '.join(map(repr, close))}?" if close else "`reparam recipe` lists all"
         raise ParamsError(f"{name}: no recipe in {folder}; {help_}")
-    return (folder / f"{name}.yaml").read_text(encoding="utf-8")
+    path = folder / f"{name}.yaml"
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ParamsError(f"{path}: not a recipe: {error}; mend or remove it") from None
 
 
 def merge(values: MutableMapping[str, Any], changes: Mapping[str, Any]) -> None:
