@@ -20,6 +20,7 @@ from reparam.doctor import Finding
 from reparam.paths import Paths
 
 DEAD = 2**22 + 1  # beyond the largest number of a process
+LOCKS = {"train": os.getpid(), "evaluate": DEAD, "export": "", "report": 10**30, "download": "9" * 5_000, "x": "é"}
 
 
 def test_without_repositories_it_fails_and_says_what_to_do(project: Paths, reparam: Callable[..., Any]) -> None:
@@ -102,8 +103,8 @@ def test_a_damaged_store_has_the_remedy_of_its_message(project: Paths, monkeypat
 
 def test_processes_that_are_gone_hold_nothing(project: Paths) -> None:
     project.locks.mkdir()
-    for stage, content in {"train": os.getpid(), "evaluate": DEAD, "export": ""}.items():
-        (project.locks / f"{stage}.pid").write_text(f"{content}\n")
+    for stage, content in LOCKS.items():
+        (project.locks / f"{stage}.pid").write_text(f"{content}\n", encoding="utf-8")
     assert list(doctor.working_copy(project))[1] == Finding("running", f"train in process {os.getpid()}")
     owners = {
         "write": {"a": {"pid": os.getpid(), "cmd": "dvc repro"}},

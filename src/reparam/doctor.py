@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -193,12 +193,20 @@ def working_copy(paths: Paths) -> Iterator[Finding]:
         yield Finding("params.yaml", "valid")
     except UserError as error:
         yield Finding("params.yaml", str(error), "correct them; `reparam params` says what each may be")
-    owners = {path.stem: path.read_text(encoding="ascii") for path in sorted(paths.locks.glob("*.pid"))}
-    numbers = {stage: int(text) for stage, text in owners.items() if text.strip().isdigit()}
-    running = [f"{stage} in process {number}" for stage, number in numbers.items() if _is_alive(number)]
+    running = [f"{stage} in process {number}" for stage, number in _stages(paths.locks).items()]
     yield Finding("running", ", ".join(running) or "no stage")
-    if paths.installation.exists() and paths.installation.read_text(encoding="utf-8") != project.installation():
+    if paths.installation.exists() and paths.installation.read_bytes() != project.installation().encode():
         yield Finding("source", "the project is of another version", "`reparam init --update`, then `dvc repro`")
+
+
+def _stages(locks: Path) -> dict[str, int]:
+    """Return the processes of stages that run."""
+    found = {}
+    for path in sorted(locks.glob("*.pid")):
+        with suppress(OSError, ValueError):  # it may end, or not have written its number yet
+            if _is_alive(number := int(path.read_text(encoding="ascii"))):
+                found[path.stem] = number
+    return found
 
 
 def _is_alive(process: int) -> bool:
@@ -206,7 +214,7 @@ def _is_alive(process: int) -> bool:
         os.kill(process, 0)
     except PermissionError:
         return True
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # the number of no process
         return False
     return True
 
