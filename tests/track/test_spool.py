@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from reparam.errors import TrackingError
 from reparam.track.spool import Spool
 
 CALLS = [{"call": "tags", "run": "r", "values": {"name": "Größe"}}, {"call": "end", "run": "r"}]
@@ -67,7 +68,7 @@ def test_files_of_one_name_in_two_folders_are_kept_apart(tmp_path: Path) -> None
 def test_what_is_refused_is_kept_with_all_that_follows(error: type[BaseException], tmp_path: Path) -> None:
     spool = Spool(tmp_path, "r")
     for number in range(4):
-        spool.add({"call": "tags", "number": number})
+        spool.add({"call": "tags", "run": "r", "number": number})
     delivered: list[int] = []
 
     def refuse_the_third(call: dict[str, Any]) -> None:
@@ -77,7 +78,7 @@ def test_what_is_refused_is_kept_with_all_that_follows(error: type[BaseException
 
     with pytest.raises(error, match="away again"):
         spool.replay(refuse_the_third)
-    spool.add({"call": "tags", "number": 4})
+    spool.add({"call": "tags", "run": "r", "number": 4})
     assert delivered == [0, 1]
     assert spool.replay(lambda call: delivered.append(call["number"])) == 3
     assert delivered == [0, 1, 2, 3, 4]
@@ -95,6 +96,17 @@ def test_runs_do_not_share_a_file(tmp_path: Path) -> None:
 def test_numbers_come_back_as_they_were(tmp_path: Path) -> None:
     spool, delivered = Spool(tmp_path, "r"), []
     values = [0.1, 1e-300, 123456789012345678, float("inf"), -0.0]
-    spool.add({"values": values})
+    spool.add({**CALLS[0], "values": values})
     spool.replay(delivered.append)
-    assert repr(delivered) == repr([{"values": values}])
+    assert repr(delivered) == repr([{**CALLS[0], "values": values}])
+
+
+@pytest.mark.parametrize("damage", [b'{"call": "tags", "ru', b"\xff", b"[]", b'{"call": "end"}'])
+def test_a_line_that_is_no_call_is_named_and_nothing_is_lost(damage: bytes, tmp_path: Path) -> None:
+    spool = Spool(tmp_path, "r")
+    spool.add(CALLS[0])
+    content = spool.calls.read_bytes() + damage + b"\n"
+    spool.calls.write_bytes(content)
+    with pytest.raises(TrackingError, match=r"^line 2: damaged: no call to MLflow; remove this line, "):
+        spool.replay(pytest.fail)
+    assert spool.calls.read_bytes() == content

@@ -2,6 +2,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -126,18 +127,21 @@ def test_a_malformed_address_is_refused_with_the_way_out(
     assert second.startswith("Start the server, unset MLFLOW_TRACKING_URI")
 
 
-def test_a_database_that_is_a_pipe_is_refused_and_stays_one(
-    paths: Paths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_database_that_is_no_file_is_refused_at_once_and_stays_what_it_is(
+    make: Callable[[Path], None], paths: Paths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pipe = tmp_path / "mlflow.db"  # in place of a device, which a mistake would destroy
-    os.mkfifo(pipe)
+    make(pipe)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{pipe}")
     with pytest.raises(TrackingError) as caught:
         InProcess.open(paths)
     first, second = str(caught.value).splitlines()
-    assert first == f"MLflow at sqlite:///{pipe} cannot be used: {pipe}: wanted a file, found a device, pipe or socket"
+    assert first == (
+        f"MLflow at sqlite:///{pipe} cannot be used: {pipe}: wanted a file, found a folder, device, pipe or socket"
+    )
     assert second.startswith("Start the server, unset MLFLOW_TRACKING_URI")
-    assert pipe.is_fifo()
+    assert not pipe.is_file()
     assert [path.name for path in tmp_path.glob("mlflow.db*")] == ["mlflow.db"]
 
 

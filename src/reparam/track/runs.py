@@ -96,7 +96,7 @@ class Runs:
             if spool.calls.exists():  # or its old end would be delivered after the new one
                 try:
                     spool.replay(Delivery(client))
-                except StoreError:
+                except TrackingError:
                     return False  # and the calls are kept for `reparam replay`
             client.update_run(run_id, status="RUNNING")
         return True

@@ -8,6 +8,8 @@ from typing import Any
 
 from filelock import FileLock
 
+from reparam.errors import TrackingError
+
 Call = dict[str, Any]
 
 
@@ -36,9 +38,12 @@ class Spool:
                 file.write(json.dumps(call) + "\n")
 
     def replay(self, deliver: Callable[[Call], None]) -> int:
-        """Deliver every call in order, then forget them; return their number. Where one fails, it and the rest stay."""
+        """Deliver every call in order, then forget them; return their number. Where one fails, it and the rest stay.
+
+        Raises: TrackingError where the file is damaged, and what `deliver` raises.
+        """
         with self.lock:
-            calls = [json.loads(line) for line in self.calls.read_text(encoding="utf-8").splitlines()]
+            calls = self._read()
             for done, call in enumerate(calls):
                 try:
                     deliver(call)
@@ -49,3 +54,17 @@ class Spool:
             self.calls.unlink()
             shutil.rmtree(self.attachments, ignore_errors=True)
         return len(calls)
+
+    def _read(self) -> list[Call]:
+        calls = []
+        for number, line in enumerate(self.calls.read_bytes().splitlines(), start=1):
+            try:
+                call = json.loads(line)
+            except ValueError:  # of a disk that was full
+                call = None
+            if not isinstance(call, dict) or not {"call", "run"} <= call.keys():
+                raise TrackingError(
+                    f"line {number}: damaged: no call to MLflow; remove this line, the others are whole"
+                )
+            calls.append(call)
+        return calls

@@ -125,10 +125,12 @@ def _create_database(uri: str) -> None:
     import mlflow
 
     file = _database(uri)
-    if file is None or _is_there(file):
+    if file is None:
         return
-    if file.exists() and not file.is_file():  # it would be replaced, for the size of a device is 0
-        raise StoreError(f"{file}: wanted a file, found a device, pipe or socket")
+    if file.exists() and not file.is_file():  # a device would be replaced, for its size is 0; MLflow tries a folder
+        raise StoreError(f"{file}: wanted a file, found a folder, device, pipe or socket")  # for 100 s
+    if _is_there(file):
+        return
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{file}.lock"), scratch_directory(file) as scratch:
         if not _is_there(file):  # another process may have been quicker
