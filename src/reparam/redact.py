@@ -3,8 +3,10 @@
 import os
 import re
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from types import TracebackType
 from typing import Any, TextIO
 from urllib.parse import unquote
 
@@ -14,7 +16,9 @@ SHORTEST = 4  # characters of a value in a query that is hidden wherever it appe
 
 def without_secrets(address: str) -> str:
     """Hide user, password and query of an address; a path stays as it is."""
-    if "://" not in address or address.lower().startswith(LOCAL):
+    if "://" not in address:
+        return re.sub(r"^[^/]*:.*@", "***@", address)  # user:password@host, of which the scheme was forgotten
+    if address.lower().startswith(LOCAL):
         return address
     # Up to the last @, because a password with an unquoted / or ? is printed neither.
     return re.sub(r"\?.*", "?***", re.sub(r"://.*@", "://***@", address))
@@ -41,7 +45,7 @@ def _secrets() -> set[str]:
     for address in (os.environ.get("MLFLOW_TRACKING_URI", ""), *os.environ.get("REPARAM_MIRRORS", "").split()):
         if without_secrets(address) == address:
             continue
-        account, at, _ = address.partition("://")[2].rpartition("@")
+        account, at, _ = address[address.find("://") + 3 if "://" in address else 0 :].rpartition("@")
         if at:
             found.add(account.partition(":")[2] or account)  # a user without a password is a token
         query = address.partition("?")[2]
@@ -65,5 +69,13 @@ class _Redacted:
 @contextmanager
 def redacted_output() -> Iterator[None]:
     """Hide credentials in messages, warnings and tracebacks, whoever prints them."""
-    with redirect_stdout(_Redacted(sys.stdout)), redirect_stderr(_Redacted(sys.stderr)):
-        yield
+    try:
+        with redirect_stdout(_Redacted(sys.stdout)), redirect_stderr(_Redacted(sys.stderr)):
+            yield
+    except Exception:
+        sys.excepthook = _print_redacted  # Python prints what nobody catches, when this block is over
+        raise
+
+
+def _print_redacted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
