@@ -170,11 +170,13 @@ def main() -> None:
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        print(
-            f"error: out of memory: {str(error).splitlines()[0]}\nLower train.batch_size, objective.samples or the "
-            "size of the model in params.yaml, or evaluate.batch_size where it was `evaluate`",
-            file=sys.stderr,
+        remedy = (
+            "Ask for fewer images or samples at once"
+            if sys.argv[1:2] == ["model"]
+            else "Lower train.batch_size, objective.samples or the size of the model in params.yaml, or "
+            "evaluate.batch_size where it was `evaluate`"
         )
+        print(f"error: out of memory: {(str(error).splitlines() or [''])[0]}\n{remedy}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
         # No permission, a full disk, a file where a folder should be: the system's own words name the file.

@@ -38,7 +38,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def refuse_special(path: Path) -> None:
-    """Raise OSError where something is that a file must not replace: `--output /dev/null` would end that device."""
+    """Raise OSError for what is neither read nor replaced as a file: `--output /dev/null` would end that device."""
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "wanted a file, found a folder, device or pipe; name another path", str(path))
 

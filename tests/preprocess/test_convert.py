@@ -252,7 +252,7 @@ def test_there_are_no_more_workers_than_asked_for_or_needed(
     assert asked == [started]
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "two", ""])
+@pytest.mark.parametrize("value", ["0", "-1", "two", "", "9" * 5_000])
 def test_a_number_of_workers_that_is_none_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REPARAM_WORKERS", value)
     with pytest.raises(UserError) as caught:

@@ -17,6 +17,7 @@ from pyarrow import parquet
 from score_graph import relist, with_score
 from typer.testing import CliRunner
 
+from reparam import cli
 from reparam.client import Client
 from reparam.errors import UserError
 from reparam.shell import commands
@@ -227,7 +228,21 @@ def test_inputs_that_are_no_images_are_refused(inputs: list[str], message: str, 
     assert refusal("encode", *inputs) == message
 
 
-@pytest.mark.parametrize("content", [b"", b"text", b"\x93NUMPY"], ids=repr)
+def test_what_would_keep_one_waiting_is_refused(model: Client) -> None:
+    for name in ("pipe.png", "pipe.npy"):
+        os.mkfifo(name)
+        with pytest.raises(
+            OSError, match=f"wanted a file, found a folder, device or pipe; name another path: '{name}'"
+        ):
+            run("encode", name)
+    with pytest.raises(OSError, match=r"wanted a file, .*: 'pipe.npy'"):
+        run("decode", "pipe.npy", "--output", "x.npy")
+
+
+NEGATIVE = b"{'descr': '|u1', 'fortran_order': False, 'shape': (-5,)}"
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x93NUMPY", b"\x93NUMPY\1\0" + NEGATIVE.ljust(118)], ids=repr)
 def test_what_is_no_array_is_refused(content: bytes, model: Client) -> None:
     Path("bad.npy").write_bytes(content)
     assert refusal("decode", "bad.npy", "--output", "x.npy").startswith("bad.npy: wanted an array as numpy.save writes")
@@ -237,7 +252,7 @@ def test_what_is_no_array_is_refused(content: bytes, model: Client) -> None:
 # What cannot be done
 
 
-@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2", ""])
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2", "", f"1/{'9' * 5_000}"])
 def test_shards_that_make_no_sense_are_refused(shard: str, images: np.ndarray) -> None:
     assert refusal("encode", "images.npy", "--shard", shard) == (
         f"--shard: wanted i/n, the first of them 1/n, found {shard!r}"
@@ -381,3 +396,21 @@ def test_verify_wants_a_whole_model(exported: Exported, model: Client) -> None:
     assert refusal("verify") == ("models/onnx: wanted a folder with manifest.json, which has the checksums, found none")
     shutil.rmtree("models")
     assert refusal("verify") == "models/onnx: not found; `dvc repro export` writes models/onnx"
+
+
+def test_a_lack_of_memory_has_a_remedy_that_fits(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def want_too_much() -> None:
+        raise MemoryError("Unable to allocate 54.6 TiB")
+
+    monkeypatch.setattr(cli, "app", want_too_much)
+    for command, remedy in {
+        "model": "Ask for fewer images or samples at once",
+        "train": "Lower train.batch_size",
+    }.items():
+        monkeypatch.setattr(sys, "argv", ["reparam", command])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 1
+        assert capsys.readouterr().err.startswith(f"error: out of memory: Unable to allocate 54.6 TiB\n{remedy}")

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from reparam.config import load_config
 from reparam.download import stage as download
+from reparam.errors import UserError
 from reparam.paths import Paths
 from reparam.preprocess import stage as preprocess
 from reparam.train import stage as train
-from reparam.train.distributed import ALONE, World
+from reparam.train.distributed import ALONE, World, joined
 
 # No noise anywhere, so that two processes that share a batch must do what one does.
 NOISELESS: dict[str, dict[str, Any]] = {
@@ -28,6 +29,22 @@ NOISELESS: dict[str, dict[str, Any]] = {
     "objective": {"name": "reconstruction"},
     "train": {"batch_size": 25, "epochs": 3, "schedule": "cosine"},  # 101 = 4 * 25 + 1: fewer images than processes
 }
+
+
+@pytest.mark.parametrize(
+    ("variables", "problem"),
+    [({"WORLD_SIZE": "2"}, "variable RANK expected"), ({"WORLD_SIZE": "x", "RANK": "0"}, "invalid literal for int")],
+)
+def test_variables_that_torchrun_did_not_set_are_refused(
+    variables: dict[str, str], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(UserError, match=rf"^WORLD_SIZE: wanted it set by torchrun, .* found: .*{problem}.*; start the"),
+        joined(torch.device("cpu")),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

@@ -100,7 +100,7 @@ def test_the_environment_says_how_often(text: str | None, wanted: int, monkeypat
     assert epochs_between_pictures() == wanted
 
 
-@pytest.mark.parametrize("text", ["", "-1", "2.5", "often", "²"])
+@pytest.mark.parametrize("text", ["", "-1", "2.5", "often", "²", "9" * 5_000])
 def test_what_is_no_number_of_epochs_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REPARAM_PICTURES_EVERY", text)
     with pytest.raises(UserError) as error:

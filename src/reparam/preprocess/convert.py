@@ -1,6 +1,7 @@
 """Turn raw images into the arrays of the store, a chunk at a time, so that memory does not grow with their number."""
 
 import os
+import re
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ def _decode_files(files: ImageFiles, rows: Rows, shape: Shape, path: Path) -> di
 def _workers(chunks: int) -> ProcessPoolExecutor:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = os.environ.get("REPARAM_WORKERS", str(cores))
-    if not wanted.isdecimal() or int(wanted) == 0:
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", wanted):
         raise UserError(f"REPARAM_WORKERS: wanted a number of processes, found {wanted!r}; mend or unset it")
     # Spawned, because a fork of a process that has threads (torch, MLflow) can hang.
     return ProcessPoolExecutor(max(1, min(int(wanted), chunks)), mp_context=get_context("spawn"))

@@ -77,7 +77,7 @@ def decode(
 @app.command()
 def sample(
     output: Pictures,
-    count: Annotated[int, typer.Option(min=0, help="How many images.")] = 64,
+    count: Annotated[int, typer.Option(min=0, max=100_000_000, help="How many images.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same images.")] = 0,
     temperature: Annotated[float, typer.Option(min=0, help="Below 1, images are more typical and vary less.")] = 1.0,
     model: Model = HERE,
@@ -104,7 +104,9 @@ def score(
     inputs: Inputs,
     model: Model = HERE,
     output: Table = None,
-    samples: Annotated[int, typer.Option(min=0, help="Posterior samples of each image; 0: at the posterior mean.")] = 1,
+    samples: Annotated[
+        int, typer.Option(min=0, max=1_000_000, help="Posterior samples of each image; 0: at the posterior mean.")
+    ] = 1,
     resize: Resize = False,
     shard: Shard = "1/1",
 ) -> None:

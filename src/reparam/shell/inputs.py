@@ -3,6 +3,7 @@
 import bisect
 import glob
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from reparam.data.sources.folder import find_images
 from reparam.errors import DamagedInputError, UserError
+from reparam.files import refuse_special
 from reparam.preprocess.images import MODES, UnreadableImageError, decode, fit
 
 Images = npt.NDArray[np.uint8]  # (B, H, W, C)
@@ -136,9 +138,10 @@ def open_array(path: Path) -> npt.NDArray[Any]:
 
     Raises: UserError where the file holds none.
     """
+    refuse_special(path)
     try:
         array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except (ValueError, OverflowError, EOFError) as error:
         raise DamagedInputError(f"{path}: wanted an array as numpy.save writes it; {error}") from None
     if not isinstance(array, np.ndarray) or not array.ndim:
         raise DamagedInputError(f"{path}: wanted an array as numpy.save writes it, found several or a single number")
@@ -150,11 +153,12 @@ def span_of(shard: str, count: int, size: int) -> range:
 
     Raises: UserError.
     """
-    first, slash, last = shard.partition("/")
-    if not (slash and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", shard)
+    first, last = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= first <= last:
         raise UserError(f"--shard: wanted i/n, the first of them 1/n, found {shard!r}")
     batches = -(-count // size)
-    start, stop = (min(count, batches * part // int(last) * size) for part in (int(first) - 1, int(first)))
+    start, stop = (min(count, batches * part // last * size) for part in (first - 1, first))
     return range(start, stop)
 
 
@@ -167,6 +171,7 @@ def _expand(text: str) -> list[Path]:
             raise UserError(f"{text}: found no images in this folder")
         return found
     if path.exists():
+        refuse_special(path)  # to read a pipe, one would wait
         return [path]
     matches = sorted(glob.glob(text, recursive=True))  # noqa: PTH207  # Path.glob takes no absolute pattern
     if not matches:

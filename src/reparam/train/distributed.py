@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from reparam.errors import UserError
+
 
 @dataclass(frozen=True)
 class World:
@@ -66,7 +68,13 @@ def joined(device: torch.device) -> Iterator[World]:
     if "WORLD_SIZE" not in os.environ:
         yield ALONE
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    except ValueError as error:  # a variable is missing, or no number
+        raise UserError(
+            f"WORLD_SIZE: wanted it set by torchrun, with RANK, MASTER_ADDR and MASTER_PORT, found: {error}; start the "
+            "processes with torchrun, or unset WORLD_SIZE"
+        ) from None
     try:
         yield World(dist.get_rank(), dist.get_world_size())
     finally:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ def epochs_between_pictures() -> int:
     Raises: UserError.
     """
     text = os.environ.get("REPARAM_PICTURES_EVERY", str(EVERY))
-    if not (text.isascii() and text.isdigit()):
+    if not re.fullmatch(r"[0-9]{1,9}", text):
         raise UserError(
             f"REPARAM_PICTURES_EVERY: wanted a whole number of epochs, or 0 for no pictures, found {text!r}; "
             "correct or unset it"
