@@ -262,7 +262,12 @@ def test_what_a_killed_download_left_of_another_folder_is_not_mixed_in(pets: Pat
 
 @pytest.mark.parametrize(
     ("path", "found"),
-    [("nowhere", "nothing"), ("/dev/zero", "a device, pipe or socket"), ("pipe", "a device, pipe or socket")],
+    [
+        ("nowhere", "nothing"),
+        ("~no such user/x", "nothing"),
+        ("/dev/zero", "a device, pipe or socket"),
+        ("pipe", "a device, pipe or socket"),
+    ],
 )
 def test_what_is_neither_a_folder_nor_a_file_is_named(path: str, found: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")

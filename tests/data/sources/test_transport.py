@@ -375,12 +375,13 @@ def test_a_local_mirror_says_what_is_wrong_with_it(tmp_path: Path) -> None:
     (tmp_path / "wrong/images.gz").write_bytes(OTHER)
     (tmp_path / "short/images.gz").write_bytes(BODY[:-1])
     short = f"md5:{hashlib.md5(BODY[:-1]).hexdigest()}"
-    mirrors = [f"{tmp_path}/{name}" for name in ("none", "folder", "wrong", "short")]
+    mirrors = [*(f"{tmp_path}/{name}" for name in ("none", "folder", "wrong", "short")), "~no such user"]
     assert refusals(IMAGES, tmp_path / "out", mirrors) == [
         f"{tmp_path}/none/images.gz: No such file or directory",
         f"{tmp_path}/folder/images.gz: wanted a regular file, found a directory, device or pipe",
         f"{tmp_path}/wrong/images.gz: {MISMATCH}",
         f"{tmp_path}/short/images.gz: wrong checksum: wanted {MD5}, found {short}",
+        "~no such user/images.gz: No such file or directory",
     ]
     assert names(tmp_path / "out") == []
 

@@ -1,6 +1,7 @@
 """Downloads that can be trusted: they get their name once their checksum is right, and end within a time."""
 
 import hashlib
+import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -81,7 +82,8 @@ def _sources(file: RemoteFile, mirrors: Sequence[str]) -> Iterator[str]:
                 base, mark, query = mirror.partition("?")  # which may hold the signature that opens the mirror
                 yield f"{base.removesuffix('/')}/{quote(name)}{mark}{query}"
             else:
-                yield str(Path(mirror).expanduser() / name)
+                # Path's own expanduser raises where there is no such user.
+                yield str(Path(os.path.expanduser(mirror)) / name)  # noqa: PTH111
     yield from file.urls
 
 
