@@ -18,7 +18,10 @@ from reparam import cli
 from reparam.paths import Paths
 
 Damage = Callable[[Paths, random.Random], str]
-COMMANDS = ("preprocess", "train", "evaluate", "export", "report", "summary")
+COMMANDS = (
+    *("preprocess", "train", "evaluate", "export", "report", "summary"),
+    *("compare workspace workspace", "model verify", "model info"),
+)
 VALUES = [
     None,
     True,
@@ -174,7 +177,7 @@ DAMAGES: tuple[Damage, ...] = (
 def attack(seed: int, project: Paths, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     chance = random.Random(seed)
     what, command = chance.choice(DAMAGES)(project, chance), chance.choice(COMMANDS)
-    monkeypatch.setattr(sys, "argv", ["reparam", command])
+    monkeypatch.setattr(sys, "argv", ["reparam", *command.split()])
     capfd.readouterr()
     try:
         cli.main()
