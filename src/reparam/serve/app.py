@@ -1,12 +1,15 @@
 """An exported model over HTTP: the Open Inference Protocol for programs, and simple routes for people."""
 
+import asyncio
+from functools import cache
 from typing import Any
 
 from fastapi import FastAPI, HTTPException
 from fastapi import Request as HttpRequest
-from fastapi.responses import Response
+from fastapi.responses import HTMLResponse, Response
 
 from reparam.client import Client
+from reparam.explorer.page import render
 from reparam.serve import protocol
 from reparam.serve.answers import Json, aside, explain_mistakes
 from reparam.serve.batches import Batches
@@ -30,7 +33,16 @@ def create(client: Client, limits: Limits, token: str = "") -> FastAPI:
     explain_mistakes(app)
     _add_protocol(app, client, limits, batches)
     Routes(client, limits, batches).add_to(app)
+    _add_page(app, client)
     return app
+
+
+def _add_page(app: FastAPI, client: Client) -> None:
+    page = cache(lambda: render(client.path))  # which a service that nobody looks at never needs
+
+    @app.get("/", include_in_schema=False, response_class=HTMLResponse)
+    async def explore() -> HTMLResponse:
+        return HTMLResponse(await asyncio.to_thread(page))
 
 
 def _add_protocol(app: FastAPI, client: Client, limits: Limits, batches: dict[str, Batches]) -> None:
