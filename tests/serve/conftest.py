@@ -1,5 +1,10 @@
 """A service of the small exported model."""
 
+import os
+import re
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -23,3 +28,18 @@ def service(exported: "Exported") -> Iterator[Service]:
 @pytest.fixture
 def images(exported: "Exported") -> np.ndarray:
     return exported.images[:3]
+
+
+@pytest.fixture
+def address(exported: "Exported") -> Iterator[str]:
+    """Start the service as a process of its own, and end it as a system does; its `host:port`."""
+    command = [sys.executable, "-m", "reparam", "serve", "--model", str(exported.directory), "--port", "0"]
+    environment = os.environ | {"REPARAM_DEVICE": "cpu"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
+        try:
+            [address] = re.findall("http://(.*)/docs", server.stdout.readline())
+            yield address
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(10) == -signal.SIGTERM  # raised again after the shutdown
+        finally:
+            server.kill()

@@ -90,6 +90,11 @@ def test_scores_are_those_at_the_posterior_mean(service: Service, images: np.nda
         ("/encode", {"images": []}, "images: wanted 1 to 8, found 0"),
         ("/decode", {"latents": [[0.0, 1e60]]}, "latents: wanted finite numbers, found NaN, infinity or one beyond"),
         ("/decode", {"latents": [[0.0]]}, "latents: wanted 2 numbers, found 1"),
+        (
+            "/decode",
+            {"latents": [["0.5", "1"]]},
+            "latents: wanted numbers in lists of one length, found something else",
+        ),
         ("/sample", {"count": 9}, "count: wanted 1 to 8, found 9"),
     ],
 )

@@ -2,16 +2,16 @@
 
 import asyncio
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI, HTTPException, Path
 from fastapi import Request as HttpRequest
 from fastapi.responses import HTMLResponse, Response
 
 from reparam.client import Client
 from reparam.explorer.page import render
 from reparam.serve import protocol
-from reparam.serve.answers import Json, aside, explain_mistakes
+from reparam.serve.answers import Json, Mistake, aside, explain_mistakes
 from reparam.serve.batches import Batches
 from reparam.serve.guard import guard
 from reparam.serve.routes import Limits, Routes
@@ -27,6 +27,7 @@ def create(client: Client, limits: Limits, token: str = "") -> FastAPI:
         version=version(),
         description=f"The model of {client.metadata['source']}.",
         default_response_class=Json,
+        responses={"4XX": {"model": Mistake, "description": "What was wanted, and what was found."}},
     )
     batches = {name: Batches(client, name, limits.rows) for name in client.graphs}
     guard(app, limits.bytes, token)
@@ -58,6 +59,8 @@ def _add_protocol(app: FastAPI, client: Client, limits: Limits, batches: dict[st
         for name, (inputs, outputs) in facts.items()
     }
 
+    known_name = Annotated[str, Path(json_schema_extra={"enum": list(described)})]
+
     def known(name: str) -> dict[str, Any]:
         if name not in described:
             raise HTTPException(404, f"wanted one of the models {', '.join(described)}, found {name!r}")
@@ -76,15 +79,15 @@ def _add_protocol(app: FastAPI, client: Client, limits: Limits, batches: dict[st
         return {"ready": True}
 
     @app.get("/v2/models/{name}")
-    async def model(name: str) -> dict[str, Any]:
+    async def model(name: known_name) -> dict[str, Any]:
         return known(name)
 
     @app.get("/v2/models/{name}/ready")
-    async def model_ready(name: str) -> dict[str, Any]:
+    async def model_ready(name: known_name) -> dict[str, Any]:
         return {"name": known(name)["name"], "ready": True}
 
     @app.post("/v2/models/{name}/infer", openapi_extra=INFER)
-    async def infer(name: str, http: HttpRequest) -> Response:
+    async def infer(name: known_name, http: HttpRequest) -> Response:
         """Run a graph: `{"inputs": [{"name", "shape", "datatype", "data"}]}`, or with binary tensors."""
         facts, body = known(name), await http.body()
         request, binary = await aside(len(body), protocol.request_of, body, http.headers.get(protocol.HEADER))
