@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from reparam.shell.commands import HERE, Model
+
 if TYPE_CHECKING:
     from reparam.config import Config
     from reparam.paths import Paths
@@ -29,7 +31,6 @@ class Device(StrEnum):
 DeviceOption = Annotated[
     Device, typer.Option(envvar="REPARAM_DEVICE", help="Where to compute; auto takes the GPU when there is one.")
 ]
-Model = Annotated[Path, typer.Option(help="Folder of the exported model.")]
 
 
 def inputs() -> "tuple[Config, Paths]":
@@ -265,8 +266,7 @@ def promote(
 
 @app.command(rich_help_panel=MODEL_PANEL)
 def explorer(
-    model: Model = Path("models/onnx"),
-    output: Annotated[Path, typer.Option(help="Where to write the page.")] = Path("explorer.html"),
+    model: Model = HERE, output: Annotated[Path, typer.Option(help="Where to write the page.")] = Path("explorer.html")
 ) -> None:
     """Write one HTML page that computes the exported model in a browser, without a network.
 
@@ -276,15 +276,14 @@ def explorer(
     from reparam.explorer.page import render
     from reparam.files import whole_file
 
-    page = render(model)
     with whole_file(output) as partial:
-        partial.write_text(page, encoding="utf-8")
+        partial.write_text(render(model), encoding="utf-8")
     print(f"{output}: written")
 
 
 @app.command(rich_help_panel=MODEL_PANEL)
 def serve(
-    model: Model = Path("models/onnx"),
+    model: Model = HERE,
     host: Annotated[
         str, typer.Option(help="Address to listen at; others than this machine need a token.")
     ] = "127.0.0.1",

@@ -151,6 +151,13 @@ def test_a_picture_is_cut_to_the_middle_and_another_file_is_refused(exported: Ex
     assert (found["problem"], found["hidden"]) == ([wanted, False], True)
 
 
+def test_the_middle_of_an_autoencoder_is_its_mean_code(code: Exported, tmp_path: Path) -> None:
+    codes = Client(code.directory, device="cpu").metadata["codes"]
+    assert codes["deviation"] != sorted(codes["deviation"], reverse=True)  # so that sliders are in another order
+    found = ask(render(code.directory), 'click("middle"); return list(code)', tmp_path)
+    np.testing.assert_allclose(found, codes["mean"], rtol=1e-6)
+
+
 def test_what_a_model_cannot_do_is_not_offered(exported: Exported, code: Exported, tmp_path: Path) -> None:
     program = 'return ["image-card", "samples-card"].map(id => element(id).hidden)'
     assert ask(render(code.directory), program, tmp_path) == [False, True]  # an autoencoder has no prior

@@ -54,8 +54,9 @@ function tile(group, label, choose) {
 
 const code = new Float32Array(facts.latent_size);
 const image = new Float32Array(height * width * channels);
-const middle = dimensions.map(dimension => dimension.middle);
-const ends = [Float32Array.from(middle), Float32Array.from(middle)];
+const middle = new Float32Array(facts.latent_size);
+for (const dimension of dimensions) middle[dimension.index] = dimension.middle;
+const ends = [middle.slice(), middle.slice()];
 let seen = null; // the image that the code is of
 
 function set(values, of = null) {
@@ -129,30 +130,26 @@ function moveTo(right, above) {
   show();
 }
 
-// A row at a time, so that the page answers meanwhile; a newer map ends an older one.
+// Some tiles at a time, so that the page answers meanwhile; a newer map ends an older one.
 let newest = 0;
 function drawMapSoon() {
-  const own = ++newest, map = element("map");
-  let row = 0;
-  const drawRow = () => {
-    if (own !== newest) return;
-    const [across, up] = axes.map(axis => axis()), at = (axis, i) => axis.middle + (2 * (i + 0.5) / STEPS - 1) * axis.reach;
-    const codes = Array.from({ length: STEPS }, (_, column) => {
-      const its = Float32Array.from(code);
+  const own = ++newest, map = element("map"), one = document.createElement("canvas");
+  const [across, up] = axes.map(axis => axis()), at = (axis, i) => axis.middle + (2 * (i + 0.5) / STEPS - 1) * axis.reach;
+  let next = 0;
+  const drawSome = () => {
+    const until = performance.now() + 30;
+    while (own === newest && next < STEPS * STEPS && performance.now() < until) {
+      const row = Math.floor(next / STEPS), column = next++ % STEPS, its = code.slice();
       its[up.index] = at(up, STEPS - 1 - row);
       its[across.index] = at(across, column);
-      return its;
-    });
-    const images = decoded(codes), one = document.createElement("canvas"), length = height * width * channels;
-    if (map.width !== STEPS * width || map.height !== STEPS * height) Object.assign(map, { width: STEPS * width, height: STEPS * height });
-    for (let column = 0; column < STEPS; column++) {
-      paint(one, images.subarray(column * length, (column + 1) * length));
+      paint(one, decoded([its]));
       map.getContext("2d").drawImage(one, column * width, row * height);
     }
-    if (++row < STEPS) setTimeout(drawRow);
+    if (own === newest && next < STEPS * STEPS) setTimeout(drawSome);
   };
-  setTimeout(drawRow, 60);
+  setTimeout(drawSome, 60);
 }
+Object.assign(element("map"), { width: STEPS * width, height: STEPS * height });
 
 const plane = element("plane");
 plane.style.aspectRatio = `${width} / ${height}`;

@@ -46,9 +46,9 @@ def _add_page(app: FastAPI, client: Client) -> None:
         return HTMLResponse(await asyncio.to_thread(page))
 
 
-def _add_protocol(app: FastAPI, client: Client, limits: Limits, batches: dict[str, Batches]) -> None:
+def _described(client: Client) -> dict[str, dict[str, Any]]:
     facts = {name: client.signature(name) for name in client.graphs}
-    described = {
+    return {
         name: {
             "name": name,
             "versions": ["1"],
@@ -59,6 +59,9 @@ def _add_protocol(app: FastAPI, client: Client, limits: Limits, batches: dict[st
         for name, (inputs, outputs) in facts.items()
     }
 
+
+def _add_protocol(app: FastAPI, client: Client, limits: Limits, batches: dict[str, Batches]) -> None:
+    described = _described(client)
     known_name = Annotated[str, Path(json_schema_extra={"enum": list(described)})]
 
     def known(name: str) -> dict[str, Any]:
