@@ -18,6 +18,7 @@ from reparam.cards.evaluation import (
     TraversalTiles,
 )
 from reparam.cards.export import (
+    CodeFacts,
     ExportCard,
     ExportedImage,
     ExportLineage,
@@ -187,6 +188,7 @@ def export_card(model: ModelCard | None = None, **changes: Any) -> ExportCard:
         "variants": {},
         "triton": False,
         "scores": ScoreFacts(images=359, epsilon="zeros", mean=20.5, quantiles={"50": 20.25}),
+        "codes": CodeFacts(images=359, mean=(0.0,) * model.latent_size, deviation=(1.0,) * model.latent_size),
         "files": {name: FileFacts(sha256=hash_of("a"), bytes=10) for name in ("decoder.onnx", "encoder.onnx")},
     }
     return ExportCard(**values | changes)

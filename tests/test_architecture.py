@@ -28,10 +28,10 @@ PACKAGE = SOURCE / "reparam"
 # A module imports from the rows above its own, and inside its own part; never from another part in its row.
 LAYERS = (
     ("errors", "redact", "metrics"),
-    ("config", "paths", "files", "lineage", "locks", "runtime", "threads", "progress", "versions"),
+    ("config", "paths", "files", "lineage", "locks", "runtime", "threads", "policy", "progress", "versions"),
     ("cards",),
     ("data", "models", "track", "client"),
-    ("objectives", "figures", "logged"),
+    ("objectives", "figures", "logged", "explorer"),
     ("download", "preprocess", "train", "evaluate", "export", "report"),
     ("compare", "gradients", "recipes", "serve", "shell", "summary"),
     ("experiments", "project", "promote"),

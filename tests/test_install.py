@@ -69,6 +69,10 @@ def test_the_light_installation_uses_a_model(environment: Path, exported: Export
     assert reparam(
         environment, "model", "sample", "--model", exported.directory, "--output", "x.png", cwd=tmp_path
     ) == (0, "")
+    assert reparam(environment, "explorer", "--model", exported.directory, cwd=tmp_path) == (
+        0,
+        "explorer.html: written\n",
+    )
     code, printed = reparam(environment, "model", "encode", "x.png", "--model", exported.directory, cwd=tmp_path)
     assert (code, printed.splitlines()[-1]) == (
         1,

@@ -96,6 +96,13 @@ def test_the_registered_model_loads_and_runs(finished: Project, monkeypatch: pyt
     np.testing.assert_allclose(taken.decode_mean(golden["latents"]), golden["decoded_mean"], atol=1e-5)
 
 
+def test_dvc_gets_the_models_that_have_a_version_by_their_names(project: Project, tmp_path: Path) -> None:
+    for name, version in (("onnx", "--rev v1.0.0 "), ("vae", "")):  # else the newest
+        project(f"git tag --annotate --message first {name}@v1.0.0")
+        project(f"dvc artifacts get {project.root} {name} {version}--out {tmp_path / name}")
+        assert dvc_hash(tmp_path / name) == project.hashes()[f"models/{name}"]
+
+
 @pytest.fixture
 def elsewhere(finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
     """The files of `finished` as on another machine, which has a store of its own."""

@@ -49,7 +49,9 @@ def source_hash(stage: str) -> str:
 
 def package_hash() -> str:
     """Hash all source files of the package."""
-    return _hash(sorted(file for kind in (".py", ".yaml", *TEMPLATES) for file in PACKAGE.rglob(f"*{kind}")))
+    return _hash(
+        sorted(file for kind in (".py", ".yaml", ".css", ".js", *TEMPLATES) for file in PACKAGE.rglob(f"*{kind}"))
+    )
 
 
 def _hash(files: Iterable[Path]) -> str:

@@ -37,7 +37,7 @@ SEALED = [name for name, kind in KINDS.items() if issubclass(kind, SealedCard)]
 UNKNOWN_ELSEWHERE = {
     "models/onnx/manifest.json": {
         *("lineage.export_code_sha256", "ir_version", "oldest_onnxruntime"),
-        *("graphs", "parity", "scores", "variants", "sigma", "prior", "title", "licence"),
+        *("graphs", "parity", "scores", "codes", "variants", "sigma", "prior", "title", "licence"),
     },
     "reports/evaluation/card.json": {
         "images",

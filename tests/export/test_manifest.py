@@ -97,6 +97,14 @@ def test_there_is_no_score_without_a_density(code: Exported, tmp_path: Path) -> 
 # Facts
 
 
+def test_the_manifest_says_where_the_codes_of_the_test_split_lie(exported: Exported, code: Exported) -> None:
+    for each in (exported, code):
+        codes, found = run(each.directory / "encoder.onnx", images=each.images)["mean"], manifest(each).codes
+        assert found.images == 40
+        np.testing.assert_allclose(found.mean, codes.mean(0), atol=1e-4)
+        np.testing.assert_allclose(found.deviation, codes.std(0), atol=1e-4)
+
+
 def test_the_manifest_says_what_goes_in_and_comes_out(exported: Exported) -> None:
     graphs = json.loads((exported.directory / "manifest.json").read_text())["graphs"]
     assert graphs["score"]["inputs"][0] == {

@@ -230,9 +230,9 @@ def test_every_model_is_exported_as_torch_computes_it(name: str, tmp_path: Path)
     with np.load(prepared.directory / "golden.npz", allow_pickle=False) as golden:
         scored = {"epsilon", "reconstruction", "negative_log_likelihood", "kl"} if is_served else set()
         assert set(golden) == {"images", *posterior, "latents", "decoded_images", "decoded_mean"} | scored
-        np.testing.assert_allclose(golden["mean"], wanted[0][:8].numpy(), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(golden["mean"], wanted[0][::5].numpy(), rtol=1e-5, atol=1e-5)
         np.testing.assert_array_equal(golden["latents"], golden["mean"])
-        np.testing.assert_allclose(golden["decoded_mean"], decoded[:8], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(golden["decoded_mean"], decoded[::5], rtol=0, atol=1e-5)
     check_shape(prepared, is_scored=is_served)
     assert ("served_elbo" in ExportMetrics.read(prepared.paths.export_metrics, "export").values) == is_served
 

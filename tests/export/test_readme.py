@@ -11,6 +11,8 @@ import pytest
 from exported_model import Exported
 from ruamel.yaml import YAML
 
+from reparam.client import Client
+
 pytest_plugins = ["fixtures_export"]
 
 
@@ -58,7 +60,9 @@ def test_the_python_snippet_runs_and_gives_the_golden_answers(
     found["golden"].close()  # type: ignore[attr-defined]
     if fixture == "exported":
         assert found["generated"].shape == (16, 4, 6, 3)
-        assert not found["is_unusual"].any()
+        scores = Client(".", device="cpu").score(files.images, samples=0).negative_elbo
+        wanted = scores[::5] > float(np.percentile(scores, 99))  # of the test split; the images are spread over it
+        assert found["is_unusual"].tolist() == wanted.tolist()
 
 
 @pytest.mark.slow

@@ -1,12 +1,5 @@
 """The service, asked by the client of Triton, as a process of its own."""
 
-import os
-import re
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 from exported_model import Exported
@@ -15,21 +8,6 @@ from reparam.client import Client
 
 pytest_plugins = ["fixtures_export"]
 http = pytest.importorskip("tritonclient.http", reason="needs tritonclient[http]")
-
-
-@pytest.fixture
-def address(exported: Exported) -> Iterator[str]:
-    """Start the service, and end it as a system does."""
-    command = [sys.executable, "-m", "reparam", "serve", "--model", str(exported.directory), "--port", "0"]
-    environment = os.environ | {"REPARAM_DEVICE": "cpu"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
-        try:
-            [address] = re.findall("http://(.*)/docs", server.stdout.readline())
-            yield address
-            server.send_signal(signal.SIGTERM)
-            assert server.wait(10) == -signal.SIGTERM  # raised again after the shutdown
-        finally:
-            server.kill()
 
 
 @pytest.mark.slow

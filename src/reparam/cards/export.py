@@ -82,6 +82,14 @@ class ScoreFacts(Card):
     quantiles: dict[str, float]  # by percentage
 
 
+class CodeFacts(Card):
+    """Codes of the test split, that is posterior means. Shapes: (D,) each."""
+
+    images: PositiveInt
+    mean: tuple[float, ...]
+    deviation: tuple[Number, ...]  # over images; near 0: the dimension says nothing of them
+
+
 class VariantFacts(Card):
     """A smaller copy of encoder and decoder that was tried. Units: bytes, nats per image."""
 
@@ -104,6 +112,7 @@ class ExportCard(ExportedModel):
     variants: dict[str, VariantFacts]
     triton: bool  # whether the folder `triton` is there
     scores: ScoreFacts | None  # null: the likelihood is no density of these pixels, or there is no posterior
+    codes: CodeFacts
     files: Files
 
     def is_of(self, model: ModelCard) -> bool:

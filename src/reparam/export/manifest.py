@@ -1,6 +1,6 @@
 """What an app must know of an exported model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reparam.cards.data import DataCard
-from reparam.cards.export import ExportedImage, ExportedModel, ExportLineage, GreyPixels, ScoreFacts
+from reparam.cards.export import CodeFacts, ExportedImage, ExportedModel, ExportLineage, GreyPixels, ScoreFacts
 from reparam.cards.model import ModelCard, TrainedParams
 from reparam.export.runtime import Runtime
 from reparam.lineage import source_hash
@@ -59,12 +59,24 @@ def score(runtime: Runtime, path: Path, images: Array, epsilon: Array) -> Array:
 
     Shapes: images (N, H, W, C), epsilon (N, D) -> (N,). Units: nats, lower is better.
     """
-    rows = max(1, NUMBERS // images[0].size)
     scores = []
-    for start in range(0, len(images), rows):
-        inputs = {"images": images[start : start + rows], "epsilon": epsilon[start : start + rows]}
+    for rows in _parts(images):
+        inputs = {"images": images[rows], "epsilon": epsilon[rows]}
         scores.append(sum(runtime.run(path, inputs, ("negative_log_likelihood", "kl"))))
     return np.concatenate(scores).astype(np.float64)
+
+
+def describe_codes(runtime: Runtime, path: Path, images: Array) -> CodeFacts:
+    """Say where the codes of images lie, and so which dimensions say most. Shapes: images (N, H, W, C)."""
+    parts = [runtime.run(path, {"images": images[rows]}, ("mean",))[0] for rows in _parts(images)]
+    codes = np.concatenate(parts).astype(np.float64)  # (N, D)
+    mean, deviation = (tuple(np.round(values, 4).tolist()) for values in (codes.mean(0), codes.std(0)))
+    return CodeFacts(images=len(codes), mean=mean, deviation=deviation)
+
+
+def _parts(images: Array) -> Iterator[slice]:
+    rows = max(1, NUMBERS // images[0].size)
+    return (slice(start, start + rows) for start in range(0, len(images), rows))
 
 
 def summarize(scores: Array) -> ScoreFacts:

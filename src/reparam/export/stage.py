@@ -77,9 +77,10 @@ def _write_bundle(
         if "score" in graphs:
             zeros = np.zeros((len(images), facts.latent_size), np.float32)
             scores = manifest.summarize(manifest.score(runtime, directory / "score.onnx", images, zeros))
+        codes = manifest.describe_codes(runtime, directory / "encoder.onnx", images)
         original = variants.Original(graphs, directory, images, runtime)
         tried = variants.write_variants(settings.variants, original, settings.opset)
-    golden.write_golden(graphs, directory, images[:GOLDEN_IMAGES])
+    golden.write_golden(graphs, directory, images[:: max(1, len(images) // GOLDEN_IMAGES)][:GOLDEN_IMAGES])
     if settings.triton:
         triton.write_repository({name: graph.facts for name, graph in graphs.items()}, directory)
     card = ExportCard(
@@ -92,6 +93,7 @@ def _write_bundle(
         variants=tried,
         triton=settings.triton,
         scores=scores,
+        codes=codes,
         files=FileFacts.below(directory),
     )
     (directory / readme.README).write_text(readme.render(card), encoding="utf-8")

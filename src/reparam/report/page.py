@@ -1,9 +1,7 @@
 """Metrics and figures -> one HTML page that opens from disk without a network."""
 
 import base64
-import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from reparam.cards.export import ExportCard, ExportMetrics
 from reparam.cards.model import ModelCard
 from reparam.config import Config, Section, flatten
 from reparam.metrics import ERROR, Metric, members
+from reparam.policy import policy
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 GROUPS = ("Likelihood", "Latents", "Representation", "Generation", "Export")  # of metrics
@@ -103,7 +102,7 @@ def environment(*directories: Path) -> Environment:
         keep_trailing_newline=True,
     )
     made.filters["png"] = _data_uri
-    made.filters["policy"] = _policy
+    made.filters["policy"] = policy
     return made
 
 
@@ -160,19 +159,6 @@ def _images_of(metric: Metric, page: Page) -> int:
 
 def _data_uri(picture: bytes) -> Markup:
     return Markup("data:image/png;base64,") + base64.b64encode(picture).decode()
-
-
-def _policy(elements: str) -> str:
-    """Allow the given styles and scripts by their hashes, pictures within the page, and nothing else.
-
-    Source: Content Security Policy Level 3, sec. 6.7. A data block (`<script type=...>`) is not run, and needs no hash.
-    """
-    rules = ["default-src 'none'", "base-uri 'none'", "form-action 'none'", "img-src data:"]
-    for name in ("style", "script"):
-        texts = re.findall(f"<{name}>(.*?)</{name}>", elements, re.DOTALL)
-        hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts]
-        rules += [" ".join([f"{name}-src", *(f"'sha256-{found}'" for found in hashes)])] if hashes else []
-    return "; ".join(rules)
 
 
 def _params_file(section: Section, indent: str = "") -> str:

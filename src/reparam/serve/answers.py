@@ -12,11 +12,18 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from PIL import Image
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from reparam.errors import UserError
 
 LARGE = 1 << 16  # numbers or bytes, below which a thread takes longer than the work: 0.1 ms
+
+
+class Mistake(BaseModel):
+    """What a bad request gets."""
+
+    error: str
 
 
 class Json(JSONResponse):

@@ -1,14 +1,17 @@
 """An exported model over HTTP: the Open Inference Protocol for programs, and simple routes for people."""
 
-from typing import Any
+import asyncio
+from functools import cache
+from typing import Annotated, Any
 
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI, HTTPException, Path
 from fastapi import Request as HttpRequest
-from fastapi.responses import Response
+from fastapi.responses import HTMLResponse, Response
 
 from reparam.client import Client
+from reparam.explorer.page import render
 from reparam.serve import protocol
-from reparam.serve.answers import Json, aside, explain_mistakes
+from reparam.serve.answers import Json, Mistake, aside, explain_mistakes
 from reparam.serve.batches import Batches
 from reparam.serve.guard import guard
 from reparam.serve.routes import Limits, Routes
@@ -24,18 +27,28 @@ def create(client: Client, limits: Limits, token: str = "") -> FastAPI:
         version=version(),
         description=f"The model of {client.metadata['source']}.",
         default_response_class=Json,
+        responses={"4XX": {"model": Mistake, "description": "What was wanted, and what was found."}},
     )
     batches = {name: Batches(client, name, limits.rows) for name in client.graphs}
     guard(app, limits.bytes, token)
     explain_mistakes(app)
     _add_protocol(app, client, limits, batches)
     Routes(client, limits, batches).add_to(app)
+    _add_page(app, client)
     return app
 
 
-def _add_protocol(app: FastAPI, client: Client, limits: Limits, batches: dict[str, Batches]) -> None:
+def _add_page(app: FastAPI, client: Client) -> None:
+    page = cache(lambda: render(client.path))  # which a service that nobody looks at never needs
+
+    @app.get("/", include_in_schema=False, response_class=HTMLResponse)
+    async def explore() -> HTMLResponse:
+        return HTMLResponse(await asyncio.to_thread(page))
+
+
+def _described(client: Client) -> dict[str, dict[str, Any]]:
     facts = {name: client.signature(name) for name in client.graphs}
-    described = {
+    return {
         name: {
             "name": name,
             "versions": ["1"],
@@ -45,6 +58,11 @@ def _add_protocol(app: FastAPI, client: Client, limits: Limits, batches: dict[st
         }
         for name, (inputs, outputs) in facts.items()
     }
+
+
+def _add_protocol(app: FastAPI, client: Client, limits: Limits, batches: dict[str, Batches]) -> None:
+    described = _described(client)
+    known_name = Annotated[str, Path(json_schema_extra={"enum": list(described)})]
 
     def known(name: str) -> dict[str, Any]:
         if name not in described:
@@ -64,15 +82,15 @@ def _add_protocol(app: FastAPI, client: Client, limits: Limits, batches: dict[st
         return {"ready": True}
 
     @app.get("/v2/models/{name}")
-    async def model(name: str) -> dict[str, Any]:
+    async def model(name: known_name) -> dict[str, Any]:
         return known(name)
 
     @app.get("/v2/models/{name}/ready")
-    async def model_ready(name: str) -> dict[str, Any]:
+    async def model_ready(name: known_name) -> dict[str, Any]:
         return {"name": known(name)["name"], "ready": True}
 
     @app.post("/v2/models/{name}/infer", openapi_extra=INFER)
-    async def infer(name: str, http: HttpRequest) -> Response:
+    async def infer(name: known_name, http: HttpRequest) -> Response:
         """Run a graph: `{"inputs": [{"name", "shape", "datatype", "data"}]}`, or with binary tensors."""
         facts, body = known(name), await http.body()
         request, binary = await aside(len(body), protocol.request_of, body, http.headers.get(protocol.HEADER))

@@ -4,7 +4,7 @@ import hmac
 import time
 
 from fastapi import FastAPI
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -68,7 +68,7 @@ def guard(app: FastAPI, limit: int, token: str) -> None:
     registry = CollectorRegistry()
     app.add_middleware(Guard, limit=limit, token=token, registry=registry)
 
-    @app.get("/metrics", response_class=Response)
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Return counters and times as Prometheus reads them."""
         return Response(generate_latest(registry), media_type="text/plain; version=0.0.4")

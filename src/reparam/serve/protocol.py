@@ -139,9 +139,11 @@ def numbers(data: Any, kind: str, shape: list[int], where: str) -> npt.NDArray[A
     Raises: UserError where they hold something else than so many finite numbers of the kind.
     """
     try:
-        values = np.asarray(data, np.float64)
-    except (ValueError, TypeError, OverflowError):
-        raise UserError(f"{where}: wanted numbers in lists of one length, found something else") from None
+        values = np.asarray(data)
+    except ValueError:  # lists of different lengths
+        values = np.array(None)
+    if values.dtype.kind not in "iuf":  # as text, which numpy would read as numbers
+        raise UserError(f"{where}: wanted numbers in lists of one length, found something else")
     if values.size != math.prod(shape):
         raise UserError(f"{where}: wanted {math.prod(shape)} numbers, found {values.size}")
     _checked(values, where)

@@ -57,12 +57,8 @@ def _wants_png(
 
 Png = Annotated[bool, Depends(_wants_png)]
 BINARY = {"schema": {"type": "string", "format": "binary"}}
-JSON_OR_PNG = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": Images.model_json_schema()}, "image/png": BINARY},
-    }
-}
+PICTURES: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": BINARY}}}
+GREY_LEVEL = {"type": "integer", "minimum": 0, "maximum": 255}
 
 
 @dataclass(frozen=True)
@@ -75,24 +71,31 @@ class Routes:
 
     def add_to(self, app: FastAPI) -> None:
         """Let an app answer them."""
-        extras = {
-            "encode": JSON_OR_PNG,
-            "reconstruct": JSON_OR_PNG,
-            "score": JSON_OR_PNG,
-            "decode": None,
-            "sample": None,
-        }
-        for name, extra in extras.items():
-            app.post(f"/{name}", openapi_extra=extra)(getattr(self, name))
+        images = {"image/png": BINARY, **self._described("images", GREY_LEVEL, *self.client.image_shape)}
+        latents = self._described("latents", {"type": "number"}, self.client.latent_size)
+        taken = {"encode": images, "reconstruct": images, "score": images, "decode": latents}
+        for name, content in taken.items():
+            extra = {"requestBody": {"required": True, "content": content}}
+            answers = PICTURES if name in ("reconstruct", "decode") else None
+            app.post(f"/{name}", openapi_extra=extra, responses=answers)(getattr(self, name))
+        app.post("/sample", responses=PICTURES)(self.sample)
+
+    def _described(self, name: str, number: dict[str, Any], *row: int) -> dict[str, Any]:
+        """Describe a body of nested lists (rows, *row) for the OpenAPI page."""
+        schema = number
+        for size in reversed(row):
+            schema = {"type": "array", "items": schema, "minItems": size, "maxItems": size}
+        schema = {"type": "array", "items": schema, "minItems": 1, "maxItems": self.limits.rows}
+        return {"application/json": {"schema": {"type": "object", "required": [name], "properties": {name: schema}}}}
 
     async def encode(self, request: Request) -> Response:
         """Return the outputs of the encoder for images, as JSON or a PNG with one below the other."""
         return await _numbers(await self._run("encoder", images=await self._images(request)))
 
-    async def decode(self, body: Latents, png: Png) -> Response:
+    async def decode(self, request: Request, png: Png) -> Response:
         """Return the images of codes."""
-        latents = self._array(body.latents, "FP32", [self.client.latent_size], "latents")
-        return await self._pictures(latents, png)
+        body = await request.body()
+        return await self._pictures(await aside(len(body), self._listed_latents, body), png)
 
     async def reconstruct(self, request: Request, png: Png) -> Response:
         """Return what the model makes of images, as JSON or a PNG with one below the other."""
@@ -137,6 +140,9 @@ class Routes:
 
     def _listed_images(self, body: bytes) -> npt.NDArray[Any]:
         return self._array(protocol.parse(Images, body).images, "UINT8", list(self.client.image_shape), "images")
+
+    def _listed_latents(self, body: bytes) -> npt.NDArray[Any]:
+        return self._array(protocol.parse(Latents, body).latents, "FP32", [self.client.latent_size], "latents")
 
     def _array(self, given: list[Any], kind: str, row: list[int], where: str) -> npt.NDArray[Any]:
         if not 1 <= len(given) <= self.limits.rows:

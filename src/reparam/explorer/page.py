@@ -1,0 +1,114 @@
+"""An exported model -> one HTML page that computes it in the browser, from disk and without a network."""
+
+import base64
+import html
+import io
+import json
+import re
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from reparam.client.bundle import Bundle
+from reparam.errors import UserError
+from reparam.explorer import graph
+from reparam.policy import policy
+
+HERE = Path(__file__).parent
+SCRIPTS = ("network.js", "code.js", "image.js", "walks.js")
+GOLDEN = "golden.npz"
+REACH = 3.0  # standard deviations to each side: 99.7 % of a normal distribution
+KINDS = {"autoencoder": "autoencoder", "vae": "variational autoencoder", "hierarchical": "hierarchical VAE"}
+
+
+def render(path: Path) -> str:
+    """Return the page of a model: a folder, or its decoder alone.
+
+    Raises: UserError where files are missing or damaged, or use operators that the page does not know.
+    """
+    bundle = Bundle.open(path)
+    graphs = {role: _graph(bundle, name) for role in ("encoder", "decoder") if (name := f"{role}.onnx") in bundle.names}
+    if "decoder" not in graphs:
+        raise UserError(f"{path}: wanted decoder.onnx, found {', '.join(bundle.names)}; give the folder of a model")
+    for role, found in graphs.items():
+        model = bundle.facts(bundle.directory / f"{role}.onnx", found.pop("metadata"))
+    facts = {
+        "image": model["image"]["shape"],
+        "latent_size": model["latent_size"],
+        "has_prior": model["has_prior"],
+        "units": _units(model),
+        "latents": _latents(model),
+        "examples": _examples(bundle),
+        **graphs,
+    }
+    style = _text("style.css")
+    script = "".join(map(_text, SCRIPTS))
+    return Template(_text("page.html")).substitute(
+        title=html.escape(model["title"]),
+        description=html.escape(_description(model)),
+        policy=policy(f"<style>{style}</style><script>{script}</script>"),
+        style=style,
+        script=script,
+        facts=json.dumps(facts, separators=(",", ":")).replace("<", "\\u003c"),
+    )
+
+
+def _text(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def _graph(bundle: Bundle, name: str) -> dict[str, Any]:
+    path = bundle.directory / name
+    found = graph.read(bundle.read(name), str(path))
+    if unknown := sorted({node["op"] for node in found["nodes"]} - operators()):
+        raise UserError(
+            f"{path}: wanted operators that the page computes, found {', '.join(unknown)}; add them to "
+            f"{HERE.name}/network.js, or look at the model with `reparam model sample` and `reparam model reconstruct`"
+        )
+    return found
+
+
+def operators() -> set[str]:
+    """Return the names of the operators that the page computes."""
+    table = _text("network.js").partition("const OPERATORS = {\n")[2].partition("\n};")[0]
+    return set(re.findall(r"^  (\w+):", table, re.MULTILINE))
+
+
+def _description(model: dict[str, Any]) -> str:
+    height, width, _ = model["image"]["shape"]
+    return (
+        f"{KINDS.get(model['kind'], model['kind']).capitalize()} of {model['title']} (licence: {model['licence']}). "
+        f"{model['latent_size']} dimensions, images of {height} × {width} pixels. All is computed in this page."
+    )
+
+
+def _units(model: dict[str, Any]) -> str:
+    first = ", those that vary most over images first" if "codes" in model else ""
+    unit = "In standard deviations of the prior" if model["has_prior"] else "Outputs of the encoder, which have no unit"
+    return f"{unit}{first}."
+
+
+def _latents(model: dict[str, Any]) -> list[dict[str, Any]]:
+    """Say of each dimension where its slider is in the middle and how far it goes, the most active first."""
+    size, codes = model["latent_size"], model.get("codes")
+    if codes is None:
+        return [{"index": index, "middle": 0.0, "reach": REACH, "deviation": None} for index in range(size)]
+    mean, deviation = np.array(codes["mean"]), np.array(codes["deviation"])
+    middle = np.zeros(size) if model["has_prior"] else mean
+    # Of a prior, at least what it reaches. A dimension that never changes gets a slider, too.
+    reach = np.maximum(np.abs(mean - middle) + REACH * deviation, REACH if model["has_prior"] else 1e-3)
+    return [
+        {"index": index, "middle": middle[index], "reach": reach[index], "deviation": deviation[index]}
+        for index in np.argsort(-deviation, kind="stable").tolist()
+    ]
+
+
+def _examples(bundle: Bundle) -> dict[str, Any]:
+    """Return the images of the golden answers, where they are there."""
+    if GOLDEN not in bundle.files:
+        return {"count": 0, "pixels": ""}
+    with np.load(io.BytesIO(bundle.read(GOLDEN)), allow_pickle=False) as arrays:
+        images = arrays["images"]
+    return {"count": len(images), "pixels": base64.b64encode(images.tobytes()).decode()}

@@ -1,0 +1,55 @@
+// ---- samples and interpolation
+
+const samples = Array.from({ length: SAMPLES }, (_, i) => {
+  const sample = { draw: null, code: null };
+  sample.canvas = tile("samples", `Sample ${i + 1}`, () => { set(sample.code); drawMapSoon(); });
+  return sample;
+});
+function showSamples() {
+  const temperature = element("temperature").valueAsNumber;
+  element("heat").textContent = temperature.toFixed(2);
+  for (const sample of samples) {
+    sample.code = sample.draw.map(value => value * temperature);
+    paint(sample.canvas, decoded([sample.code]));
+  }
+}
+function sampleAgain() {
+  for (const sample of samples) sample.draw = Float32Array.from({ length: facts.latent_size }, noise);
+  showSamples();
+}
+element("temperature").addEventListener("input", showSamples);
+element("again").addEventListener("click", sampleAgain);
+
+const path = Array.from({ length: STEPS }, (_, i) => {
+  const step = { code: null };
+  step.canvas = tile("path", `Step ${i + 1} of ${STEPS}`, () => { set(step.code); drawMapSoon(); });
+  return step;
+});
+function showPath() {
+  path.forEach((step, i) => {
+    const part = i / (STEPS - 1);
+    step.code = ends[0].map((value, j) => value * (1 - part) + ends[1][j] * part);
+    paint(step.canvas, decoded([step.code]));
+  });
+}
+["start-here", "end-here"].forEach((id, i) => element(id).addEventListener("click", () => { ends[i].set(code); showPath(); }));
+
+// ---- the start
+
+const examples = Array.from({ length: facts.examples.count }, (_, i) =>
+  bytes(facts.examples.pixels).subarray(i * image.length, (i + 1) * image.length));
+if (encode) {
+  examples.forEach((pixels, i) => paint(tile("examples", `Example ${i + 1}`, () => { see(pixels); drawMapSoon(); }), pixels));
+} else {
+  element("image-card").hidden = true;
+}
+element("units").textContent = facts.units;
+element("middle").addEventListener("click", () => { set(middle); drawMapSoon(); });
+element("samples-card").hidden = !facts.has_prior;
+if (facts.has_prior) sampleAgain();
+if (encode && examples.length > 1) examples.slice(0, 2).forEach((pixels, i) => ends[i].set(encoded(pixels)));
+else if (facts.has_prior) samples.slice(0, 2).forEach((sample, i) => ends[i].set(sample.code));
+showPath();
+set(middle);
+if (encode) see(examples[0] ?? image);
+drawMapSoon();

@@ -1,0 +1,128 @@
+"""The Open Inference Protocol."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from serving import Service, error, tensor
+
+from reparam.serve import protocol
+
+pytest_plugins = ["fixtures_export"]
+
+
+def test_the_server_and_its_models_describe_themselves(service: Service) -> None:
+    assert service.get("/v2").json()["name"] == "reparam"
+    assert service.get("/v2/health/live").json() == {"live": True}
+    assert service.get("/v2/health/ready").json() == {"ready": True}
+    assert service.get("/v2/models/encoder/ready").json() == {"name": "encoder", "ready": True}
+    height, width, channels = service.client.image_shape
+    assert service.get("/v2/models/encoder").json() == {
+        "name": "encoder",
+        "versions": ["1"],
+        "platform": "onnxruntime_onnx",
+        "inputs": [{"name": "images", "datatype": "UINT8", "shape": [-1, height, width, channels]}],
+        "outputs": [
+            {"name": name, "datatype": "FP32", "shape": [-1, service.client.latent_size]}
+            for name in ("mean", "log_variance")
+        ],
+    }
+    assert error(service.get("/v2/models/other")) == (
+        404,
+        "wanted one of the models encoder, decoder, score, found 'other'",
+    )
+
+
+def test_infer_answers_as_the_client_does(service: Service, images: np.ndarray) -> None:
+    mean, log_variance = service.client.encode(images)
+    found = service.infer("encoder", images=images)
+    np.testing.assert_allclose(found["mean"], mean, atol=1e-6)
+    np.testing.assert_allclose(found["log_variance"], log_variance, atol=1e-6)
+    np.testing.assert_array_equal(service.infer("decoder", latents=mean)["images"], service.client.decode(mean))
+
+
+def test_infer_gives_the_outputs_that_are_asked_for_and_the_id(service: Service, images: np.ndarray) -> None:
+    request = {"id": "7", "inputs": [tensor("images", images)], "outputs": [{"name": "mean"}]}
+    answer = service.post("/v2/models/encoder/infer", request).json()
+    assert (answer["id"], answer["model_name"]) == ("7", "encoder")
+    assert [output["name"] for output in answer["outputs"]] == ["mean"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "pictures"}, "inputs: wanted images, found pictures"),
+        ({"datatype": "FP32"}, "inputs.images: wanted datatype UINT8, found FP32"),
+        ({"shape": [3, 4]}, "inputs.images: wanted shape ['rows', 4, 6, 3], found [3, 4]"),
+        ({"shape": [9, 4, 6, 3]}, "inputs.images: wanted 1 to 8 rows, found 9"),
+        ({"shape": [0, 4, 6, 3]}, "inputs.images: wanted 1 to 8 rows, found 0"),
+        ({"data": [1, 2]}, "inputs.images: wanted 216 numbers, found 2"),
+        ({"data": [[1], [2, 3]]}, "inputs.images: wanted numbers in lists of one length, found something else"),
+        ({"data": [256] * 216}, "inputs.images: wanted whole numbers from 0 to 255, found others"),
+    ],
+)
+def test_what_the_graph_cannot_take_is_refused(
+    changes: dict[str, Any], message: str, service: Service, images: np.ndarray
+) -> None:
+    body = {"inputs": [tensor("images", images) | changes]}
+    assert error(service.post("/v2/models/encoder/infer", body)) == (400, message)
+
+
+def test_an_unknown_output_is_refused(service: Service, images: np.ndarray) -> None:
+    body = {"inputs": [tensor("images", images)], "outputs": [{"name": "beauty"}]}
+    assert error(service.post("/v2/models/encoder/infer", body)) == (
+        400,
+        "outputs: wanted some of mean, log_variance, found beauty",
+    )
+
+
+def test_outputs_that_json_cannot_say_are_refused(service: Service, images: np.ndarray) -> None:
+    far = [tensor("images", images), tensor("epsilon", np.full((3, 2), 3e38, np.float32))]
+    message = "reconstruction: wanted inputs that the model has finite outputs for, found NaN or infinity"
+    assert error(service.post("/v2/models/score/infer", {"inputs": far})) == (400, message)
+    answer = service.post("/v2/models/score/infer", {"inputs": far, "outputs": [{"name": "kl"}]}).json()
+    assert answer["outputs"][0]["shape"] == [3]
+
+
+def binary(values: np.ndarray, **changes: Any) -> tuple[bytes, dict[str, str]]:
+    """A request whose tensor and answer are bytes."""
+    described = tensor("images", values) | {"parameters": {"binary_data_size": values.nbytes}}
+    del described["data"]
+    head = json.dumps({"inputs": [described | changes], "parameters": {"binary_data_output": True}}).encode()
+    return head + values.tobytes(), {protocol.HEADER: str(len(head))}
+
+
+def test_tensors_may_be_binary(service: Service, images: np.ndarray) -> None:
+    body, headers = binary(images)
+    answer = service.send("/v2/models/encoder/infer", body, "application/octet-stream", **headers)
+    size = int(answer.headers[protocol.HEADER])
+    values = np.frombuffer(answer.content[size:], "<f4").reshape(2, len(images), -1)
+    np.testing.assert_allclose(values, service.client.encode(images), atol=1e-6)
+    assert json.loads(answer.content[:size])["outputs"][0] == {
+        "name": "mean",
+        "datatype": "FP32",
+        "shape": [3, 2],
+        "parameters": {"binary_data_size": 24},
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "extra", "length", "message"),
+    [
+        ({}, b"", "-1", "Inference-Header-Content-Length: wanted 0 to"),
+        ({}, b"", "9999", "Inference-Header-Content-Length: wanted 0 to"),
+        ({}, b"12", None, "inputs: wanted a body of"),
+        ({"shape": [2, 4, 6, 3]}, b"", None, "inputs.images: wanted 144 bytes, found 216"),
+        ({"parameters": {}}, b"", None, "inputs: wanted a body of"),
+        ({"parameters": {"binary_data_size": -1}}, b"", None, "inputs.0.parameters.binary_data_size: Input should be"),
+    ],
+)
+def test_binary_tensors_of_wrong_lengths_are_refused(
+    changes: dict[str, Any], extra: bytes, length: str | None, message: str, service: Service, images: np.ndarray
+) -> None:
+    body, headers = binary(images, **changes)
+    headers |= {protocol.HEADER: length} if length else {}
+    answer = service.send("/v2/models/encoder/infer", body + extra, **headers)
+    status, found = error(answer)
+    assert (status, found[: len(message)]) == (400, message)
