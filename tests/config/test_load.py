@@ -40,7 +40,7 @@ def test_the_shipped_parameters_are_valid_and_are_read_as_they_stand() -> None:
     config = load_config(REPOSITORY / "params.yaml")
     assert config.download.source == "mnist_5k"
     assert config.preprocess.binarization == "dynamic"
-    assert config.model.conv.channels == (32, 64)
+    assert config.model.conv.channels == (16, 32)
     assert config.objective.beta == 1.0
     assert config.train.learning_rate == 0.003
     assert config.train.adam.betas == (0.9, 0.999)
