@@ -25,9 +25,9 @@ bench: install  ## side-by-side measurements, into benchmarks/RESULTS.md
 	python benchmarks/apps.py
 	python benchmarks/serve.py
 
-docs: install  ## comments of params.yaml, docs/reference/, and the site: docs/_build/index.html
+docs: install  ## comments of params.yaml, docs/reference/, and the site: docs/_build/html/index.html
 	python docs/generate.py
-	sphinx-build --quiet --fail-on-warning --nitpicky docs docs/_build
+	sphinx-build --quiet --fail-on-warning --nitpicky docs docs/_build/html
 
 lint: install
 	ruff format --check .

@@ -13,11 +13,14 @@ sys.path.insert(0, str(ROOT / "src"))  # autodoc reads this working copy, whatev
 
 project = html_title = "reparam"
 release = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_nb", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
 nitpicky = True
 autodoc_typehints = "none"  # arrays have types of three lines
 autodoc_member_order = "bysource"
+nb_execution_mode = "force"  # the notebook is kept without outputs
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300  # seconds of a cell; that which trains a model takes twenty
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 html_theme = "furo"

@@ -47,7 +47,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "average": 0.0,
         "channels_last": False,
     },
-    "evaluate": {"elbo_samples": 2, "nll_samples": 4, "grid": {"steps": 3}},
+    "evaluate": {"elbo_samples": 2, "nll_samples": 4, "grid": {"steps": 3, "plane": "dimensions"}},
     "report": {"title": "A small model"},
 }
 SMALL: dict[str, dict[str, Any]] = YAML(typ="safe").load(Path(__file__).parents[1] / "params.yaml")

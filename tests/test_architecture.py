@@ -185,18 +185,24 @@ def test_help_lists_the_six_stages_and_their_purpose() -> None:
         assert len(listed[name]) > 20
 
 
-def test_completion_prints_a_script_and_loads_no_torch() -> None:
+def test_completion_prints_a_script_and_names_of_parameters_and_loads_no_torch() -> None:
     printed = python("""
 import os, sys
 from reparam.cli import app
 os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
-try:
-    app(["--show-completion", "bash"], prog_name="reparam")
-finally:
-    print("torch" in sys.modules, "mlflow" in sys.modules)
+typed = {"_REPARAM_COMPLETE": "complete_bash", "COMP_WORDS": "reparam params objective.mm", "COMP_CWORD": "2"}
+for arguments, environment in ((["--show-completion", "bash"], {}), ([], typed)):
+    os.environ |= environment
+    try:
+        app(arguments, prog_name="reparam")
+    except SystemExit:
+        print("--")
+print("torch" in sys.modules, "mlflow" in sys.modules)
 """)
-    assert "complete -o default -F _reparam_completion reparam\n" in printed
-    assert printed.endswith("False False\n")
+    script, names, loaded = printed.split("--\n")
+    assert "complete -o default -F _reparam_completion reparam\n" in script
+    assert names == "objective.mmd\nobjective.mmd.weight\n"
+    assert loaded == "False False\n"
 
 
 @pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if not hasattr(command, "commands")])

@@ -193,7 +193,7 @@ def test_bad_parameters_stop_every_command_with_one_message(
         1,
         f"error: {project.params}: 2 problems\n"
         "  train.epochs: wanted a valid integer, found 'many'\n"
-        "  report.title: missing; wanted text\n",
+        "  report.title: missing; wanted null or text\n",
     )
     assert files(project.root) == before
 

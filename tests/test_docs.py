@@ -1,7 +1,9 @@
 """The documents: the site builds without a warning, links lead somewhere, and what they name exists."""
 
+import json
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,10 +19,12 @@ from ruamel.yaml import YAML
 from reparam.cli import app
 from reparam.config.load import check_config, paths_of
 from reparam.data.sources.registry import SOURCES
+from reparam.paths import Paths
 from reparam.recipes import SHIPPED, merge
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(page for page in ROOT.glob("docs/**/*.md") if "_build" not in page.parts)
+NOTEBOOK = ROOT / "docs/tour.ipynb"
 DOCUMENTS = [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")), *PAGES]
 PATHS = set(paths_of(blocks=True))
 SECTIONS = {path.split(".")[0] for path in PATHS} | {"report"}
@@ -49,18 +53,18 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built as `make docs` does."""
-    target = tmp_path_factory.mktemp("site")
+    """The site, built as `make docs` does, but for the outputs of the notebook."""
+    target = tmp_path_factory.mktemp("site") / "html"
     (line,) = [line.strip() for line in (ROOT / "Makefile").read_text().splitlines() if "sphinx-build" in line]
-    command = [sys.executable, "-m", "sphinx", *line.split()[1:-1], str(target)]
+    command = [sys.executable, "-m", "sphinx", *line.split()[1:-1], str(target), "-D", "nb_execution_mode=off"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     return target
 
 
 def test_every_page_is_on_the_site(site: Path) -> None:
-    built = {path.relative_to(site).with_suffix(".md") for path in site.rglob("*.html")}
-    assert {page.relative_to(ROOT / "docs") for page in PAGES} <= built
+    built = {path.relative_to(site).with_suffix("") for path in site.rglob("*.html")}
+    assert {page.relative_to(ROOT / "docs").with_suffix("") for page in [*PAGES, NOTEBOOK]} <= built
     assert "Return mean and log variance of the posterior." in (site / "reference/client.html").read_text()
 
 
@@ -85,6 +89,45 @@ def test_links_of_the_site_lead_somewhere(site: Path) -> None:
             if not target.exists() or (is_page and parts.fragment and parts.fragment not in pages[target].anchors):
                 broken.append(f"{path.relative_to(site)}: {link}")
     assert broken == []
+
+
+# ---- the notebook
+
+
+def cells(kind: str) -> list[dict[str, Any]]:
+    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == kind]
+
+
+def test_the_notebook_is_kept_without_outputs() -> None:
+    assert [(cell["execution_count"], cell["outputs"]) for cell in cells("code")] == [(None, [])] * 8
+
+
+def tour(root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Run the notebook in a working copy, and return its names."""
+    (root / "docs").mkdir()
+    monkeypatch.chdir(root / "docs")
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    names: dict[str, Any] = {}
+    for cell in cells("code"):
+        exec("".join(cell["source"]), names)
+    assert len(names["plt"].get_fignums()) == 7
+    names["plt"].close("all")
+    return names
+
+
+def test_the_notebook_draws_the_model_that_is_there(finished: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("subprocess.run", None)  # it trains nothing
+    found = tour(finished.root, monkeypatch)
+    assert (found["root"], found["images"].shape[1:]) == (finished.root, (8, 8, 1))
+
+
+@pytest.mark.slow
+def test_the_notebook_trains_a_model_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    (tmp_path / "src").symlink_to(ROOT / "src")
+    found = tour(tmp_path, monkeypatch)
+    assert (found["root"] == tmp_path, found["images"].shape) == (False, (500, 28, 28, 1))
 
 
 # ---- what is generated

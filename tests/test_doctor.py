@@ -149,7 +149,7 @@ def test_parameters_and_the_record_of_the_package_are_checked(
     write_params(params)
     project.installation.write_text(projects.installation() + "\n")
     valid, _, source = doctor.working_copy(project)
-    assert valid.text.endswith("report.title: missing; wanted text")
+    assert valid.text.endswith("report.title: missing; wanted null or text")
     assert source.remedy == "`reparam init --update`, then `dvc repro`"
     project.installation.write_text(projects.installation())
     assert [finding.name for finding in doctor.working_copy(project)] == ["params.yaml", "running"]

@@ -157,7 +157,7 @@ def old(bare: Paths) -> Paths:
     projects.create(bare)
     recorded = bare.installation.read_text()
     bare.installation.write_text(recorded.replace(source_hash("train"), "0" * 64))
-    params = bare.params.read_text().replace("  epochs: 25 #", "  epochs: 7 #")
+    params = bare.params.read_text().replace("  epochs: 35 #", "  epochs: 7 #")
     bare.params.write_text("".join(line for line in params.splitlines(True) if "patience:" not in line))
     return bare
 
@@ -174,7 +174,7 @@ def test_an_update_records_the_source_and_adds_parameters_that_are_new(old: Path
     projects.update(old)
     projects.check(old, "train")
     train = load_config(old.params).train
-    assert (train.epochs, train.patience) == (7, 25)
+    assert (train.epochs, train.patience) == (7, 35)
     assert (old.root / "params.yaml.bak").exists()
 
 

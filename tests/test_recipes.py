@@ -242,7 +242,7 @@ def test_a_complete_file_holds_the_recipe_its_origin_and_the_meaning_of_paramete
     assert load_config(path) == recipe(name)
     text = path.read_text(encoding="utf-8")
     assert text.startswith(recipes.header(FOLDER, name))
-    assert f"  title: {name} # Title of the page.\n" in text
+    assert f"  title: {name} # Title of the page; null names model, data and classes.\n" in text
 
 
 def test_the_source_of_a_recipe_is_one_line() -> None:

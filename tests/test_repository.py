@@ -65,6 +65,14 @@ def test_an_issue_form_is_complete(path: Path) -> None:
     assert all(field["type"] == "textarea" and field["attributes"]["label"] for field in form["body"])
 
 
+def test_the_form_of_a_bug_asks_for_what_our_commands_print() -> None:
+    asked = [field["attributes"]["description"] for field in read(".github/ISSUE_TEMPLATE/bug.yml")["body"]]
+    assert [command for text in asked for command in re.findall("`(reparam [^`]+)`", text)] == [
+        "reparam --version",
+        "reparam doctor",
+    ]
+
+
 def test_the_citation_is_of_this_version() -> None:
     citation = read("CITATION.cff")
     assert {"cff-version", "message", "title", "authors"} <= set(citation)

@@ -3,6 +3,7 @@
 import gc
 import os
 import textwrap
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -89,10 +90,21 @@ def check() -> None:
     print(f"{paths.relative(paths.params)}: valid")
 
 
+def _parameters(incomplete: str) -> list[str]:
+    with suppress(ModuleNotFoundError):  # where the client alone is installed
+        from reparam.config.load import paths_of
+
+        return [path for path in paths_of(blocks=True) if path.startswith(incomplete)]
+    return []
+
+
 @app.command(rich_help_panel=PANEL)
 def params(
     name: Annotated[
-        str, typer.Argument(help="A parameter, block or section; without it, all.", show_default=False)
+        str,
+        typer.Argument(
+            help="A parameter, block or section; without it, all.", show_default=False, autocompletion=_parameters
+        ),
     ] = "",
 ) -> None:
     """Print parameters with their values and defaults, and say what they mean.

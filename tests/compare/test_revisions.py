@@ -167,7 +167,7 @@ def test_revisions_and_experiments_are_read_through_the_cache_of_dvc(repository:
         found = find(name, repository)
         assert found.name == (commit[:7] if commit.startswith(name) else name)
         assert found.origin == f"revision {commit[:7]}"
-        assert found.params["model.latent"] == 10  # as shipped
+        assert found.params["model.latent"] == 8  # as shipped
         assert (found.metrics["elbo"], found.samples) == (-20.0, PICTURE + b"-20.0")
         as_shipped = evaluation_card(settings=load_config(repository.params).evaluate).conditions
         assert found.conditions == as_shipped | {"nll_samples": 100}
@@ -179,7 +179,7 @@ def test_revisions_and_experiments_are_read_through_the_cache_of_dvc(repository:
 
 def test_a_revision_that_was_never_run_has_parameters_alone_and_says_what_to_do(repository: Paths) -> None:
     found = find("HEAD~1", repository)
-    assert found.params["model.latent"] == 10  # as shipped
+    assert found.params["model.latent"] == 8  # as shipped
     assert (found.metrics, found.losses, found.samples) == ({}, {}, None)
     assert found.notes == (
         "not found: reports/training/metrics.json, reports/evaluation/card.json, reports/evaluation/metrics.json, "

@@ -159,7 +159,7 @@ def test_the_command_prints_plain_tables_and_writes_the_page(
     lines = [re.sub(r" {2,}", " | ", line.strip()) for line in printed.splitlines()]
     assert [line for line in lines if line.startswith(("Param", "model.", "evaluate.", "elbo", "best", "wide: 1"))] == [
         f"Parameters: 2 differ, {len(flatten(load_config(repository.params))) - 2} are equal",
-        "model.latent | 10 | 20 | 20",
+        "model.latent | 8 | 20 | 20",
         "evaluate.nll_samples | 100 | 5 | 5",
         "best_epoch | 80 | 80 | 80",
         "elbo | -20.00 ± 0.25 | -18.00 ± 0.25 | -18.00 ± 0.25",

@@ -67,9 +67,10 @@ def test_values_keep_the_spelling_that_they_have() -> None:
 
 
 def test_a_comment_that_is_too_long_for_its_line_stands_above_it() -> None:
-    short, long = (with_comments(values(report_title="t" * size)) for size in (100, 200))
-    assert f"  title: {'t' * 100} # Title of the page.\n" in short
-    assert f"  # Title of the page.\n  title: {'t' * 200}\n" in long
+    meaning = "Title of the page; null names model, data and classes."
+    short, long = (with_comments(values(report_title="t" * size)) for size in (80, 200))
+    assert f"  title: {'t' * 80} # {meaning}\n" in short
+    assert f"  # {meaning}\n  title: {'t' * 200}\n" in long
     assert max(len(line) for line in short.splitlines()) <= COLUMNS
 
 

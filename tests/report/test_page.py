@@ -25,6 +25,7 @@ from some_cards import (
     hash_of,
     model_card,
     small_config,
+    trained_params,
 )
 
 from reparam.cards.card import Card, FileFacts, facts_of
@@ -120,7 +121,7 @@ def test_the_page_says_every_number(page: Page) -> None:
     text = Outline(render(page)).text
     for words in (
         "Small & clear",
-        "359 test images of digits , dynamic binarization",
+        "359 test images of digits , dynamic binarization · mlp, 12 latent dimensions",
         "best of 120 epochs: 80",
         "ELBO -20.13 ± 0.30",
         "Reconstruction 12.00 ± 0.25",
@@ -137,6 +138,37 @@ def test_the_page_says_every_number(page: Page) -> None:
         "uint8 (…, 8, 8, 1)",
     ):
         assert words in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "title"),
+    [
+        ("vae", {}, "Variational autoencoder of digits"),
+        ("autoencoder", {"classes": tuple("0123456789")}, "Autoencoder of digits: 10 classes"),
+        (
+            "vae",
+            {"source": "folder", "classes": ("cat", "dog")},
+            "Variational autoencoder of a folder of images: cat, dog",
+        ),
+    ],
+)
+def test_without_a_title_the_page_names_model_data_and_classes(
+    kind: str, data: dict[str, Any], title: str, page: Page
+) -> None:
+    untitled = page.config.model_copy(update={"report": small_section("report", title=None)})
+    model = model_card(trained_params(model=small_section("model", kind=kind)))
+    text = render(replace(page, config=untitled, model=model, data=data_card(**data)))
+    assert (f"<title>{title}</title>" in text, f"<h1>{title}</h1>" in text) == (True, True)
+
+
+def test_captions_speak_of_the_data_that_is_there(page: Page, grey_page: Page) -> None:
+    drawn, grey = (Outline(render(shown)).text for shown in (page, grey_page))
+    assert "as they are stored: 12 train, 3 validation, 5 test." in drawn
+    assert "what the model makes of them; it sees a random draw of black and white." in drawn
+    assert "what the model makes of them." in grey
+    assert "latents drawn from the prior: no image" in drawn
+    mixed = replace(page, evaluation=evaluation_card(settings=small_section("evaluate", sampler="mixture")))
+    assert "latents drawn from a mixture fitted to codes: no image" in Outline(render(mixed)).text
 
 
 def test_parameters_stand_under_their_section(page: Page) -> None:

@@ -10,5 +10,5 @@ from reparam.config.section import Section
 class ReportConfig(Section):
     """The page `reports/index.html`."""
 
-    title: Annotated[str, Field(min_length=1)]
-    """Title of the page."""
+    title: Annotated[str, Field(min_length=1)] | None
+    """Title of the page; null names model, data and classes."""

@@ -19,11 +19,16 @@ from reparam.metrics import ERROR, Metric, members
 from reparam.policy import policy
 
 TEMPLATE = Path(__file__).with_suffix(".html")
+KINDS = {
+    "vae": "Variational autoencoder",
+    "hierarchical": "Hierarchical variational autoencoder",
+}  # others by their name
+FEW = 3  # classes that a title names, at most
 GROUPS = ("Likelihood", "Latents", "Representation", "Generation", "Export")  # of metrics
 
 
 class Picture(NamedTuple):
-    """A figure, its title, and how to read it."""
+    """A figure, its title, and how to read it; `captions` fills in what depends on the data."""
 
     name: str
     title: str
@@ -33,7 +38,7 @@ class Picture(NamedTuple):
 
 PICTURES = {
     "Data, training, numbers": (
-        Picture("contact_sheet", "Data", "Images of each split, as they are stored.", True),
+        Picture("contact_sheet", "Data", "Images of each split, as they are stored{counts}.", True),
         Picture("training_curves", "Training", "The dotted line marks the epoch whose weights were kept.", True),
         Picture("bounds", "Bound on log p(x)", "Flat at its right end: more samples would change little."),
         Picture(
@@ -42,14 +47,11 @@ PICTURES = {
         Picture("latent_use", "Latent use", "How much each latent dimension says about the image."),
     ),
     "Images": (
-        Picture(
-            "reconstructions",
-            "Reconstructions",
-            "Images above what the model makes of them; it may see a random draw of black and white.",
-            True,
-        ),
+        Picture("reconstructions", "Reconstructions", "Images above what the model makes of them{drawn}.", True),
         Picture("extremes", "Best and worst", "The images that the model reconstructs best and worst.", True),
-        Picture("samples", "Samples", "What the decoder makes of latents drawn at random: no image was given.", True),
+        Picture(
+            "samples", "Samples", "What the decoder makes of latents drawn from {sampler}: no image was given.", True
+        ),
         Picture("sigma", "Uncertainty", "The standard deviation that the decoder gives each pixel.", True),
     ),
     "Latent space": (
@@ -114,6 +116,8 @@ def render(page: Page) -> str:
         .get_template(TEMPLATE.name)
         .render(
             page=page,
+            title=title(page),
+            captions=_captions(page),
             numbers=_numbers(page),
             figures={
                 title: shown
@@ -125,6 +129,28 @@ def render(page: Page) -> str:
             params_file=_params_file(page.config),
         )
     )
+
+
+def title(page: Page) -> str:
+    """Return the title of the params file, or name model, data and classes."""
+    if page.config.report.title is not None:
+        return page.config.report.title
+    kind, source, classes = page.model.model.kind, page.data.source, page.data.classes
+    shown = ", ".join(classes) if len(classes) <= FEW else f"{len(classes)} classes"
+    of = "a folder of images" if source == "folder" else source
+    return f"{KINDS.get(kind, kind.capitalize())} of {of}" + (f": {shown}" if len(classes) > 1 else "")
+
+
+def _captions(page: Page) -> dict[str, str]:
+    """Return the caption of each picture, by name."""
+    counts = [f"{count} {name}" for name, count in page.data.counts.items() if count]
+    is_drawn, sampler = page.data.binarization == "dynamic", page.evaluation.settings.sampler
+    facts = {
+        "counts": f": {', '.join(counts)}",
+        "drawn": "; it sees a random draw of black and white" if is_drawn else "",
+        "sampler": "the prior" if sampler == "prior" else f"a {sampler} fitted to codes",
+    }
+    return {picture.name: picture.text.format(**facts) for group in PICTURES.values() for picture in group}
 
 
 def _numbers(page: Page) -> dict[str, list[Number]]:
