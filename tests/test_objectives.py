@@ -11,6 +11,7 @@ from torch.distributions import Normal
 
 from reparam.models.build import AnyModel, build_model
 from reparam.models.draw import Draw, Estimator, Layer
+from reparam.models.priors import StandardNormal
 from reparam.objectives import OBJECTIVES, Setting, Terms, aggregate_posterior
 
 OBJECTIVE = small_section("objective")
@@ -25,6 +26,7 @@ class Scripted:
 
     answer: Draw
     stochastic_layers: int = 1
+    prior: StandardNormal = field(default_factory=lambda: StandardNormal(2))
     asked: list[tuple[Tensor, Tensor, int]] = field(default_factory=list)
 
     def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
@@ -41,8 +43,9 @@ class Scripted:
 def layer_of(kl: Tensor, **fields: Tensor) -> Layer:
     """A layer with a KL for each sample, image and dimension."""
     unknown = torch.full_like(kl, NAN)
-    names = ("z", "mean", "log_variance", "log_pz", "log_qz")
-    return Layer(**{name: fields.get(name, unknown) for name in names}, kl=kl)
+    names = ("z", "mean", "log_variance", "log_qz", "log_pz")
+    z, mean, log_variance, log_qz, log_pz = (fields.get(name, unknown) for name in names)
+    return Layer.of(z, (mean, log_variance), log_qz, log_pz, kl)
 
 
 def scripted(kl: list[list[float]], log_px: float = -1.0) -> Scripted:

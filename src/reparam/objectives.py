@@ -106,7 +106,7 @@ def mmd(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> T
     """
     draw = model.draw(x, x, config.samples)
     z = draw.layers[0].z  # (K, B, D): samples of one image are no samples of the aggregate posterior
-    found = [maximum_mean_discrepancy(codes, torch.randn_like(codes)) for codes in z]
+    found = [maximum_mean_discrepancy(codes, model.prior.sample(codes)) for codes in z]
     discrepancy = torch.stack(found).mean().expand(len(x))
     loss = _weighted(model, draw, config, setting) + config.mmd.weight * discrepancy
     return _terms(model, draw, loss, mmd=discrepancy)
@@ -242,7 +242,8 @@ def _kl(draw: Draw, config: ObjectiveConfig) -> Tensor:
     is_sampled = config.kl == "monte_carlo"
     if not config.free_bits:
         return (draw.log_qz - draw.log_pz if is_sampled else draw.kl).mean(0)
-    dimensions = torch.cat([layer.log_qz - layer.log_pz if is_sampled else layer.kl for layer in draw.layers], -1)
+    each = [layer.sampled_kl if is_sampled else layer.kl for layer in draw.layers]
+    dimensions = torch.cat([kl for kl in each if kl is not None], -1)  # all of them: `check_fit` refuses other priors
     free = dimensions.mean((0, 1)).clamp_min(config.free_bits)  # (D,)
     return free.sum().expand(draw.kl.shape[1])
 
@@ -250,6 +251,8 @@ def _kl(draw: Draw, config: ObjectiveConfig) -> Tensor:
 def _terms(model: Model, draw: Draw, loss: Tensor, **more: Tensor) -> Terms:
     reconstruction, kl = -draw.log_px.mean(0), draw.kl.mean(0)
     bound = {"elbo": -(reconstruction + kl)} if model.stochastic_layers else {}
+    if draw.auxiliary is not None:
+        loss, more = loss + draw.auxiliary, {**more, "auxiliary": draw.auxiliary}
     return {"loss": loss, "reconstruction": reconstruction, "kl": kl, **bound, **more}
 
 

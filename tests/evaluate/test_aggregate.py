@@ -8,12 +8,15 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 
 from reparam import runtime
 from reparam.evaluate.aggregate import COLLAPSED_KL, Aggregate, aggregate, collapse_message, collapsed
+from reparam.models.priors import StandardNormal
 
 
 def sampled(mean: Tensor, log_variance: Tensor, limit: int = 10_000) -> Aggregate:
     """Draw latents of each posterior, and measure."""
     noise = torch.randn(2, *mean.shape, generator=torch.Generator().manual_seed(0), dtype=mean.dtype)
-    return aggregate(mean, log_variance, mean + noise * (0.5 * log_variance).exp(), limit)
+    return aggregate(
+        mean, log_variance, mean + noise * (0.5 * log_variance).exp(), StandardNormal(mean.shape[1]), limit
+    )
 
 
 def some_posteriors(images: int, latent: int) -> tuple[Tensor, Tensor]:
@@ -96,7 +99,7 @@ def test_the_aggregate_is_the_mixture_of_all_posteriors() -> None:
     log_product = torch.stack(log_each).sum(0)
     told = Normal(mean, scale).log_prob(z).sum(1) - log_joint
     kl = kl_divergence(Normal(mean, scale), Normal(0.0, 1.0)).sum(1)
-    found = aggregate(mean, log_variance, z[None], 100)
+    found = aggregate(mean, log_variance, z[None], StandardNormal(mean.shape[1]), 100)
     assert found.mutual_information == pytest.approx(told.mean().item())
     assert found.marginal_kl == pytest.approx((kl - told).mean().item())
     assert found.marginal_kl_se == pytest.approx((kl - told).std().item() / 40**0.5)
@@ -108,7 +111,9 @@ def test_the_aggregate_is_the_mixture_of_all_posteriors() -> None:
 def test_several_samples_are_averaged_image_by_image() -> None:
     mean, log_variance = some_posteriors(40, 3)
     z = mean + torch.randn(2, 40, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    both, one, other = (aggregate(mean, log_variance, part, 100) for part in (z, z[:1], z[1:]))
+    both, one, other = (
+        aggregate(mean, log_variance, part, StandardNormal(mean.shape[1]), 100) for part in (z, z[:1], z[1:])
+    )
     assert both.mutual_information == pytest.approx((one.mutual_information + other.mutual_information) / 2)
     assert both.total_correlation == pytest.approx((one.total_correlation + other.total_correlation) / 2)
     assert both.kl == one.kl
@@ -145,7 +150,7 @@ def test_of_a_part_each_posterior_weighs_as_in_the_whole() -> None:
     given = Normal(mean[::2].T, 1.0).log_prob(z[::2]).exp()  # (3 images, 3 posteriors)
     own, others = given.diagonal(), given.sum(1) - given.diagonal()
     expected = (own / (own / 6 + others * 5 / 12)).log().mean().item()
-    found = aggregate(mean, zeros, z[None], 3)
+    found = aggregate(mean, zeros, z[None], StandardNormal(mean.shape[1]), 3)
     assert found.images == 3
     assert found.mutual_information == pytest.approx(expected)
 

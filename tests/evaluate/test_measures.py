@@ -210,7 +210,7 @@ def test_latents_are_measured_at_samples_of_each_posterior() -> None:
     found, scores = measured(subject), subject.scores
     with random_stream(subject.settings.seed, "latents"):
         z = torch.normal(scores.means.expand(4, -1, -1), (scores.log_variances / 2).exp())
-    wanted = aggregate(scores.means, scores.log_variances, z, limit=1000)
+    wanted = aggregate(scores.means, scores.log_variances, z, subject.model.prior, limit=1000)
     # Other noise than the one that was drawn: the same numbers but for that.
     for name in LATENTS:
         assert found.metrics[name] == pytest.approx(getattr(wanted, name), abs=4 * getattr(wanted, f"{name}_se"))

@@ -45,7 +45,7 @@ def draw(subject: Subject) -> dict[str, Figure]:
         "samples": _samples(subject),
         "latent_grid": _latent_grid(subject),
         "latent_scatter": _latent_scatter(subject),
-        "latent_use": plot_latent_use(subject.use.numpy(), subject.active.numpy(), subject.is_code),
+        "latent_use": plot_latent_use(subject.use.numpy(), subject.active.numpy(), not subject.has_latent_kl),
         "traversals": _traversals(subject),
     }
     are_several = len(subject.images) > 1
@@ -68,7 +68,7 @@ def tiles(subject: Subject) -> tuple[dict[str, bytes], Tiles]:
     """
     limit, steps, walked = subject.settings.grid.range, subject.settings.grid.steps, _walked(subject)
     grid = subject.decode(subject.plane.latents(steps, limit))
-    moved = subject.decode(walks.traverse(subject.means, walked, (FINE_STEPS, limit), subject.is_code))
+    moved = subject.decode(walks.traverse(subject.frame, walked, FINE_STEPS, limit))
     pictures = (pixel_png(tile(grid, steps, 0)), pixel_png(tile(moved, FINE_STEPS, 0)))
     facts = Tiles(
         image=grid.shape[2:],
@@ -76,8 +76,8 @@ def tiles(subject: Subject) -> tuple[dict[str, bytes], Tiles]:
         grid=GridTiles(steps=steps, names=subject.plane.names, unit=subject.plane.unit),
         traversals=TraversalTiles(
             steps=FINE_STEPS,
-            unit=walks.UNITS[subject.is_code],
-            use="variance" if subject.is_code else "nats",
+            unit=subject.frame.unit,
+            use="nats" if subject.has_latent_kl else "variance",
             dimensions=tuple(TileDimension(number=n, use=round(float(subject.use[n]), 4)) for n in walked),
         ),
     )
@@ -100,7 +100,7 @@ def _latent_grid(subject: Subject) -> Figure:
     grid, labels = subject.settings.grid, axis_labels(subject.plane.names, subject.plane.unit)
     images = subject.decode(subject.plane.latents(grid.steps, grid.range))
     title = {
-        "dimensions": f"Decoder mean; the other latent dimensions are {_others(subject)}",
+        "dimensions": f"Decoder mean; the other latent dimensions are {subject.frame.middle}",
         "principal": "Decoder mean along two principal components",
     }[grid.plane]
     ordinate = labels[1] or "(a single dimension: rows repeat)"
@@ -124,11 +124,11 @@ def _latent_scatter(subject: Subject) -> Figure:
 
 def _traversals(subject: Subject) -> Figure:
     limit, walked = subject.settings.grid.range, _walked(subject)
-    z = walks.traverse(subject.means, walked, (STEPS, limit), subject.is_code)
+    z = walks.traverse(subject.frame, walked, STEPS, limit)
     columns = [f"{value:.3g}".replace("-", "−") for value in walks.spread(STEPS, limit).tolist()]
-    title = f"Decoder mean along one latent dimension at a time; the others are {_others(subject)}"
+    title = f"Decoder mean along one latent dimension at a time; the others are {subject.frame.middle}"
     rows = [subject.name_and_use(number) for number in walked]
-    return plot_table(subject.decode(z), rows, columns, title, walks.UNITS[subject.is_code])
+    return plot_table(subject.decode(z), rows, columns, title, subject.frame.unit)
 
 
 def _interpolation(subject: Subject) -> Figure:
@@ -186,10 +186,6 @@ def _sigma(subject: Subject) -> Figure:
 
 def _walked(subject: Subject) -> list[int]:
     return walks.choose_dimensions(subject.use, subject.active, DIMENSIONS)
-
-
-def _others(subject: Subject) -> str:
-    return "at their mean" if subject.is_code else "0"
 
 
 def _middle(points: npt.NDArray[np.floating], rows: Rows) -> int:

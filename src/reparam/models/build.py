@@ -14,6 +14,7 @@ from reparam.models.hierarchical import HierarchicalVAE
 from reparam.models.likelihoods import LIKELIHOODS
 from reparam.models.linear import Linear
 from reparam.models.networks import NETWORKS, Network
+from reparam.models.priors import StandardNormal
 from reparam.models.vae import VAE
 
 AnyModel = Autoencoder | VAE | HierarchicalVAE
@@ -65,12 +66,12 @@ def _autoencoder(parts: Parts, config: AutoencoderConfig) -> Autoencoder:
     encoder = parts.network.encoder(parts.shape, parts.latent)
     if config.code == "sigmoid":
         encoder.append(nn.Sigmoid())
-    return Autoencoder(encoder, parts.decoder(), parts.likelihood, parts.latent, parts.shape)
+    return Autoencoder(encoder, parts.decoder(), parts.likelihood, StandardNormal(parts.latent), parts.shape)
 
 
 def _vae(parts: Parts) -> VAE:
     encoder = parts.network.encoder(parts.shape, 2 * parts.latent)
-    return VAE(encoder, parts.decoder(), parts.likelihood, parts.latent, parts.shape)
+    return VAE(encoder, parts.decoder(), parts.likelihood, StandardNormal(parts.latent), parts.shape)
 
 
 def _hierarchical(parts: Parts, config: HierarchicalConfig) -> HierarchicalVAE:
