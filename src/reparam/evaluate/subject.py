@@ -122,15 +122,11 @@ class Subject:
     def frame(self) -> walks.Frame:
         """Where the latents are, and how wide: as the prior says, or the codes of the images."""
         if self.is_code:
-            mean, deviation, unit = (
-                self.means.mean(0),
-                self.means.std(0, correction=0),
-                "standard deviations of the code",
-            )
-        else:
-            (mean, deviation), unit = self.model.prior.moments(), "prior standard deviations"
-        is_zero = not self.is_code and isinstance(self.model.prior, StandardNormal)
-        return walks.Frame(mean, deviation, unit, "0" if is_zero else "at their mean")
+            middle, scale = self.means.mean(0), self.means.std(0, correction=0)
+            return walks.Frame(middle, scale, "standard deviations of the code", "at their mean")
+        middle, scale = self.model.prior.moments()
+        is_standard = isinstance(self.model.prior, StandardNormal)
+        return walks.Frame(middle, scale, "prior standard deviations", "0" if is_standard else "at their mean")
 
     @cached_property
     def plane(self) -> walks.Plane:
