@@ -42,7 +42,8 @@ def training(run: Run, model: ModelCard, paths: Paths) -> None:
 def evaluation(run: Run, model: ModelCard, paths: Paths) -> None:
     """Log metrics, KL of each latent, and figures."""
     run.log_headline(EvaluationMetrics.read_of(model, paths.evaluation_metrics, "evaluate").values, "evaluation")
-    run.log_metrics({row["dimension"]: float(row["kl"]) for row in _rows(paths.latents)}, group="latent_kl")
+    known = {row["dimension"]: float(row["kl"]) for row in _rows(paths.latents) if row["kl"]}
+    run.log_metrics(known, group="latent_kl")
     files = (paths.evaluation_card, paths.evaluation_metrics, paths.scores, paths.latents)
     run.log_files([*files, *sorted(paths.figures.iterdir())], "evaluation")
 

@@ -267,6 +267,7 @@ class Objective:
     terms: Callable[[Model, Tensor, ObjectiveConfig, Setting], Terms]
     layers: tuple[int, float] = (0, math.inf)  # of latents with a posterior: at least, at most
     matches_prior: bool = False  # whether it pulls codes that have no posterior to the prior
+    has_any_prior: bool = True  # or else one whose dimensions are independent
 
 
 def beta_at(config: ObjectiveConfig, epoch: Tensor) -> Tensor:
@@ -283,13 +284,13 @@ def beta_at(config: ObjectiveConfig, epoch: Tensor) -> Tensor:
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "reconstruction": Objective(reconstruction, layers=(0, 1)),  # the layers above would never learn
+    "reconstruction": Objective(reconstruction, layers=(0, 1), has_any_prior=False),  # layers above would never learn
     "denoising": Objective(denoising),
     "sparse": Objective(sparse, layers=(0, 1)),
     "contractive": Objective(contractive, layers=(0, 1)),
     "elbo": Objective(elbo, layers=(1, math.inf)),
     "capacity": Objective(capacity, layers=(1, math.inf)),
-    "beta_tc": Objective(beta_tc, layers=(1, 1)),
+    "beta_tc": Objective(beta_tc, layers=(1, 1), has_any_prior=False),
     "mmd": Objective(mmd, layers=(0, 1), matches_prior=True),
     "iwae": Objective(importance_weighted, layers=(1, math.inf)),
     "dreg": Objective(dreg, layers=(1, 1)),

@@ -22,6 +22,7 @@ from reparam.figures.latents import (
     plot_latent_scatter,
     plot_latent_use,
 )
+from reparam.models.priors import StandardNormal
 from reparam.runtime import random_stream
 
 RECONSTRUCTIONS = 10  # images, one of each class first
@@ -30,6 +31,7 @@ SAMPLES_PER_SIDE = 7
 DIMENSIONS = 12  # of the latents, that are walked along or compared with the prior, at most
 STEPS = 11  # of a walk
 FINE_STEPS = 21  # of a walk under a slider
+PRIOR_SAMPLES = 20_000
 PAIRS = 6  # of images that are joined by a walk
 SAMPLED_FROM = {"prior": "the prior", "mixture": "a fitted mixture"}
 FIGURES = ("reconstructions", "samples", "latent_grid", "latent_scatter", "latent_use", "traversals")
@@ -154,8 +156,10 @@ def _aggregate(subject: Subject) -> Figure:
     means, log_variances = subject.means[:, chosen], subject.scores.log_variances.double()[:, chosen]
     with subject.draws():
         z = means + (0.5 * log_variances).exp() * torch.randn(means.shape, dtype=means.dtype)
+        prior = subject.model.prior.sample(torch.empty(PRIOR_SAMPLES, subject.latent_size))[:, chosen].cpu().numpy()
     names = [subject.name_and_use(number) for number in chosen]
-    return plot_aggregate(dict(zip(names, z.T.numpy(), strict=True)))
+    is_standard = isinstance(subject.model.prior, StandardNormal)
+    return plot_aggregate(dict(zip(names, z.T.numpy(), strict=True)), None if is_standard else prior)
 
 
 def _bounds(subject: Subject) -> Figure:

@@ -150,6 +150,7 @@ class Prior(Protocol):
 
     size: int  # D
     is_independent: bool  # whether dimensions are, so that each has a density and a KL of its own
+    is_of_images: bool  # whether it is made of images, which lie in [0, 1] and pass through the encoder
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Return the log density of all dimensions together. Shapes: (..., D) -> (...). Units: nats."""
@@ -171,6 +172,9 @@ class Prior(Protocol):
 
     def components(self) -> Components | None:
         """Return it as a mixture of Gaussians, from which an app can draw; None where it is none."""
+
+    def settled(self) -> "Prior":
+        """Return it as it is in a model whose weights no longer change, with all computed that it is made of."""
 
 
 def standard_error(values: Tensor) -> Tensor:
