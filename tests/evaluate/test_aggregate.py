@@ -8,7 +8,8 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 
 from reparam import runtime
 from reparam.evaluate.aggregate import COLLAPSED_KL, Aggregate, aggregate, collapse_message, collapsed
-from reparam.models.priors import StandardNormal
+from reparam.models.draw import Components
+from reparam.models.priors import Settled, StandardNormal
 
 
 def sampled(mean: Tensor, log_variance: Tensor, limit: int = 10_000) -> Aggregate:
@@ -30,6 +31,30 @@ def correlated(images: int) -> tuple[Tensor, Tensor]:
     covariance = torch.tensor([[0.9, 0.8], [0.8, 0.9]], dtype=torch.float64)
     noise = torch.randn(images, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     return noise @ torch.linalg.cholesky(covariance).T, torch.full((images, 2), math.log(0.1), dtype=torch.float64)
+
+
+# Any prior
+
+
+def test_the_parts_add_up_to_the_kl_under_a_mixture_too() -> None:
+    mean, log_variance = some_posteriors(60, 2)
+    z = (
+        mean
+        + torch.randn(3, 60, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        * (0.5 * log_variance).exp()
+    )
+    means = torch.tensor([[1.0, 0.0], [-1.0, 0.5]], dtype=torch.float64)
+    prior = Settled(Components(means, torch.zeros_like(means), torch.tensor([0.25, 0.75], dtype=torch.float64).log()))
+    found = aggregate(mean, log_variance, z, prior, 100)
+    log_q = Normal(mean, (0.5 * log_variance).exp()).log_prob(z[:, :, None]).sum(-1).logsumexp(-1) - math.log(60)
+    assert found.marginal_kl == pytest.approx((log_q - prior.log_prob(z)).mean().item(), rel=1e-9)
+    assert found.kl == pytest.approx(found.mutual_information + found.marginal_kl, abs=1e-12)
+    # What does not depend on the prior is the same, and a mixture of one standard normal is one.
+    standard = aggregate(mean, log_variance, z, StandardNormal(2), 100)
+    assert found.mutual_information == standard.mutual_information
+    assert found.total_correlation == standard.total_correlation
+    one = aggregate(mean, log_variance, z, Settled(StandardNormal(2).components()), 100)
+    assert one.kl == pytest.approx(standard.kl, abs=5 * standard.kl_se)
 
 
 # Closed forms

@@ -5,13 +5,15 @@ import pytest
 import torch
 from linear_gaussian import LOADINGS, OFFSET, SHAPE, SIGMA, linear_vae, vae_evidence
 from torch import Tensor, nn
-from torch.distributions import MultivariateNormal, Normal
+from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal
 
 from reparam.errors import NonFiniteError
 from reparam.evaluate import annealing
 from reparam.evaluate.annealing import Annealed, Joint, Path, concatenate, image_chunks, sigmoid_schedule
-from reparam.models.priors import StandardNormal
-from reparam.models.vae import each_sample
+from reparam.evaluate.importance import importance
+from reparam.models.draw import Components
+from reparam.models.priors import Settled, StandardNormal
+from reparam.models.vae import VAE, each_sample
 from reparam.runtime import random_stream
 
 LogLikelihood = Callable[[Tensor], Tensor]
@@ -368,3 +370,34 @@ def test_chains_stay_on_the_device_of_their_start() -> None:
     assert found.log_px.device.type == "cuda"
     wanted = Normal(0.0, 1.25**0.5).log_prob(torch.zeros(3, dtype=torch.float64)).sum().item()
     assert found.log_px.tolist() == pytest.approx([wanted] * 2, abs=0.1)
+
+
+def mixed_vae() -> tuple[VAE, MixtureSameFamily]:
+    """The linear model under a prior of two far components, and its p(x)."""
+    model = linear_vae()
+    means = torch.tensor([[2.0, -1.0, 0.5], [-2.0, 1.0, 0.0]], dtype=torch.float64)
+    log_variances = torch.tensor([[0.3, 0.5, 0.2], [1.5, 0.4, 1.0]], dtype=torch.float64).log()
+    weights = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    model.prior = Settled(Components(means, log_variances, weights.log()))
+    covariances = LOADINGS @ log_variances.exp().diag_embed() @ LOADINGS.T + SIGMA**2 * torch.eye(
+        4, dtype=torch.float64
+    )
+    return model, MixtureSameFamily(Categorical(weights), MultivariateNormal(means @ LOADINGS.T + OFFSET, covariances))
+
+
+def test_chains_and_importance_samples_know_the_prior_of_the_model() -> None:
+    model, evidence = mixed_vae()
+    z = model.prior.sample(torch.empty(40, 3, dtype=torch.float64))
+    x = (z @ LOADINGS.T + OFFSET + SIGMA * torch.randn(40, 4, dtype=torch.float64)).unflatten(1, SHAPE)
+    exact = evidence.log_prob(x.flatten(1))
+    joint = Joint(model.prior, lambda z: model.likelihood.log_prob(each_sample(model.decoder, z), x))
+    start = model.prior.sample(torch.empty(16, 40, 3, dtype=torch.float64))
+    lower = annealing.annealed_log_likelihood(joint, start, LONG).log_px
+    upper = annealing.reverse_log_likelihood(joint, z, 16, LONG).log_px
+    weight = (lower - exact).exp()  # whose mean is 1, whatever the chains
+    assert weight.mean().item() == pytest.approx(1, abs=5 * standard_error(weight))
+    assert (lower - exact).abs().mean().item() < 0.2
+    assert -0.02 < (upper - lower).mean().item() < 0.2
+    # The posterior of the standard prior is another one, but wide enough to weigh.
+    nll = importance(model, x, 20_000).nll
+    assert (nll + exact).abs().mean().item() < 0.1

@@ -114,10 +114,10 @@ def collapsed(kl_per_dim: Tensor, variance_of_mean: Tensor, threshold: float) ->
     """Return the dimensions whose posterior is the prior, whatever the image.
 
     Their mean varies over images by no more than `threshold` (Burda et al. 2016), and their KL is below
-    COLLAPSED_KL, if they have one: one that says something of images by its variance alone is in use.
+    COLLAPSED_KL: one that says something of images by its variance alone is in use.
     Shapes: (D,), (D,). Units: KL in nats.
     """
-    is_still = (variance_of_mean <= threshold) & ((kl_per_dim <= COLLAPSED_KL) | kl_per_dim.isnan())
+    is_still = (variance_of_mean <= threshold) & (kl_per_dim <= COLLAPSED_KL)
     found: list[int] = is_still.nonzero().flatten().tolist()
     return found
 

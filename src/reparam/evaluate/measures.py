@@ -159,7 +159,8 @@ def _latents(subject: Subject, findings: Findings) -> None:
     scores = subject.scores
     if subject.is_code or len(scores.means) < 2:
         return  # a single image does not vary
-    still = collapsed(scores.latent_kl, scores.latent_variance, subject.settings.active_variance)
+    kl = scores.latent_kl.nan_to_num(0.0)  # where dimensions have none of their own, their means alone say what is used
+    still = collapsed(kl, scores.latent_variance, subject.settings.active_variance)
     message = collapse_message(still, subject.latent_size)
     findings.warnings += [message] if message else []
     if subject.model.stochastic_layers > 1:

@@ -112,19 +112,19 @@ class GaussianMixture(nn.Module):
 
     @torch.no_grad()
     def settled(self) -> Prior:
-        return _Settled(self.size, self.components())
+        return Settled(self.components())
 
 
-class _Settled(GaussianMixture):
+class Settled(GaussianMixture):
     """A mixture that no longer learns."""
 
     means: Tensor
     log_variances: Tensor
     log_weights: Tensor
 
-    def __init__(self, size: int, found: Components) -> None:
+    def __init__(self, found: Components) -> None:
         nn.Module.__init__(self)
-        self.size = size
+        self.size = found.means.shape[1]
         for name, values in vars(found).items():
             self.register_buffer(name, values.detach().clone())
 
