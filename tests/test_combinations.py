@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from some_cards import image_facts
+from some_cards import image_facts, small_config
 from training import (
     KINDS,
     NEEDS_INDEPENDENT_LATENTS,
@@ -18,10 +18,10 @@ from reparam.config import ObjectiveConfig
 from reparam.data.pixels import Pixels
 from reparam.errors import ParamsError
 from reparam.models.build import AnyModel, build_model
-from reparam.models.likelihoods import LIKELIHOODS
+from reparam.models.likelihoods import LIKELIHOODS, Gaussian
 from reparam.models.priors import PRIORS
 from reparam.objectives import OBJECTIVES
-from reparam.train.checks import check_fit
+from reparam.train.checks import check_fit, check_parts
 from reparam.train.loss import Loss
 from reparam.train.trainer import Trainer
 
@@ -86,6 +86,15 @@ def test_what_a_learned_prior_cannot_have_is_refused() -> None:
     config = model_config(prior="vamp", norm="batch")
     with pytest.raises(ParamsError, match=r"^params\.yaml: model\.mlp\.norm: wanted 'none' or 'layer' with .*'vamp'"):
         check_fit(build_model(config, IMAGES.shape[1:]), config, objective_config())
+    whole, facts = small_config(model=model_config(prior="vamp")), image_facts("dynamic")
+    model = build_model(whole.model, IMAGES.shape[1:])
+    check_parts(model, whole, facts, images=100)
+    scaled = facts.model_copy(update={"scaling": facts.scaling.model_copy(update={"kind": "symmetric"})})
+    model.likelihood = Gaussian(whole.model.gaussian)
+    with pytest.raises(
+        ParamsError, match=r"^params\.yaml: preprocess\.scaling: wanted 'unit' with model\.prior 'vamp'"
+    ):
+        check_parts(model, whole, scaled, images=100)
 
 
 def train_two_steps(model: AnyModel, wanted: ObjectiveConfig) -> None:

@@ -137,6 +137,25 @@ def test_gradients_of_the_elbo_agree_with_finite_differences() -> None:
             assert parameter.grad.flatten().tolist() == pytest.approx(wanted, rel=1e-6, abs=1e-9)
 
 
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "contractive"])
+def test_every_objective_adds_what_a_model_charges_for_beside_its_densities(name: str) -> None:
+    torch.manual_seed(0)
+    noise = torch.randn(3, 2, 2)
+    layer = layer_of(noise, z=noise, mean=noise[0], log_variance=noise[1], log_pz=noise, log_qz=noise)
+    draw = Draw.of(torch.zeros(3, 2), layer)
+    charged = Draw.of(torch.zeros(3, 2), layer, auxiliary=torch.tensor([0.5, 2.0]))
+    found = []
+    for answer in (draw, charged):
+        torch.manual_seed(1)
+        found.append(minimise(name, Scripted(answer), samples=3))
+    without, terms = found
+    torch.testing.assert_close(terms.pop("loss") - without.pop("loss"), torch.tensor([0.5, 2.0]))
+    assert terms.pop("auxiliary").tolist() == [0.5, 2.0]
+    assert {name: values.tolist() for name, values in terms.items()} == {
+        name: values.tolist() for name, values in without.items()
+    }
+
+
 WARMUPS = {
     # epochs done -> share of beta; a warm-up, or a cycle, takes 4 epochs
     "none": {0.0: 1.0, 1.0: 1.0, math.inf: 1.0},

@@ -183,6 +183,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "convolutional": {"kind": "vae", "network": "conv", "likelihood": "gaussian_learned", "activation": "relu"},
     "convolutional, layer norm": {"kind": "vae", "network": "conv", "norm": "layer", "likelihood": "laplace"},
     "convolutional, mixture": {"kind": "vae", "network": "conv", "norm": "batch", "likelihood": "logistic_mixture"},
+    "convolutional, learned prior": {"kind": "vae", "network": "conv", "prior": "mixture", "activation": "gated"},
     "down": {"kind": "hierarchical", "inference": "top_down", "likelihood": "discretised_logistic"},
     "up": {"kind": "hierarchical", "inference": "bottom_up", "likelihood": "bernoulli", "norm": "batch"},
     "convolutional, down": {"kind": "hierarchical", "network": "conv", "norm": "batch", "activation": "silu"},
