@@ -193,7 +193,7 @@ def test_pseudo_inputs_are_cut_to_the_range_of_pixels() -> None:
 
 def test_pseudo_inputs_start_as_noise_about_a_grey_level() -> None:
     torch.manual_seed(0)
-    vamp = {"components": 500, "mean": 0.3, "deviation": 0.02}
+    vamp = {"components": 500, "grey": 0.3, "deviation": 0.02}
     prior = build_model(small_section("model", prior="vamp", vamp=vamp), (1, 8, 8)).prior
     assert isinstance(prior, Vamp)
     assert prior.pseudo_inputs.shape == (500, 1, 8, 8)

@@ -103,8 +103,8 @@ class VampConfig(Section):
     components: Width
     """Pseudo-inputs: images that are learned, whose posteriors are mixed. Source: Tomczak & Welling 2018, sec. 3."""
 
-    mean: Annotated[float, Field(ge=0, le=1)]
-    """Mean of their pixels before training, from black to white: best that of the data."""
+    grey: Annotated[float, Field(ge=0, le=1)]
+    """Mean of their pixels before training, from black (0) to white (1): best that of the data."""
 
     deviation: NotNegative
     """Standard deviation of their pixels before training."""

@@ -157,7 +157,7 @@ class Vamp(GaussianMixture):
     def __init__(self, latents: Latents, config: VampConfig) -> None:
         super().__init__(latents)
         self.pseudo_inputs = nn.Parameter(
-            config.mean + config.deviation * torch.randn(config.components, *latents.shape)
+            config.grey + config.deviation * torch.randn(config.components, *latents.shape)
         )
         self._encoder = (latents.encoder,)  # in a tuple, because its weights are listed as those of the model
 
