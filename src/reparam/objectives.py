@@ -49,9 +49,8 @@ def sparse(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -
         rho, found = config.sparse.rho, code.mean(0).clamp(1e-6, 1 - 1e-6)  # (D,)
         distance = rho * (rho / found).log() + (1 - rho) * ((1 - rho) / (1 - found)).log()
         penalty = distance.sum().expand(len(x))
-    return _terms(
-        model, draw, _weighted(model, draw, config, setting) + config.sparse.weight * penalty, penalty=penalty
-    )
+    loss = _weighted(model, draw, config, setting) + config.sparse.weight * penalty
+    return _terms(model, draw, loss, penalty=penalty)
 
 
 def contractive(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> Terms:
@@ -61,9 +60,8 @@ def contractive(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setti
     """
     draw = model.draw(x, x, config.samples)
     penalty = squared_jacobian_norm(model, x)
-    return _terms(
-        model, draw, _weighted(model, draw, config, setting) + config.contractive.weight * penalty, penalty=penalty
-    )
+    loss = _weighted(model, draw, config, setting) + config.contractive.weight * penalty
+    return _terms(model, draw, loss, penalty=penalty)
 
 
 def elbo(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> Terms:
@@ -95,8 +93,7 @@ def beta_tc(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) 
     total_correlation = (log_q - log_q_dimensions.sum(-1)).mean(0)
     dimensions = (log_q_dimensions.sum(-1) - draw.log_pz).mean(0)
     loss = -draw.log_px.mean(0) + mutual_information + beta_at(config, setting.epoch) * total_correlation + dimensions
-    more = {"mutual_information": mutual_information, "total_correlation": total_correlation}
-    return _terms(model, draw, loss, **more)
+    return _terms(model, draw, loss, mutual_information=mutual_information, total_correlation=total_correlation)
 
 
 def mmd(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> Terms:

@@ -79,11 +79,13 @@ class GaussianMixture(nn.Module):
             each = gaussian_log_prob(z[..., None, :], found.means, found.log_variances).sum(-1)
             return (each + found.log_weights).logsumexp(-1)
         # By two products, which need not hold C x D numbers for each sample. In float64, because they cancel.
-        means, log_variances = found.means.double(), found.log_variances.double()
+        # And where z is, because evaluation asks of latents on the CPU, too.
+        parts = (found.means, found.log_variances, found.log_weights)
+        means, log_variances, log_weights = (values.to(z.device, torch.float64) for values in parts)
         precisions, its = (-log_variances).exp(), z.double()
         constant = log_variances.sum(-1) + (means.square() * precisions).sum(-1) + self.size * math.log(2 * math.pi)
         squares = its.square() @ precisions.T - 2 * its @ (means * precisions).T + constant  # (..., C)
-        return (found.log_weights - 0.5 * squares).logsumexp(-1).to(z.dtype)
+        return (log_weights - 0.5 * squares).logsumexp(-1).to(z.dtype)
 
     def log_prob_each(self, _z: Tensor) -> None:
         return None
