@@ -11,6 +11,7 @@ from reparam.config.model import GaussianConfig
 from reparam.models import likelihoods
 from reparam.models.draw import Draw, Encoded, Estimator, Layer
 from reparam.models.hierarchical import HierarchicalVAE
+from reparam.models.priors import StandardNormal
 from reparam.models.vae import VAE
 
 SHAPE = (1, 2, 2)
@@ -57,7 +58,7 @@ class LinearGaussian:
         q, prior = Normal(mean, (0.5 * log_variance).exp()), Normal(torch.zeros_like(mean), 1.0)
         z = q.sample((samples,))  # (K, B, D)
         kl = torch.distributions.kl_divergence(q, prior).expand(samples, -1, -1)
-        layer = Layer(z, mean, log_variance, prior.log_prob(z), q.log_prob(z), kl)
+        layer = Layer.of(z, (mean, log_variance), q.log_prob(z), prior.log_prob(z), kl)
         return Draw.of(Normal(z, 1.0).log_prob(target.flatten(1)).sum(-1), layer)
 
     def log_evidence(self, x: Tensor) -> Tensor:
@@ -79,7 +80,7 @@ def linear_vae(error: float = 0.0) -> VAE:
     """
     zeros = torch.zeros(3, dtype=torch.float64)
     posterior = _posterior(LOADINGS, OFFSET, SIGMA**2 * _identity(4), zeros, zeros.exp(), error)
-    return VAE(nn.Sequential(nn.Flatten(), posterior), _decoder(), _gaussian(), 3, SHAPE)
+    return VAE(nn.Sequential(nn.Flatten(), posterior), _decoder(), _gaussian(), StandardNormal(3), SHAPE)
 
 
 def linear_hierarchy(inference: str, error: float = 0.0) -> HierarchicalVAE:

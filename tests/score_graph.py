@@ -21,12 +21,12 @@ def reference(images: np.ndarray, epsilon: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def with_score(directory: Path, target: Path) -> Path:
-    """Copy an exported model and add `score.onnx`, as an export of format 3 has it."""
+    """Copy an exported model and add `score.onnx`, as an export of format 4 has it."""
     shutil.copytree(directory, target, dirs_exist_ok=True)
     for path in target.glob("*.onnx"):
         graph = onnx.load(path)
         (entry,) = graph.metadata_props
-        entry.value = entry.value.replace('"format": 2', '"format": 3')
+        entry.value = entry.value.replace('"format": 2', '"format": 4')
         onnx.save(graph, path)
     _save(entry.value, target / "score.onnx")
     with np.load(target / "golden.npz") as file:

@@ -163,7 +163,7 @@ def export_card(model: ModelCard | None = None, **changes: Any) -> ExportCard:
     model = model or model_card()
     channels, height, width = model.data.shape
     values = {
-        "format": 3,
+        "format": 4,
         "image": ExportedImage(shape=(height, width, channels), layout="NHWC", dtype="uint8", range=(0, 255)),
         "kind": model.model.kind,
         "latent_size": model.latent_size,

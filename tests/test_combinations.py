@@ -2,15 +2,26 @@
 
 import pytest
 import torch
-from some_cards import image_facts
-from training import KINDS, REFUSED, SIZES, black_and_white, model_config, objective_config, train_config
+from some_cards import image_facts, small_config
+from training import (
+    KINDS,
+    NEEDS_INDEPENDENT_LATENTS,
+    REFUSED,
+    SIZES,
+    black_and_white,
+    model_config,
+    objective_config,
+    train_config,
+)
 
+from reparam.config import ObjectiveConfig
 from reparam.data.pixels import Pixels
 from reparam.errors import ParamsError
-from reparam.models.build import build_model
-from reparam.models.likelihoods import LIKELIHOODS
+from reparam.models.build import AnyModel, build_model
+from reparam.models.likelihoods import LIKELIHOODS, Gaussian
+from reparam.models.priors import PRIORS
 from reparam.objectives import OBJECTIVES
-from reparam.train.checks import check_fit
+from reparam.train.checks import check_fit, check_parts
 from reparam.train.loss import Loss
 from reparam.train.trainer import Trainer
 
@@ -37,6 +48,57 @@ def test_every_combination_trains_or_is_refused(kind: str, likelihood: str, obje
         return
 
     check_fit(model, config, wanted)
+    train_two_steps(model, wanted)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("prior", [name for name in PRIORS if name != "standard"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_prior_is_learned_or_refused(kind: str, prior: str, objective: str) -> None:
+    changes = KINDS[kind] | SIZES | {"prior": prior, "activation": "gated"}
+    config, wanted = model_config(**changes), objective_config(name=objective, samples=2)
+    torch.manual_seed(0)
+    if kind != "vae":
+        message = rf"^params\.yaml: model\.prior: wanted 'standard' with model\.kind '{config.kind}', found '{prior}'$"
+        with pytest.raises(ParamsError, match=message):
+            build_model(config, IMAGES.shape[1:])
+        return
+
+    model = build_model(config, IMAGES.shape[1:])
+    if objective in NEEDS_INDEPENDENT_LATENTS:
+        message = rf"^params\.yaml: model\.prior: wanted 'standard' with .* '{objective}', found '{prior}'$"
+        with pytest.raises(ParamsError, match=message):
+            check_fit(model, config, wanted)
+        return
+    check_fit(model, config, wanted)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    train_two_steps(model, wanted)
+    for name, weight in model.named_parameters():
+        assert not torch.equal(before[name], weight), name
+
+
+def test_what_a_learned_prior_cannot_have_is_refused() -> None:
+    for prior in ("mixture", "vamp"):
+        config = model_config(prior=prior)
+        model = build_model(config, IMAGES.shape[1:])
+        with pytest.raises(ParamsError, match=rf"^params\.yaml: objective\.free_bits: .*'{prior}'.* found 0\.5$"):
+            check_fit(model, config, objective_config(free_bits=0.5))
+    config = model_config(prior="vamp", norm="batch")
+    with pytest.raises(ParamsError, match=r"^params\.yaml: model\.mlp\.norm: wanted 'none' or 'layer' with .*'vamp'"):
+        check_fit(build_model(config, IMAGES.shape[1:]), config, objective_config())
+    whole, facts = small_config(model=model_config(prior="vamp")), image_facts("dynamic")
+    model = build_model(whole.model, IMAGES.shape[1:])
+    check_parts(model, whole, facts, images=100)
+    scaled = facts.model_copy(update={"scaling": facts.scaling.model_copy(update={"kind": "symmetric"})})
+    model.likelihood = Gaussian(whole.model.gaussian)
+    with pytest.raises(
+        ParamsError, match=r"^params\.yaml: preprocess\.scaling: wanted 'unit' with model\.prior 'vamp'"
+    ):
+        check_parts(model, whole, scaled, images=100)
+
+
+def train_two_steps(model: AnyModel, wanted: ObjectiveConfig) -> None:
+    """Take two steps, all of whose numbers must be finite, and see that weights have moved."""
     loss = Loss(model, Pixels(image_facts("none")), wanted)
     trainer = Trainer(loss, TRAIN, epoch_images=100)
     before = [parameter.detach().clone() for parameter in model.parameters()]

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 # The only files that each example touches.
 FILES = {
     "A likelihood": ["models/likelihoods.py"],
+    "A prior": ["models/priors.py"],
     "An objective with a parameter": ["objectives.py", "config/objective.py", "config/params.yaml"],
     "A network": ["models/networks.py"],
     "A data set": ["data/sources/registry.py"],
@@ -116,7 +117,7 @@ def test_what_was_added_is_documented_everywhere(extended: Path) -> None:
     assert "    share: 0.5 # Share of the importance-weighted bound.\n" in params
     assert "| mine: Data set to fetch." in params
     reference = (extended / "docs/reference/parameters.md").read_text(encoding="utf-8")
-    for name in ("`student_t`", "`blend`", "`affine`", "`mine`", "### `objective.blend`"):
+    for name in ("`student_t`", "`scale_mixture`", "`blend`", "`affine`", "`mine`", "### `objective.blend`"):
         assert name in reference, name
     assert "a number (at least 0 and at most 1)" in run(extended, "-m", "reparam", "params", "objective.blend.share")
 
@@ -127,7 +128,7 @@ def test_what_was_added_runs(extended: Path) -> None:
         merge(params[section], values)
     change(params["download"], {"source": "mine", "mirrors": ["mirror"]})
     change(params["preprocess"], {"binarization": "none"})
-    change(params["model"], {"likelihood": "student_t", "network": "affine"})
+    change(params["model"], {"likelihood": "student_t", "prior": "scale_mixture", "network": "affine"})
     change(params["objective"], {"name": "blend", "samples": 2, "share": 0.25})
     YAML().dump(params, extended / "params.yaml")
     for stage in ("download", "preprocess", "train"):

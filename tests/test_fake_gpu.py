@@ -8,7 +8,7 @@ import pytest
 import torch
 from fake_gpu import GPU, META, Watch, fake_gpu, needs_cuda_build
 from torch import Tensor
-from training import KINDS, REFUSED, SIZES, black_and_white, small_loss
+from training import KINDS, NEEDS_INDEPENDENT_LATENTS, REFUSED, SIZES, black_and_white, small_loss
 
 from reparam.models.likelihoods import LIKELIHOODS
 from reparam.models.networks import NETWORKS
@@ -65,6 +65,21 @@ def test_gradients_keep_to_their_device_and_wait_for_nothing(
     loss, images = loss_of(kind, network, likelihood, objective).to(META), IMAGES.to(META)
     with Watch() as watch, watch.never_waits():
         torch.autograd.backward(loss(images)["loss"].mean())
+    weights = list(loss.parameters())
+    assert [weight.grad.shape for weight in weights if weight.grad is not None] == [weight.shape for weight in weights]
+
+
+@pytest.mark.parametrize("objective", [name for name in OBJECTIVES if name not in NEEDS_INDEPENDENT_LATENTS])
+@pytest.mark.parametrize("prior", ["mixture", "vamp"])
+@pytest.mark.parametrize("device", [META, pytest.param(GPU, marks=needs_cuda_build)], ids=str)
+def test_learned_priors_keep_to_their_device_and_wait_for_nothing(
+    device: torch.device, prior: str, objective: str
+) -> None:
+    loss = small_loss(KINDS["vae"] | FEW | {"prior": prior}, {"name": objective, "samples": 2}, IMAGES.shape[1:])
+    with fake_gpu() if device is GPU else Watch() as watch:
+        loss, images = loss.to(device), IMAGES.to(device)
+        with watch.never_waits():
+            torch.autograd.backward(loss(images)["loss"].mean())
     weights = list(loss.parameters())
     assert [weight.grad.shape for weight in weights if weight.grad is not None] == [weight.shape for weight in weights]
 

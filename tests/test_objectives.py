@@ -11,6 +11,7 @@ from torch.distributions import Normal
 
 from reparam.models.build import AnyModel, build_model
 from reparam.models.draw import Draw, Estimator, Layer
+from reparam.models.priors import StandardNormal
 from reparam.objectives import OBJECTIVES, Setting, Terms, aggregate_posterior
 
 OBJECTIVE = small_section("objective")
@@ -25,6 +26,7 @@ class Scripted:
 
     answer: Draw
     stochastic_layers: int = 1
+    prior: StandardNormal = field(default_factory=lambda: StandardNormal(2))
     asked: list[tuple[Tensor, Tensor, int]] = field(default_factory=list)
 
     def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
@@ -41,8 +43,9 @@ class Scripted:
 def layer_of(kl: Tensor, **fields: Tensor) -> Layer:
     """A layer with a KL for each sample, image and dimension."""
     unknown = torch.full_like(kl, NAN)
-    names = ("z", "mean", "log_variance", "log_pz", "log_qz")
-    return Layer(**{name: fields.get(name, unknown) for name in names}, kl=kl)
+    names = ("z", "mean", "log_variance", "log_qz", "log_pz")
+    z, mean, log_variance, log_qz, log_pz = (fields.get(name, unknown) for name in names)
+    return Layer.of(z, (mean, log_variance), log_qz, log_pz, kl)
 
 
 def scripted(kl: list[list[float]], log_px: float = -1.0) -> Scripted:
@@ -132,6 +135,25 @@ def test_gradients_of_the_elbo_agree_with_finite_differences() -> None:
             wanted = [slope(parameter.view(-1), index) for index in range(parameter.numel())]
             assert parameter.grad is not None
             assert parameter.grad.flatten().tolist() == pytest.approx(wanted, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "contractive"])
+def test_every_objective_adds_what_a_model_charges_for_beside_its_densities(name: str) -> None:
+    torch.manual_seed(0)
+    noise = torch.randn(3, 2, 2)
+    layer = layer_of(noise, z=noise, mean=noise[0], log_variance=noise[1], log_pz=noise, log_qz=noise)
+    draw = Draw.of(torch.zeros(3, 2), layer)
+    charged = Draw.of(torch.zeros(3, 2), layer, auxiliary=torch.tensor([0.5, 2.0]))
+    found = []
+    for answer in (draw, charged):
+        torch.manual_seed(1)
+        found.append(minimise(name, Scripted(answer), samples=3))
+    without, terms = found
+    torch.testing.assert_close(terms.pop("loss") - without.pop("loss"), torch.tensor([0.5, 2.0]))
+    assert terms.pop("auxiliary").tolist() == [0.5, 2.0]
+    assert {name: values.tolist() for name, values in terms.items()} == {
+        name: values.tolist() for name, values in without.items()
+    }
 
 
 WARMUPS = {

@@ -12,6 +12,7 @@ from reparam.config.model import GaussianConfig
 from reparam.models import likelihoods
 from reparam.models.build import build_model
 from reparam.models.draw import Draw, kl_to_standard_normal
+from reparam.models.priors import StandardNormal
 from reparam.models.vae import VAE
 from reparam.objectives import OBJECTIVES, Setting, Terms, log_weights
 
@@ -62,7 +63,7 @@ class Copies(VAE):
 def copies(images: int) -> tuple[Copies, Tensor]:
     """The same image over and over, with the same model, as a batch."""
     likelihood = likelihoods.Gaussian(GaussianConfig(mean="linear", sigma=SIGMA))
-    model = Copies(OwnPosterior(images), OwnWeights(images), likelihood, len(POSTERIOR) // 2, (1, 1, 3))
+    model = Copies(OwnPosterior(images), OwnWeights(images), likelihood, StandardNormal(len(POSTERIOR) // 2), (1, 1, 3))
     return model, TARGET.expand(images, 1, 1, 3)
 
 

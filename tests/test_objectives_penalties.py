@@ -13,6 +13,7 @@ from reparam.errors import ParamsError
 from reparam.models.autoencoder import Autoencoder
 from reparam.models.build import build_model
 from reparam.models.likelihoods import Gaussian
+from reparam.models.priors import StandardNormal
 from reparam.models.vae import VAE
 from reparam.objectives import OBJECTIVES, Setting, Terms, corrupt, maximum_mean_discrepancy, squared_jacobian_norm
 from reparam.train.checks import check_fit
@@ -53,7 +54,7 @@ def some_images(count: int) -> Tensor:
 
 def coder(shape: tuple[int, ...] = (1, 1, 2)) -> Autoencoder:
     """An autoencoder whose code is the image."""
-    return Autoencoder(nn.Flatten(), nn.Unflatten(1, shape), Gaussian(settings().gaussian), 2, shape)
+    return Autoencoder(nn.Flatten(), nn.Unflatten(1, shape), Gaussian(settings().gaussian), StandardNormal(2), shape)
 
 
 each_network = pytest.mark.parametrize("network", NETWORKS)
@@ -80,7 +81,11 @@ def test_the_contractive_penalty_is_the_squared_norm_of_the_jacobian(kind: str, 
 def test_the_contractive_penalty_of_a_linear_encoder_is_its_squared_weights() -> None:
     layer = linear(torch.tensor([[1.0, -2.0], [0.5, 3.0]]), torch.zeros(2))
     model = Autoencoder(
-        nn.Sequential(nn.Flatten(), layer), nn.Unflatten(1, (1, 1, 2)), Gaussian(settings().gaussian), 2, (1, 1, 2)
+        nn.Sequential(nn.Flatten(), layer),
+        nn.Unflatten(1, (1, 1, 2)),
+        Gaussian(settings().gaussian),
+        StandardNormal(2),
+        (1, 1, 2),
     )
     penalty = minimise("contractive", model, torch.rand(3, 1, 1, 2))["penalty"]
     assert penalty.tolist() == [14.25] * 3
@@ -153,7 +158,9 @@ def test_sparsity_kl_stays_finite_where_units_saturate(code: float) -> None:
 
 def test_a_vae_is_sparse_in_its_means() -> None:
     model, x = some_model("vae", "mlp"), some_images(4)
-    autoencoder = Autoencoder(nn.Sequential(model.encoder, Half()), model.decoder, model.likelihood, 3, SHAPE)
+    autoencoder = Autoencoder(
+        nn.Sequential(model.encoder, Half()), model.decoder, model.likelihood, StandardNormal(3), SHAPE
+    )
     found, wanted = (minimise("sparse", m, x, penalty="l1", weight=3.0) for m in (model, autoencoder))
     torch.testing.assert_close(found["penalty"], wanted["penalty"])
     torch.testing.assert_close(found["loss"], -found["elbo"] + 3 * found["penalty"])

@@ -97,7 +97,7 @@ def some_loss(config: Config, data: Batches) -> Loss:
 
 
 def test_recipes_results_and_commands_are_about_the_same_systems() -> None:
-    assert len(RECIPES) == 20
+    assert len(RECIPES) == 22
     assert sorted(PUBLISHED) == RECIPES
     assert set(COMMANDS) <= set(RECIPES)
     assert set(RECIPES) - set(COMMANDS) <= {"celeba-conv-vae"}  # whose images have no stable address
@@ -189,7 +189,8 @@ def test_the_number_to_compare_can_be_read_off_what_is_measured(name: str) -> No
     split = some_split([0, 0, 0], shape(config))
     how = config.preprocess.binarization
     data = data_of(split, image_facts(how), is_density=is_density(model.likelihood, how))
-    metrics = measure(Subject(model, data, settings(nll_samples=1), some_scores(3, 3)), None).metrics
+    scores = some_scores(3, model.latent_size)
+    metrics = measure(Subject(model, data, settings(nll_samples=1), scores), None).metrics
     title, compared = TABLE.MEASURES[PUBLISHED[name]["measure"]]
     assert math.isfinite(compared(metrics))
     if "squared" in title:  # these take off the constant of 784 pixels of variance 1/2
@@ -329,6 +330,22 @@ def test_the_recipes_of_burda_et_al_are_as_published(layers: int, samples: int) 
         [(100, 200), (200, 200), (200, 784)],
     )
     assert widths == (one if layers == 1 else up + prior + down)
+
+
+@pytest.mark.parametrize(("name", "prior"), [("vamp-vae", "standard"), ("vamp-vae-vampprior", "vamp")])
+def test_the_recipes_of_tomczak_and_welling_are_as_published(name: str, prior: str) -> None:
+    config = recipe(name)
+    train = config.train
+    assert (train.batch_size, train.epochs, train.patience, train.learning_rate) == (100, 2000, 50, 5e-4)
+    assert (config.objective.name, config.objective.beta, config.objective.kl) == ("elbo", 1.0, "monte_carlo")
+    assert (config.objective.warmup, config.objective.warmup_epochs) == ("linear", 100)
+    assert (config.preprocess.binarization, config.preprocess.validation) == ("dynamic", 10_000)
+    assert (config.model.prior, config.model.vamp.components, config.evaluate.nll_samples) == (prior, 500, 5000)
+
+    model = build_model(config.model, (1, 28, 28))
+    widths = [tuple(weight.shape[::-1]) for name, weight in model.named_parameters() if name.endswith("weight")]
+    # Each gated layer is two, side by side; 80 is mean and variance of 40.
+    assert widths == [(784, 600), (300, 600), (300, 80), (40, 600), (300, 600), (300, 784)]
 
 
 def drawn(name: str) -> tuple[Loss, Tensor, dict[str, Tensor], tuple[Tensor, Tensor, Tensor]]:

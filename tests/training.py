@@ -60,6 +60,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 NEEDS_A_POSTERIOR = ["elbo", "capacity", "beta_tc", "iwae", "dreg", "reinforce"]
 NEEDS_ONE_LAYER = ["reconstruction", "sparse", "contractive", "beta_tc", "mmd", "dreg"]
+NEEDS_INDEPENDENT_LATENTS = ["reconstruction", "beta_tc"]
 REFUSED = {("autoencoder", name) for name in NEEDS_A_POSTERIOR} | {
     (kind, name) for kind in ("bottom_up", "top_down") for name in NEEDS_ONE_LAYER
 }

@@ -92,20 +92,20 @@ def to_json(value: Any) -> str:
 
 
 def parse_table(text: str, *columns: str) -> list[dict[str, float]]:
-    """Read rows of numbers, written as CSV.
+    """Read rows of numbers, written as CSV; a row lacks what is blank in it.
 
-    Raises: ValueError where there is no row or not each of these columns, or a row has anything but one finite number
-    in each column.
+    Raises: ValueError where there is no row, or a row lacks one of these columns, or has anything but finite numbers.
     """
     try:
         rows = [
-            {name: float(value) for name, value in row.items()} for row in csv.DictReader(io.StringIO(text, newline=""))
+            {name: float(value) for name, value in row.items() if value != ""}
+            for row in csv.DictReader(io.StringIO(text, newline=""))
         ]
     except (csv.Error, TypeError) as error:  # a field without end; a row that is shorter or longer than the first
         raise ValueError(str(error)) from None
     if not rows or not all(math.isfinite(value) for row in rows for value in row.values()):
         raise ValueError("not rows of finite numbers")
-    if missing := [name for name in columns if name not in rows[0]]:
+    if missing := [name for name in columns if any(name not in row for row in rows)]:
         raise ValueError(f"no column {', '.join(missing)}")
     return rows
 

@@ -41,8 +41,9 @@ def training(run: Run, model: ModelCard, paths: Paths) -> None:
 def evaluation(run: Run, model: ModelCard, paths: Paths) -> None:
     """Log metrics, KL of each latent, and figures."""
     run.log_headline(EvaluationMetrics.read_of(model, paths.evaluation_metrics, "evaluate").values, "evaluation")
-    rows = _rows(paths.latents, "evaluate", "dimension", "kl")
-    run.log_metrics({f"{row['dimension']:.0f}": row["kl"] for row in rows}, group="latent_kl")
+    rows = _rows(paths.latents, "evaluate", "dimension")
+    known = {f"{row['dimension']:.0f}": row["kl"] for row in rows if "kl" in row}  # a learned prior has none
+    run.log_metrics(known, group="latent_kl")
     files = (paths.evaluation_card, paths.evaluation_metrics, paths.scores, paths.latents)
     run.log_files([*files, *sorted(paths.figures.iterdir())], "evaluation")
 

@@ -49,9 +49,8 @@ def sparse(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -
         rho, found = config.sparse.rho, code.mean(0).clamp(1e-6, 1 - 1e-6)  # (D,)
         distance = rho * (rho / found).log() + (1 - rho) * ((1 - rho) / (1 - found)).log()
         penalty = distance.sum().expand(len(x))
-    return _terms(
-        model, draw, _weighted(model, draw, config, setting) + config.sparse.weight * penalty, penalty=penalty
-    )
+    loss = _weighted(model, draw, config, setting) + config.sparse.weight * penalty
+    return _terms(model, draw, loss, penalty=penalty)
 
 
 def contractive(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> Terms:
@@ -61,9 +60,8 @@ def contractive(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setti
     """
     draw = model.draw(x, x, config.samples)
     penalty = squared_jacobian_norm(model, x)
-    return _terms(
-        model, draw, _weighted(model, draw, config, setting) + config.contractive.weight * penalty, penalty=penalty
-    )
+    loss = _weighted(model, draw, config, setting) + config.contractive.weight * penalty
+    return _terms(model, draw, loss, penalty=penalty)
 
 
 def elbo(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> Terms:
@@ -95,8 +93,7 @@ def beta_tc(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) 
     total_correlation = (log_q - log_q_dimensions.sum(-1)).mean(0)
     dimensions = (log_q_dimensions.sum(-1) - draw.log_pz).mean(0)
     loss = -draw.log_px.mean(0) + mutual_information + beta_at(config, setting.epoch) * total_correlation + dimensions
-    more = {"mutual_information": mutual_information, "total_correlation": total_correlation}
-    return _terms(model, draw, loss, **more)
+    return _terms(model, draw, loss, mutual_information=mutual_information, total_correlation=total_correlation)
 
 
 def mmd(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> Terms:
@@ -106,7 +103,7 @@ def mmd(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> T
     """
     draw = model.draw(x, x, config.samples)
     z = draw.layers[0].z  # (K, B, D): samples of one image are no samples of the aggregate posterior
-    found = [maximum_mean_discrepancy(codes, torch.randn_like(codes)) for codes in z]
+    found = [maximum_mean_discrepancy(codes, model.prior.sample(codes)) for codes in z]
     discrepancy = torch.stack(found).mean().expand(len(x))
     loss = _weighted(model, draw, config, setting) + config.mmd.weight * discrepancy
     return _terms(model, draw, loss, mmd=discrepancy)
@@ -242,7 +239,8 @@ def _kl(draw: Draw, config: ObjectiveConfig) -> Tensor:
     is_sampled = config.kl == "monte_carlo"
     if not config.free_bits:
         return (draw.log_qz - draw.log_pz if is_sampled else draw.kl).mean(0)
-    dimensions = torch.cat([layer.log_qz - layer.log_pz if is_sampled else layer.kl for layer in draw.layers], -1)
+    each = [layer.sampled_kl if is_sampled else layer.kl for layer in draw.layers]
+    dimensions = torch.cat([kl for kl in each if kl is not None], -1)  # all of them: `check_fit` refuses other priors
     free = dimensions.mean((0, 1)).clamp_min(config.free_bits)  # (D,)
     return free.sum().expand(draw.kl.shape[1])
 
@@ -250,6 +248,8 @@ def _kl(draw: Draw, config: ObjectiveConfig) -> Tensor:
 def _terms(model: Model, draw: Draw, loss: Tensor, **more: Tensor) -> Terms:
     reconstruction, kl = -draw.log_px.mean(0), draw.kl.mean(0)
     bound = {"elbo": -(reconstruction + kl)} if model.stochastic_layers else {}
+    if draw.auxiliary is not None:
+        loss, more = loss + draw.auxiliary, {**more, "auxiliary": draw.auxiliary}
     return {"loss": loss, "reconstruction": reconstruction, "kl": kl, **bound, **more}
 
 
@@ -264,6 +264,7 @@ class Objective:
     terms: Callable[[Model, Tensor, ObjectiveConfig, Setting], Terms]
     layers: tuple[int, float] = (0, math.inf)  # of latents with a posterior: at least, at most
     matches_prior: bool = False  # whether it pulls codes that have no posterior to the prior
+    has_any_prior: bool = True  # or else one whose dimensions are independent
 
 
 def beta_at(config: ObjectiveConfig, epoch: Tensor) -> Tensor:
@@ -280,13 +281,13 @@ def beta_at(config: ObjectiveConfig, epoch: Tensor) -> Tensor:
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "reconstruction": Objective(reconstruction, layers=(0, 1)),  # the layers above would never learn
+    "reconstruction": Objective(reconstruction, layers=(0, 1), has_any_prior=False),  # layers above would never learn
     "denoising": Objective(denoising),
     "sparse": Objective(sparse, layers=(0, 1)),
     "contractive": Objective(contractive, layers=(0, 1)),
     "elbo": Objective(elbo, layers=(1, math.inf)),
     "capacity": Objective(capacity, layers=(1, math.inf)),
-    "beta_tc": Objective(beta_tc, layers=(1, 1)),
+    "beta_tc": Objective(beta_tc, layers=(1, 1), has_any_prior=False),
     "mmd": Objective(mmd, layers=(0, 1), matches_prior=True),
     "iwae": Objective(importance_weighted, layers=(1, math.inf)),
     "dreg": Objective(dreg, layers=(1, 1)),

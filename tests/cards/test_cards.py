@@ -145,7 +145,7 @@ def test_a_card_that_is_missing_names_the_stage_that_writes_it(card: Card, tmp_p
         ("evaluation metrics", ("elbo",), "high", "elbo: wanted a number, found 'high'"),
         ("evaluation metrics", ("elbo",), True, "elbo: wanted a number, found True"),
         ("evaluation metrics", ("weights",), "short", "weights: wanted text of the form ^[0-9a-f]{12}$, found 'short'"),
-        ("export", ("format",), 2, "format: wanted 3, found 2"),
+        ("export", ("format",), 3, "format: wanted 4, found 3"),
         ("download", ("files",), {}, "files: wanted at least 1 items, found {}"),
     ],
 )

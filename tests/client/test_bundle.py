@@ -134,27 +134,28 @@ def test_a_manifest_that_does_not_list_its_files_is_refused(change: Callable[[di
         lambda manifest: manifest["image"].update(shape=[4, 6, 0]),
         lambda manifest: manifest.update(latent_size="2"),
         lambda manifest: manifest.update(has_prior=1),
+        lambda manifest: manifest.update(prior="uniform"),
     ],
-    ids=["no image", "no latents", "two sides", "no channels", "text", "a number"],
+    ids=["no image", "no latents", "two sides", "no channels", "text", "a number", "another prior"],
 )
 def test_a_manifest_without_what_the_client_must_know_is_refused(change: Callable[[dict], object], copy: Path) -> None:
     change_manifest(copy, change)
     assert refusal(copy) == (
-        f"{copy / 'manifest.json'}: image.shape, latent_size or has_prior are missing or make no sense; {AGAIN}"
+        f"{copy / 'manifest.json'}: image.shape, latent_size, has_prior or prior are missing or make no sense; {AGAIN}"
     )
 
 
 @pytest.mark.parametrize(
     ("number", "found", "remedy"),
     [
-        ("4", "4", "upgrade reparam"),
-        ("1", "1", "run `dvc repro export`, or take the reparam that exported it"),
+        ("5", "5", "upgrade reparam"),
+        ("3", "3", "run `dvc repro export`, or take the reparam that exported it"),
         ("null", "None", "run `dvc repro export`, or take the reparam that exported it"),
     ],
 )
 def test_another_format_is_refused(number: str, found: str, remedy: str, copy: Path) -> None:
     change_manifest(copy, lambda manifest: manifest.update(format=json.loads(number)))
-    wanted = f"wanted a model of format 3, found one of format {found}; {remedy}"
+    wanted = f"wanted a model of format 4, found one of format {found}; {remedy}"
     assert refusal(copy) == f"{copy / 'manifest.json'}: {wanted}"
     (copy / "manifest.json").unlink()
     for name in ("encoder.onnx", "decoder.onnx"):

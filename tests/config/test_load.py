@@ -156,7 +156,11 @@ def test_a_misspelt_section_is_recognised(project: Paths, params: dict[str, Any]
     [
         ("model.hidden", [16], "'model.mlp.hidden' or 'model.conv.hidden'"),
         ("model.kernel", 4, "'model.conv.kernel'"),
-        ("model.components", 5, "'model.logistic_mixture.components'"),
+        (
+            "model.components",
+            5,
+            "'model.logistic_mixture.components' or 'model.mixture.components' or 'model.vamp.components'",
+        ),
         ("train.momentum", 0.9, "'train.sgd.momentum' or 'train.rmsprop.momentum'"),
         ("train.factor", 0.1, "'train.step.factor' or 'train.milestones.factor'"),
         ("objective.capacity_epochs", 10, "'objective.capacity.epochs'"),

@@ -8,12 +8,16 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 
 from reparam import runtime
 from reparam.evaluate.aggregate import COLLAPSED_KL, Aggregate, aggregate, collapse_message, collapsed
+from reparam.models.draw import Components
+from reparam.models.priors import Settled, StandardNormal
 
 
 def sampled(mean: Tensor, log_variance: Tensor, limit: int = 10_000) -> Aggregate:
     """Draw latents of each posterior, and measure."""
     noise = torch.randn(2, *mean.shape, generator=torch.Generator().manual_seed(0), dtype=mean.dtype)
-    return aggregate(mean, log_variance, mean + noise * (0.5 * log_variance).exp(), limit)
+    return aggregate(
+        mean, log_variance, mean + noise * (0.5 * log_variance).exp(), StandardNormal(mean.shape[1]), limit
+    )
 
 
 def some_posteriors(images: int, latent: int) -> tuple[Tensor, Tensor]:
@@ -27,6 +31,30 @@ def correlated(images: int) -> tuple[Tensor, Tensor]:
     covariance = torch.tensor([[0.9, 0.8], [0.8, 0.9]], dtype=torch.float64)
     noise = torch.randn(images, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     return noise @ torch.linalg.cholesky(covariance).T, torch.full((images, 2), math.log(0.1), dtype=torch.float64)
+
+
+# Any prior
+
+
+def test_the_parts_add_up_to_the_kl_under_a_mixture_too() -> None:
+    mean, log_variance = some_posteriors(60, 2)
+    z = (
+        mean
+        + torch.randn(3, 60, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        * (0.5 * log_variance).exp()
+    )
+    means = torch.tensor([[1.0, 0.0], [-1.0, 0.5]], dtype=torch.float64)
+    prior = Settled(Components(means, torch.zeros_like(means), torch.tensor([0.25, 0.75], dtype=torch.float64).log()))
+    found = aggregate(mean, log_variance, z, prior, 100)
+    log_q = Normal(mean, (0.5 * log_variance).exp()).log_prob(z[:, :, None]).sum(-1).logsumexp(-1) - math.log(60)
+    assert found.marginal_kl == pytest.approx((log_q - prior.log_prob(z)).mean().item(), rel=1e-9)
+    assert found.kl == pytest.approx(found.mutual_information + found.marginal_kl, abs=1e-12)
+    # What does not depend on the prior is the same, and a mixture of one standard normal is one.
+    standard = aggregate(mean, log_variance, z, StandardNormal(2), 100)
+    assert found.mutual_information == standard.mutual_information
+    assert found.total_correlation == standard.total_correlation
+    one = aggregate(mean, log_variance, z, Settled(StandardNormal(2).components()), 100)
+    assert one.kl == pytest.approx(standard.kl, abs=5 * standard.kl_se)
 
 
 # Closed forms
@@ -96,7 +124,7 @@ def test_the_aggregate_is_the_mixture_of_all_posteriors() -> None:
     log_product = torch.stack(log_each).sum(0)
     told = Normal(mean, scale).log_prob(z).sum(1) - log_joint
     kl = kl_divergence(Normal(mean, scale), Normal(0.0, 1.0)).sum(1)
-    found = aggregate(mean, log_variance, z[None], 100)
+    found = aggregate(mean, log_variance, z[None], StandardNormal(mean.shape[1]), 100)
     assert found.mutual_information == pytest.approx(told.mean().item())
     assert found.marginal_kl == pytest.approx((kl - told).mean().item())
     assert found.marginal_kl_se == pytest.approx((kl - told).std().item() / 40**0.5)
@@ -108,7 +136,9 @@ def test_the_aggregate_is_the_mixture_of_all_posteriors() -> None:
 def test_several_samples_are_averaged_image_by_image() -> None:
     mean, log_variance = some_posteriors(40, 3)
     z = mean + torch.randn(2, 40, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    both, one, other = (aggregate(mean, log_variance, part, 100) for part in (z, z[:1], z[1:]))
+    both, one, other = (
+        aggregate(mean, log_variance, part, StandardNormal(mean.shape[1]), 100) for part in (z, z[:1], z[1:])
+    )
     assert both.mutual_information == pytest.approx((one.mutual_information + other.mutual_information) / 2)
     assert both.total_correlation == pytest.approx((one.total_correlation + other.total_correlation) / 2)
     assert both.kl == one.kl
@@ -145,7 +175,7 @@ def test_of_a_part_each_posterior_weighs_as_in_the_whole() -> None:
     given = Normal(mean[::2].T, 1.0).log_prob(z[::2]).exp()  # (3 images, 3 posteriors)
     own, others = given.diagonal(), given.sum(1) - given.diagonal()
     expected = (own / (own / 6 + others * 5 / 12)).log().mean().item()
-    found = aggregate(mean, zeros, z[None], 3)
+    found = aggregate(mean, zeros, z[None], StandardNormal(mean.shape[1]), 3)
     assert found.images == 3
     assert found.mutual_information == pytest.approx(expected)
 

@@ -1,26 +1,22 @@
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from linear_gaussian import LOADINGS, OFFSET, SHAPE, SIGMA, linear_vae, vae_evidence
 from torch import Tensor, nn
-from torch.distributions import MultivariateNormal, Normal
+from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal
 
 from reparam.errors import NonFiniteError
 from reparam.evaluate import annealing
-from reparam.evaluate.annealing import (
-    LogLikelihood,
-    Path,
-    annealed_log_likelihood,
-    concatenate,
-    image_chunks,
-    reverse_log_likelihood,
-    sigmoid_schedule,
-)
-from reparam.models.vae import each_sample
+from reparam.evaluate.annealing import Annealed, Joint, Path, concatenate, image_chunks, sigmoid_schedule
+from reparam.evaluate.importance import importance
+from reparam.models.draw import Components
+from reparam.models.priors import Settled, StandardNormal
+from reparam.models.vae import VAE, each_sample
 from reparam.runtime import random_stream
 
+LogLikelihood = Callable[[Tensor], Tensor]
 SHORT = Path(temperatures=20, leapfrog=3)
 LONG = Path(temperatures=300, leapfrog=3)
 
@@ -33,6 +29,17 @@ def _stream() -> Iterator[None]:
 
 def prior(chains: int, images: int, latent: int) -> Tensor:
     return torch.randn(chains, images, latent, dtype=torch.float64)
+
+
+def annealed_log_likelihood(log_likelihood: LogLikelihood, start: Tensor, path: Path) -> Annealed:
+    """Anneal from N(0, I)."""
+    return annealing.annealed_log_likelihood(Joint(StandardNormal(start.shape[-1]), log_likelihood), start, path)
+
+
+def reverse_log_likelihood(log_likelihood: LogLikelihood, exact: Tensor, chains: int, path: Path) -> Annealed:
+    """Anneal back to N(0, I)."""
+    joint = Joint(StandardNormal(exact.shape[-1]), log_likelihood)
+    return annealing.reverse_log_likelihood(joint, exact, chains, path)
 
 
 def linear_likelihood(x: Tensor) -> LogLikelihood:
@@ -206,7 +213,8 @@ def test_step_sizes_are_those_that_each_image_needs(sigma: float) -> None:
     # Of two images, the second wants finer steps by half; alone, each is given the same.
     scale = sigma * torch.tensor([[1.0], [0.5]], dtype=torch.float64)
     x = torch.zeros(2, 3, dtype=torch.float64)
-    steps = annealing._scout(lambda z: Normal(z, scale).log_prob(x).sum(-1), x, sigmoid_schedule(200), Path(200, 3))
+    joint = Joint(StandardNormal(3), lambda z: Normal(z, scale).log_prob(x).sum(-1))
+    steps = annealing._scout(joint, x, sigmoid_schedule(200), Path(200, 3))
     assert len(steps) == 199
     assert (steps[-1][0] / steps[-1][1]).item() == pytest.approx(2, rel=0.4)
     assert 0.5 < (steps[-1][0] / sigma).item() < 2.5  # a Gaussian's leapfrog is unstable beyond 2 sigma
@@ -234,10 +242,11 @@ def test_moves_keep_the_distribution() -> None:
     def log_likelihood(z: Tensor) -> Tensor:
         return Normal(z, 0.5).log_prob(torch.ones(1)).sum(-1)
 
-    here = annealing._look(log_likelihood, 0.8 + 0.2**0.5 * prior(20_000, 1, 1))
+    joint = Joint(StandardNormal(1), log_likelihood)
+    here = annealing._look(joint, 0.8 + 0.2**0.5 * prior(20_000, 1, 1))
     step = torch.full((1, 1), 0.85, dtype=torch.float64)  # coarse enough for the Metropolis correction to matter
     for _ in range(20):
-        here, acceptance = annealing._move(log_likelihood, here, 1.0, step, 2)
+        here, acceptance = annealing._move(joint, here, 1.0, step, 2)
     # N(0, 1) times N(1; z, 1/4): a mean of 4/5, a variance of 1/5.
     assert here.z.mean().item() == pytest.approx(0.8, abs=0.015)
     assert here.z.var().item() == pytest.approx(0.2, abs=0.01)
@@ -361,3 +370,34 @@ def test_chains_stay_on_the_device_of_their_start() -> None:
     assert found.log_px.device.type == "cuda"
     wanted = Normal(0.0, 1.25**0.5).log_prob(torch.zeros(3, dtype=torch.float64)).sum().item()
     assert found.log_px.tolist() == pytest.approx([wanted] * 2, abs=0.1)
+
+
+def mixed_vae() -> tuple[VAE, MixtureSameFamily]:
+    """The linear model under a prior of two far components, and its p(x)."""
+    model = linear_vae()
+    means = torch.tensor([[2.0, -1.0, 0.5], [-2.0, 1.0, 0.0]], dtype=torch.float64)
+    log_variances = torch.tensor([[0.3, 0.5, 0.2], [1.5, 0.4, 1.0]], dtype=torch.float64).log()
+    weights = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    model.prior = Settled(Components(means, log_variances, weights.log()))
+    covariances = LOADINGS @ log_variances.exp().diag_embed() @ LOADINGS.T + SIGMA**2 * torch.eye(
+        4, dtype=torch.float64
+    )
+    return model, MixtureSameFamily(Categorical(weights), MultivariateNormal(means @ LOADINGS.T + OFFSET, covariances))
+
+
+def test_chains_and_importance_samples_know_the_prior_of_the_model() -> None:
+    model, evidence = mixed_vae()
+    z = model.prior.sample(torch.empty(40, 3, dtype=torch.float64))
+    x = (z @ LOADINGS.T + OFFSET + SIGMA * torch.randn(40, 4, dtype=torch.float64)).unflatten(1, SHAPE)
+    exact = evidence.log_prob(x.flatten(1))
+    joint = Joint(model.prior, lambda z: model.likelihood.log_prob(each_sample(model.decoder, z), x))
+    start = model.prior.sample(torch.empty(16, 40, 3, dtype=torch.float64))
+    lower = annealing.annealed_log_likelihood(joint, start, LONG).log_px
+    upper = annealing.reverse_log_likelihood(joint, z, 16, LONG).log_px
+    weight = (lower - exact).exp()  # whose mean is 1, whatever the chains
+    assert weight.mean().item() == pytest.approx(1, abs=5 * standard_error(weight))
+    assert (lower - exact).abs().mean().item() < 0.2
+    assert -0.02 < (upper - lower).mean().item() < 0.2
+    # The posterior of the standard prior is another one, but wide enough to weigh.
+    nll = importance(model, x, 20_000).nll
+    assert (nll + exact).abs().mean().item() < 0.1

@@ -251,7 +251,8 @@ def test_names_of_classes_change_no_draw() -> None:
 
 def test_the_principal_plane_spans_standard_deviations_along_the_principal_components() -> None:
     means = torch.tensor([[1.0, 5.0, 0.0], [1.0, -3.0, 0.0], [2.0, 1.0, 0.0], [0.0, 1.0, 0.0]], dtype=torch.float64)
-    plane = walks.plane("principal", means, torch.ones(3), False)
+    frame = walks.Frame(torch.zeros(3), torch.ones(3), "no unit of components", "0")
+    plane = walks.plane("principal", means, torch.ones(3), frame)
     torch.testing.assert_close(plane.origin, torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64))
     wanted = torch.tensor([[0.0, 8**0.5, 0.0], [0.5**0.5, 0.0, 0.0]], dtype=torch.float64)
     torch.testing.assert_close(plane.directions, wanted)
@@ -436,7 +437,7 @@ def test_tiles_are_the_decoded_images_edge_to_edge(plane: str) -> None:
     grid, moved = (pixels(pictures[name]) for name in gallery.TILES)
     assert grid.shape == (3 * 2, 3 * 3)
     assert moved.shape == (2 * 2, 21 * 3)
-    z = walks.plane(plane, subject.scores.means, subject.scores.latent_kl, False).latents(3, 2.0)
+    z = walks.plane(plane, subject.scores.means, subject.scores.latent_kl, subject.frame).latents(3, 2.0)
     along = torch.zeros(21, 3)
     along[:, 2] = torch.linspace(-2, 2, 21)
     with torch.no_grad():

@@ -14,7 +14,7 @@ from reparam.cards.data import ImageFacts
 from reparam.cards.evaluation import GeneratedFacts, MutualInformationFacts, OutlierFacts
 from reparam.data.store import Images, Split
 from reparam.errors import NonFiniteError
-from reparam.evaluate import measures
+from reparam.evaluate import gallery, measures
 from reparam.evaluate.aggregate import aggregate
 from reparam.evaluate.importance import importance
 from reparam.evaluate.measures import Findings, measure
@@ -205,12 +205,34 @@ def test_everything_that_is_measured_is_described(kind: str, is_density: bool) -
 # Values
 
 
+@pytest.mark.parametrize("prior", ["mixture", "vamp"])
+def test_a_model_with_a_learned_prior_has_all_measures_and_figures_but_the_kl_of_dimensions(prior: str) -> None:
+    subject = subject_of(model_of(scale=1.0, prior=prior))
+    found, wanted = measured(subject).metrics, measured(subject_of(model_of(scale=1.0))).metrics
+    assert found.keys() == wanted.keys()
+    assert found["kl"] == pytest.approx(found["mutual_information"] + found["marginal_kl"], abs=5 * found["kl_se"])
+    assert subject.scores.latent_kl.isnan().all()
+    torch.testing.assert_close(subject.scores.layer_kl[:, 0], subject.scores.kl)
+    assert torch.equal(subject.use, subject.scores.latent_variance)
+    middle, deviation = subject.model.prior.moments()
+    assert (subject.frame.origin.tolist(), subject.frame.scale.tolist()) == (middle.tolist(), deviation.tolist())
+    figures = gallery.draw(subject)
+    assert [axes.get_ylabel() for axes in figures["latent_use"].axes] == ["variance over images"]
+    assert figures["aggregate"].axes[0].get_legend().get_texts()[1].get_text() == "p(z)"
+    assert figures["traversals"].axes[0].get_title(loc="left").endswith("the others are at their mean")
+
+
+def test_a_collapsed_model_with_a_learned_prior_is_warned_of() -> None:
+    found = measured(subject_of(model_of(scale=0.0, prior="mixture")))
+    assert found.warnings[0].startswith("posterior collapse: no latent dimension (0-2) says anything of an image")
+
+
 def test_latents_are_measured_at_samples_of_each_posterior() -> None:
     subject = subject_of(model_of())
     found, scores = measured(subject), subject.scores
     with random_stream(subject.settings.seed, "latents"):
         z = torch.normal(scores.means.expand(4, -1, -1), (scores.log_variances / 2).exp())
-    wanted = aggregate(scores.means, scores.log_variances, z, limit=1000)
+    wanted = aggregate(scores.means, scores.log_variances, z, subject.model.prior, limit=1000)
     # Other noise than the one that was drawn: the same numbers but for that.
     for name in LATENTS:
         assert found.metrics[name] == pytest.approx(getattr(wanted, name), abs=4 * getattr(wanted, f"{name}_se"))

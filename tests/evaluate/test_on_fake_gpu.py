@@ -10,7 +10,7 @@ from torch import Tensor
 from training import KINDS
 
 from reparam.evaluate import gallery, measures
-from reparam.evaluate.annealing import Path, annealed_log_likelihood
+from reparam.evaluate.annealing import Joint, Path, annealed_log_likelihood
 from reparam.evaluate.samplers import draw_codes
 from reparam.evaluate.subject import Subject
 from reparam.models import logistic
@@ -26,7 +26,8 @@ SETTINGS = settings(precision="bf16", generated={"images": 4}, **LITTLE)
 
 
 def model_of(kind: str, likelihood: str = "gaussian_per_pixel") -> AnyModel:
-    return some_model(SHAPE, **KINDS[kind], latent=LATENT, likelihood=likelihood).requires_grad_(False)
+    changes = {"prior": kind} if kind == "vamp" else KINDS[kind]
+    return some_model(SHAPE, **changes, latent=LATENT, likelihood=likelihood).requires_grad_(False)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -46,7 +47,7 @@ def test_scoring_waits_for_the_draw_of_pixels_and_at_last_for_its_results(kind: 
     assert gpu.waits[: len(of_batches)] == of_batches
 
 
-@pytest.mark.parametrize("kind", ["autoencoder", "top_down"])  # of codes, and of distributions
+@pytest.mark.parametrize("kind", ["autoencoder", "top_down", "vamp"])  # of codes, of distributions, of a learned prior
 def test_measures_and_figures_keep_to_their_devices(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measures, "LEAPFROG", 1)
     # What the CPU makes of numbers, of which there are none.
@@ -62,7 +63,7 @@ def test_measures_and_figures_keep_to_their_devices(kind: str, monkeypatch: pyte
         gallery.tiles(subject)
         assert draw_codes(model, subject.images).device.type == "cuda"
     assert {"pca_precision", "interpolation", "sigma"} <= found
-    assert ({"ais_gap", "auroc", "bounds"} <= found) == (kind == "top_down")
+    assert ({"ais_gap", "auroc", "bounds"} <= found) == (kind != "autoencoder")
 
 
 def test_chains_wait_for_nothing() -> None:
@@ -75,7 +76,7 @@ def test_chains_wait_for_nothing() -> None:
 
         start = torch.randn(2, 3, LATENT, device=GPU)
         with gpu.never_waits():
-            found = annealed_log_likelihood(log_likelihood, start, Path(temperatures=2, leapfrog=2))
+            found = annealed_log_likelihood(Joint(model.prior, log_likelihood), start, Path(temperatures=2, leapfrog=2))
     assert {values.device.type for values in vars(found).values()} == {"cuda"}
 
 

@@ -14,6 +14,7 @@ from reparam.evaluate import samplers
 from reparam.evaluate.samplers import draw_codes, mixture, prior
 from reparam.evaluate.view import View
 from reparam.models.build import AnyModel, build_model
+from reparam.models.priors import StandardNormal
 
 SHAPE = (1, 2, 3)
 
@@ -50,7 +51,7 @@ def by_row(rows: Tensor) -> list[list[float]]:
 
 
 def test_the_prior_is_a_standard_normal() -> None:
-    drawn = seeded(lambda: prior(10_000, 6, unasked)).double()
+    drawn = seeded(lambda: prior(10_000, StandardNormal(6), unasked)).double()
     assert drawn.shape == (10_000, 6)
     # Five standard errors of means, variances and covariances of 10,000 draws.
     assert drawn.mean(0).abs().max().item() < 5 / 100
@@ -60,7 +61,9 @@ def test_the_prior_is_a_standard_normal() -> None:
 
 
 def test_a_mixture_draws_from_each_cluster_its_share() -> None:
-    drawn = seeded(lambda: mixture(2_000, 2, two_clusters(300, 100), MixtureConfig(components=2))).double()
+    drawn = seeded(
+        lambda: mixture(2_000, StandardNormal(2), two_clusters(300, 100), MixtureConfig(components=2))
+    ).double()
     assert (drawn.shape, drawn.dtype) == ((2_000, 2), torch.float64)
     is_left = drawn[:, 0] < 0
     left, right = drawn[is_left], drawn[~is_left]
@@ -73,7 +76,7 @@ def test_a_mixture_draws_from_each_cluster_its_share() -> None:
 
 
 def test_the_draws_of_a_mixture_are_not_sorted_by_component() -> None:
-    drawn = seeded(lambda: mixture(100, 2, two_clusters(200, 200), MixtureConfig(components=2)))
+    drawn = seeded(lambda: mixture(100, StandardNormal(2), two_clusters(200, 200), MixtureConfig(components=2)))
     is_left = drawn[:, 0] < 0
     changes = int((is_left[1:] != is_left[:-1]).sum())
     assert changes > 20
@@ -81,7 +84,7 @@ def test_the_draws_of_a_mixture_are_not_sorted_by_component() -> None:
 
 def test_the_same_seed_gives_the_same_draws_and_another_others() -> None:
     def draw() -> Tensor:
-        return mixture(50, 2, two_clusters(60, 60), MixtureConfig(components=3))
+        return mixture(50, StandardNormal(2), two_clusters(60, 60), MixtureConfig(components=3))
 
     assert torch.equal(seeded(draw), seeded(draw))
     assert not torch.equal(seeded(draw), seeded(draw, 1))
@@ -90,14 +93,16 @@ def test_the_same_seed_gives_the_same_draws_and_another_others() -> None:
 @pytest.mark.parametrize("codes", [1, 2, 4])
 def test_fewer_codes_than_components_are_enough(codes: int) -> None:
     found = 100 * torch.eye(4)[:codes]
-    drawn = seeded(lambda: mixture(49, 4, lambda: found, MixtureConfig(components=10)))
+    drawn = seeded(lambda: mixture(49, StandardNormal(4), lambda: found, MixtureConfig(components=10)))
     assert drawn.shape == (49, 4)
     # A component for each code, of variance 1e-4 at least: every draw lies next to a code.
     assert torch.cdist(drawn, found).min(1).values.max().item() < 0.1
 
 
 def test_codes_that_are_all_the_same_are_drawn_again() -> None:
-    drawn = seeded(lambda: mixture(49, 3, lambda: torch.full((20, 3), 2.0), MixtureConfig(components=5)))
+    drawn = seeded(
+        lambda: mixture(49, StandardNormal(3), lambda: torch.full((20, 3), 2.0), MixtureConfig(components=5))
+    )
     assert (drawn - 2).abs().max().item() < 0.1
 
 

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import torch
 from conftest import SMALL, change
 from ruamel.yaml import YAML
 
+from reparam import logged
 from reparam.cards.evaluation import EvaluationCard, EvaluationLineage, EvaluationMetrics
 from reparam.cards.model import ModelCard
 from reparam.config import Config, load_config
@@ -165,6 +167,21 @@ def test_a_hierarchy_is_scored_layer_by_layer(project: Paths, params: dict[str, 
     assert [row["dimension"] for row in rows] == ["0", "1", "2", "3", "4"]
     of_layers = [sum(float(row["kl"]) for row in part) for part in (rows[:3], rows[3:])]
     assert of_layers == pytest.approx([found["kl_layer_1"], found["kl_layer_2"]], abs=3e-4)
+
+
+@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.parametrize("prior", ["mixture", "vamp"])
+def test_a_model_with_a_learned_prior_is_scored_but_its_dimensions_have_no_kl(
+    prior: str, project: Paths, params: dict[str, Any], write_params: Write
+) -> None:
+    evaluate.run(prepared(project, params, write_params, model={"prior": prior, "components": 7}), project)
+    found = metrics(project)
+    assert found["elbo"] == pytest.approx(-found["reconstruction"] - found["kl"], abs=2e-4)
+    assert -found["elbo"] > found["nll"]
+    assert [(row["kl"], row["kl_se"]) for row in latents(project.latents)] == [("", "")] * 3
+    run = MagicMock()
+    logged.evaluation(run, ModelCard.read(project.model / "card.json", "train"), project)
+    run.log_metrics.assert_called_once_with({}, group="latent_kl")
 
 
 # One trained model, evaluated in several ways

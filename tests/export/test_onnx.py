@@ -97,7 +97,7 @@ def test_grey_is_served_as_it_is_or_as_black_and_white() -> None:
 def test_all_graphs_hold_what_an_app_must_know(exported: Exported) -> None:
     card = ModelCard.read(exported.paths.model / "card.json", "train")
     wanted = {
-        "format": 3,
+        "format": 4,
         "image": {"layout": "NHWC", "shape": [4, 6, 3], "dtype": "uint8", "range": [0, 255]},
         "kind": "vae",
         "latent_size": LATENT,
@@ -183,6 +183,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "convolutional": {"kind": "vae", "network": "conv", "likelihood": "gaussian_learned", "activation": "relu"},
     "convolutional, layer norm": {"kind": "vae", "network": "conv", "norm": "layer", "likelihood": "laplace"},
     "convolutional, mixture": {"kind": "vae", "network": "conv", "norm": "batch", "likelihood": "logistic_mixture"},
+    "convolutional, learned prior": {"kind": "vae", "network": "conv", "prior": "mixture", "activation": "gated"},
     "down": {"kind": "hierarchical", "inference": "top_down", "likelihood": "discretised_logistic"},
     "up": {"kind": "hierarchical", "inference": "bottom_up", "likelihood": "bernoulli", "norm": "batch"},
     "convolutional, down": {"kind": "hierarchical", "network": "conv", "norm": "batch", "activation": "silu"},

@@ -290,6 +290,19 @@ def test_latent_use_orders_the_dimensions_by_their_kl(latent: int) -> None:
     assert is_drawn(figure)
 
 
+def test_samples_of_a_prior_that_is_no_standard_normal_are_shown_as_they_are() -> None:
+    rng = np.random.default_rng(0)
+    prior = np.stack([rng.uniform(-1, 1, 10_000), rng.uniform(0, 2, 10_000)], 1)
+    figure = plot_aggregate({"first": rng.normal(size=100), "second": rng.normal(size=100)}, prior)
+    for axes, middle in zip(figure.axes, (0.0, 1.0), strict=True):
+        _, outline = axes.patches
+        heights, edges, _ = outline.get_data()
+        assert heights[(edges[:-1] > middle - 0.9) & (edges[1:] < middle + 0.9)] == pytest.approx(0.5, abs=0.06)
+        assert heights[(edges[1:] < middle - 1.1) | (edges[:-1] > middle + 1.1)].max() == 0
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["q(z)", "p(z)"]
+    assert figure.get_supxlabel() == "z"
+
+
 @pytest.mark.parametrize(("is_code", "use"), [(False, "KL (nats per image)"), (True, "variance over images")])
 def test_a_code_has_a_variance_for_a_kl(is_code: bool, use: str) -> None:
     [axes] = plot_latent_use(np.array([1.0, 0.5]), np.array([True, False]), is_code).axes

@@ -117,10 +117,10 @@ def test_a_bottom_up_draw_holds_the_log_densities_of_its_samples() -> None:
     for layer, posterior, prior in zip(draw.layers, posteriors, priors, strict=True):
         torch.testing.assert_close(layer.mean, posterior.mean)
         torch.testing.assert_close(layer.log_variance, posterior.variance.log())
-        torch.testing.assert_close(layer.log_qz, posterior.log_prob(layer.z))
-        torch.testing.assert_close(layer.log_pz, prior.log_prob(layer.z))
-    for layer in draw.layers[:2]:
-        torch.testing.assert_close(layer.kl, layer.log_qz - layer.log_pz)
+        torch.testing.assert_close(layer.log_qz, posterior.log_prob(layer.z).sum(-1))
+        torch.testing.assert_close(layer.log_pz, prior.log_prob(layer.z).sum(-1))
+    for layer, posterior, prior in zip(draw.layers[:2], posteriors, priors, strict=False):
+        torch.testing.assert_close(layer.kl, posterior.log_prob(layer.z) - prior.log_prob(layer.z))
     torch.testing.assert_close(draw.layers[2].kl, kl_divergence(posteriors[2], priors[2]))
     check_sums(model, x, 5)
 
@@ -139,8 +139,8 @@ def test_a_top_down_draw_holds_the_log_densities_of_its_samples() -> None:
     for layer, posterior, prior in zip(draw.layers, posteriors, priors, strict=True):
         torch.testing.assert_close(layer.mean, posterior.mean)
         torch.testing.assert_close(layer.log_variance, posterior.variance.log())
-        torch.testing.assert_close(layer.log_qz, posterior.log_prob(layer.z))
-        torch.testing.assert_close(layer.log_pz, prior.log_prob(layer.z))
+        torch.testing.assert_close(layer.log_qz, posterior.log_prob(layer.z).sum(-1))
+        torch.testing.assert_close(layer.log_pz, prior.log_prob(layer.z).sum(-1))
         torch.testing.assert_close(layer.kl, kl_divergence(posterior, prior).expand_as(layer.z))
     check_sums(model, x, 5)
 
@@ -150,8 +150,8 @@ def check_sums(model: HierarchicalVAE, x: Tensor, samples: int) -> None:
     draw = model.draw(x, target, samples)
     logits = model.decoder(draw.layers[0].z.flatten(0, 1)).unflatten(0, (samples, len(x)))
     torch.testing.assert_close(draw.log_px, Bernoulli(logits=logits).log_prob(target).sum((-3, -2, -1)))
-    for name in ("log_pz", "log_qz", "kl"):
-        wanted = sum(getattr(layer, name).sum(-1) for layer in draw.layers)
+    for name, of_layer in (("log_pz", "log_pz"), ("log_qz", "log_qz"), ("kl", "joint_kl")):
+        wanted = sum(getattr(layer, of_layer) for layer in draw.layers)
         torch.testing.assert_close(getattr(draw, name), wanted)
         assert getattr(draw, name).shape == (samples, len(x))
 

@@ -19,6 +19,7 @@ DEFINITIONS: dict[str, Callable[[float], float]] = {
     "softplus": lambda x: math.log1p(math.exp(x)),
     "gelu": lambda x: x * (1 + math.erf(x / 2**0.5)) / 2,
     "silu": lambda x: x / (1 + math.exp(-x)),
+    "gated": lambda x: x / (1 + math.exp(-x)),  # where both halves are the same
 }
 POINTS = [-2.0, -0.5, 0.0, 0.5, 3.0]
 every_activation = pytest.mark.parametrize("name", ACTIVATIONS)
@@ -280,6 +281,40 @@ def test_glorot_weights_are_uniform_and_biases_zero() -> None:
         assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.03)
         assert isinstance(layer.bias, Tensor)
         assert layer.bias.count_nonzero().item() == 0
+
+
+def test_he_weights_are_normal_and_biases_zero() -> None:
+    torch.manual_seed(0)
+    layers: list[tuple[nn.Module, int]] = [
+        (nn.Linear(300, 100), 300),
+        (nn.Conv2d(10, 20, 5, 2), 10 * 25),
+        (nn.ConvTranspose2d(20, 10, 5, 2), 20 * 25),
+    ]
+    networks.initialise(nn.Sequential(*(layer for layer, _ in layers)), "he")
+    for layer, inputs in layers:
+        assert isinstance(layer.weight, Tensor)
+        assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / inputs), rel=0.03)
+        assert layer.weight.abs().max().item() > 3 * math.sqrt(2 / inputs)
+        assert isinstance(layer.bias, Tensor)
+        assert layer.bias.count_nonzero().item() == 0
+
+
+def test_a_gate_is_a_linear_map_of_its_own() -> None:
+    torch.manual_seed(0)
+    network, x = mlp(activation="gated").stack((3, 2)), torch.randn(4, 3)
+    [layer] = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
+    (first, second), (offset, other) = layer.weight.chunk(2), layer.bias.chunk(2)
+    torch.testing.assert_close(network(x), (x @ first.T + offset) * (x @ second.T + other).sigmoid())
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "layer"])
+@pytest.mark.parametrize("kind", ["mlp", "conv"])
+def test_gated_layers_put_out_the_widths_of_others(kind: str, norm: str) -> None:
+    network, x = build(kind, activation="gated", norm=norm), some_images(3, 1, 8, 8)
+    assert network.features((1, 8, 8))[0](x).shape == (3, 6)
+    assert network.encoder((1, 8, 8), 4)(x).shape == (3, 4)
+    assert network.decoder(4, (2, 8, 8))(some_images(3, 4)).shape == (3, 2, 8, 8)
+    assert network.between((5, 7, 2))(some_images(3, 5)).shape == (3, 2)
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer"])

@@ -12,6 +12,7 @@ from reparam.config import ModelConfig
 from reparam.models import likelihoods
 from reparam.models.build import build_model
 from reparam.models.draw import Draw, Estimator, Layer, halves, kl_to_standard_normal
+from reparam.models.priors import StandardNormal
 from reparam.models.vae import VAE, sample_gaussian
 from reparam.objectives import iwae
 
@@ -123,7 +124,7 @@ def test_samples_follow_the_posterior() -> None:
 
 def test_gradients_flow_through_the_samples_into_mean_and_log_variance() -> None:
     decoder = nn.Sequential(nn.Linear(2, 4), nn.Unflatten(1, (1, 1, 4)))
-    model = VAE(nn.Flatten(), decoder, BERNOULLI, 2, (1, 1, 4))
+    model = VAE(nn.Flatten(), decoder, BERNOULLI, StandardNormal(2), (1, 1, 4))
     x = torch.tensor([[[[0.5, -1.0, 0.3, -2.0]]]], requires_grad=True)  # two means, two log variances
     z = model.draw(x, x.detach(), samples=3).layers[0].z
     z.sum().backward()
@@ -151,7 +152,7 @@ def test_the_target_is_scored_and_the_input_encoded() -> None:
 
 
 def test_posterior_is_the_two_halves_of_what_the_encoder_puts_out() -> None:
-    model = VAE(nn.Flatten(), nn.Identity(), BERNOULLI, 3, (1, 2, 3))
+    model = VAE(nn.Flatten(), nn.Identity(), BERNOULLI, StandardNormal(3), (1, 2, 3))
     x = torch.arange(12.0).reshape(2, 1, 2, 3)
     mean, log_variance = model.posterior(x)
     assert mean.tolist() == [[0, 1, 2], [6, 7, 8]]
@@ -159,7 +160,7 @@ def test_posterior_is_the_two_halves_of_what_the_encoder_puts_out() -> None:
 
 
 def test_decode_gives_the_mean_image_row_by_row() -> None:
-    model = VAE(nn.Identity(), nn.Unflatten(1, SHAPE), BERNOULLI, 24, SHAPE)
+    model = VAE(nn.Identity(), nn.Unflatten(1, SHAPE), BERNOULLI, StandardNormal(24), SHAPE)
     logits = torch.linspace(-3, 3, 48).reshape(2, 24)
     image = model.decode(logits)
     assert image.shape == (2, *SHAPE)
@@ -195,15 +196,20 @@ def test_a_draw_sums_the_dimensions_of_its_layers() -> None:
     mean, log_variance = model.posterior(x)
     assert torch.equal(layer.mean, mean)
     assert torch.equal(layer.log_variance, log_variance)
-    for name in ("log_pz", "log_qz", "kl"):
-        dimensions = getattr(layer, name)
-        assert dimensions.shape == (5, 4, LATENT), name
-        assert torch.equal(dimensions.sum(-1), getattr(draw, name)), name
-    torch.testing.assert_close(layer.kl[2], kl_divergence(Normal(mean, (0.5 * log_variance).exp()), Normal(0.0, 1.0)))
+    q, p = Normal(mean, (0.5 * log_variance).exp()), Normal(0.0, 1.0)
+    assert layer.kl is not None
+    assert torch.equal(layer.kl.sum(-1), draw.kl)
+    torch.testing.assert_close(layer.kl[2], kl_divergence(q, p))
+    torch.testing.assert_close(layer.sampled_kl, q.log_prob(layer.z) - p.log_prob(layer.z))
+    torch.testing.assert_close(draw.log_qz, q.log_prob(layer.z).sum(-1))
+    torch.testing.assert_close(draw.log_pz, p.log_prob(layer.z).sum(-1))
 
 
 def test_a_draw_of_several_layers_sums_them_all() -> None:
-    layers = [Layer(*torch.arange(6.0).add(start).reshape(6, 1, 1, 1).expand(-1, 2, 1, 3)) for start in (0, 10)]
+    fields = [torch.arange(6.0).add(start).reshape(6, 1, 1, 1).expand(-1, 2, 1, 3) for start in (0, 10)]
+    layers = [
+        Layer.of(z, (mean, log_variance), log_qz, log_pz, kl) for z, mean, log_variance, log_pz, log_qz, kl in fields
+    ]
     draw = Draw.of(torch.zeros(2, 1), *layers)
     assert draw.log_pz.tolist() == [[3 * (3 + 13)]] * 2
     assert draw.log_qz.tolist() == [[3 * (4 + 14)]] * 2

@@ -302,7 +302,7 @@ def test_info_says_what_a_model_is(model: Client) -> None:
     size = {name: Path("models/onnx", name).stat().st_size / 1e6 for name in ("encoder.onnx", "score.onnx")}
     lines = run("info").splitlines()
     assert lines[:4] == [
-        "models/onnx: format 3, vae of noise",
+        "models/onnx: format 4, vae of noise",
         "images      4 x 6 x 3 (height, width, channels), uint8",
         "latents     2, of the prior N(0, 1) each",
         "likelihood  bernoulli",

@@ -54,12 +54,13 @@ class GraphFacts(Card):
 class ExportedModel(CardOfResult):
     """What an app must know of a model, and the way back to its parameters: the metadata of all graphs."""
 
-    format: Literal[3]
+    format: Literal[4]
     image: ExportedImage
     kind: Annotated[str, KeyOf("KINDS", "models/build.py")]
     latent_size: Count
     has_prior: bool
-    prior: Literal["standard normal"] | None  # of `latents`, independent in each dimension
+    # Of `latents`: N(0, 1) in each dimension, or what `prior.npz` says. Null: nothing that an app could draw from.
+    prior: Literal["standard normal", "gaussian mixture"] | None
     likelihood: Annotated[str, KeyOf("LIKELIHOODS", "models/likelihoods.py")]
     is_density: bool  # whether the likelihood is one of these pixels
     sigma: PositiveFloat | None  # standard deviation of all pixels, in scaled units; null: there is none for all

@@ -1,17 +1,40 @@
 """The files of an exported model: read once, and checked against the manifest before anything runs."""
 
 import hashlib
+import io
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from reparam.errors import DamagedInputError, MissingInputError
 
 MANIFEST = "manifest.json"
 GRAPHS = ("encoder.onnx", "decoder.onnx", "score.onnx")
-FORMAT = 3
+PRIOR = "prior.npz"
+PRIORS = (None, "standard normal", "gaussian mixture")
+FORMAT = 4
 EXPORT = "run `dvc repro export`, or copy the whole folder again"
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A mixture of C Gaussians, whose D dimensions are independent."""
+
+    means: npt.NDArray[np.float32]  # (C, D)
+    log_variances: npt.NDArray[np.float32]  # (C, D)
+    weights: npt.NDArray[np.float64]  # (C,)
+
+    def sample(self, rng: np.random.Generator, count: int, temperature: float) -> npt.NDArray[np.float64]:
+        """Draw latents; `temperature` scales how far they are from the means. Shapes: -> (count, D)."""
+        chosen = rng.choice(len(self.weights), size=count, p=self.weights)
+        noise = temperature * rng.standard_normal((count, self.means.shape[1]))
+        drawn: npt.NDArray[np.float64] = self.means[chosen] + np.exp(self.log_variances[chosen] / 2) * noise
+        return drawn
 
 
 @dataclass(frozen=True)
@@ -69,6 +92,18 @@ class Bundle:
                 )
         return content
 
+    def prior(self) -> Mixture:
+        """Return the mixture that latents are drawn from.
+
+        Raises: MissingInputError, DamagedInputError.
+        """
+        try:
+            with np.load(io.BytesIO(self.read(PRIOR)), allow_pickle=False) as arrays:
+                return Mixture(arrays["means"], arrays["log_variances"], arrays["weights"])
+        except (ValueError, KeyError, zipfile.BadZipFile) as error:
+            path = self.directory / PRIOR
+            raise DamagedInputError(f"{path}: not the prior of an export ({error}); {EXPORT}") from None
+
     def facts(self, path: Path, metadata: dict[str, str]) -> dict[str, Any]:
         """Return what a graph says of itself, and the manifest of it.
 
@@ -119,9 +154,11 @@ def _check(facts: dict[str, Any], path: Path) -> dict[str, Any]:
     try:
         sizes = (*facts["image"]["shape"], facts["latent_size"])
         makes_sense = len(sizes) == 4 and all(type(size) is int and size > 0 for size in sizes)
-        makes_sense = makes_sense and type(facts["has_prior"]) is bool
+        makes_sense = makes_sense and type(facts["has_prior"]) is bool and facts["prior"] in PRIORS
     except (LookupError, TypeError):
         makes_sense = False
     if not makes_sense:
-        raise DamagedInputError(f"{path}: image.shape, latent_size or has_prior are missing or make no sense; {EXPORT}")
+        raise DamagedInputError(
+            f"{path}: image.shape, latent_size, has_prior or prior are missing or make no sense; {EXPORT}"
+        )
     return facts

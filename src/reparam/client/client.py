@@ -8,6 +8,7 @@
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from reparam.client.bundle import Bundle
+from reparam.client.bundle import Bundle, Mixture
 from reparam.client.runtime import Runtime
 from reparam.client.scores import Scores
 from reparam.errors import DamagedInputError, MissingInputError, UserError
@@ -34,8 +35,8 @@ class Client:
 
     It may be used by several threads at once, and be sent to other processes, which open the files again.
 
-    Units: images in grey levels 0..255; latents in standard deviations of the prior, which is N(0, 1) in each
-    dimension; scores in nats per image.
+    Units: images in grey levels 0..255; latents as drawn from the prior, which is N(0, 1) in each dimension unless
+    `metadata["prior"]` says otherwise; scores in nats per image.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Client:
                 f"{bundle.directory}: {' and '.join(bundle.names)} come from different exports; run `dvc repro export`"
             )
         self.path = Path(path)
+        self._bundle = bundle
         self.metadata: dict[str, Any] = facts[0]
         self._graphs = {_role(path, session): session for path, session in sessions.items()}
         height, width, channels = self.metadata["image"]["shape"]
@@ -82,6 +84,10 @@ class Client:
     def graphs(self) -> tuple[str, ...]:
         """Return which graphs there are, of `encoder`, `decoder` and `score`."""
         return tuple(self._graphs)
+
+    @cached_property
+    def _prior(self) -> Mixture:
+        return self._bundle.prior()
 
     def encode(self, images: Images) -> tuple[Floats, Floats]:
         """Return mean and log variance of the posterior. Shapes: (B, H, W, C) -> (B, D), (B, D).
@@ -129,23 +135,35 @@ class Client:
         return self.decode(self.encode(images)[0])
 
     def sample(self, n: int, seed: int, temperature: float = 1.0, label: int | None = None) -> Images:
-        """Decode draws from the prior. Shapes: (n, H, W, C).
+        """Decode latents that `sample_latents` draws. Shapes: (n, H, W, C).
 
-        `temperature` scales the draws: below 1, images are more typical and vary less.
+        Raises: UserError as `sample_latents` does, or where it is given a `label`, which the model has not learned.
+        """
+        if label is not None:
+            raise UserError(f"sample: wanted no label, because the model was trained without, found {label!r}")
+        return self.decode(self.sample_latents(n, seed, temperature))
 
-        Raises: UserError where the model is an autoencoder, which has no prior, or where it is given a `label`, which
-        it has not learned.
+    def sample_latents(self, n: int, seed: int, temperature: float = 1.0) -> npt.NDArray[np.float64]:
+        """Draw from the prior. Shapes: (n, D).
+
+        `temperature` scales the noise in the draws: below 1, images are more typical and vary less.
+
+        Raises: UserError where the model is an autoencoder, which has no prior, or has one of another kind.
         """
         if not self.metadata["has_prior"]:
             raise UserError(
                 "sample: wanted a model with a prior, found an autoencoder; decode codes of your own instead"
             )
-        if label is not None:
-            raise UserError(f"sample: wanted no label, because the model was trained without, found {label!r}")
+        if self.metadata["prior"] is None:
+            raise UserError(
+                "sample: wanted a prior that is normal or a mixture, found another; decode latents of your own"
+            )
         if not (math.isfinite(temperature) and temperature >= 0):
             raise UserError(f"sample: wanted a temperature of 0 or more, found {temperature}")
-        draws = _generator("sample", seed).standard_normal((_count("sample", "images", n, 0), self.latent_size))
-        return self.decode(draws * temperature)
+        rng, count = _generator("sample", seed), _count("sample", "images", n, 0)
+        if self.metadata["prior"] == "gaussian mixture":
+            return self._prior.sample(rng, count, temperature)
+        return rng.standard_normal((count, self.latent_size)) * temperature
 
     def interpolate(self, first: Images, second: Images, steps: int) -> Images:
         """Decode a straight line between the posterior means of two images.

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from reparam.config.section import KeyOf, MaybeWidths, Section, Side, Width, Widths
+from reparam.config.section import KeyOf, MaybeWidths, NotNegative, Section, Side, Width, Widths
 
 Sigma = Annotated[float, Field(ge=1e-3, le=1e3)]
 
@@ -90,8 +90,28 @@ class LogisticMixtureConfig(Section):
     """Logistic distributions that are mixed in each pixel and channel."""
 
 
+class MixturePriorConfig(Section):
+    """Block `mixture`."""
+
+    components: Width
+    """Gaussians, each with learned means, variances and weight."""
+
+
+class VampConfig(Section):
+    """Block `vamp`."""
+
+    components: Width
+    """Pseudo-inputs: images that are learned, whose posteriors are mixed. Source: Tomczak & Welling 2018, sec. 3."""
+
+    grey: Annotated[float, Field(ge=0, le=1)]
+    """Mean of their pixels before training, from black (0) to white (1): best that of the data."""
+
+    deviation: NotNegative
+    """Standard deviation of their pixels before training."""
+
+
 class ModelConfig(Section):
-    """The model: its kind, its networks, and the distribution of pixels given latents."""
+    """The model: its kind, its networks, and the distributions of latents, and of pixels given latents."""
 
     kind: Annotated[str, KeyOf("KINDS", "models/build.py")]
     """Kind of model: a code without a prior, one layer of latents, or several."""
@@ -105,8 +125,12 @@ class ModelConfig(Section):
     likelihood: Annotated[str, KeyOf("LIKELIHOODS", "models/likelihoods.py")]
     """Distribution of pixels given latents."""
 
-    init: Literal["torch", "glorot"]
-    """Weights before training: torch's own, or uniform with zero biases. Source: Glorot & Bengio 2010, eq. 16."""
+    prior: Annotated[str, KeyOf("PRIORS", "models/priors.py")]
+    """Distribution of latents: N(0, I), or a mixture that is learned; of kind vae."""
+
+    init: Literal["torch", "glorot", "he"]
+    """Weights before training: torch's own, or drawn with zero biases. Source: Glorot & Bengio 2010, eq. 16 (uniform);
+    He et al. 2015, eq. 10 (normal)."""
 
     start_at_mean: bool
     """Whether the untrained decoder's bias is the mean training image (conv: its mean in each channel)."""
@@ -137,3 +161,9 @@ class ModelConfig(Section):
 
     logistic_mixture: LogisticMixtureConfig
     """For likelihood logistic_mixture."""
+
+    mixture: MixturePriorConfig
+    """For prior mixture."""
+
+    vamp: VampConfig
+    """For prior vamp."""

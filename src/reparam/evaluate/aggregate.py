@@ -9,7 +9,7 @@ from torch import Tensor
 
 from reparam import runtime
 from reparam.evaluate.view import evenly_spaced
-from reparam.models.draw import gaussian_log_prob, standard_error
+from reparam.models.draw import Prior, gaussian_log_prob, standard_error
 
 # What a dimension can say of an image is at most its KL: a collapsed one says less than a seventh of a bit.
 COLLAPSED_KL = 0.1  # nats
@@ -21,7 +21,7 @@ class Aggregate:
     """The mean KL and its parts, with standard errors over images. Units: nats.
 
     kl = mutual_information + marginal_kl (Hoffman & Johnson 2016), and
-    marginal_kl = total_correlation + dimension_kl (Chen et al. 2018, eq. 2).
+    marginal_kl = total_correlation + dimension_kl (Chen et al. 2018, eq. 2, where dimensions are independent in p(z)).
     """
 
     kl: float  # mean_n KL(q(z|x_n) || p(z))
@@ -38,11 +38,12 @@ class Aggregate:
     images: int  # that were measured
 
 
-def aggregate(mean: Tensor, log_variance: Tensor, z: Tensor, limit: int) -> Aggregate:
-    """Split the KL of Gaussian posteriors to a standard normal prior, from some samples of each posterior.
+def aggregate(mean: Tensor, log_variance: Tensor, z: Tensor, prior: Prior, limit: int) -> Aggregate:
+    """Split the KL of Gaussian posteriors to the prior, from some samples of each posterior.
 
-    The KL is in closed form, so that its parts add up to it, and the marginal KL has the noise of the mutual
-    information alone. `z` must be drawn from N(mean, exp(log_variance)): the lower layers of a hierarchy are not.
+    Its parts add up to the KL. Where that is in closed form, the marginal KL has the noise of the mutual information
+    alone; else, all are of the same samples. `z` must be drawn from N(mean, exp(log_variance)): the lower layers of a
+    hierarchy are not.
 
     An image's own posterior is part of q(z) with weight 1 / N, so that the mutual information is at most log N. That is
     true of these N images; of all images that there could be, a model may say more. What it says beyond log N then
@@ -55,7 +56,7 @@ def aggregate(mean: Tensor, log_variance: Tensor, z: Tensor, limit: int) -> Aggr
     """
     total = len(mean)
     assert min(limit, total + 1) >= 2, "nothing to mix"
-    kl = _kl(mean.double(), log_variance.double())
+    kl = _kl(mean.double(), log_variance.double(), z.double(), prior)
     rows = evenly_spaced(total, limit).to(z.device)
     mean, log_variance, z = mean[rows].double(), log_variance[rows].double(), z[:, rows].double()
     told, shared = torch.zeros_like(kl[rows]), torch.zeros_like(kl[rows])
@@ -76,9 +77,12 @@ def aggregate(mean: Tensor, log_variance: Tensor, z: Tensor, limit: int) -> Aggr
     return Aggregate(**numbers, bound=math.log(total), images=len(rows))
 
 
-def _kl(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Return KL(N(mean, variance) || N(0, 1)) of each image. Shapes: (N, D) twice -> (N,)."""
-    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
+def _kl(mean: Tensor, log_variance: Tensor, z: Tensor, prior: Prior) -> Tensor:
+    """Return the KL of each image, in closed form or from its samples. Shapes: (N, D) twice, (S, N, D) -> (N,)."""
+    each = prior.kl(mean, log_variance)
+    if each is not None:
+        return each.sum(1)
+    return (gaussian_log_prob(z, mean, log_variance).sum(-1) - prior.log_prob(z)).mean(0)
 
 
 def _log_mixtures(z: Tensor, mean: Tensor, log_variance: Tensor, total: int) -> tuple[Tensor, Tensor]:

@@ -9,11 +9,8 @@ import torch
 from torch import Tensor
 
 from reparam.errors import NonFiniteError
-from reparam.models.draw import standard_normal_log_prob
+from reparam.models.draw import Prior, standard_normal_log_prob
 from reparam.runtime import NUMBERS_AT_ONCE
-
-# log p(x|z) of each image's own latents, differentiable in z; the prior is N(0, I). Shapes: (C, B, D) -> (C, B).
-LogLikelihood = Callable[[Tensor], Tensor]
 
 # Step sizes are found by chains of their own: had a chain a say in its next step size, it would no longer keep f_t, and
 # the bounds would be none (with one chain that adapts as fast as these, the mean of p(x) was 7 to 10 % too high).
@@ -32,8 +29,16 @@ STEEPEST = 1e12
 
 
 @dataclass(frozen=True)
+class Joint:
+    """The model of each image, p(z) p(x|z), both factors differentiable in z."""
+
+    prior: Prior
+    log_likelihood: Callable[[Tensor], Tensor]  # of each image's own latents: (C, B, D) -> (C, B)
+
+
+@dataclass(frozen=True)
 class Path:
-    """How chains go from the prior to the posterior, through f_t(z) = N(z; 0, I) p(x|z)^beta_t."""
+    """How chains go from the prior to the posterior, through f_t(z) = p(z) p(x|z)^beta_t."""
 
     temperatures: int  # T: distributions after the prior, of which the last is the posterior
     leapfrog: int  # steps of each transition, and gradients that it takes
@@ -48,20 +53,20 @@ class Annealed:
     acceptance: Tensor  # mean over chains and transitions; NaN without any (T = 1)
 
 
-def annealed_log_likelihood(log_likelihood: LogLikelihood, start: Tensor, path: Path) -> Annealed:
+def annealed_log_likelihood(joint: Joint, start: Tensor, path: Path) -> Annealed:
     """Estimate log p(x) from draws of the prior, led to the posterior; a lower bound in expectation, exact as T grows.
 
     The mean of its exponential is p(x) for any T. Draws from torch's generator; weights of the model receive no
     gradient. A latent where the likelihood is not finite counts as impossible.
-    Shapes: start (C, B, D), drawn from N(0, I). Units: nats.
+    Shapes: start (C, B, D), drawn from the prior. Units: nats.
     Source: Neal 2001, sec. 2; Wu et al. 2017.
     """
     betas = sigmoid_schedule(path.temperatures)
-    steps = _scout(log_likelihood, start[0], betas, path)
-    return _weigh(*_anneal(log_likelihood, start, betas, steps, path.leapfrog))
+    steps = _scout(joint, start[0], betas, path)
+    return _weigh(*_anneal(joint, start, betas, steps, path.leapfrog))
 
 
-def reverse_log_likelihood(log_likelihood: LogLikelihood, exact: Tensor, chains: int, path: Path) -> Annealed:
+def reverse_log_likelihood(joint: Joint, exact: Tensor, chains: int, path: Path) -> Annealed:
     """Estimate log p(x) from a draw of the posterior, led to the prior; an upper bound in expectation.
 
     Exact as T grows. Only where x was drawn from the model is such a draw known: the z that x was drawn with, where
@@ -71,9 +76,9 @@ def reverse_log_likelihood(log_likelihood: LogLikelihood, exact: Tensor, chains:
     Source: Grosse et al. 2015; Wu et al. 2017.
     """
     betas = sigmoid_schedule(path.temperatures)
-    steps = _scout(log_likelihood, exact, betas, path)
+    steps = _scout(joint, exact, betas, path)
     start = exact.expand(chains, -1, -1)
-    log_w, acceptance = _anneal(log_likelihood, start, betas[::-1], steps[::-1], path.leapfrog)
+    log_w, acceptance = _anneal(joint, start, betas[::-1], steps[::-1], path.leapfrog)
     # Impossible latents have infinite weight on the way back; chains that start at possible ones never get there.
     impossible = int(log_w.isposinf().any(0).sum())
     if impossible:
@@ -124,18 +129,20 @@ class _Place:
     z: Tensor
     log_px: Tensor  # log p(x|z) in float64; -inf where it is not finite
     slope: Tensor  # of log p(x|z), in z
+    log_pz: Tensor  # log p(z) in float64
+    pull: Tensor  # its slope, in z
 
 
-def _scout(log_likelihood: LogLikelihood, like: Tensor, betas: Sequence[float], path: Path) -> list[Tensor]:
+def _scout(joint: Joint, like: Tensor, betas: Sequence[float], path: Path) -> list[Tensor]:
     """Find step sizes, image by image, on a way of its own from the prior.
 
     Shapes: like (B, D) -> T - 1 times (B, 1), one between each two weights.
     """
-    here = _look(log_likelihood, torch.randn(SCOUTS, *like.shape, dtype=like.dtype, device=like.device))
+    here = _look(joint, joint.prior.sample(like.expand(SCOUTS, *like.shape)))
     step, found = torch.full_like(like[:, :1], FIRST_STEP), []
     stride = _stride(path)
     for beta in betas[1:-1:stride]:
-        here, acceptance = _move(log_likelihood, here, beta, step, path.leapfrog)
+        here, acceptance = _move(joint, here, beta, step, path.leapfrog)
         step = (step * (GAIN * (acceptance - TARGET)).exp()[:, None].to(step.dtype)).clamp(*STEPS)
         found += [step] * stride
     return found[: len(betas) - 2]
@@ -146,17 +153,17 @@ def _stride(path: Path) -> int:
 
 
 def _anneal(
-    log_likelihood: LogLikelihood, start: Tensor, betas: Sequence[float], steps: Sequence[Tensor], leapfrog: int
+    joint: Joint, start: Tensor, betas: Sequence[float], steps: Sequence[Tensor], leapfrog: int
 ) -> tuple[Tensor, Tensor]:
     """Walk along inverse temperatures; return log weights (C, B) and mean acceptance (B,).
 
     From 0 to 1 the weights are those of p(x), from 1 to 0 those of 1 / p(x).
     """
-    here = _look(log_likelihood, start)
+    here = _look(joint, start)
     log_w = (betas[1] - betas[0]) * here.log_px  # (C, B)
     accepted = torch.zeros_like(log_w[0])  # (B,)
     for step, (beta, after) in zip(steps, pairwise(betas[1:]), strict=True):
-        here, acceptance = _move(log_likelihood, here, beta, step, leapfrog)
+        here, acceptance = _move(joint, here, beta, step, leapfrog)
         accepted += acceptance
         log_w += (after - beta) * here.log_px
     return log_w, accepted / len(steps)
@@ -167,19 +174,18 @@ def _weigh(log_w: Tensor, acceptance: Tensor) -> Annealed:
     return Annealed(total - math.log(len(log_w)), (2 * total - squares).exp().nan_to_num(0.0), acceptance)
 
 
-def _look(log_likelihood: LogLikelihood, z: Tensor) -> _Place:
+def _look(joint: Joint, z: Tensor) -> _Place:
     with torch.enable_grad():
         z = z.detach().requires_grad_()
-        log_px = log_likelihood(z)
+        log_px, log_pz = joint.log_likelihood(z), joint.prior.log_prob(z.double())
         (slope,) = torch.autograd.grad(log_px.sum(), z)
+        (pull,) = torch.autograd.grad(log_pz.sum(), z)
     log_px = log_px.detach().double()
     possible = torch.where(log_px.isfinite(), log_px, -math.inf)
-    return _Place(z.detach(), possible, slope.nan_to_num(0.0).clamp(-STEEPEST, STEEPEST))
+    return _Place(z.detach(), possible, slope.nan_to_num(0.0).clamp(-STEEPEST, STEEPEST), log_pz.detach(), pull)
 
 
-def _move(
-    log_likelihood: LogLikelihood, here: _Place, beta: float, step: Tensor, leapfrog: int
-) -> tuple[_Place, Tensor]:
+def _move(joint: Joint, here: _Place, beta: float, step: Tensor, leapfrog: int) -> tuple[_Place, Tensor]:
     """Make a Hamiltonian transition that leaves f_t as it is; return how likely it was, too, as mean over chains (B,).
 
     Source: Neal 2011, fig. 2.
@@ -188,7 +194,7 @@ def _move(
     start = torch.randn_like(here.z)
     there, momentum = here, start + step / 2 * _force(here, beta)
     for _ in range(leapfrog):
-        there = _look(log_likelihood, there.z + step * momentum)
+        there = _look(joint, there.z + step * momentum)
         momentum = momentum + step * _force(there, beta)
     end = momentum - step / 2 * _force(there, beta)
     gain = _log_joint(there, end, beta) - _log_joint(here, start, beta)  # (C, B)
@@ -199,15 +205,16 @@ def _move(
         torch.where(taken[..., None], there.z, here.z),
         torch.where(taken, there.log_px, here.log_px),
         torch.where(taken[..., None], there.slope, here.slope),
+        torch.where(taken, there.log_pz, here.log_pz),
+        torch.where(taken[..., None], there.pull, here.pull),
     )
     return moved, probability.mean(0)
 
 
 def _force(place: _Place, beta: float) -> Tensor:
-    return beta * place.slope - place.z
+    return beta * place.slope + place.pull
 
 
 def _log_joint(place: _Place, momentum: Tensor, beta: float) -> Tensor:
     """Log density of latents, up to a constant, and of a standard normal momentum. Shapes: -> (C, B)."""
-    quiet = standard_normal_log_prob(place.z.double()) + standard_normal_log_prob(momentum.double())
-    return beta * place.log_px + quiet.sum(-1)
+    return beta * place.log_px + place.log_pz + standard_normal_log_prob(momentum.double()).sum(-1)

@@ -22,6 +22,7 @@ from reparam.figures.latents import (
     plot_latent_scatter,
     plot_latent_use,
 )
+from reparam.models.priors import StandardNormal
 from reparam.runtime import random_stream
 
 RECONSTRUCTIONS = 10  # images, one of each class first
@@ -30,6 +31,7 @@ SAMPLES_PER_SIDE = 7
 DIMENSIONS = 12  # of the latents, that are walked along or compared with the prior, at most
 STEPS = 11  # of a walk
 FINE_STEPS = 21  # of a walk under a slider
+PRIOR_SAMPLES = 20_000
 PAIRS = 6  # of images that are joined by a walk
 SAMPLED_FROM = {"prior": "the prior", "mixture": "a fitted mixture"}
 FIGURES = ("reconstructions", "samples", "latent_grid", "latent_scatter", "latent_use", "traversals")
@@ -45,7 +47,7 @@ def draw(subject: Subject) -> dict[str, Figure]:
         "samples": _samples(subject),
         "latent_grid": _latent_grid(subject),
         "latent_scatter": _latent_scatter(subject),
-        "latent_use": plot_latent_use(subject.use.numpy(), subject.active.numpy(), subject.is_code),
+        "latent_use": plot_latent_use(subject.use.numpy(), subject.active.numpy(), not subject.has_latent_kl),
         "traversals": _traversals(subject),
     }
     are_several = len(subject.images) > 1
@@ -68,7 +70,7 @@ def tiles(subject: Subject) -> tuple[dict[str, bytes], Tiles]:
     """
     limit, steps, walked = subject.settings.grid.range, subject.settings.grid.steps, _walked(subject)
     grid = subject.decode(subject.plane.latents(steps, limit))
-    moved = subject.decode(walks.traverse(subject.means, walked, (FINE_STEPS, limit), subject.is_code))
+    moved = subject.decode(walks.traverse(subject.frame, walked, FINE_STEPS, limit))
     pictures = (pixel_png(tile(grid, steps, 0)), pixel_png(tile(moved, FINE_STEPS, 0)))
     facts = Tiles(
         image=grid.shape[2:],
@@ -76,8 +78,8 @@ def tiles(subject: Subject) -> tuple[dict[str, bytes], Tiles]:
         grid=GridTiles(steps=steps, names=subject.plane.names, unit=subject.plane.unit),
         traversals=TraversalTiles(
             steps=FINE_STEPS,
-            unit=walks.UNITS[subject.is_code],
-            use="variance" if subject.is_code else "nats",
+            unit=subject.frame.unit,
+            use="nats" if subject.has_latent_kl else "variance",
             dimensions=tuple(TileDimension(number=n, use=round(float(subject.use[n]), 4)) for n in walked),
         ),
     )
@@ -100,7 +102,7 @@ def _latent_grid(subject: Subject) -> Figure:
     grid, labels = subject.settings.grid, axis_labels(subject.plane.names, subject.plane.unit)
     images = subject.decode(subject.plane.latents(grid.steps, grid.range))
     title = {
-        "dimensions": f"Decoder mean; the other latent dimensions are {_others(subject)}",
+        "dimensions": f"Decoder mean; the other latent dimensions are {subject.frame.middle}",
         "principal": "Decoder mean along two principal components",
     }[grid.plane]
     ordinate = labels[1] or "(a single dimension: rows repeat)"
@@ -124,11 +126,11 @@ def _latent_scatter(subject: Subject) -> Figure:
 
 def _traversals(subject: Subject) -> Figure:
     limit, walked = subject.settings.grid.range, _walked(subject)
-    z = walks.traverse(subject.means, walked, (STEPS, limit), subject.is_code)
+    z = walks.traverse(subject.frame, walked, STEPS, limit)
     columns = [f"{value:.3g}".replace("-", "−") for value in walks.spread(STEPS, limit).tolist()]
-    title = f"Decoder mean along one latent dimension at a time; the others are {_others(subject)}"
+    title = f"Decoder mean along one latent dimension at a time; the others are {subject.frame.middle}"
     rows = [subject.name_and_use(number) for number in walked]
-    return plot_table(subject.decode(z), rows, columns, title, walks.UNITS[subject.is_code])
+    return plot_table(subject.decode(z), rows, columns, title, subject.frame.unit)
 
 
 def _interpolation(subject: Subject) -> Figure:
@@ -154,8 +156,10 @@ def _aggregate(subject: Subject) -> Figure:
     means, log_variances = subject.means[:, chosen], subject.scores.log_variances.double()[:, chosen]
     with subject.draws():
         z = means + (0.5 * log_variances).exp() * torch.randn(means.shape, dtype=means.dtype)
+        prior = subject.model.prior.sample(torch.empty(PRIOR_SAMPLES, subject.latent_size))[:, chosen].cpu().numpy()
     names = [subject.name_and_use(number) for number in chosen]
-    return plot_aggregate(dict(zip(names, z.T.numpy(), strict=True)))
+    is_standard = isinstance(subject.model.prior, StandardNormal)
+    return plot_aggregate(dict(zip(names, z.T.numpy(), strict=True)), None if is_standard else prior)
 
 
 def _bounds(subject: Subject) -> Figure:
@@ -186,10 +190,6 @@ def _sigma(subject: Subject) -> Figure:
 
 def _walked(subject: Subject) -> list[int]:
     return walks.choose_dimensions(subject.use, subject.active, DIMENSIONS)
-
-
-def _others(subject: Subject) -> str:
-    return "at their mean" if subject.is_code else "0"
 
 
 def _middle(points: npt.NDArray[np.floating], rows: Rows) -> int:

@@ -20,6 +20,7 @@ from reparam.data.store import Images
 from reparam.evaluate.aggregate import aggregate, collapse_message, collapsed
 from reparam.evaluate.annealing import (
     Annealed,
+    Joint,
     Path,
     annealed_log_likelihood,
     concatenate,
@@ -158,14 +159,15 @@ def _latents(subject: Subject, findings: Findings) -> None:
     scores = subject.scores
     if subject.is_code or len(scores.means) < 2:
         return  # a single image does not vary
-    still = collapsed(scores.latent_kl, scores.latent_variance, subject.settings.active_variance)
+    kl = scores.latent_kl.nan_to_num(0.0)  # where dimensions have none of their own, their means alone say what is used
+    still = collapsed(kl, scores.latent_variance, subject.settings.active_variance)
     message = collapse_message(still, subject.latent_size)
     findings.warnings += [message] if message else []
     if subject.model.stochastic_layers > 1:
         return  # below the top of a hierarchy, posteriors are no Gaussians of their own
     noise = torch.randn(DRAWN, *scores.means.shape, dtype=scores.means.dtype)
     z = scores.means + noise * (0.5 * scores.log_variances).exp()
-    found = aggregate(scores.means, scores.log_variances, z, MIXED)
+    found = aggregate(scores.means, scores.log_variances, z, subject.model.prior, MIXED)
     for name in ("mutual_information", "marginal_kl", "total_correlation"):
         findings.add(name, getattr(found, name), getattr(found, f"{name}_se"))
     findings.facts["mutual_information"] = MutualInformationFacts(bound=round(found.bound, 4), images=found.images)
@@ -244,7 +246,7 @@ def _annealed(subject: Subject, findings: Findings) -> None:
     findings.add_mean("ais_nll", -forward.log_px)
     findings.add_mean("ais_minus_nll", -forward.log_px.cpu() - torch.cat(weighed))
     with torch.no_grad():
-        exact = torch.randn(len(rows), subject.latent_size).to(x.device)
+        exact = model.prior.sample(torch.empty(len(rows), subject.latent_size)).to(x.device)
         simulated = model.likelihood.sample(model.output(exact))
     lower, upper = _anneal(subject, simulated), _anneal(subject, simulated, exact)
     findings.add_mean("ais_gap", upper.log_px - lower.log_px)
@@ -271,11 +273,12 @@ def _anneal(subject: Subject, x: Tensor, exact: Tensor | None = None) -> Anneale
                 outputs = torch.unflatten(model.output(z.flatten(0, 1)), 0, z.shape[:2])
                 return model.likelihood.log_prob(outputs, part)
 
+            joint = Joint(model.prior, log_likelihood)
             if exact is None:
-                start = torch.randn(settings.chains, len(part), subject.latent_size).to(x.device)
-                found.append(annealed_log_likelihood(log_likelihood, start, path))
+                like = torch.empty(settings.chains, len(part), subject.latent_size)
+                found.append(annealed_log_likelihood(joint, model.prior.sample(like).to(x.device), path))
             else:
                 start = exact[done : done + len(part)]
-                found.append(reverse_log_likelihood(log_likelihood, start, settings.chains, path))
+                found.append(reverse_log_likelihood(joint, start, settings.chains, path))
             done += len(part)
     return concatenate(found)

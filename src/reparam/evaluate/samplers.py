@@ -8,17 +8,17 @@ from torch import Tensor
 
 from reparam.config.evaluate import MixtureConfig
 from reparam.evaluate.view import View
-from reparam.models.draw import Model
+from reparam.models.draw import Model, Prior
 
 CODES = 10_000  # at most, because a mixture of tens of Gaussians needs no more
 
 
-def prior(count: int, latent: int, _codes: Callable[[], Tensor]) -> Tensor:
-    """Draw from the standard normal. Shapes: -> (count, latent)."""
-    return torch.randn(count, latent)
+def prior(count: int, known: Prior, _codes: Callable[[], Tensor]) -> Tensor:
+    """Draw from the prior. Shapes: -> (count, D)."""
+    return known.sample(torch.empty(count, known.size))
 
 
-def mixture(count: int, _latent: int, codes: Callable[[], Tensor], config: MixtureConfig) -> Tensor:
+def mixture(count: int, _known: Prior, codes: Callable[[], Tensor], config: MixtureConfig) -> Tensor:
     """Fit a Gaussian mixture to codes of images, samples of the aggregate posterior, and draw from it.
 
     Shapes: codes() (N, D) -> (count, D). Source: Ghosh et al. 2020, sec. 4.1.

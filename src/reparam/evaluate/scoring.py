@@ -24,7 +24,9 @@ class Scores:
     nll: Tensor  # (N,) importance-sampled estimate of -log p(x); NaN where there is no likelihood of these pixels
     bounds: Tensor  # (N, L) lower bounds on log p(x) of the first samples, as many as `importance.levels` says
     effective: Tensor  # (N,) samples that the NLL rests on
-    latent_kl: Tensor  # (D,) mean over images; layer by layer, that next to the image first
+    latent_kl: (
+        Tensor  # (D,) mean over images, layer by layer, that next to the image first; NaN without one of their own
+    )
     latent_kl_error: Tensor  # (D,) its standard error over images
     layer_kl: Tensor  # (N, L) KL of each image, layer by layer
     latent_variance: Tensor  # (D,) variance over images of the posterior mean, as `latent_kl`
@@ -55,6 +57,7 @@ def score(model: Model, data: View, config: EvaluateConfig, *, with_nll: bool = 
     # The population variance, as an activity statistic of this very split, and 0 for a single image.
     variance = (expected.var(0, correction=0) - noise.mean(0)).clamp_min(0)
     layer_kl = torch.stack([part.sum(1) for part in torch.split(latent_kl, list(sizes), dim=1)], 1)
+    layer_kl = torch.where(layer_kl.isnan(), kl[:, None], layer_kl)  # such a layer is the only one
     return Scores(
         reconstruction=reconstruction,
         kl=kl,
@@ -90,7 +93,8 @@ def _expectations(
     for draw in draws(model, chunk, samples):
         # Given the samples of the layers that it depends on, the mean of a layer is known without noise.
         means = torch.cat([layer.mean.expand_as(layer.z) for layer in draw.layers], -1).double()
-        found = (-draw.log_px, draw.kl, torch.cat([layer.kl for layer in draw.layers], -1), means, means.square())
+        each = [torch.full_like(layer.z, torch.nan) if layer.kl is None else layer.kl for layer in draw.layers]
+        found = (-draw.log_px, draw.kl, torch.cat(each, -1), means, means.square())
         part = tuple(values.double().sum(0) for values in found)
         sums = tuple(a + b for a, b in zip(sums, part, strict=True)) if sums else part
         advance(draw.log_px.numel())

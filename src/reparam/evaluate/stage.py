@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,8 @@ def _write_latents(path: Path, scores: Scores, settings: EvaluateConfig) -> None
         columns = (scores.latent_kl, scores.latent_kl_error, scores.latent_variance)
         for dimension, (kl, error, variance) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
             is_active = int(variance > settings.active_variance)
-            writer.writerow([dimension, f"{kl:.4f}", f"{error:.4f}", f"{variance:.4f}", is_active])
+            known = ["", ""] if math.isnan(kl) else [f"{kl:.4f}", f"{error:.4f}"]
+            writer.writerow([dimension, *known, f"{variance:.4f}", is_active])
 
 
 def _draw(directory: Path, subject: Subject, findings: Findings) -> Tiles:

@@ -21,6 +21,7 @@ from reparam.evaluate.scoring import Scores, score
 from reparam.evaluate.view import View
 from reparam.figures.style import indexed, literal
 from reparam.models.build import AnyModel
+from reparam.models.priors import StandardNormal
 from reparam.runtime import random_stream
 
 Labels = npt.NDArray[Any]  # (N,) names of classes
@@ -103,9 +104,14 @@ class Subject:
         return self.means.shape[1]
 
     @property
+    def has_latent_kl(self) -> bool:
+        """Whether each latent dimension has a KL of its own."""
+        return not self.is_code and self.model.prior.is_independent
+
+    @property
     def use(self) -> Tensor:
-        """Return how much each latent dimension says of an image: its KL, of a code its variance. Shapes: (D,)."""
-        return self.scores.latent_variance if self.is_code else self.scores.latent_kl
+        """Return how much each latent dimension says of an image: its KL, or the variance of its mean. Shapes: (D,)."""
+        return self.scores.latent_kl if self.has_latent_kl else self.scores.latent_variance
 
     @property
     def active(self) -> Tensor:
@@ -113,8 +119,18 @@ class Subject:
         return self.scores.latent_variance > self.settings.active_variance
 
     @cached_property
+    def frame(self) -> walks.Frame:
+        """Where the latents are, and how wide: as the prior says, or the codes of the images."""
+        if self.is_code:
+            middle, scale = self.means.mean(0), self.means.std(0, correction=0)
+            return walks.Frame(middle, scale, "standard deviations of the code", "at their mean")
+        middle, scale = self.model.prior.moments()
+        is_standard = isinstance(self.model.prior, StandardNormal)
+        return walks.Frame(middle, scale, "prior standard deviations", "0" if is_standard else "at their mean")
+
+    @cached_property
     def plane(self) -> walks.Plane:
-        return walks.plane(self.settings.grid.plane, self.means, self.use, self.is_code)
+        return walks.plane(self.settings.grid.plane, self.means, self.use, self.frame)
 
     def view(self, images: Images) -> View:
         """Show other images as the model sees those of the split."""
@@ -131,7 +147,7 @@ class Subject:
         name, train = self.settings.sampler, self.data.train.images
         sampler, block = SAMPLERS[name], self.settings.arguments(name)
         # A view copies the images to the device: only where the sampler asks for codes.
-        return sampler(count, self.latent_size, lambda: draw_codes(self.model, self.view(train)), *block)
+        return sampler(count, self.model.prior, lambda: draw_codes(self.model, self.view(train)), *block)
 
     def generate(self, count: int) -> Tensor:
         """Make images like those that are stored: decoder means, or black and white drawn from them.
@@ -207,7 +223,7 @@ class Subject:
 
     def name_and_use(self, dimension: int) -> str:
         """Name a latent dimension, and say how much it says of an image."""
-        unit = "variance" if self.is_code else "nats"
+        unit = "nats" if self.has_latent_kl else "variance"
         return f"{indexed(f'z{dimension}')}: {float(self.use[dimension]):.2f} {unit}"
 
     def draws(self) -> AbstractContextManager[None]:

@@ -6,7 +6,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-UNITS = {False: "prior standard deviations", True: "standard deviations of the code"}  # by whether it is a code
+
+@dataclass(frozen=True)
+class Frame:
+    """The middle of the latents, and one unit of each dimension. Shapes: (D,) float64."""
+
+    origin: Tensor
+    scale: Tensor
+    unit: str
+    middle: str  # in words
 
 
 @dataclass(frozen=True)
@@ -30,15 +38,14 @@ class Plane:
         return (z - self.origin) @ self.directions.T / torch.where(squares > 0, squares, torch.inf)
 
 
-def plane_of_dimensions(means: Tensor, use: Tensor, is_code: bool) -> Plane:
-    """Take the two dimensions in most use. Shapes: means (N, D), use (D,)."""
+def plane_of_dimensions(use: Tensor, frame: Frame) -> Plane:
+    """Take the two dimensions in most use. Shapes: use (D,)."""
     numbers = by_use(use)[:2]
-    origin, scale = _centre(means, is_code)
     directions = torch.zeros(2, len(use), dtype=torch.float64)
     for direction, number in zip(directions, numbers, strict=False):
-        direction[number] = scale[number]
+        direction[number] = frame.scale[number]
     first, second = [*(f"z{number}" for number in numbers), ""][:2]
-    return Plane(origin, directions, (first, second), UNITS[is_code])
+    return Plane(frame.origin, directions, (first, second), frame.unit)
 
 
 def plane_of_components(means: Tensor) -> Plane:
@@ -60,18 +67,15 @@ def principal_components(means: Tensor) -> tuple[Tensor, Tensor]:
     return variances.flip(0).clamp_min(0), directions * longest.sign()
 
 
-def traverse(means: Tensor, dimensions: list[int], span: tuple[int, float], is_code: bool) -> Tensor:
-    """Move along one dimension after the other, all others at 0 or, of a code, at their mean.
+def traverse(frame: Frame, dimensions: list[int], steps: int, limit: float) -> Tensor:
+    """Move along one dimension after the other, from -limit to limit units, all others in the middle.
 
-    `span` is the number of steps and how far they reach, in standard deviations.
-    Shapes: means (N, D) -> (len(dimensions) * steps, D).
+    Shapes: -> (len(dimensions) * steps, D).
     """
-    steps, limit = span
-    origin, scale = _centre(means, is_code)
-    z = origin.repeat(len(dimensions), steps, 1)
+    z = frame.origin.repeat(len(dimensions), steps, 1)
     along = spread(steps, limit)
     for row, number in zip(z, dimensions, strict=True):
-        row[:, number] += along * scale[number]
+        row[:, number] += along * frame.scale[number]
     return z.flatten(0, 1)
 
 
@@ -98,14 +102,6 @@ def by_use(use: Tensor) -> list[int]:
     return ranked
 
 
-def plane(kind: Literal["dimensions", "principal"], means: Tensor, use: Tensor, is_code: bool) -> Plane:
+def plane(kind: Literal["dimensions", "principal"], means: Tensor, use: Tensor, frame: Frame) -> Plane:
     """Choose the plane that is shown. Shapes: means (N, D), use (D,)."""
-    return plane_of_components(means) if kind == "principal" else plane_of_dimensions(means, use, is_code)
-
-
-def _centre(means: Tensor, is_code: bool) -> tuple[Tensor, Tensor]:
-    """Return the middle and one unit of each dimension: those of the prior, or of the codes. Shapes: -> (D,), (D,)."""
-    means = means.double()
-    if is_code:
-        return means.mean(0), means.std(0, correction=0)
-    return torch.zeros_like(means[0]), torch.ones_like(means[0])
+    return plane_of_components(means) if kind == "principal" else plane_of_dimensions(use, frame)

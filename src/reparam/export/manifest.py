@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,8 @@ from reparam.cards.model import ModelCard, TrainedParams
 from reparam.export.runtime import Runtime
 from reparam.lineage import source_hash
 from reparam.models.build import AnyModel
+from reparam.models.draw import Prior
+from reparam.models.priors import StandardNormal
 
 # The oldest release that ran the files of an opset. Tried were 1.15.0 (the first for Python 3.11), 1.17.0, 1.18.0,
 # 1.19.0, 1.20.0, 1.22.0, 1.23.0 and what is installed here.
@@ -34,12 +36,12 @@ def describe(model: AnyModel, card: ModelCard, data: DataCard, grey_pixels: Grey
     """Collect what does not depend on the files, and the way back to the parameters."""
     channels, height, width = card.data.shape
     return ExportedModel(
-        format=3,
+        format=4,
         image=ExportedImage(shape=(height, width, channels), layout="NHWC", dtype="uint8", range=(0, 255)),
         kind=card.model.kind,
         latent_size=card.latent_size,
         has_prior=card.has_prior,
-        prior="standard normal" if card.has_prior else None,
+        prior=_name(model.prior) if card.has_prior else None,
         likelihood=card.model.likelihood,
         is_density=card.is_density,
         sigma=getattr(model.likelihood, "sigma", None),
@@ -52,6 +54,24 @@ def describe(model: AnyModel, card: ModelCard, data: DataCard, grey_pixels: Grey
         params=TrainedParams.of(card),
         lineage=ExportLineage.of(card, export_code_sha256=source_hash("export")),
     )
+
+
+def _name(prior: Prior) -> Literal["standard normal", "gaussian mixture"] | None:
+    if isinstance(prior, StandardNormal):
+        return "standard normal"
+    return "gaussian mixture" if prior.components() else None
+
+
+def write_prior(prior: Prior, path: Path) -> None:
+    """Write a mixture of C Gaussians in D dimensions, so that apps can draw from it.
+
+    Shapes: means and log_variances (C, D) float32, weights (C,) float64, which sum up to 1.
+    """
+    found = prior.components()
+    assert found is not None
+    weights = found.log_weights.double().softmax(0)
+    with path.open("wb") as file:
+        np.savez(file, means=found.means.numpy(), log_variances=found.log_variances.numpy(), weights=weights.numpy())
 
 
 def score(runtime: Runtime, path: Path, images: Array, epsilon: Array) -> Array:

@@ -12,9 +12,11 @@ from reparam.models.autoencoder import Autoencoder
 from reparam.models.build import AnyModel
 from reparam.models.draw import Draw
 from reparam.models.hierarchical import HierarchicalVAE
+from reparam.models.priors import StandardNormal
 from reparam.models.vae import VAE, each_sample
 
 DEVIATIONS = "prior standard deviations"
+OWN_UNIT = "as drawn from the prior"
 
 
 class Graph(nn.Module):
@@ -43,8 +45,10 @@ class EncoderGraph(Graph):
     """uint8 images (B, H, W, C) -> mean and log variance of q(z|x), each (B, D); of an autoencoder, the code alone."""
 
     def __init__(self, model: AnyModel, pixels: Pixels, grey_pixels: str) -> None:
-        mean = _tensor("mean", (model.latent_size,), DEVIATIONS, "mean of q(z|x), the code of an image")
-        log_variance = _tensor("log_variance", (model.latent_size,), f"log of squared {DEVIATIONS}", "that of q(z|x)")
+        unit = _unit(model)
+        mean = _tensor("mean", (model.latent_size,), unit, "mean of q(z|x), the code of an image")
+        unit = f"log of squared {DEVIATIONS}" if unit == DEVIATIONS else ""
+        log_variance = _tensor("log_variance", (model.latent_size,), unit, "that of q(z|x)")
         outputs = (mean, log_variance) if model.stochastic_layers else (mean,)
         super().__init__(model, pixels, GraphFacts(inputs=(_images(model, "to encode"),), outputs=outputs))
         self.grey_pixels = grey_pixels
@@ -63,7 +67,7 @@ class DecoderGraph(Graph):
     """Latents (B, D) -> images as uint8 and their float means in [0, 1], both (B, H, W, C)."""
 
     def __init__(self, model: AnyModel, pixels: Pixels) -> None:
-        latents = _tensor("latents", (model.latent_size,), DEVIATIONS, "codes to decode")
+        latents = _tensor("latents", (model.latent_size,), _unit(model), "codes to decode")
         outputs = (_images(model, "the mean in grey levels"), _mean("mean", model))
         super().__init__(model, pixels, GraphFacts(inputs=(latents,), outputs=outputs))
 
@@ -86,7 +90,8 @@ class ScoreGraph(Graph):
         if model.stochastic_layers > 1:
             noise += ", layer by layer, that next to the image first"
         nll = _tensor("negative_log_likelihood", (), "nats", "-log p(x|z)")
-        kl = _tensor("kl", (), "nats", "KL(q(z|x) || p(z)); of a hierarchy, at these samples; -ELBO is the sum of both")
+        meaning = "KL(q(z|x) || p(z)); of a hierarchy or a mixture, at these samples; -ELBO is the sum of both"
+        kl = _tensor("kl", (), "nats", meaning)
         facts = GraphFacts(
             inputs=(_images(model, "to score"), _tensor("epsilon", (model.latent_size,), "", noise)),
             outputs=(_mean("reconstruction", model), nll, kl),
@@ -131,6 +136,10 @@ def serve(grey: Tensor, grey_pixels: str) -> Tensor:
     """Treat grey values as the exported encoder does: `keep` or `threshold` at one half. Shapes: unchanged."""
     # Half of 255 lies between 127 and 128: `preprocess` puts the threshold in the same place.
     return (grey >= 0.5).to(grey.dtype) if grey_pixels == "threshold" else grey
+
+
+def _unit(model: AnyModel) -> str:
+    return DEVIATIONS if isinstance(model.prior, StandardNormal) else OWN_UNIT
 
 
 def _images(model: AnyModel, meaning: str) -> TensorFacts:

@@ -27,6 +27,7 @@ from reparam.models.storage import load_model
 from reparam.paths import Paths
 from reparam.runtime import NUMBERS_AT_ONCE, make_deterministic, random_stream
 
+PRIOR = "prior.npz"
 GOLDEN_IMAGES = 8
 SKEW_BATCH = 128  # images at once, at most
 SKEW_SAMPLES = 16  # posterior samples per image; enough to see differences of a hundredth of a nat
@@ -80,6 +81,8 @@ def _write_bundle(
         codes = manifest.describe_codes(runtime, directory / "encoder.onnx", images)
         original = variants.Original(graphs, directory, images, runtime)
         tried = variants.write_variants(settings.variants, original, settings.opset)
+    if facts.prior == "gaussian mixture":
+        manifest.write_prior(graphs["decoder"].model.prior, directory / PRIOR)
     golden.write_golden(graphs, directory, images[:: max(1, len(images) // GOLDEN_IMAGES)][:GOLDEN_IMAGES])
     if settings.triton:
         triton.write_repository({name: graph.facts for name, graph in graphs.items()}, directory)

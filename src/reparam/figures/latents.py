@@ -112,8 +112,11 @@ def plot_components(variances: Array, points: Array, labels: Labels) -> Figure:
         return figure
 
 
-def plot_aggregate(samples: Mapping[str, Array]) -> Figure:
-    """Compare samples of the aggregate posterior with N(0, 1), a named dimension a panel. Shapes: each (N,)."""
+def plot_aggregate(samples: Mapping[str, Array], prior: Array | None = None) -> Figure:
+    """Compare samples of the aggregate posterior with the prior, a named dimension a panel.
+
+    Shapes: each (N,), prior (M, panels), samples of a prior that is not N(0, I).
+    """
     with style():
         columns = min(PER_ROW, len(samples))
         rows = -(-len(samples) // columns)
@@ -126,19 +129,26 @@ def plot_aggregate(samples: Mapping[str, Array]) -> Figure:
         reach = max(4.0, *(float(np.quantile(np.abs(values), 0.999)) for values in samples.values()))
         edges = np.linspace(-reach, reach, 41)
         x = np.linspace(-reach, reach, 201)
-        for plot, (name, values) in zip(panels, samples.items(), strict=False):
-            density = np.histogram(values, edges)[0] / (len(values) * (edges[1] - edges[0]))
-            plot.stairs(density, edges, fill=True, color=COLOURS[5], label="q(z)")
-            plot.plot(x, np.exp(-x * x / 2) / np.sqrt(2 * np.pi), color="#3A3F47", linewidth=1, label="N(0, 1)")
+        for number, (plot, (name, values)) in enumerate(zip(panels, samples.items(), strict=False)):
+            plot.stairs(_density(values, edges), edges, fill=True, color=COLOURS[5], label="q(z)")
+            if prior is None:
+                plot.plot(x, np.exp(-x * x / 2) / np.sqrt(2 * np.pi), color="#3A3F47", linewidth=1, label="N(0, 1)")
+            else:
+                plot.stairs(_density(prior[:, number], edges), edges, color="#3A3F47", linewidth=1, label="p(z)")
             plot.set_title(name)
             plot.set_yticks([])
             plot.spines["left"].set_visible(False)
         for plot in panels[max(0, len(samples) - columns) : len(samples)]:
             plot.tick_params(labelbottom=True)
         panels[0].legend(handlelength=1, fontsize=7, loc="upper left", borderaxespad=0)
-        figure.supxlabel("z (prior standard deviations)", fontsize=9)
+        figure.supxlabel("z (prior standard deviations)" if prior is None else "z", fontsize=9)
         figure.supylabel("density", fontsize=9)
         return figure
+
+
+def _density(values: Array, edges: Array) -> Array:
+    density: Array = np.histogram(values, edges)[0] / (len(values) * (edges[1] - edges[0]))
+    return density
 
 
 def axis_labels(names: Sequence[str], unit: str) -> tuple[str, str]:

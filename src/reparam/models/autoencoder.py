@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from reparam.models.draw import Draw, Encoded, Estimator, Layer, Likelihood, in_full
+from reparam.models.draw import Draw, Encoded, Estimator, Layer, Likelihood, Prior, in_full
 from reparam.models.vae import each_sample
 
 
@@ -17,13 +17,14 @@ class Autoencoder(nn.Module):
     stochastic_layers = 0
 
     def __init__(
-        self, encoder: nn.Module, decoder: nn.Module, likelihood: Likelihood, latent_size: int, shape: tuple[int, ...]
+        self, encoder: nn.Module, decoder: nn.Module, likelihood: Likelihood, prior: Prior, shape: tuple[int, ...]
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
         self.likelihood = likelihood
-        self.latent_size = latent_size  # D
+        self.prior = prior  # of codes, where an objective has one
+        self.latent_size = prior.size  # D
         self.shape = shape  # (C, H, W)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,4 +59,4 @@ class Autoencoder(nn.Module):
         z = code[None]  # (1, B, D)
         log_px = self.likelihood.log_prob(each_sample(self.decoder, z), target).expand(samples, -1)
         nothing = torch.zeros_like(z).expand(samples, -1, -1)
-        return Draw.of(log_px, Layer(z.expand(samples, -1, -1), code, log_variance, nothing, nothing, nothing))
+        return Draw.of(log_px, Layer.of(z.expand(samples, -1, -1), (code, log_variance), nothing, nothing))

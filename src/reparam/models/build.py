@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from reparam.config.model import AutoencoderConfig, HierarchicalConfig, ModelConfig
+from reparam.errors import ParamsError
 from reparam.models import networks
 from reparam.models.autoencoder import Autoencoder
-from reparam.models.draw import Likelihood
+from reparam.models.draw import Likelihood, Prior
 from reparam.models.hierarchical import HierarchicalVAE
 from reparam.models.likelihoods import LIKELIHOODS
 from reparam.models.linear import Linear
 from reparam.models.networks import NETWORKS, Network
+from reparam.models.priors import PRIORS, Latents, StandardNormal
 from reparam.models.vae import VAE
 
 AnyModel = Autoencoder | VAE | HierarchicalVAE
@@ -27,6 +29,7 @@ class Parts:
     likelihood: Likelihood
     latent: int
     shape: tuple[int, ...]  # (C, H, W)
+    prior: Callable[[Latents], Prior]
 
     def decoder(self) -> nn.Sequential:
         """Build the network from latents to what the likelihood reads. Shapes: (N, D) -> (N, P*C, H, W)."""
@@ -37,14 +40,19 @@ class Parts:
 def build_model(config: ModelConfig, shape: tuple[int, ...]) -> AnyModel:
     """Build a model with fresh weights from torch's generator. Shapes: `shape` is (C, H, W).
 
-    Raises: ParamsError where the networks cannot have images of that size.
+    Raises: ParamsError where the networks cannot have images of that size, or the kind no such prior.
     """
-    network, likelihood = config.network, config.likelihood
+    network, likelihood, prior = config.network, config.likelihood, config.prior
+    if prior != "standard" and config.kind != "vae":
+        raise ParamsError(
+            f"params.yaml: model.prior: wanted 'standard' with model.kind {config.kind!r}, found {prior!r}"
+        )
     parts = Parts(
         NETWORKS[network](*config.arguments(network)),
         LIKELIHOODS[likelihood](*config.arguments(likelihood)),
         config.latent,
         shape,
+        lambda latents: PRIORS[prior](latents, *config.arguments(prior)),
     )
     model = KINDS[config.kind](parts, *config.arguments(config.kind))
     networks.initialise(model, config.init)
@@ -65,12 +73,13 @@ def _autoencoder(parts: Parts, config: AutoencoderConfig) -> Autoencoder:
     encoder = parts.network.encoder(parts.shape, parts.latent)
     if config.code == "sigmoid":
         encoder.append(nn.Sigmoid())
-    return Autoencoder(encoder, parts.decoder(), parts.likelihood, parts.latent, parts.shape)
+    return Autoencoder(encoder, parts.decoder(), parts.likelihood, StandardNormal(parts.latent), parts.shape)
 
 
 def _vae(parts: Parts) -> VAE:
     encoder = parts.network.encoder(parts.shape, 2 * parts.latent)
-    return VAE(encoder, parts.decoder(), parts.likelihood, parts.latent, parts.shape)
+    prior = parts.prior(Latents(parts.latent, parts.shape, encoder))
+    return VAE(encoder, parts.decoder(), parts.likelihood, prior, parts.shape)
 
 
 def _hierarchical(parts: Parts, config: HierarchicalConfig) -> HierarchicalVAE:

@@ -1,4 +1,4 @@
-"""What a model says about a batch, and the two protocols that the rest of the package relies on."""
+"""What a model says about a batch, and the three protocols that the rest of the package relies on."""
 
 import math
 from collections.abc import Sequence
@@ -20,17 +20,39 @@ Encoded = Sequence[Gaussian]  # what the image alone says of the latents: all th
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of latents, dimension by dimension.
+    """One layer of latents.
 
-    Shapes: (K, B, D); mean and log_variance may lack K. Units: nats.
+    Shapes: (K, B, D), of densities (K, B); mean and log_variance may lack K. Units: nats.
     """
 
     z: Tensor
     mean: Tensor  # of the posterior
     log_variance: Tensor  # of the posterior
-    log_pz: Tensor  # log p(z) given the layer above
-    log_qz: Tensor  # log q(z|x) given the samples that it depends on
-    kl: Tensor  # KL(q || p): the closed form where there is one, else log_qz - log_pz
+    log_pz: Tensor  # (K, B) log p(z) given the layer above
+    log_qz: Tensor  # (K, B) log q(z|x) given the samples that it depends on
+    # Of each dimension, if they are independent in p: KL(q || p), in closed form where there is one, else sampled,
+    kl: Tensor | None = None
+    sampled_kl: Tensor | None = None  # and log q - log p in any case.
+
+    @classmethod
+    def of(cls, z: Tensor, posterior: Gaussian, log_qz: Tensor, log_pz: Tensor, kl: Tensor | None = None) -> "Layer":
+        """Sum densities of independent dimensions. Shapes: log_qz, log_pz and kl (K, B, D)."""
+        sampled = log_qz - log_pz
+        return cls(z, *posterior, log_pz.sum(-1), log_qz.sum(-1), sampled if kl is None else kl, sampled)
+
+    @classmethod
+    def under(cls, prior: "Prior", z: Tensor, posterior: Gaussian, log_qz: Tensor) -> "Layer":
+        """Score samples of a posterior by the prior of the model. Shapes: log_qz (K, B, D)."""
+        log_pz = prior.log_prob_each(z)
+        if log_pz is None:
+            return cls(z, *posterior, prior.log_prob(z), log_qz.sum(-1))
+        kl = prior.kl(*posterior)
+        return cls.of(z, posterior, log_qz, log_pz, None if kl is None else kl.expand_as(z))
+
+    @property
+    def joint_kl(self) -> Tensor:
+        """Return KL(q || p) of all dimensions together, in closed form if there is one. Shapes: -> (K, B)."""
+        return self.log_qz - self.log_pz if self.kl is None else self.kl.sum(-1)
 
 
 @dataclass(frozen=True)
@@ -46,20 +68,22 @@ class Draw:
     log_qz: Tensor  # log q(z|x)
     kl: Tensor  # KL(q(z|x) || p(z)): the closed form where there is one, else log_qz - log_pz
     layers: tuple[Layer, ...] = ()  # the latents, the layer next to the image first; their sums are the three above
+    auxiliary: Tensor | None = None  # (B,) what the model charges for beside all densities; each objective adds it
 
     @classmethod
-    def of(cls, log_px: Tensor, *layers: Layer) -> "Draw":
+    def of(cls, log_px: Tensor, *layers: Layer, auxiliary: Tensor | None = None) -> "Draw":
         """Sum the layers."""
         log_pz, log_qz, kl = (
-            sum(getattr(layer, name).sum(-1) for layer in layers) for name in ("log_pz", "log_qz", "kl")
+            sum(getattr(layer, name) for layer in layers) for name in ("log_pz", "log_qz", "joint_kl")
         )
-        return cls(log_px, log_pz, log_qz, kl, layers)
+        return cls(log_px, log_pz, log_qz, kl, layers, auxiliary)
 
 
 class Model(Protocol):
     """Anything that can be trained, evaluated and exported."""
 
     likelihood: "Likelihood"
+    prior: "Prior"  # of the latents, as `decode` takes them
     latent_size: int  # D, of all layers together
     stochastic_layers: int  # layers of latents with a posterior; 0: a deterministic code, which has no log-likelihood
 
@@ -82,7 +106,7 @@ class Model(Protocol):
         """Draw latents of each image, as `decode` takes them. Shapes: (B, C, H, W) -> (B, D)."""
 
     def output(self, z: Tensor) -> Tensor:
-        """Return what the likelihood reads, of latents in units of their prior. Shapes: (N, D) -> (N, P*C, H, W)."""
+        """Return what the likelihood reads, of latents as `prior` has them. Shapes: (N, D) -> (N, P*C, H, W)."""
 
     def decode(self, z: Tensor) -> Tensor:
         """Return the mean image. Shapes: (N, D) -> (N, C, H, W). Units: those of the pixels that `draw` is given."""
@@ -110,6 +134,47 @@ class Likelihood(Protocol):
 
     def output_of(self, mean: Tensor) -> Tensor:
         """Return an output whose expected image is about `mean`. Shapes: (..., C, H, W) -> (..., P*C, H, W)."""
+
+
+@dataclass(frozen=True)
+class Components:
+    """A mixture of Gaussians, each with independent dimensions. Shapes: C components of D dimensions."""
+
+    means: Tensor  # (C, D)
+    log_variances: Tensor  # (C, D)
+    log_weights: Tensor  # (C,)
+
+
+class Prior(Protocol):
+    """A distribution of D latents."""
+
+    size: int  # D
+    is_independent: bool  # whether dimensions are, so that each has a density and a KL of its own
+    is_of_images: bool  # whether it is made of images, which lie in [0, 1] and pass through the encoder
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return the log density of all dimensions together. Shapes: (..., D) -> (...). Units: nats."""
+
+    def log_prob_each(self, z: Tensor) -> Tensor | None:
+        """Return that of each dimension; None where they are not independent. Shapes: (..., D), unchanged."""
+
+    def kl(self, mean: Tensor, log_variance: Tensor) -> Tensor | None:
+        """Return KL(N(mean, exp(log_variance)) || prior) of each dimension; None where there is no closed form.
+
+        Shapes: (..., D) twice -> (..., D). Units: nats.
+        """
+
+    def sample(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draw latents, without a gradient: as many as `like` has rows, of its type, where it is. Shapes: (..., D)."""
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of each dimension, in float64 on the CPU. Shapes: -> (D,), (D,)."""
+
+    def components(self) -> Components | None:
+        """Return it as a mixture of Gaussians, from which an app can draw; None where it is none."""
+
+    def settled(self) -> "Prior":
+        """Return it as it is in a model whose weights no longer change, with all computed that it is made of."""
 
 
 def standard_error(values: Tensor) -> Tensor:

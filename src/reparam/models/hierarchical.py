@@ -12,12 +12,13 @@ from reparam.models.draw import (
     Gaussian,
     Layer,
     Likelihood,
+    Prior,
     gaussian_log_prob,
     halves,
     in_full,
     kl_to_standard_normal,
-    standard_normal_log_prob,
 )
+from reparam.models.priors import StandardNormal
 from reparam.models.vae import draw_noise, each_sample, sample_gaussian
 
 
@@ -49,6 +50,8 @@ class HierarchicalVAE(nn.Module):
         self.sizes = list(sizes)  # D_1, ..., D_L
         self.shape = shape  # (C, H, W)
         self.latent_size = sum(sizes)
+        self.prior: Prior = StandardNormal(self.latent_size)  # of all layers, in units of their own priors
+        self.highest = StandardNormal(self.sizes[-1])  # of z_L
         self.stochastic_layers = len(sizes)
 
     def posterior(self, x: Tensor) -> Gaussian:
@@ -123,19 +126,21 @@ class HierarchicalVAE(nn.Module):
         for prior, posterior, (z, log_qz), (above, _) in zip(self.priors, posteriors, drawn, drawn[1:], strict=False):
             log_pz = gaussian_log_prob(z, *halves(each_sample(prior, above)))
             # The prior of z given the sample above, which was drawn after z: there is no closed form.
-            layers.append(Layer(z, *posterior, log_pz, log_qz, kl=log_qz - log_pz))
-        return [*layers, _top(posteriors[-1], *drawn[-1])]
+            layers.append(Layer.of(z, posterior, log_qz, log_pz))
+        z, log_qz = drawn[-1]
+        return [*layers, Layer.under(self.highest, z, posteriors[-1], log_qz)]
 
     def _draw_down(self, encoded: Encoded, noise: Sequence[Tensor], estimator: Estimator) -> list[Layer]:
         *evidence, highest = encoded
-        layers = [_top(highest, *sample_gaussian(*highest, noise[-1], estimator))]
+        z, log_qz = sample_gaussian(*highest, noise[-1], estimator)
+        layers = [Layer.under(self.highest, z, highest, log_qz)]
         lower = zip(reversed(self.priors), reversed(evidence), reversed(noise[:-1]), strict=True)
         for prior_network, found, its in lower:
             prior = halves(each_sample(prior_network, layers[0].z))
             posterior = _merge(found, prior)
             z, log_qz = sample_gaussian(*posterior, its, estimator)
             log_pz = gaussian_log_prob(z, *prior)
-            layers.insert(0, Layer(z, *posterior, log_pz, log_qz, kl=_kl(posterior, prior)))
+            layers.insert(0, Layer.of(z, posterior, log_qz, log_pz, _kl(posterior, prior)))
         return layers
 
     def _at_means(self, x: Tensor) -> list[tuple[Gaussian, Gaussian | None]]:
@@ -152,11 +157,6 @@ class HierarchicalVAE(nn.Module):
             posteriors.append(halves(encoder(posteriors[-1][0])))
         priors = [halves(prior(above)) for prior, (above, _) in zip(self.priors, posteriors[1:], strict=True)]
         return list(zip(posteriors, [*priors, None], strict=True))
-
-
-def _top(posterior: Gaussian, z: Tensor, log_qz: Tensor) -> Layer:
-    kl = kl_to_standard_normal(*posterior).expand_as(z)
-    return Layer(z, *posterior, standard_normal_log_prob(z), log_qz, kl)
 
 
 def _merge(first: Gaussian, second: Gaussian) -> Gaussian:

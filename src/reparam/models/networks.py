@@ -4,6 +4,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +13,14 @@ from reparam.config.model import ConvConfig, MlpConfig
 from reparam.errors import ParamsError
 from reparam.models.linear import Linear
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "tanh": nn.Tanh,
     "softplus": nn.Softplus,
     "gelu": nn.GELU,
     "silu": nn.SiLU,
+    # Half of the numbers times the sigmoid of the others. Source: Dauphin et al. 2017, eq. 1.
+    "gated": partial(nn.GLU, dim=1),
 }
 
 
@@ -71,11 +74,16 @@ class MLP(Network):
         """Build fully connected layers of these widths, the last with its activation, too."""
         layers: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise(widths):
-            layers += [Linear(inputs, outputs), *self.after(outputs, is_image=False)]
+            layers += [Linear(inputs, self.before(outputs)), *self.after(outputs, is_image=False)]
         return nn.Sequential(*layers)
 
-    def after(self, width: int, *, is_image: bool) -> list[nn.Module]:
+    def before(self, width: int) -> int:
+        """Return how many numbers the activation makes so many of."""
+        return 2 * width if self.config.activation == "gated" else width
+
+    def after(self, outputs: int, *, is_image: bool) -> list[nn.Module]:
         """Build what follows a layer. A group norm with one group is the layer norm of images."""
+        width = self.before(outputs)
         norms: dict[str, list[nn.Module]] = {
             "none": [],
             "batch": [nn.BatchNorm2d(width) if is_image else nn.BatchNorm1d(width)],
@@ -98,7 +106,7 @@ class Conv(MLP):
         config, small = self.config, self._smallest(shape)
         layers: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise((shape[0], *config.channels)):
-            convolution = nn.Conv2d(inputs, outputs, config.kernel, config.stride, self.padding)
+            convolution = nn.Conv2d(inputs, self.before(outputs), config.kernel, config.stride, self.padding)
             layers += [convolution, *self.after(outputs, is_image=True)]
         flat, width = super().features(small)
         return nn.Sequential(*layers, *flat), width
@@ -110,8 +118,10 @@ class Conv(MLP):
         layers.append(nn.Unflatten(1, small))
         missing = config.stride + 2 * self.padding - config.kernel  # pixels that the mirrored sizes lack, 0 or 1
         for number, (width, outputs) in enumerate(itertools.pairwise((*reversed(config.channels), shape[0])), start=1):
-            layers.append(nn.ConvTranspose2d(width, outputs, config.kernel, config.stride, self.padding, missing))
-            if number < len(config.channels):  # the last one puts out the result
+            is_last = number == len(config.channels)  # which puts out the result
+            found = outputs if is_last else self.before(outputs)
+            layers.append(nn.ConvTranspose2d(width, found, config.kernel, config.stride, self.padding, missing))
+            if not is_last:
                 layers += self.after(outputs, is_image=True)
         return nn.Sequential(*layers)
 
@@ -134,15 +144,19 @@ class Conv(MLP):
 
 
 def initialise(module: nn.Module, init: str) -> None:
-    """Draw weights anew under `glorot`; under `torch`, keep what the layers drew as they were made.
+    """Draw weights anew, with zero biases; under `torch`, keep what the layers drew as they were made.
 
-    Source: Glorot & Bengio 2010, eq. 16: uniform weights, zero biases.
+    Source: Glorot & Bengio 2010, eq. 16 (uniform); He et al. 2015, eq. 10 (normal).
     """
     if init == "torch":
         return
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.xavier_uniform_(layer.weight)
+            if init == "glorot":
+                nn.init.xavier_uniform_(layer.weight)
+            else:  # inputs and outputs lie the other way in a transposed convolution
+                is_transposed = isinstance(layer, nn.ConvTranspose2d)
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out" if is_transposed else "fan_in")
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
 

@@ -53,7 +53,8 @@ def load_model(directory: Path, device: torch.device) -> AnyModel:
             )
     model = build_model(card.model, card.data.shape)
     model.load_state_dict(weights)
-    return model.to(device).eval()
+    model.eval().prior = model.prior.settled()
+    return model.to(device)
 
 
 def _compare(wanted: Tensor | None, found: Tensor | None) -> str | None:

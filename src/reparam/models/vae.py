@@ -9,16 +9,16 @@ from reparam.models.draw import (
     Estimator,
     Layer,
     Likelihood,
+    Prior,
     gaussian_log_prob,
     halves,
     in_full,
-    kl_to_standard_normal,
     standard_normal_log_prob,
 )
 
 
 class VAE(nn.Module):
-    """A diagonal Gaussian posterior, a standard normal prior, any likelihood.
+    """A diagonal Gaussian posterior, any prior, any likelihood.
 
     The encoder maps (B, C, H, W) to mean and log variance side by side, (B, 2D); the decoder maps (N, D) to the P
     numbers a pixel that the likelihood wants, (N, P*C, H, W).
@@ -28,13 +28,14 @@ class VAE(nn.Module):
     stochastic_layers = 1
 
     def __init__(
-        self, encoder: nn.Module, decoder: nn.Module, likelihood: Likelihood, latent_size: int, shape: tuple[int, ...]
+        self, encoder: nn.Module, decoder: nn.Module, likelihood: Likelihood, prior: Prior, shape: tuple[int, ...]
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
         self.likelihood = likelihood
-        self.latent_size = latent_size  # D
+        self.prior = prior
+        self.latent_size = prior.size  # D
         self.shape = shape  # (C, H, W)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,8 +65,7 @@ class VAE(nn.Module):
         """Sample the posterior with the given noise. Shapes: noise (K, B, D), or (B, D), which fields then have."""
         [(mean, log_variance)] = encoded  # (B, D)
         z, log_qz = sample_gaussian(mean, log_variance, noise, estimator)
-        kl = kl_to_standard_normal(mean, log_variance).expand_as(z)
-        return [Layer(z, mean, log_variance, standard_normal_log_prob(z), log_qz, kl)]
+        return [Layer.under(self.prior, z, (mean, log_variance), log_qz)]
 
 
 def draw_noise(encoded: Encoded, samples: int, size: int) -> Tensor:

@@ -108,8 +108,8 @@ class Routes:
             raise UserError(f"count: wanted 1 to {self.limits.rows}, found {body.count}")
         if not self.client.metadata["has_prior"]:
             raise UserError("sample: wanted a model with a prior, found an autoencoder; use /decode")
-        draws = np.random.default_rng(body.seed).standard_normal((body.count, self.client.latent_size))
-        return await self._pictures((draws * body.temperature).astype(np.float32), png)
+        latents = self.client.sample_latents(body.count, body.seed, body.temperature)
+        return await self._pictures(latents.astype(np.float32), png)
 
     async def score(self, request: Request) -> Response:
         """Return the negative ELBO of each image at the posterior mean, in nats: the larger, the stranger.

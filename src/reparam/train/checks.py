@@ -30,6 +30,11 @@ def _check_pixels(model: AnyModel, config: ModelConfig, data: ImageFacts) -> Non
             f"params.yaml: preprocess.scaling: wanted 'unit' with model.likelihood {config.likelihood!r}{settings}, "
             f"which is of pixels in [0, 1], found {kind!r}"
         )
+    if kind != "unit" and model.prior.is_of_images:
+        raise ParamsError(
+            f"params.yaml: preprocess.scaling: wanted 'unit' with model.prior {config.prior!r}, of images "
+            f"with pixels in [0, 1], found {kind!r}"
+        )
     if data.binarization != "none" and not model.likelihood.needs_binary:
         raise ParamsError(
             f"params.yaml: preprocess.binarization: wanted 'none' with model.likelihood {config.likelihood!r}, a "
@@ -98,10 +103,29 @@ def check_fit(model: AnyModel, config: ModelConfig, objective: ObjectiveConfig) 
         raise ParamsError(
             f"params.yaml: model.kind: wanted {wanted} with objective.name {objective.name!r}, found {config.kind!r}"
         )
+    _check_prior(model, config, objective)
     if objective.name == "contractive" and has_batch_norm(model):
         raise ParamsError(
             f"params.yaml: model.{config.network}.norm: wanted 'none' or 'layer' with objective.name 'contractive', "
             "found 'batch': it makes an image's code depend on the other images of the batch"
+        )
+
+
+def _check_prior(model: AnyModel, config: ModelConfig, objective: ObjectiveConfig) -> None:
+    if not OBJECTIVES[objective.name].has_any_prior and not model.prior.is_independent:
+        raise ParamsError(
+            f"params.yaml: model.prior: wanted 'standard' with objective.name {objective.name!r}, found "
+            f"{config.prior!r}"
+        )
+    if objective.free_bits and not model.prior.is_independent:
+        raise ParamsError(
+            f"params.yaml: objective.free_bits: wanted 0.0 with model.prior {config.prior!r}, under which no latent "
+            f"dimension has a KL of its own, found {objective.free_bits}"
+        )
+    if model.prior.is_of_images and has_batch_norm(model):
+        raise ParamsError(
+            f"params.yaml: model.{config.network}.norm: wanted 'none' or 'layer' with model.prior {config.prior!r}, "
+            "whose images are no batch of the data, found 'batch'"
         )
 
 

@@ -71,6 +71,7 @@ class Filmstrip:
         mean, _ = model.posterior(x)
         shown = [x, model.decode(mean)]
         if has_prior(model, self.objective):
-            shown.append(model.decode(torch.randn(mean.shape, generator=generator).to(mean.device)))
+            drawn = model.prior.sample(torch.empty_like(mean, device="cpu"), generator)
+            shown.append(model.decode(drawn.to(mean.device)))
         model.train(was_training)
         return [self.pixels.unscaled(part).cpu() for part in shown]
