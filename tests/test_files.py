@@ -76,6 +76,19 @@ def test_content_is_on_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch
     assert events == ["fsync", "fsync", "rename", "fsync"]
 
 
+def test_a_second_writer_of_a_file_is_refused_and_harms_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with whole_file(path) as partial:
+        partial.write_text("first")
+        with pytest.raises(OSError, match="another process is writing it; wait for its end") as caught:
+            write_json(path, "second")
+        assert caught.value.filename == str(path)
+        assert partial.read_text() == "first"
+    assert path.read_text() == "first"
+    write_json(path, "second")
+    assert path.read_text() == '"second"\n'
+
+
 def test_a_pipe_or_folder_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     pipe, folder = tmp_path / "pipe", tmp_path / "folder"
     os.mkfifo(pipe)  # in place of a device, which a mistake would destroy

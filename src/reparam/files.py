@@ -17,6 +17,11 @@ from typing import Any
 
 from reparam.errors import MissingInputError
 
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
+
 MANY = 256  # files
 # What zipfile and numpy raise beside their own errors: the last two where the file is a single array.
 DAMAGED_ARRAYS = (EOFError, MemoryError, OSError, RuntimeError, ValueError, AttributeError, TypeError)
@@ -28,13 +33,30 @@ def whole_file(path: Path) -> Iterator[Path]:
     refuse_special(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".partial-{path.name}")
-    try:
-        yield partial
-        _flush(partial)
-        partial.replace(path)
-        _flush(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+    with _alone(partial, path):
+        try:
+            yield partial
+            _flush(partial)
+            partial.replace(path)
+            _flush(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _alone(partial: Path, path: Path) -> Iterator[None]:
+    """Hold a file that is written, so that two processes never mix their bytes; the system releases it.
+
+    Raises: OSError where another process writes it.
+    """
+    with partial.open("ab") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                message = "another process is writing it; wait for its end, and run again"
+                raise OSError(errno.EBUSY, message, str(path)) from None
+        yield
 
 
 def refuse_special(path: Path) -> None:
