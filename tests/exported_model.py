@@ -25,6 +25,7 @@ from reparam.paths import Paths
 
 SHAPE = (3, 4, 6)  # (C, H, W), all different, so that no two can be mixed up
 LATENT = 2
+MIXED = 3  # components of a learned prior
 OPSET = 20
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from exported_model import Exported, prepare, run_stage
+from exported_model import MIXED, Exported, prepare, run_stage
 
 
 @pytest.fixture(scope="session")
@@ -16,6 +16,13 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
 def code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
     """The same of an autoencoder; not to be changed."""
     yield from _export(prepare(tmp_path_factory.mktemp("code"), kind="autoencoder"))
+
+
+@pytest.fixture(scope="session", params=["mixture", "vamp"])
+def mixed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
+    """The same of a model with a learned prior; not to be changed."""
+    changes = {"prior": request.param, "likelihood": "laplace", "activation": "gated"}
+    yield from _export(prepare(tmp_path_factory.mktemp(request.param), "none", components=MIXED, **changes))
 
 
 def _export(result: Exported) -> Iterator[Exported]:

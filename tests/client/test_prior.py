@@ -2,27 +2,17 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from exported_model import LATENT, Exported, prepare, run_stage, torch_images
+from exported_model import LATENT, MIXED, Exported, torch_images
 
 from reparam.client.client import Client
 from reparam.errors import DamagedInputError, MissingInputError, UserError
 
-COMPONENTS = 3
-
-
-@pytest.fixture(scope="module", params=["mixture", "vamp"])
-def mixed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
-    """The files of a model with a learned prior; not to be changed."""
-    changes = {"prior": request.param, "likelihood": "laplace", "activation": "gated"}
-    made = prepare(tmp_path_factory.mktemp(request.param), "none", components=COMPONENTS, **changes)
-    run_stage(made.paths)
-    return made
+pytest_plugins = ["fixtures_export"]
 
 
 @pytest.fixture
@@ -42,9 +32,9 @@ def test_the_file_of_the_prior_has_its_components_and_the_manifest_its_name(mixe
     assert manifest["graphs"]["decoder"]["inputs"][0]["unit"] == "as drawn from the prior"
     with np.load(mixed.directory / "prior.npz") as found:
         assert {name: (array.shape, str(array.dtype)) for name, array in found.items()} == {
-            "means": ((COMPONENTS, LATENT), "float32"),
-            "log_variances": ((COMPONENTS, LATENT), "float32"),
-            "weights": ((COMPONENTS,), "float64"),
+            "means": ((MIXED, LATENT), "float32"),
+            "log_variances": ((MIXED, LATENT), "float32"),
+            "weights": ((MIXED,), "float64"),
         }
         np.testing.assert_allclose(found["means"], wanted.means, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(found["log_variances"], wanted.log_variances, rtol=1e-5, atol=1e-6)

@@ -162,3 +162,12 @@ def test_what_a_model_cannot_do_is_not_offered(exported: Exported, code: Exporte
     program = 'return ["image-card", "samples-card"].map(id => element(id).hidden)'
     assert ask(render(code.directory), program, tmp_path) == [False, True]  # an autoencoder has no prior
     assert ask(render(exported.directory / "decoder.onnx"), program, tmp_path) == [True, False]
+
+
+def test_samples_without_heat_are_the_middles_of_the_prior(exported: Exported, mixed: Exported, tmp_path: Path) -> None:
+    program = 'element("temperature").value = 0; sampleAgain(); return samples.map(sample => list(sample.code))'
+    assert np.abs(ask(render(exported.directory), program, tmp_path)).max() == 0
+    found = np.array(ask(render(mixed.directory), program, tmp_path))
+    distance = np.abs(found[:, None] - mixed.model.prior.components().means.detach().numpy()).max(-1)
+    assert distance.min(1).max() < 1e-5
+    assert len(set(distance.argmin(1))) > 1

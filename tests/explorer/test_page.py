@@ -62,10 +62,19 @@ def test_the_dimensions_that_vary_most_come_first(exported: Exported) -> None:
     assert found["units"] == "In standard deviations of the prior, those that vary most over images first."
 
 
+def test_samples_start_from_the_prior(exported: Exported, mixed: Exported) -> None:
+    assert facts(render(exported.directory))["prior"] == {"means": [[0, 0]], "deviations": [[1, 1]], "shares": [1]}
+    prior, found = mixed.model.prior.components(), facts(render(mixed.directory))
+    np.testing.assert_allclose(found["prior"]["means"], prior.means.detach(), atol=2e-6)
+    np.testing.assert_allclose(found["prior"]["deviations"], (0.5 * prior.log_variances).exp().detach(), atol=2e-6)
+    np.testing.assert_allclose(found["prior"]["shares"], prior.log_weights.exp().cumsum(0).detach(), atol=1e-6)
+    assert found["units"].startswith("Outputs of the encoder, which have no unit")
+
+
 def test_the_sliders_of_an_autoencoder_reach_as_far_as_its_codes(code: Exported) -> None:
     codes = json.loads((code.directory / "manifest.json").read_text())["codes"]
     found = facts(render(code.directory))
-    assert found["has_prior"] is False
+    assert found["prior"] is None
     for each in found["latents"]:
         assert each["middle"] == codes["mean"][each["index"]]
         assert each["reach"] == pytest.approx(3 * codes["deviation"][each["index"]])

@@ -37,7 +37,7 @@ def render(path: Path) -> str:
     facts = {
         "image": model["image"]["shape"],
         "latent_size": model["latent_size"],
-        "has_prior": model["has_prior"],
+        "prior": _prior(bundle, model),
         "units": _units(model),
         "latents": _latents(model),
         "examples": _examples(bundle),
@@ -84,9 +84,29 @@ def _description(model: dict[str, Any]) -> str:
     )
 
 
+def _is_normal(model: dict[str, Any]) -> bool:
+    return bool(model["has_prior"]) and model["prior"] == "standard normal"
+
+
+def _prior(bundle: Bundle, model: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the Gaussians that samples start from, with the share of draws up to each; None if there are none."""
+    if not model["has_prior"] or model["prior"] is None:
+        return None
+    if _is_normal(model):
+        size = model["latent_size"]
+        return {"means": [[0] * size], "deviations": [[1] * size], "shares": [1]}
+    found = bundle.prior()
+    deviations = np.exp(found.log_variances / 2)
+    return {
+        "means": found.means.round(6).tolist(),
+        "deviations": deviations.round(6).tolist(),
+        "shares": found.weights.cumsum().tolist(),
+    }
+
+
 def _units(model: dict[str, Any]) -> str:
     first = ", those that vary most over images first" if "codes" in model else ""
-    unit = "In standard deviations of the prior" if model["has_prior"] else "Outputs of the encoder, which have no unit"
+    unit = "In standard deviations of the prior" if _is_normal(model) else "Outputs of the encoder, which have no unit"
     return f"{unit}{first}."
 
 
@@ -96,9 +116,9 @@ def _latents(model: dict[str, Any]) -> list[dict[str, Any]]:
     if codes is None:
         return [{"index": index, "middle": 0.0, "reach": REACH, "deviation": None} for index in range(size)]
     mean, deviation = np.array(codes["mean"]), np.array(codes["deviation"])
-    middle = np.zeros(size) if model["has_prior"] else mean
+    middle = np.zeros(size) if _is_normal(model) else mean
     # Of a prior, at least what it reaches. A dimension that never changes gets a slider, too.
-    reach = np.maximum(np.abs(mean - middle) + REACH * deviation, REACH if model["has_prior"] else 1e-3)
+    reach = np.maximum(np.abs(mean - middle) + REACH * deviation, REACH if _is_normal(model) else 1e-3)
     return [
         {"index": index, "middle": middle[index], "reach": reach[index], "deviation": deviation[index]}
         for index in np.argsort(-deviation, kind="stable").tolist()

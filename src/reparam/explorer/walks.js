@@ -1,7 +1,7 @@
 // ---- samples and interpolation
 
 const samples = Array.from({ length: SAMPLES }, (_, i) => {
-  const sample = { draw: null, code: null };
+  const sample = { part: 0, draw: null, code: null };
   sample.canvas = tile("samples", `Sample ${i + 1}`, () => { set(sample.code); drawMapSoon(); });
   return sample;
 });
@@ -9,12 +9,17 @@ function showSamples() {
   const temperature = element("temperature").valueAsNumber;
   element("heat").textContent = temperature.toFixed(2);
   for (const sample of samples) {
-    sample.code = sample.draw.map(value => value * temperature);
+    const means = facts.prior.means[sample.part], deviations = facts.prior.deviations[sample.part];
+    sample.code = sample.draw.map((value, i) => means[i] + deviations[i] * value * temperature);
     paint(sample.canvas, decoded([sample.code]));
   }
 }
 function sampleAgain() {
-  for (const sample of samples) sample.draw = Float32Array.from({ length: facts.latent_size }, noise);
+  for (const sample of samples) {
+    const level = Math.random();
+    sample.part = Math.max(0, facts.prior.shares.findIndex(share => level < share)); // sums of shares are rounded
+    sample.draw = Float32Array.from({ length: facts.latent_size }, noise);
+  }
   showSamples();
 }
 element("temperature").addEventListener("input", showSamples);
@@ -45,10 +50,10 @@ if (encode) {
 }
 element("units").textContent = facts.units;
 element("middle").addEventListener("click", () => { set(middle); drawMapSoon(); });
-element("samples-card").hidden = !facts.has_prior;
-if (facts.has_prior) sampleAgain();
+element("samples-card").hidden = !facts.prior;
+if (facts.prior) sampleAgain();
 if (encode && examples.length > 1) examples.slice(0, 2).forEach((pixels, i) => ends[i].set(encoded(pixels)));
-else if (facts.has_prior) samples.slice(0, 2).forEach((sample, i) => ends[i].set(sample.code));
+else if (facts.prior) samples.slice(0, 2).forEach((sample, i) => ends[i].set(sample.code));
 showPath();
 set(middle);
 if (encode) see(examples[0] ?? image);
