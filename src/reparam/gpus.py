@@ -18,14 +18,15 @@ def take_one(count: int) -> None:
     if count < 2 or "LOCAL_RANK" in os.environ or _taken:
         return
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    names = [name.strip() for name in visible.split(",")][:count]
     folder = Path(tempfile.gettempdir()) / f"reparam-gpus-{os.getuid()}"
     folder.mkdir(exist_ok=True)
-    for others, name in itertools.product(itertools.count(), visible.split(",")[:count]):
-        lock = FileLock(folder / f"{name.strip().replace('/', '-')}-{others}.lock")
+    for others, name in ((others, name) for others in itertools.count() for name in names):
+        lock = FileLock(folder / f"{name.replace('/', '-')}-{others}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
             continue
         _taken.append(lock)
-        os.environ["CUDA_VISIBLE_DEVICES"] = name.strip()
+        os.environ["CUDA_VISIBLE_DEVICES"] = name
         return

@@ -39,7 +39,9 @@ class Leashed:
 
     def wait(self) -> int:
         """Wait for the end of the command, and return its exit code."""
-        return self._process.wait()
+        code = self._process.wait()
+        self.end()
+        return code
 
     def end(self) -> None:
         """End the command and all that it started, and wait until it has ended."""

@@ -34,7 +34,7 @@ def show(study: Study, paths: Paths) -> None:
     for trial in trials:
         if trial.state == TrialState.FAIL:
             console.print(Text(f"{_name(study, trial)}: {trial.user_attrs.get('failure')}"), soft_wrap=True)
-    files, notes = _plots(study, paths.sweep_reports / study.plan.study)
+    files, notes = _plots(study, paths.sweep_reports / study.plan.study) if done else ([], ["no trial is done"])
     for line in [*notes, *(f"{paths.relative(file)}: written" for file in files)]:
         console.print(Text(line), soft_wrap=True)
     if done:
@@ -88,12 +88,14 @@ def _plots(study: Study, folder: Path) -> tuple[list[Path], list[str]]:
     written, notes = [], []
     for name, draw in drawings.items():
         try:
-            with warnings.catch_warnings(), mpl.rc_context({"backend": "agg"}):
+            with warnings.catch_warnings(record=True) as said, mpl.rc_context({"backend": "agg"}):
+                warnings.simplefilter("always")
                 warnings.simplefilter("ignore", ExperimentalWarning)
                 figure = draw(study.optuna).figure
         except (ValueError, RuntimeError) as error:
             notes.append(f"no plot of {name}: {error}")
             continue
+        notes += [f"{name}: {one.message}" for one in said]
         with whole_file(folder / f"{name}.png") as partial:
             partial.write_bytes(png(figure))
         plt.close(figure)
