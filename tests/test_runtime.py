@@ -105,6 +105,20 @@ def test_of_several_gpus_a_process_sees_one(monkeypatch: pytest.MonkeyPatch) -> 
     assert counts == [4]
 
 
+CHOICE = """
+import os, torch
+torch.cuda.device_count()
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+print(torch.cuda.is_available())
+"""
+
+
+@needs_gpu
+def test_the_choice_of_a_gpu_takes_effect_after_they_were_counted() -> None:
+    answer = subprocess.run([sys.executable, "-c", CHOICE], capture_output=True, text=True, check=True)
+    assert answer.stdout == "False\n"
+
+
 def test_cuda_without_a_gpu_tells_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError) as error:

@@ -66,7 +66,7 @@ class Experiment:
         """Return the environment of the command."""
         return {
             **os.environ,
-            "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),
+            "PATH": os.pathsep.join((str(Path(sys.executable).parent), *os.get_exec_path())),  # stages run `python`
             "PYTHONUNBUFFERED": "1",  # so that the log says what happens when it does
             "REPARAM_EPOCHS": str(self.epochs),
             "REPARAM_RESUME_DIR": str(self.resume),
