@@ -63,11 +63,15 @@ def test_the_table_has_the_best_first_and_the_best_can_be_applied(
         assert (sweeps.paths.sweep_reports / f"s/{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_cannot_be_drawn_is_said(sweeps: Sweeps, reparam: Reparam) -> None:
+def test_what_cannot_be_drawn_is_said(sweeps: Sweeps, reparam: Reparam, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("too few trials")
+
+    monkeypatch.setattr("optuna.visualization.matplotlib.plot_optimization_history", refuse)
     sweeps.write(trials=1)
     code, printed = reparam("sweep", "sweep.yaml")
     assert code == 0
-    assert "importance: The number of trials is too small to compute importances. " in printed
+    assert "no plot of history: too few trials\nimportance: The number of trials is too small" in printed
 
 
 def test_a_study_of_which_no_trial_is_done_says_so(sweeps: Sweeps, reparam: Reparam) -> None:

@@ -15,13 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from reparam import track
-from reparam.figures.style import png
 from reparam.files import whole_file
 from reparam.metrics import describe
 from reparam.paths import Paths
 from reparam.sweep.study import RUN, Study
 from reparam.track import OFF, address
 
+DPI = 150
 STATES = {TrialState.COMPLETE: "done", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
 
@@ -81,9 +81,9 @@ def _best(study: Study, trial: FrozenTrial) -> str:
 
 def _plots(study: Study, folder: Path) -> tuple[list[Path], list[str]]:
     """Draw how the best value was found, and which parameters matter; note what Optuna cannot draw."""
-    drawings: dict[str, Callable[[Any], Any]] = {
-        "history": lambda one: plots.plot_optimization_history(one, target_name=study.plan.metric),
-        "importance": lambda one: plots.plot_param_importances(one, target_name=study.plan.metric),
+    drawings: dict[str, Callable[..., Any]] = {
+        "history": plots.plot_optimization_history,
+        "importance": plots.plot_param_importances,
     }
     written, notes = [], []
     for name, draw in drawings.items():
@@ -91,13 +91,13 @@ def _plots(study: Study, folder: Path) -> tuple[list[Path], list[str]]:
             with warnings.catch_warnings(record=True) as said, mpl.rc_context({"backend": "agg"}):
                 warnings.simplefilter("always")
                 warnings.simplefilter("ignore", ExperimentalWarning)
-                figure = draw(study.optuna).figure
+                figure = draw(study.optuna, target_name=study.plan.metric).figure
         except (ValueError, RuntimeError) as error:
             notes.append(f"no plot of {name}: {error}")
             continue
         notes += [f"{name}: {one.message}" for one in said]
         with whole_file(folder / f"{name}.png") as partial:
-            partial.write_bytes(png(figure))
+            figure.savefig(partial, format="png", dpi=DPI, bbox_inches="tight")
         plt.close(figure)
         written.append(folder / f"{name}.png")
     return written, notes
