@@ -27,14 +27,14 @@ PACKAGE = SOURCE / "reparam"
 
 # A module imports from the rows above its own, and inside its own part; never from another part in its row.
 LAYERS = (
-    ("errors", "redact", "metrics"),
+    ("errors", "gpus", "redact", "metrics"),
     ("config", "paths", "files", "lineage", "locks", "runtime", "threads", "policy", "progress", "versions"),
     ("cards",),
     ("data", "models", "track", "client"),
     ("objectives", "figures", "logged", "explorer"),
     ("download", "preprocess", "train", "evaluate", "export", "report"),
     ("compare", "gradients", "recipes", "serve", "shell", "summary"),
-    ("experiments", "project", "promote"),
+    ("experiments", "project", "promote", "sweep"),
     ("doctor",),
     ("tools",),
     ("cli",),
@@ -45,6 +45,7 @@ COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 STAGES = tuple(YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"])
 # What a working copy holds that no stage writes: the user's parameters, and what commands around the stages write.
 OUTSIDE = {"params.yaml", "dvc.yaml", ".reparam.yaml", ".locks", "recipes", "reports/gradients", "reports/compare.html"}
+OUTSIDE |= {"reports/sweeps"}
 
 
 def modules() -> dict[str, Path]:

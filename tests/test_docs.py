@@ -21,6 +21,7 @@ from reparam.config.load import check_config, paths_of
 from reparam.data.sources.registry import SOURCES
 from reparam.paths import Paths
 from reparam.recipes import SHIPPED, merge
+from reparam.sweep.plan import read_plan
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(page for page in ROOT.glob("docs/**/*.md") if "_build" not in page.parts)
@@ -193,6 +194,17 @@ def test_targets_and_commands_that_a_document_names_exist(document: Path) -> Non
     assert {name for tool, *names in named for name in names if tool == "reparam" and name[0] != "-"} <= commands | {
         "COMMAND"
     }
+
+
+def test_the_study_that_the_page_of_sweeps_shows_is_valid(tmp_path: Path) -> None:
+    (text,) = code(ROOT / "docs/how-to/sweeps.md", "yaml")
+    (tmp_path / "sweep.yaml").write_text(text)
+    plan = read_plan(tmp_path / "sweep.yaml", ROOT / "params.yaml")
+    assert (plan.study, plan.trials, list(plan.space)) == (
+        "width",
+        12,
+        ["train.learning_rate", "model.latent", "model.conv.channels"],
+    )
 
 
 def test_the_table_of_environment_variables_is_complete() -> None:

@@ -21,7 +21,7 @@ def test_an_experiment_in_a_scratch_copy_shares_downloads_and_tracking_store_of_
     monkeypatch.setenv("DVC_ROOT", "/repository")
     paths = Paths.here()
     shared = {name for name in NAMES if getattr(paths, name).is_relative_to("/repository")}
-    assert shared == {"downloads", "resume", "tracking_artifacts", "tracking_database", "tracking_spool"}
+    assert shared == {"downloads", "resume", "sweeps", "tracking_artifacts", "tracking_database", "tracking_spool"}
     assert {name for name in NAMES if getattr(paths, name).is_relative_to(tmp_path)} == set(NAMES) - shared
     assert paths.tracking_database == Path("/repository/mlflow.db")
     assert paths.downloads == Path("/repository/data/.downloads")

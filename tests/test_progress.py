@@ -1,10 +1,12 @@
 import io
+import json
 import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from reparam.progress import counting, progress
+from reparam.progress import counting, note_epoch, progress
 
 METRICS = {
     "train_loss": 12.345,
@@ -70,3 +72,15 @@ def test_a_terminal_gets_a_bar_of_what_is_counted() -> None:
 
 def test_a_log_file_gets_nothing_of_what_is_counted() -> None:
     assert counted(Console(file=io.StringIO(), force_terminal=False)) == ""
+
+
+def test_a_program_that_watches_gets_each_epoch_as_a_line_of_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("REPARAM_EPOCHS", raising=False)
+    note_epoch(METRICS)
+    monkeypatch.setenv("REPARAM_EPOCHS", str(tmp_path / "epochs"))
+    for epoch in (1, 2):
+        note_epoch(METRICS | {"epoch": epoch})
+    found = [json.loads(line) for line in (tmp_path / "epochs").read_text().splitlines()]
+    assert found == [METRICS | {"epoch": 1}, METRICS | {"epoch": 2}]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from reparam import runtime
+from reparam import gpus, runtime
 from reparam.errors import UserError
 from reparam.runtime import make_deterministic, pick_device, random_stream, set_precision
 
@@ -93,6 +93,30 @@ def test_auto_takes_the_gpu_when_there_is_one(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     assert pick_device(name) == torch.device(wanted)
+
+
+def test_of_several_gpus_a_process_sees_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(counts))  # only after the choice
+    monkeypatch.setattr(gpus, "take_one", counts.append)
+    assert pick_device("auto") == torch.device("cuda")
+    assert pick_device("cpu") == torch.device("cpu")
+    assert counts == [4]
+
+
+CHOICE = """
+import os, torch
+torch.cuda.device_count()
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+print(torch.cuda.is_available())
+"""
+
+
+@needs_gpu
+def test_the_choice_of_a_gpu_takes_effect_after_they_were_counted() -> None:
+    answer = subprocess.run([sys.executable, "-c", CHOICE], capture_output=True, text=True, check=True)
+    assert answer.stdout == "False\n"
 
 
 def test_cuda_without_a_gpu_tells_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:

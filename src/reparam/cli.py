@@ -164,7 +164,7 @@ def main() -> None:
         package = (error.name or "").partition(".")[0]
         if package in ("", "reparam"):
             raise  # a bug of ours
-        extra = "serve" if sys.argv[1] == "serve" else "pipeline"
+        extra = sys.argv[1] if sys.argv[1] in ("serve", "sweep") else "pipeline"
         print(f"error: {sys.argv[1]}: needs {package}; run `pip install 'reparam[{extra}]'`", file=sys.stderr)
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:

@@ -14,6 +14,7 @@ WITHOUT_EFFECT = (
     "cli",
     "config",
     "errors",
+    "gpus",
     "logged",
     "paths",
     "progress",

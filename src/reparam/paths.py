@@ -76,7 +76,7 @@ class Paths:
 
     @property
     def resume(self) -> Path:
-        return self.shared / ".resume"
+        return Path(os.environ.get("REPARAM_RESUME_DIR", self.shared / ".resume"))
 
     # evaluate
     @property
@@ -126,6 +126,15 @@ class Paths:
     @property
     def comparison(self) -> Path:
         return self.root / "reports/compare.html"
+
+    # sweep, outside the pipeline
+    @property
+    def sweeps(self) -> Path:
+        return self.shared / ".sweeps"
+
+    @property
+    def sweep_reports(self) -> Path:
+        return self.root / "reports/sweeps"
 
     # tracking
     @property

@@ -1,9 +1,12 @@
-"""What a person sees of long work: a bar on a terminal; elsewhere one line per epoch of training, or per minute."""
+"""What is seen of long work: a bar on a terminal; elsewhere one line per epoch of training, or per minute."""
 
+import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -47,6 +50,13 @@ def counting(title: str, total: int, console: Console | None = None) -> Iterator
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=total)
         yield lambda count: bar.advance(task, count)
+
+
+def note_epoch(metrics: Mapping[str, float]) -> None:
+    """Add the metrics of an epoch, a line of JSON, to the file that a program watches which started the training."""
+    if path := os.environ.get("REPARAM_EPOCHS"):
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
 
 
 class _Lines:

@@ -42,7 +42,8 @@ def redact(text: str) -> str:
 def _secrets() -> set[str]:
     """Collect the passwords and tokens that the environment names."""
     found = set()
-    for address in (os.environ.get("MLFLOW_TRACKING_URI", ""), *os.environ.get("REPARAM_MIRRORS", "").split()):
+    stores = os.environ.get("MLFLOW_TRACKING_URI", ""), os.environ.get("REPARAM_SWEEP_STORAGE", "")
+    for address in (*stores, *os.environ.get("REPARAM_MIRRORS", "").split()):
         if without_secrets(address) == address:
             continue
         account, at, _ = address[address.find("://") + 3 if "://" in address else 0 :].rpartition("@")

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
+from reparam import gpus
 from reparam.errors import UserError
 
 # Numbers that a decoder puts out at once where samples are only scored: bounds memory, and at this size (64 MB) the CPU
@@ -16,6 +17,8 @@ NUMBERS_AT_ONCE = 1 << 24
 
 def pick_device(name: str) -> torch.device:
     """Resolve `auto`, `cpu` or `cuda`; `auto` takes the GPU when there is one."""
+    if name != "cpu":
+        gpus.take_one(torch.cuda.device_count())  # which does not start CUDA, so that the choice takes effect
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise UserError(

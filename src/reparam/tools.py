@@ -231,6 +231,33 @@ def experiments(
 
 
 @app.command(rich_help_panel=PANEL)
+def sweep(
+    file: Annotated[Path, typer.Argument(help="What is varied, what is optimised, and how.")],
+    n_trials: Annotated[
+        int | None, typer.Option(min=1, help="Trials of the study, those of all processes.", show_default="as in FILE")
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            envvar="REPARAM_SWEEP_STORAGE",
+            help="Database that processes and machines share, as SQLAlchemy names it.",
+            show_default=".sweeps/studies.db",
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Trials that run side by side here.")] = 1,
+) -> None:
+    """Run a study of Optuna, each trial an experiment of DVC; begin it, join it, or go on with it.
+
+    Reads FILE, params.yaml, the working copy, and the cache of DVC.
+    Writes .sweeps, reports/sweeps, experiments of DVC, and to the MLflow store.
+    """
+    from reparam.paths import Paths
+    from reparam.sweep import run
+
+    run.run(file, Paths.here(), count=n_trials, storage=storage, workers=workers)
+
+
+@app.command(rich_help_panel=PANEL)
 def replay() -> None:
     """Deliver to MLflow what it missed while it was away.
 

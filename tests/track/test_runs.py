@@ -42,6 +42,32 @@ def test_a_training_run_is_one_row_with_all_that_was_logged(tracker: InProcess, 
     assert tracker.artifacts(run.run_id, "training") == ["training/history.csv"]
 
 
+def test_a_training_of_a_study_is_below_its_run_and_its_other_stages_below_the_training(
+    tracker: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = tracker.sweep_run("width")
+    study.wait()
+    assert tracker.rows()[0].info.status == "RUNNING"
+    monkeypatch.setenv("REPARAM_PARENT_RUN", study.run_id)
+    trained = tracker.train("weights")
+    with tracker.child_run("evaluate", {"weights_sha256": "weights"}) as run:
+        run.log_headline({"elbo": -1.0}, "evaluation")
+    again = tracker.sweep_run("width", study.run_id)
+    again.close("FINISHED")
+    parent, training, evaluation = tracker.rows()
+    assert [row.data.tags.get("mlflow.parentRunId") for row in (parent, training, evaluation)] == [
+        None,
+        study.run_id,
+        trained,
+    ]
+    assert (parent.info.run_name, parent.data.tags[STAGE_TAG], parent.info.status) == ("width", "sweep", "FINISHED")
+    assert training.data.metrics == {"evaluation/elbo": -1.0}
+    assert parent.data.metrics == {}
+    assert tracker.sweep_run("width", study.run_id).run_id == study.run_id  # which goes on, when more trials do
+    assert tracker.client.get_run(study.run_id).info.status == "RUNNING"
+    assert tracker.sweep_run("width", "of-another-store").run_id != study.run_id
+
+
 def test_the_data_set_is_logged_with_the_hash_in_dvc_lock_as_digest(tracker: InProcess) -> None:
     with tracker.training_run("data-hash") as run:
         run.log_dataset(**DATA | {"digest": "d41d8cd98f00b204e9800998ecf8427e.dir"})

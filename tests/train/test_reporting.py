@@ -1,4 +1,5 @@
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,7 +28,12 @@ class Notes(NoRun):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_an_epoch_is_printed_logged_unless_it_was_and_shown_by_the_first_process(rank: int) -> None:
+def test_an_epoch_is_printed_logged_unless_it_was_and_shown_and_noted_by_the_first_process(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted = tmp_path / "epochs"
+    noted.touch()
+    monkeypatch.setenv("REPARAM_EPOCHS", str(noted))
     notes, trainer = Notes(), FakeTrainer(train_config())
     trainer.world = World(rank, 2)
     epoch_log = EpochLog(trainer, notes, notes.print, notes, known={1, 3})  # type: ignore[arg-type]
@@ -40,6 +46,7 @@ def test_an_epoch_is_printed_logged_unless_it_was_and_shown_by_the_first_process
     ]
     assert [note for note in notes.found if note[0] == "log"] == [("log", {"train/loss": 2.0}, 2)]
     assert [note for note in notes.found if note[0] == "show"] == shown
+    assert noted.read_text() == ('{"train_loss": 2.0}\n{"train_loss": 3.0}\n' if rank == 0 else "")
 
 
 def test_an_epoch_of_before_an_interruption_is_logged_alone() -> None:

@@ -28,6 +28,8 @@ def answer(store: Store, call: Call) -> Any:
             return None
         case {"call": "training_run", "name": name, "data_hash": data_hash, "resume": resume}:
             return runs.training(data_hash, resume, name)
+        case {"call": "sweep_run", "name": name, "run": run}:
+            return runs.sweep(name, run)
         case {"call": "has_training", "tags": tags}:
             return runs.has_training(tags)
         case {"call": "child_run", "stage": stage, "lineage": lineage}:

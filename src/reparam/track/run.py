@@ -88,11 +88,16 @@ class Run:
         call = {"call": "model", "run": self.run_id, "parent": self.parent, "path": str(directory), "folder": ""}
         self._send({**call, "data": data})
 
+    def wait(self) -> None:
+        """Wait until all is delivered or spooled."""
+        self._flush()
+        self._channel.wait()
+
     def close(self, status: str) -> None:
-        """End the run, and wait until all is delivered or spooled; what was spooled is tried once more."""
+        """End the run, and wait; what was spooled is tried once more."""
         self._flush()
         self._send({"call": "end", "run": self.run_id, "status": status, "time": round(time.time() * 1000)})
-        self._channel.wait()
+        self.wait()
         if self._away:
             self._replay()
 

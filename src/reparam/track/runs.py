@@ -25,6 +25,7 @@ PARAMS_TAG = "reparam.params_sha256"
 DATA_TAG = "reparam.data_hash"
 STAGE_TAG = "reparam.stage"
 EXPERIMENT_TAG = "dvc.experiment"
+PARENT_TAG = "mlflow.parentRunId"
 
 Opened = tuple[str, str | None]  # the ids of a run and of its parent
 
@@ -40,7 +41,19 @@ class Runs:
         try:
             if self._reopen(resume):
                 return resume, None
-            return self._open(self.store.experiment, {STAGE_TAG: "train", DATA_TAG: data_hash}, None, name)
+            tags = {STAGE_TAG: "train", DATA_TAG: data_hash}
+            if study := os.environ.get("REPARAM_PARENT_RUN"):  # a row of the table still, below that of its study
+                tags[PARENT_TAG] = study
+            return self._open(self.store.experiment, tags, None, name)
+        except StoreError as error:
+            raise unusable(self.store.uri, error) from None
+
+    def sweep(self, name: str, run_id: str) -> Opened:
+        """Open the run of a study, or go on with it."""
+        try:
+            if self._reopen(run_id, is_over_too=True):
+                return run_id, None
+            return self._open(self.store.experiment, {STAGE_TAG: "sweep"}, None, name)
         except StoreError as error:
             raise unusable(self.store.uri, error) from None
 
@@ -77,7 +90,7 @@ class Runs:
         with store_errors():
             return list(self.store.client.search_runs([self._experiment_id(experiment)], wanted, order_by=newest_first))
 
-    def _reopen(self, run_id: str) -> bool:
+    def _reopen(self, run_id: str, *, is_over_too: bool = False) -> bool:
         """Go on with a run that never finished; return whether there is such a run in the experiment."""
         if not run_id:
             return False
@@ -89,7 +102,7 @@ class Runs:
                 info = client.get_run(run_id).info
             except MlflowException:
                 return False  # of another store, or deleted
-            is_open = info.status != "FINISHED" and info.lifecycle_stage == "active"
+            is_open = (is_over_too or info.status != "FINISHED") and info.lifecycle_stage == "active"
             if not is_open or info.experiment_id != self._experiment_id(self.store.experiment):
                 return False
             spool = Spool(self.store.paths.tracking_spool, run_id)
@@ -102,10 +115,10 @@ class Runs:
         return True
 
     def _open(self, experiment: str, tags: dict[str, str], parent: str | None, name: str = "") -> Opened:
-        """Open a run. A training is called by its experiment of DVC, else by `name`; other stages by their own."""
+        """Open a run. A training is called by its experiment of DVC, else by `name`; stages without by their own."""
         stage = tags[STAGE_TAG]
-        tags = tags | _provenance(self.store.paths.root, stage) | ({"mlflow.parentRunId": parent} if parent else {})
-        name = tags.get(EXPERIMENT_TAG, name) if stage == "train" else stage
+        tags = tags | _provenance(self.store.paths.root, stage) | ({PARENT_TAG: parent} if parent else {})
+        name = tags.get(EXPERIMENT_TAG, name) if stage == "train" else name or stage
         with store_errors():
             run = self.store.client.create_run(self._experiment_id(experiment), tags=tags, run_name=name)
         return run.info.run_id, parent

@@ -53,6 +53,13 @@ class Tracker:
         with _closing(self._run(opened)) as run:
             yield run
 
+    def sweep_run(self, name: str, run: str = "") -> Run:
+        """Open the run of a study, or go on with it. It is open until it is closed: several processes share it.
+
+        Raises: TrackingError.
+        """
+        return self._run(self._ask("sweep_run", name=name, run=run))
+
     def has_training(self, weights: str, params: str) -> bool:
         """Whether the store has a finished training of these weights with these parameters, both by their hashes.
 

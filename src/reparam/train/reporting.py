@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from reparam import logged
+from reparam.progress import note_epoch
 from reparam.track import Run
 from reparam.train.filmstrip import Filmstrip
 from reparam.train.sums import Metrics
@@ -29,6 +30,8 @@ class EpochLog:
             self.filmstrip.show(self.trainer.model, epoch)
 
     def log(self, metrics: Metrics, epoch: int) -> None:
-        """Log the metrics of an epoch unless the store has them."""
+        """Note the metrics of an epoch for whoever watches, and log them unless the store has them."""
+        if self.trainer.world.is_first:
+            note_epoch(metrics)
         if epoch not in self.known:
             logged.epoch(self.run, metrics, epoch)

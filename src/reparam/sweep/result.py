@@ -1,0 +1,116 @@
+"""What came out of a study: a table, plots, and how to take the best trial over."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import optuna.visualization.matplotlib as plots
+from optuna.exceptions import ExperimentalWarning
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from reparam import track
+from reparam.files import whole_file
+from reparam.metrics import describe
+from reparam.paths import Paths
+from reparam.sweep.study import RUN, Study
+from reparam.track import OFF, address
+
+DPI = 150
+STATES = {TrialState.COMPLETE: "done", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+
+
+def show(study: Study, paths: Paths) -> None:
+    """Print the table and the best trial, and write the plots."""
+    console = Console(highlight=False)
+    trials = sorted(study.trials, key=lambda trial: _rank(study, trial))
+    done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    console.print(_table(study, trials))
+    for trial in trials:
+        if trial.state == TrialState.FAIL:
+            console.print(Text(f"{_name(study, trial)}: {trial.user_attrs.get('failure')}"), soft_wrap=True)
+    files, notes = _plots(study, paths.sweep_reports / study.plan.study) if done else ([], ["no trial is done"])
+    for line in [*notes, *(f"{paths.relative(file)}: written" for file in files)]:
+        console.print(Text(line), soft_wrap=True)
+    if done:
+        console.print(Text(_best(study, done[0])), soft_wrap=True)
+    _close_parent_run(study, paths, files, done)
+
+
+def _name(study: Study, trial: FrozenTrial) -> str:
+    return f"{study.plan.study}-{trial.number}"
+
+
+def _rank(study: Study, trial: FrozenTrial) -> tuple[bool, float, int]:
+    """Put the best first, then those that were pruned or failed in their order."""
+    if trial.state != TrialState.COMPLETE or trial.value is None:
+        return True, 0.0, trial.number
+    return False, -trial.value if study.plan.direction == "maximize" else trial.value, trial.number
+
+
+def _table(study: Study, trials: list[FrozenTrial]) -> Table:
+    metric = describe(study.plan.metric)
+    assert metric is not None
+    table = Table(box=None, pad_edge=False)
+    table.add_column("trial", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column(study.plan.metric, justify="right", no_wrap=True)
+    for name in study.plan.spell({}):
+        table.add_column(name, justify="right", overflow="fold")
+    for trial in trials:
+        value = f"{trial.value:z{metric.form}}" if trial.state == TrialState.COMPLETE else ""
+        cells = study.plan.spell(trial.params).values()
+        table.add_row(_name(study, trial), STATES.get(trial.state, "runs"), value, *cells)
+    return table
+
+
+def _best(study: Study, trial: FrozenTrial) -> str:
+    """Say how to take the best trial over."""
+    name = _name(study, trial)
+    host = trial.user_attrs.get("host", "")
+    return (
+        f"best: {name}, on {host}: `dvc exp apply {name}` brings it back, `dvc repro` makes what follows "
+        f"{study.plan.stage}"
+    )
+
+
+def _plots(study: Study, folder: Path) -> tuple[list[Path], list[str]]:
+    """Draw how the best value was found, and which parameters matter; note what Optuna cannot draw."""
+    drawings: dict[str, Callable[..., Any]] = {
+        "history": plots.plot_optimization_history,
+        "importance": plots.plot_param_importances,
+    }
+    written, notes = [], []
+    for name, draw in drawings.items():
+        try:
+            with warnings.catch_warnings(record=True) as said, mpl.rc_context({"backend": "agg"}):
+                warnings.simplefilter("always")
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                figure = draw(study.optuna, target_name=study.plan.metric).figure
+        except (ValueError, RuntimeError) as error:
+            notes.append(f"no plot of {name}: {error}")
+            continue
+        notes += [f"{name}: {one.message}" for one in said]
+        with whole_file(folder / f"{name}.png") as partial:
+            figure.savefig(partial, format="png", dpi=DPI, bbox_inches="tight")
+        plt.close(figure)
+        written.append(folder / f"{name}.png")
+    return written, notes
+
+
+def _close_parent_run(study: Study, paths: Paths, files: list[Path], done: list[FrozenTrial]) -> None:
+    """Log the best value and the plots on the MLflow run of the study, and close it."""
+    known = study.optuna.user_attrs.get(RUN, "")
+    if not known or address(paths) == OFF:
+        return
+    run = track.connect(paths).sweep_run(study.plan.study, known)
+    if done:
+        run.set_tags({"reparam.best_trial": _name(study, done[0])})
+        run.log_metrics({f"best/{study.plan.metric}": float(done[0].value or 0.0)})
+    run.log_files(files)
+    run.close("FINISHED")
