@@ -37,7 +37,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 CHANGES: dict[str, dict[str, Any]] = {
     "download": {"source": "digits"},
     "preprocess": {"validation": 0.125, "test": 0.2},
-    "model": {"latent": 3, "network": "mlp", "mlp": {"hidden": [16]}, "conv": {"channels": [16, 32], "hidden": [16]}},
+    "model": {
+        "latent": 3,
+        "network": "mlp",
+        "mlp": {"hidden": [16]},
+        "conv": {"channels": [16, 32], "hidden": [16], "decoder_hidden": None},
+    },
     "train": {
         "batch_size": 128,
         "epochs": 2,

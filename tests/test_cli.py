@@ -490,7 +490,7 @@ def test_a_training_beside_others_goes_on_in_a_process_whose_threads_sleep(
 def test_params_explains_the_parameters_of_the_working_copy(project: Paths, reparam: Command) -> None:
     assert reparam("params", "train.epochs") == (
         0,
-        "train.epochs: 2 (default: 25)\n    a whole number (above 0)\n    Epochs, at most.\n"
+        "train.epochs: 2 (default: 35)\n    a whole number (above 0)\n    Epochs, at most.\n"
         "    After a change, `dvc repro` runs train and what depends on it.\n",
     )
     code, printed = reparam("params")
@@ -512,7 +512,7 @@ def recipes(project: Paths) -> Path:
 def test_recipe_lists_every_recipe_with_where_it_is_from(recipes: Path, reparam: Command) -> None:
     code, printed = reparam("recipe")
     lines = printed.splitlines()
-    assert (code, len(lines)) == (0, 21)
+    assert (code, len(lines)) == (0, 23)
     assert "kingma-mlp        Kingma & Welling 2014, Auto-Encoding Variational Bayes" in printed
     assert max(map(len, lines)) <= 120
 
@@ -546,6 +546,6 @@ def test_a_recipe_that_there_is_not_has_a_hint(
 
 def test_without_recipes_of_its_own_a_project_has_those_of_the_package(project: Paths, reparam: Command) -> None:
     assert not project.recipes.exists()
-    assert len(reparam("recipe")[1].splitlines()) == 21
+    assert len(reparam("recipe")[1].splitlines()) == 23
     assert reparam("recipe", "smoke")[0] == 0
     assert load_config(project.params).report.title == "smoke"

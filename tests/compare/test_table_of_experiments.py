@@ -91,7 +91,7 @@ def test_commits_and_experiments_of_a_repository_are_read(repository: Paths, rep
     head, *lines = [line.split() for line in out.splitlines()]
     assert (code, head) == (0, ["latent", "nll_samples", "ELBO"])
     commit = lines[1][0]
-    assert [line[:3] for line in lines[:2]] == [["wide", "20", "5"], [commit, "10", "100"]]
+    assert [line[:3] for line in lines[:2]] == [["wide", "20", "5"], [commit, "8", "100"]]
     assert [line[3:] for line in lines[:2]] == [["-18.00", "±", "0.25*"], ["-20.00", "±", "0.25"]]
     # The working copy is that of the experiment, and is not shown twice.
     assert (len(commit), len(out.splitlines())) == (7, 4)
