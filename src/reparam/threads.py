@@ -1,4 +1,4 @@
-"""How threads wait that have nothing to compute: OpenMP reads it when torch is loaded, so it is decided before."""
+"""How many threads there can be, and how they wait: OpenMP reads it when torch is loaded, so it is decided before."""
 
 import os
 import statistics
@@ -27,6 +27,11 @@ def choose_wait_policy(directory: Path, system: Path = Path("/")) -> None:
     alone = not (_may_run_side_by_side(directory) or (system / "dev/nvidia0").exists() or _is_busy(1, QUICK, system))
     _spin_by_choice = alone and "OMP_WAIT_POLICY" not in os.environ
     os.environ.setdefault("OMP_WAIT_POLICY", "ACTIVE" if alone else "PASSIVE")
+
+
+def cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def others_came(threads: int, system: Path = Path("/")) -> bool:

@@ -19,6 +19,7 @@ from reparam.data.sources.folder import ImageFiles
 from reparam.data.sources.raw import ImageArrays, Pixels
 from reparam.errors import UserError
 from reparam.preprocess.images import UnreadableImageError, decode, fit, fit_arrays
+from reparam.threads import cores
 
 CHUNK = 256  # images a worker takes at once: the work outweighs handing it over, and the bar still moves
 ARRAY_CHUNK = 8192  # images copied at once where they need no decoding
@@ -132,8 +133,7 @@ def _decode_files(files: ImageFiles, rows: Rows, shape: Shape, path: Path) -> di
 
 
 def _workers(chunks: int) -> ProcessPoolExecutor:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = os.environ.get("REPARAM_WORKERS", str(cores))
+    wanted = os.environ.get("REPARAM_WORKERS", str(cores()))
     if not re.fullmatch(r"[1-9][0-9]{0,8}", wanted):
         raise UserError(f"REPARAM_WORKERS: wanted a number of processes, found {wanted!r}; mend or unset it")
     # Spawned, because a fork of a process that has threads (torch, MLflow) can hang.

@@ -17,6 +17,7 @@ from reparam.sweep import result
 from reparam.sweep.leash import Leashed
 from reparam.sweep.study import RUN, Study, default_storage
 from reparam.sweep.worker import gate, interruptible, join, work
+from reparam.threads import cores
 
 INTERRUPTED = 130  # the shell's code
 
@@ -32,7 +33,7 @@ def run(file: Path, paths: Paths, *, count: int | None = None, storage: str | No
     _require_free_names(study, paths)
     _open_parent_run(study, paths)
     if workers > 1:
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // workers)))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // workers)))
     command = [sys.executable, "-m", "reparam.sweep.worker", str(file), str(study.plan.trials)]
     others: list[Leashed] = []
     try:
