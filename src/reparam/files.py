@@ -8,8 +8,6 @@ import json
 import math
 import os
 import shutil
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,8 +21,6 @@ except ImportError:  # Windows has no such locks
     fcntl = None  # type: ignore[assignment]
 
 MANY = 256  # files
-# What zipfile and numpy raise beside their own errors: the last two where the file is a single array.
-DAMAGED_ARRAYS = (EOFError, MemoryError, OSError, RuntimeError, ValueError, AttributeError, TypeError)
 
 
 @contextmanager
@@ -130,20 +126,6 @@ def parse_table(text: str, *columns: str) -> list[dict[str, float]]:
     if missing := [name for name in columns if any(name not in row for row in rows)]:
         raise ValueError(f"no column {', '.join(missing)}")
     return rows
-
-
-def parse_arrays(content: bytes) -> dict[str, Any]:
-    """Read arrays by their names, as `numpy.savez` writes them.
-
-    Raises: ValueError.
-    """
-    import numpy as np  # here, because most that write files need none
-
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (*DAMAGED_ARRAYS, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"no arrays as numpy.savez writes them: {error}") from None
 
 
 def require_writable(*paths: Path) -> None:

@@ -1,9 +1,7 @@
 """The files of an exported model: read once, and checked against the manifest before anything runs."""
 
 import hashlib
-import io
 import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from reparam.client.arrays import parse_arrays
 from reparam.errors import DamagedInputError, MissingInputError
 
 MANIFEST = "manifest.json"
 GRAPHS = ("encoder.onnx", "decoder.onnx", "score.onnx")
 PRIOR = "prior.npz"
+GOLDEN = "golden.npz"
 PRIORS = (None, "standard normal", "gaussian mixture")
 FORMAT = 4
 EXPORT = "run `dvc repro export`, or copy the whole folder again"
@@ -97,12 +97,22 @@ class Bundle:
 
         Raises: MissingInputError, DamagedInputError.
         """
+        arrays = self.arrays(PRIOR)
         try:
-            with np.load(io.BytesIO(self.read(PRIOR)), allow_pickle=False) as arrays:
-                return Mixture(arrays["means"], arrays["log_variances"], arrays["weights"])
-        except (ValueError, KeyError, zipfile.BadZipFile) as error:
+            return Mixture(arrays["means"], arrays["log_variances"], arrays["weights"])
+        except KeyError as error:
             path = self.directory / PRIOR
-            raise DamagedInputError(f"{path}: not the prior of an export ({error}); {EXPORT}") from None
+            raise DamagedInputError(f"{path}: not the prior of an export, it has no {error}; {EXPORT}") from None
+
+    def arrays(self, name: str) -> dict[str, npt.NDArray[Any]]:
+        """Read a file of arrays.
+
+        Raises: MissingInputError, DamagedInputError.
+        """
+        try:
+            return parse_arrays(self.read(name))
+        except ValueError as error:
+            raise DamagedInputError(f"{self.directory / name}: {error}; {EXPORT}") from None
 
     def facts(self, path: Path, metadata: dict[str, str]) -> dict[str, Any]:
         """Return what a graph says of itself, and the manifest of it.

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reparam.cards.evaluation import EvaluationCard
-from reparam.files import parse_arrays
+from reparam.client.arrays import parse_arrays
 
 SAMPLES = "samples.png"
 T = TypeVar("T")

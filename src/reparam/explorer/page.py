@@ -2,7 +2,6 @@
 
 import base64
 import html
-import io
 import json
 import re
 from pathlib import Path
@@ -11,14 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from reparam.client.bundle import Bundle
+from reparam.client.bundle import GOLDEN, Bundle
 from reparam.errors import UserError
 from reparam.explorer import graph
 from reparam.policy import policy
 
 HERE = Path(__file__).parent
 SCRIPTS = ("network.js", "code.js", "image.js", "walks.js")
-GOLDEN = "golden.npz"
 REACH = 3.0  # standard deviations to each side: 99.7 % of a normal distribution
 KINDS = {"autoencoder": "autoencoder", "vae": "variational autoencoder", "hierarchical": "hierarchical VAE"}
 
@@ -129,6 +127,5 @@ def _examples(bundle: Bundle) -> dict[str, Any]:
     """Return the images of the golden answers, where they are there."""
     if GOLDEN not in bundle.files:
         return {"count": 0, "pixels": ""}
-    with np.load(io.BytesIO(bundle.read(GOLDEN)), allow_pickle=False) as arrays:
-        images = arrays["images"]
+    images = bundle.arrays(GOLDEN)["images"]
     return {"count": len(images), "pixels": base64.b64encode(images.tobytes()).decode()}

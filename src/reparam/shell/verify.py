@@ -7,11 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from reparam.client import Client
-from reparam.client.bundle import EXPORT, MANIFEST, Bundle
+from reparam.client.bundle import EXPORT, GOLDEN, MANIFEST, Bundle
 from reparam.errors import DamagedInputError, ParityError, UserError
-from reparam.files import parse_arrays
 
-GOLDEN = "golden.npz"
 TOLERANCE = 1e-5  # times the largest absolute value where that exceeds 1: what `reparam export` holds the graphs to
 GREY_LEVELS = 1
 INPUTS = {"encoder": ("images",), "decoder": ("latents",), "score": ("images", "epsilon")}
@@ -32,10 +30,7 @@ def verify(path: Path) -> Iterator[str]:
     yield f"{len(bundle.files)} files: as in {MANIFEST}"
     if GOLDEN not in bundle.files:
         raise UserError(f"{path}: wanted right answers in {GOLDEN}, found none; run `dvc repro export`")
-    try:
-        golden = parse_arrays(bundle.read(GOLDEN))
-    except ValueError as error:
-        raise DamagedInputError(f"{path / GOLDEN}: {error}; {EXPORT}") from None
+    golden = bundle.arrays(GOLDEN)
     client = Client(path, device="cpu")  # the tolerance is that of CPUs
     for role in client.graphs:
         yield from _compare(client, role, golden, _tolerance(bundle))
