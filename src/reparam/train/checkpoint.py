@@ -1,5 +1,6 @@
 """Training state on disk, so that a killed training goes on as if nothing had been."""
 
+import errno
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from reparam.files import whole_file
 from reparam.train.distributed import World
 
 KEPT = 2  # the newest, and the one before it in case the newest is damaged
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)  # of some file systems in a network, and of buckets that are mounted
 
 log = logging.getLogger(__name__)
 
@@ -67,15 +69,22 @@ class Checkpoints:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes that train the same away.
+        """Keep other processes that train the same away, where the file system has locks.
 
         Raises: Timeout where another one was here first.
         """
         lock = FileLock(self._lock, timeout=0)
         while not lock.is_locked:
-            with suppress(FileNotFoundError):  # another training ended, and removed the directory in between
+            try:
                 self.directory.mkdir(parents=True, exist_ok=True)
                 lock.acquire()
+            except FileNotFoundError:  # another training ended, and removed the directory in between
+                continue
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                log.warning("%s: has no locks; see that one machine alone trains this model there", self.directory)
+                break
         try:
             for partial in self.directory.glob(".partial-*"):  # of a process that was killed while it wrote
                 partial.unlink()

@@ -15,10 +15,6 @@ class StopRequest:
     def __bool__(self) -> bool:
         return self.signal != 0
 
-    @property
-    def exit_code(self) -> int:
-        return 128 + self.signal  # as shells report it
-
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Note the first signal; end the process at once on a second one."""
