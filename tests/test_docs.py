@@ -34,6 +34,7 @@ OURS = {
     "CUBLAS_WORKSPACE_CONFIG",
     "TORCHINDUCTOR_DETERMINISTIC",
     "TORCH_CPP_LOG_LEVEL",
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR",
 }
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -8,12 +8,12 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reparam import project, track
+from reparam import locks, project, track
 from reparam.config import load_config
 from reparam.errors import TrackingError, UserError
 from reparam.lineage import package_hash
@@ -158,9 +158,12 @@ def dvc(paths: Paths) -> Iterator[Finding]:
 def _locks(directory: Path) -> Iterator[Finding]:
     file = directory / "rwlock"
     try:
-        locks = json.loads(file.read_bytes()) if file.exists() else {}
-        owners = [*locks.get("write", {}).values(), *(one for many in locks.get("read", {}).values() for one in many)]
-        busy = {owner["pid"]: owner["cmd"] for owner in owners if _is_alive(owner["pid"])}
+        content = json.loads(file.read_bytes()) if file.exists() else {}
+        owners = [
+            *content.get("write", {}).values(),
+            *(one for many in content.get("read", {}).values() for one in many),
+        ]
+        busy = {owner["pid"]: owner["cmd"] for owner in owners if locks.is_alive(owner["pid"])}
     except (ValueError, TypeError, KeyError, AttributeError):
         yield Finding("DVC locks", f"{file}: damaged", f"when no `dvc` runs: `rm {file}`")
         return
@@ -193,30 +196,10 @@ def working_copy(paths: Paths) -> Iterator[Finding]:
         yield Finding("params.yaml", "valid")
     except UserError as error:
         yield Finding("params.yaml", str(error), "correct them; `reparam params` says what each may be")
-    running = [f"{stage} in process {number}" for stage, number in _stages(paths.locks).items()]
+    running = [f"{stage} in process {number}" for stage, number in locks.running(paths.locks).items()]
     yield Finding("running", ", ".join(running) or "no stage")
     if paths.installation.exists() and paths.installation.read_bytes() != project.installation().encode():
         yield Finding("source", "the project is of another version", "`reparam init --update`, then `dvc repro`")
-
-
-def _stages(locks: Path) -> dict[str, int]:
-    """Return the processes of stages that run."""
-    found = {}
-    for path in sorted(locks.glob("*.pid")):
-        with suppress(OSError, ValueError):  # it may end, or not have written its number yet
-            if _is_alive(number := int(path.read_text(encoding="ascii"))):
-                found[path.stem] = number
-    return found
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except PermissionError:
-        return True
-    except (ProcessLookupError, OverflowError):  # the number of no process
-        return False
-    return True
 
 
 CHECKS: tuple[Callable[[Paths], Iterator[Finding]], ...] = (

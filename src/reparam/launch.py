@@ -44,6 +44,8 @@ def run() -> NoReturn:
     options = _options(torchrun)
     if options.max_restarts == 0:
         logging.disable(logging.ERROR)  # torchrun's reports of what `_explain` says
+    # Else processes that are started again may find the addresses of those that are gone.
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     try:
         threads = torch.get_num_threads() // torchrun.determine_local_world_size(options.nproc_per_node)
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads)))
@@ -64,6 +66,7 @@ def record(message: str, *, is_mistake: bool) -> bool:
     """
     if not is_rank():
         return False
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends already, and torchrun asks it to
     content = {"message": redact(message), "timestamp": f"{time.time():.0f}", "is_mistake": is_mistake}
     Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(content), encoding="utf-8")
     is_last = os.environ["TORCHELASTIC_RESTART_COUNT"] == os.environ["TORCHELASTIC_MAX_RESTARTS"]
