@@ -53,7 +53,7 @@ class RandomStreams:
         self.device = device
 
     def state_dict(self) -> dict[str, Any]:
-        is_used = self.device.type == "cuda"
+        is_used = self.device.type == "cuda" and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         return {
             "cpu": torch.get_rng_state(),
             "cuda": {"state": torch.cuda.get_rng_state(self.device)} if is_used else {},
