@@ -33,7 +33,7 @@ LAYERS = (
     ("data", "models", "track", "client"),
     ("objectives", "figures", "logged", "explorer"),
     ("download", "preprocess", "train", "evaluate", "export", "report"),
-    ("compare", "gradients", "recipes", "serve", "shell", "summary"),
+    ("clean", "compare", "gradients", "launch", "recipes", "serve", "shell", "summary"),
     ("experiments", "project", "promote", "sweep"),
     ("doctor",),
     ("tools",),

@@ -30,7 +30,14 @@ DOCUMENTS = [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECUR
 PATHS = set(paths_of(blocks=True))
 SECTIONS = {path.split(".")[0] for path in PATHS} | {"report"}
 # Set for libraries, or for our own child processes: nobody else sets them.
-OURS = {"PYTHONPATH", "CUBLAS_WORKSPACE_CONFIG", "TORCHINDUCTOR_DETERMINISTIC", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"}
+OURS = {
+    "PYTHONPATH",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "TORCHINDUCTOR_DETERMINISTIC",
+    "TORCH_CPP_LOG_LEVEL",
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR",
+}
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 
 

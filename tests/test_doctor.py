@@ -48,12 +48,20 @@ def test_what_is_tolerable_does_not_fail(
 def test_the_default_of_a_fresh_repository_has_no_commit_and_no_secret(tmp_path: Path) -> None:
     type_in(tmp_path, "git", "init", "--quiet")
     type_in(tmp_path, "dvc", "init", "--quiet")
-    type_in(tmp_path, "dvc", "remote", "add", "team", "https://me:hunter2@example.org/store")
+    type_in(tmp_path, "dvc", "remote", "add", "team", "https://me:hunter2@127.0.0.1:9/store")
+    type_in(tmp_path, "dvc", "remote", "add", "disk", str(tmp_path / "not there yet"))
+    type_in(tmp_path, "dvc", "remote", "add", "bucket", "s3://models")
     paths = Paths(tmp_path, tmp_path)
-    assert [*doctor.git(paths), *doctor.dvc(paths)] == [
+    found = [*doctor.git(paths), *doctor.dvc(paths)]
+    by_remote = {finding.text.split()[0]: finding for finding in found if finding.name == "DVC remotes"}
+    assert by_remote["disk"] == Finding("DVC remotes", f"disk {tmp_path}/not there yet")
+    assert by_remote["team"].text == "team https://***@127.0.0.1:9/store"  # whose absence DVC takes for an empty one
+    assert by_remote["bucket"].text.startswith("bucket s3://models: ")
+    assert by_remote["bucket"].remedy == "docs/how-to/remote.md has plugins and credentials of each kind"
+    assert "hunter2" not in str(found)
+    assert [finding for finding in found if finding.name != "DVC remotes"] == [
         Finding("git", "no commit", "`git add . && git commit`: experiments start from a commit", is_tolerable=True),
         Finding("DVC cache", str(tmp_path / ".dvc/cache/files/md5")),
-        Finding("DVC remotes", "team https://***@example.org/store"),
         Finding("DVC locks", "none"),
     ]
 
@@ -126,12 +134,23 @@ def test_a_damaged_file_of_locks_is_to_be_removed(tmp_path: Path) -> None:
         ([], 0, "empty", ""),
         (["Queued", "Queued"], 0, "2 queued", "`dvc queue start` runs what is queued"),
         (["Queued", "Running"], 1, "1 queued, 1 running", ""),
-        (["Failed"], 0, "1 failed", "`dvc queue logs NAME` says why; `dvc queue remove --failed` forgets it"),
+        (["Failed"], 0, "1 failed", "`dvc queue logs task-0` says why; `dvc queue remove --failed` forgets it"),
+        (
+            ["Success", *["Failed"] * 4],
+            0,
+            "1 success, 4 failed",
+            "`dvc queue logs task-1`, `dvc queue logs task-2`, `dvc queue logs 3abcdef`, ... says why; "
+            "`dvc queue remove --failed` forgets it",
+        ),
     ],
 )
 def test_a_queue_that_nobody_works_on_is_noticed(statuses: list[str], workers: int, text: str, remedy: str) -> None:
     queue = SimpleNamespace(
-        status=lambda: [{"status": status} for status in statuses], worker_status=lambda: {"w": [{}] * workers}
+        status=lambda: [
+            {"status": status, "name": f"task-{number}" if number != 3 else None, "rev": f"{number}abcdef01"}
+            for number, status in enumerate(statuses)
+        ],
+        worker_status=lambda: {"w": [{}] * workers},
     )
     assert list(doctor._queue(queue)) == [Finding("DVC queue", text, remedy, is_tolerable=True)]
 
@@ -153,3 +172,34 @@ def test_parameters_and_the_record_of_the_package_are_checked(
     assert source.remedy == "`reparam init --update`, then `dvc repro`"
     project.installation.write_text(projects.installation())
     assert [finding.name for finding in doctor.working_copy(project)] == ["params.yaml", "running"]
+
+
+def gpu(name: str, gib: int) -> Any:
+    return SimpleNamespace(name=name, total_memory=gib * 2**30)
+
+
+def test_gpus_are_named_with_their_memory_and_how_to_use_all(monkeypatch: pytest.MonkeyPatch, project: Paths) -> None:
+    import torch
+
+    cores = f"{os.cpu_count()} CPU cores"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: gpu(f"GPU {number}", 80))
+    one, all_ = doctor.devices(project)
+    assert one == Finding("devices", f"{cores}, GPU 0 (80 GiB), GPU 1 (80 GiB)")
+    assert all_.remedy == 'all: `export REPARAM_LAUNCH="torchrun --nproc-per-node gpu"`'
+    assert not all_.is_broken
+    monkeypatch.setenv("REPARAM_LAUNCH", "torchrun --nproc-per-node gpu")
+    assert list(doctor.devices(project)) == [one]
+
+
+def test_a_gpu_that_torch_cannot_use_is_noticed(monkeypatch: pytest.MonkeyPatch, project: Paths) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(doctor, "DRIVER", project.params)  # a file that is there
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (found,) = doctor.devices(project)
+    assert found.text == f"{os.cpu_count()} CPU cores, no GPU, but a driver of NVIDIA; torch is a build for CPUs"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert [finding.text for finding in doctor.devices(project)] == [f"{os.cpu_count()} CPU cores, no GPU"]

@@ -27,6 +27,14 @@ def test_an_experiment_in_a_scratch_copy_shares_downloads_and_tracking_store_of_
     assert paths.downloads == Path("/repository/data/.downloads")
 
 
+@pytest.mark.parametrize(
+    ("value", "wanted"), [("/mnt/checkpoints", "/mnt/checkpoints"), ("kept", "/r/kept"), ("", "/r/.resume")]
+)
+def test_checkpoints_are_where_the_environment_says(value: str, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPARAM_RESUME_DIR", value)
+    assert Paths(Path("/w"), Path("/r")).resume == Path(wanted)
+
+
 def test_no_two_names_stand_for_one_file_or_for_a_file_inside_another() -> None:
     paths = Paths(Path("/w"), Path("/r"))
     files = [getattr(paths, name) for name in NAMES]

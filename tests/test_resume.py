@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SMALL, change
+from conftest import CHANGES, SMALL, change
 from dvc_project import Project, project_in
 from ruamel.yaml import YAML
 
@@ -244,7 +244,7 @@ class Killable:
 
     def __init__(self, root: Path) -> None:
         environment = {"MLFLOW_TRACKING_URI": "off", "REPARAM_CHECKPOINT_SECONDS": "0.05", "REPARAM_DEVICE": "cpu"}
-        changes = {"model": {"hidden": [16]}, "train": LONG["train"]}
+        changes = CHANGES | {"train": CHANGES["train"] | LONG["train"]}
         self.project = project_in(root / "project", changes, **environment)
         self.project("dvc repro --quiet preprocess")
         self.project.commit("data")
@@ -252,7 +252,8 @@ class Killable:
         shutil.copytree(self.project.root, self.undisturbed.root, symlinks=True)
 
     def checkpoints(self) -> list[Path]:
-        return list(self.project.root.glob(".resume/*/[0-9]*.safetensors"))
+        directory = self.project.root / self.project.environment.get("REPARAM_RESUME_DIR", ".resume")
+        return list(directory.glob("*/[0-9]*.safetensors"))
 
     def start(self, command: str) -> subprocess.Popen[bytes]:
         """Start a command in a session of its own; return when there are some checkpoints."""
@@ -323,6 +324,25 @@ def test_a_killed_pipeline_and_a_killed_experiment_go_on_under_dvc(killable: Kil
     found, wanted = killable.trained("killed"), killable.undisturbed_training()
     assert found == {path: wanted[path] for path in found}
     assert killable.checkpoints() == []
+
+
+@pytest.mark.slow
+def test_a_training_that_was_killed_goes_on_in_another_clone(killable: Killable, tmp_path: Path) -> None:
+    project, kept = killable.project, tmp_path / "kept"
+    killable.undisturbed("dvc repro --quiet train")
+    project.environment["REPARAM_RESUME_DIR"] = str(kept)
+    killable.kill("dvc repro --quiet train")
+    assert killable.checkpoints()
+    project(f"git clone --quiet . {tmp_path}/elsewhere/clone")
+    clone = Project(tmp_path / "elsewhere/clone", **project.environment)
+    clone(f"dvc cache dir --local {project.root}/.dvc/cache")
+    clone("dvc checkout --quiet data/raw data/processed")
+    done = subprocess.run(
+        ["dvc", "repro", "train"], cwd=clone.root, env=clone.environment, capture_output=True, text=True
+    )
+    assert re.search(rf"going on after epoch [0-9]+, from {kept}/", done.stderr), done.stdout + done.stderr
+    assert clone.hashes() == killable.undisturbed.hashes()
+    assert not kept.exists()
 
 
 @pytest.mark.slow

@@ -7,13 +7,14 @@ import gc
 import logging
 import signal
 import sys
+import traceback
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from reparam import tools
+from reparam import launch, tools
 from reparam.errors import UserError
 from reparam.redact import redacted_output
 from reparam.shell import commands as model
@@ -94,6 +95,8 @@ def train(
     Reads params.yaml and data/processed.
     Writes models/vae and reports/training.
     """
+    if launch.is_wanted():
+        launch.run()
     try:
         with _stage("train") as (config, paths, tracker):
             from reparam.train import stage as train
@@ -154,36 +157,45 @@ def main() -> None:
     """Run a command; a mistake of the user is one message and exit code 1."""
     gc.disable()  # imports leave no garbage, and make enough objects for a search to take half a second
     choose_wait_policy(Path.cwd())
+    launch.keep_quiet()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         app()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        _fail(str(error))
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "reparam"):
             raise  # a bug of ours
         extra = sys.argv[1] if sys.argv[1] in ("serve", "sweep") else "pipeline"
-        print(f"error: {sys.argv[1]}: needs {package}; run `pip install 'reparam[{extra}]'`", file=sys.stderr)
-        sys.exit(1)
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        remedy = (
-            "Ask for fewer images or samples at once"
-            if sys.argv[1:2] == ["model"]
-            else "Lower train.batch_size, objective.samples or the size of the model in params.yaml, or "
-            "evaluate.batch_size where it was `evaluate`"
-        )
-        print(f"error: out of memory: {(str(error).splitlines() or [''])[0]}\n{remedy}", file=sys.stderr)
-        sys.exit(1)
+        _fail(f"{sys.argv[1]}: needs {package}; run `pip install 'reparam[{extra}]'`")
     except OSError as error:
         # No permission, a full disk, a file where a folder should be: the system's own words name the file.
         name = error.filename2 or error.filename  # of a failed copy, what was to be written
         where = f"{name}: " if name else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
-        sys.exit(1)
+        _fail(f"{where}{error.strerror or error}")
+    except Exception as error:
+        if _is_out_of_memory(error):
+            _fail(f"out of memory: {(str(error).splitlines() or [''])[0]}\n{_less_memory()}")
+        if launch.record(traceback.format_exc(), is_mistake=False):
+            sys.exit(1)
+        raise
+
+
+def _fail(message: str) -> NoReturn:
+    """Show a mistake of the user, and end; of several processes, the one that started them shows it, once."""
+    if not launch.record(message, is_mistake=True):
+        print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _less_memory() -> str:
+    if sys.argv[1:2] == ["model"]:
+        return "Ask for fewer images or samples at once"
+    return (
+        "Lower train.batch_size, objective.samples or the size of the model in params.yaml, or evaluate.batch_size "
+        "where it was `evaluate`"
+    )
 
 
 def _is_out_of_memory(error: Exception) -> bool:

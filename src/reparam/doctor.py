@@ -8,20 +8,26 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
 from typing import Any
 
-from reparam import project, track
+from reparam import locks, project, track
 from reparam.config import load_config
 from reparam.errors import TrackingError, UserError
 from reparam.lineage import package_hash
 from reparam.paths import Paths
-from reparam.redact import without_secrets
+from reparam.redact import redact, without_secrets
 from reparam.versions import LIBRARIES, versions
 
+PATIENCE = 10.0  # seconds for a remote to answer
 LEAST_DISK = 2e9  # bytes; the default run takes a tenth of that
+DRIVER = Path("/dev/nvidia0")
+SHOWN = 3  # failed tasks by name
 INSTALL = "install the package again: docs/how-to/install.md"
 
 
@@ -73,8 +79,19 @@ def devices(_: Paths) -> Iterator[Finding]:
     except (ImportError, OSError) as error:
         yield Finding("devices", f"torch does not load: {error}", INSTALL)
         return
-    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    yield Finding("devices", ", ".join([f"{os.cpu_count()} CPU cores", *(gpus or ["no GPU"])]))
+    properties = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+    gpus = [f"{one.name} ({one.total_memory / 2**30:.0f} GiB)" for one in properties]
+    text = ", ".join([f"{os.cpu_count()} CPU cores", *(gpus or ["no GPU"])])
+    if not gpus and DRIVER.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+        built = f"of CUDA {torch.version.cuda}" if torch.version.cuda else "for CPUs"
+        remedy = "install a build of torch for the CUDA version of `nvidia-smi`"
+        yield Finding("devices", f"{text}, but a driver of NVIDIA; torch is a build {built}", remedy, is_tolerable=True)
+        return
+    yield Finding("devices", text)
+    if len(gpus) > 1 and not os.environ.get("REPARAM_LAUNCH"):
+        yield Finding(
+            "devices", "a training uses one GPU", 'all: `export REPARAM_LAUNCH="torchrun --nproc-per-node gpu"`', True
+        )
 
 
 def providers(_: Paths) -> Iterator[Finding]:
@@ -146,8 +163,10 @@ def dvc(paths: Paths) -> Iterator[Finding]:
             cache = repo.cache.local.path
             remotes = repo.config["remote"]
             yield Finding("DVC cache", cache)
-            named = [f"{name} {without_secrets(remote['url'])}" for name, remote in remotes.items()]
-            yield Finding("DVC remotes", ", ".join(named) or "none")
+            for name, remote in remotes.items():
+                yield _remote(f"{name} {without_secrets(remote['url'])}", partial(_reach, repo, name))
+            if not remotes:
+                yield Finding("DVC remotes", "none")
             yield from _locks(Path(repo.tmp_dir))
             if Path(repo.tmp_dir, "exps/celery").exists():
                 yield from _queue(repo.experiments.celery_queue)
@@ -155,12 +174,44 @@ def dvc(paths: Paths) -> Iterator[Finding]:
         yield Finding("DVC", str(error).splitlines()[0], "`dvc init`, or `reparam init` where there is no project yet")
 
 
+def _reach(repo: Any, name: str) -> None:
+    """Ask a remote for something that need not be there."""
+    remote = repo.cloud.get_remote(name)
+    remote.fs.exists(remote.fs.join(remote.path, "files"))
+
+
+def _remote(title: str, ask: Callable[[], None]) -> Finding:
+    """Say whether a remote answers: with its plugin, credentials and network."""
+    answers: Queue[str] = Queue()
+
+    def run() -> None:
+        try:
+            ask()
+        except Exception as error:  # noqa: BLE001  # of whatever type a plugin raises, it is the finding
+            answers.put(redact((str(error).strip() or type(error).__name__).splitlines()[0]))
+        else:
+            answers.put("")
+
+    Thread(target=run, daemon=True).start()  # which nobody waits for at the end
+    try:
+        problem = answers.get(timeout=PATIENCE)
+    except Empty:
+        problem = f"no answer within {PATIENCE:.0f} s"
+    if not problem:
+        return Finding("DVC remotes", title)
+    remedy = "docs/how-to/remote.md has plugins and credentials of each kind"
+    return Finding("DVC remotes", f"{title}: {problem}", remedy, is_tolerable=True)
+
+
 def _locks(directory: Path) -> Iterator[Finding]:
     file = directory / "rwlock"
     try:
-        locks = json.loads(file.read_bytes()) if file.exists() else {}
-        owners = [*locks.get("write", {}).values(), *(one for many in locks.get("read", {}).values() for one in many)]
-        busy = {owner["pid"]: owner["cmd"] for owner in owners if _is_alive(owner["pid"])}
+        content = json.loads(file.read_bytes()) if file.exists() else {}
+        owners = [
+            *content.get("write", {}).values(),
+            *(one for many in content.get("read", {}).values() for one in many),
+        ]
+        busy = {owner["pid"]: owner["cmd"] for owner in owners if locks.is_alive(owner["pid"])}
     except (ValueError, TypeError, KeyError, AttributeError):
         yield Finding("DVC locks", f"{file}: damaged", f"when no `dvc` runs: `rm {file}`")
         return
@@ -168,13 +219,16 @@ def _locks(directory: Path) -> Iterator[Finding]:
 
 
 def _queue(queue: Any) -> Iterator[Finding]:
-    counts = Counter(task["status"] for task in queue.status())
+    tasks = queue.status()
+    counts = Counter(task["status"] for task in tasks)
     text = ", ".join(f"{count} {status.lower()}" for status, count in counts.items()) or "empty"
     remedy = ""
     if counts["Queued"] and not any(queue.worker_status().values()):
         remedy = "`dvc queue start` runs what is queued"
     elif counts["Failed"]:
-        remedy = "`dvc queue logs NAME` says why; `dvc queue remove --failed` forgets it"
+        failed = [task["name"] or task["rev"][:7] for task in tasks if task["status"] == "Failed"]
+        logs = ", ".join(f"`dvc queue logs {name}`" for name in failed[:SHOWN]) + (", ..." if failed[SHOWN:] else "")
+        remedy = f"{logs} says why; `dvc queue remove --failed` forgets it"
     yield Finding("DVC queue", text, remedy, is_tolerable=True)
 
 
@@ -193,30 +247,10 @@ def working_copy(paths: Paths) -> Iterator[Finding]:
         yield Finding("params.yaml", "valid")
     except UserError as error:
         yield Finding("params.yaml", str(error), "correct them; `reparam params` says what each may be")
-    running = [f"{stage} in process {number}" for stage, number in _stages(paths.locks).items()]
+    running = [f"{stage} in process {number}" for stage, number in locks.running(paths.locks).items()]
     yield Finding("running", ", ".join(running) or "no stage")
     if paths.installation.exists() and paths.installation.read_bytes() != project.installation().encode():
         yield Finding("source", "the project is of another version", "`reparam init --update`, then `dvc repro`")
-
-
-def _stages(locks: Path) -> dict[str, int]:
-    """Return the processes of stages that run."""
-    found = {}
-    for path in sorted(locks.glob("*.pid")):
-        with suppress(OSError, ValueError):  # it may end, or not have written its number yet
-            if _is_alive(number := int(path.read_text(encoding="ascii"))):
-                found[path.stem] = number
-    return found
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except PermissionError:
-        return True
-    except (ProcessLookupError, OverflowError):  # the number of no process
-        return False
-    return True
 
 
 CHECKS: tuple[Callable[[Paths], Iterator[Finding]], ...] = (

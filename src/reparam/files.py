@@ -21,6 +21,7 @@ except ImportError:  # Windows has no such locks
     fcntl = None  # type: ignore[assignment]
 
 MANY = 256  # files
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)  # of some file systems in a network, and of buckets that are mounted
 
 
 @contextmanager
@@ -41,7 +42,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _alone(partial: Path, path: Path) -> Iterator[None]:
-    """Hold a file that is written, so that two processes never mix their bytes; the system releases it.
+    """Hold a file that is written, where there are locks, so that two processes never mix their bytes.
 
     Raises: OSError where another process writes it.
     """
@@ -52,6 +53,9 @@ def _alone(partial: Path, path: Path) -> Iterator[None]:
             except BlockingIOError:
                 message = "another process is writing it; wait for its end, and run again"
                 raise OSError(errno.EBUSY, message, str(path)) from None
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
         yield
 
 

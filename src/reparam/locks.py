@@ -43,3 +43,24 @@ def _describe(stage: str, owner: Path) -> str:
         f"{stage}: wanted to be the only one that runs this stage in this working copy, found {process}; wait for it, "
         "or end it with `kill`, and run again"
     )
+
+
+def running(directory: Path) -> dict[str, int]:
+    """Return the processes of stages that run, by their stage."""
+    found = {}
+    for path in sorted(directory.glob("*.pid")):
+        with suppress(OSError, ValueError):  # it may end, or not have written its number yet
+            if is_alive(number := int(path.read_text(encoding="ascii"))):
+                found[path.stem] = number
+    return found
+
+
+def is_alive(process: int) -> bool:
+    """Whether there is a process of this number."""
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):  # the number of no process
+        return False
+    return True

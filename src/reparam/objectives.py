@@ -15,6 +15,11 @@ from reparam.models.draw import Draw, Layer, Model, gaussian_log_prob
 Terms = dict[str, Tensor]
 
 
+def alone(rows: Tensor) -> Tensor:
+    """Return rows as they are: where one process has the whole batch."""
+    return rows
+
+
 @dataclass(frozen=True)
 class Setting:
     """What an objective may know beyond model and batch."""
@@ -22,6 +27,8 @@ class Setting:
     epoch: Tensor  # scalar: epochs done, a fraction within one; infinite where schedules are to be at their end
     black: Tensor  # (C, 1, 1) values of a black and of a white pixel, as the model sees them
     white: Tensor
+    # Of the images of this process, and what belongs to them, to that of the whole batch: (b, ...) -> (B, ...).
+    gather: Callable[[Tensor], Tensor] = alone
 
 
 def reconstruction(model: Model, x: Tensor, config: ObjectiveConfig, _setting: Setting) -> Terms:
@@ -46,7 +53,7 @@ def sparse(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -
     if config.sparse.penalty == "l1":
         penalty = code.abs().sum(-1)
     else:
-        rho, found = config.sparse.rho, code.mean(0).clamp(1e-6, 1 - 1e-6)  # (D,)
+        rho, found = config.sparse.rho, setting.gather(code).mean(0).clamp(1e-6, 1 - 1e-6)  # (D,)
         distance = rho * (rho / found).log() + (1 - rho) * ((1 - rho) / (1 - found)).log()
         penalty = distance.sum().expand(len(x))
     loss = _weighted(model, draw, config, setting) + config.sparse.weight * penalty
@@ -77,7 +84,7 @@ def capacity(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting)
     """Hold the mean KL at a capacity that rises with the epochs. Source: Burgess et al. 2018, eq. 8."""
     draw = model.draw(x, x, config.samples)
     wanted = config.capacity.nats * (setting.epoch / config.capacity.epochs).clamp(0, 1)
-    distance = (_kl(draw, config).mean() - wanted).abs()
+    distance = (setting.gather(_kl(draw, config, setting)).mean() - wanted).abs()
     return _terms(model, draw, -draw.log_px.mean(0) + config.capacity.weight * distance, capacity=wanted.expand(len(x)))
 
 
@@ -88,7 +95,7 @@ def beta_tc(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) 
     """
     draw = model.draw(x, x, config.samples)
     [layer] = draw.layers
-    log_q, log_q_dimensions = aggregate_posterior(layer)  # (K, B), (K, B, D)
+    log_q, log_q_dimensions = aggregate_posterior(layer, setting.gather)  # (K, B), (K, B, D)
     mutual_information = (draw.log_qz - log_q).mean(0)
     total_correlation = (log_q - log_q_dimensions.sum(-1)).mean(0)
     dimensions = (log_q_dimensions.sum(-1) - draw.log_pz).mean(0)
@@ -103,7 +110,8 @@ def mmd(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> T
     """
     draw = model.draw(x, x, config.samples)
     z = draw.layers[0].z  # (K, B, D): samples of one image are no samples of the aggregate posterior
-    found = [maximum_mean_discrepancy(codes, model.prior.sample(codes)) for codes in z]
+    pairs = [(setting.gather(codes), setting.gather(model.prior.sample(codes))) for codes in z]
+    found = [maximum_mean_discrepancy(codes, samples) for codes, samples in pairs]
     discrepancy = torch.stack(found).mean().expand(len(x))
     loss = _weighted(model, draw, config, setting) + config.mmd.weight * discrepancy
     return _terms(model, draw, loss, mmd=discrepancy)
@@ -201,15 +209,16 @@ def squared_jacobian_norm(model: Model, x: Tensor) -> Tensor:
     return total if is_training else total.detach()
 
 
-def aggregate_posterior(layer: Layer) -> tuple[Tensor, Tensor]:
-    """Estimate log q(z), and log q(z_d) of each dimension, by the mixture of the batch's own posteriors.
+def aggregate_posterior(layer: Layer, gather: Callable[[Tensor], Tensor] = alone) -> tuple[Tensor, Tensor]:
+    """Estimate log q(z), and log q(z_d) of each dimension, by the mixture of the whole batch's own posteriors.
 
     The minibatch-weighted estimate of Chen et al. 2018, app. C.1, is less by the logarithm of the number of training
     images: the same gradient, but a mutual information above the KL. So, it is at most log B.
-    Shapes: -> (K, B), (K, B, D).
+    Shapes: -> (K, b), (K, b, D).
     """
-    pairs = gaussian_log_prob(layer.z[:, :, None], layer.mean, layer.log_variance)  # (K, B, B, D)
-    scale = math.log(layer.z.shape[1])
+    mean, log_variance = gather(layer.mean), gather(layer.log_variance)  # (B, D)
+    pairs = gaussian_log_prob(layer.z[:, :, None], mean, log_variance)  # (K, b, B, D)
+    scale = math.log(len(mean))
     return pairs.sum(-1).logsumexp(-1) - scale, pairs.logsumexp(-2) - scale
 
 
@@ -231,17 +240,18 @@ def maximum_mean_discrepancy(first: Tensor, second: Tensor) -> Tensor:
 def _weighted(model: Model, draw: Draw, config: ObjectiveConfig, setting: Setting) -> Tensor:
     if not model.stochastic_layers:
         return -draw.log_px.mean(0)  # a KL that there is not has no free bits, for which the loss would be charged
-    return -draw.log_px.mean(0) + beta_at(config, setting.epoch) * _kl(draw, config)
+    return -draw.log_px.mean(0) + beta_at(config, setting.epoch) * _kl(draw, config, setting)
 
 
-def _kl(draw: Draw, config: ObjectiveConfig) -> Tensor:
+def _kl(draw: Draw, config: ObjectiveConfig, setting: Setting) -> Tensor:
     """Reduce the KL to (B,): closed form or sampled, with or without free bits."""
     is_sampled = config.kl == "monte_carlo"
     if not config.free_bits:
         return (draw.log_qz - draw.log_pz if is_sampled else draw.kl).mean(0)
     each = [layer.sampled_kl if is_sampled else layer.kl for layer in draw.layers]
     dimensions = torch.cat([kl for kl in each if kl is not None], -1)  # all of them: `check_fit` refuses other priors
-    free = dimensions.mean((0, 1)).clamp_min(config.free_bits)  # (D,)
+    whole = setting.gather(dimensions.movedim(1, 0)).movedim(0, 1)  # (K, B, D)
+    free = whole.mean((0, 1)).clamp_min(config.free_bits)  # (D,)
     return free.sum().expand(draw.kl.shape[1])
 
 

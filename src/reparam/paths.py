@@ -76,7 +76,7 @@ class Paths:
 
     @property
     def resume(self) -> Path:
-        return Path(os.environ.get("REPARAM_RESUME_DIR", self.shared / ".resume"))
+        return self.shared / (os.environ.get("REPARAM_RESUME_DIR") or ".resume")
 
     # evaluate
     @property

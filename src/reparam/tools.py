@@ -80,6 +80,31 @@ def doctor() -> None:
 
 
 @app.command(rich_help_panel=PANEL)
+def clean(yes: Annotated[bool, typer.Option("--yes", help="Remove it, not only list it.")] = False) -> None:
+    """List what interrupted work left and can be made again, with sizes; never data, models, reports or tracked runs.
+
+    Reads .resume, data/.downloads, .tracking, and the folders of outputs.
+    Writes nothing; with --yes it removes what it lists, except what a process still needs.
+    """
+    from reparam import clean
+    from reparam.paths import Paths
+
+    paths = Paths.here()
+    found = clean.find(paths)
+    for leftover in found:
+        print(leftover.line(paths.relative(leftover.path)))
+    loose = [leftover for leftover in found if not leftover.kept]
+    if not loose:
+        print("nothing to remove")
+    elif yes:
+        for leftover in loose:
+            leftover.remove()
+        print("removed")
+    else:
+        print("`reparam clean --yes` removes this")
+
+
+@app.command(rich_help_panel=PANEL)
 def check() -> None:
     """Check params.yaml and do nothing else.
 

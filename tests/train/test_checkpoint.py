@@ -1,5 +1,7 @@
 """Checkpoints on disk, whatever is in them."""
 
+import errno
+import fcntl
 import json
 import math
 import os
@@ -224,3 +226,19 @@ with Checkpoints(Path(sys.argv[1])).held():
         other.kill()  # which must not leave the lock behind
     with Checkpoints(tmp_path).held():
         pass
+
+
+def test_a_place_without_locks_is_used_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_descriptor: int, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    checkpoints = Checkpoints(tmp_path / "bucket")
+    with checkpoints.held():
+        checkpoints.write({"number": 1})
+    assert checkpoints.read() == {"number": 1}
+    assert warnings_of(caplog) == [
+        f"{checkpoints.directory}: has no locks; see that one machine alone trains this model there"
+    ]

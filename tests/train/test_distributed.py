@@ -88,14 +88,12 @@ def run(root: Path, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def torchrun(root: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    return run(root, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command)
+def torchrun(root: Path, *command: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    return run(root, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *command)
 
 
-def whole_epochs(paths: Paths) -> list[float]:
-    """The history without the second epoch: where that was killed, the other process forgot what it had summed."""
-    _, first, _, third = paths.history.read_text().splitlines()
-    return [float(cell) for line in (first, third) for cell in line.split(",")]
+def history(paths: Paths) -> list[float]:
+    return [float(cell) for line in paths.history.read_text().splitlines()[1:] for cell in line.split(",")]
 
 
 def assert_trained(paths: Paths, wanted: dict[str, Tensor]) -> None:
@@ -135,7 +133,7 @@ def test_two_processes_that_were_killed_go_on_to_the_model_that_one_trains(
     noiseless: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train.run(load_config(noiseless.params), noiseless, "cpu", quiet=True)
-    wanted, alone = load_file(noiseless.model / "weights.safetensors"), whole_epochs(noiseless)
+    wanted, alone = load_file(noiseless.model / "weights.safetensors"), history(noiseless)
     (noiseless.model / "weights.safetensors").unlink()
     noiseless.history.unlink()
     monkeypatch.setenv("REPARAM_CHECKPOINT_SECONDS", "0")
@@ -148,8 +146,46 @@ def test_two_processes_that_were_killed_go_on_to_the_model_that_one_trains(
     done = torchrun(noiseless.root, "-m", "reparam", "train", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     assert_trained(noiseless, wanted)
-    assert whole_epochs(noiseless) == pytest.approx(alone, rel=1e-3)
+    assert history(noiseless) == pytest.approx(alone, rel=1e-3)
     assert done.stderr.count("going on after epoch 1,") == done.stderr.count("epoch 3/3") == 1  # one of them speaks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_that_were_killed_go_on_to_the_same_bytes(
+    processes: int, noiseless: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = YAML().load(noiseless.params)
+    params["model"]["kind"], params["objective"]["name"] = "vae", "mmd"  # with noise, and exchanges within a step
+    params["train"]["on_nonfinite"] = "rollback"
+    with noiseless.params.open("w") as file:
+        YAML().dump(params, file)
+    monkeypatch.setenv("REPARAM_CHECKPOINT_SECONDS", "0")
+
+    def outputs() -> list[bytes]:
+        return [path.read_bytes() for path in (*sorted(noiseless.model.iterdir()), noiseless.history)]
+
+    (noiseless.root / "killed.py").write_text(KILLED)
+    train_it = ("-m", "reparam", "train", "--device", "cpu")
+    undisturbed = torchrun(noiseless.root, *train_it, processes=processes)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    wanted = outputs()
+    noiseless.history.unlink()
+    assert torchrun(noiseless.root, "killed.py", processes=processes).returncode != 0
+    done = torchrun(noiseless.root, *train_it, processes=processes)
+    assert "going on after epoch 1," in done.stderr, done.stderr
+    assert outputs() == wanted
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("2",), pytest.param(("3",), marks=pytest.mark.slow), pytest.param(("2", "compile"), marks=pytest.mark.slow)],
+)
+def test_a_step_of_several_processes_is_that_of_one(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, Path(__file__).with_name("shared_step.py"), *arguments]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "equal 9"), done.stderr
 
 
 WORKER = """

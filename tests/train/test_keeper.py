@@ -251,9 +251,20 @@ def test_a_second_signal_ends_training_at_once(tmp_path: Path) -> None:
     assert not stop
     with stop.listening():
         signal.raise_signal(signal.SIGINT)
-        assert stop
-        assert stop.exit_code == 130
+        assert stop.signal == signal.SIGINT
         with pytest.raises(SystemExit) as ended:
             signal.raise_signal(signal.SIGTERM)
     assert ended.value.code == 143
     assert files(tmp_path) == []
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_one_of_several_processes_takes_a_second_signal_for_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    stop = new_training(tmp_path).keeper.stop
+    with stop.listening():
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+    assert stop.signal == signal.SIGTERM

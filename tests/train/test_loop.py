@@ -319,7 +319,10 @@ def test_who_wants_to_stop_need_not_wait_for_the_end_of_validation() -> None:
             states.append(torch.get_rng_state())
             if len(states) == 3:  # of the epoch: somebody asks between the last step and validation
                 self.stop.signal = 15
-            elif len(states) == 4:  # validation was left
+
+        def after_validation(self) -> None:
+            states.append(torch.get_rng_state())
+            if self.stop:
                 raise Stop
 
     training.keeper = Stopping(training.state, training.rollback, training.keeper.stop, None, math.inf)

@@ -11,7 +11,7 @@ from training import FakeTrainer, Training, equal, kill_after, small_data, small
 
 from reparam.train.checkpoint import Checkpoints
 from reparam.train.distributed import World
-from reparam.train.state import State
+from reparam.train.state import State, own_part, with_own_part
 from reparam.train.sums import Totals
 
 RICH: dict[str, Any] = {"average": 0.9, "on_nonfinite": "rollback", "schedule": "cosine"}
@@ -96,28 +96,26 @@ def test_an_epoch_begins_with_an_order_and_without_sums() -> None:
 # Several processes
 
 
-def in_process(rank: int) -> State:
-    """The state of one of two processes, after it loaded what the first one saved after 8 images."""
+def test_a_process_goes_on_with_its_own_noise_and_sums_and_with_all_else_of_the_first() -> None:
     kill_after(first := Training(small_trainer()), 2)
     saved = copy.deepcopy(first.state.state_dict())
-    training = Training(small_trainer())
-    training.trainer.world = World(rank, 2)
-    training.state.load_state_dict(saved)
-    return training.state
+    kill_after(second := Training(small_trainer()), 1)
+    own = copy.deepcopy(own_part(second.state.state_dict()))
+    noise = torch.rand(5)
+    third = Training(small_trainer()).state
+    third.load_state_dict(with_own_part(saved, own))
+    assert torch.equal(torch.rand(5), noise)
+    assert (third.epoch.sums.images, third.epoch.sums.steps) == (4, 1)
+    assert equal(third.trainer.state_dict(), saved["trainer"])
+    assert torch.equal(third.epoch.order, first.state.epoch.order)
 
 
-def test_processes_that_go_on_draw_different_noise_and_count_what_was_summed_once() -> None:
-    first, its_noise = in_process(0), torch.rand(5)
-    second, other_noise = in_process(1), torch.rand(5)
-    assert not torch.equal(its_noise, other_noise)
-    assert (first.epoch.sums.images, second.epoch.sums.images) == (8, 0)
-    assert second.epoch.sums.totals.tolist() == [0.0] * len(first.epoch.sums.totals)
-    assert first.epoch.sums.steps == second.epoch.sums.steps == 2
-    assert torch.equal(first.epoch.order, second.epoch.order)
-
-
-def test_the_noise_of_another_process_is_a_function_of_seed_rank_and_how_far_training_is() -> None:
-    in_process(1)
-    found = torch.rand(5)
-    torch.manual_seed(train_config().seed + 1 + 2 * 8)
-    assert torch.equal(found, torch.rand(5))
+def test_no_two_processes_begin_with_the_same_noise() -> None:
+    state = Training(small_trainer()).state
+    found = []
+    for rank in (0, 1, 2):
+        torch.manual_seed(train_config().seed)
+        state.trainer.world = World(rank, 3)
+        state.separate_processes()
+        found.append(torch.initial_seed())
+    assert found == [train_config().seed + rank for rank in (0, 1, 2)]

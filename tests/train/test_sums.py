@@ -85,14 +85,6 @@ def test_cleared_sums_are_as_new() -> None:
     assert sums.means("train", epoch=1) == {"train_loss": 4.0}
 
 
-def test_forgotten_sums_know_their_steps_and_terms() -> None:
-    sums = summed([terms(1.0, 2.0), terms(6.0)])
-    sums.forget()
-    assert (sums.names, sums.totals.tolist(), sums.images, sums.steps) == (["loss", "kl"], [0.0, 0.0, 0.0], 0, 2)
-    sums.add(Totals.of(terms(5.0)))
-    assert sums.means("train", epoch=1) == {"train_loss": 5.0, "train_kl": 1.0}
-
-
 @pytest.mark.parametrize("steps", [0, 1, 2, 3])
 def test_sums_go_on_from_a_state_and_share_no_memory_with_it(steps: int) -> None:
     given = [terms(1.0, 2.0), terms(math.inf), terms(7.0)]

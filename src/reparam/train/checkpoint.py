@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load, save
 from torch import Tensor
 
-from reparam.files import whole_file
+from reparam.files import NO_LOCKS, whole_file
 from reparam.train.distributed import World
 
 KEPT = 2  # the newest, and the one before it in case the newest is damaged
@@ -67,15 +67,22 @@ class Checkpoints:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes that train the same away.
+        """Keep other processes that train the same away, where the file system has locks.
 
         Raises: Timeout where another one was here first.
         """
         lock = FileLock(self._lock, timeout=0)
         while not lock.is_locked:
-            with suppress(FileNotFoundError):  # another training ended, and removed the directory in between
+            try:
                 self.directory.mkdir(parents=True, exist_ok=True)
                 lock.acquire()
+            except FileNotFoundError:  # another training ended, and removed the directory in between
+                continue
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                log.warning("%s: has no locks; see that one machine alone trains this model there", self.directory)
+                break
         try:
             for partial in self.directory.glob(".partial-*"):  # of a process that was killed while it wrote
                 partial.unlink()

@@ -26,15 +26,39 @@ class World:
         """Whether this process keeps and writes what there is to keep."""
         return self.rank == 0
 
+    @property
+    def is_first_here(self) -> bool:
+        """Whether this process is the first one of its machine."""
+        return self.size == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
+
     def wrap(self, module: nn.Module) -> nn.Module:
         """Let backward passes average the gradients of all processes, and start from the weights of the first."""
-        return module if self.size == 1 else DistributedDataParallel(module)
+        if self.size == 1:
+            return module
+        # The option keeps the order in which gradients are added up: else it changes after the first step, and a
+        # training that goes on from a checkpoint has other rounding than one that was never interrupted.
+        return DistributedDataParallel(module, find_unused_parameters=True)
 
     def agree(self, values: Tensor) -> Tensor:
         """Return what the first process says. Shapes: unchanged, the same for all."""
         if self.size > 1:
             dist.broadcast(values, src=0)
         return values
+
+    def most(self, *numbers: int) -> list[int]:
+        """Return the largest that any process says, of each number."""
+        values = torch.tensor(numbers)
+        if self.size > 1:
+            dist.all_reduce(values, dist.ReduceOp.MAX)
+        return values.tolist()
+
+    def collect(self, value: Any) -> list[Any]:
+        """Return the values of all processes, of whatever type, by their rank, to the first one; none to the others."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size if self.is_first else None
+        dist.gather_object(value, values)
+        return values or []
 
     def agree_on(self, value: Any) -> Any:
         """Return the value of the first process, of whatever type."""
@@ -60,6 +84,45 @@ class World:
 
 
 ALONE = World()
+
+
+@dataclass(frozen=True)
+class SharedBatch:
+    """A batch of so many images, of which each process has a part: that of `World.share`."""
+
+    world: World
+    images: int
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return the rows of all processes; to each go back the gradients that all have for its own.
+
+        Shapes: (b, ...), one for each image of ours -> (B, ...).
+        """
+        ranks = range(self.world.size)
+        if self.images < self.world.size:  # then each has all
+            return rows
+        counts = [len(range(rank, self.images, self.world.size)) for rank in ranks]
+        gathered: Tensor = _Gather.apply(rows, counts, self.world.rank)
+        return gathered
+
+
+class _Gather(torch.autograd.Function):
+    """Concatenate what processes have, (b, ...) each, which `all_gather` wants of equal size."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, counts: list[int], rank: int) -> Tensor:
+        ctx.counts, ctx.rank = counts, rank
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        found = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(found, padded)
+        return torch.cat([part[:count] for part, count in zip(found, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return torch.split(total, ctx.counts)[ctx.rank], None, None
 
 
 @contextmanager

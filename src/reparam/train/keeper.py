@@ -9,9 +9,10 @@ import torch
 from reparam.errors import UserError
 from reparam.threads import OthersCompute, others_came
 from reparam.train.checkpoint import Checkpoints
+from reparam.train.pace import Pace
 from reparam.train.rollback import Rollback
 from reparam.train.signals import StopRequest
-from reparam.train.state import State, Stateful
+from reparam.train.state import State, Stateful, own_part, with_own_part
 
 CHECKPOINT_SECONDS = 60.0  # what a kill may cost; a checkpoint itself takes milliseconds
 
@@ -30,36 +31,64 @@ class Keeper:
         self.seconds = seconds
         self.owners: dict[str, Stateful] = {"state": state, "rollback": rollback}
         self._saved = time.monotonic()
+        self._pace = Pace(state.trainer.world, seconds)
 
     def resume(self) -> bool:
         """Go on from the newest checkpoint; say whether there was one."""
         world = self.state.trainer.world
         # The first process alone writes them, so it alone may have them: the others can be on machines of their own.
         saved = world.agree_on(self.checkpoints.read() if self.checkpoints and world.is_first else None)
-        if saved is not None:
-            for name, owner in self.owners.items():
-                owner.load_state_dict(saved[name])
-        return saved is not None
+        if saved is None:
+            return False
+        own = saved["others"].get(str(world.rank))
+        if own:
+            saved["state"] = with_own_part(saved["state"], own["state"])
+        if own and own["good"]:
+            saved["rollback"]["good"] = with_own_part(saved["rollback"]["good"], own["good"])
+        for name, owner in self.owners.items():
+            owner.load_state_dict(saved[name])
+        return True
 
     def after_step(self) -> None:
         """Save a checkpoint when it is time, or when somebody asked training to end; then end it.
 
         Where others have begun to compute, end as well, to go on from the checkpoint beside them.
         """
-        if not self.stop and time.monotonic() - self._saved < self.seconds:
+        if self._pace.is_due():
+            self._save_or_end()
+
+    def ends_validation(self) -> bool:
+        """Whether validation is to end at once; several processes end it together, in `after_validation`."""
+        return bool(self.stop) and self.state.trainer.world.size == 1
+
+    def after_validation(self) -> None:
+        """End training where somebody asked for it meanwhile."""
+        if self.stop or self.state.trainer.world.size > 1:
+            self._save_or_end()
+
+    def _save_or_end(self) -> None:
+        is_time = bool(self.stop) or time.monotonic() - self._saved >= self.seconds
+        is_time, signal = self._pace.ask(wants_to_save=is_time, signal=self.stop.signal)
+        if not is_time and not signal:
             return
-        world, is_saved = self.state.trainer.world, False
-        if self.checkpoints and world.is_first and not self.state.epoch.sums.is_spoilt():
-            is_saved = self._save(self.checkpoints)
+        is_saved = self.checkpoints is not None and self._save(self.checkpoints)
         self._saved = time.monotonic()
-        if self.stop:
-            raise SystemExit(self.stop.exit_code)
-        if is_saved and world.size == 1 and others_came(torch.get_num_threads()):
+        if signal:
+            raise SystemExit(128 + signal)  # as shells report it
+        if is_saved and self.state.trainer.world.size == 1 and others_came(torch.get_num_threads()):
             raise OthersCompute
 
     def _save(self, checkpoints: Checkpoints) -> bool:
+        """Let the first process write a checkpoint of all, unless the loss is spoilt; return whether it did."""
+        world, saved = self.state.trainer.world, {name: owner.state_dict() for name, owner in self.owners.items()}
+        good = saved["rollback"]["good"]
+        own = {"state": own_part(saved["state"]), "good": own_part(good) if good else {}}
+        everyone = world.collect((self.state.epoch.sums.is_spoilt(), own))
+        if not everyone or any(is_spoilt for is_spoilt, _ in everyone):
+            return False
+        others = {str(rank): part for rank, (_, part) in enumerate(everyone) if rank}
         try:
-            checkpoints.write({name: owner.state_dict() for name, owner in self.owners.items()})
+            checkpoints.write({**saved, "others": others})
         except OSError as error:
             log.warning("%s: no checkpoint could be written, going on without: %s", checkpoints.directory, error)
             return False

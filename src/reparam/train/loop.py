@@ -72,11 +72,10 @@ def _validate(state: State, validation: Batches, config: TrainConfig, keeper: Ke
     generator = torch.Generator().manual_seed(config.seed)
     with random_stream(config.seed, "validation"), torch.no_grad():
         for images in validation.in_order():
-            if keeper.stop:
+            if keeper.ends_validation():
                 break
             sums.add(state.trainer.score(images, generator))
-    if keeper.stop:
-        keeper.after_step()  # outside the random stream, whose state is not that of training
+    keeper.after_validation()  # outside the random stream, whose state is not that of training
     return sums
 
 

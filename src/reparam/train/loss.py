@@ -1,12 +1,14 @@
 """Model, objective and pixels as one module: grey images in, loss terms out."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from reparam.config import ObjectiveConfig
 from reparam.data.pixels import Pixels
 from reparam.models.build import AnyModel
-from reparam.objectives import OBJECTIVES, Setting, Terms
+from reparam.objectives import OBJECTIVES, Setting, Terms, alone
 
 
 class Loss(nn.Module):
@@ -30,9 +32,12 @@ class Loss(nn.Module):
         for name, value in (("black", 0.0), ("white", 1.0)):
             self.register_buffer(name, pixels.scaled(torch.full_like(pixels.shift, value)), persistent=False)
 
-    def forward(self, images: Tensor) -> Terms:
-        """Return the loss terms of a training batch, each (B,). Shapes: (B, C, H, W) uint8."""
-        return self._terms(self.pixels(images), self.epoch)
+    def forward(self, images: Tensor, gather: Callable[[Tensor], Tensor] = alone) -> Terms:
+        """Return the loss terms of a training batch, each (B,); `gather` is that of `Setting`.
+
+        Shapes: (B, C, H, W) uint8.
+        """
+        return self._terms(self.pixels(images), self.epoch, gather)
 
     def score(self, images: Tensor, generator: torch.Generator) -> Terms:
         """Return the loss terms of a held-out batch, with every schedule at its end, so that epochs can be compared."""
@@ -42,6 +47,6 @@ class Loss(nn.Module):
         finally:
             self.train()
 
-    def _terms(self, x: Tensor, epoch: Tensor) -> Terms:
-        terms = self.objective(self.model, x, self.config, Setting(epoch, self.black, self.white))
+    def _terms(self, x: Tensor, epoch: Tensor, gather: Callable[[Tensor], Tensor] = alone) -> Terms:
+        terms = self.objective(self.model, x, self.config, Setting(epoch, self.black, self.white, gather))
         return {name: values for name, values in terms.items() if name != "elbo" or self.is_density}

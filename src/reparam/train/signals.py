@@ -1,5 +1,6 @@
 """SIGTERM and SIGINT end training after the running step."""
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,16 +16,12 @@ class StopRequest:
     def __bool__(self) -> bool:
         return self.signal != 0
 
-    @property
-    def exit_code(self) -> int:
-        return 128 + self.signal  # as shells report it
-
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Note the first signal; end the process at once on a second one."""
 
         def note(number: int, _frame: FrameType | None) -> None:
-            if self.signal:
+            if self.signal and "LOCAL_RANK" not in os.environ:  # torchrun passes on what all may have got already
                 raise SystemExit(128 + number)
             self.signal = number
 

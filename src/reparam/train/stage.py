@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from rich.console import Console
 from reparam import logged, track
 from reparam.cards.card import CARD
 from reparam.cards.data import DataCard
-from reparam.cards.model import ModelCard, TrainedParams, TrainingLineage, TrainingMetrics
+from reparam.cards.model import SHORT, ModelCard, TrainedParams, TrainingLineage, TrainingMetrics
 from reparam.config import Config, TrainConfig, params_hash
 from reparam.data import store
 from reparam.data.batches import Batches
+from reparam.errors import StaleInputError
 from reparam.files import dvc_hash, require_writable, whole_directory, whole_file
 from reparam.lineage import source_hash
 from reparam.models.likelihoods import is_density
@@ -49,14 +51,17 @@ def run(
     tracker = tracker or track.connect(paths)
     place = pick_device(device)
     with joined(place) as world, computing_in(config.train.precision):
-        card = store.read_card(paths.processed)
+        card = _read_card(paths, world)
         make_deterministic(config.train.seed, kernels=config.train.deterministic)
+        is_verified = not world.is_first_here
         training, validation = (
-            Batches(store.read_split(paths.processed, split).images, config.train.batch_size, place)
+            Batches(
+                store.read_split(paths.processed, split, is_verified=is_verified).images, config.train.batch_size, place
+            )
             for split in ("train", "validation")
         )
         state = State(build_trainer(config, card, training, world))
-        data_hash = dvc_hash(paths.processed)
+        data_hash = world.agree_on(dvc_hash(paths.processed) if world.is_first else "")
         checkpoints = Checkpoints(paths.resume / _identity(config, data_hash, place, world))
         with (
             holding(checkpoints, world) as is_ours,
@@ -105,6 +110,21 @@ def _train(state: State, data: Data, config: TrainConfig, checkpoints: Checkpoin
         for row in record.history:
             epoch_log.log(row, int(row["epoch"]))
         fit(state, data, config, epoch_log, rollback, keeper)
+
+
+def _read_card(paths: Paths, world: World) -> DataCard:
+    """Read the card of the data, which has the checksums of all images.
+
+    Raises: StaleInputError on a machine that has other data than that of the first process.
+    """
+    card = store.read_card(paths.processed)
+    wanted = world.agree_on(card.digest)
+    if card.digest != wanted:
+        raise StaleInputError(
+            f"{paths.processed}: wanted the data of the first process (card {wanted[:SHORT]}), found others (card "
+            f"{card.digest[:SHORT]}); `dvc pull` or copy them to {socket.gethostname()}"
+        )
+    return card
 
 
 def _identity(config: Config, data_hash: str, place: torch.device, world: World) -> str:

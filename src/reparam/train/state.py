@@ -47,16 +47,22 @@ class Epoch:
 
 
 class RandomStreams:
-    """The states of torch's generators."""
+    """The states of torch's generators: that of the CPU, and that of the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
 
     def state_dict(self) -> dict[str, Any]:
-        is_used = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-        return {"cpu": torch.get_rng_state(), "cuda": {"state": torch.cuda.get_rng_state()} if is_used else {}}
+        is_used = self.device.type == "cuda" and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        return {
+            "cpu": torch.get_rng_state(),
+            "cuda": {"state": torch.cuda.get_rng_state(self.device)} if is_used else {},
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         torch.set_rng_state(state["cpu"])
         if state["cuda"]:
-            torch.cuda.set_rng_state(state["cuda"]["state"])
+            torch.cuda.set_rng_state(state["cuda"]["state"], self.device)
 
 
 class State:
@@ -70,7 +76,7 @@ class State:
             "trainer": trainer,
             "epoch": self.epoch,
             "record": self.record,
-            "random": RandomStreams(),
+            "random": RandomStreams(trainer.device),
         }
 
     @property
@@ -84,11 +90,20 @@ class State:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
-        self.separate_processes()
 
     def separate_processes(self) -> None:
-        """Let no two processes draw the same noise, nor sum the loss terms that the first process saved."""
-        world = self.trainer.world
-        if not world.is_first:
-            torch.manual_seed(self.trainer.config.seed + world.rank + world.size * self.trainer.images)
-            self.epoch.sums.forget()
+        """Let no two processes draw the same noise."""
+        trainer = self.trainer
+        if not trainer.world.is_first:
+            torch.manual_seed(trainer.config.seed + trainer.world.rank)
+
+
+def own_part(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Take from a state what differs between processes that train together: noise, and what each summed."""
+    sums = state["epoch"]["sums"]
+    return {"sums": {**sums, "totals": sums["totals"].cpu()}, "random": state["random"]}
+
+
+def with_own_part(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the part of a process into the state of the first one."""
+    return {**state, "epoch": {**state["epoch"], "sums": own["sums"]}, "random": own["random"]}

@@ -45,10 +45,6 @@ class Sums:
         self.images = 0  # that the totals are of; of several processes, each sums its own
         self.steps = 0
 
-    def forget(self) -> None:
-        """Forget what was summed, but not over how many steps."""
-        self.totals, self.images = torch.zeros_like(self.totals), 0
-
     def add(self, batch: Totals) -> None:
         """Add a batch, without waiting for the device."""
         terms = batch.terms

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from reparam.config import TrainConfig
 from reparam.errors import NonFiniteError
 from reparam.models.build import AnyModel
-from reparam.objectives import Terms, beta_at
-from reparam.train.distributed import ALONE, World
+from reparam.objectives import Terms, alone, beta_at
+from reparam.train.distributed import ALONE, SharedBatch, World
 from reparam.train.graph import Replayed
 from reparam.train.loss import Loss
 from reparam.train.optimizers import build_optimizer, let_capture, rate_at
@@ -31,7 +31,7 @@ class Trainer:
         self.rate_factor = 1.0  # halved at each roll-back
         self.optimizer = build_optimizer(loss.parameters(), config)
         self._averaged = copy.deepcopy(loss).requires_grad_(False) if config.average else None
-        self._wrapped: Callable[[Tensor], Terms] = world.wrap(loss)
+        self._wrapped: Callable[..., Terms] = world.wrap(loss)
         if config.compile and world.size > 1:
             self._wrapped = torch.compile(self._wrapped, dynamic=False)
         self._fill_gradients = self._traced_backward() if config.compile and world.size == 1 else self._backward
@@ -164,13 +164,17 @@ class Trainer:
     def _backward(self, images: Tensor) -> Terms:
         """Fill the weights' gradients."""
         self.optimizer.zero_grad()
-        terms = self._forward(self._wrapped, images)
-        torch.autograd.backward(terms["loss"].mean() * self.world.weight(len(images), self._of_all(images)))
+        of_all = self._of_all(images)
+        gather = SharedBatch(self.world, of_all).gather if self.world.size > 1 else alone
+        with self._precision(images):
+            terms = self._wrapped(images, gather)
+        torch.autograd.backward(terms["loss"].mean() * self.world.weight(len(images), of_all))
         return summed({name: values.detach() for name, values in terms.items()})
 
     def _traceable_backward(self, images: Tensor) -> Terms:
         """Fill the weights' gradients, in words of which torch.compile makes one graph."""
-        terms = self._forward(self.loss, images)
+        with self._precision(images):
+            terms = self.loss(images)
         weights = list(self.loss.parameters())
         gradients = torch.autograd.grad(terms["loss"].mean(), weights, materialize_grads=True)
         with torch.no_grad():
@@ -180,9 +184,8 @@ class Trainer:
                 weight.grad.copy_(gradient)
         return summed({name: values.detach() for name, values in terms.items()})
 
-    def _forward(self, loss: Callable[[Tensor], Terms], images: Tensor) -> Terms:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            return loss(images)
+    def _precision(self, images: Tensor) -> torch.autocast:
+        return torch.autocast(images.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
 
 def _laid_out_as(weight: Tensor, value: Any) -> Any:

@@ -1,0 +1,123 @@
+"""REPARAM_LAUNCH: run a command in several processes, as torchrun does, with one message where they fail."""
+
+import json
+import logging
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from reparam.errors import UserError
+from reparam.redact import redact
+
+
+def is_wanted() -> bool:
+    """Whether this process is to start others, and is none of them."""
+    return bool(os.environ.get("REPARAM_LAUNCH")) and not is_rank()
+
+
+def is_rank() -> bool:
+    """Whether `run` or torchrun started this process."""
+    return "TORCHELASTIC_ERROR_FILE" in os.environ
+
+
+def keep_quiet() -> None:
+    """Let the processes that share a training not warn of what they do on purpose; to be called before torch loads."""
+    if is_rank():
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+def run() -> NoReturn:
+    """Run this command in several processes, and end as they do.
+
+    Raises: UserError where they cannot be started, or one of them fails.
+    """
+    import torch
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    options = _options(torchrun)
+    if options.max_restarts == 0:
+        logging.disable(logging.ERROR)  # torchrun's reports of what `_explain` says
+    # Else processes that are started again may find the addresses of those that are gone.
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    try:
+        threads = torch.get_num_threads() // torchrun.determine_local_world_size(options.nproc_per_node)
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads)))
+        torchrun.run(options)  # type: ignore[no-untyped-call]
+    except ChildFailedError as error:
+        _explain(error.failures)
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
+    except (ValueError, OSError) as error:  # an option that has no such value; an address that is taken
+        raise UserError(f"REPARAM_LAUNCH: {_launch()!r} cannot be started: {error}; correct it, or unset it") from None
+    sys.exit()
+
+
+def record(message: str, *, is_mistake: bool) -> bool:
+    """Leave the message of a process that fails to the one that started it; return whether that one shows it.
+
+    Where the processes are started again, nobody else shows it. `is_mistake` of the user.
+    """
+    if not is_rank():
+        return False
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends already, and torchrun asks it to
+    content = {"message": redact(message), "timestamp": f"{time.time():.0f}", "is_mistake": is_mistake}
+    Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(content), encoding="utf-8")
+    is_last = os.environ["TORCHELASTIC_RESTART_COUNT"] == os.environ["TORCHELASTIC_MAX_RESTARTS"]
+    return is_last and bool(os.environ.get("REPARAM_LAUNCH"))
+
+
+def _launch() -> str:
+    return os.environ["REPARAM_LAUNCH"]
+
+
+def _options(torchrun: Any) -> Any:
+    """Parse the options of torchrun. Raises: UserError."""
+    program, *words = shlex.split(_launch())
+    ours = ["--module", "reparam", *sys.argv[1:]]
+    if program != "torchrun":
+        raise UserError(
+            f"REPARAM_LAUNCH: wanted torchrun and its options, found {_launch()!r}; correct it, or unset it"
+        )
+    options = torchrun.parse_args([*words, *ours])
+    if options.training_script != "reparam":
+        raise UserError(
+            f"REPARAM_LAUNCH: wanted options of torchrun alone, found {options.training_script!r} among them; take it "
+            "out: the command is this one"
+        )
+    return options
+
+
+def _explain(failures: Mapping[int, Any]) -> NoReturn:
+    """End with the failure that the others follow from. Raises: UserError."""
+    rank, first = min(failures.items(), key=lambda item: _order(item[1]))
+    content = first.error_file_data
+    if content.get("is_mistake"):
+        raise UserError(content["message"])
+    if "is_mistake" in content:
+        sys.stderr.write(f"process {rank}:\n{content['message']}")
+        sys.exit(1)
+    if first.exitcode > 0:
+        sys.exit(first.exitcode)  # it said why, or was asked to end
+    raise UserError(
+        f"process {rank} was ended by {signal.Signals(-first.exitcode).name}, and the others with it; where nobody did "
+        "that, memory was short, and the log of the system says so; run the same command to go on from the checkpoint"
+    )
+
+
+def _order(failure: Any) -> tuple[int, int]:
+    """Put causes first: a mistake of the user, a process that was killed, a bug; others fail because these did."""
+    content = failure.error_file_data
+    if content.get("is_mistake"):
+        kind = 0
+    elif failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
+        kind = 1
+    else:
+        kind = 2 if "is_mistake" in content else 3
+    return kind, failure.timestamp

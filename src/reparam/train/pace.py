@@ -1,0 +1,33 @@
+"""When several processes ask each other whether to save or to end: all after the same step, about once a second."""
+
+import time
+
+from reparam.train.distributed import World
+
+SECONDS = 1.0  # between two questions, each of which costs the exchange of a few numbers
+
+
+class Pace:
+    """Counts steps to the next question; a process alone may ask itself after each."""
+
+    def __init__(self, world: World, seconds: float) -> None:
+        self.world = world
+        self.seconds = min(seconds, SECONDS)
+        self._steps = self._left = 1
+        self._asked = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Count a step, and say whether it is time to ask."""
+        self._left -= 1
+        return self.world.size == 1 or self._left <= 0
+
+    def ask(self, *, wants_to_save: bool, signal: int) -> tuple[bool, int]:
+        """Return whether the first process wants to save, and the signal that any of them got."""
+        if self.world.size == 1:
+            return wants_to_save, signal
+        now, is_first = time.monotonic(), self.world.is_first
+        steps = self._steps * self.seconds / max(now - self._asked, 1e-3)
+        steps = max(1, min(int(steps), 2 * self._steps))  # the first ones are slow, for example while torch compiles
+        save, signal, self._steps = self.world.most(is_first * wants_to_save, signal, is_first * steps)
+        self._left, self._asked = self._steps, now
+        return bool(save), signal
