@@ -3,7 +3,9 @@
     python recipes/measure.py kingma-mlp --seed 0 --seed 1 --seed 2
     python recipes/measure.py beta-sweep --sweep objective.beta=0.1,1,10 --set train.epochs=5
 
-Each run goes through the stages `download` to `evaluate` in a scratch directory. What determines the result and the
+    python recipes/measure.py vamp-vae --work runs/vamp-vae    # a long one: killed, the same command goes on
+
+Each run goes through the stages `download` to `evaluate` in a directory of its own. What determines the result and the
 result itself go to results/<recipe>.json, the pictures of the first run to figures/<recipe>/.
 """
 
@@ -62,6 +64,7 @@ def main(
     sweep: Annotated[str, typer.Option(help="section.name=value,value,...")] = "",
     codes: Annotated[bool, typer.Option(help="Also measure how codes react to noise and to the image.")] = False,
     photographs: Annotated[bool, typer.Option(help="Train on a folder of cut-outs from two photographs.")] = False,
+    work: Annotated[Path | None, typer.Option(help="Folder for the runs, which killed ones go on in.")] = None,
 ) -> None:
     """Run a recipe and write results/<recipe>.json."""
     name, _, values = sweep.partition("=")
@@ -72,9 +75,12 @@ def main(
     if photographs:
         budget |= {"download.source": "folder", "download.folder.path": "cut-outs of two photographs"}
     runs = []
-    for change, number in product(swept, seed):
-        variant = Variant(recipe, {**budget, **change, "train.seed": number})
-        runs.append({**_run(variant, figures if not runs else None, codes), "seed": number, "swept": change})
+    with tempfile.TemporaryDirectory(prefix="reparam-") as scratch:
+        for change, number in product(swept, seed):
+            variant = Variant(recipe, {**budget, **change, "train.seed": number})
+            paths = Paths((work or Path(scratch)).absolute() / str(len(runs)), HERE.parent)
+            found = _run(variant, paths, figures if not runs else None, codes)
+            runs.append({**found, "seed": number, "swept": change})
     place = pick_device(os.environ.get("REPARAM_DEVICE", "auto"))
     device = torch.cuda.get_device_name(place) if place.type == "cuda" else "CPU"
     write_json(
@@ -82,33 +88,32 @@ def main(
     )
 
 
-def _run(variant: Variant, figures: Path | None, codes: bool) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="reparam-") as scratch:
-        paths = Paths(Path(scratch), HERE.parent)
-        if variant.changes.get("download.source") == "folder":
-            variant.changes["download.folder.path"] = str(_write_photographs(Path(scratch) / "photographs"))
-        config = recipes.read(HERE, variant.recipe, variant.changes)
-        device = os.environ.get("REPARAM_DEVICE", "auto")
+def _run(variant: Variant, paths: Paths, figures: Path | None, codes: bool) -> dict[str, Any]:
+    if variant.changes.get("download.source") == "folder":
+        variant.changes["download.folder.path"] = str(_write_photographs(paths.root / "photographs"))
+    config = recipes.read(HERE, variant.recipe, variant.changes)
+    device = os.environ.get("REPARAM_DEVICE", "auto")
+    if not paths.model.exists():
         download.run(config, paths)
         preprocess.run(config, paths)
         train.run(config, paths, device)
-        evaluate.run(config, paths, device)
-        found: dict[str, Any] = {
-            "metrics": EvaluationMetrics.read(paths.evaluation_metrics, "evaluate").values,
-            "history": _read_history(paths.history),
-        }
-        if codes:
-            found["codes"] = _measure_codes(paths, config)
-        if figures:
-            figures.mkdir(parents=True)
-            for picture in PICTURES:
-                shutil.copyfile(paths.figures / f"{picture}.png", figures / f"{picture}.png")
-        return found
+    evaluate.run(config, paths, device)
+    found: dict[str, Any] = {
+        "metrics": EvaluationMetrics.read(paths.evaluation_metrics, "evaluate").values,
+        "history": _read_history(paths.history),
+    }
+    if codes:
+        found["codes"] = _measure_codes(paths, config)
+    if figures:
+        figures.mkdir(parents=True)
+        for picture in PICTURES:
+            shutil.copyfile(paths.figures / f"{picture}.png", figures / f"{picture}.png")
+    return found
 
 
 def _write_photographs(directory: Path) -> Path:
     """Write colour images of things, for want of faces: cut-outs of the two photographs that scikit-learn brings."""
-    directory.mkdir()
+    directory.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     for name in ("china.jpg", "flower.jpg"):
         photograph = Image.fromarray(load_sample_image(name))
