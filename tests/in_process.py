@@ -1,6 +1,7 @@
 """A tracker whose recorder runs in the process of the test, so that a test sees the store and can disturb it."""
 
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +37,7 @@ class InProcess(Tracker):
 
     def __init__(self, store: Store) -> None:
         def exchange(call: Call) -> Any:
-            return json.loads(json.dumps(answer(store, json.loads(json.dumps(call)))))
+            return json.loads(json.dumps(answer(store, json.loads(json.dumps(call)), os.environ)))
 
         super().__init__(Patient(exchange, lambda: None), store.paths)
         self.store = store

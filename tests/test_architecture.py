@@ -28,7 +28,19 @@ PACKAGE = SOURCE / "reparam"
 # A module imports from the rows above its own, and inside its own part; never from another part in its row.
 LAYERS = (
     ("errors", "gpus", "redact", "metrics"),
-    ("config", "paths", "files", "lineage", "locks", "runtime", "threads", "policy", "progress", "versions"),
+    (
+        "config",
+        "environment",
+        "paths",
+        "files",
+        "lineage",
+        "locks",
+        "runtime",
+        "threads",
+        "policy",
+        "progress",
+        "versions",
+    ),
     ("cards",),
     ("data", "models", "track", "client"),
     ("objectives", "figures", "logged", "explorer"),

@@ -13,6 +13,7 @@ WITHOUT_EFFECT = (
     "__init__",
     "cli",
     "config",
+    "environment",
     "errors",
     "gpus",
     "logged",

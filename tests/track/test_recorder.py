@@ -2,30 +2,28 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import mlflow
 import pytest
 from mlflow.entities import Run as Row
 
-from reparam.errors import TrackingError
+from reparam.errors import TrackingError, UserError
 from reparam.paths import Paths
 from reparam.track import channel as channel_module
 from reparam.track import connect, replay
+from reparam.track.meeting import Meeting
 
 SOURCE = Path(__file__).parents[2] / "src"
 GONE = "MLflow does not answer, going on without it: the process that speaks to MLflow "
 STILL_AWAY = "MLflow is still away: what it missed is kept; deliver it with `reparam replay`"
-
-
-def children(process: int | None = None) -> list[int]:
-    """The processes that a process (this one) started and that still run."""
-    tasks = Path(f"/proc/{process or os.getpid()}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]
 
 
 def runs_still(process: int) -> bool:
@@ -59,16 +57,73 @@ def clean_spool(paths: Paths) -> Iterator[None]:
     replay(paths)  # else the tests of other modules find what this one left
 
 
-def test_connecting_waits_for_nothing_and_the_recorder_ends_with_the_tracker(paths: Paths) -> None:
-    before = set(children())
+def recorder_of(paths: Paths) -> int:
+    return int(Meeting.of(paths).number.read_text())
+
+
+def test_connecting_waits_for_nothing_and_the_recorder_ends_when_no_stage_comes(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REPARAM_RECORDER_SECONDS", "1")
+    monkeypatch.setenv("OF_THIS_TEST", "1")  # a recorder of its own
     started = time.monotonic()
     tracker = connect(paths)
     assert time.monotonic() - started < 0.5  # MLflow alone takes longer
-    (recorder,) = set(children()) - before
+    recorder = recorder_of(paths)
     tracker.ready()
+    time.sleep(1.5)  # while a stage works and logs nothing
     assert runs_still(recorder)
     del tracker
-    wait(lambda: not runs_still(recorder), 5)
+    wait(lambda: not runs_still(recorder), 10)
+    assert not Meeting.of(paths).socket.exists()
+
+
+def test_stages_that_follow_each_other_share_a_recorder_which_keeps_them_apart(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorders, names = set(), []
+    for name in ("first-name", "second-name"):
+        monkeypatch.setenv("DVC_EXP_NAME", name)
+        with connect(paths).training_run(f"data of {name}") as run:
+            recorders.add(recorder_of(paths))
+        names.append(mlflow.MlflowClient(f"sqlite:///{paths.tracking_database}").get_run(run.run_id).info.run_name)
+    assert (len(recorders), names) == (1, ["first-name", "second-name"])
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "of somebody else")
+    connect(paths).ready()
+    assert recorder_of(paths) not in recorders
+
+
+def test_a_database_that_was_moved_away_is_not_written_to(paths: Paths) -> None:
+    connect(paths).ready()
+    recorder, moved = recorder_of(paths), paths.tracking_database.with_name("moved.db")
+    content = paths.tracking_database.rename(moved).read_bytes()
+    try:
+        with connect(paths).training_run("data-hash") as run:
+            assert recorder_of(paths) == recorder
+        with closing(sqlite3.connect(paths.tracking_database)) as database:
+            assert database.execute("select run_uuid, status from runs").fetchall() == [(run.run_id, "FINISHED")]
+        assert moved.read_bytes() == content
+    finally:
+        moved.replace(paths.tracking_database)  # which other tests use
+
+
+def test_a_folder_for_sockets_that_others_can_enter_is_not_used(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ours = Meeting.of(paths).socket
+    assert ours.parent == tmp_path / f"reparam-{os.getuid()}"
+    assert ours == Meeting.of(paths).socket
+    ours.parent.chmod(0o755)
+    other = Meeting.of(paths).socket
+    assert other.parent not in (ours.parent, Meeting.of(paths).socket.parent)
+    assert other.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_time_that_is_none_is_refused(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPARAM_RECORDER_SECONDS", "soon")
+    with pytest.raises(UserError, match=r"^REPARAM_RECORDER_SECONDS: wanted a number of seconds, found 'soon'"):
+        connect(paths)
 
 
 def test_a_tracked_stage_loads_no_mlflow_and_leaves_a_run(paths: Paths, only_run: Callable[..., Row]) -> None:
@@ -99,7 +154,7 @@ def test_a_store_that_cannot_be_used_stops_a_stage_before_it_starts_its_work(
 
 @pytest.mark.usefixtures("clean_spool")
 @pytest.mark.parametrize(
-    ("number", "how"), [(signal.SIGKILL, "ended (-9)"), (signal.SIGSTOP, "did not answer within 1 s")]
+    ("number", "how"), [(signal.SIGKILL, "ended; see {log}"), (signal.SIGSTOP, "did not answer within 1 s")]
 )
 def test_a_stage_goes_on_when_its_recorder_dies_or_hangs_and_nothing_is_lost(
     number: int,
@@ -109,10 +164,9 @@ def test_a_stage_goes_on_when_its_recorder_dies_or_hangs_and_nothing_is_lost(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    before = set(children())
     tracker = connect(paths)
     with tracker.training_run("data-hash") as run:
-        (recorder,) = set(children()) - before
+        recorder, log = recorder_of(paths), Meeting.of(paths).log
         run.set_tags({"before": "yes"})
         wait(lambda: "before" in only_run().data.tags)
         monkeypatch.setattr(channel_module, "ANSWER_SECONDS", 1.0)
@@ -123,7 +177,7 @@ def test_a_stage_goes_on_when_its_recorder_dies_or_hangs_and_nothing_is_lost(
         run.log_params({"train.seed": 0})
         assert time.monotonic() - started < 5  # of work; nobody waits
     assert time.monotonic() - started < 20
-    assert [record.getMessage() for record in caplog.records] == [GONE + how, STILL_AWAY]
+    assert [record.getMessage() for record in caplog.records] == [GONE + how.format(log=log), STILL_AWAY]
     assert not runs_still(recorder)
     assert (only_run().info.status, only_run().data.params) == ("RUNNING", {})
 
@@ -172,29 +226,27 @@ def stage(paths: Paths) -> Iterator["subprocess.Popen[str]"]:
 @pytest.mark.parametrize(
     ("number", "code", "group"), [(signal.SIGINT, -2, True), (signal.SIGTERM, 143, True), (signal.SIGTERM, 143, False)]
 )
-def test_a_signal_that_ends_stage_and_recorder_together_leaves_a_killed_run_with_all_that_was_logged(
+def test_a_signal_that_ends_a_stage_leaves_a_killed_run_with_all_that_was_logged(
     number: int, code: int, group: bool, stage: "subprocess.Popen[str]", only_run: Callable[..., Row]
 ) -> None:
-    (recorder,) = children(stage.pid)
     (os.killpg if group else os.kill)(stage.pid, number)
     output, errors = stage.stdout.read(), stage.stderr.read()
     assert stage.wait() == code, errors
-    assert not runs_still(recorder)
     row = only_run()
     assert row.info.status == "KILLED"
     assert row.data.metrics["epoch"] >= int(("3\n" + output).split()[-1])
 
 
-def test_a_stage_that_is_killed_leaves_a_running_run_and_no_recorder(
+def test_a_stage_that_is_killed_leaves_a_running_run_with_what_had_arrived(
     stage: "subprocess.Popen[str]", only_run: Callable[..., Row]
 ) -> None:
-    (recorder,) = children(stage.pid)
     stage.kill()
-    wait(lambda: not runs_still(recorder), 10)
     output, errors = stage.stdout.read(), stage.stderr.read()
+    assert errors == ""
+    wait(lambda: only_run().data.metrics.get("epoch", 0) >= 3 - 1, 10)
     row = only_run()
-    assert (row.info.status, errors) == ("RUNNING", "")
-    assert 3 - 1 <= row.data.metrics["epoch"] <= int(("3\n" + output).split()[-1]) + 4  # what had arrived
+    assert row.info.status == "RUNNING"
+    assert row.data.metrics["epoch"] <= int(("3\n" + output).split()[-1]) + 4
 
 
 def test_a_stage_that_fails_before_it_opens_a_run_does_not_wait_for_mlflow(paths: Paths) -> None:
@@ -203,7 +255,11 @@ def test_a_stage_that_fails_before_it_opens_a_run_does_not_wait_for_mlflow(paths
     environment = os.environ | {"PYTHONPATH": str(SOURCE)}
     started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")  # the output has ended: the recorder, too
+    assert (done.returncode, done.stdout, done.stderr) == (
+        1,
+        "",
+        "",
+    )  # the output has ended: the recorder does not hold it
     assert time.monotonic() - started < 5
     assert not paths.tracking_database.with_name(".partial-scratch-mlflow.db").exists()
 
@@ -217,17 +273,18 @@ def test_an_answer_is_not_mixed_with_what_libraries_print(paths: Paths, tmp_path
         "    json.dumps = lambda *given, **named: (print('a remark'), dumps(*given, **named))[1]\n"
     )
     script = "from pathlib import Path; from reparam import track; from reparam.paths import Paths\n"
-    script += f"track.connect(Paths(Path.cwd(), Path({str(paths.shared)!r}))).ready(); print('ready')"
+    script += f"paths = Paths(Path.cwd(), Path({str(paths.shared)!r})); track.connect(paths).ready(); print('ready')\n"
+    script += "from reparam.track.meeting import Meeting; print(Meeting.of(paths).log.read_text())"
     environment = os.environ | {"PYTHONPATH": f"{SOURCE}{os.pathsep}{tmp_path}"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "ready\n"), done.stderr
-    assert "a remark" in done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("ready\na remark\n")
 
 
 def test_only_the_first_of_the_processes_of_torchrun_tracks(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = children()
+    monkeypatch.setenv("OF_THIS_TEST", "2")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     with connect(paths).training_run("data-hash") as run:
         assert run.run_id == ""
-    assert children() == before
+    assert not Meeting.of(paths).socket.exists()

@@ -176,7 +176,7 @@ def test_an_interrupted_training_goes_on_in_the_same_row(
 
 
 def test_a_training_that_was_killed_at_once_goes_on_too(tracker: InProcess, paths: Paths) -> None:
-    killed, _ = Runs(tracker.store).training("data-hash", "")  # and never closed
+    killed, _ = Runs(tracker.store, {}).training("data-hash", "")  # and never closed
     with tracker.training_run("data-hash", killed) as run:
         pass
     assert [(row.info.run_id, row.info.status) for row in tracker.rows()] == [(run.run_id, "FINISHED")]
@@ -232,7 +232,7 @@ def test_a_run_whose_spool_is_refused_does_not_go_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(tracker.client, "set_terminated", fail)
-        assert not Runs(tracker.store)._reopen(run_id)
+        assert not Runs(tracker.store, {})._reopen(run_id)
     assert spool.calls.exists()  # for `reparam replay`
     assert replay(paths) == 1
 

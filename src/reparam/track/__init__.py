@@ -1,6 +1,6 @@
 """Everything that speaks to MLflow.
 
-A stage logs through a `Tracker`. The calls go to a child process, the recorder, because to load MLflow takes seconds.
+A stage logs through a `Tracker`. The calls go to another process, the recorder, because to load MLflow takes seconds.
 Tracking never stops a stage that has begun: what cannot be delivered is kept in `.tracking/`, and `reparam replay`
 delivers it later.
 """

@@ -1,14 +1,12 @@
-"""The way of a stage's calls to the recorder, the child process that speaks to MLflow (recorder.py).
+"""The way of a stage's calls to the recorder, the process that speaks to MLflow (recorder.py).
 
-A call is a line of JSON on the recorder's input, and one line of JSON on its output answers it: `{"answer": value}` or
-`{"error": message}`. The next call is not sent before the answer is there, so that no pipe can fill up.
+A call is a line of JSON, and one line of JSON answers it: `{"answer": value}` or `{"error": message}`. The next call is
+not sent before the answer is there, so that no buffer can fill up.
 """
 
 import json
 import os
-import signal
-import subprocess
-import sys
+import socket
 import threading
 import time
 import weakref
@@ -16,10 +14,11 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from reparam.errors import TrackingError
 from reparam.paths import Paths
+from reparam.track.meeting import PER_STAGE, Meeting
 from reparam.track.spool import Call
 
 ANSWER_SECONDS = 60.0  # for one answer; MLflow itself gives up on a server after 10 s
@@ -56,37 +55,28 @@ class Channel:
             raise
 
 
-class RecorderProcess:
-    """A running recorder; it ends when this object is gone."""
+class Recorder:
+    """A stage's connection to the recorder."""
 
     def __init__(self, paths: Paths) -> None:
-        source = str(Path(__file__).parents[2])
-        path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
-        # Blocked signals are inherited: Ctrl-C reaches the whole group, and the recorder must outlive the stage.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "reparam.track.recorder", str(paths.root), str(paths.shared)],
-                env={**os.environ, "PYTHONPATH": path},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        weakref.finalize(self, _end, self._process)
+        self._meeting = Meeting.of(paths)
+        self._connection = self._meeting.find(paths)
+        self._lines = self._connection.makefile("rw", encoding="utf-8")
+        own = {name: value for name, value in os.environ.items() if name.startswith(PER_STAGE)}
+        self._lines.write(json.dumps(own) + "\n")
+        weakref.finalize(self, _close, self._connection, self._lines)
 
     def exchange(self, call: Call) -> Any:
         """Hand over a call and return the answer. Raises: TrackingError where the store or the recorder fails."""
         patience = ANSWER_SECONDS + _size(call) / SLOWEST_UPLOAD
-        watchdog = threading.Timer(patience, self._process.kill)
+        watchdog = threading.Timer(patience, self._meeting.kill)
         started = time.monotonic()
         watchdog.start()
         line = self._write_and_read(json.dumps(call))
         watchdog.cancel()
         if not line.endswith("\n"):
             is_late = time.monotonic() - started >= patience
-            how = f"did not answer within {patience:.0f} s" if is_late else f"ended ({self._process.wait()})"
+            how = f"did not answer within {patience:.0f} s" if is_late else f"ended; see {self._meeting.log}"
             raise TrackingError(f"the process that speaks to MLflow {how}")
         answer = json.loads(line)
         if "error" in answer:
@@ -95,18 +85,17 @@ class RecorderProcess:
 
     def _write_and_read(self, line: str) -> str:
         """Return the line that answers a line, nothing where the recorder ended."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         try:
-            self._process.stdin.write(line + "\n")
-            self._process.stdin.flush()
-            return self._process.stdout.readline()
-        except BrokenPipeError:
+            self._lines.write(line + "\n")
+            self._lines.flush()
+            return self._lines.readline()
+        except OSError:
             return ""
 
     def cut(self) -> None:
-        """Kill the recorder: whoever waits for an answer learns that it ended."""
-        self._process.kill()
+        """Hang up: whoever waits for an answer learns that there is none."""
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
 
 
 def _size(call: Call) -> int:
@@ -116,8 +105,7 @@ def _size(call: Call) -> int:
     return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    # Killed, because everything was answered, or nobody waits for it any more.
-    process.kill()
-    with suppress(OSError), process:  # closes the pipes; a call that was never sent breaks one
-        pass
+def _close(connection: socket.socket, lines: TextIO) -> None:
+    # Everything was answered, or nobody waits for it any more; a call that was never sent breaks the pipe.
+    with suppress(OSError), connection:
+        lines.close()

@@ -1,28 +1,35 @@
-"""The process that speaks to MLflow for a stage: it answers a call a line, until its input ends.
+"""The process that speaks to MLflow for the stages of a working copy: it answers each call, a line, by a line.
 
-It loads MLflow while the stage loads torch. When the stage is killed, what has arrived is still delivered.
+It loads MLflow while the first stage loads torch. When a stage is killed, what has arrived is still delivered.
 """
 
 import json
 import logging
 import os
+import socket
 import sys
-from contextlib import redirect_stdout, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from select import select
+from threading import Thread
 from typing import Any
 
 from reparam.errors import TrackingError
 from reparam.paths import Paths
 from reparam.redact import redacted_output
 from reparam.track.delivery import Delivery
+from reparam.track.meeting import Meeting, idle_seconds
 from reparam.track.runs import Runs
 from reparam.track.spool import Call
-from reparam.track.store import Store, open_store
+from reparam.track.store import Store, address, open_store
+
+log = logging.getLogger(__name__)
 
 
-def answer(store: Store, call: Call) -> Any:
-    """Do what a call asks for. Raises: TrackingError."""
-    runs = Runs(store)
+def answer(store: Store, call: Call, environment: Mapping[str, str]) -> Any:
+    """Do what a call of a stage asks for, whose environment this is. Raises: TrackingError."""
+    runs = Runs(store, environment)
     match call:
         case {"call": "ready"}:
             return None
@@ -42,26 +49,51 @@ def answer(store: Store, call: Call) -> Any:
 
 
 def main() -> None:
-    """Open the store, and answer each line of the input by a line of the output."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print is no answer
-    root, shared = map(Path, sys.argv[1:])
-    store, refusal = None, ""
-    try:
-        store = open_store(Paths(root, shared))
-    except TrackingError as error:
-        refusal = str(error)
-    for line in sys.stdin:
-        try:
-            reply = {"answer": answer(store, json.loads(line))} if store else {"error": refusal}
-        except TrackingError as error:
-            reply = {"error": str(error)}
-        print(json.dumps(reply), file=answers, flush=True)
+    """Take connections until none has been open for a while."""
+    root, shared, place, listening = sys.argv[1:]
+    meeting, idle = Meeting(Path(place)), idle_seconds()
+    _load_mlflow(address(Paths(Path(root), Path(shared))))
+    stages: list[socket.socket] = []
+    with socket.socket(fileno=int(listening)) as door:
+        while True:
+            if select([door], [], [], idle)[0]:
+                stages.append(door.accept()[0])
+                Thread(target=_serve, args=(stages[-1], Paths(Path(root), Path(shared))), daemon=True).start()
+                continue
+            stages = [stage for stage in stages if stage.fileno() >= 0]
+            with meeting.alone():
+                if not stages and not select([door], [], [], 0)[0]:
+                    meeting.leave()
+                    return
+
+
+def _load_mlflow(uri: str) -> None:
+    if uri.startswith("sqlite:"):
+        # The file is opened for each question, so that nothing is written to one that was moved away.
+        os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
+    with suppress(ImportError):  # which is said when the store is opened
+        from mlflow.store.tracking import sqlalchemy_store  # noqa: F401
+
+
+def _serve(stage: socket.socket, paths: Paths) -> None:
+    """Answer each line of a stage by a line; the first line is the part of its environment that only it has."""
+    lines, answers = stage.makefile("r", encoding="utf-8"), stage.makefile("w", encoding="utf-8")
+    with stage, lines, answers, suppress(OSError):  # the stage was killed and takes no answer
+        environment, store = json.loads(lines.readline() or "{}"), None
+        for line in lines:
+            try:
+                store = store or open_store(paths)
+                reply = {"answer": answer(store, json.loads(line), environment)}
+            except TrackingError as error:
+                reply = {"error": str(error)}
+            except Exception as error:  # a bug, of which the stage shall hear, too
+                log.exception("a call failed")
+                reply = {"error": f"{type(error).__name__}: {error}"}
+            print(json.dumps(reply), file=answers, flush=True)
 
 
 if __name__ == "__main__":
-    with redacted_output(), redirect_stdout(sys.stderr):
+    with redacted_output():
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-        with suppress(BrokenPipeError):  # the stage was killed and takes no answer
-            main()
+        main()
     os._exit(0)  # nothing is open, and to take the libraries down in order takes a while

@@ -6,11 +6,9 @@ another machine.
 """
 
 import getpass
-import os
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from reparam.errors import TrackingError
@@ -35,6 +33,7 @@ class Runs:
     """Opens runs in a store. Raises: TrackingError, everywhere."""
 
     store: Store
+    environment: Mapping[str, str]  # of the stage
 
     def training(self, data_hash: str, resume: str, name: str = "train") -> Opened:
         """Open the run of one trained model, or go on with the one that was interrupted."""
@@ -42,7 +41,7 @@ class Runs:
             if self._reopen(resume):
                 return resume, None
             tags = {STAGE_TAG: "train", DATA_TAG: data_hash}
-            if study := os.environ.get("REPARAM_PARENT_RUN"):  # a row of the table still, below that of its study
+            if study := self.environment.get("REPARAM_PARENT_RUN"):  # a row of the table still, below that of its study
                 tags[PARENT_TAG] = study
             return self._open(self.store.experiment, tags, None, name)
         except StoreError as error:
@@ -67,7 +66,7 @@ class Runs:
         found = self._find(self.store.experiment, {STAGE_TAG: "train", **weights})
         # Equal weights can come from several parameters and experiments: these parameters and this experiment go first,
         # then the newest.
-        wanted = {PARAMS_TAG: lineage.get("params_sha256"), EXPERIMENT_TAG: os.environ.get("DVC_EXP_NAME")}
+        wanted = {PARAMS_TAG: lineage.get("params_sha256"), EXPERIMENT_TAG: self.environment.get("DVC_EXP_NAME")}
         found.sort(key=lambda run: [run.data.tags.get(tag) != value for tag, value in wanted.items()])
         parent = str(found[0].info.run_id) if found else None
         return self._open(self.store.experiment, {STAGE_TAG: stage, **weights}, parent)
@@ -117,7 +116,7 @@ class Runs:
     def _open(self, experiment: str, tags: dict[str, str], parent: str | None, name: str = "") -> Opened:
         """Open a run. A training is called by its experiment of DVC, else by `name`; stages without by their own."""
         stage = tags[STAGE_TAG]
-        tags = tags | _provenance(self.store.paths.root, stage) | ({PARENT_TAG: parent} if parent else {})
+        tags = tags | self._provenance(stage) | ({PARENT_TAG: parent} if parent else {})
         name = tags.get(EXPERIMENT_TAG, name) if stage == "train" else name or stage
         with store_errors():
             run = self.store.client.create_run(self._experiment_id(experiment), tags=tags, run_name=name)
@@ -150,30 +149,31 @@ class Runs:
                 raise
         return self.store.client.get_experiment_by_name(name)
 
+    def _provenance(self, stage: str) -> dict[str, str]:
+        """Say who runs what, of which DVC experiment, commit and versions, and whether the code was changed since."""
+        tags = {
+            "mlflow.user": _user(),
+            "mlflow.source.name": f"reparam {stage}",
+            "mlflow.source.type": "LOCAL",
+            EXPERIMENT_TAG: self.environment.get("DVC_EXP_NAME", ""),
+            "dvc.baseline": self.environment.get("DVC_EXP_BASELINE_REV", ""),
+        }
 
-def _provenance(root: Path, stage: str) -> dict[str, str]:
-    """Say who runs what, of which DVC experiment, commit and versions, and whether the code differs from the commit."""
-    tags = {
-        "mlflow.user": _user(),
-        "mlflow.source.name": f"reparam {stage}",
-        "mlflow.source.type": "LOCAL",
-        EXPERIMENT_TAG: os.environ.get("DVC_EXP_NAME", ""),
-        "dvc.baseline": os.environ.get("DVC_EXP_BASELINE_REV", ""),
-    }
+        root = str(self.store.paths.root)
 
-    def git(*arguments: str) -> str | None:
-        try:
-            result = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
-        except FileNotFoundError:  # git is not installed
-            return None
-        return result.stdout.strip() if result.returncode == 0 else None
+        def git(*arguments: str) -> str | None:
+            try:
+                result = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, check=False)
+            except FileNotFoundError:  # git is not installed
+                return None
+            return result.stdout.strip() if result.returncode == 0 else None
 
-    commit = git("rev-parse", "HEAD")
-    if commit:
-        tags["mlflow.source.git.commit"] = commit
-        tags["mlflow.source.git.dirty"] = str(bool(git("status", "--porcelain", "--", "src", "dvc.yaml"))).lower()
-    tags |= {f"version.{name}": version for name, version in versions().items()}
-    return {name: value for name, value in tags.items() if value}
+        commit = git("rev-parse", "HEAD")
+        if commit:
+            tags["mlflow.source.git.commit"] = commit
+            tags["mlflow.source.git.dirty"] = str(bool(git("status", "--porcelain", "--", "src", "dvc.yaml"))).lower()
+        tags |= {f"version.{name}": version for name, version in versions().items()}
+        return {name: value for name, value in tags.items() if value}
 
 
 def _user() -> str:

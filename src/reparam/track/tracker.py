@@ -8,7 +8,7 @@ from typing import Any
 
 from reparam.errors import TrackingError
 from reparam.paths import Paths
-from reparam.track.channel import Channel, RecorderProcess
+from reparam.track.channel import Channel, Recorder
 from reparam.track.run import NoRun, Run
 from reparam.track.runs import PARAMS_TAG, WEIGHTS_TAG
 from reparam.track.spool import Spool
@@ -18,12 +18,12 @@ log = logging.getLogger(__name__)
 
 
 def connect(paths: Paths) -> "Tracker":
-    """Start the recorder, and return at once; the first that waits for the store is `ready` or `training_run`."""
+    """Find or start the recorder, and return at once; the first to wait for the store is `ready` or `training_run`."""
     # Of the processes that torchrun starts, the first one alone tracks.
     is_first = "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
     if address(paths) == OFF or not is_first:
         return Tracker(None, paths)
-    recorder = RecorderProcess(paths)
+    recorder = Recorder(paths)
     return Tracker(Channel(recorder.exchange, recorder.cut), paths)
 
 

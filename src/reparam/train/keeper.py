@@ -1,12 +1,11 @@
 """What looks after a training from step to step: checkpoints now and then, and an orderly end on a signal."""
 
 import logging
-import os
 import time
 
 import torch
 
-from reparam.errors import UserError
+from reparam.environment import seconds
 from reparam.threads import OthersCompute, others_came
 from reparam.train.checkpoint import Checkpoints
 from reparam.train.pace import Pace
@@ -96,15 +95,5 @@ class Keeper:
 
 
 def seconds_between_checkpoints() -> float:
-    """Read REPARAM_CHECKPOINT_SECONDS.
-
-    Raises: UserError.
-    """
-    text = os.environ.get("REPARAM_CHECKPOINT_SECONDS", str(CHECKPOINT_SECONDS))
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not seconds >= 0:
-        raise UserError(f"REPARAM_CHECKPOINT_SECONDS: wanted a number of seconds, found {text!r}; mend or unset it")
-    return seconds
+    """Read REPARAM_CHECKPOINT_SECONDS. Raises: UserError."""
+    return seconds("REPARAM_CHECKPOINT_SECONDS", CHECKPOINT_SECONDS)
