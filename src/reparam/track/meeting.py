@@ -52,7 +52,7 @@ class Meeting:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Keep others from finding, starting and ending the recorder meanwhile."""
-        with FileLock(self.socket.with_suffix(".lock")):
+        with FileLock(self.socket.with_name("lock")):
             yield
 
     def find(self, paths: Paths) -> socket.socket:
