@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -414,3 +414,40 @@ def test_a_lack_of_memory_has_a_remedy_that_fits(
             cli.main()
         assert ended.value.code == 1
         assert capsys.readouterr().err.startswith(f"error: out of memory: Unable to allocate 54.6 TiB\n{remedy}")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A Ray of two workers on this machine, which the commands then use."""
+    ray = pytest.importorskip("ray", reason="needs ray: pip install 'reparam[ray]'")
+    source = {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False, runtime_env={"env_vars": source})
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster", "images")
+@pytest.mark.filterwarnings("default")  # of Ray itself
+def test_ray_writes_what_one_process_writes(tmp_path: Path) -> None:
+    commands = (("encode", "codes.csv"), ("encode", "codes.npy"), ("score", "scores.csv"), ("reconstruct", "both.png"))
+    for command, name in commands:
+        for given in ("pictures", "images.npy"):
+            run(command, given, "--output", name)
+            run(command, given, "--output", f"ray-{name}", "--ray", "local")
+            assert Path(f"ray-{name}").read_bytes() == Path(name).read_bytes(), (command, given)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster", "images")
+@pytest.mark.filterwarnings("default")
+def test_a_mistake_that_a_worker_of_ray_finds_is_that_of_one_process() -> None:
+    Path("pictures/3.png").write_text("no image")
+    said = refusal("encode", "pictures", "--output", "codes.npy")
+    assert refusal("encode", "pictures", "--output", "codes.npy", "--ray", "local") == said
+    assert "pictures/3.png" in said
+
+
+def test_without_ray_the_message_says_what_to_install(images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert refusal("encode", "images.npy", "--ray", "local") == "--ray: needs ray; run `pip install 'reparam[ray]'`"

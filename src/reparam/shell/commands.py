@@ -8,6 +8,7 @@ import typer
 
 if TYPE_CHECKING:
     from reparam.client import Client
+    from reparam.shell.work import Place
 
 app = typer.Typer(help="Use the exported model: numpy and onnxruntime compute it.", no_args_is_help=True)
 
@@ -24,6 +25,14 @@ Inputs = Annotated[
 Resize = Annotated[bool, typer.Option("--resize", help="Resize and crop images to the size of the model.")]
 Shard = Annotated[
     str, typer.Option(metavar="I/N", help="Compute part I of N only; the parts in order are what one run computes.")
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Let Ray compute: local (all cores of this machine), auto (the cluster that runs here) or an address.",
+        show_default=False,
+    ),
 ]
 Table = Annotated[
     Path | None, typer.Option(help="A .csv, .npy or .parquet file; without it, CSV is printed.", show_default=False)
@@ -52,13 +61,18 @@ def verify(model: Model = HERE) -> None:
 
 @app.command()
 def encode(
-    inputs: Inputs, model: Model = HERE, output: Table = None, resize: Resize = False, shard: Shard = "1/1"
+    inputs: Inputs,
+    model: Model = HERE,
+    output: Table = None,
+    resize: Resize = False,
+    shard: Shard = "1/1",
+    ray: Ray = None,
 ) -> None:
     """Write the codes of images: .npy holds their means for `decode`, tables the log variances, too."""
     from reparam.shell import work
 
-    client = _client(model)
-    work.encode(client, work.find_images(client, inputs, resize=resize), output, shard)
+    client, place = _client(model), _place(shard, ray)
+    work.encode(client, work.find_images(client, inputs, resize=resize), output, place)
 
 
 @app.command()
@@ -90,13 +104,13 @@ def sample(
 
 @app.command()
 def reconstruct(
-    inputs: Inputs, output: Pictures, model: Model = HERE, resize: Resize = False, shard: Shard = "1/1"
+    inputs: Inputs, output: Pictures, model: Model = HERE, resize: Resize = False, shard: Shard = "1/1", ray: Ray = None
 ) -> None:
     """Write what the model makes of images; a .png has each image and its reconstruction side by side."""
     from reparam.shell import work
 
-    client = _client(model)
-    work.reconstruct(client, work.find_images(client, inputs, resize=resize), output, shard)
+    client, place = _client(model), _place(shard, ray)
+    work.reconstruct(client, work.find_images(client, inputs, resize=resize), output, place)
 
 
 @app.command()
@@ -109,12 +123,13 @@ def score(
     ] = 1,
     resize: Resize = False,
     shard: Shard = "1/1",
+    ray: Ray = None,
 ) -> None:
     """Write the negative ELBO of images in nats: the larger, the stranger an image."""
     from reparam.shell import work
 
-    client = _client(model)
-    work.score(client, work.find_images(client, inputs, resize=resize), output, shard, samples)
+    client, place = _client(model), _place(shard, ray)
+    work.score(client, work.find_images(client, inputs, resize=resize), output, place, samples)
 
 
 @app.command()
@@ -130,3 +145,10 @@ def _client(model: Path) -> "Client":
     from reparam.client import Client
 
     return Client(model, os.environ.get("REPARAM_DEVICE", "auto"))
+
+
+def _place(shard: str, ray: str | None) -> "Place":
+    from reparam.shell.spread import Cluster
+    from reparam.shell.work import Place
+
+    return Place(shard, None if ray is None else Cluster(ray))

@@ -81,6 +81,10 @@ class Rows:
             )
         return cls(path, array)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle where the array is, not what is in it."""
+        return Rows.open, (self.path, self.images.shape[1:])
+
     def __len__(self) -> int:
         return len(self.images)
 

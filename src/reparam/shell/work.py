@@ -1,6 +1,7 @@
 """What the commands of `reparam model` do."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from reparam.client.runtime import PACKAGES, installed_twice, repair
 from reparam.errors import UserError
 from reparam.progress import counting
 from reparam.shell import outputs
-from reparam.shell.inputs import Collection, open_array, span_of
+from reparam.shell.inputs import Batch, Collection, open_array, span_of
+from reparam.shell.spread import Array, Cluster, Compute, Results, computed
 
 MB = 1e6
 
@@ -40,44 +42,84 @@ def info(client: Client) -> list[str]:
     return lines
 
 
-def encode(client: Client, images: Collection, output: Path | None, shard: str) -> None:
+@dataclass(frozen=True)
+class Place:
+    """Which part of a collection is computed, and by what."""
+
+    shard: str = "1/1"
+    cluster: Cluster | None = None  # None: this process
+
+    def computed(self, client: Client, images: Collection, span: range, compute: Compute) -> Results:
+        return (self.cluster.computed if self.cluster else computed)(client, images, span, compute)
+
+
+@dataclass(frozen=True)
+class Encode:
+    """Means, and log variances if there are 2 parts. Shapes: -> (B, parts * latents)."""
+
+    parts: int
+
+    def __call__(self, client: Client, batch: Batch) -> Array:
+        return np.concatenate(client.encode(batch.images)[: self.parts], axis=1)
+
+
+@dataclass(frozen=True)
+class Score:
+    """The negative ELBO and its parts. Shapes: -> (B, 3)."""
+
+    columns = ("negative_elbo", "negative_log_likelihood", "kl")
+    samples: int
+
+    def __call__(self, client: Client, batch: Batch) -> Array:
+        # By its place in the collection, so that the draws are the same in any shard.
+        found = client.score(batch.images, self.samples, seed=(0, batch.start))
+        return np.stack([getattr(found, name) for name in self.columns], axis=1)
+
+
+@dataclass(frozen=True)
+class Reconstruct:
+    """Reconstructions, on request each after its image. Shapes: -> (B or 2B, H, W, C)."""
+
+    in_pairs: bool
+
+    def __call__(self, client: Client, batch: Batch) -> Array:
+        found = client.reconstruct(batch.images)
+        return np.stack([batch.images, found], axis=1).reshape(-1, *client.image_shape) if self.in_pairs else found
+
+
+def encode(client: Client, images: Collection, output: Path | None, place: Place) -> None:
     """Write the code of each image: its posterior mean, and in tables with names the log variance."""
-    span, size = span_of(shard, len(images), client.batch), client.latent_size
+    span, size = span_of(place.shard, len(images), client.batch), client.latent_size
     is_array = output is not None and output.suffix == ".npy"
     names = ["mean"] if is_array else list(client.outputs("encoder"))
     columns = [f"{name}_{number}" for name in names for number in range(size)]
     with outputs.table(output, columns, len(span)) as write, counting("encode", len(span)) as advance:
-        for batch in images.batches(span, client.batch):
-            write(batch.names, np.concatenate(client.encode(batch.images)[: len(names)], axis=1))
-            advance(len(batch.names))
+        for batch, values in place.computed(client, images, span, Encode(len(names))):
+            write(batch, values)
+            advance(len(batch))
 
 
-def score(client: Client, images: Collection, output: Path | None, shard: str, samples: int) -> None:
+def score(client: Client, images: Collection, output: Path | None, place: Place, samples: int) -> None:
     """Write the negative ELBO of each image, and its parts."""
-    span = span_of(shard, len(images), client.batch)
-    columns = ["negative_elbo", "negative_log_likelihood", "kl"]
+    span = span_of(place.shard, len(images), client.batch)
     client.outputs("score")  # or a table without rows would be printed before it is found missing
-    with outputs.table(output, columns, len(span)) as write, counting("score", len(span)) as advance:
-        for batch in images.batches(span, client.batch):
-            # By its place in the collection, so that the draws are the same in any shard.
-            found = client.score(batch.images, samples, seed=(0, batch.start))
-            write(batch.names, np.stack([getattr(found, name) for name in columns], axis=1))
-            advance(len(batch.names))
+    with outputs.table(output, Score.columns, len(span)) as write, counting("score", len(span)) as advance:
+        for batch, values in place.computed(client, images, span, Score(samples)):
+            write(batch, values)
+            advance(len(batch))
 
 
-def reconstruct(client: Client, images: Collection, output: Path, shard: str) -> None:
+def reconstruct(client: Client, images: Collection, output: Path, place: Place) -> None:
     """Write what the decoder makes of the codes; in a picture, beside the images themselves."""
-    span, is_picture = span_of(shard, len(images), client.batch), output.suffix == ".png"
+    span, is_picture = span_of(place.shard, len(images), client.batch), output.suffix == ".png"
     count = 2 * len(span) if is_picture else len(span)
     with (
         outputs.pictures(output, client.image_shape, count, in_pairs=True) as write,
         counting("reconstruct", len(span)) as advance,
     ):
-        for batch in images.batches(span, client.batch):
-            found = client.reconstruct(batch.images)
-            both = np.stack([batch.images, found], axis=1).reshape(-1, *client.image_shape)  # side by side
-            write(both if is_picture else found)
-            advance(len(found))
+        for batch, found in place.computed(client, images, span, Reconstruct(is_picture)):
+            write(found)
+            advance(len(batch))
 
 
 def decode(client: Client, path: Path, output: Path, shard: str) -> None:
