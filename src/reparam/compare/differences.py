@@ -124,7 +124,7 @@ def spell(value: float, error: float | None = None, sign: str = "") -> str:
     """Write a number, with its error to two digits and no more places than that has."""
     if not error or not math.isfinite(error):
         return f"{value:{sign}.6g}" if value else "0"
-    places = max(0, 1 - math.floor(math.log10(error)))
+    places = max(0, 1 - math.floor(math.log10(abs(error))))  # of a damaged file it may be negative
     return f"{value:{sign}z.{places}f} ± {error:.{places}f}"
 
 

@@ -10,7 +10,7 @@ import onnx
 import torch
 
 from reparam.cards.export import TensorFacts
-from reparam.errors import ParityError
+from reparam.errors import NonFiniteError, ParityError
 from reparam.export.onnx import Graph
 from reparam.export.program import lowest_ir_version
 from reparam.export.runtime import Runtime
@@ -61,9 +61,14 @@ def measure_parity(
             for output, wanted, value in zip(graph.outputs, run_torch(graph, inputs), found, strict=True):
                 key = f"{name}_max_grey_levels" if wanted.dtype == np.uint8 else f"{name}_max_error"
                 tolerance = EXTREME_TOLERANCE if case == EXTREMES else TOLERANCE
-                error = float(np.abs(wanted.astype(np.float64) - value.astype(np.float64)).max())
+                error = _largest_error(wanted, value)
                 allowed = 1.0 if wanted.dtype == np.uint8 else tolerance * max(1.0, float(np.abs(wanted).max()))
                 if not error <= allowed:  # also catches NaN
+                    if not np.isfinite(wanted).all():
+                        raise NonFiniteError(
+                            f"export: {name}, output {output!r}, {case}: the model computes numbers that are not "
+                            "finite; train it with a lower train.learning_rate, or set train.clip_norm"
+                        )
                     raise ParityError(
                         f"export: {name}.onnx, output {output!r}, {case}: onnxruntime differs from torch by "
                         f"{error:.3g}, wanted at most {allowed:.3g}; try another export.opset in params.yaml"
@@ -71,6 +76,11 @@ def measure_parity(
                 if case != EXTREMES:
                     errors[key] = max(errors.get(key, 0.0), error)
     return errors
+
+
+def _largest_error(wanted: Array, found: Array) -> float:
+    with np.errstate(invalid="ignore"):  # of an infinity from another: NaN
+        return float(np.abs(wanted.astype(np.float64) - found.astype(np.float64)).max())
 
 
 def run_torch(graph: Graph, inputs: Mapping[str, Array]) -> list[Array]:
