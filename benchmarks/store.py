@@ -77,7 +77,7 @@ def measure(models: int) -> dict[str, float]:
     paths = Paths.here()
     store = open_store(paths)
     ids = fill(store.client, models)
-    runs, client = Runs(store), store.client
+    runs, client = Runs(store, {}), store.client
     middle = sha256(str(models // 2).encode()).hexdigest()
     lineage = {"weights_sha256": middle, "params_sha256": middle[::-1]}
     (experiment,) = client.search_experiments(filter_string="name = 'reparam'")

@@ -323,6 +323,7 @@ def test_a_section_that_is_not_known_does_not_differ_but_a_parameter_that_is_not
         (0.72699999, None, "+", "+0.727"),
         (0.0, None, "+", "0"),
         (30.0, 0.0, "", "30"),
+        (30.0, -0.5, "", "30.00 ± -0.50"),  # of a damaged file
     ],
 )
 def test_a_number_has_the_places_of_its_error(value: float, error: float | None, sign: str, spelled: str) -> None:
