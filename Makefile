@@ -26,7 +26,6 @@ bench: install  ## side-by-side measurements, into benchmarks/RESULTS.md
 	python benchmarks/serve.py
 	python benchmarks/store.py
 	python benchmarks/growth.py
-	python benchmarks/store.py
 
 docs: install  ## comments of params.yaml, docs/reference/, and the site: docs/_build/html/index.html
 	python docs/generate.py
