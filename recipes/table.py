@@ -16,6 +16,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from ruamel.yaml import YAML
 
+from reparam import recipes
+from reparam.errors import ParamsError
 from reparam.figures.style import COLOURS, png, style
 
 HERE = Path(__file__).parent
@@ -23,6 +25,7 @@ PIXELS = 784
 LOG_PI = 392 * math.log(math.pi)  # of 784 Gaussian pixels with variance 1/2; see the recipes' headers
 
 Metrics = dict[str, float]
+Facts = dict[str, Any]  # of a recipe, in published.yaml
 MEASURES: dict[str, tuple[str, Callable[[Metrics], float]]] = {
     "negative_elbo": ("negative ELBO", lambda m: -m["elbo"]),
     "bce_plus_kl": ("cross-entropy + KL, one sample", lambda m: m["bce"] + m["kl"]),
@@ -36,6 +39,10 @@ MEASURES: dict[str, tuple[str, Callable[[Metrics], float]]] = {
     ),
 }
 RENAMED = {"download.path": "download.folder.path"}
+COLUMNS = (
+    *("recipe", "published ± tolerance", "measured", "", "difference", "verdict"),
+    *("active units", "seeds", "budget", "device", "measured at"),
+)
 PARTS = ("reconstruction", "kl", "nll")
 
 
@@ -52,14 +59,21 @@ def main() -> None:
         "",
         "Written by `dvc repro` in this directory. Test split; nats per image unless the number says otherwise;",
         "± is the standard deviation over seeds where there are several. The budget is what was changed in the",
-        "recipe's file; nothing else was.",
+        "recipe's file; nothing else was. A row passes whose mean is within the tolerance of the published number; one",
+        "of fewer epochs than the recipe's has no verdict. A row is stale where parameters, or the source of a stage",
+        "that changes results, differ from those that it was measured with.",
         "",
-        "| recipe | published | measured | | seeds | budget | device |",
-        "|---|---|---|---|---|---|---|",
+        f"| {' | '.join(COLUMNS)} |",
+        "|---" * len(COLUMNS) + "|",
     ]
     for name, facts in published.items():
         lines += _rows(name, facts, results.get(name))
         _write_measured(HERE / f"{name}.yaml", facts, results.get(name))
+    lines += ["", "## Where published numbers are from", ""]
+    cited: dict[str, list[str]] = {}
+    for name, facts in published.items():
+        cited.setdefault(_cited(facts), []).append(f"`{name}`")
+    lines += [f"- {', '.join(names)}: {text}." for text, names in cited.items()]
     lines += [
         "",
         "## Parts",
@@ -80,7 +94,7 @@ def _renamed(result: dict[str, Any]) -> dict[str, Any]:
     return result | {"budget": {RENAMED.get(path, path): value for path, value in result["budget"].items()}}
 
 
-def _write_measured(recipe: Path, facts: dict[str, str], result: dict[str, Any] | None) -> None:
+def _write_measured(recipe: Path, facts: Facts, result: dict[str, Any] | None) -> None:
     found = ["nothing yet."]
     if result is not None:
         title, measure = MEASURES[facts["measure"]]
@@ -99,18 +113,65 @@ def _write_measured(recipe: Path, facts: dict[str, str], result: dict[str, Any] 
     )
 
 
-def _rows(name: str, facts: dict[str, str], result: dict[str, Any] | None) -> list[str]:
+def _rows(name: str, facts: Facts, result: dict[str, Any] | None) -> list[str]:
+    published = _published(facts)
     if result is None:
-        return [f"| `{name}` | {facts['published']} | not measured | | | | |"]
+        return [f"| `{name}` | {published} | not measured |{' |' * (len(COLUMNS) - 3)}"]
     title, measure = MEASURES[facts["measure"]]
+    origin = _origin(name, result)
     budget = ", ".join(f"{path} {value}" for path, value in result["budget"].items()) or "as in its file"
     rows = []
     for runs in _by_change(result):
-        measured = _spread([measure(run["metrics"]) for run in runs])
+        values = [measure(run["metrics"]) for run in runs]
         seeds = ", ".join(str(run["seed"]) for run in runs)
-        cells = (f"`{name}`{_change(runs)}", facts["published"], measured, title, seeds, budget, result["device"])
+        gate = _gate(facts, statistics.fmean(values), result["budget"])
+        measured = (_spread(values), title, *gate, _active_units(facts, runs))
+        cells = (f"`{name}`{_change(runs)}", published, *measured, seeds, budget, result["device"], origin)
         rows.append(f"| {' | '.join(cells)} |")
     return rows
+
+
+def _published(facts: Facts) -> str:
+    return f"{facts['published']:.2f} ± {facts['tolerance']:g}" if "published" in facts else "no number"
+
+
+def _cited(facts: Facts) -> str:
+    """Say where a number is from, or why there is none."""
+    parts = [facts["source"], facts["unit"]] if "published" in facts else [f"no number: {facts['reason']}"]
+    return "; ".join([*parts, *([facts["note"]] if "note" in facts else [])])
+
+
+def _gate(facts: Facts, mean: float, budget: dict[str, Any]) -> tuple[str, str]:
+    """Return the difference to the published number, and whether it is within the tolerance."""
+    if "published" not in facts:
+        return "", f"none: {facts['note']}" if "note" in facts else "none"
+    difference = mean - facts["published"]
+    verdict = "pass" if abs(difference) <= facts["tolerance"] else "fail"
+    return f"{difference:+.2f}", "none: fewer epochs" if "train.epochs" in budget else verdict
+
+
+def _active_units(facts: Facts, runs: Sequence[dict[str, Any]]) -> str:
+    """Return the latents in use, beside those that the source prints."""
+    found = [float(run["metrics"]["active_units"]) for run in runs if "active_units" in run["metrics"]]
+    if not found:
+        return ""
+    beside = f" (published {facts['active_units']})" if "active_units" in facts else ""
+    return f"{statistics.fmean(found):.3g}{beside}"
+
+
+def _origin(name: str, result: dict[str, Any]) -> str:
+    """Say what a result was measured with, and what has changed since."""
+    origin = result.get("origin")
+    if origin is None:
+        return "stale: before commits were recorded"
+    commit, mark = str(origin["commit"]).removesuffix("+"), "+" * str(origin["commit"]).endswith("+")
+    place = f"{commit[:7]}{mark}, torch {origin['torch']}"
+    try:
+        today = recipes.determined_by(HERE, name, result["budget"])
+    except ParamsError:  # of a parameter that is there no longer
+        today = {"parameters": ""}
+    changed = [part for part, digest in today.items() if origin["determined_by"].get(part) != digest]
+    return f"stale since {place}: {', '.join(changed)}" if changed else place
 
 
 def _parts(name: str, runs: Sequence[dict[str, Any]]) -> str:
