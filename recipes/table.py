@@ -12,13 +12,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.figure import Figure
+from plots import by_change, curves, penalties, rate_distortion
 from ruamel.yaml import YAML
 
 from reparam import recipes
 from reparam.errors import ParamsError
-from reparam.figures.style import COLOURS, png, style
+from reparam.figures.style import png
 
 HERE = Path(__file__).parent
 PIXELS = 784
@@ -84,7 +83,7 @@ def main() -> None:
         "|---|---|---|---|",
     ]
     for name, result in results.items():
-        lines += [_parts(name, runs) for runs in _by_change(result)]
+        lines += [_parts(name, runs) for runs in by_change(result)]
     lines += _pictures(results)
     (HERE / "RESULTS.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -101,9 +100,9 @@ def _write_measured(recipe: Path, facts: Facts, result: dict[str, Any] | None) -
         budget = "".join(f", {path} {value}" for path, value in result["budget"].items())
         values = [
             f"{_spread([measure(run['metrics']) for run in runs])}{_change(runs).replace(', ', ' with ', 1)}"
-            for runs in _by_change(result)
+            for runs in by_change(result)
         ]
-        count = len(_by_change(result)[0])
+        count = len(by_change(result)[0])
         seeds = f"{count} seeds" if count > 1 else "one seed"
         found = [f"{title} {'; '.join(values)}", f"({seeds}{budget}, {result['device']})."]
     text = textwrap.fill(" ".join(["Measured:", *found]), 118, initial_indent="# ", subsequent_indent="# ")
@@ -121,7 +120,7 @@ def _rows(name: str, facts: Facts, result: dict[str, Any] | None) -> list[str]:
     origin = _origin(name, result)
     budget = ", ".join(f"{path} {value}" for path, value in result["budget"].items()) or "as in its file"
     rows = []
-    for runs in _by_change(result):
+    for runs in by_change(result):
         values = [measure(run["metrics"]) for run in runs]
         seeds = ", ".join(str(run["seed"]) for run in runs)
         gate = _gate(facts, statistics.fmean(values), result["budget"])
@@ -182,14 +181,6 @@ def _parts(name: str, runs: Sequence[dict[str, Any]]) -> str:
     return f"| `{name}`{_change(runs)} | {' | '.join(cells)} |"
 
 
-def _by_change(result: dict[str, Any]) -> list[list[dict[str, Any]]]:
-    """Group runs that differ by their seed alone."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for run in result["runs"]:
-        groups.setdefault(json.dumps(run["swept"]), []).append(run)
-    return list(groups.values())
-
-
 def _change(runs: Sequence[dict[str, Any]]) -> str:
     return "".join(f", {path} {value}" for path, value in runs[0]["swept"].items())
 
@@ -205,19 +196,19 @@ def _pictures(results: dict[str, Any]) -> list[str]:
     lines = []
     pictures = {}
     if results:
-        pictures["curves"] = ("Loss per epoch", "Training loss of the first run of each recipe.", _curves(results))
+        pictures["curves"] = ("Loss per epoch", "Training loss of the first run of each recipe.", curves(results))
     if "beta-sweep" in results:
         pictures["rate-distortion"] = (
             "Rate and distortion",
             "`beta-sweep`: what beta buys.",
-            _rate_distortion(results["beta-sweep"]),
+            rate_distortion(results["beta-sweep"]),
         )
     penalised = [results.get(f"{kind}-ae", {"runs": [{}]}) for kind in ("denoising", "sparse", "contractive")]
     if all("codes" in run for result in penalised for run in result["runs"]):
         pictures["penalties"] = (
             "What the penalties buy",
             "Each beside the plain autoencoder of its own file, trained for the same epochs.",
-            _penalties(results),
+            penalties(results),
         )
     (HERE / "pictures").mkdir(exist_ok=True)
     for name, (title, text, figure) in pictures.items():
@@ -226,69 +217,6 @@ def _pictures(results: dict[str, Any]) -> list[str]:
         if name == "penalties":
             lines += ["", *_penalty_table(results)]
     return lines
-
-
-def _curves(results: dict[str, Any]) -> Figure:
-    with style():
-        columns = 4
-        rows = -(-len(results) // columns)
-        figure = Figure(figsize=(10, 1.9 * rows), layout="constrained")
-        plots = figure.subplots(rows, columns, squeeze=False).flat
-        for plot in plots:
-            plot.set_visible(False)
-        for plot, (name, result) in zip(figure.axes, results.items(), strict=False):
-            plot.set_visible(True)
-            for runs in _by_change(result):
-                history = runs[0]["history"]
-                label = ", ".join(str(value) for value in runs[0]["swept"].values())
-                plot.plot(history["epoch"], history["train_loss"], linewidth=1.3, label=label)
-            plot.set_title(name)
-            if len(_by_change(result)) > 1:
-                plot.legend(fontsize=6)
-        figure.supxlabel("epoch", fontsize=9)
-        figure.supylabel("training loss (nats per image)", fontsize=9)
-        return figure
-
-
-def _rate_distortion(result: dict[str, Any]) -> Figure:
-    with style():
-        figure = Figure(figsize=(5.2, 3.6), layout="constrained")
-        plot = figure.subplots()
-        points = [(run["metrics"]["kl"], run["metrics"]["reconstruction"], run["swept"]) for run in result["runs"]]
-        plot.plot([rate for rate, _, _ in points], [distortion for _, distortion, _ in points], marker="o")
-        for rate, distortion, swept in points:
-            plot.annotate(f"β {swept['objective.beta']}", (rate, distortion), (6, 4), textcoords="offset points")
-        plot.set(xlabel="rate: KL (nats per image)", ylabel="distortion: reconstruction (nats per image)")
-        return figure
-
-
-def _penalties(results: dict[str, Any]) -> Figure:
-    with style():
-        figure = Figure(figsize=(10, 3.0), layout="constrained")
-        noise, activations, jacobian = figure.subplots(1, 3)
-        for run in results["denoising-ae"]["runs"]:
-            found = run["codes"]["squared_error_under_noise"]
-            noise.plot(
-                [float(level) for level in found], list(found.values()), marker="o", markersize=3, label=_name(run)
-            )
-        noise.set(
-            xlabel="noise on the input (black to white is 1)", ylabel="squared error per pixel", title="denoising"
-        )
-        noise.legend()
-        centres = np.linspace(-4, 4, 41)[:-1] + 0.1
-        for run in results["sparse-ae"]["runs"]:
-            activations.plot(centres, run["codes"]["activation_histogram"], label=_name(run), drawstyle="steps-mid")
-        activations.set(xlabel="activation (root mean square is 1)", ylabel="share of activations", title="sparse")
-        activations.set_yscale("log")
-        shares = [run["codes"]["activation_histogram"] for run in results["sparse-ae"]["runs"]]
-        if not any(sum(row[:20]) for row in shares):  # sigmoid units are never negative
-            activations.set_xlim(0, 4)
-        activations.legend()
-        runs = results["contractive-ae"]["runs"]
-        norms = [run["codes"]["relative_squared_jacobian_norm"] for run in runs]
-        jacobian.bar([_name(run) for run in runs], norms, color=COLOURS[: len(runs)], width=0.5)
-        jacobian.set(ylabel="squared Jacobian norm / code variance", title="contractive")
-        return figure
 
 
 def _penalty_table(results: dict[str, Any]) -> list[str]:
@@ -306,11 +234,6 @@ def _penalty_table(results: dict[str, Any]) -> list[str]:
                 f"| {codes['relative_squared_jacobian_norm']:.5f} |"
             )
     return lines
-
-
-def _name(run: dict[str, Any]) -> str:
-    name: str = run["swept"]["objective.name"]
-    return {"reconstruction": "plain"}.get(name, name)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,7 @@ def module(name: str) -> ModuleType:
     return loaded
 
 
+sys.path.append(str(FOLDER))  # as for a script that runs there
 MEASURE, TABLE = module("measure"), module("table")
 
 
