@@ -12,6 +12,7 @@ result itself go to results/<recipe>.json, the pictures of the first run to figu
 import csv
 import os
 import shutil
+import subprocess
 import tempfile
 from dataclasses import dataclass
 from itertools import product
@@ -44,6 +45,7 @@ from reparam.train import stage as train
 
 HERE = Path(__file__).parent
 PICTURES = ("samples", "latent_grid", "reconstructions")
+SOURCES = ("--", "src", "recipes/*.yaml")  # what a result depends on
 CUT_OUTS = 1000  # of each photograph
 NOISE_LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # standard deviations, black to white being 1
 CODES_FOR_JACOBIAN = 1000  # test images; their mean is known to a percent
@@ -74,6 +76,7 @@ def main(
     shutil.rmtree(figures, ignore_errors=True)
     if photographs:
         budget |= {"download.source": "folder", "download.folder.path": "cut-outs of two photographs"}
+    origin = _origin(recipe, budget)  # before the runs: who edits the source meanwhile does not change what runs
     runs = []
     with tempfile.TemporaryDirectory(prefix="reparam-") as scratch:
         for change, number in product(swept, seed):
@@ -83,9 +86,19 @@ def main(
             runs.append({**found, "seed": number, "swept": change})
     place = pick_device(os.environ.get("REPARAM_DEVICE", "auto"))
     device = torch.cuda.get_device_name(place) if place.type == "cuda" else "CPU"
-    write_json(
-        HERE / "results" / f"{recipe}.json", {"recipe": recipe, "budget": budget, "device": device, "runs": runs}
-    )
+    result = {"recipe": recipe, "budget": budget, "device": device, "origin": origin, "runs": runs}
+    write_json(HERE / "results" / f"{recipe}.json", result)
+
+
+def _origin(recipe: str, budget: dict[str, Any]) -> dict[str, Any]:
+    """Say of which source, parameters and torch a result is; a `+` after the commit: of changes that are in none."""
+    found = [
+        subprocess.run(["git", *words, *SOURCES], cwd=HERE.parent, capture_output=True, text=True, check=False)
+        for words in (("rev-parse", "HEAD"), ("status", "--porcelain"))
+    ]
+    commit = found[0].stdout.split("\n")[0] + "+" * bool(found[1].stdout) if found[0].returncode == 0 else None
+    hashes = recipes.determined_by(HERE, recipe, budget)
+    return {"commit": commit, "torch": torch.__version__, "determined_by": hashes}
 
 
 def _run(variant: Variant, paths: Paths, figures: Path | None, codes: bool) -> dict[str, Any]:

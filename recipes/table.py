@@ -12,17 +12,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.figure import Figure
+from plots import by_change, curves, penalties, rate_distortion
 from ruamel.yaml import YAML
 
-from reparam.figures.style import COLOURS, png, style
+from reparam import recipes
+from reparam.errors import ParamsError
+from reparam.figures.style import png
 
 HERE = Path(__file__).parent
 PIXELS = 784
 LOG_PI = 392 * math.log(math.pi)  # of 784 Gaussian pixels with variance 1/2; see the recipes' headers
 
 Metrics = dict[str, float]
+Facts = dict[str, Any]  # of a recipe, in published.yaml
 MEASURES: dict[str, tuple[str, Callable[[Metrics], float]]] = {
     "negative_elbo": ("negative ELBO", lambda m: -m["elbo"]),
     "bce_plus_kl": ("cross-entropy + KL, one sample", lambda m: m["bce"] + m["kl"]),
@@ -36,6 +38,10 @@ MEASURES: dict[str, tuple[str, Callable[[Metrics], float]]] = {
     ),
 }
 RENAMED = {"download.path": "download.folder.path"}
+COLUMNS = (
+    *("recipe", "published ± tolerance", "measured", "", "difference", "verdict"),
+    *("active units", "seeds", "budget", "device", "measured at"),
+)
 PARTS = ("reconstruction", "kl", "nll")
 
 
@@ -52,14 +58,21 @@ def main() -> None:
         "",
         "Written by `dvc repro` in this directory. Test split; nats per image unless the number says otherwise;",
         "± is the standard deviation over seeds where there are several. The budget is what was changed in the",
-        "recipe's file; nothing else was.",
+        "recipe's file; nothing else was. A row passes whose mean is within the tolerance of the published number; one",
+        "of fewer epochs than the recipe's has no verdict. A row is stale where parameters, or the source of a stage",
+        "that changes results, differ from those that it was measured with.",
         "",
-        "| recipe | published | measured | | seeds | budget | device |",
-        "|---|---|---|---|---|---|---|",
+        f"| {' | '.join(COLUMNS)} |",
+        "|---" * len(COLUMNS) + "|",
     ]
     for name, facts in published.items():
         lines += _rows(name, facts, results.get(name))
         _write_measured(HERE / f"{name}.yaml", facts, results.get(name))
+    lines += ["", "## Where published numbers are from", ""]
+    cited: dict[str, list[str]] = {}
+    for name, facts in published.items():
+        cited.setdefault(_cited(facts), []).append(f"`{name}`")
+    lines += [f"- {', '.join(names)}: {text}." for text, names in cited.items()]
     lines += [
         "",
         "## Parts",
@@ -70,7 +83,7 @@ def main() -> None:
         "|---|---|---|---|",
     ]
     for name, result in results.items():
-        lines += [_parts(name, runs) for runs in _by_change(result)]
+        lines += [_parts(name, runs) for runs in by_change(result)]
     lines += _pictures(results)
     (HERE / "RESULTS.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -80,16 +93,16 @@ def _renamed(result: dict[str, Any]) -> dict[str, Any]:
     return result | {"budget": {RENAMED.get(path, path): value for path, value in result["budget"].items()}}
 
 
-def _write_measured(recipe: Path, facts: dict[str, str], result: dict[str, Any] | None) -> None:
+def _write_measured(recipe: Path, facts: Facts, result: dict[str, Any] | None) -> None:
     found = ["nothing yet."]
     if result is not None:
         title, measure = MEASURES[facts["measure"]]
         budget = "".join(f", {path} {value}" for path, value in result["budget"].items())
         values = [
             f"{_spread([measure(run['metrics']) for run in runs])}{_change(runs).replace(', ', ' with ', 1)}"
-            for runs in _by_change(result)
+            for runs in by_change(result)
         ]
-        count = len(_by_change(result)[0])
+        count = len(by_change(result)[0])
         seeds = f"{count} seeds" if count > 1 else "one seed"
         found = [f"{title} {'; '.join(values)}", f"({seeds}{budget}, {result['device']})."]
     text = textwrap.fill(" ".join(["Measured:", *found]), 118, initial_indent="# ", subsequent_indent="# ")
@@ -99,18 +112,65 @@ def _write_measured(recipe: Path, facts: dict[str, str], result: dict[str, Any] 
     )
 
 
-def _rows(name: str, facts: dict[str, str], result: dict[str, Any] | None) -> list[str]:
+def _rows(name: str, facts: Facts, result: dict[str, Any] | None) -> list[str]:
+    published = _published(facts)
     if result is None:
-        return [f"| `{name}` | {facts['published']} | not measured | | | | |"]
+        return [f"| `{name}` | {published} | not measured |{' |' * (len(COLUMNS) - 3)}"]
     title, measure = MEASURES[facts["measure"]]
+    origin = _origin(name, result)
     budget = ", ".join(f"{path} {value}" for path, value in result["budget"].items()) or "as in its file"
     rows = []
-    for runs in _by_change(result):
-        measured = _spread([measure(run["metrics"]) for run in runs])
+    for runs in by_change(result):
+        values = [measure(run["metrics"]) for run in runs]
         seeds = ", ".join(str(run["seed"]) for run in runs)
-        cells = (f"`{name}`{_change(runs)}", facts["published"], measured, title, seeds, budget, result["device"])
+        gate = _gate(facts, statistics.fmean(values), result["budget"])
+        measured = (_spread(values), title, *gate, _active_units(facts, runs))
+        cells = (f"`{name}`{_change(runs)}", published, *measured, seeds, budget, result["device"], origin)
         rows.append(f"| {' | '.join(cells)} |")
     return rows
+
+
+def _published(facts: Facts) -> str:
+    return f"{facts['published']:.2f} ± {facts['tolerance']:g}" if "published" in facts else "no number"
+
+
+def _cited(facts: Facts) -> str:
+    """Say where a number is from, or why there is none."""
+    parts = [facts["source"], facts["unit"]] if "published" in facts else [f"no number: {facts['reason']}"]
+    return "; ".join([*parts, *([facts["note"]] if "note" in facts else [])])
+
+
+def _gate(facts: Facts, mean: float, budget: dict[str, Any]) -> tuple[str, str]:
+    """Return the difference to the published number, and whether it is within the tolerance."""
+    if "published" not in facts:
+        return "", f"none: {facts['note']}" if "note" in facts else "none"
+    difference = mean - facts["published"]
+    verdict = "pass" if abs(difference) <= facts["tolerance"] else "fail"
+    return f"{difference:+.2f}", "none: fewer epochs" if "train.epochs" in budget else verdict
+
+
+def _active_units(facts: Facts, runs: Sequence[dict[str, Any]]) -> str:
+    """Return the latents in use, beside those that the source prints."""
+    found = [float(run["metrics"]["active_units"]) for run in runs if "active_units" in run["metrics"]]
+    if not found:
+        return ""
+    beside = f" (published {facts['active_units']})" if "active_units" in facts else ""
+    return f"{statistics.fmean(found):.3g}{beside}"
+
+
+def _origin(name: str, result: dict[str, Any]) -> str:
+    """Say what a result was measured with, and what has changed since."""
+    origin = result.get("origin")
+    if origin is None:
+        return "stale: before commits were recorded"
+    commit, mark = str(origin["commit"]).removesuffix("+"), "+" * str(origin["commit"]).endswith("+")
+    place = f"{commit[:7]}{mark}, torch {origin['torch']}"
+    try:
+        today = recipes.determined_by(HERE, name, result["budget"])
+    except ParamsError:  # of a parameter that is there no longer
+        today = {"parameters": ""}
+    changed = [part for part, digest in today.items() if origin["determined_by"].get(part) != digest]
+    return f"stale since {place}: {', '.join(changed)}" if changed else place
 
 
 def _parts(name: str, runs: Sequence[dict[str, Any]]) -> str:
@@ -119,14 +179,6 @@ def _parts(name: str, runs: Sequence[dict[str, Any]]) -> str:
         found = [run["metrics"][part] for run in runs if part in run["metrics"]]
         cells.append(_spread(found) if found else "")
     return f"| `{name}`{_change(runs)} | {' | '.join(cells)} |"
-
-
-def _by_change(result: dict[str, Any]) -> list[list[dict[str, Any]]]:
-    """Group runs that differ by their seed alone."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for run in result["runs"]:
-        groups.setdefault(json.dumps(run["swept"]), []).append(run)
-    return list(groups.values())
 
 
 def _change(runs: Sequence[dict[str, Any]]) -> str:
@@ -144,19 +196,19 @@ def _pictures(results: dict[str, Any]) -> list[str]:
     lines = []
     pictures = {}
     if results:
-        pictures["curves"] = ("Loss per epoch", "Training loss of the first run of each recipe.", _curves(results))
+        pictures["curves"] = ("Loss per epoch", "Training loss of the first run of each recipe.", curves(results))
     if "beta-sweep" in results:
         pictures["rate-distortion"] = (
             "Rate and distortion",
             "`beta-sweep`: what beta buys.",
-            _rate_distortion(results["beta-sweep"]),
+            rate_distortion(results["beta-sweep"]),
         )
     penalised = [results.get(f"{kind}-ae", {"runs": [{}]}) for kind in ("denoising", "sparse", "contractive")]
     if all("codes" in run for result in penalised for run in result["runs"]):
         pictures["penalties"] = (
             "What the penalties buy",
             "Each beside the plain autoencoder of its own file, trained for the same epochs.",
-            _penalties(results),
+            penalties(results),
         )
     (HERE / "pictures").mkdir(exist_ok=True)
     for name, (title, text, figure) in pictures.items():
@@ -165,69 +217,6 @@ def _pictures(results: dict[str, Any]) -> list[str]:
         if name == "penalties":
             lines += ["", *_penalty_table(results)]
     return lines
-
-
-def _curves(results: dict[str, Any]) -> Figure:
-    with style():
-        columns = 4
-        rows = -(-len(results) // columns)
-        figure = Figure(figsize=(10, 1.9 * rows), layout="constrained")
-        plots = figure.subplots(rows, columns, squeeze=False).flat
-        for plot in plots:
-            plot.set_visible(False)
-        for plot, (name, result) in zip(figure.axes, results.items(), strict=False):
-            plot.set_visible(True)
-            for runs in _by_change(result):
-                history = runs[0]["history"]
-                label = ", ".join(str(value) for value in runs[0]["swept"].values())
-                plot.plot(history["epoch"], history["train_loss"], linewidth=1.3, label=label)
-            plot.set_title(name)
-            if len(_by_change(result)) > 1:
-                plot.legend(fontsize=6)
-        figure.supxlabel("epoch", fontsize=9)
-        figure.supylabel("training loss (nats per image)", fontsize=9)
-        return figure
-
-
-def _rate_distortion(result: dict[str, Any]) -> Figure:
-    with style():
-        figure = Figure(figsize=(5.2, 3.6), layout="constrained")
-        plot = figure.subplots()
-        points = [(run["metrics"]["kl"], run["metrics"]["reconstruction"], run["swept"]) for run in result["runs"]]
-        plot.plot([rate for rate, _, _ in points], [distortion for _, distortion, _ in points], marker="o")
-        for rate, distortion, swept in points:
-            plot.annotate(f"β {swept['objective.beta']}", (rate, distortion), (6, 4), textcoords="offset points")
-        plot.set(xlabel="rate: KL (nats per image)", ylabel="distortion: reconstruction (nats per image)")
-        return figure
-
-
-def _penalties(results: dict[str, Any]) -> Figure:
-    with style():
-        figure = Figure(figsize=(10, 3.0), layout="constrained")
-        noise, activations, jacobian = figure.subplots(1, 3)
-        for run in results["denoising-ae"]["runs"]:
-            found = run["codes"]["squared_error_under_noise"]
-            noise.plot(
-                [float(level) for level in found], list(found.values()), marker="o", markersize=3, label=_name(run)
-            )
-        noise.set(
-            xlabel="noise on the input (black to white is 1)", ylabel="squared error per pixel", title="denoising"
-        )
-        noise.legend()
-        centres = np.linspace(-4, 4, 41)[:-1] + 0.1
-        for run in results["sparse-ae"]["runs"]:
-            activations.plot(centres, run["codes"]["activation_histogram"], label=_name(run), drawstyle="steps-mid")
-        activations.set(xlabel="activation (root mean square is 1)", ylabel="share of activations", title="sparse")
-        activations.set_yscale("log")
-        shares = [run["codes"]["activation_histogram"] for run in results["sparse-ae"]["runs"]]
-        if not any(sum(row[:20]) for row in shares):  # sigmoid units are never negative
-            activations.set_xlim(0, 4)
-        activations.legend()
-        runs = results["contractive-ae"]["runs"]
-        norms = [run["codes"]["relative_squared_jacobian_norm"] for run in runs]
-        jacobian.bar([_name(run) for run in runs], norms, color=COLOURS[: len(runs)], width=0.5)
-        jacobian.set(ylabel="squared Jacobian norm / code variance", title="contractive")
-        return figure
 
 
 def _penalty_table(results: dict[str, Any]) -> list[str]:
@@ -245,11 +234,6 @@ def _penalty_table(results: dict[str, Any]) -> list[str]:
                 f"| {codes['relative_squared_jacobian_norm']:.5f} |"
             )
     return lines
-
-
-def _name(run: dict[str, Any]) -> str:
-    name: str = run["swept"]["objective.name"]
-    return {"reconstruction": "plain"}.get(name, name)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,14 @@ generated = partial(
     applies="`evaluate.generated.images` above 0",
     depends=("data", "generated.images", "generated.components", "neighbours"),
 )
+disentangled = partial(
+    Metric,
+    best="higher",
+    unit="share",
+    form=".3f",
+    applies="`evaluate.disentanglement.images` above 0, and images with known factors",
+    depends=("disentanglement.images", "disentanglement.codes"),
+)
 exported = partial(Metric, form=".1e", unit="")
 count = partial(Metric, unit="images", form=".0f")
 
@@ -130,6 +138,34 @@ GROUPS: dict[str, dict[str, Metric]] = {
         ),
         "probe_accuracy": labels(
             "Linear probe", "Share of images whose class a linear classifier of posterior means guesses.", "higher"
+        ),
+    },
+    "Disentanglement": {
+        "mig": disentangled(
+            "Mutual information gap",
+            "How far the latent that says most of a factor is ahead of the second, over the factor's entropy, by a "
+            "histogram; mean over factors (MIG, Chen et al. 2018, with the bins of Locatello et al. 2019).",
+            depends=("disentanglement.images", "disentanglement.codes", "disentanglement.bins"),
+        ),
+        "dci_disentanglement": disentangled(
+            "Disentanglement",
+            "Whether a latent is of use for one factor alone, to gradient boosting (DCI, Eastwood & Williams 2018).",
+        ),
+        "dci_completeness": disentangled(
+            "Completeness", "Whether one latent alone is of use for a factor, to gradient boosting (DCI)."
+        ),
+        "dci_informativeness": disentangled(
+            "Informativeness", "Share of factors that gradient boosting guesses right from all latents (DCI)."
+        ),
+        "sap": disentangled(
+            "Separated predictability",
+            "How far the latent that predicts a factor best is ahead of the second, by squared correlation, or for a "
+            "factor without order by the balanced accuracy of thresholds (SAP, Kumar et al. 2018).",
+        ),
+        "factor_vae_score": disentangled(
+            "FactorVAE score",
+            "Share of groups of 64 images whose common factor is guessed from the latent that varies least "
+            "(Kim & Mnih 2018).",
         ),
     },
     "Generation": {

@@ -25,7 +25,7 @@ from reparam.cards.data import DataCard, Scaling
 from reparam.config import Config, load_config
 from reparam.data import store
 from reparam.download import stage as download
-from reparam.errors import MissingInputError, UserError
+from reparam.errors import DamagedInputError, MissingInputError, UserError
 from reparam.files import dvc_hash, sha256, to_json
 from reparam.paths import Paths
 from reparam.preprocess import convert
@@ -817,3 +817,39 @@ def test_the_real_mnist_is_whole(mnist: Path, mnist_files: Path) -> None:
     assert frequencies.tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert card.train_mean[0] == pytest.approx(0.1307, abs=5e-4)
     assert card.train_standard_deviation[0] == pytest.approx(0.3081, abs=5e-4)
+
+
+# Factors of variation
+
+
+def test_factors_travel_with_their_images(prepare: Prepare, project: Paths, params: dict[str, Any]) -> None:
+    params["download"]["source"] = "sprites"
+    card = prepare(classes=["square", "heart"], limit=50, binarization="threshold")
+    assert [(factor.name, factor.size) for factor in card.factors] == [
+        *(("shape", 3), ("scale", 4), ("rotation", 6), ("x", 8), ("y", 8))
+    ]
+    for name in SPLITS:
+        split = store.read_split(project.processed, name)
+        assert split.factors is not None
+        assert (split.factors.dtype, split.factors.shape) == (np.int32, (50, 5))
+        np.testing.assert_array_equal(split.factors[:, 0], 2 * split.labels)  # of squares, 0; of hearts, 2
+        rows, columns = np.indices((32, 32)) + 0.5
+        squares = split.labels == 0  # whose middles are where x and y say
+        weights = split.images[squares, 0] / split.images[squares, 0].sum((1, 2), keepdims=True)
+        places = [(weights * grid).sum((1, 2)) for grid in (columns, rows)]
+        for place, number in zip(places, split.factors[squares, 3:].T, strict=True):
+            np.testing.assert_allclose(place, 8.2 + 15.6 / 7 * number, atol=0.5)
+
+
+def test_damaged_factors_are_refused(prepare: Prepare, project: Paths, params: dict[str, Any]) -> None:
+    params["download"]["source"] = "sprites"
+    prepare(limit=20)
+    np.save(project.processed / "test-factors.npy", np.zeros((20, 5), np.int32))
+    with pytest.raises(DamagedInputError, match=r"test-factors.npy: wanted int32 \(20, 5\), found other values"):
+        store.read_split(project.processed, "test")
+
+
+def test_without_factors_no_file_and_no_card_says_anything_of_them(prepare: Prepare, project: Paths) -> None:
+    assert prepare(limit=20).factors is None
+    assert not list(project.processed.glob("*factors*"))
+    assert "factors" not in (project.processed / "card.json").read_text()

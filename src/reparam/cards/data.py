@@ -1,11 +1,11 @@
 """The cards of data: as it was delivered, and as it was processed."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from reparam.cards.card import Card, Files, Hash, SealedCard, Shape, UnitFloat
-from reparam.config.section import KeyOf, MaybeCount
+from reparam.config.section import Count, KeyOf, MaybeCount
 
 SplitName = Literal["train", "validation", "test"]
 Binarization = Literal["none", "threshold", "static", "dynamic"]
@@ -50,6 +50,14 @@ class ImageFacts(Card):
         return self
 
 
+class FactorFacts(Card):
+    """What varies from image to image: a number from 0 to size - 1."""
+
+    name: str
+    size: Count
+    is_ordered: bool  # whether neighbouring numbers are alike
+
+
 class SplitFacts(Card):
     """How many images a split has, of which classes, and what identifies its files."""
 
@@ -57,19 +65,24 @@ class SplitFacts(Card):
     classes: dict[str, MaybeCount]
     images_sha256: Hash
     labels_sha256: Hash
+    factors_sha256: Hash | None = None  # where the data set has factors
 
 
 class DataCard(ImageFacts, SealedCard):
-    """The processed images, uint8 arrays (N, C, H, W)."""
+    """The processed images, uint8 arrays (N, C, H, W); a fact that is None is not in the file."""
 
     options: dict[str, str]
     title: str
     licence: str
     classes: tuple[str, ...]
     skipped: dict[str, str]  # unreadable files, and why
+    factors: tuple[FactorFacts, ...] | None = None
     train_mean: tuple[UnitFloat, ...]  # by channel, with pixels in [0, 1]
     train_standard_deviation: tuple[UnitFloat, ...]
     splits: Annotated[dict[SplitName, SplitFacts], Field(min_length=3)]
+
+    def _content(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"checksum"}, exclude_none=True)
 
     @property
     def counts(self) -> dict[str, int]:

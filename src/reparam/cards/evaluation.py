@@ -1,6 +1,6 @@
 """The card of an evaluation."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
@@ -45,6 +45,14 @@ class AnnealingFacts(Card):
     effective_chains: PositiveFloat
 
 
+class DisentanglementFacts(Card):
+    """What the scores of disentanglement are of."""
+
+    images: Count
+    codes: Literal["mean", "sample"]
+    bins: Count
+
+
 class OutlierFacts(Card):
     images: Count
     nll: float
@@ -57,6 +65,7 @@ class Details(Card):
     generated: GeneratedFacts | None = None
     outliers: OutlierFacts | None = None
     annealed: AnnealingFacts | None = None
+    disentanglement: DisentanglementFacts | None = None
     bounds: tuple[Bound, ...] = ()
     not_measured: dict[str, str] = Field(default_factory=dict)
 

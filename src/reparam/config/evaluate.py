@@ -37,6 +37,19 @@ class AnnealingConfig(Section):
     """Distributions from the prior to the posterior. Source: Wu et al. 2017."""
 
 
+class DisentanglementConfig(Section):
+    """Block `disentanglement`."""
+
+    images: MaybeCount
+    """Images of which latents are compared with the factors that they were drawn from, at most; 0 compares none."""
+
+    codes: Literal["mean", "sample"]
+    """Latents of an image: the mean of its posterior, or a draw from it."""
+
+    bins: Annotated[int, Field(ge=2, le=1000)]
+    """Bins of equal width that a latent is put into for the mutual information gap. Source: Locatello et al. 2019."""
+
+
 class GridConfig(Section):
     """Block `grid`."""
 
@@ -91,6 +104,9 @@ class EvaluateConfig(Section):
 
     annealing: AnnealingConfig
     """Check of the NLL by annealed importance sampling."""
+
+    disentanglement: DisentanglementConfig
+    """Comparison of latents with factors of variation, where the data set has some."""
 
     grid: GridConfig
     """Figure of the decoder over a plane of latents."""

@@ -1,4 +1,4 @@
-"""The processed format: per split one `.npy` of uint8 images and one of labels, and a JSON card that describes them."""
+"""The processed format: per split a `.npy` of uint8 images, of labels and, where known, of factors; a JSON card."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,12 +9,22 @@ import numpy as np
 import numpy.typing as npt
 
 from reparam.cards.card import CARD
-from reparam.cards.data import Binarization, DataCard, ImageFacts, Scaling, ScalingKind, SplitFacts, SplitName
+from reparam.cards.data import (
+    Binarization,
+    DataCard,
+    FactorFacts,
+    ImageFacts,
+    Scaling,
+    ScalingKind,
+    SplitFacts,
+    SplitName,
+)
 from reparam.errors import DamagedInputError, StaleInputError
 from reparam.files import rerun, sha256
 
 Images = npt.NDArray[np.uint8]  # (N, C, H, W)
 Labels = npt.NDArray[np.int32]  # (N,)
+Factors = npt.NDArray[np.int32]  # (N, F)
 Channels = tuple[float, ...]  # a value for each
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
@@ -24,10 +34,11 @@ CHUNK_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, C, H, W) and their labels (N,)."""
+    """Images (N, C, H, W), their labels (N,) and, where known, their factors of variation."""
 
     images: Images
     labels: Labels
+    factors: Factors | None = None
 
 
 def binarize(path: Path, how: str, seed: tuple[int, ...]) -> None:
@@ -55,6 +66,7 @@ class Origin:
     skipped: dict[str, str]
     title: str
     licence: str
+    factors: tuple[FactorFacts, ...] | None = None
 
 
 def write_card(directory: Path, origin: Origin, scaling: ScalingKind) -> DataCard:
@@ -113,7 +125,11 @@ def read_split(directory: Path, name: SplitName, *, is_verified: bool = False) -
     digests = ("", "") if is_verified else (facts.images_sha256, facts.labels_sha256)
     images = _read_array(directory / f"{name}-images.npy", shape, np.uint8, digests[0])
     labels = _read_array(directory / f"{name}-labels.npy", shape[:1], np.int32, digests[1])
-    return Split(images, labels)
+    if card.factors is None:
+        return Split(images, labels)
+    digest = "" if is_verified else facts.factors_sha256 or ""
+    factors = _read_array(directory / f"{name}-factors.npy", (facts.count, len(card.factors)), np.int32, digest)
+    return Split(images, labels, factors)
 
 
 def _read_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic], digest: str) -> Any:
@@ -131,13 +147,14 @@ def _read_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic], dig
 
 
 def _describe(directory: Path, name: SplitName, classes: Sequence[str]) -> SplitFacts:
-    images, labels = (directory / f"{name}-{kind}.npy" for kind in ("images", "labels"))
+    images, labels, factors = (directory / f"{name}-{kind}.npy" for kind in ("images", "labels", "factors"))
     numbers, counts = np.unique(np.load(labels), return_counts=True)
     return SplitFacts(
         count=len(np.load(images, mmap_mode="r")),
         classes={classes[number]: int(count) for number, count in zip(numbers, counts, strict=True)},
         images_sha256=sha256(images),
         labels_sha256=sha256(labels),
+        factors_sha256=sha256(factors) if factors.exists() else None,
     )
 
 

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from reparam.cards.evaluation import GridTiles, TileDimension, Tiles, TraversalTiles
 from reparam.evaluate import walks
+from reparam.evaluate.disentanglement import mutual_information
 from reparam.evaluate.importance import read_curve
 from reparam.evaluate.subject import Rows, Subject, as_array
 from reparam.figures.curves import plot_bounds
@@ -18,10 +19,12 @@ from reparam.figures.latents import (
     axis_labels,
     plot_aggregate,
     plot_components,
+    plot_factors,
     plot_latent_grid,
     plot_latent_scatter,
     plot_latent_use,
 )
+from reparam.figures.style import indexed
 from reparam.models.priors import StandardNormal
 from reparam.runtime import random_stream
 
@@ -35,7 +38,15 @@ PRIOR_SAMPLES = 20_000
 PAIRS = 6  # of images that are joined by a walk
 SAMPLED_FROM = {"prior": "the prior", "mixture": "a fitted mixture"}
 FIGURES = ("reconstructions", "samples", "latent_grid", "latent_scatter", "latent_use", "traversals")
-OTHER_FIGURES = ("interpolation", "components", "aggregate", "bounds", "extremes", "sigma")  # where there is a point
+OTHER_FIGURES = (
+    "interpolation",
+    "components",
+    "aggregate",
+    "bounds",
+    "extremes",
+    "sigma",
+    "factors",
+)  # where there is a point
 TILES = ("grid_tiles", "traversal_tiles")
 
 
@@ -57,6 +68,7 @@ def draw(subject: Subject) -> dict[str, Figure]:
         "aggregate": (not subject.is_code, _aggregate),
         "bounds": (subject.has_likelihood, _bounds),
         "extremes": (are_several, _extremes),
+        "factors": (subject.coded is not None, _factors),
         "sigma": (subject.model.likelihood.outputs > 1, _sigma),  # where the decoder puts out more than a mean
     }
     return pictures | {name: picture(subject) for name, (is_wanted, picture) in others.items() if is_wanted}
@@ -186,6 +198,13 @@ def _sigma(subject: Subject) -> Figure:
     # In a pixel of several channels, the root of their mean square; in units where black to white is 1.
     maps: npt.NDArray[np.float32] = as_array(deviations.square().mean(1).sqrt())
     return plot_deviations(subject.reconstruct(rows, pixels), maps, subject.names(rows))
+
+
+def _factors(subject: Subject) -> Figure:
+    assert subject.coded is not None
+    found = mutual_information(subject.coded, subject.settings.disentanglement.bins)
+    chosen = walks.by_use(subject.use)[:DIMENSIONS]
+    return plot_factors(found[chosen], [indexed(f"z{n}") for n in chosen], [fact.name for fact in subject.coded.facts])
 
 
 def _walked(subject: Subject) -> list[int]:

@@ -11,6 +11,7 @@ from reparam.cards.evaluation import (
     AnnealingFacts,
     Bound,
     Details,
+    DisentanglementFacts,
     GeneratedFacts,
     MutualInformationFacts,
     OutlierFacts,
@@ -28,6 +29,7 @@ from reparam.evaluate.annealing import (
     image_chunks,
     reverse_log_likelihood,
 )
+from reparam.evaluate.disentanglement import dci, factor_vae_score, gap, mutual_information, sap
 from reparam.evaluate.importance import importance, read_curve
 from reparam.evaluate.outliers import auroc
 from reparam.evaluate.representation import Labelled, probe
@@ -44,6 +46,7 @@ MIXED = 2_500  # images whose posteriors are mixed: the time is quadratic
 DRAWN = 4  # samples of each of these posteriors
 LEARNED_FROM = 10_000  # images that classifiers learn from
 LEAPFROG = 10  # steps of each transition of annealed importance sampling
+FEWEST = 30  # images that scores of disentanglement are learned from and guessed
 FEW = 10  # effective samples: the estimate of a logarithm is then off by some 0.05 nats
 SATURATED = 0.9  # of log N: beyond this share, mutual information is mostly its bound
 LOW_COVERAGE = 0.5  # of what equally many real images reach: good models of the recipes cover 0.7 to 0.95
@@ -93,6 +96,8 @@ def measure(subject: Subject, outliers: Images | None) -> Findings:
         measures["generated"] = _generated
     if settings.annealing.images and subject.has_likelihood:
         measures["annealed"] = _annealed
+    if settings.disentanglement.images:
+        measures["disentanglement"] = _disentangled
     for name, function in measures.items():
         with random_stream(settings.seed, name):
             function(subject, findings)
@@ -193,6 +198,30 @@ def _labels(subject: Subject, findings: Findings) -> None:
         share = is_right.double().mean().item()
         findings.add(f"{name}_accuracy", share, math.sqrt(share * (1 - share) / len(is_right)))
         findings.of_images[f"{name}_accuracy"] = is_right
+
+
+def _disentangled(subject: Subject, findings: Findings) -> None:
+    """Compare latents with the factors that images were drawn from."""
+    coded, settings = subject.coded, subject.settings.disentanglement
+    reason = None
+    if coded is None:
+        reason = "wanted images with known factors, as of sprites and dsprites"
+    elif len(coded.codes) < FEWEST:
+        reason = f"wanted {FEWEST} images at least, found {len(coded.codes)}"
+    if coded is None or reason:
+        findings.not_measured["disentanglement"] = f"not measured: {reason}"
+        findings.warnings.append(f"disentanglement: not measured: {reason}")
+        return
+    found = dci(coded)
+    findings.add("mig", gap(mutual_information(coded, settings.bins)))
+    findings.add("sap", gap(sap(coded)))
+    findings.add("dci_disentanglement", found.disentanglement)
+    findings.add("dci_completeness", found.completeness)
+    findings.add("dci_informativeness", found.informativeness)
+    findings.add("factor_vae_score", factor_vae_score(coded, np.random.default_rng(subject.settings.seed)))
+    findings.facts["disentanglement"] = DisentanglementFacts(
+        images=len(coded.codes), codes=settings.codes, bins=settings.bins
+    )
 
 
 @torch.no_grad()

@@ -11,11 +11,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from reparam.cards.data import FactorFacts
 from reparam.config import EvaluateConfig
 from reparam.data.batches import Batches
 from reparam.data.pixels import Pixels
 from reparam.data.store import Images, Split
 from reparam.evaluate import walks
+from reparam.evaluate.disentanglement import Coded
 from reparam.evaluate.samplers import SAMPLERS, draw_codes
 from reparam.evaluate.scoring import Scores, score
 from reparam.evaluate.view import View
@@ -41,6 +43,7 @@ class Data:
     pixels: Pixels  # on the model's device
     is_density: bool  # whether the model's likelihood is one of these pixels
     is_black_and_white: bool  # whether no grey value is stored
+    factors: Sequence[FactorFacts] | None = None  # what varies, where that is known
 
     def view(self, images: Images, batch_size: int) -> View:
         """Show images as the model sees them."""
@@ -98,6 +101,20 @@ class Subject:
     def means(self) -> Tensor:
         """Return posterior means. Shapes: (N, D) float64."""
         return self.scores.means.double()
+
+    @cached_property
+    def coded(self) -> Coded | None:
+        """Return codes and factors of some images at random, where that is asked for and factors are known."""
+        settings, factors = self.settings.disentanglement, self.data.scored.factors
+        if not settings.images or factors is None or self.data.factors is None:
+            return None
+        with random_stream(self.settings.seed, "disentanglement"):
+            # Not evenly spaced: images may be stored in the order of their factors.
+            rows = torch.randperm(len(factors))[: settings.images]
+            codes = self.means[rows]
+            if settings.codes == "sample":
+                codes = codes + (0.5 * self.scores.log_variances[rows].double()).exp() * torch.randn_like(codes)
+        return Coded(codes.numpy(), factors[rows.numpy()], self.data.factors)
 
     @property
     def latent_size(self) -> int:

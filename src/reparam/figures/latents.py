@@ -146,6 +146,22 @@ def plot_aggregate(samples: Mapping[str, Array], prior: Array | None = None) -> 
         return figure
 
 
+def plot_factors(told: Array, latents: Sequence[str], factors: Sequence[str]) -> Figure:
+    """Show what latents say of factors, which have a row each. Shapes: told (D, F), in [0, 1]."""
+    with style():
+        figure = Figure(figsize=(0.55 * max(len(latents), 5), 0.45 * len(factors) + 0.4))
+        axes = figure.subplots()
+        axes.imshow(told.T, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+        axes.set_xticks(np.arange(len(latents)), latents)
+        axes.set_yticks(np.arange(len(factors)), [literal(name) for name in factors])
+        for (row, column), share in np.ndenumerate(told.T):
+            axes.text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=7, color="wk"[int(share > 0.6)])
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+        axes.set_title("Mutual information with a latent, over the entropy of the factor")
+        return figure
+
+
 def _density(values: Array, edges: Array) -> Array:
     density: Array = np.histogram(values, edges)[0] / (len(values) * (edges[1] - edges[0]))
     return density

@@ -1,4 +1,4 @@
-"""data/raw, params `preprocess` -> data/processed: uint8 images (N, C, H, W), labels, a seeded split, and a card."""
+"""data/raw, params `preprocess` -> data/processed: uint8 images (N, C, H, W), labels, factors, a split, a card."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ from reparam.config import Config, PreprocessConfig, flatten
 from reparam.data import store
 from reparam.data.sources import registry as sources
 from reparam.data.sources.folder import ImageFiles
-from reparam.data.sources.raw import Raw
+from reparam.data.sources.raw import ImageArrays, Raw
 from reparam.files import dvc_hash, scratch_directory, whole_directory
 from reparam.paths import Paths
 from reparam.preprocess import convert, splits
@@ -38,6 +38,7 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
             skipped,
             delivered.title,
             delivered.licence,
+            raw.factors,
         )
         card = store.write_card(directory, origin, settings.scaling)
     metrics = _summarize(card)
@@ -73,6 +74,8 @@ def _write_arrays(raw: Raw, settings: PreprocessConfig, directory: Path) -> dict
         store.binarize(images, settings.binarization, (settings.seed, store.SPLITS.index(name)))
         labels = [numbers[int(collection.labels[row])] for row in rows if row not in unreadable]
         np.save(directory / f"{name}-labels.npy", np.asarray(labels, np.int32))
+        if isinstance(collection, ImageArrays) and collection.factors is not None:
+            np.save(directory / f"{name}-factors.npy", collection.factors[rows].astype(np.int32))
     if settings.on_error == "fail":
         convert.refuse_unreadable(skipped)
     elif skipped:

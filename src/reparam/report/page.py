@@ -24,7 +24,7 @@ KINDS = {
     "hierarchical": "Hierarchical variational autoencoder",
 }  # others by their name
 FEW = 3  # classes that a title names, at most
-GROUPS = ("Likelihood", "Latents", "Representation", "Generation", "Export")  # of metrics
+GROUPS = ("Likelihood", "Latents", "Representation", "Disentanglement", "Generation", "Export")  # of metrics
 
 
 class Picture(NamedTuple):
@@ -58,6 +58,12 @@ PICTURES = {
         Picture("latent_grid", "Latent grid", "The decoder over a plane through latent space."),
         Picture("latent_scatter", "Latent scatter", "Where the images lie in that plane; the small ones are examples."),
         Picture("traversals", "Traversals", "What each dimension changes, those that say most first.", True),
+        Picture(
+            "factors",
+            "Factors",
+            "Bright: the latent says much of the factor. One bright square in a row is best.",
+            True,
+        ),
         Picture("interpolation", "Interpolation", "From one image to another, through latent space.", True),
         Picture("components", "Principal components", "Few tall bars: images fill few directions of it.", True),
         Picture(
@@ -177,7 +183,11 @@ def _images_of(metric: Metric, page: Page) -> int:
     if metric.split:
         return page.data.counts[metric.split]
     details = page.evaluation.details
-    for setting, facts in (("annealing.images", details.annealed), ("generated.images", details.generated)):
+    for setting, facts in (
+        ("annealing.images", details.annealed),
+        ("generated.images", details.generated),
+        ("disentanglement.images", details.disentanglement),
+    ):
         if facts and setting in metric.depends:
             return facts.images
     return page.evaluation.images

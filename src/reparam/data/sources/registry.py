@@ -17,7 +17,7 @@ import numpy as np
 from reparam.cards.card import MANIFEST, FileFacts
 from reparam.cards.data import DownloadCard
 from reparam.config import DownloadConfig
-from reparam.data.sources import torchvision_sets
+from reparam.data.sources import records, sprites, torchvision_sets
 from reparam.data.sources.archives import unpack
 from reparam.data.sources.folder import find_images, list_splits
 from reparam.data.sources.raw import ImageArrays, Raw
@@ -215,5 +215,29 @@ SOURCES = {
     "cifar10": _torchvision("CIFAR-10 (Krizhevsky 2009)", "not stated", "CIFAR10"),
     "svhn": _torchvision("Street View House Numbers, cropped (Netzer et al. 2011)", "non-commercial use", "SVHN"),
     "celeba": _torchvision("CelebA, aligned and cropped (Liu et al. 2015)", "non-commercial research", "CelebA"),
+    "binarized_mnist": Source(
+        title="MNIST in black and white (Larochelle & Murray 2011)",
+        licence="CC BY-SA 3.0",
+        fetch=_fetch_files(records.binarized_mnist_files),
+        read=records.read_binarized_mnist,
+    ),
+    "omniglot": Source(
+        title="OMNIGLOT of 28x28 pixels (Lake et al. 2015) in the split of Burda et al. 2016",
+        licence="MIT",
+        fetch=_fetch_files(records.omniglot_files),
+        read=records.read_omniglot,
+    ),
+    "dsprites": Source(
+        title="dSprites (Matthey et al. 2017)",
+        licence="Apache 2.0",
+        fetch=_fetch_files(sprites.dsprites_files),
+        read=partial(sprites.read_sprites, name=sprites.DSPRITES),
+    ),
+    "sprites": Source(
+        title="Sprites drawn by reparam",
+        licence="Apache 2.0",
+        fetch=sprites.draw_sprites,
+        read=partial(sprites.read_sprites, name=sprites.SPRITES),
+    ),
     "folder": Source("A folder of images", "not stated", _fetch_folder, _read_folder),
 }

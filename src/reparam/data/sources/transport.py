@@ -25,12 +25,14 @@ class RemoteFile:
     """A published file: its path below a data set's directory, and what identifies it."""
 
     name: str
-    checksum: str  # "md5:<hex>" or "sha256:<hex>"
+    checksum: str  # "md5:<hex>" or "sha256:<hex>"; "" where none is published, and the reader checks the content
     urls: tuple[str, ...]  # published addresses of this very file
 
     def checksum_of(self, path: Path) -> str:
         """Take the checksum of a file, spelled like the one that is wanted."""
         algorithm = self.checksum.partition(":")[0]
+        if not algorithm:
+            return ""
         with path.open("rb") as file:
             return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
 
@@ -67,7 +69,7 @@ def _refusal(file: RemoteFile, part: Part, failures: Sequence[str]) -> UserError
         within = f" within {part.deadline.seconds:g} s, only {decimal(part.size)} of it"
         again = "run again to go on from there, set REPARAM_DOWNLOAD_SECONDS to more seconds, or "
     return UserError(
-        f"{file.name} ({file.checksum}): no source gives this file{within}\n"
+        f"{file.name} ({file.checksum or 'no published checksum'}): no source gives this file{within}\n"
         + "\n".join(failures or ["  no mirror is set, and no address is published"])
         + f"\n{again}set download.mirrors in params.yaml to a directory or server that holds it"
     )

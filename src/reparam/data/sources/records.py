@@ -1,0 +1,92 @@
+"""The data that records of density estimation are about: static MNIST and OMNIGLOT, with their published splits."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from reparam.data.sources.folder import ImageFiles
+from reparam.data.sources.raw import ImageArrays, Raw
+from reparam.data.sources.transport import RemoteFile
+from reparam.errors import DamagedInputError
+from reparam.files import rerun
+
+SIDE = 28
+PIXELS = SIDE * SIDE
+# Of Larochelle's files, as TensorFlow Datasets lists them (url_checksums/binarized_mnist.txt).
+BINARIZED_MNIST = {
+    "train": "ad693b29f94c14277b095f5238ddefbbdaaae0939789dd2f4f0205278cee3e4d",
+    "valid": "1de3d397c40fe8eeb33dafd4099a1f665ec01e96d9be234aaeeac8a34930e2e2",
+    "test": "e6687bfea3f820c174f33b7865140b2a2dd2930ef786f35d45795fc193b5ab2c",
+}
+OMNIGLOT = "chardata.mat"
+COUNTS = {"train": 24_345, "test": 8_070}  # images of OMNIGLOT in Burda's split
+ALPHABETS = 50
+
+
+def binarized_mnist_files() -> list[RemoteFile]:
+    """Name the three files of the MNIST that Larochelle & Murray 2011 drew in black and white once and for all."""
+    base = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist"
+    names = {f"binarized_mnist_{split}.amat": digest for split, digest in BINARIZED_MNIST.items()}
+    return [RemoteFile(name, f"sha256:{digest}", (f"{base}/{name}",)) for name, digest in names.items()]
+
+
+def read_binarized_mnist(directory: Path, _scratch: Path) -> Raw:
+    """Read lines of 784 digits 0 or 1; nobody published which digit an image shows."""
+    splits: dict[str, ImageArrays | ImageFiles] = {}
+    for split, published in {"train": "train", "validation": "valid", "test": "test"}.items():
+        path = directory / f"binarized_mnist_{published}.amat"
+        content = np.fromfile(path, np.uint8)
+        # A digit and a space or line break: np.loadtxt takes minutes.
+        digits = content[::2] - np.uint8(ord("0"))
+        if len(content) % (2 * PIXELS) or (digits > 1).any():
+            raise DamagedInputError(
+                f"{path}: wanted lines of {PIXELS} digits 0 or 1, found others; {rerun('download')}"
+            )
+        images = 255 * digits.reshape(-1, 1, SIDE, SIDE)
+        splits[split] = ImageArrays(images, np.zeros(len(images), np.int64))
+    return Raw(splits, ("digit",))
+
+
+def omniglot_files() -> list[RemoteFile]:
+    """Name the file of OMNIGLOT in the repository of Burda et al. 2016, of which nobody published a checksum."""
+    return [RemoteFile(OMNIGLOT, "", (f"https://github.com/yburda/iwae/raw/master/datasets/OMNIGLOT/{OMNIGLOT}",))]
+
+
+def read_omniglot(directory: Path, _scratch: Path) -> Raw:
+    """Read images and alphabets, and check all that is known of them, for want of a checksum.
+
+    Grey values are rounded to 8 bits.
+    Raises: DamagedInputError.
+    """
+    from scipy.io import loadmat  # a third of a second, for this data set alone
+
+    path = directory / OMNIGLOT
+    try:
+        found = loadmat(path)
+    except (ValueError, TypeError, NotImplementedError, OSError) as error:  # of scipy, for what is no such file
+        raise _damaged(path, "a file of MATLAB 5", f"none ({error})") from None
+    splits: dict[str, ImageArrays | ImageFiles] = {}
+    for split, prefix in {"train": "", "test": "test"}.items():
+        grey = _array(path, found, f"{prefix}data", (PIXELS, COUNTS[split]))
+        marks = _array(path, found, f"{prefix}target", (ALPHABETS, COUNTS[split]))
+        if not (marks.sum(0) == 1).all():
+            raise _damaged(path, "one alphabet for each image", f"none or several in {prefix}target")
+        # MATLAB counts down the columns of an image first.
+        upright = np.rint(255 * grey.T).astype(np.uint8).reshape(-1, 1, SIDE, SIDE).swapaxes(2, 3)
+        splits[split] = ImageArrays(upright, marks.argmax(0))
+    return Raw(splits, tuple(f"alphabet {number}" for number in range(1, ALPHABETS + 1)))
+
+
+def _array(path: Path, found: dict[str, Any], name: str, shape: tuple[int, int]) -> npt.NDArray[Any]:
+    array = found.get(name)
+    if not isinstance(array, np.ndarray) or array.shape != shape:
+        raise _damaged(path, f"{name} {shape}", str(getattr(array, "shape", "none")))
+    if array.dtype.kind not in "fiub" or not ((array >= 0) & (array <= 1)).all():
+        raise _damaged(path, f"{name} from 0 to 1", "other values")
+    return array
+
+
+def _damaged(path: Path, wanted: str, found: str) -> DamagedInputError:
+    return DamagedInputError(f"{path}: wanted {wanted}, found {found}; {rerun('download')}")

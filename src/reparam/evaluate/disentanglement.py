@@ -1,0 +1,193 @@
+"""How codes of images relate to the factors that the images were drawn from: MIG, DCI, SAP and the FactorVAE score.
+
+All are of the same codes. Locatello et al. 2019, appendix C, compare the scores, and choose much of what is left open.
+scikit-learn is imported where it is used, because it takes longer than all else that is computed of small data.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from reparam.cards.data import FactorFacts
+
+Array = npt.NDArray[np.float64]
+LEARNED = (
+    2 / 3
+)  # of the images, from which classifiers learn; the rest are guessed (Locatello et al. 2019: 10,000 of 15,000)
+TREES = 100  # of a boosted classifier, for each value of a factor: the number that scikit-learn takes
+FIXED = 64  # images that share a factor (Locatello et al. 2019)
+VOTES = (10_000, 5_000)  # such groups, to learn from and to guess (Locatello et al. 2019)
+AT_ONCE = 1_000  # groups
+STILL = 0.05  # of the largest standard deviation; dimensions that vary less have collapsed, and take no part in votes
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Codes of images, and what the images were drawn from."""
+
+    codes: Array  # (N, D)
+    factors: npt.NDArray[np.integer]  # (N, F), from 0 on
+    facts: Sequence[FactorFacts]  # (F,)
+
+    def split(self) -> tuple["Coded", "Coded"]:
+        """Return images to learn from, and images to guess; those that are here must be in a random order."""
+        middle = round(LEARNED * len(self.codes))
+        first, rest = slice(middle), slice(middle, None)
+        return (
+            Coded(self.codes[first], self.factors[first], self.facts),
+            Coded(self.codes[rest], self.factors[rest], self.facts),
+        )
+
+
+def mutual_information(coded: Coded, bins: int) -> Array:
+    """Return the mutual information of each latent and factor, over the entropy of the factor; 0 where it is constant.
+
+    A latent is put into `bins` of equal width from its least to its largest value. Shapes: -> (D, F).
+    """
+    found = np.zeros((coded.codes.shape[1], len(coded.facts)))
+    for d, values in enumerate(coded.codes.T):
+        edges = np.histogram_bin_edges(values, bins)
+        binned = np.digitize(values, edges[1:-1])
+        for f, facts in enumerate(coded.facts):
+            joint = np.zeros((bins, facts.size))
+            np.add.at(joint, (binned, coded.factors[:, f]), 1 / len(values))
+            entropy = _entropy(joint.sum(0))
+            told = _entropy(joint.sum(0)) + _entropy(joint.sum(1)) - _entropy(joint)
+            found[d, f] = max(told, 0) / entropy if entropy > 0 else 0
+    return found
+
+
+def _entropy(probabilities: Array) -> float:
+    """Return the entropy of a distribution. Units: nats."""
+    some = probabilities[probabilities > 0]
+    return float(-(some * np.log(some)).sum())
+
+
+def gap(scores: Array) -> float:
+    """Average, over factors, how far the best latent is ahead of the second best. Shapes: (D, F)."""
+    ranked = np.sort(np.vstack([scores, np.zeros_like(scores[:1])]), 0)  # of a single latent, the second best says 0
+    return float((ranked[-1] - ranked[-2]).mean())
+
+
+def sap(coded: Coded) -> Array:
+    """Return how well each latent alone predicts each factor.
+
+    Of an ordered factor: the squared correlation. Of another: the balanced accuracy of classes between thresholds, as
+    many as a decision tree with a leaf for each class finds in images that it learns from, on the others.
+    Shapes: -> (D, F).
+    Source: Kumar et al. 2018, sec. 3, whose thresholds are fitted to the very images that are guessed.
+    """
+    from sklearn.metrics import recall_score
+    from sklearn.tree import DecisionTreeClassifier
+
+    known, asked = coded.split()
+    found = np.zeros((coded.codes.shape[1], len(coded.facts)))
+    for f, facts in enumerate(coded.facts):
+        for d, values in enumerate(coded.codes.T):
+            if facts.is_ordered:
+                found[d, f] = _squared_correlation(values, coded.factors[:, f].astype(np.float64))
+            elif values.std() > 0:
+                tree = DecisionTreeClassifier(
+                    max_leaf_nodes=max(2, facts.size), class_weight="balanced", random_state=0
+                )
+                tree.fit(known.codes[:, [d]], known.factors[:, f])
+                guessed = tree.predict(asked.codes[:, [d]])
+                found[d, f] = recall_score(asked.factors[:, f], guessed, average="macro", zero_division=0.0)
+    return found
+
+
+def _squared_correlation(a: Array, b: Array) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    scale = float((a**2).sum() * (b**2).sum())
+    return float((a * b).sum() ** 2) / scale if scale > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Dci:
+    """How much each latent is about one factor, each factor in one latent, and what latents say of factors."""
+
+    disentanglement: float
+    completeness: float
+    informativeness: float
+
+
+def dci(coded: Coded) -> Dci:
+    """Learn factors from codes by gradient boosting, and see which latents it uses.
+
+    Informativeness is the accuracy on images that it did not learn from.
+    Source: Eastwood & Williams 2018, with the classifier of Locatello et al. 2019.
+    """
+    known, asked = coded.split()
+    importance, right = np.zeros((coded.codes.shape[1], len(coded.facts))), []
+    for f in range(len(coded.facts)):
+        classifier = _boosted(known.codes, known.factors[:, f])
+        if classifier is None:
+            continue  # a factor that does not vary says nothing
+        importance[:, f] = classifier.feature_importances_
+        right.append(float((classifier.predict(asked.codes) == asked.factors[:, f]).mean()))
+    return Dci(*weigh(importance), informativeness=float(np.mean(right)) if right else 0.0)
+
+
+def _boosted(codes: Array, values: npt.NDArray[np.integer]) -> Any:
+    from sklearn.ensemble import GradientBoostingClassifier
+
+    if len(np.unique(values)) < 2:
+        return None
+    return GradientBoostingClassifier(n_estimators=TREES, random_state=0).fit(codes, values)
+
+
+def weigh(importance: Array) -> tuple[float, float]:
+    """Return disentanglement and completeness, weighted by the importance of latents and factors. Shapes: (D, F)."""
+    total = importance.sum()
+    if not total:
+        return 0.0, 0.0
+    return _concentration(importance) @ (importance.sum(1) / total), _concentration(importance.T) @ (
+        importance.sum(0) / total
+    )
+
+
+def _concentration(importance: Array) -> Array:
+    """Return 1 where all of a row is in one place, 0 where it is spread evenly. Shapes: (n, m) -> (n,)."""
+    sums = importance.sum(1, keepdims=True)
+    shares = np.divide(importance, sums, out=np.full_like(importance, 1 / importance.shape[1]), where=sums > 0)
+    most = np.log(importance.shape[1])
+    return np.array([1 - _entropy(row) / most if most else 1.0 for row in shares])
+
+
+def factor_vae_score(coded: Coded, rng: np.random.Generator) -> float:
+    """Guess which factor images share, from the latent that varies least among them, over its variance in all images.
+
+    The guess for a latent is the factor that most votes are for; the score is the share of other votes guessed right.
+    Images are drawn from those that are here, and may come twice.
+    Source: Kim & Mnih 2018, sec. 4; votes as many as in Locatello et al. 2019.
+    """
+    variances = coded.codes.var(0)
+    active = np.flatnonzero(variances > STILL**2 * variances.max())
+    if not len(active):
+        return 0.0
+    scaled = coded.codes[:, active] / np.sqrt(variances[active])
+    known, asked = (_votes(scaled, coded, count, rng) for count in VOTES)
+    guess = known.argmax(0)
+    return float(asked[guess, np.arange(len(guess))].sum() / asked.sum())
+
+
+def _votes(scaled: Array, coded: Coded, count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Count, for each factor, how often which latent varied least while it was fixed. Shapes: -> (F, D)."""
+    votes = np.zeros((len(coded.facts), scaled.shape[1]), np.int64)
+    orders = [np.argsort(values, kind="stable") for values in coded.factors.T]
+    places = [np.searchsorted(v[o], v) for v, o in zip(coded.factors.T, orders, strict=True)]
+    sizes = [np.bincount(v, minlength=facts.size) for v, facts in zip(coded.factors.T, coded.facts, strict=True)]
+    for start in range(0, count, AT_ONCE):
+        groups = min(AT_ONCE, count - start)
+        fixed = rng.integers(len(coded.facts), size=groups)
+        like = rng.integers(len(scaled), size=groups)  # an image whose value of the factor all share
+        for f in range(len(coded.facts)):
+            rows = like[fixed == f]
+            some = sizes[f][coded.factors[rows, f]][:, None]
+            drawn = places[f][rows][:, None] + (rng.random((len(rows), FIXED)) * some).astype(np.int64)
+            still = scaled[orders[f][drawn]].var(1).argmin(1)  # (n, FIXED, D) -> (n,)
+            np.add.at(votes[f], still, 1)
+    return votes
