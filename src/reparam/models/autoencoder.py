@@ -17,7 +17,13 @@ class Autoencoder(nn.Module):
     stochastic_layers = 0
 
     def __init__(
-        self, encoder: nn.Module, decoder: nn.Module, likelihood: Likelihood, prior: Prior, shape: tuple[int, ...]
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        likelihood: Likelihood,
+        prior: Prior,
+        shape: tuple[int, ...],
+        latent_shape: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -25,6 +31,7 @@ class Autoencoder(nn.Module):
         self.likelihood = likelihood
         self.prior = prior  # of codes, where an objective has one
         self.latent_size = prior.size  # D
+        self.latent_shape: tuple[int, ...] = latent_shape or (prior.size,)
         self.shape = shape  # (C, H, W)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:

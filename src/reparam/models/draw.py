@@ -85,6 +85,7 @@ class Model(Protocol):
     likelihood: "Likelihood"
     prior: "Prior"  # of the latents, as `decode` takes them
     latent_size: int  # D, of all layers together
+    latent_shape: tuple[int, ...]  # (D,), or (C, H, W) with C * H * W = D: what apps see of a vector of latents
     stochastic_layers: int  # layers of latents with a posterior; 0: a deterministic code, which has no log-likelihood
 
     def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:

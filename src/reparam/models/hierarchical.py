@@ -50,6 +50,7 @@ class HierarchicalVAE(nn.Module):
         self.sizes = list(sizes)  # D_1, ..., D_L
         self.shape = shape  # (C, H, W)
         self.latent_size = sum(sizes)
+        self.latent_shape: tuple[int, ...] = (self.latent_size,)
         self.prior: Prior = StandardNormal(self.latent_size)  # of all layers, in units of their own priors
         self.highest = StandardNormal(self.sizes[-1])  # of z_L
         self.stochastic_layers = len(sizes)
