@@ -27,7 +27,7 @@ def info(client: Client) -> list[str]:
     lines = [
         f"{client.path}: format {facts['format']}, {facts['kind']} of {facts['source']}",
         f"images      {' x '.join(map(str, client.image_shape))} (height, width, channels), uint8",
-        f"latents     {client.latent_size}, {prior}",
+        f"latents     {' x '.join(map(str, client.latent_shape))}, {prior}",
         f"likelihood  {facts['likelihood']}",
         f"graphs      {', '.join(sizes)}",
         f"runs on     {client.provider}, {client.batch} images at once",
@@ -48,7 +48,8 @@ def encode(client: Client, images: Collection, output: Path | None, shard: str) 
     columns = [f"{name}_{number}" for name in names for number in range(size)]
     with outputs.table(output, columns, len(span)) as write, counting("encode", len(span)) as advance:
         for batch in images.batches(span, client.batch):
-            write(batch.names, np.concatenate(client.encode(batch.images)[: len(names)], axis=1))
+            rows = [values.reshape(len(values), size) for values in client.encode(batch.images)[: len(names)]]
+            write(batch.names, np.concatenate(rows, axis=1))
             advance(len(batch.names))
 
 
