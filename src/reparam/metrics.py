@@ -36,6 +36,7 @@ generated = partial(
     applies="`evaluate.generated.images` above 0",
     depends=("data", "generated.images", "generated.components", "neighbours"),
 )
+reconstructed = partial(Metric, best="higher", applies="`preprocess.binarization` none")
 exported = partial(Metric, form=".1e", unit="")
 count = partial(Metric, unit="images", form=".0f")
 
@@ -99,6 +100,20 @@ GROUPS: dict[str, dict[str, Metric]] = {
             form=".3f",
             applies="`evaluate.outliers` that is set",
             depends=("outliers", "nll_samples"),
+        ),
+    },
+    "Fidelity": {
+        "psnr": reconstructed(
+            "PSNR",
+            "Peak signal-to-noise ratio of what posterior means are decoded to, at most 100 an image.",
+            unit="dB",
+        ),
+        "ssim": reconstructed(
+            "SSIM",
+            "Structural similarity of images and what their posterior means are decoded to; 1: equal.",
+            unit="",
+            form=".3f",
+            applies="`preprocess.binarization` none, and images of 11 x 11 pixels or more",
         ),
     },
     "Latents": {

@@ -28,6 +28,7 @@ from reparam.evaluate.annealing import (
     image_chunks,
     reverse_log_likelihood,
 )
+from reparam.evaluate.fidelity import fidelity
 from reparam.evaluate.importance import importance, read_curve
 from reparam.evaluate.outliers import auroc
 from reparam.evaluate.representation import Labelled, probe
@@ -89,6 +90,8 @@ def measure(subject: Subject, outliers: Images | None) -> Findings:
     measures = {"likelihood": _likelihood, "latents": _latents, "labels": _labels}
     if len(subject.data.validation.images):
         measures["validation"] = _validation
+    if not (subject.data.is_black_and_white or subject.data.pixels.is_drawn):
+        measures["fidelity"] = _fidelity
     if settings.generated.images:
         measures["generated"] = _generated
     if settings.annealing.images and subject.has_likelihood:
@@ -193,6 +196,12 @@ def _labels(subject: Subject, findings: Findings) -> None:
         share = is_right.double().mean().item()
         findings.add(f"{name}_accuracy", share, math.sqrt(share * (1 - share) / len(is_right)))
         findings.of_images[f"{name}_accuracy"] = is_right
+
+
+def _fidelity(subject: Subject, findings: Findings) -> None:
+    """Compare images that the model sees as they are stored with what it makes of them."""
+    for name, values in fidelity(subject).items():
+        findings.add_mean(name, values)
 
 
 @torch.no_grad()

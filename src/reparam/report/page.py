@@ -24,7 +24,7 @@ KINDS = {
     "hierarchical": "Hierarchical variational autoencoder",
 }  # others by their name
 FEW = 3  # classes that a title names, at most
-GROUPS = ("Likelihood", "Latents", "Representation", "Generation", "Export")  # of metrics
+GROUPS = ("Likelihood", "Fidelity", "Latents", "Representation", "Generation", "Export")  # of metrics
 
 
 class Picture(NamedTuple):
