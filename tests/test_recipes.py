@@ -72,7 +72,7 @@ def recipe(name: str) -> Config:
 
 
 def shape(config: Config) -> tuple[int, ...]:
-    return (3, 64, 64) if config.download.source == "celeba" else (1, 28, 28)
+    return (3, 64, 64) if config.download.source in ("celeba", "folder") else (1, 28, 28)
 
 
 def some_data(config: Config, images: int, batch_size: int) -> Batches:
@@ -97,7 +97,7 @@ def some_loss(config: Config, data: Batches) -> Loss:
 
 
 def test_recipes_results_and_commands_are_about_the_same_systems() -> None:
-    assert len(RECIPES) == 22
+    assert len(RECIPES) == 23
     assert sorted(PUBLISHED) == RECIPES
     assert set(COMMANDS) <= set(RECIPES)
     assert set(RECIPES) - set(COMMANDS) <= {"celeba-conv-vae"}  # whose images have no stable address
@@ -204,7 +204,7 @@ def test_the_number_to_compare_can_be_read_off_what_is_measured(name: str) -> No
 def test_a_command_changes_parameters_that_there_are_to_values_that_fit(name: str, tmp_path: Path) -> None:
     words = shlex.split(COMMANDS[name])
     pairs = [(words[i], words[i + 1]) for i in range(len(words)) if words[i] in ("--set", "--sweep", "--seed")]
-    flags = [word for word in words if word in ("--codes", "--photographs")]
+    flags = [word for word in words if word in ("--codes", "--photographs", "--scenes")]
     assert len(pairs) * 2 + len(flags) == len(words)
     budget = dict(MEASURE._assignment(value) for option, value in pairs if option == "--set")
     swept: list[dict[str, Any]] = [{}]

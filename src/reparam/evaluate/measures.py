@@ -41,7 +41,8 @@ from reparam.models.draw import standard_error
 from reparam.progress import counting
 from reparam.runtime import random_stream
 
-MIXED = 2_500  # images whose posteriors are mixed: the time is quadratic
+MIXED = 2_500  # images whose posteriors are mixed: the time is quadratic, and grows with the dimensions:
+MIXED_NUMBERS = MIXED**2 * 128  # of all pairs, at most
 DRAWN = 4  # samples of each of these posteriors
 LEARNED_FROM = 10_000  # images that classifiers learn from
 LEAPFROG = 10  # steps of each transition of annealed importance sampling
@@ -170,7 +171,8 @@ def _latents(subject: Subject, findings: Findings) -> None:
         return  # below the top of a hierarchy, posteriors are no Gaussians of their own
     noise = torch.randn(DRAWN, *scores.means.shape, dtype=scores.means.dtype)
     z = scores.means + noise * (0.5 * scores.log_variances).exp()
-    found = aggregate(scores.means, scores.log_variances, z, subject.model.prior, MIXED)
+    mixed = min(MIXED, math.isqrt(MIXED_NUMBERS // subject.latent_size))
+    found = aggregate(scores.means, scores.log_variances, z, subject.model.prior, mixed)
     for name in ("mutual_information", "marginal_kl", "total_correlation"):
         findings.add(name, getattr(found, name), getattr(found, f"{name}_se"))
     findings.facts["mutual_information"] = MutualInformationFacts(bound=round(found.bound, 4), images=found.images)
