@@ -1,5 +1,7 @@
 """The autoencoder: a deterministic code, no prior."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -64,6 +66,8 @@ class Autoencoder(nn.Module):
         """Score `target`; all samples are the same. Shapes: fields (samples, B)."""
         [(code, log_variance)] = encoded
         z = code[None]  # (1, B, D)
-        log_px = self.likelihood.log_prob(each_sample(self.decoder, z), target).expand(samples, -1)
+        output = each_sample(self.decoder, z)
+        log_px = self.likelihood.log_prob(output, target).expand(samples, -1)
         nothing = torch.zeros_like(z).expand(samples, -1, -1)
-        return Draw.of(log_px, Layer.of(z.expand(samples, -1, -1), (code, log_variance), nothing, nothing))
+        layer = Layer.of(z.expand(samples, -1, -1), (code, log_variance), nothing, nothing)
+        return replace(Draw.of(log_px, layer), output=output)  # of one sample, as all are the same

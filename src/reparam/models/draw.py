@@ -69,6 +69,7 @@ class Draw:
     kl: Tensor  # KL(q(z|x) || p(z)): the closed form where there is one, else log_qz - log_pz
     layers: tuple[Layer, ...] = ()  # the latents, the layer next to the image first; their sums are the three above
     auxiliary: Tensor | None = None  # (B,) what the model charges for beside all densities; each objective adds it
+    output: Tensor | None = None  # (K, B, P*C, H, W) of the decoder, of which log_px is
 
     @classmethod
     def of(cls, log_px: Tensor, *layers: Layer, auxiliary: Tensor | None = None) -> "Draw":
