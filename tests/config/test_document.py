@@ -111,7 +111,7 @@ def test_a_block_of_a_choice_has_the_name_of_that_choice(path: str) -> None:
         assert found[2] == name
         assert name in schema_at((section, {"objective": "name"}.get(found[1], found[1])))["enum"]
     else:
-        assert path in ("evaluate.generated", "evaluate.annealing", "evaluate.grid")
+        assert path in ("evaluate.generated", "evaluate.annealing", "evaluate.grid", "objective.perceptual")
 
 
 # `reparam params`

@@ -33,8 +33,8 @@ ROLES = {("images",): "encoder", ("latents",): "decoder", ("epsilon", "images"):
 class Client:
     """An exported model: a folder with its graphs and manifest, or a single graph.
 
-    Latents have the shape that the manifest says, `latent_shape`: D numbers or, of models whose latents are an image,
-    channels, height and width. The client takes either, (B, D) and (B, C, H, W), which are the same in memory.
+    D, the shape of latents, is `latent_shape`: their number or, where they are an image, channels, height and width.
+    Latents that are given may be rows of numbers all the same.
 
     It may be used by several threads at once, and be sent to other processes, which open the files again.
 
@@ -94,7 +94,7 @@ class Client:
         return self._bundle.prior()
 
     def encode(self, images: Images) -> tuple[Floats, Floats]:
-        """Return mean and log variance of the posterior. Shapes: (B, H, W, C) -> (B, *latent_shape) twice.
+        """Return mean and log variance of the posterior. Shapes: (B, H, W, C) -> (B, D), (B, D).
 
         An autoencoder's code has no variance: its logarithm is minus infinity.
 
@@ -106,7 +106,7 @@ class Client:
     def embed(self, images: Iterable[Images]) -> Iterator[Floats]:
         """Yield the posterior means of any number of images, some at a time, in flat memory.
 
-        Shapes: (H, W, C) each -> (at most `batch`, *latent_shape) each.
+        Shapes: (H, W, C) each -> (at most `batch`, D) each.
 
         Raises: UserError as `encode` does.
         """
@@ -117,7 +117,7 @@ class Client:
             yield self.encode(np.stack(some))[0]
 
     def decode(self, latents: npt.ArrayLike) -> Images:
-        """Return the mean images as grey levels. Shapes: (B, *latent_shape) or (B, D) -> (B, H, W, C).
+        """Return the mean images as grey levels. Shapes: (B, D) -> (B, H, W, C).
 
         Raises: UserError where latents are not finite numbers of the model's size.
         """
@@ -126,7 +126,7 @@ class Client:
         return images
 
     def decode_mean(self, latents: npt.ArrayLike) -> Floats:
-        """Return the mean images as floats in [0, 1]. Shapes: (B, *latent_shape) or (B, D) -> (B, H, W, C).
+        """Return the mean images as floats in [0, 1]. Shapes: (B, D) -> (B, H, W, C).
 
         Raises: UserError as `decode` does.
         """
@@ -148,7 +148,7 @@ class Client:
         return self.decode(self.sample_latents(n, seed, temperature))
 
     def sample_latents(self, n: int, seed: int, temperature: float = 1.0) -> npt.NDArray[np.float64]:
-        """Draw from the prior. Shapes: (n, *latent_shape).
+        """Draw from the prior. Shapes: (n, D).
 
         `temperature` scales the noise in the draws: below 1, images are more typical and vary less.
 
