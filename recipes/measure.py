@@ -47,6 +47,8 @@ HERE = Path(__file__).parent
 PICTURES = ("samples", "latent_grid", "reconstructions")
 SOURCES = ("--", "src", "recipes/*.yaml")  # what a result depends on
 CUT_OUTS = 1000  # of each photograph
+RENDERED = 4000  # scenes
+PHOTOGRAPHS, SCENES = "cut-outs of two photographs", f"{RENDERED:,} rendered scenes"
 NOISE_LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # standard deviations, black to white being 1
 CODES_FOR_JACOBIAN = 1000  # test images; their mean is known to a percent
 
@@ -66,6 +68,7 @@ def main(
     sweep: Annotated[str, typer.Option(help="section.name=value,value,...")] = "",
     codes: Annotated[bool, typer.Option(help="Also measure how codes react to noise and to the image.")] = False,
     photographs: Annotated[bool, typer.Option(help="Train on a folder of cut-outs from two photographs.")] = False,
+    scenes: Annotated[bool, typer.Option(help="Train on a folder of scenes that scenes.py renders.")] = False,
     work: Annotated[Path | None, typer.Option(help="Folder for the runs, which killed ones go on in.")] = None,
 ) -> None:
     """Run a recipe and write results/<recipe>.json."""
@@ -74,8 +77,8 @@ def main(
     swept = [{name: _parse(value)} for value in values.split(",")] if sweep else [{}]
     figures = HERE / "figures" / recipe
     shutil.rmtree(figures, ignore_errors=True)
-    if photographs:
-        budget |= {"download.source": "folder", "download.folder.path": "cut-outs of two photographs"}
+    if photographs or scenes:
+        budget |= {"download.source": "folder", "download.folder.path": PHOTOGRAPHS if photographs else SCENES}
     origin = _origin(recipe, budget)  # before the runs: who edits the source meanwhile does not change what runs
     runs = []
     with tempfile.TemporaryDirectory(prefix="reparam-") as scratch:
@@ -103,7 +106,8 @@ def _origin(recipe: str, budget: dict[str, Any]) -> dict[str, Any]:
 
 def _run(variant: Variant, paths: Paths, figures: Path | None, codes: bool) -> dict[str, Any]:
     if variant.changes.get("download.source") == "folder":
-        variant.changes["download.folder.path"] = str(_write_photographs(paths.root / "photographs"))
+        write = {PHOTOGRAPHS: _write_photographs, SCENES: _write_scenes}[variant.changes["download.folder.path"]]
+        variant.changes["download.folder.path"] = str(write(paths.root / "images"))
     config = recipes.read(HERE, variant.recipe, variant.changes)
     device = os.environ.get("REPARAM_DEVICE", "auto")
     if not paths.model.exists():
@@ -136,6 +140,14 @@ def _write_photographs(directory: Path) -> Path:
             cut = photograph.crop((left, top, left + side, top + side))
             cut.save(directory / f"{name.removesuffix('.jpg')}-{number:04}.png")
     return directory
+
+
+def _write_scenes(directory: Path) -> Path:
+    """Write colour images that are all different."""
+    from scenes import write  # here, because this folder is on the path only where this file is the program
+
+    written: Path = write(directory, RENDERED)
+    return written
 
 
 def _read_history(path: Path) -> dict[str, list[float]]:

@@ -29,6 +29,7 @@ MEASURES: dict[str, tuple[str, Callable[[Metrics], float]]] = {
     "negative_elbo": ("negative ELBO", lambda m: -m["elbo"]),
     "bce_plus_kl": ("cross-entropy + KL, one sample", lambda m: m["bce"] + m["kl"]),
     "nll": ("NLL", lambda m: m["nll"]),
+    "psnr": ("PSNR, dB", lambda m: m["psnr"]),
     "squared_error": ("summed squared error", lambda m: m["reconstruction"] - LOG_PI),
     "squared_error_plus_kl": ("summed squared error + KL", lambda m: -m["elbo"] - LOG_PI),
     "mean_squared_error": ("squared error per pixel, standardised", lambda m: (m["reconstruction"] - LOG_PI) / PIXELS),

@@ -67,7 +67,7 @@ def prepare(root: Path, binarization: str = "dynamic", scaling: str = "unit", **
     )
 
     torch.manual_seed(0)
-    small = {"hidden": [16], "channels": [4], "latent": LATENT, "upper": [3], "upper_hidden": [5]}
+    small = {"hidden": [16], "channels": [4], "latent": LATENT, "groups": 2, "upper": [3], "upper_hidden": [5]}
     config = small_section("model", **small | changes)
     model = build_model(config, SHAPE).eval()
     for parameter in model.parameters():
@@ -82,6 +82,7 @@ def prepare(root: Path, binarization: str = "dynamic", scaling: str = "unit", **
         save_weights(paths.model, model.state_dict()),
         data=data,
         latent_size=model.latent_size,
+        latent_shape=model.latent_shape,
         has_prior=has_prior(model, "elbo"),
         is_density=is_density(model.likelihood, binarization),
     ).write(paths.model / "card.json")

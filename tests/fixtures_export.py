@@ -25,6 +25,13 @@ def mixed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     yield from _export(prepare(tmp_path_factory.mktemp(request.param), "none", components=MIXED, **changes))
 
 
+@pytest.fixture(scope="session")
+def image_of_latents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
+    """The same of a model whose latents are an image, 3 x 2 x 3; not to be changed."""
+    network = {"network": "resnet", "channels": [4, 6], "latent_channels": 3, "latent": None}
+    yield from _export(prepare(tmp_path_factory.mktemp("image"), "none", likelihood="laplace", **network))
+
+
 def _export(result: Exported) -> Iterator[Exported]:
     run_stage(result.paths)
     before = {path: path.read_bytes() for path in result.directory.rglob("*") if path.is_file()}

@@ -132,6 +132,7 @@ def model_card(
         **dict(params),
         "data": data.images,
         "latent_size": 3,
+        "latent_shape": (3,),
         "has_prior": True,
         "is_density": True,
         "best_epoch": 80,
@@ -167,6 +168,7 @@ def export_card(model: ModelCard | None = None, **changes: Any) -> ExportCard:
         "image": ExportedImage(shape=(height, width, channels), layout="NHWC", dtype="uint8", range=(0, 255)),
         "kind": model.model.kind,
         "latent_size": model.latent_size,
+        "latent_shape": model.latent_shape,
         "has_prior": model.has_prior,
         "prior": "standard normal" if model.has_prior else None,
         "likelihood": model.model.likelihood,
@@ -188,7 +190,9 @@ def export_card(model: ModelCard | None = None, **changes: Any) -> ExportCard:
         "variants": {},
         "triton": False,
         "scores": ScoreFacts(images=359, epsilon="zeros", mean=20.5, quantiles={"50": 20.25}),
-        "codes": CodeFacts(images=359, mean=(0.0,) * model.latent_size, deviation=(1.0,) * model.latent_size),
+        "codes": CodeFacts(
+            images=359, mean=(0.0,) * model.latent_size, deviation=(1.0,) * model.latent_size, scale_factor=1.0
+        ),
         "files": {name: FileFacts(sha256=hash_of("a"), bytes=10) for name in ("decoder.onnx", "encoder.onnx")},
     }
     return ExportCard(**values | changes)

@@ -74,7 +74,8 @@ def recipe(name: str) -> Config:
 
 
 def shape(config: Config) -> tuple[int, ...]:
-    return {"celeba": (3, 64, 64), "sprites": (1, 32, 32)}.get(config.download.source, (1, 28, 28))
+    shapes = {"celeba": (3, 64, 64), "folder": (3, 64, 64), "sprites": (1, 32, 32)}
+    return shapes.get(config.download.source, (1, 28, 28))
 
 
 def some_data(config: Config, images: int, batch_size: int) -> Batches:
@@ -206,7 +207,7 @@ def test_the_number_to_compare_can_be_read_off_what_is_measured(name: str) -> No
 def test_a_command_changes_parameters_that_there_are_to_values_that_fit(name: str, tmp_path: Path) -> None:
     words = shlex.split(COMMANDS[name])
     pairs = [(words[i], words[i + 1]) for i in range(len(words)) if words[i] in ("--set", "--sweep", "--seed")]
-    flags = [word for word in words if word in ("--codes", "--photographs")]
+    flags = [word for word in words if word in ("--codes", "--photographs", "--scenes")]
     assert len(pairs) * 2 + len(flags) == len(words)
     budget = dict(MEASURE._assignment(value) for option, value in pairs if option == "--set")
     swept: list[dict[str, Any]] = [{}]

@@ -64,7 +64,7 @@ NEEDS_INDEPENDENT_LATENTS = ["reconstruction", "beta_tc"]
 REFUSED = {("autoencoder", name) for name in NEEDS_A_POSTERIOR} | {
     (kind, name) for kind in ("bottom_up", "top_down") for name in NEEDS_ONE_LAYER
 }
-SIZES = {"hidden": (8,), "channels": (4, 6), "latent": 3, "upper": (3, 2), "upper_hidden": (5,)}
+SIZES = {"hidden": (8,), "channels": (4, 6), "groups": 2, "latent": 3, "upper": (3, 2), "upper_hidden": (5,)}
 
 
 def black_and_white(*shape: int) -> Tensor:

@@ -44,6 +44,7 @@ disentangled = partial(
     applies="`evaluate.disentanglement.images` above 0, and images with known factors",
     depends=("disentanglement.images", "disentanglement.codes"),
 )
+reconstructed = partial(Metric, best="higher", applies="`preprocess.binarization` none")
 exported = partial(Metric, form=".1e", unit="")
 count = partial(Metric, unit="images", form=".0f")
 
@@ -107,6 +108,20 @@ GROUPS: dict[str, dict[str, Metric]] = {
             form=".3f",
             applies="`evaluate.outliers` that is set",
             depends=("outliers", "nll_samples"),
+        ),
+    },
+    "Fidelity": {
+        "psnr": reconstructed(
+            "PSNR",
+            "Peak signal-to-noise ratio of what posterior means are decoded to, at most 100 an image.",
+            unit="dB",
+        ),
+        "ssim": reconstructed(
+            "SSIM",
+            "Structural similarity of images and what their posterior means are decoded to; 1: equal.",
+            unit="",
+            form=".3f",
+            applies="`preprocess.binarization` none, and images of 11 x 11 pixels or more",
         ),
     },
     "Latents": {

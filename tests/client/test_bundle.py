@@ -141,7 +141,8 @@ def test_a_manifest_that_does_not_list_its_files_is_refused(change: Callable[[di
 def test_a_manifest_without_what_the_client_must_know_is_refused(change: Callable[[dict], object], copy: Path) -> None:
     change_manifest(copy, change)
     assert refusal(copy) == (
-        f"{copy / 'manifest.json'}: image.shape, latent_size, has_prior or prior are missing or make no sense; {AGAIN}"
+        f"{copy / 'manifest.json'}: image.shape, latent_size, latent_shape, has_prior or prior are missing or make no "
+        f"sense; {AGAIN}"
     )
 
 

@@ -112,7 +112,7 @@ def test_a_block_of_a_choice_has_the_name_of_that_choice(path: str) -> None:
         assert name in schema_at((section, {"objective": "name"}.get(found[1], found[1])))["enum"]
     else:
         others = ("evaluate.generated", "evaluate.annealing", "evaluate.disentanglement", "evaluate.grid")
-        assert path in others
+        assert path in (*others, "objective.perceptual")
 
 
 # `reparam params`

@@ -474,3 +474,13 @@ def test_images_of_three_channels_are_drawn_and_cut_in_colour() -> None:
     assert all(map(drawn, gallery.draw(subject).values()))
     tiles, _ = gallery.tiles(subject)
     assert pixels(tiles["grid_tiles"]).shape == (6, 9, 3)
+
+
+def test_principal_components_of_many_dimensions_are_those_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    means = torch.randn(5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    variances, directions = walks.principal_components(means)
+    monkeypatch.setattr(walks, "MANY", 7)
+    found, few = walks.principal_components(means)
+    torch.testing.assert_close(found, variances[:5])
+    torch.testing.assert_close(few[:4], directions[:4])  # five images vary in four directions
+    assert few.shape == (5, 8)

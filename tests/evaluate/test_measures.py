@@ -120,7 +120,7 @@ def test_the_mutual_information_of_a_hierarchy_is_not_measured_but_all_else_is(i
 def test_without_a_density_nothing_that_needs_a_likelihood_is_measured(kind: str) -> None:
     found = measured(subject_of(model_of(kind=kind), card=GREY, is_density=False))
     latents = LATENTS if kind == "vae" else {"kl_layer_1", "kl_layer_2"}
-    assert set(found.metrics) == with_errors({"bce", "kl"} | latents) | COUNTS | LABELS | GENERATED
+    assert set(found.metrics) == with_errors({"bce", "kl", "psnr"} | latents) | COUNTS | LABELS | GENERATED
     assert found.outlier_nll is None
     assert_the_reason_is_given(found)
 

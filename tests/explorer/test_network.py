@@ -111,10 +111,16 @@ CASES: dict[str, list[tuple[list[Any], dict[str, Any]]]] = {
         ([numbers(2, 4), numbers(4, 3)], {}),
         ([numbers(2, 4), numbers(4, 3), numbers(1)], {}),
     ],
-    "LogSoftmax": [([X], {"axis": axis}) for axis in (-1, 1)],
-    "MatMul": [([numbers(2, 4), numbers(4, 3)], {})],
+    **{name: [([X], {"axis": axis}) for axis in (-1, 1)] for name in ("LogSoftmax", "Softmax")},
+    "MatMul": [([numbers(2, 4), numbers(4, 3)], {}), ([X, numbers(2, 4, 5)], {}), ([X, numbers(4, 5)], {})],
     "ReduceSum": [([X, whole(1)], {}), ([X, whole(0, -1)], {"keepdims": 0})],
     "Reshape": [([X, whole(4, -1)], {}), ([X, whole(0, 6, 2)], {})],
+    "Resize": [
+        (
+            [PICTURE, None, np.array([1, 1, 2, 3], np.float32)],
+            {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},
+        )
+    ],
     "Round": [([HALVES], {})],
     "Shape": [([X], {})],
     "Slice": [
@@ -158,8 +164,8 @@ def test_every_operator_computes_what_onnxruntime_does() -> None:
 # ---- graphs
 
 
-def jobs_of(directory: Path, images: np.ndarray, latent: int) -> list[tuple[bytes, Arrays]]:
-    inputs: dict[str, Arrays] = {"encoder": {"images": images}, "decoder": {"latents": numbers(3, latent)}}
+def jobs_of(directory: Path, images: np.ndarray, *latent: int) -> list[tuple[bytes, Arrays]]:
+    inputs: dict[str, Arrays] = {"encoder": {"images": images}, "decoder": {"latents": numbers(3, *latent)}}
     return [((directory / f"{name}.onnx").read_bytes(), given) for name, given in inputs.items()]
 
 
@@ -171,6 +177,8 @@ def test_encoder_and_decoder_compute_what_onnxruntime_does(exported: Exported, c
 KINDS = {
     "convolutions": {"network": "conv", "norm": "layer"},
     "mixture": {"network": "conv", "activation": "silu", "norm": "batch", "likelihood": "logistic_mixture"},
+    "residual": {"network": "resnet", "attention": True, "channels": [4, 6]},
+    "image of latents": {"network": "resnet", "channels": [4, 6], "latent_channels": 3, "latent": None},
     "continuous": {"activation": "softplus", "likelihood": "continuous_bernoulli"},
     "up": {"kind": "hierarchical", "inference": "bottom_up", "activation": "relu"},
     "down": {"kind": "hierarchical", "inference": "top_down", "activation": "tanh"},
@@ -183,7 +191,7 @@ KINDS = {
 def test_each_kind_of_model_computes_what_onnxruntime_does(kind: str, opset: int, tmp_path: Path) -> None:
     prepared = prepare(tmp_path, **KINDS[kind])
     export_graphs(prepared.graphs(), opset, {}, tmp_path)
-    check(jobs_of(tmp_path, prepared.images[:3], prepared.model.latent_size), ["encoder", "decoder"])
+    check(jobs_of(tmp_path, prepared.images[:3], *prepared.model.latent_shape), ["encoder", "decoder"])
 
 
 def test_a_graph_is_read_as_onnx_reads_it(exported: Exported) -> None:

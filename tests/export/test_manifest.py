@@ -105,6 +105,19 @@ def test_the_manifest_says_where_the_codes_of_the_test_split_lie(exported: Expor
         np.testing.assert_allclose(found.deviation, codes.std(0), atol=1e-4)
 
 
+def test_latents_times_the_scale_factor_have_a_variance_of_1(
+    exported: Exported, code: Exported, image_of_latents: Exported
+) -> None:
+    random = np.random.default_rng(0)
+    for each in (exported, code, image_of_latents):
+        found = run(each.directory / "encoder.onnx", images=each.images)
+        deviation = np.exp(found["log_variance"] / 2) if "log_variance" in found else 0.0
+        z = found["mean"] + deviation * random.standard_normal((2_000, *found["mean"].shape))
+        scale = manifest(each).codes.scale_factor
+        assert scale is not None
+        assert (scale * z).std() == pytest.approx(1, abs=0.01)
+
+
 def test_the_manifest_says_what_goes_in_and_comes_out(exported: Exported) -> None:
     graphs = json.loads((exported.directory / "manifest.json").read_text())["graphs"]
     assert graphs["score"]["inputs"][0] == {

@@ -1,5 +1,6 @@
 import itertools
 import json
+import math
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -101,6 +102,7 @@ def test_all_graphs_hold_what_an_app_must_know(exported: Exported) -> None:
         "image": {"layout": "NHWC", "shape": [4, 6, 3], "dtype": "uint8", "range": [0, 255]},
         "kind": "vae",
         "latent_size": LATENT,
+        "latent_shape": [LATENT],
         "has_prior": True,
         "prior": "standard normal",
         "likelihood": "bernoulli",
@@ -175,6 +177,7 @@ def test_other_opsets_can_be_written_and_run(opset: int, exported: Exported, tmp
 # Models of every kind
 
 # What is exported differs by kind, network, norm and likelihood. Each line has one of each, so that all are covered.
+IMAGE_OF_LATENTS = {"channels": [4, 6], "latent_channels": 3, "latent": None}  # 3 x 2 x 3 of images of 4 x 6 pixels
 MODELS: dict[str, dict[str, Any]] = {
     "code": {"kind": "autoencoder", "likelihood": "gaussian", "mean": "sigmoid"},
     "convolutional code": {"kind": "autoencoder", "network": "conv", "norm": "batch", "likelihood": "bernoulli"},
@@ -186,6 +189,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "convolutional, learned prior": {"kind": "vae", "network": "conv", "prior": "mixture", "activation": "gated"},
     "down": {"kind": "hierarchical", "inference": "top_down", "likelihood": "discretised_logistic"},
     "up": {"kind": "hierarchical", "inference": "bottom_up", "likelihood": "bernoulli", "norm": "batch"},
+    "residual": {"kind": "vae", "network": "resnet", "likelihood": "laplace", "attention": True},
+    "residual, image of latents": {"kind": "vae", "network": "resnet", "likelihood": "laplace", **IMAGE_OF_LATENTS},
+    "residual, image of codes": {"kind": "autoencoder", "network": "resnet", **IMAGE_OF_LATENTS},
+    "residual, image and learned prior": {"kind": "vae", "network": "resnet", "prior": "mixture", **IMAGE_OF_LATENTS},
     "convolutional, down": {"kind": "hierarchical", "network": "conv", "norm": "batch", "activation": "silu"},
 }
 
@@ -194,7 +201,7 @@ def test_the_models_below_cover_every_choice() -> None:
     found = {name: {model[name] for model in MODELS.values() if name in model} for name in ("kind", "likelihood")}
     assert found == {"kind": {"autoencoder", "vae", "hierarchical"}, "likelihood": set(LIKELIHOODS)}
     pairs = {(model.get("network", "mlp"), model.get("norm", "none")) for model in MODELS.values()}
-    assert pairs == set(itertools.product(("mlp", "conv"), ("none", "batch", "layer")))
+    assert pairs == {*itertools.product(("mlp", "conv"), ("none", "batch", "layer")), ("resnet", "none")}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -205,25 +212,27 @@ def test_every_model_is_exported_as_torch_computes_it(name: str, tmp_path: Path)
     prepared = prepare(tmp_path, binarization="none", scaling=scaling, **MODELS[name])
     run_stage(prepared.paths)  # which measures parity at several batch sizes
 
-    latent = LATENT + (3 if layers > 1 else 0)
+    latent = [3, 2, 3] if "latent_channels" in MODELS[name] else [LATENT + (3 if layers > 1 else 0)]
     facts = json.loads(metadata(prepared.directory / "encoder.onnx")["reparam"])
-    assert (facts["kind"], facts["latent_size"]) == (MODELS[name]["kind"], latent)
+    assert (facts["kind"], facts["latent_size"]) == (MODELS[name]["kind"], math.prod(latent))
+    assert facts["latent_shape"] == latent
     assert facts["likelihood"] == MODELS[name].get("likelihood", "bernoulli")
 
     def signature(values: Any) -> dict[str, list[Any]]:
         return {value.name: [size.dim_value or "any" for size in value.type.tensor_type.shape.dim] for value in values}
 
     encoder, decoder = (onnx.load(prepared.directory / f"{graph}.onnx").graph for graph in ("encoder", "decoder"))
-    posterior = {"mean": ["any", latent]} if is_code else {"mean": ["any", latent], "log_variance": ["any", latent]}
+    posterior = {output: ["any", *latent] for output in (["mean"] if is_code else ["mean", "log_variance"])}
     assert signature(encoder.input) == {"images": ["any", 4, 6, 3]}
     assert signature(encoder.output) == posterior
-    assert signature(decoder.input) == {"latents": ["any", latent]}
+    assert signature(decoder.input) == {"latents": ["any", *latent]}
     assert signature(decoder.output) == {"images": ["any", 4, 6, 3], "mean": ["any", 4, 6, 3]}
 
     x = prepared.pixels.scaled(torch_images(prepared.images))
     with torch.no_grad():
         wanted = prepared.model.posterior(x)[: len(posterior)]
         decoded = prepared.pixels.unscaled(prepared.model.decode(wanted[0])).permute(0, 2, 3, 1).numpy()
+        wanted = [values.view(-1, *latent) for values in wanted]
     for found, reference in zip(run(prepared.directory / "encoder.onnx", prepared.images), wanted, strict=True):
         np.testing.assert_allclose(found, reference.numpy(), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(run(prepared.directory / "decoder.onnx", wanted[0].numpy())[1], decoded, atol=1e-5)

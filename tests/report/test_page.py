@@ -94,13 +94,13 @@ def page() -> Page:
     return Page(
         config=small_config(report=small_section("report", title="Small & clear")),
         data=data_card(),
-        model=model_card(latent_size=12),
+        model=model_card(latent_size=12, latent_shape=(12,)),
         metrics=evaluation_metrics(),
         evaluation=evaluation_card(settings=small_section("evaluate", nll_samples=2000, elbo_samples=16, seed=5)),
         parity=export_metrics(
             values={**PARITY, "served_elbo": -20.9, "served_elbo_loss": 0.774, "served_elbo_loss_se": 0.05}
         ),
-        exported=export_card(latent_size=12),
+        exported=export_card(latent_size=12, latent_shape=(12,)),
         pictures=dict.fromkeys(NAMES, PICTURE),
     )
 
@@ -516,7 +516,7 @@ def lay_out(paths: Paths, page: Page, validation: int, curves: list[str]) -> Non
     data = store.write_card(
         paths.processed, store.Origin("digits", {}, "dynamic", ("all",), {}, "Noise", "CC0"), "unit"
     )
-    page = replace(page, model=model_card(latent_size=12, data=data))
+    page = replace(page, model=model_card(latent_size=12, latent_shape=(12,), data=data))
     paths.onnx.mkdir(parents=True)
     for name in EXPORTED:
         (paths.onnx / name).write_bytes(b"")

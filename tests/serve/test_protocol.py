@@ -24,7 +24,7 @@ def test_the_server_and_its_models_describe_themselves(service: Service) -> None
         "platform": "onnxruntime_onnx",
         "inputs": [{"name": "images", "datatype": "UINT8", "shape": [-1, height, width, channels]}],
         "outputs": [
-            {"name": name, "datatype": "FP32", "shape": [-1, service.client.latent_size]}
+            {"name": name, "datatype": "FP32", "shape": [-1, *service.client.latent_shape]}
             for name in ("mean", "log_variance")
         ],
     }

@@ -58,6 +58,7 @@ class ExportedModel(CardOfResult):
     image: ExportedImage
     kind: Annotated[str, KeyOf("KINDS", "models/build.py")]
     latent_size: Count
+    latent_shape: tuple[Count, ...]  # of `latents` in the graphs: (latent_size,), or (C, H, W)
     has_prior: bool
     # Of `latents`: N(0, 1) in each dimension, or what `prior.npz` says. Null: nothing that an app could draw from.
     prior: Literal["standard normal", "gaussian mixture"] | None
@@ -84,11 +85,14 @@ class ScoreFacts(Card):
 
 
 class CodeFacts(Card):
-    """Codes of the test split, that is posterior means. Shapes: (D,) each."""
+    """Codes of the test split, that is posterior means. Shapes: (D,) each; D = C * H * W in the order of memory."""
 
     images: PositiveInt
     mean: tuple[float, ...]
     deviation: tuple[Number, ...]  # over images; near 0: the dimension says nothing of them
+    # 1 / standard deviation of all numbers in posterior samples of all images, which diffusion models multiply latents
+    # by (Rombach et al. 2022, app. G); null: they never vary
+    scale_factor: PositiveFloat | None
 
 
 class VariantFacts(Card):
@@ -122,6 +126,7 @@ class ExportCard(ExportedModel):
         wanted = {
             "kind": model.model.kind,
             "latent_size": model.latent_size,
+            "latent_shape": model.latent_shape,
             "has_prior": model.has_prior,
             "likelihood": model.model.likelihood,
             "is_density": model.is_density,

@@ -54,6 +54,7 @@ class ModelCard(TrainedParams, SealedCard):
 
     data: ImageFacts
     latent_size: Count  # numbers that describe an image, all layers together
+    latent_shape: tuple[Count, ...]  # (latent_size,), or (C, H, W) of latents that are an image
     has_prior: bool  # whether decoded draws from N(0, I) are samples of the model
     is_density: bool  # whether the likelihood is one of these pixels
     best_epoch: Count

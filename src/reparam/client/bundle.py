@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,13 +163,15 @@ def _check(facts: dict[str, Any], path: Path) -> dict[str, Any]:
         remedy = "upgrade reparam" if newer else "run `dvc repro export`, or take the reparam that exported it"
         raise DamagedInputError(f"{path}: wanted a model of format {FORMAT}, found one of format {found}; {remedy}")
     try:
-        sizes = (*facts["image"]["shape"], facts["latent_size"])
-        makes_sense = len(sizes) == 4 and all(type(size) is int and size > 0 for size in sizes)
+        facts.setdefault("latent_shape", [facts["latent_size"]])  # older exports have no other
+        sizes = (*facts["image"]["shape"], facts["latent_size"], *facts["latent_shape"])
+        makes_sense = len(facts["image"]["shape"]) == 3 and all(type(size) is int and size > 0 for size in sizes)
+        makes_sense = makes_sense and math.prod(facts["latent_shape"]) == facts["latent_size"]
         makes_sense = makes_sense and type(facts["has_prior"]) is bool and facts["prior"] in PRIORS
     except (LookupError, TypeError):
         makes_sense = False
     if not makes_sense:
         raise DamagedInputError(
-            f"{path}: image.shape, latent_size, has_prior or prior are missing or make no sense; {EXPORT}"
+            f"{path}: image.shape, latent_size, latent_shape, has_prior or prior are missing or make no sense; {EXPORT}"
         )
     return facts

@@ -33,6 +33,9 @@ ROLES = {("images",): "encoder", ("latents",): "decoder", ("epsilon", "images"):
 class Client:
     """An exported model: a folder with its graphs and manifest, or a single graph.
 
+    D, the shape of latents, is `latent_shape`: their number or, where they are an image, channels, height and width.
+    Latents that are given may be rows of numbers all the same.
+
     It may be used by several threads at once, and be sent to other processes, which open the files again.
 
     Units: images in grey levels 0..255; latents as drawn from the prior, which is N(0, 1) in each dimension unless
@@ -68,6 +71,7 @@ class Client:
         height, width, channels = self.metadata["image"]["shape"]
         self.image_shape: tuple[int, int, int] = (height, width, channels)
         self.latent_size: int = self.metadata["latent_size"]
+        self.latent_shape: tuple[int, ...] = tuple(self.metadata["latent_shape"])
         self.batch = batch or max(1, NUMBERS // math.prod(self.image_shape))
 
     def __reduce__(self) -> tuple[type["Client"], tuple[Any, ...]]:
@@ -162,15 +166,16 @@ class Client:
             raise UserError(f"sample: wanted a temperature of 0 or more, found {temperature}")
         rng, count = _generator("sample", seed), _count("sample", "images", n, 0)
         if self.metadata["prior"] == "gaussian mixture":
-            return self._prior.sample(rng, count, temperature)
-        return rng.standard_normal((count, self.latent_size)) * temperature
+            return self._prior.sample(rng, count, temperature).reshape(count, *self.latent_shape)
+        return rng.standard_normal((count, *self.latent_shape)) * temperature
 
     def interpolate(self, first: Images, second: Images, steps: int) -> Images:
         """Decode a straight line between the posterior means of two images.
 
         Shapes: (H, W, C) twice -> (steps, H, W, C).
         """
-        start, end = (self.encode(np.asarray(image)[None])[0] for image in (first, second))  # (1, D) each
+        ends = (self.encode(np.asarray(image)[None])[0] for image in (first, second))
+        start, end = (latents.reshape(1, -1) for latents in ends)  # (1, D)
         share = np.linspace(0, 1, _count("interpolate", "steps", steps, 1))[:, None]
         return self.decode(start * (1 - share) + end * share)
 
@@ -185,11 +190,11 @@ class Client:
         """
         found, rng = self._checked_images("score", images), _generator("score", seed)
         samples = _count("score", "samples", samples, 0)
-        (width,) = (value.shape[1] for value in self._graph("score").get_inputs() if value.name == "epsilon")
+        (row,) = (value.shape[1:] for value in self._graph("score").get_inputs() if value.name == "epsilon")
         outputs, parts = ["negative_log_likelihood", "kl"], []
         for some in _split(found, self.batch):
-            noise = rng.standard_normal((len(some), samples, width), dtype=np.float32)
-            noise = noise if samples else np.zeros((len(some), 1, width), np.float32)
+            noise = rng.standard_normal((len(some), samples, *row), dtype=np.float32)
+            noise = noise if samples else np.zeros((len(some), 1, *row), np.float32)
             draws = [self.run("score", outputs, images=some, epsilon=each) for each in noise.swapaxes(0, 1)]
             parts.append(np.mean(draws, axis=0, dtype=np.float64))  # (2, b)
         return Scores(*np.concatenate(parts, axis=1))
@@ -242,18 +247,25 @@ class Client:
         try:
             given = np.asarray(latents)
         except ValueError:  # rows of different lengths
-            raise UserError(f"decode: wanted latents of shape (B, {self.latent_size}), found no array") from None
+            raise UserError(f"decode: wanted latents of shape {self._wanted_latents}, found no array") from None
         if given.dtype.kind not in "iuf":
             raise UserError(f"decode: wanted latents that are numbers, found {given.dtype}")
-        if given.ndim != 2 or given.shape[1] != self.latent_size:
-            raise UserError(f"decode: wanted latents of shape (B, {self.latent_size}), found {given.shape}")
+        if given.shape[1:] not in (self.latent_shape, (self.latent_size,)):
+            raise UserError(f"decode: wanted latents of shape {self._wanted_latents}, found {given.shape}")
+        given = given.reshape(len(given), *self.latent_shape)
         found = given if given.dtype == np.float32 else _narrowed(given)
         # The sum of squares first, which is one quick pass: for one image, checks are most of what the client adds to
         # the graph. It may overflow where the numbers do not.
         if not math.isfinite(np.vdot(found, found)) and not np.isfinite(found).all():
+            found = found.reshape(len(found), -1)
             row, column = np.argwhere(~np.isfinite(found))[0]
             raise UserError(f"decode: wanted finite latents, found {found[row, column]} in row {row}, column {column}")
         return found
+
+    @property
+    def _wanted_latents(self) -> str:
+        shapes = dict.fromkeys((self.latent_shape, (self.latent_size,)))
+        return " or ".join(f"(B, {', '.join(map(str, shape))})" for shape in shapes)
 
 
 def _narrowed(numbers: npt.NDArray[Any]) -> Floats:

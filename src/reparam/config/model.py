@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from reparam.config.section import KeyOf, MaybeWidths, NotNegative, Section, Side, Width, Widths
+from reparam.config.section import Count, KeyOf, MaybeWidths, NotNegative, Section, Side, Width, Widths
 
 Sigma = Annotated[float, Field(ge=1e-3, le=1e3)]
 
@@ -40,6 +40,27 @@ class Convolutions(Section):
 
 class ConvConfig(MlpConfig, Convolutions):
     """Block `conv`: convolutions, and the fully connected layers behind them."""
+
+
+class ResnetConfig(Section):
+    """Block `resnet`."""
+
+    channels: Widths
+    """Channels at each resolution, from that of the image down; each next one has half the height and width, so image
+    sides must be divisible by 2 ** (len(channels) - 1)."""
+
+    depth: Count
+    """Residual blocks at each resolution. Source: He et al. 2016."""
+
+    groups: Width
+    """Groups of channels that are normalised together, a divisor of all channels. Source: Wu & He 2018."""
+
+    attention: bool
+    """Whether each pixel of the lowest resolution attends to all others there."""
+
+    latent_channels: Width | None
+    """Channels of latents that are an image of the lowest resolution, with model.latent null; null makes latents a
+    vector, of model.latent dimensions."""
 
 
 class AutoencoderConfig(Section):
@@ -116,8 +137,9 @@ class ModelConfig(Section):
     kind: Annotated[str, KeyOf("KINDS", "models/build.py")]
     """Kind of model: a code without a prior, one layer of latents, or several."""
 
-    latent: Width
-    """Latent dimensions; of a hierarchy, those of the layer next to the image."""
+    latent: Width | None
+    """Latent dimensions; of a hierarchy, those of the layer next to the image. Null where they follow from the network:
+    under resnet.latent_channels."""
 
     network: Annotated[str, KeyOf("NETWORKS", "models/networks.py")]
     """Layers of encoder and decoder."""
@@ -133,13 +155,16 @@ class ModelConfig(Section):
     He et al. 2015, eq. 10 (normal)."""
 
     start_at_mean: bool
-    """Whether the untrained decoder's bias is the mean training image (conv: its mean in each channel)."""
+    """Whether the untrained decoder's bias is the mean training image (conv, resnet: its mean in each channel)."""
 
     mlp: MlpConfig
     """For network mlp."""
 
     conv: ConvConfig
     """For network conv."""
+
+    resnet: ResnetConfig
+    """For network resnet."""
 
     autoencoder: AutoencoderConfig
     """For kind autoencoder."""

@@ -57,6 +57,21 @@ class MmdConfig(Section):
     """Weight of the squared MMD between codes and prior, which is at most 2: take hundreds."""
 
 
+class PerceptualConfig(Section):
+    """Block `perceptual`."""
+
+    weight: NotNegative
+    """Weight of the distance for each pixel and channel, beside -log p(x|z) and with any objective but dreg and
+    reinforce; 0 leaves it out. Source: Zhang et al. 2018."""
+
+    network: Literal["vgg", "alex", "squeeze"]
+    """Network whose features are compared: VGG-16, AlexNet or SqueezeNet 1.1."""
+
+    weights: str | None
+    """File of that network's weights, .safetensors under torchvision's names. It is no dependency of DVC: name another
+    one when its content changes."""
+
+
 class ObjectiveConfig(Section):
     """The loss that training minimises, in nats per image."""
 
@@ -97,3 +112,6 @@ class ObjectiveConfig(Section):
 
     mmd: MmdConfig
     """For objective mmd."""
+
+    perceptual: PerceptualConfig
+    """Distance of images by features of another network (LPIPS), which needs the extra `perceptual`."""

@@ -30,6 +30,7 @@ from reparam.evaluate.annealing import (
     reverse_log_likelihood,
 )
 from reparam.evaluate.disentanglement import dci, factor_vae_score, gap, mutual_information, sap
+from reparam.evaluate.fidelity import fidelity
 from reparam.evaluate.importance import importance, read_curve
 from reparam.evaluate.outliers import auroc
 from reparam.evaluate.representation import Labelled, probe
@@ -42,7 +43,8 @@ from reparam.models.draw import standard_error
 from reparam.progress import counting
 from reparam.runtime import random_stream
 
-MIXED = 2_500  # images whose posteriors are mixed: the time is quadratic
+MIXED = 2_500  # images whose posteriors are mixed: the time is quadratic, and grows with the dimensions:
+MIXED_NUMBERS = MIXED**2 * 128  # of all pairs, at most
 DRAWN = 4  # samples of each of these posteriors
 LEARNED_FROM = 10_000  # images that classifiers learn from
 LEAPFROG = 10  # steps of each transition of annealed importance sampling
@@ -92,6 +94,8 @@ def measure(subject: Subject, outliers: Images | None) -> Findings:
     measures = {"likelihood": _likelihood, "latents": _latents, "labels": _labels}
     if len(subject.data.validation.images):
         measures["validation"] = _validation
+    if not (subject.data.is_black_and_white or subject.data.pixels.is_drawn):
+        measures["fidelity"] = _fidelity
     if settings.generated.images:
         measures["generated"] = _generated
     if settings.annealing.images and subject.has_likelihood:
@@ -172,7 +176,8 @@ def _latents(subject: Subject, findings: Findings) -> None:
         return  # below the top of a hierarchy, posteriors are no Gaussians of their own
     noise = torch.randn(DRAWN, *scores.means.shape, dtype=scores.means.dtype)
     z = scores.means + noise * (0.5 * scores.log_variances).exp()
-    found = aggregate(scores.means, scores.log_variances, z, subject.model.prior, MIXED)
+    mixed = min(MIXED, math.isqrt(MIXED_NUMBERS // subject.latent_size))
+    found = aggregate(scores.means, scores.log_variances, z, subject.model.prior, mixed)
     for name in ("mutual_information", "marginal_kl", "total_correlation"):
         findings.add(name, getattr(found, name), getattr(found, f"{name}_se"))
     findings.facts["mutual_information"] = MutualInformationFacts(bound=round(found.bound, 4), images=found.images)
@@ -222,6 +227,12 @@ def _disentangled(subject: Subject, findings: Findings) -> None:
     findings.facts["disentanglement"] = DisentanglementFacts(
         images=len(coded.codes), codes=settings.codes, bins=settings.bins
     )
+
+
+def _fidelity(subject: Subject, findings: Findings) -> None:
+    """Compare images that the model sees as they are stored with what it makes of them."""
+    for name, values in fidelity(subject).items():
+        findings.add_mean(name, values)
 
 
 @torch.no_grad()

@@ -4,7 +4,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+MANY = 1_000  # dimensions, of whose pairs a matrix is still quick to take apart: the time grows with their cube
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,23 @@ def plane_of_components(means: Tensor) -> Plane:
 
 
 def principal_components(means: Tensor) -> tuple[Tensor, Tensor]:
-    """Return variances and unit directions, largest first. Shapes: (N, D) -> (D,), (D, D), one direction a row."""
+    """Return variances and unit directions, largest first; with more than MANY dimensions, at most one for each image.
+
+    Shapes: (N, D) -> (D,), (D, D), one direction a row; or (N,), (N, D).
+    """
     centred = means.double() - means.double().mean(0)
+    if centred.shape[1] > max(MANY, len(centred)):
+        variances, columns = torch.linalg.eigh(centred @ centred.T / len(means))
+        rows = F.normalize(columns.T @ centred)  # those of no variance are 0
+        return variances.flip(0).clamp_min(0), _pointing_up(rows.flip(0))
     variances, columns = torch.linalg.eigh(centred.T @ centred / len(means))
-    directions = columns.T.flip(0)
+    return variances.flip(0).clamp_min(0), _pointing_up(columns.T.flip(0))
+
+
+def _pointing_up(directions: Tensor) -> Tensor:
     # The sign of a direction is arbitrary: let its longest part point up.
     longest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
-    return variances.flip(0).clamp_min(0), directions * longest.sign()
+    return directions * longest.sign()
 
 
 def traverse(frame: Frame, dimensions: list[int], steps: int, limit: float) -> Tensor:

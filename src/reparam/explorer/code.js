@@ -14,7 +14,7 @@ const spell = value => value.toFixed(2).replace("-", "\u2212");
 // Codes -> images as grey levels, one after the other.
 function decoded(codes) {
   const latents = Float32Array.from(codes.flatMap(code => [...code]));
-  return decode({ latents: tensor([codes.length, facts.latent_size], latents) }).images.data;
+  return decode({ latents: tensor([codes.length, ...facts.latent_shape], latents) }).images.data;
 }
 
 // One image as grey levels -> its code.

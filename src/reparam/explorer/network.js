@@ -83,6 +83,33 @@ function gemm({ transB = 0 }, x, weight, bias) {
   return result;
 }
 
+// Matrices by matrices: of each in a batch, or all by one.
+function matmul(_, x, y) {
+  const [depth, width] = y.shape.slice(-2), rows = tensor([x.data.length / depth, depth], x.data);
+  const shape = [...x.shape.slice(0, -1), width], count = size(y.shape.slice(0, -2)), height = rows.shape[0] / count;
+  const result = tensor(shape);
+  for (let i = 0; i < count; i++) {
+    const left = tensor([height, depth], x.data.subarray(i * height * depth, (i + 1) * height * depth));
+    const right = tensor([depth, width], y.data.subarray(i * depth * width, (i + 1) * depth * width));
+    result.data.set(gemm({}, left, right).data, i * height * width);
+  }
+  return result;
+}
+
+// Each pixel repeated along each axis: mode nearest, rounded down.
+function resize(_, x, roi, scales) {
+  const shape = x.shape.map((length, axis) => Math.floor(length * scales.data[axis])), own = steps(x.shape), result = tensor(shape);
+  let found = Int32Array.of(0);
+  shape.forEach((length, axis) => {
+    const finer = new Int32Array(found.length * length);
+    let next = 0;
+    for (const place of found) for (let i = 0; i < length; i++) finer[next++] = place + Math.floor(i / scales.data[axis]) * own[axis];
+    found = finer;
+  });
+  found.forEach((place, i) => { result.data[i] = x.data[place]; });
+  return result;
+}
+
 // Where each weight of a kernel meets each pixel of the small image in a plane of the large one; -1 is beyond its edge.
 function taps({ strides = [1, 1], pads = [0, 0, 0, 0], dilations = [1, 1] }, kernel, small, large) {
   const [y, x] = [0, 1].map(i => Array.from({ length: kernel[i] }, (_, k) =>
@@ -250,7 +277,7 @@ const OPERATORS = {
   Less: (_, x, y) => elementwise((a, b) => a < b, x, y),
   Log: unary(Math.log),
   LogSoftmax: logSoftmax,
-  MatMul: (_, x, y) => gemm({}, x, y),
+  MatMul: matmul,
   Mul: (_, x, y) => elementwise((a, b) => a * b, x, y),
   Neg: unary(x => -x),
   Pow: (_, x, y) => elementwise((a, b) => a ** b, x, y),
@@ -258,10 +285,12 @@ const OPERATORS = {
   ReduceSum: reduceSum,
   Relu: unary(x => Math.max(0, x)),
   Reshape: reshape,
+  Resize: resize,
   Round: unary(roundToEven),
   Shape: (_, x) => tensor([x.shape.length], Float32Array.from(x.shape)),
   Sigmoid: unary(sigmoid),
   Slice: slice,
+  Softmax: (attributes, x) => each(Math.exp, logSoftmax(attributes, x)),
   Softplus: unary(x => Math.max(0, x) + Math.log1p(Math.exp(-Math.abs(x)))),
   Split: split,
   Sqrt: unary(Math.sqrt),

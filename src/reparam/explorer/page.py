@@ -35,6 +35,7 @@ def render(path: Path) -> str:
     facts = {
         "image": model["image"]["shape"],
         "latent_size": model["latent_size"],
+        "latent_shape": model["latent_shape"],
         "prior": _prior(bundle, model),
         "units": _units(model),
         "latents": _latents(model),

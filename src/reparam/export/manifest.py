@@ -1,6 +1,7 @@
 """What an app must know of an exported model."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +41,7 @@ def describe(model: AnyModel, card: ModelCard, data: DataCard, grey_pixels: Grey
         image=ExportedImage(shape=(height, width, channels), layout="NHWC", dtype="uint8", range=(0, 255)),
         kind=card.model.kind,
         latent_size=card.latent_size,
+        latent_shape=card.latent_shape,
         has_prior=card.has_prior,
         prior=_name(model.prior) if card.has_prior else None,
         likelihood=card.model.likelihood,
@@ -77,7 +79,7 @@ def write_prior(prior: Prior, path: Path) -> None:
 def score(runtime: Runtime, path: Path, images: Array, epsilon: Array) -> Array:
     """Score images, each at one posterior sample: with zeros, at its mean.
 
-    Shapes: images (N, H, W, C), epsilon (N, D) -> (N,). Units: nats, lower is better.
+    Shapes: images (N, H, W, C), epsilon (N, *latent_shape) -> (N,). Units: nats, lower is better.
     """
     scores = []
     for rows in _parts(images):
@@ -86,12 +88,20 @@ def score(runtime: Runtime, path: Path, images: Array, epsilon: Array) -> Array:
     return np.concatenate(scores).astype(np.float64)
 
 
-def describe_codes(runtime: Runtime, path: Path, images: Array) -> CodeFacts:
-    """Say where the codes of images lie, and so which dimensions say most. Shapes: images (N, H, W, C)."""
-    parts = [runtime.run(path, {"images": images[rows]}, ("mean",))[0] for rows in _parts(images)]
-    codes = np.concatenate(parts).astype(np.float64)  # (N, D)
+def describe_codes(runtime: Runtime, path: Path, outputs: Sequence[str], images: Array) -> CodeFacts:
+    """Say where the codes of images lie, and so which dimensions say most.
+
+    `outputs` are those of the encoder: mean and, of a posterior, log variance. Shapes: images (N, H, W, C).
+    """
+    parts = [runtime.run(path, {"images": images[rows]}, outputs) for rows in _parts(images)]
+    codes, *log_variances = (
+        np.concatenate(part).reshape(len(images), -1).astype(np.float64) for part in zip(*parts, strict=True)
+    )  # (N, D)
     mean, deviation = (tuple(np.round(values, 4).tolist()) for values in (codes.mean(0), codes.std(0)))
-    return CodeFacts(images=len(codes), mean=mean, deviation=deviation)
+    # Of samples: the variance of their means, and the mean of their variances.
+    spread = math.sqrt(codes.var() + sum(np.exp(values).mean() for values in log_variances))
+    scale = float(f"{1 / spread:.6g}") if spread > 0 else None
+    return CodeFacts(images=len(codes), mean=mean, deviation=deviation, scale_factor=scale)
 
 
 def _parts(images: Array) -> Iterator[slice]:

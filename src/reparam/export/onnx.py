@@ -29,6 +29,7 @@ class Graph(nn.Module):
         self.facts = facts
         self.inputs = [tensor.name for tensor in facts.inputs]
         self.outputs = [tensor.name for tensor in facts.outputs]
+        self.is_image = len(model.latent_shape) > 1  # whether latents are one
 
     @abstractmethod
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -42,20 +43,24 @@ class Graph(nn.Module):
 
 
 class EncoderGraph(Graph):
-    """uint8 images (B, H, W, C) -> mean and log variance of q(z|x), each (B, D); of an autoencoder, the code alone."""
+    """uint8 images (B, H, W, C) -> mean and log variance of q(z|x); of an autoencoder, the code alone.
+
+    Shapes: -> (B, D) each, or (B, C, H, W) of latents that are an image, as in all graphs.
+    """
 
     def __init__(self, model: AnyModel, pixels: Pixels, grey_pixels: str) -> None:
         unit = _unit(model)
-        mean = _tensor("mean", (model.latent_size,), unit, "mean of q(z|x), the code of an image")
+        mean = _tensor("mean", model.latent_shape, unit, "mean of q(z|x), the code of an image")
         unit = f"log of squared {DEVIATIONS}" if unit == DEVIATIONS else ""
-        log_variance = _tensor("log_variance", (model.latent_size,), unit, "that of q(z|x)")
+        log_variance = _tensor("log_variance", model.latent_shape, unit, "that of q(z|x)")
         outputs = (mean, log_variance) if model.stochastic_layers else (mean,)
         super().__init__(model, pixels, GraphFacts(inputs=(_images(model, "to encode"),), outputs=outputs))
         self.grey_pixels = grey_pixels
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """Compute the posterior of images."""
-        return self.model.posterior(self.seen(images))[: len(self.outputs)]
+        found = self.model.posterior(self.seen(images))[: len(self.outputs)]
+        return tuple(values.reshape(-1, *self.model.latent_shape) for values in found) if self.is_image else found
 
     def seen(self, images: Tensor) -> Tensor:
         """Turn images into what the model sees. Shapes: (B, H, W, C) uint8 -> (B, C, H, W)."""
@@ -64,16 +69,16 @@ class EncoderGraph(Graph):
 
 
 class DecoderGraph(Graph):
-    """Latents (B, D) -> images as uint8 and their float means in [0, 1], both (B, H, W, C)."""
+    """Latents, shaped as the encoder's mean -> images as uint8 and their float means in [0, 1], both (B, H, W, C)."""
 
     def __init__(self, model: AnyModel, pixels: Pixels) -> None:
-        latents = _tensor("latents", (model.latent_size,), _unit(model), "codes to decode")
+        latents = _tensor("latents", model.latent_shape, _unit(model), "codes to decode")
         outputs = (_images(model, "the mean in grey levels"), _mean("mean", model))
         super().__init__(model, pixels, GraphFacts(inputs=(latents,), outputs=outputs))
 
     def forward(self, latents: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """Compute the mean images of latents."""
-        mean = self.served_mean(self.model.output(latents))
+        mean = self.served_mean(self.model.output(latents.flatten(1) if self.is_image else latents))
         return (mean * 255).round().to(torch.uint8), mean
 
 
@@ -93,7 +98,7 @@ class ScoreGraph(Graph):
         meaning = "KL(q(z|x) || p(z)); of a hierarchy or a mixture, at these samples; -ELBO is the sum of both"
         kl = _tensor("kl", (), "nats", meaning)
         facts = GraphFacts(
-            inputs=(_images(model, "to score"), _tensor("epsilon", (model.latent_size,), "", noise)),
+            inputs=(_images(model, "to score"), _tensor("epsilon", model.latent_shape, "", noise)),
             outputs=(_mean("reconstruction", model), nll, kl),
         )
         super().__init__(model, encoder.pixels, facts)
@@ -102,7 +107,7 @@ class ScoreGraph(Graph):
     def forward(self, images: Tensor, epsilon: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """Score images at the posterior samples that the noise makes."""
         x = self.encoder.seen(images)
-        layers = self.model.layers(self.model.encode(x), epsilon)
+        layers = self.model.layers(self.model.encode(x), epsilon.flatten(1) if self.is_image else epsilon)
         output = each_sample(self.model.decoder, layers[0].z)
         draw = Draw.of(self.model.likelihood.log_prob(output, x), *layers)
         return self.served_mean(output), -draw.log_px, draw.kl

@@ -76,9 +76,9 @@ def _write_bundle(
         parity = verify.measure_parity(graphs, runtime, directory, images, seed=0)
         scores = None
         if "score" in graphs:
-            zeros = np.zeros((len(images), facts.latent_size), np.float32)
+            zeros = np.zeros((len(images), *facts.latent_shape), np.float32)
             scores = manifest.summarize(manifest.score(runtime, directory / "score.onnx", images, zeros))
-        codes = manifest.describe_codes(runtime, directory / "encoder.onnx", images)
+        codes = manifest.describe_codes(runtime, directory / "encoder.onnx", graphs["encoder"].outputs, images)
         original = variants.Original(graphs, directory, images, runtime)
         tried = variants.write_variants(settings.variants, original, settings.opset)
     if facts.prior == "gaussian mixture":

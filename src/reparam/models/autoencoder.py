@@ -1,5 +1,7 @@
 """The autoencoder: a deterministic code, no prior."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +19,13 @@ class Autoencoder(nn.Module):
     stochastic_layers = 0
 
     def __init__(
-        self, encoder: nn.Module, decoder: nn.Module, likelihood: Likelihood, prior: Prior, shape: tuple[int, ...]
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        likelihood: Likelihood,
+        prior: Prior,
+        shape: tuple[int, ...],
+        latent_shape: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -25,6 +33,7 @@ class Autoencoder(nn.Module):
         self.likelihood = likelihood
         self.prior = prior  # of codes, where an objective has one
         self.latent_size = prior.size  # D
+        self.latent_shape: tuple[int, ...] = latent_shape or (prior.size,)
         self.shape = shape  # (C, H, W)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,6 +66,8 @@ class Autoencoder(nn.Module):
         """Score `target`; all samples are the same. Shapes: fields (samples, B)."""
         [(code, log_variance)] = encoded
         z = code[None]  # (1, B, D)
-        log_px = self.likelihood.log_prob(each_sample(self.decoder, z), target).expand(samples, -1)
+        output = each_sample(self.decoder, z)
+        log_px = self.likelihood.log_prob(output, target).expand(samples, -1)
         nothing = torch.zeros_like(z).expand(samples, -1, -1)
-        return Draw.of(log_px, Layer.of(z.expand(samples, -1, -1), (code, log_variance), nothing, nothing))
+        layer = Layer.of(z.expand(samples, -1, -1), (code, log_variance), nothing, nothing)
+        return replace(Draw.of(log_px, layer), output=output)  # of one sample, as all are the same

@@ -1,6 +1,7 @@
 """From names in `params.yaml` to a model."""
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,9 +28,13 @@ class Parts:
 
     network: Network
     likelihood: Likelihood
-    latent: int
+    latent_shape: tuple[int, ...]  # (D,), or (C, H, W) of latents that are an image
     shape: tuple[int, ...]  # (C, H, W)
     prior: Callable[[Latents], Prior]
+
+    @property
+    def latent(self) -> int:
+        return math.prod(self.latent_shape)
 
     def decoder(self) -> nn.Sequential:
         """Build the network from latents to what the likelihood reads. Shapes: (N, D) -> (N, P*C, H, W)."""
@@ -42,21 +47,45 @@ def build_model(config: ModelConfig, shape: tuple[int, ...]) -> AnyModel:
 
     Raises: ParamsError where the networks cannot have images of that size, or the kind no such prior.
     """
-    network, likelihood, prior = config.network, config.likelihood, config.prior
+    likelihood, prior = config.likelihood, config.prior
     if prior != "standard" and config.kind != "vae":
         raise ParamsError(
             f"params.yaml: model.prior: wanted 'standard' with model.kind {config.kind!r}, found {prior!r}"
         )
+    network = NETWORKS[config.network](*config.arguments(config.network))
     parts = Parts(
-        NETWORKS[network](*config.arguments(network)),
+        network,
         LIKELIHOODS[likelihood](*config.arguments(likelihood)),
-        config.latent,
+        _latent_shape(config, network.latent_shape(shape)),
         shape,
         lambda latents: PRIORS[prior](latents, *config.arguments(prior)),
     )
     model = KINDS[config.kind](parts, *config.arguments(config.kind))
     networks.initialise(model, config.init)
     return model
+
+
+def _latent_shape(config: ModelConfig, of_network: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Return the shape of the latents, as the network or else `latent` says."""
+    if of_network is None:
+        if config.latent is None:
+            raise ParamsError(
+                f"params.yaml: model.latent: wanted a number of dimensions, because none follows from model.network "
+                f"{config.network!r} with these parameters, found null"
+            )
+        return (config.latent,)
+    shape, channels = " x ".join(map(str, of_network)), f"model.{config.network}.latent_channels"
+    if config.kind == "hierarchical":
+        raise ParamsError(
+            f"params.yaml: {channels}: wanted null with model.kind 'hierarchical', whose layers of latents are "
+            f"vectors, found {of_network[0]}"
+        )
+    if config.latent is not None:
+        raise ParamsError(
+            f"params.yaml: model.latent: wanted null, because {shape} latents follow from {channels}, found "
+            f"{config.latent}; or set {channels} to null"
+        )
+    return of_network
 
 
 def start_at_mean(model: AnyModel, mean: Tensor) -> None:
@@ -73,13 +102,14 @@ def _autoencoder(parts: Parts, config: AutoencoderConfig) -> Autoencoder:
     encoder = parts.network.encoder(parts.shape, parts.latent)
     if config.code == "sigmoid":
         encoder.append(nn.Sigmoid())
-    return Autoencoder(encoder, parts.decoder(), parts.likelihood, StandardNormal(parts.latent), parts.shape)
+    prior = StandardNormal(parts.latent)
+    return Autoencoder(encoder, parts.decoder(), parts.likelihood, prior, parts.shape, parts.latent_shape)
 
 
 def _vae(parts: Parts) -> VAE:
     encoder = parts.network.encoder(parts.shape, 2 * parts.latent)
     prior = parts.prior(Latents(parts.latent, parts.shape, encoder))
-    return VAE(encoder, parts.decoder(), parts.likelihood, prior, parts.shape)
+    return VAE(encoder, parts.decoder(), parts.likelihood, prior, parts.shape, parts.latent_shape)
 
 
 def _hierarchical(parts: Parts, config: HierarchicalConfig) -> HierarchicalVAE:

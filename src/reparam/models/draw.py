@@ -69,6 +69,7 @@ class Draw:
     kl: Tensor  # KL(q(z|x) || p(z)): the closed form where there is one, else log_qz - log_pz
     layers: tuple[Layer, ...] = ()  # the latents, the layer next to the image first; their sums are the three above
     auxiliary: Tensor | None = None  # (B,) what the model charges for beside all densities; each objective adds it
+    output: Tensor | None = None  # (K, B, P*C, H, W) of the decoder, of which log_px is
 
     @classmethod
     def of(cls, log_px: Tensor, *layers: Layer, auxiliary: Tensor | None = None) -> "Draw":
@@ -85,6 +86,7 @@ class Model(Protocol):
     likelihood: "Likelihood"
     prior: "Prior"  # of the latents, as `decode` takes them
     latent_size: int  # D, of all layers together
+    latent_shape: tuple[int, ...]  # (D,), or (C, H, W) with C * H * W = D: what apps see of a vector of latents
     stochastic_layers: int  # layers of latents with a posterior; 0: a deterministic code, which has no log-likelihood
 
     def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:

@@ -1,6 +1,7 @@
 """The variational autoencoder with several layers of Gaussian latents."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,7 @@ class HierarchicalVAE(nn.Module):
         self.sizes = list(sizes)  # D_1, ..., D_L
         self.shape = shape  # (C, H, W)
         self.latent_size = sum(sizes)
+        self.latent_shape: tuple[int, ...] = (self.latent_size,)
         self.prior: Prior = StandardNormal(self.latent_size)  # of all layers, in units of their own priors
         self.highest = StandardNormal(self.sizes[-1])  # of z_L
         self.stochastic_layers = len(sizes)
@@ -98,7 +100,8 @@ class HierarchicalVAE(nn.Module):
 
     def draw_from(self, encoded: Encoded, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
         layers = self._layers(encoded, self._noise(encoded, samples), estimator)
-        return Draw.of(self.likelihood.log_prob(each_sample(self.decoder, layers[0].z), target), *layers)
+        output = each_sample(self.decoder, layers[0].z)
+        return replace(Draw.of(self.likelihood.log_prob(output, target), *layers), output=output)
 
     def layers(self, encoded: Encoded, noise: Tensor, estimator: Estimator = "pathwise") -> list[Layer]:
         """Sample the posterior with the given noise of all layers, that next to the image first.

@@ -9,9 +9,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from reparam.config.model import ConvConfig, MlpConfig
+from reparam.config.model import ConvConfig, MlpConfig, ResnetConfig
 from reparam.errors import ParamsError
 from reparam.models.linear import Linear
+from reparam.models.resnet import way_down, way_up
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -46,6 +47,10 @@ class Network(ABC):
         """Map images to numbers. Shapes: (B, C, H, W) -> (B, outputs)."""
         body, width = self.features(shape)
         return nn.Sequential(*body, Linear(width, outputs))
+
+    def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:  # noqa: ARG002
+        """Return (C, H, W) of the latents of images; None: they are a vector, of any size."""
+        return None
 
     def between(self, widths: tuple[int, ...]) -> nn.Sequential:
         """Map numbers to numbers, as between two layers of latents. Shapes: (B, widths[0]) -> (B, widths[-1])."""
@@ -131,16 +136,69 @@ class Conv(MLP):
         if kernel < stride or (stride == 1 and kernel % 2 == 0):
             wanted = "an odd number with model.conv.stride 1" if stride == 1 else f"at least the stride, {stride}"
             raise ParamsError(f"params.yaml: model.conv.kernel: wanted {wanted}, found {kernel}")
-        total = stride ** len(channels)
-        if shape[1] % total or shape[2] % total:
-            below, above = max(1, min(shape[1:]) // total) * total, -(-max(shape[1:]) // total) * total
-            sizes = f"{below} or {above}" if below != above else f"{above}"
-            raise ParamsError(
-                f"params.yaml: model.conv.channels: {len(channels)} convolutions of stride {stride} need images whose "
-                f"sides are divisible by {total}, found {shape[1]}x{shape[2]} pixels; set preprocess.image_size to "
-                f"{sizes} or another multiple, or change model.conv.channels or model.conv.stride"
-            )
+        total, layers = stride ** len(channels), f"{len(channels)} convolutions of stride {stride}"
+        _check_sides(shape, total, f"model.conv.channels: {layers}", "model.conv.channels or model.conv.stride")
         return channels[-1], shape[1] // total, shape[2] // total
+
+
+class ResNet(Network):
+    """Residual blocks at each resolution; a linear layer to a vector of latents, or a convolution to an image of them.
+
+    Source: Esser et al. 2021, table 7; Rombach et al. 2022, sec. 3.1.
+    """
+
+    def __init__(self, config: ResnetConfig) -> None:
+        self.config = config
+        if any(width % config.groups for width in config.channels):
+            raise ParamsError(
+                f"params.yaml: model.resnet.groups: wanted a divisor of all model.resnet.channels, "
+                f"{list(config.channels)}, found {config.groups}"
+            )
+
+    def features(self, shape: tuple[int, ...]) -> tuple[nn.Sequential, int]:
+        small = self._smallest(shape)
+        return way_down(self.config, shape[0]).append(nn.Flatten()), math.prod(small)
+
+    def encoder(self, shape: tuple[int, ...], outputs: int) -> nn.Sequential:
+        """Map images to numbers; of latents with a shape, all means first. Shapes: (B, *shape) -> (B, outputs)."""
+        if self.config.latent_channels is None:
+            return super().encoder(shape, outputs)
+        width, *sides = self._smallest(shape)
+        last = nn.Conv2d(width, outputs // math.prod(sides), 3, padding=1)
+        return way_down(self.config, shape[0]).extend([last, nn.Flatten()])
+
+    def decoder(self, inputs: int, shape: tuple[int, ...]) -> nn.Sequential:
+        small, latents = self._smallest(shape), self.latent_shape(shape)
+        if latents is None:
+            first: list[nn.Module] = [Linear(inputs, math.prod(small)), nn.Unflatten(1, small)]
+        else:
+            first = [nn.Unflatten(1, latents), nn.Conv2d(latents[0], small[0], 3, padding=1)]
+        return nn.Sequential(*first, *way_up(self.config, shape[0]))
+
+    def stack(self, widths: tuple[int, ...]) -> nn.Sequential:
+        layers = ((Linear(inputs, outputs), nn.SiLU()) for inputs, outputs in itertools.pairwise(widths))
+        return nn.Sequential(*itertools.chain.from_iterable(layers))
+
+    def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        channels = self.config.latent_channels
+        return None if channels is None else (channels, *self._smallest(shape)[1:])
+
+    def _smallest(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """Return the shape at the lowest resolution."""
+        channels, total = self.config.channels, 2 ** (len(self.config.channels) - 1)
+        _check_sides(shape, total, f"model.resnet.channels: {len(channels)} resolutions", "model.resnet.channels")
+        return channels[-1], shape[1] // total, shape[2] // total
+
+
+def _check_sides(shape: tuple[int, ...], total: int, what: str, parameters: str) -> None:
+    """Refuse images that layers of this total stride cannot have, and name sizes that they can."""
+    if shape[1] % total or shape[2] % total:
+        below, above = max(1, min(shape[1:]) // total) * total, -(-max(shape[1:]) // total) * total
+        sizes = f"{below} or {above}" if below != above else f"{above}"
+        raise ParamsError(
+            f"params.yaml: {what} need images whose sides are divisible by {total}, found {shape[1]}x{shape[2]} "
+            f"pixels; set preprocess.image_size to {sizes} or another multiple, or change {parameters}"
+        )
 
 
 def initialise(module: nn.Module, init: str) -> None:
@@ -166,12 +224,13 @@ def set_output_bias(decoder: nn.Module, mean: Tensor, output_of: Callable[[Tenso
 
     Shapes: `mean` (C, H, W).
     """
-    last = [layer for layer in decoder.modules() if isinstance(layer, nn.Linear | nn.ConvTranspose2d)][-1]
+    kinds = nn.Linear | nn.Conv2d | nn.ConvTranspose2d
+    last = [layer for layer in decoder.modules() if isinstance(layer, kinds)][-1]
     assert last.bias is not None
-    if isinstance(last, nn.ConvTranspose2d):
+    if not isinstance(last, nn.Linear):
         mean = mean.mean((1, 2), keepdim=True)
     with torch.no_grad():
         last.bias.copy_(output_of(mean).flatten())
 
 
-NETWORKS: dict[str, Callable[..., Network]] = {"mlp": MLP, "conv": Conv}
+NETWORKS: dict[str, Callable[..., Network]] = {"mlp": MLP, "conv": Conv, "resnet": ResNet}

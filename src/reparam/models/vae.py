@@ -1,5 +1,7 @@
 """The variational autoencoder with one layer of Gaussian latents."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +30,13 @@ class VAE(nn.Module):
     stochastic_layers = 1
 
     def __init__(
-        self, encoder: nn.Module, decoder: nn.Module, likelihood: Likelihood, prior: Prior, shape: tuple[int, ...]
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        likelihood: Likelihood,
+        prior: Prior,
+        shape: tuple[int, ...],
+        latent_shape: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -36,6 +44,7 @@ class VAE(nn.Module):
         self.likelihood = likelihood
         self.prior = prior
         self.latent_size = prior.size  # D
+        self.latent_shape: tuple[int, ...] = latent_shape or (prior.size,)
         self.shape = shape  # (C, H, W)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,7 +68,8 @@ class VAE(nn.Module):
 
     def draw_from(self, encoded: Encoded, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
         [layer] = self.layers(encoded, draw_noise(encoded, samples, self.latent_size), estimator)
-        return Draw.of(self.likelihood.log_prob(each_sample(self.decoder, layer.z), target), layer)
+        output = each_sample(self.decoder, layer.z)
+        return replace(Draw.of(self.likelihood.log_prob(output, target), layer), output=output)
 
     def layers(self, encoded: Encoded, noise: Tensor, estimator: Estimator = "pathwise") -> list[Layer]:
         """Sample the posterior with the given noise. Shapes: noise (K, B, D), or (B, D), which fields then have."""

@@ -24,7 +24,15 @@ KINDS = {
     "hierarchical": "Hierarchical variational autoencoder",
 }  # others by their name
 FEW = 3  # classes that a title names, at most
-GROUPS = ("Likelihood", "Latents", "Representation", "Disentanglement", "Generation", "Export")  # of metrics
+GROUPS = (
+    "Likelihood",
+    "Fidelity",
+    "Latents",
+    "Representation",
+    "Disentanglement",
+    "Generation",
+    "Export",
+)  # of metrics
 
 
 class Picture(NamedTuple):

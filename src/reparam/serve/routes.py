@@ -32,7 +32,7 @@ class Images(BaseModel):
 
 
 class Latents(BaseModel):
-    """Codes as nested lists (N, latents)."""
+    """Codes as nested lists: (N, latents), or (N, channels, height, width) of latents that are an image."""
 
     latents: list[Any]
 
@@ -72,7 +72,7 @@ class Routes:
     def add_to(self, app: FastAPI) -> None:
         """Let an app answer them."""
         images = {"image/png": BINARY, **self._described("images", GREY_LEVEL, *self.client.image_shape)}
-        latents = self._described("latents", {"type": "number"}, self.client.latent_size)
+        latents = self._described("latents", {"type": "number"}, *self.client.latent_shape)
         taken = {"encode": images, "reconstruct": images, "score": images, "decode": latents}
         for name, content in taken.items():
             extra = {"requestBody": {"required": True, "content": content}}
@@ -119,8 +119,8 @@ class Routes:
         images = await self._images(request)
         if "score" not in self.client.graphs:
             raise UserError("score: wanted a model that is a density, found one without score.onnx")
-        width = next(value.shape[1] for value in self.client.signature("score")[0] if value.name == "epsilon")
-        found = await self._run("score", images=images, epsilon=np.zeros((len(images), width), np.float32))
+        row = next(value.shape[1:] for value in self.client.signature("score")[0] if value.name == "epsilon")
+        found = await self._run("score", images=images, epsilon=np.zeros((len(images), *row), np.float32))
         parts = {name: found[name].astype(np.float64) for name in ("negative_log_likelihood", "kl")}
         return await _numbers({**parts, "negative_elbo": parts["negative_log_likelihood"] + parts["kl"]})
 
@@ -142,7 +142,7 @@ class Routes:
         return self._array(protocol.parse(Images, body).images, "UINT8", list(self.client.image_shape), "images")
 
     def _listed_latents(self, body: bytes) -> npt.NDArray[Any]:
-        return self._array(protocol.parse(Latents, body).latents, "FP32", [self.client.latent_size], "latents")
+        return self._array(protocol.parse(Latents, body).latents, "FP32", list(self.client.latent_shape), "latents")
 
     def _array(self, given: list[Any], kind: str, row: list[int], where: str) -> npt.NDArray[Any]:
         if not 1 <= len(given) <= self.limits.rows:

@@ -29,7 +29,7 @@ def info(client: Client) -> list[str]:
     lines = [
         f"{client.path}: format {facts['format']}, {facts['kind']} of {facts['source']}",
         f"images      {' x '.join(map(str, client.image_shape))} (height, width, channels), uint8",
-        f"latents     {client.latent_size}, {prior}",
+        f"latents     {' x '.join(map(str, client.latent_shape))}, {prior}",
         f"likelihood  {facts['likelihood']}",
         f"graphs      {', '.join(sizes)}",
         f"runs on     {client.provider}, {client.batch} images at once",
@@ -60,7 +60,8 @@ class Encode:
     parts: int
 
     def __call__(self, client: Client, batch: Batch) -> Array:
-        return np.concatenate(client.encode(batch.images)[: self.parts], axis=1)
+        found = client.encode(batch.images)[: self.parts]
+        return np.concatenate([values.reshape(len(values), -1) for values in found], axis=1)
 
 
 @dataclass(frozen=True)

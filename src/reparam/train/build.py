@@ -12,6 +12,7 @@ from reparam.train.checks import check_parts
 from reparam.train.distributed import ALONE, World
 from reparam.train.loss import Loss
 from reparam.train.memory import check_memory
+from reparam.train.perceptual import Perceptual
 from reparam.train.trainer import Trainer
 
 
@@ -29,5 +30,8 @@ def build_trainer(config: Config, data: ImageFacts, training: Batches, world: Wo
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
     has_density = is_density(model.likelihood, data.binarization)
-    loss = Loss(model, pixels, config.objective, is_density=has_density).to(training.device)
+    pixels, perceptual, wanted = pixels.to(training.device), None, config.objective.perceptual
+    if wanted.weight:
+        perceptual = Perceptual.load(wanted, pixels, data.shape)
+    loss = Loss(model, pixels, config.objective, perceptual, is_density=has_density).to(training.device)
     return Trainer(loss, config.train, len(training), world)

@@ -104,6 +104,11 @@ def check_fit(model: AnyModel, config: ModelConfig, objective: ObjectiveConfig) 
             f"params.yaml: model.kind: wanted {wanted} with objective.name {objective.name!r}, found {config.kind!r}"
         )
     _check_prior(model, config, objective)
+    if objective.perceptual.weight and objective.name in ("dreg", "reinforce"):
+        raise ParamsError(
+            f"params.yaml: objective.perceptual.weight: wanted 0.0 with objective.name {objective.name!r}, whose "
+            f"gradient to the encoder is another one than that of its loss, found {objective.perceptual.weight}"
+        )
     if objective.name == "contractive" and has_batch_norm(model):
         raise ParamsError(
             f"params.yaml: model.{config.network}.norm: wanted 'none' or 'layer' with objective.name 'contractive', "

@@ -1,6 +1,7 @@
 """Model, objective and pixels as one module: grey images in, loss terms out."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from reparam.config import ObjectiveConfig
 from reparam.data.pixels import Pixels
 from reparam.models.build import AnyModel
 from reparam.objectives import OBJECTIVES, Setting, Terms, alone
+from reparam.train.perceptual import Charged, Perceptual
 
 
 class Loss(nn.Module):
@@ -21,9 +23,18 @@ class Loss(nn.Module):
     black: Tensor  # (C, 1, 1): what the model sees of a black pixel
     white: Tensor
 
-    def __init__(self, model: AnyModel, pixels: Pixels, config: ObjectiveConfig, *, is_density: bool = True) -> None:
+    def __init__(
+        self,
+        model: AnyModel,
+        pixels: Pixels,
+        config: ObjectiveConfig,
+        perceptual: Perceptual | None = None,
+        *,
+        is_density: bool = True,
+    ) -> None:
         super().__init__()
         self.model = model
+        self.perceptual = perceptual
         self.pixels = pixels
         self.config = config
         self.is_density = is_density
@@ -48,5 +59,6 @@ class Loss(nn.Module):
             self.train()
 
     def _terms(self, x: Tensor, epoch: Tensor, gather: Callable[[Tensor], Tensor] = alone) -> Terms:
-        terms = self.objective(self.model, x, self.config, Setting(epoch, self.black, self.white, gather))
+        model: Any = self.model if self.perceptual is None else Charged(self.model, self.perceptual)
+        terms = self.objective(model, x, self.config, Setting(epoch, self.black, self.white, gather))
         return {name: values for name, values in terms.items() if name != "elbo" or self.is_density}

@@ -141,6 +141,7 @@ def _write_model(directory: Path, config: Config, data: DataCard, data_hash: str
             **dict(params),
             data=data.images,
             latent_size=model.latent_size,
+            latent_shape=model.latent_shape,
             has_prior=has_prior(model, config.objective.name),
             is_density=is_density(model.likelihood, data.binarization),
             best_epoch=record.best_epoch,
