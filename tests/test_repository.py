@@ -109,9 +109,15 @@ def test_the_development_container_is_that_container() -> None:
 
 def test_the_extras_are_part_of_that_for_developers_and_pinned() -> None:
     extras = PROJECT["optional-dependencies"]
-    assert "reparam[docs,pipeline,serve,sweep]" in extras["dev"]
+    assert "reparam[discrete,docs,pipeline,serve,sweep]" in extras["dev"]
     pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
-    listed = [*PROJECT["dependencies"], *extras["docs"], *extras["pipeline"], *extras["sweep"][1:]]
+    listed = [
+        *PROJECT["dependencies"],
+        *extras["docs"],
+        *extras["pipeline"],
+        *extras["sweep"][1:],
+        *extras["discrete"][1:],
+    ]
     assert {re.split(r"[><=]", name)[0] for name in listed} <= pinned
 
 
