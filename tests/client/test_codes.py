@@ -68,7 +68,7 @@ def test_one_of_latents_and_codes_is_decoded(client: Client) -> None:
 
 def test_other_models_have_no_codes(code: Exported) -> None:
     client = Client(code.directory, device="cpu")
-    with pytest.raises(UserError, match=r"^encode_codes: wanted a model with a codebook, found .*'.*'; use encode$"):
+    with pytest.raises(UserError, match=r"^encode_codes: wanted a model with a codebook, found one of kind '.*'$"):
         client.encode_codes(code.images[:1])
-    with pytest.raises(UserError, match=r": wanted a model with a codebook, found one of kind '.*'$"):
+    with pytest.raises(UserError, match=r"^decode: wanted a model with a codebook, found one of kind '.*'$"):
         client.decode(codes=[[0]])

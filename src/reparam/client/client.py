@@ -92,8 +92,7 @@ class Client:
 
     @cached_property
     def _codebook(self) -> Floats:
-        if not self.metadata.get("codebook"):
-            raise UserError(f"{self.path}: wanted a model with a codebook, found one of kind {self.metadata['kind']!r}")
+        self._require_codebook("decode")
         return self._bundle.codebook()
 
     def encode(self, images: Images) -> tuple[Floats, Floats]:
@@ -113,11 +112,8 @@ class Client:
 
         Raises: UserError where the model has no codebook, and as `encode` does.
         """
+        self._require_codebook("encode_codes")
         codes: npt.NDArray[np.int64]
-        if "codes" not in self.outputs("encoder"):
-            raise UserError(
-                f"encode_codes: wanted a model with a codebook, found one of kind {self.metadata['kind']!r}; use encode"
-            )
         (codes,) = self.run("encoder", ["codes"], images=self._checked_images("encode_codes", images))
         return codes
 
@@ -262,6 +258,10 @@ class Client:
             why = ", which a model has that is a density" if name == "score" else ""
             raise MissingInputError(f"{self.path}: wanted {name}.onnx{why}, found {', '.join(self._graphs)} only")
         return self._graphs[name]
+
+    def _require_codebook(self, what: str) -> None:
+        if not self.metadata.get("codebook"):
+            raise UserError(f"{what}: wanted a model with a codebook, found one of kind {self.metadata['kind']!r}")
 
     def _checked_images(self, what: str, images: Images) -> Images:
         found = np.asarray(images)

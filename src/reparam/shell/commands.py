@@ -54,7 +54,7 @@ def verify(model: Model = HERE) -> None:
 def encode(
     inputs: Inputs, model: Model = HERE, output: Table = None, resize: Resize = False, shard: Shard = "1/1"
 ) -> None:
-    """Write the codes of images: .npy holds their means for `decode`, tables the log variances, too."""
+    """Write the codes of images: .npy holds their means for `decode`, tables variances, too, or whole codes."""
     from reparam.shell import work
 
     client = _client(model)

@@ -41,14 +41,28 @@ def info(client: Client) -> list[str]:
 
 
 def encode(client: Client, images: Collection, output: Path | None, shard: str) -> None:
-    """Write the code of each image: its posterior mean, and in tables with names the log variance."""
+    """Write the code of each image: its posterior mean, and in tables with names the log variance.
+
+    With a codebook, tables have the codes as whole numbers instead.
+    """
     span, size = span_of(shard, len(images), client.batch), client.latent_size
     is_array = output is not None and output.suffix == ".npy"
+    if client.metadata.get("codebook") and not is_array:
+        _encode_codes(client, images, output, span)
+        return
     names = ["mean"] if is_array else list(client.outputs("encoder"))
     columns = [f"{name}_{number}" for name in names for number in range(size)]
     with outputs.table(output, columns, len(span)) as write, counting("encode", len(span)) as advance:
         for batch in images.batches(span, client.batch):
             write(batch.names, np.concatenate(client.encode(batch.images)[: len(names)], axis=1))
+            advance(len(batch.names))
+
+
+def _encode_codes(client: Client, images: Collection, output: Path | None, span: range) -> None:
+    columns = [f"code_{number}" for number in range(client.metadata["codebook"]["positions"])]
+    with outputs.table(output, columns, len(span), np.int64) as write, counting("encode", len(span)) as advance:
+        for batch in images.batches(span, client.batch):
+            write(batch.names, client.encode_codes(batch.images))
             advance(len(batch.names))
 
 
