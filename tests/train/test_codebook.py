@@ -116,3 +116,16 @@ def test_codes_do_not_collapse_on_digits(kind: str) -> None:
     with torch.no_grad():
         codes = loss.model.codes(loss.model.eval().posterior(torch.from_numpy(images) / 255)[0])
     assert len(codes.unique()) / 64 > {"fsq": 0.9, "vq": 0.7}[kind]
+
+
+@pytest.mark.slow
+def test_a_compiled_step_teaches_the_codebook_what_an_eager_one_does() -> None:
+    found = []
+    images = small_data().training.take(torch.arange(4))
+    for compiled in (False, True):
+        loss = small_loss(SMALL | {"restart": 0.0}, {"name": "reconstruction"})  # compiled code draws other numbers
+        trainer = Trainer(loss, train_config(batch_size=4, compile=compiled), len(GREY))
+        losses = torch.stack([trainer.step(images).terms["loss"] for _ in range(3)])
+        assert isinstance(loss.model, Quantized)
+        found.append(torch.cat([losses, loss.model.quantizer.vectors().flatten().double()]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
