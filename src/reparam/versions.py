@@ -7,7 +7,7 @@ from importlib import metadata
 NAME = "reparam"
 LIBRARIES = (
     *("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pillow"),
-    *("onnx", "onnxruntime", "onnxruntime-gpu", "dvc", "mlflow", "vector-quantize-pytorch"),
+    *("onnx", "onnxruntime", "onnxruntime-gpu", "dvc", "mlflow"),
 )
 
 

@@ -69,7 +69,7 @@ class ExportedModel(CardOfResult):
     has_prior: bool
     # Of `latents`: N(0, 1) in each dimension, or what `prior.npz` says. Null: nothing that an app could draw from.
     prior: Literal["standard normal", "gaussian mixture"] | None
-    codebook: CodebookFacts | None = None  # of `codebook.npz`; null: latents are any numbers
+    codebook: CodebookFacts | None  # of `codebook.npz`; null: latents are any numbers
     likelihood: Annotated[str, KeyOf("LIKELIHOODS", "models/likelihoods.py")]
     is_density: bool  # whether the likelihood is one of these pixels
     sigma: PositiveFloat | None  # standard deviation of all pixels, in scaled units; null: there is none for all
