@@ -18,6 +18,13 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
     yield from _export(prepare(tmp_path_factory.mktemp("code"), kind="autoencoder"))
 
 
+@pytest.fixture(scope="session", params=["fsq", "vq"])
+def quantized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
+    """The same of a model whose codes are entries of a codebook; not to be changed."""
+    changes = {"kind": request.param, "latent": 6, "levels": [4, 5, 3], "codes": 9, "dimensions": 3}
+    yield from _export(prepare(tmp_path_factory.mktemp(request.param), "none", likelihood="gaussian", **changes))
+
+
 @pytest.fixture(scope="session", params=["mixture", "vamp"])
 def mixed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
     """The same of a model with a learned prior; not to be changed."""

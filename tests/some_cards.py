@@ -171,6 +171,7 @@ def export_card(model: ModelCard | None = None, **changes: Any) -> ExportCard:
         "latent_shape": model.latent_shape,
         "has_prior": model.has_prior,
         "prior": "standard normal" if model.has_prior else None,
+        "codebook": None,
         "likelihood": model.model.likelihood,
         "is_density": model.is_density,
         "sigma": None,

@@ -109,12 +109,13 @@ def test_the_development_container_is_that_container() -> None:
 
 def test_the_extras_are_part_of_that_for_developers_and_pinned() -> None:
     extras = PROJECT["optional-dependencies"]
-    assert "reparam[docs,perceptual,pipeline,serve,sweep]" in extras["dev"]
+    assert "reparam[discrete,docs,perceptual,pipeline,ray,serve,sweep]" in extras["dev"]
     pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
     listed = [
         *PROJECT["dependencies"],
         *extras["docs"],
         *extras["pipeline"],
+        *extras["discrete"][1:],
         *extras["perceptual"][1:],
         *extras["sweep"][1:],
     ]

@@ -57,12 +57,17 @@ KINDS: dict[str, dict[str, Any]] = {
     "vae": {"kind": "vae"},
     "bottom_up": {"kind": "hierarchical", "inference": "bottom_up"},
     "top_down": {"kind": "hierarchical", "inference": "top_down"},
+    "fsq": {"kind": "fsq", "levels": (3, 4, 5)},
+    "vq": {"kind": "vq", "codes": 8, "dimensions": 3},
 }
 NEEDS_A_POSTERIOR = ["elbo", "capacity", "beta_tc", "iwae", "dreg", "reinforce"]
 NEEDS_ONE_LAYER = ["reconstruction", "sparse", "contractive", "beta_tc", "mmd", "dreg"]
+NEEDS_A_SMOOTH_CODE = ["sparse", "contractive", "mmd"]
 NEEDS_INDEPENDENT_LATENTS = ["reconstruction", "beta_tc"]
-REFUSED = {("autoencoder", name) for name in NEEDS_A_POSTERIOR} | {
-    (kind, name) for kind in ("bottom_up", "top_down") for name in NEEDS_ONE_LAYER
+REFUSED = {
+    *(("autoencoder", name) for name in NEEDS_A_POSTERIOR),
+    *((kind, name) for kind in ("bottom_up", "top_down") for name in NEEDS_ONE_LAYER),
+    *((kind, name) for kind in ("fsq", "vq") for name in NEEDS_A_POSTERIOR + NEEDS_A_SMOOTH_CODE),
 }
 SIZES = {"hidden": (8,), "channels": (4, 6), "groups": 2, "latent": 3, "upper": (3, 2), "upper_hidden": (5,)}
 

@@ -23,6 +23,7 @@ class Metric:
 
 likelihood = partial(Metric, applies="a posterior, a prior and a density of the pixels", is_likelihood=True)
 latents = partial(Metric, applies="a posterior and a prior")
+codes = partial(Metric, unit="bits per image", form=".1f", applies="codes of a codebook (kinds fsq and vq)")
 labels = partial(Metric, unit="share", form=".3f", applies="two classes or more, on another split than train")
 annealed = partial(
     Metric,
@@ -142,6 +143,19 @@ GROUPS: dict[str, dict[str, Metric]] = {
             unit="dimensions",
             form=".0f",
             depends=("active_variance",),
+        ),
+        "codebook_usage": codes("Codebook usage", "Share of codes that occur.", "higher", unit="share", form=".3f"),
+        "codebook_perplexity": codes(
+            "Codebook perplexity",
+            "Number of codes that, equally frequent, would have the same entropy; at most all codes.",
+            "higher",
+            unit="codes",
+            form=".1f",
+        ),
+        "code_bits": codes("Bits of codes", "Bits of an image as codes, each with the same number of bits."),
+        "code_entropy_bits": codes(
+            "Bits of codes, by entropy",
+            "Bits of an image where frequent codes take fewer bits; too low where images are few.",
         ),
     },
     "Representation": {

@@ -275,6 +275,7 @@ class Objective:
     layers: tuple[int, float] = (0, math.inf)  # of latents with a posterior: at least, at most
     matches_prior: bool = False  # whether it pulls codes that have no posterior to the prior
     has_any_prior: bool = True  # or else one whose dimensions are independent
+    has_any_code: bool = True  # or else one that changes smoothly with the image: not entries of a codebook
 
 
 def beta_at(config: ObjectiveConfig, epoch: Tensor) -> Tensor:
@@ -293,12 +294,12 @@ def beta_at(config: ObjectiveConfig, epoch: Tensor) -> Tensor:
 OBJECTIVES: dict[str, Objective] = {
     "reconstruction": Objective(reconstruction, layers=(0, 1), has_any_prior=False),  # layers above would never learn
     "denoising": Objective(denoising),
-    "sparse": Objective(sparse, layers=(0, 1)),
-    "contractive": Objective(contractive, layers=(0, 1)),
+    "sparse": Objective(sparse, layers=(0, 1), has_any_code=False),
+    "contractive": Objective(contractive, layers=(0, 1), has_any_code=False),
     "elbo": Objective(elbo, layers=(1, math.inf)),
     "capacity": Objective(capacity, layers=(1, math.inf)),
     "beta_tc": Objective(beta_tc, layers=(1, 1), has_any_prior=False),
-    "mmd": Objective(mmd, layers=(0, 1), matches_prior=True),
+    "mmd": Objective(mmd, layers=(0, 1), matches_prior=True, has_any_code=False),
     "iwae": Objective(importance_weighted, layers=(1, math.inf)),
     "dreg": Objective(dreg, layers=(1, 1)),
     "reinforce": Objective(reinforce, layers=(1, math.inf)),

@@ -113,7 +113,7 @@ def test_every_wrong_parameter_is_named_at_once(project: Paths, params: dict[str
         ("preprocess", "limit", "null or a whole number (above 0)"),
         ("preprocess", "validation", "0, a fraction below 1, or a whole number of images"),
         ("preprocess", "test", "a fraction below 1, or a whole number of images"),
-        ("model", "kind", "one of 'autoencoder', 'vae', 'hierarchical'"),
+        ("model", "kind", "one of 'autoencoder', 'vae', 'hierarchical', 'fsq', 'vq'"),
         ("model", "mlp.hidden", "a list, each a whole number (above 0)"),
         ("model", "conv.decoder_hidden", "null or a list, each a whole number (above 0)"),
         ("model", "gaussian", "a block of parameters (mean, sigma)"),

@@ -83,6 +83,7 @@ CASES: dict[str, list[tuple[list[Any], dict[str, Any]]]] = {
     "Pow": [([ABOVE, np.float32(1.7)], {})],
     **{name: [([X, np.float32(0.5)], {})] for name in ("Greater", "GreaterOrEqual", "Less")},
     "Where": [([X, ROW, np.float32(7)], {})],  # of a condition, which the test makes of X
+    "ArgMax": [([X], {"axis": -1, "keepdims": 0}), ([X], {"axis": 1}), ([np.zeros((2, 3), np.float32)], {"axis": 1})],
     "BatchNormalization": [
         ([x, FOUR, numbers(4), numbers(4), np.abs(FOUR)], {"epsilon": 1e-3}) for x in (PICTURE, numbers(3, 4))
     ],
@@ -106,6 +107,7 @@ CASES: dict[str, list[tuple[list[Any], dict[str, Any]]]] = {
         ([PICTURE, numbers(4, 3, 2, 2), numbers(6)], {"group": 2, "dilations": [2, 1]}),
     ],
     "Expand": [([ROW, whole(2, 3, 4)], {})],
+    "Gather": [([np.array([[2, 0], [1, 1]], np.float32), numbers(3, 4)], {})],
     "Gemm": [
         ([numbers(2, 4), numbers(3, 4), numbers(3)], {"transB": 1}),
         ([numbers(2, 4), numbers(4, 3)], {}),
@@ -113,6 +115,7 @@ CASES: dict[str, list[tuple[list[Any], dict[str, Any]]]] = {
     ],
     **{name: [([X], {"axis": axis}) for axis in (-1, 1)] for name in ("LogSoftmax", "Softmax")},
     "MatMul": [([numbers(2, 4), numbers(4, 3)], {}), ([X, numbers(2, 4, 5)], {}), ([X, numbers(4, 5)], {})],
+    "Min": [([X, X[::-1]], {}), ([X, ROW], {})],
     "ReduceSum": [([X, whole(1)], {}), ([X, whole(0, -1)], {"keepdims": 0})],
     "Reshape": [([X, whole(4, -1)], {}), ([X, whole(0, 6, 2)], {})],
     "Resize": [
@@ -140,7 +143,10 @@ def model_of(operator: str, inputs: list[Any], attributes: dict[str, Any]) -> tu
     constants = [numpy_helper.from_array(np.asarray(x), f"c{i}") for i, x in enumerate(others) if x is not None]
     names = ["x", *("" if x is None else f"c{i}" for i, x in enumerate(others))]
     nodes = []
-    if operator == "Where":
+    if operator == "Gather":  # of the constant, at the first input
+        nodes = [helper.make_node("Cast", ["x"], ["places"], to=TensorProto.INT64)]
+        names = ["c0", "places"]
+    elif operator == "Where":
         constants.append(numpy_helper.from_array(np.float32(0), "zero"))
         nodes = [helper.make_node("Greater", ["x", "zero"], ["condition"])]
         names[0] = "condition"
@@ -181,6 +187,8 @@ KINDS = {
     "image of latents": {"network": "resnet", "channels": [4, 6], "latent_channels": 3, "latent": None},
     "continuous": {"activation": "softplus", "likelihood": "continuous_bernoulli"},
     "up": {"kind": "hierarchical", "inference": "bottom_up", "activation": "relu"},
+    "fsq": {"kind": "fsq", "levels": [4, 5]},
+    "vq": {"kind": "vq", "codes": 8, "dimensions": 1},
     "down": {"kind": "hierarchical", "inference": "top_down", "activation": "tanh"},
 }
 

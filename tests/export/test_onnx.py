@@ -105,6 +105,7 @@ def test_all_graphs_hold_what_an_app_must_know(exported: Exported) -> None:
         "latent_shape": [LATENT],
         "has_prior": True,
         "prior": "standard normal",
+        "codebook": None,
         "likelihood": "bernoulli",
         "is_density": True,
         "sigma": None,

@@ -93,6 +93,22 @@ def test_encode_writes_the_same_to_every_kind_of_file(images: np.ndarray, model:
     np.testing.assert_array_equal(found["mean_1"].to_numpy(), mean[:, 1])
 
 
+def test_encode_writes_codes_of_a_codebook_as_whole_numbers(
+    quantized: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("images.npy", quantized.images[:5])
+    of_model = ("encode", "images.npy", "--model", quantized.directory, "--output")
+    for name in ("codes.csv", "codes.npy", "codes.parquet"):
+        run(*of_model, name)
+    client = Client(quantized.directory)
+    codes = client.encode_codes(quantized.images[:5])
+    wanted = [f"images.npy[{row}],{first},{second}" for row, (first, second) in enumerate(codes.tolist())]
+    assert Path("codes.csv").read_text().splitlines() == ["image,code_0,code_1", *wanted]
+    assert parquet.read_table("codes.parquet")["code_1"].to_pylist() == codes[:, 1].tolist()
+    np.testing.assert_array_equal(np.load("codes.npy"), client.vectors(codes))
+
+
 def test_decode_makes_images_of_what_encode_wrote(images: np.ndarray, model: Client) -> None:
     run("encode", "images.npy", "--output", "codes.npy")
     run("decode", "codes.npy", "--output", "decoded.npy")

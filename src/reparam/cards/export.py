@@ -32,7 +32,7 @@ class TensorFacts(Card):
     """An input or output of a graph."""
 
     name: str
-    dtype: Literal["uint8", "float32"]
+    dtype: Literal["uint8", "int64", "float32"]
     shape: tuple[Literal["batch"] | PositiveInt, ...]
     range: tuple[float | None, float | None]  # the lowest and highest value; null: no bound
     unit: str
@@ -51,6 +51,14 @@ class GraphFacts(Card):
     outputs: tuple[TensorFacts, ...]
 
 
+class CodebookFacts(Card):
+    """A codebook, whose entries are codes of an image."""
+
+    codes: Count  # C entries
+    positions: Count  # P codes of an image
+    dimensions: Count  # d numbers of an entry: latents are P d numbers, position by position
+
+
 class ExportedModel(CardOfResult):
     """What an app must know of a model, and the way back to its parameters: the metadata of all graphs."""
 
@@ -62,6 +70,7 @@ class ExportedModel(CardOfResult):
     has_prior: bool
     # Of `latents`: N(0, 1) in each dimension, or what `prior.npz` says. Null: nothing that an app could draw from.
     prior: Literal["standard normal", "gaussian mixture"] | None
+    codebook: CodebookFacts | None  # of `codebook.npz`; null: latents are any numbers
     likelihood: Annotated[str, KeyOf("LIKELIHOODS", "models/likelihoods.py")]
     is_density: bool  # whether the likelihood is one of these pixels
     sigma: PositiveFloat | None  # standard deviation of all pixels, in scaled units; null: there is none for all

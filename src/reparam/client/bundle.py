@@ -16,6 +16,7 @@ from reparam.errors import DamagedInputError, MissingInputError
 MANIFEST = "manifest.json"
 GRAPHS = ("encoder.onnx", "decoder.onnx", "score.onnx")
 PRIOR = "prior.npz"
+CODEBOOK = "codebook.npz"
 GOLDEN = "golden.npz"
 PRIORS = (None, "standard normal", "gaussian mixture")
 FORMAT = 4
@@ -104,6 +105,17 @@ class Bundle:
         except KeyError as error:
             path = self.directory / PRIOR
             raise DamagedInputError(f"{path}: not the prior of an export, it has no {error}; {EXPORT}") from None
+
+    def codebook(self) -> npt.NDArray[np.float32]:
+        """Return the vectors of codes, by their numbers. Shapes: -> (C, d).
+
+        Raises: MissingInputError, DamagedInputError.
+        """
+        try:
+            return self.arrays(CODEBOOK)["vectors"]
+        except KeyError as error:
+            path = self.directory / CODEBOOK
+            raise DamagedInputError(f"{path}: not the codebook of an export, it has no {error}; {EXPORT}") from None
 
     def arrays(self, name: str) -> dict[str, npt.NDArray[Any]]:
         """Read a file of arrays.

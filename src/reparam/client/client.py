@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reparam.client.bundle import Bundle, Mixture
+from reparam.client.codes import vectors_of
 from reparam.client.runtime import Runtime
 from reparam.client.scores import Scores
 from reparam.errors import DamagedInputError, MissingInputError, UserError
@@ -93,15 +94,40 @@ class Client:
     def _prior(self) -> Mixture:
         return self._bundle.prior()
 
+    @cached_property
+    def _codebook(self) -> Floats:
+        self._require_codebook("decode")
+        return self._bundle.codebook()
+
     def encode(self, images: Images) -> tuple[Floats, Floats]:
         """Return mean and log variance of the posterior. Shapes: (B, H, W, C) -> (B, D), (B, D).
 
-        An autoencoder's code has no variance: its logarithm is minus infinity.
+        An autoencoder's code has no variance: its logarithm is minus infinity. With a codebook, the mean is made of the
+        vectors of codes, whose numbers `encode_codes` returns.
 
         Raises: UserError where images are not uint8 of the model's size.
         """
-        mean, *log_variance = self.run("encoder", None, images=self._checked_images("encode", images))
+        wanted = [name for name in self.outputs("encoder") if name != "codes"]
+        mean, *log_variance = self.run("encoder", wanted, images=self._checked_images("encode", images))
         return mean, log_variance[0] if log_variance else np.full_like(mean, -np.inf)
+
+    def encode_codes(self, images: Images) -> npt.NDArray[np.int64]:
+        """Return the codes of images, of a model with a codebook. Shapes: (B, H, W, C) -> (B, P).
+
+        Raises: UserError where the model has no codebook, and as `encode` does.
+        """
+        self._require_codebook("encode_codes")
+        codes: npt.NDArray[np.int64]
+        (codes,) = self.run("encoder", ["codes"], images=self._checked_images("encode_codes", images))
+        return codes
+
+    def vectors(self, codes: npt.ArrayLike) -> Floats:
+        """Return the latents that codes stand for, as `decode` takes them. Shapes: (B, P) -> (B, D).
+
+        Raises: UserError where the model has no codebook, or codes are not whole numbers that it has.
+        """
+        table = self._codebook
+        return vectors_of(codes, table, self.latent_size // table.shape[1])
 
     def embed(self, images: Iterable[Images]) -> Iterator[Floats]:
         """Yield the posterior means of any number of images, some at a time, in flat memory.
@@ -116,11 +142,15 @@ class Client:
                 self._checked_images("embed", np.asarray(image)[None])
             yield self.encode(np.stack(some))[0]
 
-    def decode(self, latents: npt.ArrayLike) -> Images:
-        """Return the mean images as grey levels. Shapes: (B, D) -> (B, H, W, C).
+    def decode(self, latents: npt.ArrayLike | None = None, *, codes: npt.ArrayLike | None = None) -> Images:
+        """Return the mean images of latents, or of codes, as grey levels. Shapes: (B, D) or (B, P) -> (B, H, W, C).
 
-        Raises: UserError where latents are not finite numbers of the model's size.
+        Raises: UserError where latents are not finite numbers of the model's size, and for codes as `vectors` does.
         """
+        if codes is not None and latents is None:
+            latents, codes = self.vectors(codes), None
+        if codes is not None or latents is None:
+            raise UserError("decode: wanted either latents or codes, found both or neither")
         images: Images
         (images,) = self.run("decoder", ["images"], latents=self._checked_latents(latents))
         return images
@@ -233,6 +263,10 @@ class Client:
             why = ", which a model has that is a density" if name == "score" else ""
             raise MissingInputError(f"{self.path}: wanted {name}.onnx{why}, found {', '.join(self._graphs)} only")
         return self._graphs[name]
+
+    def _require_codebook(self, what: str) -> None:
+        if not self.metadata.get("codebook"):
+            raise UserError(f"{what}: wanted a model with a codebook, found one of kind {self.metadata['kind']!r}")
 
     def _checked_images(self, what: str, images: Images) -> Images:
         found = np.asarray(images)

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from reparam.config.section import Count, KeyOf, MaybeWidths, NotNegative, Section, Side, Width, Widths
+from reparam.config.section import FEW, Count, Decay, KeyOf, MaybeWidths, NotNegative, Section, Side, Width, Widths
 
 Sigma = Annotated[float, Field(ge=1e-3, le=1e3)]
 
@@ -83,6 +83,34 @@ class HierarchicalConfig(Section):
     """Direction of the posterior. Source: Burda et al. 2016, sec. 2 (bottom_up); Sonderby et al. 2016 (top_down)."""
 
 
+class FsqConfig(Section):
+    """Block `fsq`."""
+
+    levels: Annotated[tuple[Annotated[int, Field(ge=3, le=256)], ...], Field(strict=False, min_length=1), FEW]
+    """Values of each number of a code; their product is the number of codes. The latents are several codes in a row.
+    Source: Mentzer et al. 2024, tab. 1."""
+
+
+class VqConfig(Section):
+    """Block `vq`."""
+
+    codes: Width
+    """Vectors in the codebook."""
+
+    dimensions: Width
+    """Numbers of each vector. The latents are several vectors in a row."""
+
+    decay: Decay
+    """Share that the running averages of the codebook keep at each step. Source: van den Oord et al. 2017, app. A.1."""
+
+    commitment: NotNegative
+    """Weight of the squared distance of vectors to those of their codes. Source: van den Oord et al. 2017, eq. 3."""
+
+    restart: Decay
+    """Share of the mean use of codes below which a code starts anew, at a vector of the batch; 0.0: none does.
+    Source: Dhariwal et al. 2020, sec. 3.1."""
+
+
 class PixelGaussianConfig(Section):
     """Block `gaussian_per_pixel`."""
 
@@ -135,7 +163,7 @@ class ModelConfig(Section):
     """The model: its kind, its networks, and the distributions of latents, and of pixels given latents."""
 
     kind: Annotated[str, KeyOf("KINDS", "models/build.py")]
-    """Kind of model: a code without a prior, one layer of latents, or several."""
+    """Kind of model: a code without a prior, one layer of latents, several, or codes from a codebook."""
 
     latent: Width | None
     """Latent dimensions; of a hierarchy, those of the layer next to the image. Null where they follow from the network:
@@ -171,6 +199,12 @@ class ModelConfig(Section):
 
     hierarchical: HierarchicalConfig
     """For kind hierarchical."""
+
+    fsq: FsqConfig
+    """For kind fsq."""
+
+    vq: VqConfig
+    """For kind vq."""
 
     gaussian: GaussianConfig
     """For likelihood gaussian."""

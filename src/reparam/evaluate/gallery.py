@@ -36,7 +36,7 @@ STEPS = 11  # of a walk
 FINE_STEPS = 21  # of a walk under a slider
 PRIOR_SAMPLES = 20_000
 PAIRS = 6  # of images that are joined by a walk
-SAMPLED_FROM = {"prior": "the prior", "mixture": "a fitted mixture"}
+SAMPLED_FROM = {"prior": "the prior", "mixture": "a fitted mixture", "frequencies": "codes of training images"}
 FIGURES = ("reconstructions", "samples", "latent_grid", "latent_scatter", "latent_use", "traversals")
 OTHER_FIGURES = (
     "interpolation",

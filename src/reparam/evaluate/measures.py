@@ -29,6 +29,7 @@ from reparam.evaluate.annealing import (
     image_chunks,
     reverse_log_likelihood,
 )
+from reparam.evaluate.codebook import codebook_collapse, codebook_use
 from reparam.evaluate.disentanglement import dci, factor_vae_score, gap, mutual_information, sap
 from reparam.evaluate.fidelity import fidelity
 from reparam.evaluate.importance import importance, read_curve
@@ -40,6 +41,7 @@ from reparam.evaluate.subject import Subject
 from reparam.evaluate.view import evenly_spaced
 from reparam.metrics import VALIDATION
 from reparam.models.draw import standard_error
+from reparam.models.quantized import Quantized
 from reparam.progress import counting
 from reparam.runtime import random_stream
 
@@ -47,6 +49,7 @@ MIXED = 2_500  # images whose posteriors are mixed: the time is quadratic, and g
 MIXED_NUMBERS = MIXED**2 * 128  # of all pairs, at most
 DRAWN = 4  # samples of each of these posteriors
 LEARNED_FROM = 10_000  # images that classifiers learn from
+ENCODED = 256  # images whose codes are looked up together
 LEAPFROG = 10  # steps of each transition of annealed importance sampling
 FEWEST = 30  # images that scores of disentanglement are learned from and guessed
 FEW = 10  # effective samples: the estimate of a logarithm is then off by some 0.05 nats
@@ -92,6 +95,8 @@ def measure(subject: Subject, outliers: Images | None) -> Findings:
     """
     findings, settings = Findings(), subject.settings
     measures = {"likelihood": _likelihood, "latents": _latents, "labels": _labels}
+    if isinstance(subject.model, Quantized):
+        measures["codebook"] = _codebook
     if len(subject.data.validation.images):
         measures["validation"] = _validation
     if not (subject.data.is_black_and_white or subject.data.pixels.is_drawn):
@@ -186,6 +191,16 @@ def _latents(subject: Subject, findings: Findings) -> None:
             f"mutual_information is {found.mutual_information:.2f} nats where log N = {found.bound:.2f} is the most "
             "that so many images can show: it is too low, marginal_kl and total_correlation are too high by as much"
         )
+
+
+def _codebook(subject: Subject, findings: Findings) -> None:
+    """Say which codes images have, and how often."""
+    model, parts = subject.model, torch.split(subject.scores.means.float(), ENCODED)
+    assert isinstance(model, Quantized)
+    codes = torch.cat([model.codes(part.to(subject.images.device)).cpu() for part in parts])
+    for name, value in codebook_use(codes, model.quantizer.size).items():
+        findings.add(name, value)
+    findings.warnings += codebook_collapse(codes, model.quantizer.size)
 
 
 def _labels(subject: Subject, findings: Findings) -> None:

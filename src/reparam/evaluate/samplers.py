@@ -38,6 +38,16 @@ def mixture(count: int, _known: Prior, codes: Callable[[], Tensor], config: Mixt
     return drawn[torch.randperm(count)]  # scikit-learn sorts its draws by component
 
 
+def frequencies(count: int, _known: Prior, codes: Callable[[], Tensor]) -> Tensor:
+    """Draw what training images have at each position, position by position: codes by how often they are there.
+
+    Shapes: codes() (N, P) or (N, P, d) -> (count, P d).
+    """
+    found = codes().cpu()
+    rows = torch.randint(len(found), (count, found.shape[1]))
+    return found[rows, torch.arange(found.shape[1])].flatten(1)
+
+
 @torch.no_grad()
 def draw_codes(model: Model, data: View) -> Tensor:
     """Draw one code each of up to CODES images, chosen at random. Shapes: -> (N, D)."""
@@ -49,4 +59,4 @@ def draw_codes(model: Model, data: View) -> Tensor:
     )
 
 
-SAMPLERS: dict[str, Callable[..., Tensor]] = {"prior": prior, "mixture": mixture}
+SAMPLERS: dict[str, Callable[..., Tensor]] = {"prior": prior, "mixture": mixture, "frequencies": frequencies}

@@ -97,8 +97,8 @@ def _read_split(paths: Paths, name: SplitName) -> store.Split:
 def _check_sampler(model: ModelCard, settings: EvaluateConfig) -> None:
     if settings.sampler == "prior" and not model.has_prior:
         raise ParamsError(
-            "params.yaml: evaluate.sampler: wanted 'mixture' with an autoencoder, whose codes know no prior, "
-            "found 'prior'; then `dvc repro` goes on from the trained model"
+            "params.yaml: evaluate.sampler: wanted 'mixture' or 'frequencies' with an autoencoder, whose codes know no "
+            "prior, found 'prior'; then `dvc repro` goes on from the trained model"
         )
 
 

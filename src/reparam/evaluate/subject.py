@@ -24,6 +24,7 @@ from reparam.evaluate.view import View
 from reparam.figures.style import indexed, literal
 from reparam.models.build import AnyModel
 from reparam.models.priors import StandardNormal
+from reparam.models.quantized import Quantized
 from reparam.runtime import random_stream
 
 Labels = npt.NDArray[Any]  # (N,) names of classes
@@ -163,8 +164,13 @@ class Subject:
         """Draw latents to generate images from. Shapes: -> (count, D)."""
         name, train = self.settings.sampler, self.data.train.images
         sampler, block = SAMPLERS[name], self.settings.arguments(name)
-        # A view copies the images to the device: only where the sampler asks for codes.
-        return sampler(count, self.model.prior, lambda: draw_codes(self.model, self.view(train)), *block)
+
+        def codes() -> Tensor:
+            # A view copies the images to the device: only where the sampler asks for codes.
+            found, model = draw_codes(self.model, self.view(train)), self.model
+            return model.split(found) if name == "frequencies" and isinstance(model, Quantized) else found
+
+        return sampler(count, self.model.prior, codes, *block)
 
     def generate(self, count: int) -> Tensor:
         """Make images like those that are stored: decoder means, or black and white drawn from them.
@@ -175,9 +181,10 @@ class Subject:
         return torch.bernoulli(means) if self.data.is_black_and_white else means
 
     def decode(self, z: Tensor) -> Pictures:
-        """Decode latents. Shapes: (n, D) -> (n, C, H, W)."""
-        parts = torch.split(z.float().to(self.images.device), AT_ONCE)
-        return np.concatenate([self.shown(self.model.decode(part)) for part in parts])
+        """Decode latents, or the nearest ones that a codebook has. Shapes: (n, D) -> (n, C, H, W)."""
+        model, parts = self.model, torch.split(z.float().to(self.images.device), AT_ONCE)
+        decodable = (model.nearest(part) if isinstance(model, Quantized) else part for part in parts)
+        return np.concatenate([self.shown(model.decode(part)) for part in decodable])
 
     def shown(self, pixels: Tensor) -> Pictures:
         """Undo the scaling that the model sees. Shapes: (n, C, H, W), unchanged."""

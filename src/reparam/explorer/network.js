@@ -247,8 +247,24 @@ function reduceSum({ keepdims = 1 }, x, axes) {
 const unary = compute => (_, x) => each(compute, x);
 const sigmoid = x => 1 / (1 + Math.exp(-x));
 
+// Of each row along an axis, where its largest number is; the first, if several are.
+function argMax({ axis = 0, keepdims = 1 }, x) {
+  const along = from(axis, x.shape), shape = x.shape.flatMap((length, i) => i !== along ? [length] : keepdims ? [1] : []);
+  return tensor(shape, Float32Array.from(rows(x.shape, along), places =>
+    places.reduce((best, place, i) => x.data[place] > x.data[places[best]] ? i : best, 0)));
+}
+
+// Parts of x at whole numbers along its first axis.
+function gather({ axis = 0 }, x, indices) {
+  if (axis !== 0) throw new Error("Gather: only along the first axis");
+  const width = size(x.shape.slice(1)), result = tensor([...indices.shape, ...x.shape.slice(1)]);
+  indices.data.forEach((index, i) => { result.data.set(x.data.subarray(index * width, (index + 1) * width), i * width); });
+  return result;
+}
+
 const OPERATORS = {
   Abs: unary(Math.abs),
+  ArgMax: argMax,
   Add: (_, x, y) => elementwise((a, b) => a + b, x, y),
   BatchNormalization: ({ epsilon = 1e-5 }, x, scale, shift, mean, variance) => {
     const factor = elementwise((s, v) => s / Math.sqrt(v + epsilon), scale, variance);
@@ -264,6 +280,7 @@ const OPERATORS = {
   Erf: unary(erf),
   Exp: unary(Math.exp),
   Expand: (_, x, shape) => elementwise(value => value, x, tensor(Array.from(shape.data))),
+  Gather: gather,
   Gelu: unary(x => x * (1 + erf(x / Math.SQRT2)) / 2),
   Gemm: gemm,
   Greater: (_, x, y) => elementwise((a, b) => a > b, x, y),
@@ -278,6 +295,7 @@ const OPERATORS = {
   Log: unary(Math.log),
   LogSoftmax: logSoftmax,
   MatMul: matmul,
+  Min: (_, x, y) => elementwise(Math.min, x, y),
   Mul: (_, x, y) => elementwise((a, b) => a * b, x, y),
   Neg: unary(x => -x),
   Pow: (_, x, y) => elementwise((a, b) => a ** b, x, y),

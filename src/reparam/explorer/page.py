@@ -18,7 +18,13 @@ from reparam.policy import policy
 HERE = Path(__file__).parent
 SCRIPTS = ("network.js", "code.js", "image.js", "walks.js")
 REACH = 3.0  # standard deviations to each side: 99.7 % of a normal distribution
-KINDS = {"autoencoder": "autoencoder", "vae": "variational autoencoder", "hierarchical": "hierarchical VAE"}
+KINDS = {
+    "autoencoder": "autoencoder",
+    "vae": "variational autoencoder",
+    "hierarchical": "hierarchical VAE",
+    "fsq": "autoencoder with finite scalar quantization",
+    "vq": "vector-quantized autoencoder",
+}
 
 
 def render(path: Path) -> str:

@@ -9,13 +9,22 @@ import numpy as np
 import numpy.typing as npt
 
 from reparam.cards.data import DataCard
-from reparam.cards.export import CodeFacts, ExportedImage, ExportedModel, ExportLineage, GreyPixels, ScoreFacts
+from reparam.cards.export import (
+    CodebookFacts,
+    CodeFacts,
+    ExportedImage,
+    ExportedModel,
+    ExportLineage,
+    GreyPixels,
+    ScoreFacts,
+)
 from reparam.cards.model import ModelCard, TrainedParams
 from reparam.export.runtime import Runtime
 from reparam.lineage import source_hash
 from reparam.models.build import AnyModel
 from reparam.models.draw import Prior
 from reparam.models.priors import StandardNormal
+from reparam.models.quantized import Quantized
 
 # The oldest release that ran the files of an opset. Tried were 1.15.0 (the first for Python 3.11), 1.17.0, 1.18.0,
 # 1.19.0, 1.20.0, 1.22.0, 1.23.0 and what is installed here.
@@ -44,6 +53,7 @@ def describe(model: AnyModel, card: ModelCard, data: DataCard, grey_pixels: Grey
         latent_shape=card.latent_shape,
         has_prior=card.has_prior,
         prior=_name(model.prior) if card.has_prior else None,
+        codebook=_codebook(model),
         likelihood=card.model.likelihood,
         is_density=card.is_density,
         sigma=getattr(model.likelihood, "sigma", None),
@@ -62,6 +72,20 @@ def _name(prior: Prior) -> Literal["standard normal", "gaussian mixture"] | None
     if isinstance(prior, StandardNormal):
         return "standard normal"
     return "gaussian mixture" if prior.components() else None
+
+
+def _codebook(model: AnyModel) -> CodebookFacts | None:
+    if not isinstance(model, Quantized):
+        return None
+    quantizer = model.quantizer
+    return CodebookFacts(codes=quantizer.size, positions=model.positions, dimensions=quantizer.dimensions)
+
+
+def write_codebook(model: AnyModel, path: Path) -> None:
+    """Write the vectors of codes, by their numbers. Shapes: vectors (C, d) float32."""
+    assert isinstance(model, Quantized)
+    with path.open("wb") as file:
+        np.savez(file, vectors=model.quantizer.vectors().numpy())
 
 
 def write_prior(prior: Prior, path: Path) -> None:

@@ -13,10 +13,13 @@ from reparam.models.build import AnyModel
 from reparam.models.draw import Draw
 from reparam.models.hierarchical import HierarchicalVAE
 from reparam.models.priors import StandardNormal
+from reparam.models.quantized import Quantized
 from reparam.models.vae import VAE, each_sample
 
+CODES = "codes"
 DEVIATIONS = "prior standard deviations"
 OWN_UNIT = "as drawn from the prior"
+TABLE = "as in codebook.npz"
 
 
 class Graph(nn.Module):
@@ -68,6 +71,30 @@ class EncoderGraph(Graph):
         return self.pixels.scaled(serve(grey, self.grey_pixels))
 
 
+class CodeEncoderGraph(EncoderGraph):
+    """uint8 images (B, H, W, C) -> vectors of codes, (B, D) float32, and the codes, (B, P) int64."""
+
+    model: Quantized
+
+    def __init__(self, model: Quantized, pixels: Pixels, grey_pixels: str) -> None:
+        super().__init__(model, pixels, grey_pixels)
+        codes = TensorFacts(
+            name=CODES,
+            dtype="int64",
+            shape=("batch", model.positions),
+            range=(0, model.quantizer.size - 1),
+            unit="rows of codebook.npz",
+            meaning="codes of an image, whose vectors `mean` has one after the other",
+        )
+        self.facts = GraphFacts(inputs=self.facts.inputs, outputs=(*self.facts.outputs, codes))
+        self.outputs = [tensor.name for tensor in self.facts.outputs]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """Compute the codes of images."""
+        vectors, _ = self.model.posterior(self.seen(images))
+        return vectors, self.model.codes(vectors)
+
+
 class DecoderGraph(Graph):
     """Latents, shaped as the encoder's mean -> images as uint8 and their float means in [0, 1], both (B, H, W, C)."""
 
@@ -115,7 +142,10 @@ class ScoreGraph(Graph):
 
 def graphs_of(model: AnyModel, pixels: Pixels, grey_pixels: str, *, is_density: bool) -> dict[str, Graph]:
     """Return the graphs of a model by name; a score only where the likelihood is a density of such pixels."""
-    encoder = EncoderGraph(model, pixels, grey_pixels)
+    if isinstance(model, Quantized):
+        encoder: EncoderGraph = CodeEncoderGraph(model, pixels, grey_pixels)
+    else:
+        encoder = EncoderGraph(model, pixels, grey_pixels)
     graphs: dict[str, Graph] = {"encoder": encoder, "decoder": DecoderGraph(model, pixels)}
     if is_density and not isinstance(model, Autoencoder):
         graphs["score"] = ScoreGraph(model, encoder)
@@ -144,6 +174,8 @@ def serve(grey: Tensor, grey_pixels: str) -> Tensor:
 
 
 def _unit(model: AnyModel) -> str:
+    if isinstance(model, Quantized):
+        return TABLE
     return DEVIATIONS if isinstance(model.prior, StandardNormal) else OWN_UNIT
 
 

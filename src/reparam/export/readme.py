@@ -9,7 +9,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from reparam.cards.export import ExportCard, TensorFacts
 
 README = "README.md"
-NAMES = {"autoencoder": "Autoencoder", "vae": "Variational autoencoder", "hierarchical": "Hierarchical VAE"}
+NAMES = {
+    "autoencoder": "Autoencoder",
+    "vae": "Variational autoencoder",
+    "hierarchical": "Hierarchical VAE",
+    "fsq": "Autoencoder with finite scalar quantization",
+    "vq": "Vector-quantized autoencoder",
+}
 # As model hubs spell licences; they know others as `other`, with a name.
 LICENCES = {
     "CC BY 4.0": "cc-by-4.0",

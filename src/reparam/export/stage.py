@@ -28,6 +28,7 @@ from reparam.paths import Paths
 from reparam.runtime import NUMBERS_AT_ONCE, make_deterministic, random_stream
 
 PRIOR = "prior.npz"
+CODEBOOK = "codebook.npz"
 GOLDEN_IMAGES = 8
 SKEW_BATCH = 128  # images at once, at most
 SKEW_SAMPLES = 16  # posterior samples per image; enough to see differences of a hundredth of a nat
@@ -83,6 +84,8 @@ def _write_bundle(
         tried = variants.write_variants(settings.variants, original, settings.opset)
     if facts.prior == "gaussian mixture":
         manifest.write_prior(graphs["decoder"].model.prior, directory / PRIOR)
+    if facts.codebook:
+        manifest.write_codebook(graphs["decoder"].model, directory / CODEBOOK)
     golden.write_golden(graphs, directory, images[:: max(1, len(images) // GOLDEN_IMAGES)][:GOLDEN_IMAGES])
     if settings.triton:
         triton.write_repository({name: graph.facts for name, graph in graphs.items()}, directory)

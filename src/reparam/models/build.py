@@ -4,10 +4,11 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
-from reparam.config.model import AutoencoderConfig, HierarchicalConfig, ModelConfig
+from reparam.config.model import AutoencoderConfig, FsqConfig, HierarchicalConfig, ModelConfig, VqConfig
 from reparam.errors import ParamsError
 from reparam.models import networks
 from reparam.models.autoencoder import Autoencoder
@@ -17,9 +18,11 @@ from reparam.models.likelihoods import LIKELIHOODS
 from reparam.models.linear import Linear
 from reparam.models.networks import NETWORKS, Network
 from reparam.models.priors import PRIORS, Latents, StandardNormal
+from reparam.models.quantized import Quantized, Quantizer
 from reparam.models.vae import VAE
 
 AnyModel = Autoencoder | VAE | HierarchicalVAE
+MOST_CODES = 1 << 16  # of all combinations of levels: exported as a table, and more than anybody trains
 
 
 @dataclass(frozen=True)
@@ -133,4 +136,50 @@ def _hierarchical(parts: Parts, config: HierarchicalConfig) -> HierarchicalVAE:
     return HierarchicalVAE(layers, parts.decoder(), parts.likelihood, sizes, parts.shape)
 
 
-KINDS: dict[str, Callable[..., AnyModel]] = {"autoencoder": _autoencoder, "vae": _vae, "hierarchical": _hierarchical}
+def _fsq(parts: Parts, config: FsqConfig) -> Quantized:
+    count = math.prod(config.levels)
+    if count > MOST_CODES:
+        raise ParamsError(
+            f"params.yaml: model.fsq.levels: wanted at most {MOST_CODES:,} combinations, found {count:,}; take fewer "
+            "or lower levels"
+        )
+    quantizer = _quantizers("fsq").FiniteScalars(config)
+    return _quantized(parts, quantizer, "the number of model.fsq.levels")
+
+
+def _vq(parts: Parts, config: VqConfig) -> Quantized:
+    return _quantized(parts, _quantizers("vq").LearnedCodes(config), "model.vq.dimensions")
+
+
+def _quantizers(kind: str) -> Any:
+    """Import what only these kinds need, and what takes a second.
+
+    Raises: ParamsError where it is not installed.
+    """
+    try:
+        from reparam.models import quantizers
+    except ModuleNotFoundError as error:
+        raise ParamsError(
+            f"params.yaml: model.kind: wanted the package vector-quantize-pytorch with {kind!r}, found no "
+            f"{error.name}; run `pip install 'reparam[discrete]'`"
+        ) from None
+    return quantizers
+
+
+def _quantized(parts: Parts, quantizer: Quantizer, name: str) -> Quantized:
+    if parts.latent % quantizer.dimensions:
+        raise ParamsError(
+            f"params.yaml: model.latent: wanted a multiple of {quantizer.dimensions} ({name}), because each code has "
+            f"so many numbers, found {parts.latent}"
+        )
+    encoder = parts.network.encoder(parts.shape, parts.latent)
+    return Quantized(encoder, parts.decoder(), parts.likelihood, quantizer, parts.shape, parts.latent)
+
+
+KINDS: dict[str, Callable[..., AnyModel]] = {
+    "autoencoder": _autoencoder,
+    "vae": _vae,
+    "hierarchical": _hierarchical,
+    "fsq": _fsq,
+    "vq": _vq,
+}

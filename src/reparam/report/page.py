@@ -22,7 +22,13 @@ TEMPLATE = Path(__file__).with_suffix(".html")
 KINDS = {
     "vae": "Variational autoencoder",
     "hierarchical": "Hierarchical variational autoencoder",
+    "fsq": "Autoencoder with finite scalar quantization",
+    "vq": "Vector-quantized autoencoder",
 }  # others by their name
+SAMPLED_FROM = {  # others are fitted to codes
+    "prior": "the prior",
+    "frequencies": "the codes of training images, position by position",
+}
 FEW = 3  # classes that a title names, at most
 GROUPS = (
     "Likelihood",
@@ -162,7 +168,7 @@ def _captions(page: Page) -> dict[str, str]:
     facts = {
         "counts": f": {', '.join(counts)}",
         "drawn": "; it sees a random draw of black and white" if is_drawn else "",
-        "sampler": "the prior" if sampler == "prior" else f"a {sampler} fitted to codes",
+        "sampler": SAMPLED_FROM.get(sampler, f"a {sampler} fitted to codes"),
     }
     return {picture.name: picture.text.format(**facts) for group in PICTURES.values() for picture in group}
 

@@ -16,8 +16,8 @@ from reparam.errors import UserError
 from reparam.serve import answers
 from reparam.serve.batches import Arrays
 
-KINDS: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}
-NAMES = {"tensor(uint8)": "UINT8", "tensor(float)": "FP32"}  # by those of onnxruntime
+KINDS: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "INT64": np.dtype("<i8"), "FP32": np.dtype("<f4")}
+NAMES = {"tensor(uint8)": "UINT8", "tensor(int64)": "INT64", "tensor(float)": "FP32"}  # by those of onnxruntime
 Body = TypeVar("Body", bound=BaseModel)
 HEADER = "Inference-Header-Content-Length"  # how many bytes of a body are JSON, where binary tensors follow
 

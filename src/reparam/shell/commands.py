@@ -68,7 +68,7 @@ def encode(
     shard: Shard = "1/1",
     ray: Ray = None,
 ) -> None:
-    """Write the codes of images: .npy holds their means for `decode`, tables the log variances, too."""
+    """Write the codes of images: .npy holds their means for `decode`, tables variances, too, or whole codes."""
     from reparam.shell import work
 
     client, place = _client(model), _place(shard, ray)

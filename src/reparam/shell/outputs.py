@@ -23,7 +23,9 @@ GAP = 2  # pixels between the images of a grid
 
 
 @contextmanager
-def table(path: Path | None, columns: Sequence[str], count: int) -> Iterator[WriteTable]:
+def table(
+    path: Path | None, columns: Sequence[str], count: int, dtype: type[np.number[Any]] = np.float32
+) -> Iterator[WriteTable]:
     """Yield `write(names, values)` for a table of images; without a path, it is printed as CSV.
 
     Raises: UserError where the file cannot be of the wanted kind.
@@ -31,7 +33,7 @@ def table(path: Path | None, columns: Sequence[str], count: int) -> Iterator[Wri
     kind = path.suffix if path else ".csv"
     if kind not in TABLES:
         raise UserError(f"{path}: wanted a name that ends in {', '.join(TABLES)}")
-    with whole_file(path) if path else nullcontext() as partial, TABLES[kind](partial, columns, count) as write:
+    with whole_file(path) if path else nullcontext() as partial, TABLES[kind](partial, columns, count, dtype) as write:
         yield write
 
 
@@ -88,33 +90,33 @@ def _rows(path: Path, shape: tuple[int, ...], dtype: Any) -> Iterator[WriteArray
 
 
 @contextmanager
-def _npy(path: Path, columns: Sequence[str], count: int) -> Iterator[WriteTable]:
-    with _rows(path, (count, len(columns)), np.float32) as write:
+def _npy(path: Path, columns: Sequence[str], count: int, dtype: Any) -> Iterator[WriteTable]:
+    with _rows(path, (count, len(columns)), dtype) as write:
         yield lambda _, values: write(values)
 
 
 @contextmanager
-def _csv(path: Path | None, columns: Sequence[str], _count: int) -> Iterator[WriteTable]:
+def _csv(path: Path | None, columns: Sequence[str], _count: int, dtype: Any) -> Iterator[WriteTable]:
     with path.open("w", encoding="utf-8", newline="") if path else nullcontext(sys.stdout) as file:
         lines = csv.writer(file, lineterminator="\n")
         lines.writerow(["image", *columns])
-        # As text of the shortest form that is the same float32 again.
+        # As text of the shortest form that is the same number again.
         yield lambda names, values: lines.writerows(
-            [name, *map(str, row)] for name, row in zip(names, values.astype(np.float32), strict=True)
+            [name, *map(str, row)] for name, row in zip(names, values.astype(dtype), strict=True)
         )
 
 
 @contextmanager
-def _parquet(path: Path, columns: Sequence[str], _count: int) -> Iterator[WriteTable]:
+def _parquet(path: Path, columns: Sequence[str], _count: int, dtype: Any) -> Iterator[WriteTable]:
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
         raise UserError(".parquet: needs pyarrow; run `pip install pyarrow`, or write .csv or .npy") from None
-    fields = [("image", pyarrow.string()), *((name, pyarrow.float32()) for name in columns)]
+    fields = [("image", pyarrow.string()), *((name, pyarrow.from_numpy_dtype(dtype)) for name in columns)]
     with parquet.ParquetWriter(path, pyarrow.schema(fields)) as file:
         yield lambda names, values: file.write_table(
-            pyarrow.table([list(names), *values.astype(np.float32).T], schema=file.schema)
+            pyarrow.table([list(names), *values.astype(dtype).T], schema=file.schema)
         )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -65,6 +66,14 @@ class Encode:
 
 
 @dataclass(frozen=True)
+class EncodeCodes:
+    """Codes from a codebook, as whole numbers. Shapes: -> (B, positions)."""
+
+    def __call__(self, client: Client, batch: Batch) -> Array:
+        return client.encode_codes(batch.images)
+
+
+@dataclass(frozen=True)
 class Score:
     """The negative ELBO and its parts. Shapes: -> (B, 3)."""
 
@@ -89,13 +98,21 @@ class Reconstruct:
 
 
 def encode(client: Client, images: Collection, output: Path | None, place: Place) -> None:
-    """Write the code of each image: its posterior mean, and in tables with names the log variance."""
+    """Write the code of each image: its posterior mean, and in tables with names the log variance.
+
+    With a codebook, tables have the codes as whole numbers instead.
+    """
     span, size = span_of(place.shard, len(images), client.batch), client.latent_size
     is_array = output is not None and output.suffix == ".npy"
     names = ["mean"] if is_array else list(client.outputs("encoder"))
     columns = [f"{name}_{number}" for name in names for number in range(size)]
-    with outputs.table(output, columns, len(span)) as write, counting("encode", len(span)) as advance:
-        for batch, values in place.computed(client, images, span, Encode(len(names))):
+    compute: Compute = Encode(len(names))
+    kind: type[np.number[Any]] = np.float32
+    if client.metadata.get("codebook") and not is_array:
+        columns = [f"code_{number}" for number in range(client.metadata["codebook"]["positions"])]
+        compute, kind = EncodeCodes(), np.int64
+    with outputs.table(output, columns, len(span), kind) as write, counting("encode", len(span)) as advance:
+        for batch, values in place.computed(client, images, span, compute):
             write(batch, values)
             advance(len(batch))
 

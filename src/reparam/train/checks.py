@@ -7,6 +7,7 @@ from reparam.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
 from reparam.errors import ParamsError
 from reparam.models.build import AnyModel
 from reparam.models.likelihoods import is_density
+from reparam.models.quantized import Quantized
 from reparam.objectives import OBJECTIVES
 
 
@@ -18,6 +19,7 @@ def check_parts(model: AnyModel, config: Config, data: ImageFacts, *, images: in
     check_fit(model, config.model, config.objective)
     _check_pixels(model, config.model, data)
     _check_batches(model, config, images, processes)
+    _check_codebook(model, config.model, processes)
     _check_monitor(model, config.train, data)
     _check_penalties(config)
 
@@ -55,6 +57,14 @@ def _check_batches(model: AnyModel, config: Config, images: int, processes: int)
         raise ParamsError(
             f"params.yaml: {name}: wanted 'none' or 'layer' where several processes train, each of which sees a part "
             "of the batch, found 'batch'"
+        )
+
+
+def _check_codebook(model: AnyModel, config: ModelConfig, processes: int) -> None:
+    if processes > 1 and isinstance(model, Quantized) and model.quantizer.is_learned:
+        raise ParamsError(
+            "params.yaml: model.kind: wanted 'fsq' or another without a learned codebook where several processes "
+            f"train, each of which would learn one of its own, found {config.kind!r}"
         )
 
 
@@ -97,7 +107,8 @@ def check_fit(model: AnyModel, config: ModelConfig, objective: ObjectiveConfig) 
     Raises: ParamsError.
     """
     least, most = OBJECTIVES[objective.name].layers
-    if not least <= model.stochastic_layers <= most:
+    has_code = OBJECTIVES[objective.name].has_any_code or not isinstance(model, Quantized)
+    if not (has_code and least <= model.stochastic_layers <= most):
         kinds = {0: "'autoencoder'", 1: "'vae'", 2: "'hierarchical'"}
         wanted = " or ".join(kind for layers, kind in kinds.items() if least <= layers <= most)
         raise ParamsError(

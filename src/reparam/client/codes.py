@@ -1,0 +1,26 @@
+"""Codes of a codebook, as whole numbers, and the latents that they stand for."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from reparam.errors import UserError
+
+
+def vectors_of(codes: npt.ArrayLike, table: npt.NDArray[np.float32], positions: int) -> npt.NDArray[np.float32]:
+    """Put the vectors of codes one after the other. Shapes: (B, P), and the table (C, d) -> (B, P d).
+
+    Raises: UserError where codes are not whole numbers that the table has.
+    """
+    wanted = f"decode: wanted whole codes of shape (B, {positions}), found"
+    try:
+        found: npt.NDArray[Any] = np.asarray(codes)
+    except ValueError:  # rows of different lengths
+        raise UserError(f"{wanted} no array") from None
+    if found.dtype.kind not in "iu" or found.ndim != 2 or found.shape[1] != positions:
+        raise UserError(f"{wanted} {found.dtype} {found.shape}")
+    if found.size and not (found.min() >= 0 and found.max() < len(table)):
+        raise UserError(f"decode: wanted codes from 0 to {len(table) - 1}, found {found.min()} to {found.max()}")
+    vectors: npt.NDArray[np.float32] = table[found].reshape(len(found), -1)
+    return vectors

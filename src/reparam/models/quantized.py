@@ -1,0 +1,87 @@
+"""The autoencoder whose codes are entries of a codebook: it makes whole numbers of an image."""
+
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from reparam.models.autoencoder import Autoencoder
+from reparam.models.draw import Draw, Encoded, Estimator, Likelihood
+from reparam.models.priors import StandardNormal
+
+
+class Quantizer(Protocol):
+    """A codebook of C vectors with d numbers each, and how the vectors of an encoder become its."""
+
+    size: int  # C
+    dimensions: int  # d
+    commitment: float  # what the squared distance of the encoder's vectors to those of their codes costs; 0: none
+    is_learned: bool  # whether the codebook learns from each batch by itself, without a gradient
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Return the vectors of codes, through which gradients pass; in training, learn. Shapes: (B, P, d), unchanged.
+
+        In training they may be off by rounding.
+        """
+
+    def quantized(self, z: Tensor) -> Tensor:
+        """Return the vectors of codes. Shapes: (B, P, d), unchanged."""
+
+    def codes(self, vectors: Tensor) -> Tensor:
+        """Return the numbers of vectors of codes; of others, those of the nearest. Shapes: (..., d) -> (...), int64."""
+
+    def vectors(self) -> Tensor:
+        """Return the vectors of all codes, by their number. Shapes: -> (C, d)."""
+
+
+class Quantized(Autoencoder):
+    """An encoder to P vectors, each of which a codebook replaces by an entry, and a decoder of these.
+
+    Its latents are the vectors of P codes, one after the other: D = P d. It has no distribution of codes.
+    Source: van den Oord et al. 2017, sec. 3.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        likelihood: Likelihood,
+        quantizer: Quantizer,
+        shape: tuple[int, ...],
+        size: int,
+    ) -> None:
+        """`size` is D."""
+        super().__init__(encoder, decoder, likelihood, StandardNormal(size), shape)
+        self.quantizer = quantizer
+        self.positions = size // quantizer.dimensions  # P
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the vectors of codes, and the log of their variance, which is 0. Shapes: as `Autoencoder` has them."""
+        z, log_variance = super().posterior(x)
+        return self.quantizer.quantized(self.split(z)).flatten(1), log_variance
+
+    def encode(self, x: Tensor) -> Encoded:
+        """Return what is not quantised yet."""
+        return [super().posterior(x)]
+
+    def draw_from(self, encoded: Encoded, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
+        """Quantise, and score `target`; all samples are the same. Shapes: fields (samples, B)."""
+        [(z, log_variance)] = encoded
+        vectors = self.quantizer(self.split(z)).flatten(1)
+        draw = super().draw_from([(vectors, log_variance)], target, samples, estimator)
+        if not self.quantizer.commitment:
+            return draw
+        return replace(draw, auxiliary=self.quantizer.commitment * (z - vectors.detach()).square().sum(1))
+
+    def split(self, z: Tensor) -> Tensor:
+        """Tell positions apart. Shapes: (B, D) -> (B, P, d)."""
+        return torch.unflatten(z, 1, (self.positions, self.quantizer.dimensions))
+
+    def codes(self, vectors: Tensor) -> Tensor:
+        """Return the numbers of codes. Shapes: (B, D) -> (B, P), int64."""
+        return self.quantizer.codes(self.split(vectors))
+
+    def nearest(self, vectors: Tensor) -> Tensor:
+        """Return the vectors of the nearest codes. Shapes: (B, D), unchanged."""
+        return self.quantizer.vectors()[self.codes(vectors)].flatten(1)

@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+import torch
+from exported_model import Exported, torch_images
+
+from reparam.client import Client
+from reparam.errors import UserError
+from reparam.models.quantized import Quantized
+
+pytest_plugins = ["fixtures_export"]
+
+
+@pytest.fixture
+def client(quantized: Exported) -> Client:
+    return Client(quantized.directory, device="cpu")
+
+
+def test_codes_are_those_of_the_model(client: Client, quantized: Exported) -> None:
+    model, images = quantized.model, quantized.images[:7]
+    assert isinstance(model, Quantized)
+    with torch.no_grad():
+        vectors = model.posterior(torch_images(images))[0]
+    codes = client.encode_codes(images)
+    assert (codes.dtype, codes.shape) == (np.int64, (7, 2))
+    assert codes.tolist() == model.codes(vectors).tolist()
+    mean, log_variance = client.encode(images)
+    np.testing.assert_array_equal(mean, vectors.numpy())
+    assert np.isneginf(log_variance).all()
+    assert client.metadata["codebook"] == {"codes": model.quantizer.size, "positions": 2, "dimensions": 3}
+
+
+def test_codes_and_latents_are_decoded_to_the_same_images(client: Client, quantized: Exported) -> None:
+    images = quantized.images[:7]
+    codes, (mean, _) = client.encode_codes(images), client.encode(images)
+    np.testing.assert_array_equal(client.vectors(codes), mean)
+    np.testing.assert_array_equal(client.decode(codes=codes), client.decode(mean))
+    np.testing.assert_array_equal(client.decode(codes=codes.tolist()), client.reconstruct(images))
+
+
+def test_a_model_with_a_codebook_has_neither_a_score_nor_samples(client: Client) -> None:
+    assert client.graphs == ("encoder", "decoder")
+    with pytest.raises(UserError, match=r"wanted score\.onnx, which a model has that is a density"):
+        client.score(np.zeros((1, *client.image_shape), np.uint8))
+    with pytest.raises(UserError, match="wanted a model with a prior"):
+        client.sample(1, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        ([[0, 1, 2]], r"^decode: wanted whole codes of shape \(B, 2\), found int64 \(1, 3\)$"),
+        ([[0.0, 1.0]], r"^decode: wanted whole codes of shape \(B, 2\), found float64 \(1, 2\)$"),
+        ([[0], [0, 1]], r"^decode: wanted whole codes of shape \(B, 2\), found no array$"),
+        ([[0, -1]], r"^decode: wanted codes from 0 to \d+, found -1 to 0$"),
+        ([[0, 60]], r"^decode: wanted codes from 0 to \d+, found 0 to 60$"),
+    ],
+)
+def test_codes_that_the_model_does_not_have_are_refused(codes: list[list[float]], message: str, client: Client) -> None:
+    with pytest.raises(UserError, match=message):
+        client.decode(codes=codes)
+
+
+def test_one_of_latents_and_codes_is_decoded(client: Client) -> None:
+    for given in ({}, {"latents": np.zeros((1, 6)), "codes": [[0, 0]]}):
+        with pytest.raises(UserError, match=r"^decode: wanted either latents or codes, found both or neither$"):
+            client.decode(**given)
+
+
+def test_other_models_have_no_codes(code: Exported) -> None:
+    client = Client(code.directory, device="cpu")
+    with pytest.raises(UserError, match=r"^encode_codes: wanted a model with a codebook, found one of kind '.*'$"):
+        client.encode_codes(code.images[:1])
+    with pytest.raises(UserError, match=r"^decode: wanted a model with a codebook, found one of kind '.*'$"):
+        client.decode(codes=[[0]])

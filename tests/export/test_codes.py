@@ -1,0 +1,84 @@
+"""The export of models whose codes are entries of a codebook."""
+
+import numpy as np
+import onnxruntime
+import pytest
+from exported_model import Exported
+
+from reparam.cards.export import CodebookFacts, ExportCard
+from reparam.client import Client
+from reparam.errors import ParityError
+from reparam.explorer.page import render
+from reparam.export import triton, verify
+from reparam.models.quantized import Quantized
+from reparam.shell.verify import verify as verify_files
+
+pytest_plugins = ["fixtures_export"]
+
+
+@pytest.fixture
+def manifest(quantized: Exported) -> ExportCard:
+    return ExportCard.read(quantized.directory / "manifest.json", "export")
+
+
+def test_the_encoder_puts_out_vectors_and_codes_and_there_is_no_score(
+    manifest: ExportCard, quantized: Exported
+) -> None:
+    assert list(manifest.graphs) == ["encoder", "decoder"]
+    mean, codes = manifest.graphs["encoder"].outputs
+    assert (mean.name, mean.dtype, mean.shape, mean.unit) == ("mean", "float32", ("batch", 6), "as in codebook.npz")
+    assert (codes.name, codes.dtype, codes.shape) == ("codes", "int64", ("batch", 2))
+    assert isinstance(quantized.model, Quantized)
+    assert codes.range == (0, quantized.model.quantizer.size - 1)
+    assert manifest.codebook == CodebookFacts(codes=quantized.model.quantizer.size, positions=2, dimensions=3)
+    assert (manifest.has_prior, manifest.prior, manifest.scores) == (False, None, None)
+
+
+def test_the_table_has_the_vectors_of_all_codes(quantized: Exported) -> None:
+    assert isinstance(quantized.model, Quantized)
+    with np.load(quantized.directory / "codebook.npz") as arrays:
+        table = arrays["vectors"]
+        assert arrays.files == ["vectors"]
+    np.testing.assert_array_equal(table, quantized.model.quantizer.vectors().numpy())
+    assert "codebook.npz" in ExportCard.read(quantized.directory / "manifest.json", "export").files
+
+
+def test_golden_answers_have_codes_and_are_verified(quantized: Exported) -> None:
+    with np.load(quantized.directory / "golden.npz") as golden:
+        codes, mean = golden["codes"], golden["mean"]
+    assert (codes.dtype, codes.shape) == (np.int64, (8, 2))
+    np.testing.assert_array_equal(Client(quantized.directory, device="cpu").vectors(codes), mean)
+    assert "encoder, codes: largest difference 0" in list(verify_files(quantized.directory))
+
+
+def test_every_code_is_found_from_its_vectors_by_the_page_and_triton_knows_its_type(quantized: Exported) -> None:
+    assert "All is computed in this page." in render(quantized.directory)
+    assert '  name: "codes"\n  data_type: TYPE_INT64\n  dims: [ 2 ]' in triton.configuration(
+        "encoder", quantized.graphs()["encoder"].facts
+    )
+
+
+class Rounded:
+    """A runtime that takes so many codes of the encoder for others."""
+
+    def __init__(self, wrong: int) -> None:
+        self.wrong = wrong
+
+    def run(self, path: object, inputs: dict[str, np.ndarray], outputs: list[str]) -> list[np.ndarray]:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        found = dict(zip(outputs, session.run(outputs, inputs), strict=True))
+        if "codes" in found and len(found["codes"]) > 2:  # not the extremes
+            rows = slice(0, self.wrong)
+            found["codes"][rows, 0] += 1
+            found["mean"][rows, :3] += 0.5
+        return list(found.values())
+
+
+def test_a_vector_between_two_codes_may_be_rounded_to_either_but_not_many(quantized: Exported) -> None:
+    graphs, images = quantized.graphs(), quantized.images
+    errors = verify.measure_parity(graphs, Rounded(1), quantized.directory, images, seed=0)  # type: ignore[arg-type]
+    assert errors["encoder_max_error"] < 1e-5
+    with pytest.raises(
+        ParityError, match=r"^export: encoder\.onnx, batch of 17: wanted the codes that torch finds, but "
+    ):
+        verify.measure_parity(graphs, Rounded(2), quantized.directory, images, seed=0)  # type: ignore[arg-type]
