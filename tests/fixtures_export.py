@@ -25,6 +25,14 @@ def quantized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     yield from _export(prepare(tmp_path_factory.mktemp(request.param), "none", likelihood="gaussian", **changes))
 
 
+@pytest.fixture(scope="session")
+def codes_of_pixels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
+    """The same of a model whose latents are an image, 3 x 2 x 3, with a code at each pixel; not to be changed."""
+    network = {"network": "resnet", "channels": [4, 6], "latent_channels": 3, "latent": None}
+    changes = {"kind": "vq", "codes": 9, "dimensions": 3, "likelihood": "gaussian"}
+    yield from _export(prepare(tmp_path_factory.mktemp("pixels"), "none", **changes, **network))
+
+
 @pytest.fixture(scope="session", params=["mixture", "vamp"])
 def mixed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
     """The same of a model with a learned prior; not to be changed."""

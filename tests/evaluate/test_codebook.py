@@ -60,7 +60,7 @@ def test_what_needs_a_distribution_of_codes_is_left_out(kind: str) -> None:
 def test_frequencies_draw_each_position_by_itself() -> None:
     codes = torch.tensor([[[0.0, 1.0], [4.0, 5.0]], [[2.0, 3.0], [6.0, 7.0]]])
     torch.manual_seed(0)
-    drawn = frequencies(4_000, StandardNormal(4), lambda: codes).view(-1, 2, 2)
+    drawn = frequencies(4_000, StandardNormal(4), lambda: codes)
     shares = {
         (first, second): (drawn[:, :, 0] == torch.tensor([first, second])).all(1).double().mean().item()
         for first in (0.0, 2.0)

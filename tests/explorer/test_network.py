@@ -189,6 +189,15 @@ KINDS = {
     "up": {"kind": "hierarchical", "inference": "bottom_up", "activation": "relu"},
     "fsq": {"kind": "fsq", "levels": [4, 5]},
     "vq": {"kind": "vq", "codes": 8, "dimensions": 1},
+    "codes of pixels": {
+        "kind": "vq",
+        "codes": 8,
+        "dimensions": 3,
+        "network": "resnet",
+        "channels": [4, 6],
+        "latent_channels": 3,
+        "latent": None,
+    },
     "down": {"kind": "hierarchical", "inference": "top_down", "activation": "tanh"},
 }
 

@@ -51,6 +51,19 @@ def test_golden_answers_have_codes_and_are_verified(quantized: Exported) -> None
     assert "encoder, codes: largest difference 0" in list(verify_files(quantized.directory))
 
 
+def test_each_pixel_of_an_image_of_latents_is_a_code(codes_of_pixels: Exported) -> None:
+    facts = ExportCard.read(codes_of_pixels.directory / "manifest.json", "export")
+    assert (facts.latent_shape, facts.codebook) == ((3, 2, 3), CodebookFacts(codes=9, positions=6, dimensions=3))
+    client = Client(codes_of_pixels.directory, device="cpu")
+    codes, (mean, _) = client.encode_codes(codes_of_pixels.images), client.encode(codes_of_pixels.images)
+    with np.load(codes_of_pixels.directory / "codebook.npz") as arrays:
+        table = arrays["vectors"]
+    wanted = table[codes.reshape(-1, 2, 3)].transpose(0, 3, 1, 2)  # (B, h, w, d) -> (B, d, h, w)
+    np.testing.assert_array_equal(client.vectors(codes), wanted)
+    np.testing.assert_array_equal(mean, wanted)
+    np.testing.assert_array_equal(client.decode(codes=codes), client.decode(mean))
+
+
 def test_every_code_is_found_from_its_vectors_by_the_page_and_triton_knows_its_type(quantized: Exported) -> None:
     assert "All is computed in this page." in render(quantized.directory)
     assert '  name: "codes"\n  data_type: TYPE_INT64\n  dims: [ 2 ]' in triton.configuration(

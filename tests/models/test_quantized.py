@@ -240,3 +240,23 @@ def test_without_its_package_the_next_step_is_named(monkeypatch: pytest.MonkeyPa
         ParamsError, match=r"^params\.yaml: model\.kind: .* with 'vq', .*`pip install 'reparam\[discrete\]'`$"
     ):
         model_of("vq")
+
+
+@every_kind
+def test_an_image_of_latents_has_a_code_at_each_pixel(kind: str) -> None:
+    network = {"network": "resnet", "channels": [4, 4], "groups": 2, "latent_channels": 3, "latent": None}
+    model = model_of(kind, levels=(4, 5, 3), dimensions=3, **network).eval()
+    assert (model.latent_shape, model.positions) == ((3, 2, 2), 4)
+    z = noise(2, 12)
+    split = model.split(z)
+    assert torch.equal(split[:, 1], z.view(2, 3, 2, 2)[:, :, 0, 1])
+    assert torch.equal(model.joined(split), z)
+    vectors, _ = model.posterior(images())
+    assert torch.equal(model.nearest(vectors), vectors)
+
+
+@every_kind
+def test_pixels_of_latents_have_as_many_channels_as_a_code_has_numbers(kind: str) -> None:
+    network = {"network": "resnet", "channels": [4, 4], "groups": 2, "latent_channels": 2, "latent": None}
+    with pytest.raises(ParamsError, match=r"model\.resnet\.latent_channels: wanted 3 \(.*\), because .*, found 2$"):
+        model_of(kind, levels=(4, 5, 3), dimensions=3, **network)

@@ -126,8 +126,7 @@ class Client:
 
         Raises: UserError where the model has no codebook, or codes are not whole numbers that it has.
         """
-        table = self._codebook
-        return vectors_of(codes, table, self.latent_size // table.shape[1])
+        return vectors_of(codes, self._codebook, self.latent_shape)
 
     def embed(self, images: Iterable[Images]) -> Iterator[Floats]:
         """Yield the posterior means of any number of images, some at a time, in flat memory.

@@ -1,5 +1,6 @@
 """Codes of a codebook, as whole numbers, and the latents that they stand for."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -8,11 +9,14 @@ import numpy.typing as npt
 from reparam.errors import UserError
 
 
-def vectors_of(codes: npt.ArrayLike, table: npt.NDArray[np.float32], positions: int) -> npt.NDArray[np.float32]:
-    """Put the vectors of codes one after the other. Shapes: (B, P), and the table (C, d) -> (B, P d).
+def vectors_of(codes: npt.ArrayLike, table: npt.NDArray[np.float32], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """Put the vectors of codes one after the other, or into the pixels of an image (d, h, w).
+
+    Shapes: (B, P), and the table (C, d) -> (B, *shape).
 
     Raises: UserError where codes are not whole numbers that the table has.
     """
+    positions = math.prod(shape) // table.shape[1]
     wanted = f"decode: wanted whole codes of shape (B, {positions}), found"
     try:
         found: npt.NDArray[Any] = np.asarray(codes)
@@ -22,5 +26,5 @@ def vectors_of(codes: npt.ArrayLike, table: npt.NDArray[np.float32], positions: 
         raise UserError(f"{wanted} {found.dtype} {found.shape}")
     if found.size and not (found.min() >= 0 and found.max() < len(table)):
         raise UserError(f"decode: wanted codes from 0 to {len(table) - 1}, found {found.min()} to {found.max()}")
-    vectors: npt.NDArray[np.float32] = table[found].reshape(len(found), -1)
-    return vectors
+    vectors: npt.NDArray[np.float32] = table[found]  # (B, P, d)
+    return (vectors.swapaxes(1, 2) if len(shape) > 1 else vectors).reshape(len(found), *shape)

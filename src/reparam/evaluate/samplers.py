@@ -41,11 +41,11 @@ def mixture(count: int, _known: Prior, codes: Callable[[], Tensor], config: Mixt
 def frequencies(count: int, _known: Prior, codes: Callable[[], Tensor]) -> Tensor:
     """Draw what training images have at each position, position by position: codes by how often they are there.
 
-    Shapes: codes() (N, P) or (N, P, d) -> (count, P d).
+    Shapes: codes() (N, P) or (N, P, d) -> (count, P) or (count, P, d).
     """
     found = codes().cpu()
     rows = torch.randint(len(found), (count, found.shape[1]))
-    return found[rows, torch.arange(found.shape[1])].flatten(1)
+    return found[rows, torch.arange(found.shape[1])]
 
 
 @torch.no_grad()

@@ -165,12 +165,15 @@ class Subject:
         name, train = self.settings.sampler, self.data.train.images
         sampler, block = SAMPLERS[name], self.settings.arguments(name)
 
+        model = self.model if name == "frequencies" and isinstance(self.model, Quantized) else None
+
         def codes() -> Tensor:
             # A view copies the images to the device: only where the sampler asks for codes.
-            found, model = draw_codes(self.model, self.view(train)), self.model
-            return model.split(found) if name == "frequencies" and isinstance(model, Quantized) else found
+            found = draw_codes(self.model, self.view(train))
+            return model.split(found) if model else found
 
-        return sampler(count, self.model.prior, codes, *block)
+        drawn = sampler(count, self.model.prior, codes, *block)
+        return model.joined(drawn) if model else drawn
 
     def generate(self, count: int) -> Tensor:
         """Make images like those that are stored: decoder means, or black and white drawn from them.

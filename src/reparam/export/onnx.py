@@ -84,7 +84,8 @@ class CodeEncoderGraph(EncoderGraph):
             shape=("batch", model.positions),
             range=(0, model.quantizer.size - 1),
             unit="rows of codebook.npz",
-            meaning="codes of an image, whose vectors `mean` has one after the other",
+            meaning="codes of an image, whose vectors `mean` has one after the other"
+            + (", a pixel each" if len(model.latent_shape) > 1 else ""),
         )
         self.facts = GraphFacts(inputs=self.facts.inputs, outputs=(*self.facts.outputs, codes))
         self.outputs = [tensor.name for tensor in self.facts.outputs]
@@ -92,7 +93,8 @@ class CodeEncoderGraph(EncoderGraph):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """Compute the codes of images."""
         vectors, _ = self.model.posterior(self.seen(images))
-        return vectors, self.model.codes(vectors)
+        shaped = vectors.reshape(-1, *self.model.latent_shape) if self.is_image else vectors
+        return shaped, self.model.codes(vectors)
 
 
 class DecoderGraph(Graph):

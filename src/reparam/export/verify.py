@@ -95,7 +95,9 @@ def _without_ties(outputs: list[str], wanted: list[Array], found: list[Array], w
             f"others of {differs.size}; try another export.opset in params.yaml"
         )
     settled = list(found)
-    for output, mask in ((codes, differs), (vectors, differs.repeat(wanted[vectors].shape[1] // differs.shape[1], 1))):
+    rows, *shape = wanted[vectors].shape
+    each = differs.reshape(rows, 1, *shape[1:]) if shape[1:] else differs.repeat(shape[0] // differs.shape[1], 1)
+    for output, mask in ((codes, differs), (vectors, each)):
         settled[output] = np.where(mask, wanted[output], found[output])
     return settled
 

@@ -167,13 +167,20 @@ def _quantizers(kind: str) -> Any:
 
 
 def _quantized(parts: Parts, quantizer: Quantizer, name: str) -> Quantized:
+    """Build a model with a code at each pixel of an image of latents, or with several codes in a row."""
+    channels, *pixels = parts.latent_shape
+    if pixels and channels != quantizer.dimensions:
+        raise ParamsError(
+            f"params.yaml: model.resnet.latent_channels: wanted {quantizer.dimensions} ({name}), because the code at "
+            f"each pixel has so many numbers, found {channels}"
+        )
     if parts.latent % quantizer.dimensions:
         raise ParamsError(
             f"params.yaml: model.latent: wanted a multiple of {quantizer.dimensions} ({name}), because each code has "
             f"so many numbers, found {parts.latent}"
         )
     encoder = parts.network.encoder(parts.shape, parts.latent)
-    return Quantized(encoder, parts.decoder(), parts.likelihood, quantizer, parts.shape, parts.latent)
+    return Quantized(encoder, parts.decoder(), parts.likelihood, quantizer, parts.shape, parts.latent_shape)
 
 
 KINDS: dict[str, Callable[..., AnyModel]] = {

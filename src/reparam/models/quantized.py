@@ -1,5 +1,6 @@
 """The autoencoder whose codes are entries of a codebook: it makes whole numbers of an image."""
 
+import math
 from dataclasses import replace
 from typing import Protocol
 
@@ -38,7 +39,8 @@ class Quantizer(Protocol):
 class Quantized(Autoencoder):
     """An encoder to P vectors, each of which a codebook replaces by an entry, and a decoder of these.
 
-    Its latents are the vectors of P codes, one after the other: D = P d. It has no distribution of codes.
+    Its latents are the vectors of P codes, one after the other, D = P d, or an image (d, h, w) with a code at each
+    pixel. It has no distribution of codes.
     Source: van den Oord et al. 2017, sec. 3.
     """
 
@@ -49,17 +51,16 @@ class Quantized(Autoencoder):
         likelihood: Likelihood,
         quantizer: Quantizer,
         shape: tuple[int, ...],
-        size: int,
+        latent_shape: tuple[int, ...],
     ) -> None:
-        """`size` is D."""
-        super().__init__(encoder, decoder, likelihood, StandardNormal(size), shape)
+        super().__init__(encoder, decoder, likelihood, StandardNormal(math.prod(latent_shape)), shape, latent_shape)
         self.quantizer = quantizer
-        self.positions = size // quantizer.dimensions  # P
+        self.positions = self.latent_size // quantizer.dimensions  # P
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the vectors of codes, and the log of their variance, which is 0. Shapes: as `Autoencoder` has them."""
         z, log_variance = super().posterior(x)
-        return self.quantizer.quantized(self.split(z)).flatten(1), log_variance
+        return self.joined(self.quantizer.quantized(self.split(z))), log_variance
 
     def encode(self, x: Tensor) -> Encoded:
         """Return what is not quantised yet."""
@@ -68,7 +69,7 @@ class Quantized(Autoencoder):
     def draw_from(self, encoded: Encoded, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
         """Quantise, and score `target`; all samples are the same. Shapes: fields (samples, B)."""
         [(z, log_variance)] = encoded
-        vectors = self.quantizer(self.split(z)).flatten(1)
+        vectors = self.joined(self.quantizer(self.split(z)))
         draw = super().draw_from([(vectors, log_variance)], target, samples, estimator)
         if not self.quantizer.commitment:
             return draw
@@ -76,7 +77,13 @@ class Quantized(Autoencoder):
 
     def split(self, z: Tensor) -> Tensor:
         """Tell positions apart. Shapes: (B, D) -> (B, P, d)."""
+        if len(self.latent_shape) > 1:
+            return torch.unflatten(z, 1, (self.quantizer.dimensions, self.positions)).mT
         return torch.unflatten(z, 1, (self.positions, self.quantizer.dimensions))
+
+    def joined(self, vectors: Tensor) -> Tensor:
+        """Undo `split`. Shapes: (B, P, d) -> (B, D)."""
+        return (vectors.mT if len(self.latent_shape) > 1 else vectors).flatten(1)
 
     def codes(self, vectors: Tensor) -> Tensor:
         """Return the numbers of codes. Shapes: (B, D) -> (B, P), int64."""
@@ -84,4 +91,4 @@ class Quantized(Autoencoder):
 
     def nearest(self, vectors: Tensor) -> Tensor:
         """Return the vectors of the nearest codes. Shapes: (B, D), unchanged."""
-        return self.quantizer.vectors()[self.codes(vectors)].flatten(1)
+        return self.joined(self.quantizer.vectors()[self.codes(vectors)])
