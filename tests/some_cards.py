@@ -131,6 +131,7 @@ def model_card(
     values = {
         **dict(params),
         "data": data.images,
+        "classes": (),
         "latent_size": 3,
         "has_prior": True,
         "is_density": True,

@@ -10,6 +10,7 @@ from reparam.config.model import AutoencoderConfig, HierarchicalConfig, ModelCon
 from reparam.errors import ParamsError
 from reparam.models import networks
 from reparam.models.autoencoder import Autoencoder
+from reparam.models.conditions import Condition, Label, Unconditional
 from reparam.models.draw import Likelihood, Prior
 from reparam.models.hierarchical import HierarchicalVAE
 from reparam.models.likelihoods import LIKELIHOODS
@@ -30,15 +31,18 @@ class Parts:
     latent: int
     shape: tuple[int, ...]  # (C, H, W)
     prior: Callable[[Latents], Prior]
+    condition: Condition
 
     def decoder(self) -> nn.Sequential:
-        """Build the network from latents to what the likelihood reads. Shapes: (N, D) -> (N, P*C, H, W)."""
+        """Build the network from latents to what the likelihood reads. Shapes: (N, D + E) -> (N, P*C, H, W)."""
         channels, *sides = self.shape
-        return self.network.decoder(self.latent, (channels * self.likelihood.outputs, *sides))
+        return self.network.decoder(self.latent + self.condition.size, (channels * self.likelihood.outputs, *sides))
 
 
-def build_model(config: ModelConfig, shape: tuple[int, ...]) -> AnyModel:
+def build_model(config: ModelConfig, shape: tuple[int, ...], classes: int = 0) -> AnyModel:
     """Build a model with fresh weights from torch's generator. Shapes: `shape` is (C, H, W).
+
+    `classes` are those of images whose labels it is told.
 
     Raises: ParamsError where the networks cannot have images of that size, or the kind no such prior.
     """
@@ -53,8 +57,13 @@ def build_model(config: ModelConfig, shape: tuple[int, ...]) -> AnyModel:
         config.latent,
         shape,
         lambda latents: PRIORS[prior](latents, *config.arguments(prior)),
+        Label(classes, shape, config.label) if config.condition == "label" else Unconditional(),
     )
     model = KINDS[config.kind](parts, *config.arguments(config.kind))
+    if config.condition != "none" and not hasattr(model, "condition"):
+        raise ParamsError(
+            f"params.yaml: model.condition: wanted 'none' with model.kind {config.kind!r}, found {config.condition!r}"
+        )
     networks.initialise(model, config.init)
     return model
 
@@ -73,13 +82,15 @@ def _autoencoder(parts: Parts, config: AutoencoderConfig) -> Autoencoder:
     encoder = parts.network.encoder(parts.shape, parts.latent)
     if config.code == "sigmoid":
         encoder.append(nn.Sigmoid())
-    return Autoencoder(encoder, parts.decoder(), parts.likelihood, StandardNormal(parts.latent), parts.shape)
+    return Autoencoder(
+        encoder, parts.decoder(), parts.likelihood, StandardNormal(parts.latent), parts.shape, parts.condition
+    )
 
 
 def _vae(parts: Parts) -> VAE:
     encoder = parts.network.encoder(parts.shape, 2 * parts.latent)
     prior = parts.prior(Latents(parts.latent, parts.shape, encoder))
-    return VAE(encoder, parts.decoder(), parts.likelihood, prior, parts.shape)
+    return VAE(encoder, parts.decoder(), parts.likelihood, prior, parts.shape, parts.condition)
 
 
 def _hierarchical(parts: Parts, config: HierarchicalConfig) -> HierarchicalVAE:
@@ -100,7 +111,7 @@ def _hierarchical(parts: Parts, config: HierarchicalConfig) -> HierarchicalVAE:
             encoders.append(Linear(width, 2 * size))
     priors = [network.between((above, *reversed(hidden), 2 * below)) for below, above in pairs]
     layers = (features, encoders, priors)
-    return HierarchicalVAE(layers, parts.decoder(), parts.likelihood, sizes, parts.shape)
+    return HierarchicalVAE(layers, parts.decoder(), parts.likelihood, sizes, parts.shape, parts.condition)
 
 
 KINDS: dict[str, Callable[..., AnyModel]] = {"autoencoder": _autoencoder, "vae": _vae, "hierarchical": _hierarchical}
