@@ -16,7 +16,7 @@ from reparam.cards.evaluation import (
     OutlierFacts,
 )
 from reparam.cards.model import require_finite
-from reparam.data.store import Images
+from reparam.data.store import Images, Labels
 from reparam.evaluate.aggregate import aggregate, collapse_message, collapsed
 from reparam.evaluate.annealing import (
     Annealed,
@@ -96,7 +96,9 @@ def measure(subject: Subject, outliers: Images | None) -> Findings:
     for name, function in measures.items():
         with random_stream(settings.seed, name):
             function(subject, findings)
-    if outliers is not None and subject.has_likelihood:
+    if outliers is not None and subject.data.is_conditional:
+        findings.not_measured["outliers"] = "not measured: a conditional model has p(x|y) alone, and outliers no label"
+    elif outliers is not None and subject.has_likelihood:
         with random_stream(settings.seed, "outliers"):
             _outliers(subject, findings, outliers)
     if not subject.has_likelihood:
@@ -183,6 +185,9 @@ def _labels(subject: Subject, findings: Findings) -> None:
     train, scored = subject.data.train, subject.data.scored
     if subject.settings.split == "train" or len(np.unique(train.labels)) < 2:
         return
+    if subject.data.is_conditional:
+        findings.not_measured["accuracy"] = "not measured: the encoder is told the label that would be guessed"
+        return
     rows = evenly_spaced(len(train.labels), LEARNED_FROM).numpy()
     known = Labelled(subject.encode(train.images[rows]), train.labels[rows])
     found = probe(known, Labelled(subject.scores.means, scored.labels), subject.settings.neighbours)
@@ -239,16 +244,20 @@ def _annealed(subject: Subject, findings: Findings) -> None:
     rows = evenly_spaced(len(subject.images), settings.annealing.images)
     generator = torch.Generator().manual_seed(settings.seed)
     x = subject.data.pixels(subject.images.batches.take(rows), generator)
-    forward = _anneal(subject, x)
-    parts = torch.split(x, settings.batch_size)
+    numbers = subject.data.scored.labels[rows.numpy()]
+    forward = _anneal(subject, x, numbers)
+    told, parts = subject.told(numbers), torch.split(torch.arange(len(x)), settings.batch_size)
     with counting("scoring annealed images", len(x) * settings.nll_samples) as advance:
-        weighed = [importance(model, part, settings.nll_samples, advance).nll.cpu() for part in parts]
+        weighed = [
+            importance(model, x[some], settings.nll_samples, advance, None if told is None else told[some]).nll.cpu()
+            for some in parts
+        ]
     findings.add_mean("ais_nll", -forward.log_px)
     findings.add_mean("ais_minus_nll", -forward.log_px.cpu() - torch.cat(weighed))
     with torch.no_grad():
         exact = model.prior.sample(torch.empty(len(rows), subject.latent_size)).to(x.device)
-        simulated = model.likelihood.sample(model.output(exact))
-    lower, upper = _anneal(subject, simulated), _anneal(subject, simulated, exact)
+        simulated = model.likelihood.sample(subject.given(numbers).output(exact))
+    lower, upper = _anneal(subject, simulated, numbers), _anneal(subject, simulated, numbers, exact)
     findings.add_mean("ais_gap", upper.log_px - lower.log_px)
     acceptance = forward.acceptance.mean().item()  # NaN where a single step leaves nothing to move
     findings.facts["annealed"] = AnnealingFacts(
@@ -261,16 +270,21 @@ def _annealed(subject: Subject, findings: Findings) -> None:
     )
 
 
-def _anneal(subject: Subject, x: Tensor, exact: Tensor | None = None) -> Annealed:
-    """Run chains for each image; backwards, from an exact posterior sample, where there is one."""
+def _anneal(subject: Subject, x: Tensor, numbers: Labels, exact: Tensor | None = None) -> Annealed:
+    """Run chains for each image; backwards, from an exact posterior sample, where there is one.
+
+    Shapes: `numbers` (B,) of the labels of images.
+    """
     model, settings, found, done = subject.model, subject.settings.annealing, [], 0
     path = Path(settings.steps, LEAPFROG)
     with counting("annealing" if exact is None else "annealing back", len(x) * evaluations(path)) as advance:
         for part in image_chunks(x, settings.chains, model.likelihood.outputs):
+            its = numbers[done : done + len(part)]
 
-            def log_likelihood(z: Tensor, part: Tensor = part) -> Tensor:
+            def log_likelihood(z: Tensor, part: Tensor = part, its: Labels = its) -> Tensor:
                 advance(len(part))
-                outputs = torch.unflatten(model.output(z.flatten(0, 1)), 0, z.shape[:2])
+                outputs = subject.given(np.tile(its, len(z))).output(z.flatten(0, 1))
+                outputs = torch.unflatten(outputs, 0, z.shape[:2])
                 return model.likelihood.log_prob(outputs, part)
 
             joint = Joint(model.prior, log_likelihood)

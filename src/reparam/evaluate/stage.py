@@ -80,6 +80,7 @@ def _read_data(paths: Paths, data: DataCard, model: ModelCard, split: SplitName,
         pixels=Pixels(data).to(place),
         is_density=model.is_density,
         is_black_and_white=data.is_black_and_white,
+        is_conditional=bool(model.classes),
     )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 WARM_UP = 3  # calls before the capture: libraries choose kernels, and optimizers make their state
 
 Tensors = dict[str, Tensor]
-Batch = tuple[Tensor | None, ...]
+Batch = tuple[Tensor, ...]
 
 
 class Replayed:
@@ -29,9 +29,8 @@ class Replayed:
         self._inputs: Batch = ()
         self._output: Tensors = {}
 
-    def __call__(self, x: Tensor, *others: Tensor | None) -> Tensors:
-        batch = (x, *others)
-        if len(x) != self.batch_size:
+    def __call__(self, *batch: Tensor) -> Tensors:
+        if len(batch[0]) != self.batch_size:
             return self.function(*batch)
         self._calls += 1
         if self._calls <= WARM_UP:
@@ -39,15 +38,14 @@ class Replayed:
         if self._graph is None:
             self._graph = self._capture(batch)
         for kept, values in zip(self._inputs, batch, strict=True):
-            if kept is not None and values is not None:
-                kept.copy_(values)
+            kept.copy_(values)
         self._graph.replay()
         return self._output
 
     def _capture(self, batch: Batch) -> torch.cuda.CUDAGraph:
         """Record the function's kernels, without computing anything yet."""
         graph = torch.cuda.CUDAGraph()
-        self._inputs = tuple(None if values is None else values.clone() for values in batch)
+        self._inputs = tuple(values.clone() for values in batch)
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # others may read images ahead
             self._output = self.function(*self._inputs)
         return graph
