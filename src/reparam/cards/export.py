@@ -32,7 +32,7 @@ class TensorFacts(Card):
     """An input or output of a graph."""
 
     name: str
-    dtype: Literal["uint8", "float32"]
+    dtype: Literal["uint8", "float32", "int64"]
     shape: tuple[Literal["batch"] | PositiveInt, ...]
     range: tuple[float | None, float | None]  # the lowest and highest value; null: no bound
     unit: str
@@ -58,6 +58,7 @@ class ExportedModel(CardOfResult):
     image: ExportedImage
     kind: Annotated[str, KeyOf("KINDS", "models/build.py")]
     latent_size: Count
+    classes: tuple[str, ...]  # those that `label` numbers from 0; none: no graph has such an input
     has_prior: bool
     # Of `latents`: N(0, 1) in each dimension, or what `prior.npz` says. Null: nothing that an app could draw from.
     prior: Literal["standard normal", "gaussian mixture"] | None
@@ -122,6 +123,7 @@ class ExportCard(ExportedModel):
         wanted = {
             "kind": model.model.kind,
             "latent_size": model.latent_size,
+            "classes": model.classes,
             "has_prior": model.has_prior,
             "likelihood": model.model.likelihood,
             "is_density": model.is_density,

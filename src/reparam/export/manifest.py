@@ -30,6 +30,7 @@ QUANTILES = (1, 5, 25, 50, 75, 95, 99)  # percent
 NUMBERS = 1 << 24  # pixels that are scored at once, at most
 
 Array = npt.NDArray[Any]
+Arrays = dict[str, Array]  # by the names of inputs
 
 
 def describe(model: AnyModel, card: ModelCard, data: DataCard, grey_pixels: GreyPixels) -> ExportedModel:
@@ -40,6 +41,7 @@ def describe(model: AnyModel, card: ModelCard, data: DataCard, grey_pixels: Grey
         image=ExportedImage(shape=(height, width, channels), layout="NHWC", dtype="uint8", range=(0, 255)),
         kind=card.model.kind,
         latent_size=card.latent_size,
+        classes=card.classes,
         has_prior=card.has_prior,
         prior=_name(model.prior) if card.has_prior else None,
         likelihood=card.model.likelihood,
@@ -74,21 +76,25 @@ def write_prior(prior: Prior, path: Path) -> None:
         np.savez(file, means=found.means.numpy(), log_variances=found.log_variances.numpy(), weights=weights.numpy())
 
 
-def score(runtime: Runtime, path: Path, images: Array, epsilon: Array) -> Array:
+def score(runtime: Runtime, path: Path, given: Arrays, epsilon: Array) -> Array:
     """Score images, each at one posterior sample: with zeros, at its mean.
 
-    Shapes: images (N, H, W, C), epsilon (N, D) -> (N,). Units: nats, lower is better.
+    Shapes: given images (N, H, W, C), and labels (N,) where there are any; epsilon (N, D) -> (N,). Units: nats, lower
+    is better.
     """
     scores = []
-    for rows in _parts(images):
-        inputs = {"images": images[rows], "epsilon": epsilon[rows]}
+    for rows in _parts(given["images"]):
+        inputs = {name: values[rows] for name, values in (given | {"epsilon": epsilon}).items()}
         scores.append(sum(runtime.run(path, inputs, ("negative_log_likelihood", "kl"))))
     return np.concatenate(scores).astype(np.float64)
 
 
-def describe_codes(runtime: Runtime, path: Path, images: Array) -> CodeFacts:
-    """Say where the codes of images lie, and so which dimensions say most. Shapes: images (N, H, W, C)."""
-    parts = [runtime.run(path, {"images": images[rows]}, ("mean",))[0] for rows in _parts(images)]
+def describe_codes(runtime: Runtime, path: Path, given: Arrays) -> CodeFacts:
+    """Say where the codes of images lie, and so which dimensions say most. Shapes: as in `score`."""
+    parts = [
+        runtime.run(path, {name: values[rows] for name, values in given.items()}, ("mean",))[0]
+        for rows in _parts(given["images"])
+    ]
     codes = np.concatenate(parts).astype(np.float64)  # (N, D)
     mean, deviation = (tuple(np.round(values, 4).tolist()) for values in (codes.mean(0), codes.std(0)))
     return CodeFacts(images=len(codes), mean=mean, deviation=deviation)

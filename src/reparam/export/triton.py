@@ -9,7 +9,7 @@ from reparam.export.verify import BATCH_SIZES
 
 TRITON = "triton"
 VERSION = "1"
-TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32"}
+TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32", "int64": "TYPE_INT64"}
 
 
 def write_repository(graphs: Mapping[str, GraphFacts], directory: Path) -> None:
