@@ -16,8 +16,8 @@ from reparam.errors import UserError
 from reparam.serve import answers
 from reparam.serve.batches import Arrays
 
-KINDS: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}
-NAMES = {"tensor(uint8)": "UINT8", "tensor(float)": "FP32"}  # by those of onnxruntime
+KINDS: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4"), "INT64": np.dtype("<i8")}
+NAMES = {"tensor(uint8)": "UINT8", "tensor(float)": "FP32", "tensor(int64)": "INT64"}  # by those of onnxruntime
 Body = TypeVar("Body", bound=BaseModel)
 HEADER = "Inference-Header-Content-Length"  # how many bytes of a body are JSON, where binary tensors follow
 
@@ -149,6 +149,8 @@ def numbers(data: Any, kind: str, shape: list[int], where: str) -> npt.NDArray[A
     _checked(values, where)
     if kind == "UINT8" and not ((values >= 0) & (values <= 255) & (values == np.floor(values))).all():
         raise UserError(f"{where}: wanted whole numbers from 0 to 255, found others")
+    if kind == "INT64" and values.dtype.kind == "f":
+        raise UserError(f"{where}: wanted whole numbers, found others")
     return values.astype(KINDS[kind]).reshape(shape)
 
 

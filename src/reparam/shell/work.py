@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from reparam.client import Client
+from reparam.client.labels import number_of
 from reparam.client.runtime import PACKAGES, installed_twice, repair
 from reparam.errors import UserError
 from reparam.progress import counting
@@ -29,6 +30,7 @@ def info(client: Client) -> list[str]:
         f"images      {' x '.join(map(str, client.image_shape))} (height, width, channels), uint8",
         f"latents     {client.latent_size}, {prior}",
         f"likelihood  {facts['likelihood']}",
+        *([f"labels      {', '.join(client.classes)}"] if client.classes else []),
         f"graphs      {', '.join(sizes)}",
         f"runs on     {client.provider}, {client.batch} images at once",
     ]
@@ -40,61 +42,68 @@ def info(client: Client) -> list[str]:
     return lines
 
 
-def encode(client: Client, images: Collection, output: Path | None, shard: str) -> None:
+def encode(client: Client, images: Collection, output: Path | None, shard: str, label: str = "") -> None:
     """Write the code of each image: its posterior mean, and in tables with names the log variance."""
-    span, size = span_of(shard, len(images), client.batch), client.latent_size
+    span, size, told = span_of(shard, len(images), client.batch), client.latent_size, _told(client, label)
     is_array = output is not None and output.suffix == ".npy"
     names = ["mean"] if is_array else list(client.outputs("encoder"))
     columns = [f"{name}_{number}" for name in names for number in range(size)]
     with outputs.table(output, columns, len(span)) as write, counting("encode", len(span)) as advance:
         for batch in images.batches(span, client.batch):
-            write(batch.names, np.concatenate(client.encode(batch.images)[: len(names)], axis=1))
+            write(batch.names, np.concatenate(client.encode(batch.images, told)[: len(names)], axis=1))
             advance(len(batch.names))
 
 
-def score(client: Client, images: Collection, output: Path | None, shard: str, samples: int) -> None:
+def score(client: Client, images: Collection, output: Path | None, shard: str, samples: int, label: str = "") -> None:
     """Write the negative ELBO of each image, and its parts."""
-    span = span_of(shard, len(images), client.batch)
+    span, told = span_of(shard, len(images), client.batch), _told(client, label)
     columns = ["negative_elbo", "negative_log_likelihood", "kl"]
     client.outputs("score")  # or a table without rows would be printed before it is found missing
     with outputs.table(output, columns, len(span)) as write, counting("score", len(span)) as advance:
         for batch in images.batches(span, client.batch):
             # By its place in the collection, so that the draws are the same in any shard.
-            found = client.score(batch.images, samples, seed=(0, batch.start))
+            found = client.score(batch.images, samples, seed=(0, batch.start), labels=told)
             write(batch.names, np.stack([getattr(found, name) for name in columns], axis=1))
             advance(len(batch.names))
 
 
-def reconstruct(client: Client, images: Collection, output: Path, shard: str) -> None:
+def reconstruct(client: Client, images: Collection, output: Path, shard: str, label: str = "") -> None:
     """Write what the decoder makes of the codes; in a picture, beside the images themselves."""
     span, is_picture = span_of(shard, len(images), client.batch), output.suffix == ".png"
+    told = _told(client, label)
     count = 2 * len(span) if is_picture else len(span)
     with (
         outputs.pictures(output, client.image_shape, count, in_pairs=True) as write,
         counting("reconstruct", len(span)) as advance,
     ):
         for batch in images.batches(span, client.batch):
-            found = client.reconstruct(batch.images)
+            found = client.reconstruct(batch.images, told)
             both = np.stack([batch.images, found], axis=1).reshape(-1, *client.image_shape)  # side by side
             write(both if is_picture else found)
             advance(len(found))
 
 
-def decode(client: Client, path: Path, output: Path, shard: str) -> None:
+def decode(client: Client, path: Path, output: Path, shard: str, label: str = "") -> None:
     """Write the images of codes in a file of `encode`, or of any other origin."""
-    latents = open_array(path)
+    latents, told = open_array(path), _told(client, label)
     span = span_of(shard, len(latents), client.batch)
     with outputs.pictures(output, client.image_shape, len(span)) as write, counting("decode", len(span)) as advance:
         for start in range(span.start, span.stop, client.batch):
-            found = client.decode(latents[start : min(start + client.batch, span.stop)])
+            found = client.decode(latents[start : min(start + client.batch, span.stop)], told)
             write(found)
             advance(len(found))
 
 
-def sample(client: Client, count: int, seed: int, temperature: float, output: Path) -> None:
+def sample(client: Client, count: int, seed: int, temperature: float, output: Path, label: str = "") -> None:
     """Write draws from the prior."""
+    told = _told(client, label)
     with outputs.pictures(output, client.image_shape, count) as write:
-        write(client.sample(count, seed, temperature))
+        write(client.sample(count, seed, temperature, told))
+
+
+def _told(client: Client, label: str) -> int | None:
+    """Return the number of the class that all images are of."""
+    return number_of(label, client.classes) if label or client.classes else None
 
 
 def find_images(client: Client, inputs: Sequence[str], *, resize: bool) -> Collection:
