@@ -18,6 +18,12 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
     yield from _export(prepare(tmp_path_factory.mktemp("code"), kind="autoencoder"))
 
 
+@pytest.fixture(scope="session")
+def conditional(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
+    """The same of a model that is told labels; not to be changed."""
+    yield from _export(prepare(tmp_path_factory.mktemp("conditional"), condition="label", size=2))
+
+
 @pytest.fixture(scope="session", params=["mixture", "vamp"])
 def mixed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
     """The same of a model with a learned prior; not to be changed."""

@@ -168,6 +168,7 @@ def export_card(model: ModelCard | None = None, **changes: Any) -> ExportCard:
         "image": ExportedImage(shape=(height, width, channels), layout="NHWC", dtype="uint8", range=(0, 255)),
         "kind": model.model.kind,
         "latent_size": model.latent_size,
+        "classes": model.classes,
         "has_prior": model.has_prior,
         "prior": "standard normal" if model.has_prior else None,
         "likelihood": model.model.likelihood,
