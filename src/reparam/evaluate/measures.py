@@ -246,7 +246,8 @@ def _annealed(subject: Subject, findings: Findings) -> None:
     x = subject.data.pixels(subject.images.batches.take(rows), generator)
     numbers = subject.data.scored.labels[rows.numpy()]
     forward = _anneal(subject, x, numbers)
-    told, parts = subject.told(numbers), torch.split(torch.arange(len(x)), settings.batch_size)
+    told, size = subject.told(numbers), settings.batch_size
+    parts = [slice(start, start + size) for start in range(0, len(x), size)]
     with counting("scoring annealed images", len(x) * settings.nll_samples) as advance:
         weighed = [
             importance(model, x[some], settings.nll_samples, advance, None if told is None else told[some]).nll.cpu()

@@ -168,7 +168,7 @@ class Subject:
         Shapes: (n, D), (n,) -> (n, C, H, W).
         """
         numbers = np.full(len(z), self.usual) if numbers is None else numbers
-        rows = torch.split(torch.arange(len(z)), AT_ONCE)
+        rows = [slice(start, start + AT_ONCE) for start in range(0, max(1, len(z)), AT_ONCE)]
         latents = z.float().to(self.images.device)
         return np.concatenate([self.shown(self.given(numbers[some]).decode(latents[some])) for some in rows])
 
