@@ -25,6 +25,7 @@ from reparam.paths import Paths
 
 SHAPE = (3, 4, 6)  # (C, H, W), all different, so that no two can be mixed up
 LATENT = 2
+CLASSES = ("cat", "dog", "owl")  # of a conditional model
 MIXED = 3  # components of a learned prior
 OPSET = 20
 
@@ -56,20 +57,22 @@ def torch_images(images: store.Images) -> Tensor:
 
 def prepare(root: Path, binarization: str = "dynamic", scaling: str = "unit", **changes: Any) -> Exported:
     """Write what the stage `export` reads: images of noise, and a model that is not trained; `changes` are of it."""
+    classes = CLASSES if changes.get("condition") == "label" else ("noise",)
     paths = Paths(root, root)
     grey = np.random.default_rng(0).integers(0, 256, (40, *SHAPE), dtype=np.uint8)
     paths.processed.mkdir(parents=True)
     for name in SPLITS:
         np.save(paths.processed / f"{name}-images.npy", grey)
-        np.save(paths.processed / f"{name}-labels.npy", np.zeros(len(grey), np.int32))
+        np.save(paths.processed / f"{name}-labels.npy", np.arange(len(grey), dtype=np.int32) % len(classes))
     data = store.write_card(
-        paths.processed, store.Origin("noise", {}, binarization, ("noise",), {}, "Noise", "CC0"), scaling
+        paths.processed, store.Origin("noise", {}, binarization, classes, {}, "Noise", "CC0"), scaling
     )
 
     torch.manual_seed(0)
     small = {"hidden": [16], "channels": [4], "latent": LATENT, "groups": 2, "upper": [3], "upper_hidden": [5]}
     config = small_section("model", **small | changes)
-    model = build_model(config, SHAPE).eval()
+    told = classes if config.condition == "label" else ()
+    model = build_model(config, SHAPE, len(told)).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)  # so that images reach from dark to bright
     for layer in model.modules():
@@ -81,6 +84,7 @@ def prepare(root: Path, binarization: str = "dynamic", scaling: str = "unit", **
         trained_params(model=config),
         save_weights(paths.model, model.state_dict()),
         data=data,
+        classes=told,
         latent_size=model.latent_size,
         latent_shape=model.latent_shape,
         has_prior=has_prior(model, "elbo"),

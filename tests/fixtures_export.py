@@ -33,6 +33,12 @@ def codes_of_pixels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Export
     yield from _export(prepare(tmp_path_factory.mktemp("pixels"), "none", **changes, **network))
 
 
+@pytest.fixture(scope="session")
+def conditional(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
+    """The same of a model that is told labels; not to be changed."""
+    yield from _export(prepare(tmp_path_factory.mktemp("conditional"), condition="label", size=2))
+
+
 @pytest.fixture(scope="session", params=["mixture", "vamp"])
 def mixed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
     """The same of a model with a learned prior; not to be changed."""

@@ -59,7 +59,7 @@ class Service:
 
 
 def tensor(name: str, values: Any) -> dict[str, Any]:
-    kind = {"uint8": "UINT8", "float32": "FP32"}[values.dtype.name]
+    kind = {"uint8": "UINT8", "float32": "FP32", "int64": "INT64"}[values.dtype.name]
     return {"name": name, "shape": list(values.shape), "datatype": kind, "data": values.ravel().tolist()}
 
 

@@ -131,6 +131,7 @@ def model_card(
     values = {
         **dict(params),
         "data": data.images,
+        "classes": (),
         "latent_size": 3,
         "latent_shape": (3,),
         "has_prior": True,
@@ -169,6 +170,7 @@ def export_card(model: ModelCard | None = None, **changes: Any) -> ExportCard:
         "kind": model.model.kind,
         "latent_size": model.latent_size,
         "latent_shape": model.latent_shape,
+        "classes": model.classes,
         "has_prior": model.has_prior,
         "prior": "standard normal" if model.has_prior else None,
         "codebook": None,

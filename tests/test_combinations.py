@@ -3,6 +3,7 @@
 import pytest
 import torch
 from some_cards import image_facts, small_config
+from torch import Tensor
 from training import (
     KINDS,
     NEEDS_INDEPENDENT_LATENTS,
@@ -18,6 +19,7 @@ from reparam.config import ObjectiveConfig
 from reparam.data.pixels import Pixels
 from reparam.errors import ParamsError
 from reparam.models.build import AnyModel, build_model
+from reparam.models.given import given
 from reparam.models.likelihoods import LIKELIHOODS, Gaussian
 from reparam.models.networks import NETWORKS
 from reparam.models.priors import PRIORS
@@ -50,6 +52,29 @@ def test_every_combination_trains_or_is_refused(kind: str, likelihood: str, obje
 
     check_fit(model, config, wanted)
     train_two_steps(model, wanted)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_and_objective_is_conditional(kind: str, objective: str) -> None:
+    if (kind, objective) in REFUSED:
+        return
+    network = ("mlp", "conv")[list(OBJECTIVES).index(objective) % 2]
+    changes = KINDS[kind] | SIZES | {"condition": "label", "network": network}
+    torch.manual_seed(0)
+    model = build_model(model_config(**changes), IMAGES.shape[1:], classes=3)
+    train_two_steps(model, objective_config(name=objective, samples=2), torch.tensor([0, 2, 1, 2]))
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_every_prior_is_that_of_all_labels(prior: str) -> None:
+    config = model_config(**SIZES | {"condition": "label", "prior": prior})
+    torch.manual_seed(0)
+    model = build_model(config, IMAGES.shape[1:], classes=3)
+    train_two_steps(model, objective_config(name="iwae", samples=2), torch.tensor([0, 2, 1, 2]))
+    told, others = (given(model, torch.tensor(labels)) for labels in ([0, 2, 1, 2], [1, 1, 1, 1]))
+    z = torch.randn(4, config.latent)
+    assert torch.equal(told.prior.log_prob(z), others.prior.log_prob(z))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -98,14 +123,14 @@ def test_what_a_learned_prior_cannot_have_is_refused() -> None:
         check_parts(model, whole, scaled, images=100)
 
 
-def train_two_steps(model: AnyModel, wanted: ObjectiveConfig) -> None:
+def train_two_steps(model: AnyModel, wanted: ObjectiveConfig, *labels: Tensor) -> None:
     """Take two steps, all of whose numbers must be finite, and see that weights have moved."""
     loss = Loss(model, Pixels(image_facts("none")), wanted)
     trainer = Trainer(loss, TRAIN, epoch_images=100)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     with torch.no_grad():
-        held_out = loss.score(IMAGES, torch.Generator())
-    totals = [trainer.step(IMAGES).terms, trainer.step(IMAGES).terms]
+        held_out = loss.score(IMAGES, torch.Generator(), *labels)
+    totals = [trainer.step(IMAGES, *labels).terms, trainer.step(IMAGES, *labels).terms]
     for terms, wanted_shape in ((totals[0], ()), (totals[1], ()), (held_out, (4,))):
         assert {name: values.shape for name, values in terms.items()} == dict.fromkeys(held_out, wanted_shape)
         assert all(values.isfinite().all() for values in terms.values()), terms

@@ -39,6 +39,8 @@ def run(config: Config, paths: Paths, device: str = "auto") -> Noise:
     model = load_model(paths.model, place)
     if not model.stochastic_layers:
         raise ParamsError("gradients: wanted a model with a posterior, found an autoencoder, which draws no samples")
+    if model.condition.size:
+        raise ParamsError("gradients: wanted model.condition 'none', found a model that is told labels")
     images = store.read_split(paths.processed, "test").images[:IMAGES]
     pixels = Pixels(store.read_card(paths.processed)).to(place)
     [x] = pixels.of(Batches(images, IMAGES, place).in_order(), config.evaluate.seed)

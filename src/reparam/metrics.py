@@ -51,8 +51,17 @@ count = partial(Metric, unit="images", form=".0f")
 
 GROUPS: dict[str, dict[str, Metric]] = {
     "Likelihood": {
-        "elbo": likelihood("ELBO", "Lower bound on log p(x), at beta = 1 whatever was trained.", "higher"),
-        "nll": likelihood("NLL", "Importance-sampled −log p(x).", "lower", depends=("nll_samples",)),
+        "elbo": likelihood(
+            "ELBO",
+            "Lower bound on log p(x), at beta = 1 whatever was trained; log p(x|y) of a conditional model.",
+            "higher",
+        ),
+        "nll": likelihood(
+            "NLL",
+            "Importance-sampled −log p(x), or −log p(x|y) of a conditional model.",
+            "lower",
+            depends=("nll_samples",),
+        ),
         "ais_nll": annealed(
             "NLL by annealing",
             "−log p(x) by annealed importance sampling, a check of the NLL.",

@@ -17,7 +17,8 @@ from reparam.errors import NonFiniteError
 from reparam.evaluate import gallery, measures
 from reparam.evaluate.aggregate import aggregate
 from reparam.evaluate.importance import importance
-from reparam.evaluate.measures import Findings, measure
+from reparam.evaluate.findings import Findings
+from reparam.evaluate.measures import measure
 from reparam.evaluate.outliers import auroc
 from reparam.evaluate.representation import Guesses, Labelled, probe
 from reparam.evaluate.sample_quality import fit_projection, pca_quality

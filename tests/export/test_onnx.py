@@ -103,6 +103,7 @@ def test_all_graphs_hold_what_an_app_must_know(exported: Exported) -> None:
         "kind": "vae",
         "latent_size": LATENT,
         "latent_shape": [LATENT],
+        "classes": [],
         "has_prior": True,
         "prior": "standard normal",
         "codebook": None,

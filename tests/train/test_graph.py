@@ -18,18 +18,18 @@ class Recorder(Replayed):
         self.ways.append(f"run {len(x)}")
         return {"loss": x}
 
-    def _on_a_side_stream(self, x: Tensor) -> dict[str, Tensor]:
-        self.ways.append(f"warm {len(x)}")
-        return {"loss": x}
+    def _on_a_side_stream(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        self.ways.append(f"warm {len(batch[0])}")
+        return {"loss": batch[0]}
 
-    def _capture(self, x: Tensor) -> Any:
-        self.ways.append(f"capture {len(x)}")
-        self._input, recorder = x.clone(), self
+    def _capture(self, batch: tuple[Tensor, ...]) -> Any:
+        self.ways.append(f"capture {len(batch[0])}")
+        self._inputs, recorder = tuple(values.clone() for values in batch), self
 
         class Graph:
             def replay(self) -> None:
                 recorder.ways.append("replay")
-                recorder._output = {"loss": recorder._input.clone()}
+                recorder._output = {"loss": recorder._inputs[0].clone()}
 
         return Graph()
 

@@ -67,6 +67,7 @@ class ExportedModel(CardOfResult):
     kind: Annotated[str, KeyOf("KINDS", "models/build.py")]
     latent_size: Count
     latent_shape: tuple[Count, ...]  # of `latents` in the graphs: (latent_size,), or (C, H, W)
+    classes: tuple[str, ...]  # those that `label` numbers from 0; none: no graph has such an input
     has_prior: bool
     # Of `latents`: N(0, 1) in each dimension, or what `prior.npz` says. Null: nothing that an app could draw from.
     prior: Literal["standard normal", "gaussian mixture"] | None
@@ -136,6 +137,7 @@ class ExportCard(ExportedModel):
             "kind": model.model.kind,
             "latent_size": model.latent_size,
             "latent_shape": model.latent_shape,
+            "classes": model.classes,
             "has_prior": model.has_prior,
             "likelihood": model.model.likelihood,
             "is_density": model.is_density,

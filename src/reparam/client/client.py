@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from reparam.client.bundle import Bundle, Mixture
 from reparam.client.codes import vectors_of
+from reparam.client.labels import Labels, as_input
 from reparam.client.runtime import Runtime
 from reparam.client.scores import Scores
 from reparam.errors import DamagedInputError, MissingInputError, UserError
@@ -28,7 +29,11 @@ Floats = npt.NDArray[np.float32]
 # Numbers of images at once, unless `batch` says otherwise. Measured: 100,000 digits take 3 MB instead of 1.6 GB for
 # what is between the layers, and less time, because it stays in the caches.
 NUMBERS = 1 << 18
-ROLES = {("images",): "encoder", ("latents",): "decoder", ("epsilon", "images"): "score"}  # by a graph's inputs
+ROLES = {
+    ("images",): "encoder",
+    ("latents",): "decoder",
+    ("epsilon", "images"): "score",
+}  # by a graph's inputs, but for `label`
 
 
 class Client:
@@ -90,6 +95,11 @@ class Client:
         """Return which graphs there are, of `encoder`, `decoder` and `score`."""
         return tuple(self._graphs)
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return the names of the labels that a conditional model is told, by number; none of another model."""
+        return tuple(self.metadata.get("classes", ()))
+
     @cached_property
     def _prior(self) -> Mixture:
         return self._bundle.prior()
@@ -99,26 +109,29 @@ class Client:
         self._require_codebook("decode")
         return self._bundle.codebook()
 
-    def encode(self, images: Images) -> tuple[Floats, Floats]:
+    def encode(self, images: Images, labels: Labels | None = None) -> tuple[Floats, Floats]:
         """Return mean and log variance of the posterior. Shapes: (B, H, W, C) -> (B, D), (B, D).
 
         An autoencoder's code has no variance: its logarithm is minus infinity. With a codebook, the mean is made of the
-        vectors of codes, whose numbers `encode_codes` returns.
+        vectors of codes, whose numbers `encode_codes` returns. A conditional model must be told labels, one for each
+        image or one for all, wherever images or codes are given to it.
 
-        Raises: UserError where images are not uint8 of the model's size.
+        Raises: UserError where images are not uint8 of the model's size, or labels none that it knows.
         """
         wanted = [name for name in self.outputs("encoder") if name != "codes"]
-        mean, *log_variance = self.run("encoder", wanted, images=self._checked_images("encode", images))
+        found = self._checked_images("encode", images)
+        mean, *log_variance = self.run("encoder", wanted, images=found, **self._told("encode", labels, len(found)))
         return mean, log_variance[0] if log_variance else np.full_like(mean, -np.inf)
 
-    def encode_codes(self, images: Images) -> npt.NDArray[np.int64]:
+    def encode_codes(self, images: Images, labels: Labels | None = None) -> npt.NDArray[np.int64]:
         """Return the codes of images, of a model with a codebook. Shapes: (B, H, W, C) -> (B, P).
 
         Raises: UserError where the model has no codebook, and as `encode` does.
         """
         self._require_codebook("encode_codes")
         codes: npt.NDArray[np.int64]
-        (codes,) = self.run("encoder", ["codes"], images=self._checked_images("encode_codes", images))
+        found = self._checked_images("encode_codes", images)
+        (codes,) = self.run("encoder", ["codes"], images=found, **self._told("encode_codes", labels, len(found)))
         return codes
 
     def vectors(self, codes: npt.ArrayLike) -> Floats:
@@ -128,7 +141,7 @@ class Client:
         """
         return vectors_of(codes, self._codebook, self.latent_shape)
 
-    def embed(self, images: Iterable[Images]) -> Iterator[Floats]:
+    def embed(self, images: Iterable[Images], label: int | None = None) -> Iterator[Floats]:
         """Yield the posterior means of any number of images, some at a time, in flat memory.
 
         Shapes: (H, W, C) each -> (at most `batch`, D) each.
@@ -139,42 +152,42 @@ class Client:
         while some := list(itertools.islice(rest, self.batch)):
             for image in some:
                 self._checked_images("embed", np.asarray(image)[None])
-            yield self.encode(np.stack(some))[0]
+            yield self.encode(np.stack(some), label)[0]
 
-    def decode(self, latents: npt.ArrayLike | None = None, *, codes: npt.ArrayLike | None = None) -> Images:
+    def decode(
+        self, latents: npt.ArrayLike | None = None, labels: Labels | None = None, *, codes: npt.ArrayLike | None = None
+    ) -> Images:
         """Return the mean images of latents, or of codes, as grey levels. Shapes: (B, D) or (B, P) -> (B, H, W, C).
 
-        Raises: UserError where latents are not finite numbers of the model's size, and for codes as `vectors` does.
+        Raises: UserError where latents are not finite numbers of the model's size, or labels none that it knows, and
+        for codes as `vectors` does.
         """
         if codes is not None and latents is None:
             latents, codes = self.vectors(codes), None
         if codes is not None or latents is None:
             raise UserError("decode: wanted either latents or codes, found both or neither")
-        images: Images
-        (images,) = self.run("decoder", ["images"], latents=self._checked_latents(latents))
+        images: Images = self._decoded("images", latents, labels)
         return images
 
-    def decode_mean(self, latents: npt.ArrayLike) -> Floats:
+    def decode_mean(self, latents: npt.ArrayLike, labels: Labels | None = None) -> Floats:
         """Return the mean images as floats in [0, 1]. Shapes: (B, D) -> (B, H, W, C).
 
         Raises: UserError as `decode` does.
         """
-        mean: Floats
-        (mean,) = self.run("decoder", ["mean"], latents=self._checked_latents(latents))
+        mean: Floats = self._decoded("mean", latents, labels)
         return mean
 
-    def reconstruct(self, images: Images) -> Images:
+    def reconstruct(self, images: Images, labels: Labels | None = None) -> Images:
         """Encode and decode the posterior mean. Shapes: (B, H, W, C), unchanged."""
-        return self.decode(self.encode(images)[0])
+        return self.decode(self.encode(images, labels)[0], labels)
 
-    def sample(self, n: int, seed: int, temperature: float = 1.0, label: int | None = None) -> Images:
-        """Decode latents that `sample_latents` draws. Shapes: (n, H, W, C).
+    def sample(self, n: int, seed: int, temperature: float = 1.0, label: Labels | None = None) -> Images:
+        """Decode latents that `sample_latents` draws, of a conditional model with one label or n. Shapes: (n, H, W, C).
 
-        Raises: UserError as `sample_latents` does, or where it is given a `label`, which the model has not learned.
+        Raises: UserError as `sample_latents` and `decode` do.
         """
-        if label is not None:
-            raise UserError(f"sample: wanted no label, because the model was trained without, found {label!r}")
-        return self.decode(self.sample_latents(n, seed, temperature))
+        self._told("sample", label, _count("sample", "images", n, 0))
+        return self.decode(self.sample_latents(n, seed, temperature), label)
 
     def sample_latents(self, n: int, seed: int, temperature: float = 1.0) -> npt.NDArray[np.float64]:
         """Draw from the prior. Shapes: (n, D).
@@ -198,21 +211,24 @@ class Client:
             return self._prior.sample(rng, count, temperature).reshape(count, *self.latent_shape)
         return rng.standard_normal((count, *self.latent_shape)) * temperature
 
-    def interpolate(self, first: Images, second: Images, steps: int) -> Images:
+    def interpolate(self, first: Images, second: Images, steps: int, label: int | None = None) -> Images:
         """Decode a straight line between the posterior means of two images.
 
         Shapes: (H, W, C) twice -> (steps, H, W, C).
         """
-        ends = (self.encode(np.asarray(image)[None])[0] for image in (first, second))
+        ends = (self.encode(np.asarray(image)[None], label)[0] for image in (first, second))
         start, end = (latents.reshape(1, -1) for latents in ends)  # (1, D)
         share = np.linspace(0, 1, _count("interpolate", "steps", steps, 1))[:, None]
-        return self.decode(start * (1 - share) + end * share)
+        return self.decode(start * (1 - share) + end * share, label)
 
-    def score(self, images: Images, samples: int = 1, seed: int | Sequence[int] = 0) -> Scores:
+    def score(
+        self, images: Images, samples: int = 1, seed: int | Sequence[int] = 0, labels: Labels | None = None
+    ) -> Scores:
         """Estimate the negative ELBO of each image, and its two parts: the larger, the stranger the image.
 
         An average over `samples` draws from the posterior, which do not depend on `batch`. With 0 samples, at the
-        posterior mean: a little lower, and what `scores` in the manifest has quantiles of.
+        posterior mean: a little lower, and what `scores` in the manifest has quantiles of. Of a conditional model, it
+        is that of an image given its label.
 
         Shapes: (B, H, W, C) -> (B,). Units: nats.
         Raises: UserError where the model is no density, and as `encode` does.
@@ -221,10 +237,12 @@ class Client:
         samples = _count("score", "samples", samples, 0)
         (row,) = (value.shape[1:] for value in self._graph("score").get_inputs() if value.name == "epsilon")
         outputs, parts = ["negative_log_likelihood", "kl"], []
-        for some in _split(found, self.batch):
-            noise = rng.standard_normal((len(some), samples, *row), dtype=np.float32)
-            noise = noise if samples else np.zeros((len(some), 1, *row), np.float32)
-            draws = [self.run("score", outputs, images=some, epsilon=each) for each in noise.swapaxes(0, 1)]
+        inputs = {"images": found, **self._told("score", labels, len(found))}
+        for rows in _split(len(found), self.batch):
+            some = {name: values[rows] for name, values in inputs.items()}
+            noise = rng.standard_normal((len(some["images"]), samples, *row), dtype=np.float32)
+            noise = noise if samples else np.zeros((len(some["images"]), 1, *row), np.float32)
+            draws = [self.run("score", outputs, epsilon=each, **some) for each in noise.swapaxes(0, 1)]
             parts.append(np.mean(draws, axis=0, dtype=np.float64))  # (2, b)
         return Scores(*np.concatenate(parts, axis=1))
 
@@ -267,6 +285,13 @@ class Client:
         if not self.metadata.get("codebook"):
             raise UserError(f"{what}: wanted a model with a codebook, found one of kind {self.metadata['kind']!r}")
 
+    def _decoded(self, output: str, latents: npt.ArrayLike, labels: Labels | None) -> Any:
+        found = self._checked_latents(latents)
+        return self.run("decoder", [output], latents=found, **self._told("decode", labels, len(found)))[0]
+
+    def _told(self, what: str, labels: Labels | None, count: int) -> dict[str, Any]:
+        return as_input(what, labels, self.classes, count)
+
     def _checked_images(self, what: str, images: Images) -> Images:
         found = np.asarray(images)
         if found.dtype != np.uint8 or found.shape[1:] != self.image_shape:
@@ -307,15 +332,15 @@ def _narrowed(numbers: npt.NDArray[Any]) -> Floats:
 
 
 def _role(path: Path, session: Any) -> str:
-    names = tuple(sorted(value.name for value in session.get_inputs()))
+    names = tuple(sorted({value.name for value in session.get_inputs()} - {"label"}))
     if names not in ROLES:
         raise DamagedInputError(f"{path}: wanted inputs of encoder, decoder or score, found {', '.join(names)}")
     return ROLES[names]
 
 
-def _split(images: Images, batch: int) -> Iterator[Images]:
-    for start in range(0, max(1, len(images)), batch):  # one empty batch where there is no image
-        yield images[start : start + batch]
+def _split(count: int, batch: int) -> Iterator[slice]:
+    for start in range(0, max(1, count), batch):  # one empty batch where there is no image
+        yield slice(start, start + batch)
 
 
 def _count(what: str, of: str, count: int, least: int) -> int:

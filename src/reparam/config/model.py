@@ -159,6 +159,13 @@ class VampConfig(Section):
     """Standard deviation of their pixels before training."""
 
 
+class LabelConfig(Section):
+    """Block `label`."""
+
+    size: Width
+    """Numbers that stand for a label, which are learned."""
+
+
 class ModelConfig(Section):
     """The model: its kind, its networks, and the distributions of latents, and of pixels given latents."""
 
@@ -177,6 +184,9 @@ class ModelConfig(Section):
 
     prior: Annotated[str, KeyOf("PRIORS", "models/priors.py")]
     """Distribution of latents: N(0, I), or a mixture that is learned; of kind vae."""
+
+    condition: Literal["none", "label"]
+    """What encoder and decoder are told of an image: nothing, or its class, so that p(x|y) is modelled."""
 
     init: Literal["torch", "glorot", "he"]
     """Weights before training: torch's own, or drawn with zero biases. Source: Glorot & Bengio 2010, eq. 16 (uniform);
@@ -226,3 +236,6 @@ class ModelConfig(Section):
 
     vamp: VampConfig
     """For prior vamp."""
+
+    label: LabelConfig
+    """For condition label."""

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from reparam.data.store import Images
+from reparam.data.store import Images, Labels
 from reparam.errors import UserError
 
 RESIDENT_FRACTION = 0.5  # of the free memory that images may take to stay on the device: the rest is the model's
@@ -23,10 +24,13 @@ class Batches:
 
     The images stay on the device where they fit into a share of its free memory (REPARAM_RESIDENT_FRACTION); else a
     thread reads them ahead from the memory map. The batches are the same either way.
+
+    With labels, which a conditional model is told, `told` yields those of each batch beside it.
     """
 
-    def __init__(self, images: Images, batch_size: int, device: torch.device) -> None:
+    def __init__(self, images: Images, batch_size: int, device: torch.device, labels: Labels | None = None) -> None:
         self.device = device
+        self.labels = None if labels is None else torch.from_numpy(labels.astype(np.int64)).to(device)  # (N,)
         self.batch_size = batch_size
         self._mapped = images
         # Copied, because the map is read-only.
@@ -49,6 +53,16 @@ class Batches:
         # One transfer of the whole order instead of one per batch.
         order = order.to(self.device) if self.is_resident else order
         yield from self._read(map(share, self._cut(order)))
+
+    def told(
+        self, order: Tensor, share: Callable[[Tensor], Tensor] = lambda rows: rows
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Yield what `visit` does, and where there are labels those of these images, (B,) int64."""
+        if self.labels is None:
+            yield from ((images,) for images in self.visit(order, share))
+            return
+        rows = map(share, self._cut(order.to(self.device)))
+        yield from zip(self.visit(order, share), map(self.labels.__getitem__, rows), strict=True)
 
     def in_order(self) -> Iterator[Tensor]:
         """Yield every image once, in the order of the store. Shapes: (B, C, H, W) uint8 each."""

@@ -24,7 +24,7 @@ from reparam.figures.latents import (
     plot_latent_scatter,
     plot_latent_use,
 )
-from reparam.figures.style import indexed
+from reparam.figures.style import indexed, literal
 from reparam.models.priors import StandardNormal
 from reparam.runtime import random_stream
 
@@ -39,6 +39,7 @@ PAIRS = 6  # of images that are joined by a walk
 SAMPLED_FROM = {"prior": "the prior", "mixture": "a fitted mixture", "frequencies": "codes of training images"}
 FIGURES = ("reconstructions", "samples", "latent_grid", "latent_scatter", "latent_use", "traversals")
 OTHER_FIGURES = (
+    "classes",
     "interpolation",
     "components",
     "aggregate",
@@ -63,6 +64,7 @@ def draw(subject: Subject) -> dict[str, Figure]:
     }
     are_several = len(subject.images) > 1
     others: dict[str, tuple[bool, Callable[[Subject], Figure]]] = {
+        "classes": (subject.data.is_conditional, _classes),
         "interpolation": (are_several, _interpolation),
         "components": (are_several and subject.latent_size > 2, _components),
         "aggregate": (not subject.is_code, _aggregate),
@@ -87,10 +89,10 @@ def tiles(subject: Subject) -> tuple[dict[str, bytes], Tiles]:
     facts = Tiles(
         image=grid.shape[2:],
         range=limit,
-        grid=GridTiles(steps=steps, names=subject.plane.names, unit=subject.plane.unit),
+        grid=GridTiles(steps=steps, names=subject.plane.names, unit=f"{subject.plane.unit}{subject.with_usual}"),
         traversals=TraversalTiles(
             steps=FINE_STEPS,
-            unit=subject.frame.unit,
+            unit=f"{subject.frame.unit}{subject.with_usual}",
             use="nats" if subject.has_latent_kl else "variance",
             dimensions=tuple(TileDimension(number=n, use=round(float(subject.use[n]), 4)) for n in walked),
         ),
@@ -107,7 +109,20 @@ def _samples(subject: Subject) -> Figure:
     with random_stream(subject.settings.seed, "samples"):
         start = subject.codes(SAMPLES_PER_SIDE**2)
     title = f"Decoder means of draws from {SAMPLED_FROM[subject.settings.sampler]}"
-    return plot_grid(subject.decode(start), SAMPLES_PER_SIDE, title)
+    labels = "; as many of each label as in the split" if subject.data.is_conditional else ""
+    return plot_grid(subject.decode(start, subject.proportional(len(start))), SAMPLES_PER_SIDE, f"{title}{labels}")
+
+
+def _classes(subject: Subject) -> Figure:
+    numbers = np.unique(subject.data.scored.labels)[:DIMENSIONS]
+    with random_stream(subject.settings.seed, "classes"):
+        z = subject.codes(STEPS)
+    images = subject.decode(z.repeat(len(numbers), 1), numbers.repeat(STEPS))
+    title = (
+        f"Decoder means with each label, of the same draws from {SAMPLED_FROM[subject.settings.sampler]} in each row"
+    )
+    rows = [literal(subject.data.classes[number]) for number in numbers]
+    return plot_table(images, rows, [str(number) for number in range(1, STEPS + 1)], title, "draw")
 
 
 def _latent_grid(subject: Subject) -> Figure:
@@ -116,7 +131,7 @@ def _latent_grid(subject: Subject) -> Figure:
     title = {
         "dimensions": f"Decoder mean; the other latent dimensions are {subject.frame.middle}",
         "principal": "Decoder mean along two principal components",
-    }[grid.plane]
+    }[grid.plane] + subject.with_usual
     ordinate = labels[1] or "(a single dimension: rows repeat)"
     return plot_latent_grid(images, grid.range, (labels[0], ordinate), title)
 
@@ -140,14 +155,17 @@ def _traversals(subject: Subject) -> Figure:
     limit, walked = subject.settings.grid.range, _walked(subject)
     z = walks.traverse(subject.frame, walked, STEPS, limit)
     columns = [f"{value:.3g}".replace("-", "−") for value in walks.spread(STEPS, limit).tolist()]
-    title = f"Decoder mean along one latent dimension at a time; the others are {subject.frame.middle}"
+    title = (
+        f"Decoder mean along one latent dimension at a time; the others are {subject.frame.middle}{subject.with_usual}"
+    )
     rows = [subject.name_and_use(number) for number in walked]
     return plot_table(subject.decode(z), rows, columns, title, subject.frame.unit)
 
 
 def _interpolation(subject: Subject) -> Figure:
     first, second = subject.pairs(PAIRS)
-    between = subject.decode(walks.interpolate(subject.means[first], subject.means[second], STEPS))
+    labels = subject.data.scored.labels[first].repeat(STEPS)
+    between = subject.decode(walks.interpolate(subject.means[first], subject.means[second], STEPS), labels)
     between = between.reshape(len(first), STEPS, *between.shape[1:])
     images = np.concatenate([subject.stored(first)[:, None], between, subject.stored(second)[:, None]], axis=1)
     names = zip(subject.names(first), subject.names(second), strict=True)
@@ -192,7 +210,8 @@ def _extremes(subject: Subject) -> Figure:
 
 
 def _sigma(subject: Subject) -> Figure:
-    rows, model = subject.one_of_each_class(RECONSTRUCTIONS), subject.model
+    rows = subject.one_of_each_class(RECONSTRUCTIONS)
+    model = subject.of(rows)
     pixels = subject.drawn(rows)
     deviations = model.likelihood.deviation(model.output(model.posterior(pixels)[0])) * subject.data.pixels.scale
     # In a pixel of several channels, the root of their mean square; in units where black to white is 1.

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from reparam.models.build import AnyModel
 from reparam.models.draw import Draw, Encoded, Model, standard_error
+from reparam.models.given import given
 from reparam.objectives import log_weights
 from reparam.progress import Advance, ignore
 
@@ -33,14 +35,16 @@ def levels(samples: int) -> list[int]:
 
 
 @torch.no_grad()
-def importance(model: Model, x: Tensor, samples: int, advance: Advance = ignore) -> Importance:
+def importance(
+    model: AnyModel, x: Tensor, samples: int, advance: Advance = ignore, labels: Tensor | None = None
+) -> Importance:
     """Estimate -log p(x) with samples of the posterior; an upper bound in expectation, exact as K grows.
 
     Sums are streamed, so that about MEMORY is taken whatever K, or what one sample of one image takes. `advance` gets
-    the number of samples that are done, again and again.
-    Shapes: x (B, C, H, W). Source: Burda et al. 2016, eq. 8; Kong 1992 for the effective sample size.
+    the number of samples that are done, again and again. With labels, p(x) is p(x|y).
+    Shapes: x (B, C, H, W), labels (B,). Source: Burda et al. 2016, eq. 8; Kong 1992 for the effective sample size.
     """
-    parts = [importance_of(model, chunk, samples, advance) for chunk in chunks(model, x)]
+    parts = [importance_of(chunk.model, chunk, samples, advance) for chunk in chunks(model, x, labels)]
     return Importance(
         torch.cat([part.nll for part in parts]),
         torch.cat([part.bounds for part in parts], 1),
@@ -55,13 +59,17 @@ class Chunk:
     x: Tensor  # (B, C, H, W)
     encoded: Encoded
     at_once: int
+    model: Model  # that knows their labels, where it is conditional
 
 
-def chunks(model: Model, x: Tensor) -> Iterator[Chunk]:
+def chunks(model: AnyModel, x: Tensor, labels: Tensor | None = None) -> Iterator[Chunk]:
     """Cut a batch into images of which one sample each fits into MEMORY, or single ones. Shapes: x (B, C, H, W)."""
-    at_once = MEMORY[x.device.type] // bytes_per_draw(model, x)
-    for part in torch.split(x, max(1, at_once)):
-        yield Chunk(part, model.encode(part), at_once)
+    at_once = MEMORY[x.device.type] // bytes_per_draw(model, x, labels)
+    size = max(1, at_once)
+    for start in range(0, max(1, len(x)), size):
+        part = slice(start, start + size)
+        its = given(model, None if labels is None else labels[part])
+        yield Chunk(x[part], its.encode(x[part]), at_once, its)
 
 
 @torch.no_grad()
@@ -87,7 +95,7 @@ def draws(model: Model, chunk: Chunk, samples: int) -> Iterator[Draw]:
         yield model.draw_from(chunk.encoded, chunk.x, min(each, samples - start))
 
 
-def bytes_per_draw(model: Model, x: Tensor) -> int:
+def bytes_per_draw(model: AnyModel, x: Tensor, labels: Tensor | None = None) -> int:
     """Estimate what one sample of one image takes: the widest layer, or the likelihood, whatever is more."""
     widest = 0
 
@@ -99,7 +107,7 @@ def bytes_per_draw(model: Model, x: Tensor) -> int:
         leaves = [module for module in model.modules() if not list(module.children())]
         hooks = [leaf.register_forward_hook(note) for leaf in leaves]
         with torch.random.fork_rng(range(torch.cuda.device_count())), torch.no_grad():
-            model.draw(x[:1], x[:1], 1)
+            given(model, None if labels is None else labels[:1]).draw(x[:1], x[:1], 1)
         for hook in hooks:
             hook.remove()
     return max(widest, BYTES_PER_NUMBER * x[0].numel() * model.likelihood.outputs)

@@ -1,7 +1,7 @@
 """What is measured of a model: likelihood, latents, labels, generated images, other data, annealed importance."""
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -10,14 +10,12 @@ from torch import Tensor
 from reparam.cards.evaluation import (
     AnnealingFacts,
     Bound,
-    Details,
     DisentanglementFacts,
     GeneratedFacts,
     MutualInformationFacts,
     OutlierFacts,
 )
-from reparam.cards.model import require_finite
-from reparam.data.store import Images
+from reparam.data.store import Images, Labels
 from reparam.evaluate.aggregate import aggregate, collapse_message, collapsed
 from reparam.evaluate.annealing import (
     Annealed,
@@ -32,6 +30,7 @@ from reparam.evaluate.annealing import (
 from reparam.evaluate.codebook import codebook_collapse, codebook_use
 from reparam.evaluate.disentanglement import dci, factor_vae_score, gap, mutual_information, sap
 from reparam.evaluate.fidelity import fidelity
+from reparam.evaluate.findings import Findings
 from reparam.evaluate.importance import importance, read_curve
 from reparam.evaluate.outliers import auroc
 from reparam.evaluate.representation import Labelled, probe
@@ -40,7 +39,6 @@ from reparam.evaluate.scoring import scoring_in
 from reparam.evaluate.subject import Subject
 from reparam.evaluate.view import evenly_spaced
 from reparam.metrics import VALIDATION
-from reparam.models.draw import standard_error
 from reparam.models.quantized import Quantized
 from reparam.progress import counting
 from reparam.runtime import random_stream
@@ -57,60 +55,18 @@ SATURATED = 0.9  # of log N: beyond this share, mutual information is mostly its
 LOW_COVERAGE = 0.5  # of what equally many real images reach: good models of the recipes cover 0.7 to 0.95
 
 
-@dataclass
-class Findings:
-    """Metrics by name, what a reader must know of them, and why some are missing."""
-
-    metrics: dict[str, float] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-    facts: dict[str, object] = field(default_factory=dict)  # by the name of a field of `Details`
-    not_measured: dict[str, str] = field(default_factory=dict)  # and why
-    of_images: dict[str, Tensor] = field(default_factory=dict)  # what means are of, by metric: (N,), or fewer annealed
-    outlier_nll: Tensor | None = None  # (M,) of the images that should be unusual
-
-    @property
-    def details(self) -> Details:
-        return Details.model_validate({**self.facts, "not_measured": self.not_measured})
-
-    def add(self, name: str, value: float, error: float | None = None) -> None:
-        """Add a metric, and its standard error.
-
-        Raises: NonFiniteError.
-        """
-        require_finite({name: value})
-        self.metrics[name] = round(value, 4)
-        if error is not None:
-            self.metrics[f"{name}_se"] = round(error, 4)
-
-    def add_mean(self, name: str, values: Tensor) -> None:
-        """Add the mean over images, its standard error, and the values themselves. Shapes: (N,)."""
-        self.add(name, values.mean().item(), standard_error(values).item())
-        self.of_images[name] = values
-
-
 def measure(subject: Subject, outliers: Images | None) -> Findings:
     """Measure all that the settings ask for, each on a random stream of its own.
 
     `outliers` are images that the NLL should distinguish from the scored ones.
     """
     findings, settings = Findings(), subject.settings
-    measures = {"likelihood": _likelihood, "latents": _latents, "labels": _labels}
-    if isinstance(subject.model, Quantized):
-        measures["codebook"] = _codebook
-    if len(subject.data.validation.images):
-        measures["validation"] = _validation
-    if not (subject.data.is_black_and_white or subject.data.pixels.is_drawn):
-        measures["fidelity"] = _fidelity
-    if settings.generated.images:
-        measures["generated"] = _generated
-    if settings.annealing.images and subject.has_likelihood:
-        measures["annealed"] = _annealed
-    if settings.disentanglement.images:
-        measures["disentanglement"] = _disentangled
-    for name, function in measures.items():
+    for name, function in _asked(subject).items():
         with random_stream(settings.seed, name):
             function(subject, findings)
-    if outliers is not None and subject.has_likelihood:
+    if outliers is not None and subject.data.is_conditional:
+        findings.not_measured["outliers"] = "not measured: a conditional model has p(x|y) alone, and outliers no label"
+    elif outliers is not None and subject.has_likelihood:
         with random_stream(settings.seed, "outliers"):
             _outliers(subject, findings, outliers)
     if not subject.has_likelihood:
@@ -119,6 +75,23 @@ def measure(subject: Subject, outliers: Images | None) -> Findings:
         findings.not_measured |= {name: reason for name, is_asked in asked.items() if is_asked}
         findings.warnings += [f"{name}: {reason}" for name, is_asked in asked.items() if is_asked]
     return findings
+
+
+def _asked(subject: Subject) -> dict[str, Callable[[Subject, Findings], None]]:
+    """Return what is measured of a model, and of its codes and images."""
+    settings, data = subject.settings, subject.data
+    every: tuple[tuple[str, Callable[[Subject, Findings], None], object], ...] = (
+        ("likelihood", _likelihood, True),
+        ("latents", _latents, True),
+        ("labels", _labels, True),
+        ("codebook", _codebook, isinstance(subject.model, Quantized)),
+        ("validation", _validation, len(data.validation.images)),
+        ("fidelity", _fidelity, not (data.is_black_and_white or data.pixels.is_drawn)),
+        ("generated", _generated, settings.generated.images),
+        ("annealed", _annealed, settings.annealing.images and subject.has_likelihood),
+        ("disentanglement", _disentangled, settings.disentanglement.images),
+    )
+    return {name: function for name, function, is_asked in every if is_asked}
 
 
 def _likelihood(subject: Subject, findings: Findings) -> None:
@@ -208,6 +181,9 @@ def _labels(subject: Subject, findings: Findings) -> None:
     train, scored = subject.data.train, subject.data.scored
     if subject.settings.split == "train" or len(np.unique(train.labels)) < 2:
         return
+    if subject.data.is_conditional:
+        findings.not_measured["accuracy"] = "not measured: the encoder is told the label that would be guessed"
+        return
     rows = evenly_spaced(len(train.labels), LEARNED_FROM).numpy()
     known = Labelled(subject.encode(train.images[rows]), train.labels[rows])
     found = probe(known, Labelled(subject.scores.means, scored.labels), subject.settings.neighbours)
@@ -294,16 +270,21 @@ def _annealed(subject: Subject, findings: Findings) -> None:
     rows = evenly_spaced(len(subject.images), settings.annealing.images)
     generator = torch.Generator().manual_seed(settings.seed)
     x = subject.data.pixels(subject.images.batches.take(rows), generator)
-    forward = _anneal(subject, x)
-    parts = torch.split(x, settings.batch_size)
+    numbers = subject.data.scored.labels[rows.numpy()]
+    forward = _anneal(subject, x, numbers)
+    told, size = subject.told(numbers), settings.batch_size
+    parts = [slice(start, start + size) for start in range(0, len(x), size)]
     with counting("scoring annealed images", len(x) * settings.nll_samples) as advance:
-        weighed = [importance(model, part, settings.nll_samples, advance).nll.cpu() for part in parts]
+        weighed = [
+            importance(model, x[some], settings.nll_samples, advance, None if told is None else told[some]).nll.cpu()
+            for some in parts
+        ]
     findings.add_mean("ais_nll", -forward.log_px)
     findings.add_mean("ais_minus_nll", -forward.log_px.cpu() - torch.cat(weighed))
     with torch.no_grad():
         exact = model.prior.sample(torch.empty(len(rows), subject.latent_size)).to(x.device)
-        simulated = model.likelihood.sample(model.output(exact))
-    lower, upper = _anneal(subject, simulated), _anneal(subject, simulated, exact)
+        simulated = model.likelihood.sample(subject.given(numbers).output(exact))
+    lower, upper = _anneal(subject, simulated, numbers), _anneal(subject, simulated, numbers, exact)
     findings.add_mean("ais_gap", upper.log_px - lower.log_px)
     acceptance = forward.acceptance.mean().item()  # NaN where a single step leaves nothing to move
     findings.facts["annealed"] = AnnealingFacts(
@@ -316,16 +297,21 @@ def _annealed(subject: Subject, findings: Findings) -> None:
     )
 
 
-def _anneal(subject: Subject, x: Tensor, exact: Tensor | None = None) -> Annealed:
-    """Run chains for each image; backwards, from an exact posterior sample, where there is one."""
+def _anneal(subject: Subject, x: Tensor, numbers: Labels, exact: Tensor | None = None) -> Annealed:
+    """Run chains for each image; backwards, from an exact posterior sample, where there is one.
+
+    Shapes: `numbers` (B,) of the labels of images.
+    """
     model, settings, found, done = subject.model, subject.settings.annealing, [], 0
     path = Path(settings.steps, LEAPFROG)
     with counting("annealing" if exact is None else "annealing back", len(x) * evaluations(path)) as advance:
         for part in image_chunks(x, settings.chains, model.likelihood.outputs):
+            its = numbers[done : done + len(part)]
 
-            def log_likelihood(z: Tensor, part: Tensor = part) -> Tensor:
+            def log_likelihood(z: Tensor, part: Tensor = part, its: Labels = its) -> Tensor:
                 advance(len(part))
-                outputs = torch.unflatten(model.output(z.flatten(0, 1)), 0, z.shape[:2])
+                outputs = subject.given(np.tile(its, len(z))).output(z.flatten(0, 1))
+                outputs = torch.unflatten(outputs, 0, z.shape[:2])
                 return model.likelihood.log_prob(outputs, part)
 
             joint = Joint(model.prior, log_likelihood)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from reparam.config.evaluate import MixtureConfig
 from reparam.evaluate.view import View
-from reparam.models.draw import Model, Prior
+from reparam.models.build import AnyModel
+from reparam.models.draw import Prior
 
 CODES = 10_000  # at most, because a mixture of tens of Gaussians needs no more
 
@@ -49,12 +50,12 @@ def frequencies(count: int, _known: Prior, codes: Callable[[], Tensor]) -> Tenso
 
 
 @torch.no_grad()
-def draw_codes(model: Model, data: View) -> Tensor:
+def draw_codes(model: AnyModel, data: View) -> Tensor:
     """Draw one code each of up to CODES images, chosen at random. Shapes: -> (N, D)."""
     return torch.cat(
         [
-            model.sample_posterior(data.pixels(images))
-            for images in data.batches.visit(torch.randperm(len(data))[:CODES])
+            model.sample_posterior(data.pixels(images), *labels)
+            for images, *labels in data.batches.told(torch.randperm(len(data))[:CODES])
         ]
     )
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from reparam.config import EvaluateConfig
 from reparam.evaluate.importance import Chunk, chunks, draws, importance_of
 from reparam.evaluate.view import View
+from reparam.models.build import AnyModel
 from reparam.models.draw import Model, standard_error
 from reparam.progress import Advance, counting
 from reparam.runtime import computing_in
@@ -36,7 +37,7 @@ class Scores:
 
 
 @torch.no_grad()
-def score(model: Model, data: View, config: EvaluateConfig, *, with_nll: bool = True) -> Scores:
+def score(model: AnyModel, data: View, config: EvaluateConfig, *, with_nll: bool = True) -> Scores:
     """Score every image of a split, drawing from torch's generator.
 
     A code has no NLL, whatever is asked. A hierarchy takes two samples at least: the mean of a layer depends on samples
@@ -46,12 +47,12 @@ def score(model: Model, data: View, config: EvaluateConfig, *, with_nll: bool = 
     nll_samples = config.nll_samples if with_nll and model.stochastic_layers else 0
     parts: list[tuple[Tensor, ...]] = []
     with counting("scoring images", len(data) * (elbo_samples + nll_samples)) as advance:
-        for batch in data.seen(config.seed):
-            with scoring_in(config.precision, batch.device):
-                for chunk in chunks(model, batch):
-                    expectations, sizes = _expectations(model, chunk, elbo_samples, advance)
-                    likelihoods = _likelihoods(model, chunk, nll_samples, advance)
-                    parts.append((*expectations, *likelihoods, *model.posterior(chunk.x)))
+        for batch in data.told(config.seed):
+            with scoring_in(config.precision, data.device):
+                for chunk in chunks(model, *batch):
+                    expectations, sizes = _expectations(chunk.model, chunk, elbo_samples, advance)
+                    likelihoods = _likelihoods(chunk.model, chunk, nll_samples, advance)
+                    parts.append((*expectations, *likelihoods, *chunk.model.posterior(chunk.x)))
     columns = (torch.cat(part).double().cpu() for part in zip(*parts, strict=True))
     reconstruction, kl, latent_kl, expected, noise, nll, bounds, effective, means, log_variances = columns
     # The population variance, as an activity statistic of this very split, and 0 for a single image.

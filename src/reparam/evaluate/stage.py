@@ -19,7 +19,8 @@ from reparam.data import store
 from reparam.data.pixels import Pixels
 from reparam.errors import ParamsError
 from reparam.evaluate import gallery
-from reparam.evaluate.measures import Findings, measure
+from reparam.evaluate.findings import Findings
+from reparam.evaluate.measures import measure
 from reparam.evaluate.outliers import read_outliers
 from reparam.evaluate.scoring import Scores
 from reparam.evaluate.subject import Data, Subject
@@ -81,6 +82,7 @@ def _read_data(paths: Paths, data: DataCard, model: ModelCard, split: SplitName,
         is_density=model.is_density,
         is_black_and_white=data.is_black_and_white,
         factors=data.factors,
+        is_conditional=bool(model.classes),
     )
 
 

@@ -23,6 +23,8 @@ from reparam.evaluate.scoring import Scores, score
 from reparam.evaluate.view import View
 from reparam.figures.style import indexed, literal
 from reparam.models.build import AnyModel
+from reparam.models.draw import Model
+from reparam.models.given import given
 from reparam.models.priors import StandardNormal
 from reparam.models.quantized import Quantized
 from reparam.runtime import random_stream
@@ -45,10 +47,12 @@ class Data:
     is_density: bool  # whether the model's likelihood is one of these pixels
     is_black_and_white: bool  # whether no grey value is stored
     factors: Sequence[FactorFacts] | None = None  # what varies, where that is known
+    is_conditional: bool = False  # whether the model is told labels
 
-    def view(self, images: Images, batch_size: int) -> View:
-        """Show images as the model sees them."""
-        return View(Batches(images, batch_size, self.pixels.shift.device), self.pixels)
+    def view(self, split: Split, batch_size: int) -> View:
+        """Show images as the model sees them, and the labels that it is told."""
+        labels = split.labels if self.is_conditional else None
+        return View(Batches(split.images, batch_size, self.pixels.shift.device, labels), self.pixels)
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Subject:
     @classmethod
     def scored(cls, model: AnyModel, data: Data, settings: EvaluateConfig) -> Self:
         """Score a model on the images of a split."""
-        view = data.view(data.scored.images, settings.batch_size)
+        view = data.view(data.scored, settings.batch_size)
         with random_stream(settings.seed, "score"):
             scores = score(model, view, settings, with_nll=data.is_density)
         return cls(model, data, settings, scores)
@@ -73,7 +77,7 @@ class Subject:
         if self.settings.split == "validation":
             return self
         data = replace(self.data, scored=self.data.validation)
-        scores = score(self.model, self.view(data.scored.images), self.settings, with_nll=False)
+        scores = score(self.model, data.view(data.scored, self.settings.batch_size), self.settings, with_nll=False)
         return replace(self, data=data, scores=scores)
 
     @property
@@ -88,7 +92,7 @@ class Subject:
 
     @cached_property
     def images(self) -> View:
-        return self.view(self.data.scored.images)
+        return self.data.view(self.data.scored, self.settings.batch_size)
 
     @cached_property
     def labels(self) -> Labels:
@@ -151,8 +155,8 @@ class Subject:
         return walks.plane(self.settings.grid.plane, self.means, self.use, self.frame)
 
     def view(self, images: Images) -> View:
-        """Show other images as the model sees those of the split."""
-        return self.data.view(images, self.settings.batch_size)
+        """Show other images, of whatever class, as the model sees those of the split."""
+        return View(Batches(images, self.settings.batch_size, self.images.device), self.data.pixels)
 
     @torch.no_grad()
     def encode(self, images: Images) -> Tensor:
@@ -162,14 +166,13 @@ class Subject:
 
     def codes(self, count: int) -> Tensor:
         """Draw latents to generate images from. Shapes: -> (count, D)."""
-        name, train = self.settings.sampler, self.data.train.images
+        name = self.settings.sampler
         sampler, block = SAMPLERS[name], self.settings.arguments(name)
-
         model = self.model if name == "frequencies" and isinstance(self.model, Quantized) else None
 
         def codes() -> Tensor:
             # A view copies the images to the device: only where the sampler asks for codes.
-            found = draw_codes(self.model, self.view(train))
+            found = draw_codes(self.model, self.data.view(self.data.train, self.settings.batch_size))
             return model.split(found) if model else found
 
         drawn = sampler(count, self.model.prior, codes, *block)
@@ -180,14 +183,48 @@ class Subject:
 
         Shapes: -> (count, C, H, W), in [0, 1].
         """
-        means = torch.from_numpy(self.decode(self.codes(count)))
+        means = torch.from_numpy(self.decode(self.codes(count), self.proportional(count)))
         return torch.bernoulli(means) if self.data.is_black_and_white else means
 
-    def decode(self, z: Tensor) -> Pictures:
-        """Decode latents, or the nearest ones that a codebook has. Shapes: (n, D) -> (n, C, H, W)."""
-        model, parts = self.model, torch.split(z.float().to(self.images.device), AT_ONCE)
-        decodable = (model.nearest(part) if isinstance(model, Quantized) else part for part in parts)
-        return np.concatenate([self.shown(model.decode(part)) for part in decodable])
+    def decode(self, z: Tensor, numbers: Rows | None = None) -> Pictures:
+        """Decode latents, or the nearest that a codebook has; with these labels, or all with the usual one.
+
+        Shapes: (n, D), (n,) -> (n, C, H, W).
+        """
+        numbers = np.full(len(z), self.usual) if numbers is None else numbers
+        rows = [slice(start, start + AT_ONCE) for start in range(0, max(1, len(z)), AT_ONCE)]
+        latents = z.float().to(self.images.device)
+        latents = self.model.nearest(latents) if isinstance(self.model, Quantized) else latents
+        return np.concatenate([self.shown(self.given(numbers[some]).decode(latents[some])) for some in rows])
+
+    def given(self, numbers: Rows) -> Model:
+        """Return the model of images with these labels. Shapes: (n,)."""
+        return given(self.model, self.told(numbers))
+
+    def told(self, numbers: Rows) -> Tensor | None:
+        """Return labels as a conditional model is told them; another is told none. Shapes: (n,)."""
+        if not self.data.is_conditional:
+            return None
+        return torch.from_numpy(numbers.astype(np.int64)).to(self.images.device)
+
+    def of(self, rows: Rows) -> Model:
+        """Return the model of images of the split. Shapes: (n,)."""
+        return self.given(self.data.scored.labels[rows])
+
+    @cached_property
+    def usual(self) -> int:
+        """Return the label of most images, which is shown where one stands for all."""
+        return int(np.bincount(self.data.scored.labels).argmax())
+
+    @property
+    def with_usual(self) -> str:
+        """Say so, where the model is told labels."""
+        return f", with label {literal(self.data.classes[self.usual])}" if self.data.is_conditional else ""
+
+    def proportional(self, count: int) -> Rows:
+        """Return labels with the frequencies of the split, in order. Shapes: -> (count,)."""
+        labels = np.sort(self.data.scored.labels)
+        return labels[np.arange(count) * len(labels) // max(1, count)]
 
     def shown(self, pixels: Tensor) -> Pictures:
         """Undo the scaling that the model sees. Shapes: (n, C, H, W), unchanged."""
@@ -215,7 +252,7 @@ class Subject:
 
     def reconstruct(self, rows: Rows, pixels: Tensor) -> dict[str, Pictures]:
         """Name images as they are stored, as the model sees them where that differs, and reconstructed."""
-        reconstructed = self.decode(self.model.posterior(pixels)[0])
+        reconstructed = self.decode(self.of(rows).posterior(pixels)[0], self.data.scored.labels[rows])
         seen = {"as seen": self.shown(pixels)} if self.data.pixels.is_drawn else {}
         return {"original": self.stored(rows), **seen, "reconstruction": reconstructed}
 
@@ -229,20 +266,23 @@ class Subject:
     def pairs(self, count: int) -> tuple[Rows, Rows]:
         """Draw pairs of images, of different classes where there are some; no image twice. Shapes: (<= count,) twice.
 
-        There must be two images at least.
+        Of a conditional model, of the same class where there are two of one. There must be two images at least.
         """
         with self.draws():
             rest = torch.randperm(len(self.labels)).tolist()
         found = list[tuple[int, int]]()
         while len(rest) > 1 and len(found) < count:
             first = rest.pop(0)
-            others = (row for row in rest if not self.is_labelled or self.labels[row] != self.labels[first])
-            if (second := next(others, None)) is None:
+            others = (row for row in rest if self._is_pair(self.labels[row] == self.labels[first]))
+            if (second := next(others, rest[0] if self.data.is_conditional else None)) is None:
                 break  # all that is left is of one class
             rest.remove(second)
             found.append((first, second))
         firsts, seconds = np.array(found).T
         return firsts, seconds
+
+    def _is_pair(self, are_alike: bool) -> bool:
+        return not self.is_labelled or are_alike == self.data.is_conditional
 
     def names(self, rows: Rows) -> list[str]:
         """Name the classes of images, where there are several, as matplotlib takes them literally."""

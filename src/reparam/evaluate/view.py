@@ -29,6 +29,13 @@ class View:
         """Yield what the model sees of every image, in the order of the store. Shapes: (B, C, H, W) float32."""
         return self.pixels.of(self.batches.in_order(), seed)
 
+    def told(self, seed: int) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the same, and where there are labels those of these images, (B,) int64."""
+        labels = self.batches.labels
+        if labels is None:
+            return ((x,) for x in self.seen(seed))
+        return zip(self.seen(seed), torch.split(labels, self.batches.batch_size), strict=False)
+
 
 def evenly_spaced(count: int, limit: int) -> Tensor:
     """Return all of `count` rows, or `limit` of them at equal distances. Shapes: -> (min(count, limit),)."""

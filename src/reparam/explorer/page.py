@@ -33,6 +33,11 @@ def render(path: Path) -> str:
     Raises: UserError where files are missing or damaged, or use operators that the page does not know.
     """
     bundle = Bundle.open(path)
+    if classes := (bundle.manifest or {}).get("classes"):
+        raise UserError(
+            f"{path}: wanted a model that is told no labels, because the page has none to choose from, found one with "
+            f"{len(classes)} classes; look at it with `reparam model sample --label` and `reparam model reconstruct`"
+        )
     graphs = {role: _graph(bundle, name) for role in ("encoder", "decoder") if (name := f"{role}.onnx") in bundle.names}
     if "decoder" not in graphs:
         raise UserError(f"{path}: wanted decoder.onnx, found {', '.join(bundle.names)}; give the folder of a model")

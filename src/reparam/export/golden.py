@@ -20,13 +20,14 @@ Array = npt.NDArray[Any]
 Cases = dict[str, tuple[dict[str, Array], dict[str, Array]]]  # inputs and outputs of each graph, by name
 
 
-def write_golden(graphs: Mapping[str, Graph], directory: Path, images: Array) -> None:
+def write_golden(graphs: Mapping[str, Graph], directory: Path, images: Mapping[str, Array]) -> None:
     """Write what torch computes of some images, as one `.npz`, and in the form of ONNX's own tests.
 
-    The decoder is given the posterior means, the score random noise. Shapes: images (N, H, W, C).
+    The decoder is given the posterior means, the score random noise. Shapes: images (N, H, W, C), and perhaps label
+    (N,).
     """
     cases: Cases = {}
-    given: dict[str, Array] = {"images": images}
+    given: dict[str, Array] = dict(images)
     for name, graph in graphs.items():
         inputs = {tensor: given[tensor] for tensor in graph.inputs}
         outputs = dict(zip(graph.outputs, run_torch(graph, inputs), strict=True))

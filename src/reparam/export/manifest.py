@@ -40,6 +40,7 @@ QUANTILES = (1, 5, 25, 50, 75, 95, 99)  # percent
 NUMBERS = 1 << 24  # pixels that are scored at once, at most
 
 Array = npt.NDArray[Any]
+Arrays = dict[str, Array]  # by the names of inputs
 
 
 def describe(model: AnyModel, card: ModelCard, data: DataCard, grey_pixels: GreyPixels) -> ExportedModel:
@@ -51,6 +52,7 @@ def describe(model: AnyModel, card: ModelCard, data: DataCard, grey_pixels: Grey
         kind=card.model.kind,
         latent_size=card.latent_size,
         latent_shape=card.latent_shape,
+        classes=card.classes,
         has_prior=card.has_prior,
         prior=_name(model.prior) if card.has_prior else None,
         codebook=_codebook(model),
@@ -100,26 +102,30 @@ def write_prior(prior: Prior, path: Path) -> None:
         np.savez(file, means=found.means.numpy(), log_variances=found.log_variances.numpy(), weights=weights.numpy())
 
 
-def score(runtime: Runtime, path: Path, images: Array, epsilon: Array) -> Array:
+def score(runtime: Runtime, path: Path, given: Arrays, epsilon: Array) -> Array:
     """Score images, each at one posterior sample: with zeros, at its mean.
 
-    Shapes: images (N, H, W, C), epsilon (N, *latent_shape) -> (N,). Units: nats, lower is better.
+    Shapes: given images (N, H, W, C), and labels (N,) where there are any; epsilon (N, *latent_shape) -> (N,).
+    Units: nats, lower is better.
     """
     scores = []
-    for rows in _parts(images):
-        inputs = {"images": images[rows], "epsilon": epsilon[rows]}
+    for rows in _parts(given["images"]):
+        inputs = {name: values[rows] for name, values in (given | {"epsilon": epsilon}).items()}
         scores.append(sum(runtime.run(path, inputs, ("negative_log_likelihood", "kl"))))
     return np.concatenate(scores).astype(np.float64)
 
 
-def describe_codes(runtime: Runtime, path: Path, outputs: Sequence[str], images: Array) -> CodeFacts:
+def describe_codes(runtime: Runtime, path: Path, outputs: Sequence[str], given: Arrays) -> CodeFacts:
     """Say where the codes of images lie, and so which dimensions say most.
 
-    `outputs` are those of the encoder: mean and, of a posterior, log variance. Shapes: images (N, H, W, C).
+    `outputs` are those of the encoder: mean and, of a posterior, log variance. Shapes: as in `score`.
     """
-    parts = [runtime.run(path, {"images": images[rows]}, outputs) for rows in _parts(images)]
+    parts = [
+        runtime.run(path, {name: values[rows] for name, values in given.items()}, outputs)
+        for rows in _parts(given["images"])
+    ]
     codes, *log_variances = (
-        np.concatenate(part).reshape(len(images), -1).astype(np.float64) for part in zip(*parts, strict=True)
+        np.concatenate(part).reshape(len(given["images"]), -1).astype(np.float64) for part in zip(*parts, strict=True)
     )  # (N, D)
     mean, deviation = (tuple(np.round(values, 4).tolist()) for values in (codes.mean(0), codes.std(0)))
     # Of samples: the variance of their means, and the mean of their variances.

@@ -10,16 +10,18 @@ from reparam.cards.export import GraphFacts, TensorFacts
 from reparam.data.pixels import Pixels
 from reparam.models.autoencoder import Autoencoder
 from reparam.models.build import AnyModel
+from reparam.models.conditions import Label
 from reparam.models.draw import Draw
 from reparam.models.hierarchical import HierarchicalVAE
 from reparam.models.priors import StandardNormal
 from reparam.models.quantized import Quantized
-from reparam.models.vae import VAE, each_sample
+from reparam.models.vae import VAE
 
 CODES = "codes"
 DEVIATIONS = "prior standard deviations"
 OWN_UNIT = "as drawn from the prior"
 TABLE = "as in codebook.npz"
+LABEL = "label"
 
 
 class Graph(nn.Module):
@@ -57,12 +59,13 @@ class EncoderGraph(Graph):
         unit = f"log of squared {DEVIATIONS}" if unit == DEVIATIONS else ""
         log_variance = _tensor("log_variance", model.latent_shape, unit, "that of q(z|x)")
         outputs = (mean, log_variance) if model.stochastic_layers else (mean,)
-        super().__init__(model, pixels, GraphFacts(inputs=(_images(model, "to encode"),), outputs=outputs))
+        inputs = (_images(model, "to encode"), *_label(model))
+        super().__init__(model, pixels, GraphFacts(inputs=inputs, outputs=outputs))
         self.grey_pixels = grey_pixels
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(self, images: Tensor, *label: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """Compute the posterior of images."""
-        found = self.model.posterior(self.seen(images))[: len(self.outputs)]
+        found = self.model.posterior(self.seen(images), *label)[: len(self.outputs)]
         return tuple(values.reshape(-1, *self.model.latent_shape) for values in found) if self.is_image else found
 
     def seen(self, images: Tensor) -> Tensor:
@@ -103,11 +106,11 @@ class DecoderGraph(Graph):
     def __init__(self, model: AnyModel, pixels: Pixels) -> None:
         latents = _tensor("latents", model.latent_shape, _unit(model), "codes to decode")
         outputs = (_images(model, "the mean in grey levels"), _mean("mean", model))
-        super().__init__(model, pixels, GraphFacts(inputs=(latents,), outputs=outputs))
+        super().__init__(model, pixels, GraphFacts(inputs=(latents, *_label(model)), outputs=outputs))
 
-    def forward(self, latents: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(self, latents: Tensor, *label: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """Compute the mean images of latents."""
-        mean = self.served_mean(self.model.output(latents.flatten(1) if self.is_image else latents))
+        mean = self.served_mean(self.model.output(latents.flatten(1) if self.is_image else latents, *label))
         return (mean * 255).round().to(torch.uint8), mean
 
 
@@ -127,17 +130,17 @@ class ScoreGraph(Graph):
         meaning = "KL(q(z|x) || p(z)); of a hierarchy or a mixture, at these samples; -ELBO is the sum of both"
         kl = _tensor("kl", (), "nats", meaning)
         facts = GraphFacts(
-            inputs=(_images(model, "to score"), _tensor("epsilon", model.latent_shape, "", noise)),
+            inputs=(_images(model, "to score"), _tensor("epsilon", model.latent_shape, "", noise), *_label(model)),
             outputs=(_mean("reconstruction", model), nll, kl),
         )
         super().__init__(model, encoder.pixels, facts)
         self.encoder = encoder
 
-    def forward(self, images: Tensor, epsilon: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(self, images: Tensor, epsilon: Tensor, *label: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """Score images at the posterior samples that the noise makes."""
         x = self.encoder.seen(images)
-        layers = self.model.layers(self.model.encode(x), epsilon.flatten(1) if self.is_image else epsilon)
-        output = each_sample(self.model.decoder, layers[0].z)
+        layers = self.model.layers(self.model.encode(x, *label), epsilon.flatten(1) if self.is_image else epsilon)
+        output = self.model.output_at(layers[0].z, *label)
         draw = Draw.of(self.model.likelihood.log_prob(output, x), *layers)
         return self.served_mean(output), -draw.log_px, draw.kl
 
@@ -161,12 +164,19 @@ class AllGraphs(nn.Module):
         super().__init__()
         self.graphs = tuple(graphs.values())
         self.model, self.pixels = self.graphs[0].model, self.graphs[0].pixels  # so that weights have one name each
-        self.facts = {tensor.name: tensor for graph in self.graphs for tensor in graph.facts.inputs}
+        # Labels are inputs of each graph alone: one for all would make the batch of the decoder that of images.
+        self.inputs = [
+            [f"{name}_{tensor.name}" if tensor.name == LABEL else tensor.name for tensor in graph.facts.inputs]
+            for name, graph in graphs.items()
+        ]
+        every = zip(self.inputs, self.graphs, strict=True)
+        self.facts = dict(pair for names, graph in every for pair in zip(names, graph.facts.inputs, strict=True))
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Compute them all."""
         given = dict(zip(self.facts, inputs, strict=True))
-        return tuple(output for graph in self.graphs for output in graph(*(given[name] for name in graph.inputs)))
+        every = zip(self.graphs, self.inputs, strict=True)
+        return tuple(output for graph, names in every for output in graph(*(given[name] for name in names)))
 
 
 def serve(grey: Tensor, grey_pixels: str) -> Tensor:
@@ -191,6 +201,15 @@ def _images(model: AnyModel, meaning: str) -> TensorFacts:
         unit="grey levels",
         meaning=meaning,
     )
+
+
+def _label(model: AnyModel) -> tuple[TensorFacts, ...]:
+    """Describe the input of a conditional model that others lack."""
+    if not isinstance(model.condition, Label):
+        return ()
+    facts = _tensor(LABEL, (), "", "class of an image, as `classes` of the manifest numbers them")
+    most = model.condition.numbers.num_embeddings - 1
+    return (facts.model_copy(update={"dtype": "int64", "range": (0.0, float(most))}),)
 
 
 def _mean(name: str, model: AnyModel) -> TensorFacts:

@@ -37,10 +37,11 @@ def export_graphs(graphs: Mapping[str, Graph], opset: int, metadata: Mapping[str
     """Write `<name>.onnx` of each graph, with its own weights alone."""
     # Exported as one graph and cut up, because most of the time goes into what the exporter does once for each.
     names = {name: [f"{name}_{output}" for output in graph.outputs] for name, graph in graphs.items()}
-    whole = Extractor(_export(AllGraphs(graphs).eval(), [output for each in names.values() for output in each], opset))
-    for name, graph in graphs.items():
-        model = whole.extract_model(graph.inputs, names[name])
-        _rename(model, dict(zip(names[name], graph.outputs, strict=True)))
+    together = AllGraphs(graphs).eval()
+    whole = Extractor(_export(together, [output for each in names.values() for output in each], opset))
+    for (name, graph), inputs in zip(graphs.items(), together.inputs, strict=True):
+        model = whole.extract_model(inputs, names[name])
+        _rename(model, dict(zip([*names[name], *inputs], [*graph.outputs, *graph.inputs], strict=True)))
         clean(model)
         for key, value in sorted(metadata.items()):
             model.metadata_props.add(key=key, value=value)
@@ -78,12 +79,11 @@ def _export(whole: AllGraphs, outputs: list[str], opset: int) -> Any:
 
 
 def _rename(model: Any, names: Mapping[str, str]) -> None:
-    """Give outputs the names that were promised, and each first dimension that of the batch."""
+    """Give inputs and outputs the names that were promised, and each first dimension that of the batch."""
     for values in (value for node in model.graph.node for value in (node.input, node.output)):
         values[:] = [names.get(value, value) for value in values]
-    for output in model.graph.output:
-        output.name = names[output.name]
     for value in (*model.graph.input, *model.graph.output):
+        value.name = names[value.name]
         if value.type.tensor_type.shape.dim[0].dim_param:
             value.type.tensor_type.shape.dim[0].dim_param = "batch"
 

@@ -23,6 +23,7 @@ from reparam.export.runtime import Runtime
 from reparam.files import whole_directory
 from reparam.models.build import AnyModel
 from reparam.models.draw import standard_error
+from reparam.models.given import given
 from reparam.models.storage import load_model
 from reparam.paths import Paths
 from reparam.runtime import NUMBERS_AT_ONCE, make_deterministic, random_stream
@@ -55,20 +56,29 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
         run.log_params(flatten(settings, "export."))
         facts = manifest.describe(model, card, data, settings.grey_pixels)
         with whole_directory(paths.onnx) as directory:
-            images = np.ascontiguousarray(split.images.transpose(0, 2, 3, 1))  # (N, H, W, C)
-            metrics = _write_bundle(graphs, facts, settings, images, directory)
+            inputs = {"images": np.ascontiguousarray(split.images.transpose(0, 2, 3, 1))}  # (N, H, W, C)
+            inputs |= {"label": split.labels.astype(np.int64)} if card.classes else {}
+            metrics = _write_bundle(graphs, facts, settings, inputs, directory)
         # Under `threshold` and `static` the grey values, which an app would send, are not stored.
         has_elbo = model.stochastic_layers and card.is_density
         if not card.data.is_black_and_white and has_elbo:
-            metrics |= serving_skew(model, split.images, pixels, settings.grey_pixels)
+            metrics |= serving_skew(model, split.images, pixels, settings.grey_pixels, inputs.get("label"))
         ExportMetrics.of(card.lineage, metrics).write(paths.export_metrics)
         logged.export(run, card, paths)
 
 
 def _write_bundle(
-    graphs: Mapping[str, onnx.Graph], facts: ExportedModel, settings: ExportConfig, images: Array, directory: Path
+    graphs: Mapping[str, onnx.Graph],
+    facts: ExportedModel,
+    settings: ExportConfig,
+    inputs: dict[str, Array],
+    directory: Path,
 ) -> dict[str, float]:
-    """Write and verify all files of a model; return the parity. Shapes: images (N, H, W, C)."""
+    """Write and verify all files of a model; return the parity.
+
+    Shapes: inputs images (N, H, W, C), and label (N,) where the model is told labels.
+    """
+    images = inputs["images"]
     metadata = {"reparam": json.dumps(facts.model_dump(mode="json"), sort_keys=True)}
     with tempfile.TemporaryDirectory() as scratch, Runtime(Path(scratch)) as runtime:
         graphs = program.export_what_can_be(graphs, settings.opset, metadata, directory)
@@ -78,15 +88,16 @@ def _write_bundle(
         scores = None
         if "score" in graphs:
             zeros = np.zeros((len(images), *facts.latent_shape), np.float32)
-            scores = manifest.summarize(manifest.score(runtime, directory / "score.onnx", images, zeros))
-        codes = manifest.describe_codes(runtime, directory / "encoder.onnx", graphs["encoder"].outputs, images)
-        original = variants.Original(graphs, directory, images, runtime)
+            scores = manifest.summarize(manifest.score(runtime, directory / "score.onnx", inputs, zeros))
+        codes = manifest.describe_codes(runtime, directory / "encoder.onnx", graphs["encoder"].outputs, inputs)
+        original = variants.Original(graphs, directory, images, runtime, inputs.get("label"))
         tried = variants.write_variants(settings.variants, original, settings.opset)
     if facts.prior == "gaussian mixture":
         manifest.write_prior(graphs["decoder"].model.prior, directory / PRIOR)
     if facts.codebook:
         manifest.write_codebook(graphs["decoder"].model, directory / CODEBOOK)
-    golden.write_golden(graphs, directory, images[:: max(1, len(images) // GOLDEN_IMAGES)][:GOLDEN_IMAGES])
+    some = slice(None, None, max(1, len(images) // GOLDEN_IMAGES))
+    golden.write_golden(graphs, directory, {name: values[some][:GOLDEN_IMAGES] for name, values in inputs.items()})
     if settings.triton:
         triton.write_repository({name: graph.facts for name, graph in graphs.items()}, directory)
     card = ExportCard(
@@ -110,13 +121,15 @@ def _write_bundle(
 
 
 @torch.no_grad()
-def serving_skew(model: AnyModel, images: store.Images, pixels: Pixels, grey_pixels: GreyPixels) -> dict[str, float]:
+def serving_skew(
+    model: AnyModel, images: store.Images, pixels: Pixels, grey_pixels: GreyPixels, label: Array | None = None
+) -> dict[str, float]:
     """Measure what it costs that apps encode grey images where training encoded random binarizations of them.
 
     `served_elbo` scores binarized images under a posterior that saw them as the exported encoder does;
     `served_elbo_loss` is what it lost against a posterior that saw the binarized images themselves, on the same
     draws. The standard errors, under `<name>_se`, are those of means over images: of the loss, image by image.
-    Shapes: images (N, C, H, W). Units: nats per image.
+    Shapes: images (N, C, H, W), label (N,). Units: nats per image.
     """
     grey = torch.from_numpy(images.astype(np.float32) / 255)
     batch = max(1, min(SKEW_BATCH, NUMBERS_AT_ONCE // (SKEW_SAMPLES * grey[0].numel() * model.likelihood.outputs)))
@@ -126,8 +139,9 @@ def serving_skew(model: AnyModel, images: store.Images, pixels: Pixels, grey_pix
     for x in (target, onnx.serve(grey, grey_pixels)):
         with random_stream(0, "serving skew, posterior"):
             parts = list[Tensor]()
-            for some, its in zip(torch.split(x, batch), torch.split(target, batch), strict=True):
-                draw = model.draw(pixels.scaled(some), pixels.scaled(its), SKEW_SAMPLES)
+            for rows in torch.split(torch.arange(len(x)), batch):
+                told = None if label is None else torch.from_numpy(label[rows.numpy()])
+                draw = given(model, told).draw(pixels.scaled(x[rows]), pixels.scaled(target[rows]), SKEW_SAMPLES)
                 parts.append((draw.log_px - draw.kl).double().mean(0))
         elbos.append(torch.cat(parts))
     return {

@@ -32,12 +32,18 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Original:
-    """Float32 graphs, the directory of their files, and the images of the test split, (N, H, W, C)."""
+    """Float32 graphs, the directory of their files, and the test split: images (N, H, W, C), and perhaps label (N,)."""
 
     graphs: Mapping[str, Graph]
     directory: Path
     images: Array
     runtime: Runtime
+    label: Array | None = None
+
+    @property
+    def inputs(self) -> dict[str, Array]:
+        """The test split by the names of inputs."""
+        return {"images": self.images} | ({} if self.label is None else {"label": self.label})
 
     def run(self, path: Path, name: str, inputs: Mapping[str, Array]) -> list[Array]:
         """Compute the float outputs of a graph or of a copy of it."""
@@ -118,7 +124,7 @@ def elbo_change(original: Original, score: Path) -> float:
     size = original.graphs["decoder"].facts.inputs[0].row
     epsilon = np.random.default_rng(0).standard_normal((len(original.images), *size), dtype=np.float32)
     before, after = (
-        manifest.score(original.runtime, path, original.images, epsilon)
+        manifest.score(original.runtime, path, original.inputs, epsilon)
         for path in (original.directory / "score.onnx", score)
     )
     return float((before - after).mean())

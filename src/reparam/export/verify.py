@@ -121,18 +121,23 @@ def cases(graph: Graph, images: Array, seed: int) -> Iterator[tuple[str, dict[st
         yield (
             f"batch of {size}",
             {
-                tensor.name: batch
-                if tensor.dtype == "uint8"
-                else rng.standard_normal((size, *tensor.row), dtype=np.float32)
+                tensor.name: batch if tensor.dtype == "uint8" else _drawn(tensor, size, rng)
                 for tensor in graph.facts.inputs
             },
         )
     yield EXTREMES, {tensor.name: _extremes(tensor) for tensor in graph.facts.inputs}
 
 
+def _drawn(tensor: TensorFacts, size: int, rng: np.random.Generator) -> Array:
+    """Draw numbers of an input, or list all labels in turn. Shapes: -> (size, ...)."""
+    if tensor.dtype == "int64":
+        return np.arange(size) % (int(tensor.range[1] or 0) + 1)
+    return rng.standard_normal((size, *tensor.row), dtype=np.float32)
+
+
 def _extremes(tensor: TensorFacts) -> Array:
     """Return the lowest and the highest sensible values of an input. Shapes: (2, ...)."""
-    low, high = (0, 255) if tensor.dtype == "uint8" else (-EXTREME, EXTREME)
+    low, high = (-EXTREME, EXTREME) if tensor.dtype == "float32" else tensor.range
     return np.stack([np.full(tensor.row, value, tensor.dtype) for value in (low, high)])
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from reparam.models.conditions import Condition, Unconditional
 from reparam.models.draw import Draw, Encoded, Estimator, Layer, Likelihood, Prior, in_full
 from reparam.models.vae import each_sample
 
@@ -26,6 +27,7 @@ class Autoencoder(nn.Module):
         prior: Prior,
         shape: tuple[int, ...],
         latent_shape: tuple[int, ...] | None = None,
+        condition: Condition | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -35,26 +37,29 @@ class Autoencoder(nn.Module):
         self.latent_size = prior.size  # D
         self.latent_shape: tuple[int, ...] = latent_shape or (prior.size,)
         self.shape = shape  # (C, H, W)
+        self.condition = condition or Unconditional()
 
-    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def posterior(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the code, and the log of its variance, which is 0. Shapes: (B, C, H, W) -> (B, D), (B, D)."""
-        code = in_full(self.encoder(x))
+        code = in_full(self.encoder(self.condition.on_image(x, labels)))
         return code, torch.full_like(code, -torch.inf)
 
-    def sample_posterior(self, x: Tensor) -> Tensor:
-        return self.posterior(x)[0]
+    def sample_posterior(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.posterior(x, labels)[0]
 
-    def output(self, z: Tensor) -> Tensor:
-        return in_full(self.decoder(z))
+    def output(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        return in_full(self.decoder(self.condition.on_latents(z, labels)))
 
-    def decode(self, z: Tensor) -> Tensor:
-        return self.likelihood.mean(self.output(z))
+    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.likelihood.mean(self.output(z, labels))
 
-    def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
-        return self.draw_from(self.encode(x), target, samples, estimator)
+    def draw(
+        self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise", labels: Tensor | None = None
+    ) -> Draw:
+        return self.draw_from(self.encode(x, labels), target, samples, estimator, labels)
 
-    def encode(self, x: Tensor) -> Encoded:
-        return [self.posterior(x)]
+    def encode(self, x: Tensor, labels: Tensor | None = None) -> Encoded:
+        return [self.posterior(x, labels)]
 
     def draw_from(
         self,
@@ -62,11 +67,12 @@ class Autoencoder(nn.Module):
         target: Tensor,
         samples: int,
         estimator: Estimator = "pathwise",  # noqa: ARG002
+        labels: Tensor | None = None,
     ) -> Draw:
         """Score `target`; all samples are the same. Shapes: fields (samples, B)."""
         [(code, log_variance)] = encoded
         z = code[None]  # (1, B, D)
-        output = each_sample(self.decoder, z)
+        output = each_sample(self.decoder, self.condition.on_latents(z, labels))
         log_px = self.likelihood.log_prob(output, target).expand(samples, -1)
         nothing = torch.zeros_like(z).expand(samples, -1, -1)
         layer = Layer.of(z.expand(samples, -1, -1), (code, log_variance), nothing, nothing)

@@ -12,6 +12,7 @@ from reparam.config.model import AutoencoderConfig, FsqConfig, HierarchicalConfi
 from reparam.errors import ParamsError
 from reparam.models import networks
 from reparam.models.autoencoder import Autoencoder
+from reparam.models.conditions import Condition, Label, Unconditional
 from reparam.models.draw import Likelihood, Prior
 from reparam.models.hierarchical import HierarchicalVAE
 from reparam.models.likelihoods import LIKELIHOODS
@@ -34,19 +35,22 @@ class Parts:
     latent_shape: tuple[int, ...]  # (D,), or (C, H, W) of latents that are an image
     shape: tuple[int, ...]  # (C, H, W)
     prior: Callable[[Latents], Prior]
+    condition: Condition
 
     @property
     def latent(self) -> int:
         return math.prod(self.latent_shape)
 
     def decoder(self) -> nn.Sequential:
-        """Build the network from latents to what the likelihood reads. Shapes: (N, D) -> (N, P*C, H, W)."""
+        """Build the network from latents to what the likelihood reads. Shapes: (N, D + E) -> (N, P*C, H, W)."""
         channels, *sides = self.shape
-        return self.network.decoder(self.latent, (channels * self.likelihood.outputs, *sides))
+        return self.network.decoder(self.latent + self.condition.size, (channels * self.likelihood.outputs, *sides))
 
 
-def build_model(config: ModelConfig, shape: tuple[int, ...]) -> AnyModel:
+def build_model(config: ModelConfig, shape: tuple[int, ...], classes: int = 0) -> AnyModel:
     """Build a model with fresh weights from torch's generator. Shapes: `shape` is (C, H, W).
+
+    `classes` are those of images whose labels it is told.
 
     Raises: ParamsError where the networks cannot have images of that size, or the kind no such prior.
     """
@@ -62,10 +66,24 @@ def build_model(config: ModelConfig, shape: tuple[int, ...]) -> AnyModel:
         _latent_shape(config, network.latent_shape(shape)),
         shape,
         lambda latents: PRIORS[prior](latents, *config.arguments(prior)),
+        _condition(config, classes, shape),
     )
+    if config.condition != "none" and len(parts.latent_shape) > 1:
+        raise ParamsError(
+            f"params.yaml: model.condition: wanted 'none' where latents are an image, found {config.condition!r}; or "
+            f"set model.{config.network}.latent_channels to null"
+        )
     model = KINDS[config.kind](parts, *config.arguments(config.kind))
+    if config.condition != "none" and not hasattr(model, "condition"):
+        raise ParamsError(
+            f"params.yaml: model.condition: wanted 'none' with model.kind {config.kind!r}, found {config.condition!r}"
+        )
     networks.initialise(model, config.init)
     return model
+
+
+def _condition(config: ModelConfig, classes: int, shape: tuple[int, ...]) -> Condition:
+    return Label(classes, shape, config.label) if config.condition == "label" else Unconditional()
 
 
 def _latent_shape(config: ModelConfig, of_network: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -106,13 +124,15 @@ def _autoencoder(parts: Parts, config: AutoencoderConfig) -> Autoencoder:
     if config.code == "sigmoid":
         encoder.append(nn.Sigmoid())
     prior = StandardNormal(parts.latent)
-    return Autoencoder(encoder, parts.decoder(), parts.likelihood, prior, parts.shape, parts.latent_shape)
+    return Autoencoder(
+        encoder, parts.decoder(), parts.likelihood, prior, parts.shape, parts.latent_shape, parts.condition
+    )
 
 
 def _vae(parts: Parts) -> VAE:
     encoder = parts.network.encoder(parts.shape, 2 * parts.latent)
     prior = parts.prior(Latents(parts.latent, parts.shape, encoder))
-    return VAE(encoder, parts.decoder(), parts.likelihood, prior, parts.shape, parts.latent_shape)
+    return VAE(encoder, parts.decoder(), parts.likelihood, prior, parts.shape, parts.latent_shape, parts.condition)
 
 
 def _hierarchical(parts: Parts, config: HierarchicalConfig) -> HierarchicalVAE:
@@ -133,7 +153,7 @@ def _hierarchical(parts: Parts, config: HierarchicalConfig) -> HierarchicalVAE:
             encoders.append(Linear(width, 2 * size))
     priors = [network.between((above, *reversed(hidden), 2 * below)) for below, above in pairs]
     layers = (features, encoders, priors)
-    return HierarchicalVAE(layers, parts.decoder(), parts.likelihood, sizes, parts.shape)
+    return HierarchicalVAE(layers, parts.decoder(), parts.likelihood, sizes, parts.shape, parts.condition)
 
 
 def _fsq(parts: Parts, config: FsqConfig) -> Quantized:
@@ -179,8 +199,9 @@ def _quantized(parts: Parts, quantizer: Quantizer, name: str) -> Quantized:
             f"params.yaml: model.latent: wanted a multiple of {quantizer.dimensions} ({name}), because each code has "
             f"so many numbers, found {parts.latent}"
         )
-    encoder = parts.network.encoder(parts.shape, parts.latent)
-    return Quantized(encoder, parts.decoder(), parts.likelihood, quantizer, parts.shape, parts.latent_shape)
+    encoder, decoder = parts.network.encoder(parts.shape, parts.latent), parts.decoder()
+    facts = (parts.shape, parts.latent_shape, parts.condition)
+    return Quantized(encoder, decoder, parts.likelihood, quantizer, *facts)
 
 
 KINDS: dict[str, Callable[..., AnyModel]] = {

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from reparam.models.conditions import Condition, Unconditional
 from reparam.models.draw import (
     Draw,
     Encoded,
@@ -42,6 +43,7 @@ class HierarchicalVAE(nn.Module):
         likelihood: Likelihood,
         sizes: Sequence[int],
         shape: tuple[int, ...],
+        condition: Condition | None = None,
     ) -> None:
         super().__init__()
         # Priors: of z_1 given z_2, of z_2 given z_3, ...; the last layer's is standard normal.
@@ -50,46 +52,50 @@ class HierarchicalVAE(nn.Module):
         self.likelihood = likelihood
         self.sizes = list(sizes)  # D_1, ..., D_L
         self.shape = shape  # (C, H, W)
+        self.condition = condition or Unconditional()  # of the networks next to the image
         self.latent_size = sum(sizes)
         self.latent_shape: tuple[int, ...] = (self.latent_size,)
         self.prior: Prior = StandardNormal(self.latent_size)  # of all layers, in units of their own priors
         self.highest = StandardNormal(self.sizes[-1])  # of z_L
         self.stochastic_layers = len(sizes)
 
-    def posterior(self, x: Tensor) -> Gaussian:
+    def posterior(self, x: Tensor, labels: Tensor | None = None) -> Gaussian:
         """Return mean and log variance in units of the prior, with the latents that they depend on at their means.
 
         Shapes: (B, C, H, W) -> (B, D), (B, D), where D = D_1 + ... + D_L.
         """
-        means, log_variances = zip(*(_in_units(*layer) for layer in self._at_means(x)), strict=True)
+        means, log_variances = zip(*(_in_units(*layer) for layer in self._at_means(x, labels)), strict=True)
         return torch.cat(means, -1), torch.cat(log_variances, -1)
 
-    def sample_posterior(self, x: Tensor) -> Tensor:
+    def sample_posterior(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Draw latents in units of their prior, given the sample above. Shapes: (B, C, H, W) -> (B, D)."""
-        encoded = self.encode(x)
+        encoded = self.encode(x, labels)
         z = [layer.z for layer in self._layers(encoded, self._noise(encoded, 1), "pathwise")]  # (1, B, D_l) each
         for number, prior in enumerate(self.priors):
             mean, log_variance = halves(each_sample(prior, z[number + 1]))
             z[number] = (z[number] - mean) * (-0.5 * log_variance).exp()
         return torch.cat(z, -1)[0]
 
-    def output(self, z: Tensor) -> Tensor:
+    def output(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Undo the units of the priors from the top down, and decode the lowest layer."""
         *lower, above = torch.split(z, self.sizes, dim=-1)
         for prior, noise in zip(reversed(self.priors), reversed(lower), strict=True):
             mean, log_variance = halves(prior(above))
             above = mean + noise * (0.5 * log_variance).exp()
-        output: Tensor = self.decoder(above)
+        output: Tensor = self.decoder(self.condition.on_latents(above, labels))
         return in_full(output)
 
-    def decode(self, z: Tensor) -> Tensor:
-        return self.likelihood.mean(self.output(z))
+    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.likelihood.mean(self.output(z, labels))
 
-    def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
-        return self.draw_from(self.encode(x), target, samples, estimator)
+    def draw(
+        self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise", labels: Tensor | None = None
+    ) -> Draw:
+        return self.draw_from(self.encode(x, labels), target, samples, estimator, labels)
 
-    def encode(self, x: Tensor) -> Encoded:
+    def encode(self, x: Tensor, labels: Tensor | None = None) -> Encoded:
         """Return what the image says of the lowest layer or, on the way down, of each."""
+        x = self.condition.on_image(x, labels)
         if not len(self.features):
             return [halves(self.encoders[0](x))]
         found = []
@@ -98,10 +104,21 @@ class HierarchicalVAE(nn.Module):
             found.append(halves(encoder(x)))
         return found
 
-    def draw_from(self, encoded: Encoded, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
+    def draw_from(
+        self,
+        encoded: Encoded,
+        target: Tensor,
+        samples: int,
+        estimator: Estimator = "pathwise",
+        labels: Tensor | None = None,
+    ) -> Draw:
         layers = self._layers(encoded, self._noise(encoded, samples), estimator)
-        output = each_sample(self.decoder, layers[0].z)
+        output = self.output_at(layers[0].z, labels)
         return replace(Draw.of(self.likelihood.log_prob(output, target), *layers), output=output)
+
+    def output_at(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return what the likelihood reads, at samples of z_1. Shapes: (K, B, D_1) or (B, D_1) -> (..., P*C, H, W)."""
+        return each_sample(self.decoder, self.condition.on_latents(z, labels))
 
     def layers(self, encoded: Encoded, noise: Tensor, estimator: Estimator = "pathwise") -> list[Layer]:
         """Sample the posterior with the given noise of all layers, that next to the image first.
@@ -146,16 +163,16 @@ class HierarchicalVAE(nn.Module):
             layers.insert(0, Layer.of(z, posterior, log_qz, log_pz, _kl(posterior, prior)))
         return layers
 
-    def _at_means(self, x: Tensor) -> list[tuple[Gaussian, Gaussian | None]]:
+    def _at_means(self, x: Tensor, labels: Tensor | None) -> list[tuple[Gaussian, Gaussian | None]]:
         """Walk through the layers without noise; list posterior and prior of each, None where it is standard normal."""
         if len(self.features):
-            *evidence, above = self.encode(x)
+            *evidence, above = self.encode(x, labels)
             walked: list[tuple[Gaussian, Gaussian | None]] = [(above, None)]
             for prior_network, found in zip(reversed(self.priors), reversed(evidence), strict=True):
                 prior = halves(prior_network(walked[0][0][0]))
                 walked.insert(0, (_merge(found, prior), prior))
             return walked
-        posteriors: list[Gaussian] = [*self.encode(x)]
+        posteriors: list[Gaussian] = [*self.encode(x, labels)]
         for encoder in list(self.encoders)[1:]:
             posteriors.append(halves(encoder(posteriors[-1][0])))
         priors = [halves(prior(above)) for prior, (above, _) in zip(self.priors, posteriors[1:], strict=True)]

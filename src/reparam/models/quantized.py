@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.models.autoencoder import Autoencoder
+from reparam.models.conditions import Condition
 from reparam.models.draw import Draw, Encoded, Estimator, Likelihood
 from reparam.models.priors import StandardNormal
 
@@ -52,25 +53,34 @@ class Quantized(Autoencoder):
         quantizer: Quantizer,
         shape: tuple[int, ...],
         latent_shape: tuple[int, ...],
+        condition: Condition,
     ) -> None:
-        super().__init__(encoder, decoder, likelihood, StandardNormal(math.prod(latent_shape)), shape, latent_shape)
+        prior = StandardNormal(math.prod(latent_shape))
+        super().__init__(encoder, decoder, likelihood, prior, shape, latent_shape, condition)
         self.quantizer = quantizer
         self.positions = self.latent_size // quantizer.dimensions  # P
 
-    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def posterior(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the vectors of codes, and the log of their variance, which is 0. Shapes: as `Autoencoder` has them."""
-        z, log_variance = super().posterior(x)
+        z, log_variance = super().posterior(x, labels)
         return self.joined(self.quantizer.quantized(self.split(z))), log_variance
 
-    def encode(self, x: Tensor) -> Encoded:
+    def encode(self, x: Tensor, labels: Tensor | None = None) -> Encoded:
         """Return what is not quantised yet."""
-        return [super().posterior(x)]
+        return [super().posterior(x, labels)]
 
-    def draw_from(self, encoded: Encoded, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
+    def draw_from(
+        self,
+        encoded: Encoded,
+        target: Tensor,
+        samples: int,
+        estimator: Estimator = "pathwise",
+        labels: Tensor | None = None,
+    ) -> Draw:
         """Quantise, and score `target`; all samples are the same. Shapes: fields (samples, B)."""
         [(z, log_variance)] = encoded
         vectors = self.joined(self.quantizer(self.split(z)))
-        draw = super().draw_from([(vectors, log_variance)], target, samples, estimator)
+        draw = super().draw_from([(vectors, log_variance)], target, samples, estimator, labels)
         if not self.quantizer.commitment:
             return draw
         return replace(draw, auxiliary=self.quantizer.commitment * (z - vectors.detach()).square().sum(1))

@@ -44,14 +44,14 @@ def load_model(directory: Path, device: torch.device) -> AnyModel:
     except SafetensorError as error:
         raise DamagedInputError(f"{path}: {error}; {rerun('train')}") from None
     with torch.device("meta"):  # which takes no memory, whatever the card says
-        known = build_model(card.model, card.data.shape).state_dict()
+        known = build_model(card.model, card.data.shape, len(card.classes)).state_dict()
     for name in sorted(known.keys() | weights.keys()):
         problem = _compare(known.get(name), weights.get(name))
         if problem:
             raise DamagedInputError(
                 f"{path}: {name}: {problem}; not the weights of the model on {CARD}; {rerun('train')}"
             )
-    model = build_model(card.model, card.data.shape)
+    model = build_model(card.model, card.data.shape, len(card.classes))
     model.load_state_dict(weights)
     model.eval().prior = model.prior.settled()
     return model.to(device)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from reparam.models.conditions import Condition, Unconditional
 from reparam.models.draw import (
     Draw,
     Encoded,
@@ -23,7 +24,7 @@ class VAE(nn.Module):
     """A diagonal Gaussian posterior, any prior, any likelihood.
 
     The encoder maps (B, C, H, W) to mean and log variance side by side, (B, 2D); the decoder maps (N, D) to the P
-    numbers a pixel that the likelihood wants, (N, P*C, H, W).
+    numbers a pixel that the likelihood wants, (N, P*C, H, W). Under a condition the decoder maps (N, D + E).
     Source: Kingma & Welling 2014, sec. 3.
     """
 
@@ -37,6 +38,7 @@ class VAE(nn.Module):
         prior: Prior,
         shape: tuple[int, ...],
         latent_shape: tuple[int, ...] | None = None,
+        condition: Condition | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -46,30 +48,44 @@ class VAE(nn.Module):
         self.latent_size = prior.size  # D
         self.latent_shape: tuple[int, ...] = latent_shape or (prior.size,)
         self.shape = shape  # (C, H, W)
+        self.condition = condition or Unconditional()
 
-    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return halves(self.encoder(x))
+    def posterior(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return halves(self.encoder(self.condition.on_image(x, labels)))
 
-    def sample_posterior(self, x: Tensor) -> Tensor:
-        mean, log_variance = self.posterior(x)
+    def sample_posterior(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        mean, log_variance = self.posterior(x, labels)
         return sample_gaussian(mean, log_variance, torch.randn_like(mean), "pathwise")[0]
 
-    def output(self, z: Tensor) -> Tensor:
-        return in_full(self.decoder(z))
+    def output(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        return in_full(self.decoder(self.condition.on_latents(z, labels)))
 
-    def decode(self, z: Tensor) -> Tensor:
-        return self.likelihood.mean(self.output(z))
+    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.likelihood.mean(self.output(z, labels))
 
-    def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
-        return self.draw_from(self.encode(x), target, samples, estimator)
+    def draw(
+        self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise", labels: Tensor | None = None
+    ) -> Draw:
+        return self.draw_from(self.encode(x, labels), target, samples, estimator, labels)
 
-    def encode(self, x: Tensor) -> Encoded:
-        return [self.posterior(x)]
+    def encode(self, x: Tensor, labels: Tensor | None = None) -> Encoded:
+        return [self.posterior(x, labels)]
 
-    def draw_from(self, encoded: Encoded, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
+    def draw_from(
+        self,
+        encoded: Encoded,
+        target: Tensor,
+        samples: int,
+        estimator: Estimator = "pathwise",
+        labels: Tensor | None = None,
+    ) -> Draw:
         [layer] = self.layers(encoded, draw_noise(encoded, samples, self.latent_size), estimator)
-        output = each_sample(self.decoder, layer.z)
+        output = self.output_at(layer.z, labels)
         return replace(Draw.of(self.likelihood.log_prob(output, target), layer), output=output)
+
+    def output_at(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return what the likelihood reads, at samples of images. Shapes: (K, B, D) or (B, D) -> (..., P*C, H, W)."""
+        return each_sample(self.decoder, self.condition.on_latents(z, labels))
 
     def layers(self, encoded: Encoded, noise: Tensor, estimator: Estimator = "pathwise") -> list[Layer]:
         """Sample the posterior with the given noise. Shapes: noise (K, B, D), or (B, D), which fields then have."""

@@ -66,6 +66,7 @@ PICTURES = {
         Picture(
             "samples", "Samples", "What the decoder makes of latents drawn from {sampler}: no image was given.", True
         ),
+        Picture("classes", "Classes", "The same latents with each label, which the model is told.", True),
         Picture("sigma", "Uncertainty", "The standard deviation that the decoder gives each pixel.", True),
     ),
     "Latent space": (

@@ -9,6 +9,7 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import HTMLResponse, Response
 
 from reparam.client import Client
+from reparam.client.labels import as_input
 from reparam.explorer.page import render
 from reparam.serve import protocol
 from reparam.serve.answers import Json, Mistake, aside, explain_mistakes
@@ -95,6 +96,8 @@ def _add_protocol(app: FastAPI, client: Client, limits: Limits, batches: dict[st
         facts, body = known(name), await http.body()
         request, binary = await aside(len(body), protocol.request_of, body, http.headers.get(protocol.HEADER))
         inputs = await aside(len(body), protocol.read, request.inputs, binary, facts["inputs"], limits.rows)
+        if "label" in inputs:
+            as_input("inputs.label", inputs["label"], client.classes, len(inputs["label"]))
         wanted = protocol.wanted_outputs(request, {value["name"]: value["datatype"] for value in facts["outputs"]})
         found = await batches[name].run(inputs)
         about = {"model_name": name, "model_version": "1"} | ({} if request.id is None else {"id": request.id})

@@ -7,9 +7,10 @@ import numpy as np
 import numpy.typing as npt
 from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, StrictInt
 
 from reparam.client import Client
+from reparam.client.labels import as_input, number_of
 from reparam.errors import UserError
 from reparam.preprocess.images import MODES
 from reparam.serve import pictures, protocol
@@ -25,16 +26,22 @@ class Limits:
     bytes: int = 16 << 20
 
 
+# Of all images or of each, as `Client.classes` numbers them: what a conditional model is told.
+Label = StrictInt | list[StrictInt] | None
+
+
 class Images(BaseModel):
     """Images as nested lists (N, height, width, channels) of grey levels 0 to 255."""
 
     images: list[Any]
+    label: Label = None
 
 
 class Latents(BaseModel):
     """Codes as nested lists: (N, latents), or (N, channels, height, width) of latents that are an image."""
 
     latents: list[Any]
+    label: Label = None
 
 
 class Draw(BaseModel):
@@ -43,6 +50,7 @@ class Draw(BaseModel):
     count: Annotated[int, Field(ge=1)] = 1
     seed: Annotated[int, Field(ge=0)] = 0
     temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 1.0
+    label: Label = None
 
 
 def _wants_png(
@@ -86,11 +94,19 @@ class Routes:
         for size in reversed(row):
             schema = {"type": "array", "items": schema, "minItems": size, "maxItems": size}
         schema = {"type": "array", "items": schema, "minItems": 1, "maxItems": self.limits.rows}
-        return {"application/json": {"schema": {"type": "object", "required": [name], "properties": {name: schema}}}}
+        properties, classes = {name: schema}, self.client.classes
+        if classes:
+            number = {"type": "integer", "minimum": 0, "maximum": len(classes) - 1}
+            properties["label"] = {"anyOf": [number, {"type": "array", "items": number}]}
+        wanted = {"type": "object", "required": [*properties], "properties": properties}
+        return {"application/json": {"schema": wanted}}
 
     async def encode(self, request: Request) -> Response:
-        """Return the outputs of the encoder for images, as JSON or a PNG with one below the other."""
-        return await _numbers(await self._run("encoder", images=await self._images(request)))
+        """Return the outputs of the encoder for images, as JSON or a PNG with one below the other.
+
+        A conditional model is told the field `label`, or beside a PNG the query `?label=`.
+        """
+        return await _numbers(await self._run("encoder", **await self._images(request)))
 
     async def decode(self, request: Request, png: Png) -> Response:
         """Return the images of codes."""
@@ -99,8 +115,9 @@ class Routes:
 
     async def reconstruct(self, request: Request, png: Png) -> Response:
         """Return what the model makes of images, as JSON or a PNG with one below the other."""
-        found = await self._run("encoder", images=await self._images(request))
-        return await self._pictures(found["mean"], png)
+        inputs = await self._images(request)
+        latents = (await self._run("encoder", **inputs))["mean"]
+        return await self._pictures({**inputs, "latents": latents}, png)
 
     async def sample(self, body: Draw, png: Png) -> Response:
         """Return images that the model invents; those of `Client.sample`."""
@@ -109,18 +126,19 @@ class Routes:
         if not self.client.metadata["has_prior"]:
             raise UserError("sample: wanted a model with a prior, found an autoencoder; use /decode")
         latents = self.client.sample_latents(body.count, body.seed, body.temperature)
-        return await self._pictures(latents.astype(np.float32), png)
+        told = as_input("sample", body.label, self.client.classes, body.count)
+        return await self._pictures({"latents": latents.astype(np.float32), **told}, png)
 
     async def score(self, request: Request) -> Response:
         """Return the negative ELBO of each image at the posterior mean, in nats: the larger, the stranger.
 
         Images are JSON or a PNG with one below the other.
         """
-        images = await self._images(request)
+        inputs = await self._images(request)
         if "score" not in self.client.graphs:
             raise UserError("score: wanted a model that is a density, found one without score.onnx")
         row = next(value.shape[1:] for value in self.client.signature("score")[0] if value.name == "epsilon")
-        found = await self._run("score", images=images, epsilon=np.zeros((len(images), *row), np.float32))
+        found = await self._run("score", **inputs, epsilon=np.zeros((len(inputs["images"]), *row), np.float32))
         parts = {name: found[name].astype(np.float64) for name in ("negative_log_likelihood", "kl")}
         return await _numbers({**parts, "negative_elbo": parts["negative_log_likelihood"] + parts["kl"]})
 
@@ -129,28 +147,38 @@ class Routes:
             raise HTTPException(404, f"wanted a model with {graph}.onnx, found {', '.join(self.batches)}")
         return await self.batches[graph].run(inputs)
 
-    async def _images(self, request: Request) -> npt.NDArray[Any]:
+    async def _images(self, request: Request) -> Arrays:
+        """Read images, and the labels that a conditional model is told of them."""
         body = await request.body()
-        images: npt.NDArray[Any]
+        images: Arrays
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "image/png":
-            images = await aside(len(body), pictures.read, body, self.client.image_shape, self.limits.rows)
+            found = await aside(len(body), pictures.read, body, self.client.image_shape, self.limits.rows)
+            query = request.query_params.get("label")
+            label = number_of(query, self.client.classes) if query else None
+            images = {"images": found, **as_input("label", label, self.client.classes, len(found))}
         else:
             images = await aside(len(body), self._listed_images, body)
         return images
 
-    def _listed_images(self, body: bytes) -> npt.NDArray[Any]:
-        return self._array(protocol.parse(Images, body).images, "UINT8", list(self.client.image_shape), "images")
+    def _listed_images(self, body: bytes) -> Arrays:
+        given = protocol.parse(Images, body)
+        images = self._array(given.images, "UINT8", list(self.client.image_shape), "images")
+        return {"images": images, **as_input("label", given.label, self.client.classes, len(images))}
 
-    def _listed_latents(self, body: bytes) -> npt.NDArray[Any]:
-        return self._array(protocol.parse(Latents, body).latents, "FP32", list(self.client.latent_shape), "latents")
+    def _listed_latents(self, body: bytes) -> Arrays:
+        given = protocol.parse(Latents, body)
+        latents = self._array(given.latents, "FP32", list(self.client.latent_shape), "latents")
+        return {"latents": latents, **as_input("label", given.label, self.client.classes, len(latents))}
 
     def _array(self, given: list[Any], kind: str, row: list[int], where: str) -> npt.NDArray[Any]:
         if not 1 <= len(given) <= self.limits.rows:
             raise UserError(f"{where}: wanted 1 to {self.limits.rows}, found {len(given)}")
         return protocol.numbers(given, kind, [len(given), *row], where)
 
-    async def _pictures(self, latents: npt.NDArray[np.float32], png: bool) -> Response:
-        images = (await self._run("decoder", latents=latents))["images"]
+    async def _pictures(self, given: Arrays, png: bool) -> Response:
+        """Decode latents, with their labels where there are any; images among these are left aside."""
+        inputs = {name: values for name, values in given.items() if name != "images"}
+        images = (await self._run("decoder", **inputs))["images"]
         if not png:
             return await _numbers({"images": images})
         if images.shape[-1] not in MODES:

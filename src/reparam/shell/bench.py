@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def bench(model: Path, open_client: Callable[[Path], Client]) -> Iterator[str]:
     for batch in BATCHES:
         images = rng.integers(0, 256, (batch, *client.image_shape), dtype=np.uint8)
         latents = rng.standard_normal((batch, client.latent_size), dtype=np.float32)
+        told = {"labels": 0} if client.classes else {}
         for name, role, values in (
             ("encode", "encoder", images),
             ("decode", "decoder", latents),
@@ -35,7 +37,9 @@ def bench(model: Path, open_client: Callable[[Path], Client]) -> Iterator[str]:
                 clients = {name: client}
                 if role != "score":  # of which there are no variants
                     clients |= {f"{name} {kind}": open_client(model / f"{role}.{kind}.onnx") for kind in kinds}
-                seconds = _medians({title: getattr(its, name) for title, its in clients.items()}, values)
+                seconds = _medians(
+                    {title: partial(getattr(its, name), **told) for title, its in clients.items()}, values
+                )
                 for title, its in seconds.items():
                     speed = f" {seconds[name] / its:>5.2f}x" if kinds else ""
                     yield f"{title:<12} {batch:>6} {its * 1000:>10.3f} {batch / its:>12,.0f}{speed}"

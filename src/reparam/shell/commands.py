@@ -38,6 +38,10 @@ Table = Annotated[
     Path | None, typer.Option(help="A .csv, .npy or .parquet file; without it, CSV is printed.", show_default=False)
 ]
 Pictures = Annotated[Path, typer.Option(help="A .npy file, or a .png with all images side by side.")]
+Label = Annotated[
+    str,
+    typer.Option(help="Class of all images, by name or number: what a conditional model is told.", show_default=False),
+]
 HERE = Path("models/onnx")
 
 
@@ -67,12 +71,13 @@ def encode(
     resize: Resize = False,
     shard: Shard = "1/1",
     ray: Ray = None,
+    label: Label = "",
 ) -> None:
     """Write the codes of images: .npy holds their means for `decode`, tables variances, too, or whole codes."""
     from reparam.shell import work
 
-    client, place = _client(model), _place(shard, ray)
-    work.encode(client, work.find_images(client, inputs, resize=resize), output, place)
+    client = _client(model)
+    work.encode(client, work.find_images(client, inputs, resize=resize), output, _place(shard, ray), label)
 
 
 @app.command()
@@ -81,11 +86,12 @@ def decode(
     output: Pictures,
     model: Model = HERE,
     shard: Shard = "1/1",
+    label: Label = "",
 ) -> None:
     """Write the images of codes."""
     from reparam.shell import work
 
-    work.decode(_client(model), codes, output, shard)
+    work.decode(_client(model), codes, output, shard, label)
 
 
 @app.command()
@@ -94,23 +100,30 @@ def sample(
     count: Annotated[int, typer.Option(min=0, max=100_000_000, help="How many images.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same images.")] = 0,
     temperature: Annotated[float, typer.Option(min=0, help="Below 1, images are more typical and vary less.")] = 1.0,
+    label: Label = "",
     model: Model = HERE,
 ) -> None:
     """Write images that the model invents."""
     from reparam.shell import work
 
-    work.sample(_client(model), count, seed, temperature, output)
+    work.sample(_client(model), count, seed, temperature, output, label)
 
 
 @app.command()
 def reconstruct(
-    inputs: Inputs, output: Pictures, model: Model = HERE, resize: Resize = False, shard: Shard = "1/1", ray: Ray = None
+    inputs: Inputs,
+    output: Pictures,
+    model: Model = HERE,
+    resize: Resize = False,
+    shard: Shard = "1/1",
+    ray: Ray = None,
+    label: Label = "",
 ) -> None:
     """Write what the model makes of images; a .png has each image and its reconstruction side by side."""
     from reparam.shell import work
 
-    client, place = _client(model), _place(shard, ray)
-    work.reconstruct(client, work.find_images(client, inputs, resize=resize), output, place)
+    client = _client(model)
+    work.reconstruct(client, work.find_images(client, inputs, resize=resize), output, _place(shard, ray), label)
 
 
 @app.command()
@@ -124,12 +137,13 @@ def score(
     resize: Resize = False,
     shard: Shard = "1/1",
     ray: Ray = None,
+    label: Label = "",
 ) -> None:
     """Write the negative ELBO of images in nats: the larger, the stranger an image."""
     from reparam.shell import work
 
-    client, place = _client(model), _place(shard, ray)
-    work.score(client, work.find_images(client, inputs, resize=resize), output, place, samples)
+    client = _client(model)
+    work.score(client, work.find_images(client, inputs, resize=resize), output, _place(shard, ray), samples, label)
 
 
 @app.command()

@@ -45,11 +45,12 @@ def _tolerance(bundle: Bundle) -> float:
 
 def _compare(client: Client, role: str, golden: dict[str, npt.NDArray[np.generic]], tolerance: float) -> Iterator[str]:
     outputs = {output: NAMES.get(role, {}).get(output, output) for output in client.outputs(role)}
-    if missing := [name for name in (*INPUTS[role], *outputs.values()) if name not in golden]:
+    inputs = [*INPUTS[role], *(["label"] if client.classes else [])]
+    if missing := [name for name in (*inputs, *outputs.values()) if name not in golden]:
         yield f"{role}: not checked, {GOLDEN} has no {', '.join(missing)}"
         return
     try:
-        found = client.run(role, list(outputs), **{name: golden[name] for name in INPUTS[role]})
+        found = client.run(role, list(outputs), **{name: golden[name] for name in inputs})
     except Exception as problem:  # onnxruntime's own exceptions share no public base class
         raise DamagedInputError(f"{client.path}: {role}: {GOLDEN} is not of it: {problem}; {EXPORT}") from problem
     for (output, name), values in zip(outputs.items(), found, strict=True):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from reparam.client import Client
+from reparam.client.labels import number_of
 from reparam.client.runtime import PACKAGES, installed_twice, repair
 from reparam.errors import UserError
 from reparam.progress import counting
@@ -32,6 +33,7 @@ def info(client: Client) -> list[str]:
         f"images      {' x '.join(map(str, client.image_shape))} (height, width, channels), uint8",
         f"latents     {' x '.join(map(str, client.latent_shape))}, {prior}",
         f"likelihood  {facts['likelihood']}",
+        *([f"labels      {', '.join(client.classes)}"] if client.classes else []),
         f"graphs      {', '.join(sizes)}",
         f"runs on     {client.provider}, {client.batch} images at once",
     ]
@@ -59,9 +61,10 @@ class Encode:
     """Means, and log variances if there are 2 parts. Shapes: -> (B, parts * latents)."""
 
     parts: int
+    label: int | None = None
 
     def __call__(self, client: Client, batch: Batch) -> Array:
-        found = client.encode(batch.images)[: self.parts]
+        found = client.encode(batch.images, self.label)[: self.parts]
         return np.concatenate([values.reshape(len(values), -1) for values in found], axis=1)
 
 
@@ -69,8 +72,10 @@ class Encode:
 class EncodeCodes:
     """Codes from a codebook, as whole numbers. Shapes: -> (B, positions)."""
 
+    label: int | None = None
+
     def __call__(self, client: Client, batch: Batch) -> Array:
-        return client.encode_codes(batch.images)
+        return client.encode_codes(batch.images, self.label)
 
 
 @dataclass(frozen=True)
@@ -79,10 +84,11 @@ class Score:
 
     columns = ("negative_elbo", "negative_log_likelihood", "kl")
     samples: int
+    label: int | None = None
 
     def __call__(self, client: Client, batch: Batch) -> Array:
         # By its place in the collection, so that the draws are the same in any shard.
-        found = client.score(batch.images, self.samples, seed=(0, batch.start))
+        found = client.score(batch.images, self.samples, seed=(0, batch.start), labels=self.label)
         return np.stack([getattr(found, name) for name in self.columns], axis=1)
 
 
@@ -91,43 +97,45 @@ class Reconstruct:
     """Reconstructions, on request each after its image. Shapes: -> (B or 2B, H, W, C)."""
 
     in_pairs: bool
+    label: int | None = None
 
     def __call__(self, client: Client, batch: Batch) -> Array:
-        found = client.reconstruct(batch.images)
+        found = client.reconstruct(batch.images, self.label)
         return np.stack([batch.images, found], axis=1).reshape(-1, *client.image_shape) if self.in_pairs else found
 
 
-def encode(client: Client, images: Collection, output: Path | None, place: Place) -> None:
+def encode(client: Client, images: Collection, output: Path | None, place: Place, label: str = "") -> None:
     """Write the code of each image: its posterior mean, and in tables with names the log variance.
 
     With a codebook, tables have the codes as whole numbers instead.
     """
     span, size = span_of(place.shard, len(images), client.batch), client.latent_size
+    told = _told(client, label)
     is_array = output is not None and output.suffix == ".npy"
     names = ["mean"] if is_array else list(client.outputs("encoder"))
     columns = [f"{name}_{number}" for name in names for number in range(size)]
-    compute: Compute = Encode(len(names))
+    compute: Compute = Encode(len(names), told)
     kind: type[np.number[Any]] = np.float32
     if client.metadata.get("codebook") and not is_array:
         columns = [f"code_{number}" for number in range(client.metadata["codebook"]["positions"])]
-        compute, kind = EncodeCodes(), np.int64
+        compute, kind = EncodeCodes(told), np.int64
     with outputs.table(output, columns, len(span), kind) as write, counting("encode", len(span)) as advance:
         for batch, values in place.computed(client, images, span, compute):
             write(batch, values)
             advance(len(batch))
 
 
-def score(client: Client, images: Collection, output: Path | None, place: Place, samples: int) -> None:
+def score(client: Client, images: Collection, output: Path | None, place: Place, samples: int, label: str = "") -> None:
     """Write the negative ELBO of each image, and its parts."""
     span = span_of(place.shard, len(images), client.batch)
     client.outputs("score")  # or a table without rows would be printed before it is found missing
     with outputs.table(output, Score.columns, len(span)) as write, counting("score", len(span)) as advance:
-        for batch, values in place.computed(client, images, span, Score(samples)):
+        for batch, values in place.computed(client, images, span, Score(samples, _told(client, label))):
             write(batch, values)
             advance(len(batch))
 
 
-def reconstruct(client: Client, images: Collection, output: Path, place: Place) -> None:
+def reconstruct(client: Client, images: Collection, output: Path, place: Place, label: str = "") -> None:
     """Write what the decoder makes of the codes; in a picture, beside the images themselves."""
     span, is_picture = span_of(place.shard, len(images), client.batch), output.suffix == ".png"
     count = 2 * len(span) if is_picture else len(span)
@@ -135,26 +143,32 @@ def reconstruct(client: Client, images: Collection, output: Path, place: Place) 
         outputs.pictures(output, client.image_shape, count, in_pairs=True) as write,
         counting("reconstruct", len(span)) as advance,
     ):
-        for batch, found in place.computed(client, images, span, Reconstruct(is_picture)):
+        for batch, found in place.computed(client, images, span, Reconstruct(is_picture, _told(client, label))):
             write(found)
             advance(len(batch))
 
 
-def decode(client: Client, path: Path, output: Path, shard: str) -> None:
+def decode(client: Client, path: Path, output: Path, shard: str, label: str = "") -> None:
     """Write the images of codes in a file of `encode`, or of any other origin."""
-    latents = open_array(path)
+    latents, told = open_array(path), _told(client, label)
     span = span_of(shard, len(latents), client.batch)
     with outputs.pictures(output, client.image_shape, len(span)) as write, counting("decode", len(span)) as advance:
         for start in range(span.start, span.stop, client.batch):
-            found = client.decode(latents[start : min(start + client.batch, span.stop)])
+            found = client.decode(latents[start : min(start + client.batch, span.stop)], told)
             write(found)
             advance(len(found))
 
 
-def sample(client: Client, count: int, seed: int, temperature: float, output: Path) -> None:
+def sample(client: Client, count: int, seed: int, temperature: float, output: Path, label: str = "") -> None:
     """Write draws from the prior."""
+    told = _told(client, label)
     with outputs.pictures(output, client.image_shape, count) as write:
-        write(client.sample(count, seed, temperature))
+        write(client.sample(count, seed, temperature, told))
+
+
+def _told(client: Client, label: str) -> int | None:
+    """Return the number of the class that all images are of."""
+    return number_of(label, client.classes) if label or client.classes else None
 
 
 def find_images(client: Client, inputs: Sequence[str], *, resize: bool) -> Collection:

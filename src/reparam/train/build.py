@@ -16,13 +16,17 @@ from reparam.train.perceptual import Perceptual
 from reparam.train.trainer import Trainer
 
 
-def build_trainer(config: Config, data: ImageFacts, training: Batches, world: World = ALONE) -> Trainer:
+def build_trainer(
+    config: Config, data: ImageFacts, training: Batches, world: World = ALONE, classes: int = 0
+) -> Trainer:
     """Put model, objective and optimizer together, on the device of the training images.
+
+    `classes` are those of labels that the model is told.
 
     Raises: ParamsError where they do not go together.
     """
-    check_memory(config, data, training)
-    model = build_model(config.model, data.shape)
+    check_memory(config, data, training, classes)
+    model = build_model(config.model, data.shape, classes)
     check_parts(model, config, data, images=len(training), processes=world.size)
     pixels = Pixels(data)
     if config.model.start_at_mean:

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from reparam.cards.data import ImageFacts
+from reparam.cards.data import DataCard, ImageFacts
 from reparam.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
 from reparam.errors import ParamsError
 from reparam.models.build import AnyModel
@@ -22,6 +22,23 @@ def check_parts(model: AnyModel, config: Config, data: ImageFacts, *, images: in
     _check_codebook(model, config.model, processes)
     _check_monitor(model, config.train, data)
     _check_penalties(config)
+
+
+def classes_told(config: ModelConfig, data: DataCard) -> tuple[str, ...]:
+    """Return the classes of images whose labels a model is told: all that there are, or none.
+
+    Raises: ParamsError where images have no labels.
+    """
+    if config.condition == "none":
+        return ()
+    if len(data.splits["train"].classes) < 2:
+        found = ", ".join(map(repr, data.splits["train"].classes))
+        raise ParamsError(
+            f"params.yaml: model.condition: wanted 'none' with training images of one class alone ({found}), found "
+            f"{config.condition!r}; set download.source to data with labels: digits, mnist_5k, a set of "
+            "torchvision, or a folder with a folder for each class"
+        )
+    return data.classes
 
 
 def _check_pixels(model: AnyModel, config: ModelConfig, data: ImageFacts) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from reparam.data.batches import Batches
 from reparam.errors import UserError
 from reparam.models.build import AnyModel
+from reparam.models.given import given
 from reparam.objectives import has_prior
 from reparam.track import Run
 from reparam.train.loss import Loss
@@ -62,16 +63,20 @@ class Filmstrip:
 
     @torch.no_grad()
     def _rows(self, model: AnyModel) -> list[Tensor]:
-        """Return images, reconstructions and, where there is a prior, samples. Shapes: each (COLUMNS, C, H, W)."""
+        """Return images, reconstructions and, where there is a prior, samples. Shapes: each (COLUMNS, C, H, W).
+
+        A conditional model draws its samples with the labels of the images above.
+        """
         was_training = model.training
         model.eval()
         rows = torch.arange(COLUMNS) % len(self.images)
         generator = torch.Generator().manual_seed(self.seed)  # and not torch's own, which is that of training
         x = self.pixels(self.images.take(rows), generator)
-        mean, _ = model.posterior(x)
-        shown = [x, model.decode(mean)]
+        its = given(model, None if self.images.labels is None else self.images.labels[rows.to(x.device)])
+        mean, _ = its.posterior(x)
+        shown = [x, its.decode(mean)]
         if has_prior(model, self.objective):
             drawn = model.prior.sample(torch.empty_like(mean, device="cpu"), generator)
-            shown.append(model.decode(drawn.to(mean.device)))
+            shown.append(its.decode(drawn.to(mean.device)))
         model.train(was_training)
         return [self.pixels.unscaled(part).cpu() for part in shown]

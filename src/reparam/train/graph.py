@@ -8,49 +8,54 @@ from torch import Tensor
 WARM_UP = 3  # calls before the capture: libraries choose kernels, and optimizers make their state
 
 Tensors = dict[str, Tensor]
+Batch = tuple[Tensor, ...]
 
 
 class Replayed:
     """A function of one batch that is captured once, at a batch of the usual size, and replayed from then on.
+
+    A batch is one tensor or several, the first of which says how large it is.
 
     Batches of another size (the ragged last one) run as usual. What the function returns is valid until the next call.
     Whatever it reads or writes on the device must stay where it is; whatever it reads on the host is fixed.
     Source: the documentation of torch, "CUDA semantics", section on CUDA graphs.
     """
 
-    def __init__(self, function: Callable[[Tensor], Tensors], batch_size: int) -> None:
+    def __init__(self, function: Callable[..., Tensors], batch_size: int) -> None:
         self.function = function
         self.batch_size = batch_size
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._input = torch.empty(0)
+        self._inputs: Batch = ()
         self._output: Tensors = {}
 
-    def __call__(self, x: Tensor) -> Tensors:
-        if len(x) != self.batch_size:
-            return self.function(x)
+    def __call__(self, *batch: Tensor) -> Tensors:
+        if len(batch[0]) != self.batch_size:
+            return self.function(*batch)
         self._calls += 1
         if self._calls <= WARM_UP:
-            return self._on_a_side_stream(x)
+            return self._on_a_side_stream(batch)
         if self._graph is None:
-            self._graph = self._capture(x)
-        self._input.copy_(x)
+            self._graph = self._capture(batch)
+        for kept, values in zip(self._inputs, batch, strict=True):
+            kept.copy_(values)
         self._graph.replay()
         return self._output
 
-    def _capture(self, x: Tensor) -> torch.cuda.CUDAGraph:
+    def _capture(self, batch: Batch) -> torch.cuda.CUDAGraph:
         """Record the function's kernels, without computing anything yet."""
-        graph, self._input = torch.cuda.CUDAGraph(), x.clone()
+        graph = torch.cuda.CUDAGraph()
+        self._inputs = tuple(values.clone() for values in batch)
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # others may read images ahead
-            self._output = self.function(self._input)
+            self._output = self.function(*self._inputs)
         return graph
 
-    def _on_a_side_stream(self, x: Tensor) -> Tensors:
+    def _on_a_side_stream(self, batch: Batch) -> Tensors:
         """Run as usual, where nothing else runs, as captures want it before they record."""
         current = torch.cuda.current_stream()
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
-            output = self.function(x)
+            output = self.function(*batch)
         current.wait_stream(stream)
         return output

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from reparam.config import ObjectiveConfig
 from reparam.data.pixels import Pixels
 from reparam.models.build import AnyModel
+from reparam.models.draw import Model
+from reparam.models.given import given
 from reparam.objectives import OBJECTIVES, Setting, Terms, alone
 from reparam.train.perceptual import Charged, Perceptual
 
@@ -43,22 +45,25 @@ class Loss(nn.Module):
         for name, value in (("black", 0.0), ("white", 1.0)):
             self.register_buffer(name, pixels.scaled(torch.full_like(pixels.shift, value)), persistent=False)
 
-    def forward(self, images: Tensor, gather: Callable[[Tensor], Tensor] = alone) -> Terms:
+    def forward(
+        self, images: Tensor, labels: Tensor | None = None, gather: Callable[[Tensor], Tensor] = alone
+    ) -> Terms:
         """Return the loss terms of a training batch, each (B,); `gather` is that of `Setting`.
 
-        Shapes: (B, C, H, W) uint8.
+        Shapes: (B, C, H, W) uint8, (B,) int64 where the model is conditional.
         """
-        return self._terms(self.pixels(images), self.epoch, gather)
+        return self._terms(given(self.model, labels), self.pixels(images), self.epoch, gather)
 
-    def score(self, images: Tensor, generator: torch.Generator) -> Terms:
+    def score(self, images: Tensor, generator: torch.Generator, labels: Tensor | None = None) -> Terms:
         """Return the loss terms of a held-out batch, with every schedule at its end, so that epochs can be compared."""
         self.eval()
         try:
-            return self._terms(self.pixels(images, generator), torch.full_like(self.epoch, torch.inf))
+            x = self.pixels(images, generator)
+            return self._terms(given(self.model, labels), x, torch.full_like(self.epoch, torch.inf))
         finally:
             self.train()
 
-    def _terms(self, x: Tensor, epoch: Tensor, gather: Callable[[Tensor], Tensor] = alone) -> Terms:
-        model: Any = self.model if self.perceptual is None else Charged(self.model, self.perceptual)
-        terms = self.objective(model, x, self.config, Setting(epoch, self.black, self.white, gather))
+    def _terms(self, model: Model, x: Tensor, epoch: Tensor, gather: Callable[[Tensor], Tensor] = alone) -> Terms:
+        charged: Any = model if self.perceptual is None else Charged(model, self.perceptual)
+        terms = self.objective(charged, x, self.config, Setting(epoch, self.black, self.white, gather))
         return {name: values for name, values in terms.items() if name != "elbo" or self.is_density}

@@ -21,7 +21,7 @@ GIB = 2**30
 BYTES_PER_NUMBER = 4 * 6  # that a layer puts out: itself, its activation and normalisation
 
 
-def check_memory(config: Config, data: ImageFacts, training: Batches) -> None:
+def check_memory(config: Config, data: ImageFacts, training: Batches, classes: int = 0) -> None:
     """Refuse a training whose weights and gradients, or one of whose steps, this machine's memory cannot hold.
 
     It counts no more than what is surely needed, so what passes may still run out of memory.
@@ -29,7 +29,7 @@ def check_memory(config: Config, data: ImageFacts, training: Batches) -> None:
     Raises: ParamsError.
     """
     with META:
-        model = build_model(config.model, data.shape)
+        model = build_model(config.model, data.shape, classes)
     memory, weights = _memory(training.device), 2 * _bytes(model.parameters())
     if weights > memory:
         raise ParamsError(
@@ -41,7 +41,8 @@ def check_memory(config: Config, data: ImageFacts, training: Batches) -> None:
     if weights + _most(model, data.shape, batch * config.objective.samples) <= memory:
         return
     loss = Loss(model, Pixels(data).to(META), config.objective)
-    step = _bytes_of_step(loss, torch.empty((batch, *data.shape), dtype=torch.uint8, device=META))
+    labels = [torch.empty(batch, dtype=torch.int64, device=META)] if classes else []
+    step = _bytes_of_step(loss, torch.empty((batch, *data.shape), dtype=torch.uint8, device=META), *labels)
     if weights + step > memory:
         raise ParamsError(
             f"params.yaml: train.batch_size: wanted a step that fits into {memory / GIB:,.1f} GiB of memory, found "
@@ -60,7 +61,7 @@ def _most(model: nn.Module, shape: tuple[int, ...], images: int) -> int:
     return images * channels * math.prod(shape[1:]) * BYTES_PER_NUMBER
 
 
-def _bytes_of_step(loss: nn.Module, images: Tensor) -> int:
+def _bytes_of_step(loss: nn.Module, *batch: Tensor) -> int:
     """Count what the forward pass keeps for the backward pass."""
     kept = dict[int, int]()
 
@@ -69,7 +70,7 @@ def _bytes_of_step(loss: nn.Module, images: Tensor) -> int:
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        terms = loss(images)
+        terms = loss(*batch)
     del terms
     return sum(kept.values())
 

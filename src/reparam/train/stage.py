@@ -11,7 +11,7 @@ from rich.console import Console
 
 from reparam import logged, track
 from reparam.cards.card import CARD
-from reparam.cards.data import DataCard
+from reparam.cards.data import DataCard, SplitName
 from reparam.cards.model import SHORT, ModelCard, TrainedParams, TrainingLineage, TrainingMetrics
 from reparam.config import Config, TrainConfig, params_hash
 from reparam.data import store
@@ -27,6 +27,7 @@ from reparam.progress import progress
 from reparam.runtime import computing_in, make_deterministic, pick_device
 from reparam.train.build import build_trainer
 from reparam.train.checkpoint import Checkpoints, holding
+from reparam.train.checks import classes_told
 from reparam.train.distributed import World, joined
 from reparam.train.filmstrip import Filmstrip, epochs_between_pictures
 from reparam.train.keeper import Keeper, seconds_between_checkpoints
@@ -38,6 +39,8 @@ from reparam.train.signals import StopRequest
 from reparam.train.state import State
 
 log = logging.getLogger(__name__)
+
+SPLITS: tuple[SplitName, ...] = ("train", "validation")
 
 
 def run(
@@ -53,14 +56,11 @@ def run(
     with joined(place) as world, computing_in(config.train.precision):
         card = _read_card(paths, world)
         make_deterministic(config.train.seed, kernels=config.train.deterministic)
-        is_verified = not world.is_first_here
+        classes = classes_told(config.model, card)
         training, validation = (
-            Batches(
-                store.read_split(paths.processed, split, is_verified=is_verified).images, config.train.batch_size, place
-            )
-            for split in ("train", "validation")
+            _read_batches(paths, split, config, place, is_verified=not world.is_first_here) for split in SPLITS
         )
-        state = State(build_trainer(config, card, training, world))
+        state = State(build_trainer(config, card, training, world, len(classes)))
         data_hash = world.agree_on(dvc_hash(paths.processed) if world.is_first else "")
         checkpoints = Checkpoints(paths.resume / _identity(config, data_hash, place, world))
         with (
@@ -112,6 +112,13 @@ def _train(state: State, data: Data, config: TrainConfig, checkpoints: Checkpoin
         fit(state, data, config, epoch_log, rollback, keeper)
 
 
+def _read_batches(paths: Paths, split: SplitName, config: Config, place: torch.device, *, is_verified: bool) -> Batches:
+    """Read a split, with its labels where the model is told them."""
+    found = store.read_split(paths.processed, split, is_verified=is_verified)
+    labels = None if config.model.condition == "none" else found.labels
+    return Batches(found.images, config.train.batch_size, place, labels)
+
+
 def _read_card(paths: Paths, world: World) -> DataCard:
     """Read the card of the data, which has the checksums of all images.
 
@@ -140,6 +147,7 @@ def _write_model(directory: Path, config: Config, data: DataCard, data_hash: str
         card = ModelCard(
             **dict(params),
             data=data.images,
+            classes=classes_told(config.model, data),
             latent_size=model.latent_size,
             latent_shape=model.latent_shape,
             has_prior=has_prior(model, config.objective.name),

@@ -17,6 +17,8 @@ from reparam.train.loss import Loss
 from reparam.train.optimizers import build_optimizer, let_capture, rate_at
 from reparam.train.sums import Metrics, Totals, summed
 
+Step = Callable[..., Terms]  # of images and, where the model is conditional, their labels
+
 
 class Trainer:
     """A loss, the optimizer that lowers it, its learning rate, and the weights that are scored and kept."""
@@ -49,25 +51,25 @@ class Trainer:
         """The model that is scored and kept."""
         return self._kept().model
 
-    def step(self, images: Tensor) -> Totals:
+    def step(self, images: Tensor, *labels: Tensor) -> Totals:
         """Lower the loss on a batch; the terms that are returned are valid until the next step.
 
-        Shapes: (B, C, H, W) uint8, the part of the batch that this process has.
+        Shapes: (B, C, H, W) uint8, (B,) int64, the part of the batch that this process has.
         """
         of_all = self._of_all(images)
         epoch, after = self.images / self.epoch_images, (self.images + of_all) / self.epoch_images
         self._set_rate(self.rate_factor * rate_at(self.config, epoch, after))
         self.loss.epoch.fill_(epoch)
-        terms = self._update(images)
+        terms = self._update(images, *labels)
         self.images += of_all
         if of_all >= self.world.size or self.world.is_first:
             return Totals(terms, len(images))
         # All processes had the whole batch, and one counts it.
         return Totals({name: torch.zeros_like(total) for name, total in terms.items()}, 0)
 
-    def score(self, images: Tensor, generator: torch.Generator) -> Totals:
-        """Return the loss terms of a held-out batch. Shapes: (B, C, H, W) uint8."""
-        return Totals.of(self._kept().score(images, generator))
+    def score(self, images: Tensor, generator: torch.Generator, *labels: Tensor) -> Totals:
+        """Return the loss terms of a held-out batch. Shapes: (B, C, H, W) uint8, (B,) int64."""
+        return Totals.of(self._kept().score(images, generator, *labels))
 
     def schedules(self) -> Metrics:
         """Return the learning rate and the weight of the KL at an epoch's last step."""
@@ -128,7 +130,7 @@ class Trainer:
             return len(images)
         return min(self.config.batch_size, self.epoch_images - self.images % self.epoch_images)
 
-    def _traced_backward(self) -> Callable[[Tensor], Terms]:
+    def _traced_backward(self) -> Step:
         """Compile forward and backward pass as one graph."""
         _trace_gradients()
         for weight in self.loss.parameters():
@@ -136,12 +138,12 @@ class Trainer:
         # For each batch size, of which there are two: a graph for any size is slower.
         return torch.compile(self._traceable_backward, dynamic=False)
 
-    def _fresh_update(self) -> Callable[[Tensor], Terms]:
+    def _fresh_update(self) -> Step:
         return Replayed(self._update_now, self.config.batch_size) if self._is_replayed else self._update_now
 
-    def _update_now(self, images: Tensor) -> Terms:
+    def _update_now(self, *batch: Tensor) -> Terms:
         """Change the weights by one step. All that a CUDA graph replays is in here."""
-        terms = self._fill_gradients(images)
+        terms = self._fill_gradients(*batch)
         if self.config.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.loss.parameters(), self.config.clip_norm)
         self.optimizer.step()
@@ -161,20 +163,20 @@ class Trainer:
         for kept, value in zip(averaged.buffers(), self.loss.buffers(), strict=True):
             kept.copy_(value)
 
-    def _backward(self, images: Tensor) -> Terms:
+    def _backward(self, images: Tensor, *labels: Tensor) -> Terms:
         """Fill the weights' gradients."""
         self.optimizer.zero_grad()
         of_all = self._of_all(images)
         gather = SharedBatch(self.world, of_all).gather if self.world.size > 1 else alone
         with self._precision(images):
-            terms = self._wrapped(images, gather)
+            terms = self._wrapped(images, *labels, gather=gather)
         torch.autograd.backward(terms["loss"].mean() * self.world.weight(len(images), of_all))
         return summed({name: values.detach() for name, values in terms.items()})
 
-    def _traceable_backward(self, images: Tensor) -> Terms:
+    def _traceable_backward(self, images: Tensor, *labels: Tensor) -> Terms:
         """Fill the weights' gradients, in words of which torch.compile makes one graph."""
         with self._precision(images):
-            terms = self.loss(images)
+            terms = self.loss(images, *labels)
         weights = list(self.loss.parameters())
         gradients = torch.autograd.grad(terms["loss"].mean(), weights, materialize_grads=True)
         with torch.no_grad():
