@@ -16,8 +16,8 @@ from reparam.data.store import Images, Split
 from reparam.errors import NonFiniteError
 from reparam.evaluate import gallery, measures
 from reparam.evaluate.aggregate import aggregate
-from reparam.evaluate.importance import importance
 from reparam.evaluate.findings import Findings
+from reparam.evaluate.importance import importance
 from reparam.evaluate.measures import measure
 from reparam.evaluate.outliers import auroc
 from reparam.evaluate.representation import Guesses, Labelled, probe
