@@ -201,3 +201,8 @@ def test_the_untrained_decoder_can_start_at_the_mean_of_each_channel(link: str) 
     assert isinstance(model.decoder, nn.Sequential)
     nn.init.zeros_(model.decoder[-1].weight)  # type: ignore[arg-type]
     torch.testing.assert_close(model.decode(torch.zeros(1, model.latent_size))[0], mean)
+
+
+def test_the_layout_of_an_image_in_memory_changes_nothing() -> None:
+    model, x = spatial(attention=True, depth=2), some(5, *SHAPE)
+    assert model.posterior(x.contiguous(memory_format=torch.channels_last))[0].equal(model.posterior(x)[0])

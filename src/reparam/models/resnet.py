@@ -8,6 +8,18 @@ from torch import Tensor, nn
 from reparam.config.model import ResnetConfig
 
 
+class Stem(nn.Conv2d):
+    """A convolution of images, laid out channel by channel.
+
+    Where the channels of a pixel lie side by side, as apps send images, torch's group norm loses digits: outputs of a
+    trained network were off by 1e-4 instead of 3e-6, which is more than an exported graph may differ by.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (B, inputs, H, W) -> (B, outputs, H, W)."""
+        return super().forward(x.contiguous())
+
+
 class Residual(nn.Module):
     """Add to an image what two convolutions make of it, each behind norm and activation.
 
@@ -55,10 +67,7 @@ class Attention(nn.Module):
 def way_down(config: ResnetConfig, colours: int) -> nn.Sequential:
     """Build the layers from an image to its features. Shapes: (B, colours, H, W) -> (B, channels[-1], h, w)."""
     channels = config.channels
-    layers: list[nn.Module] = [
-        nn.Conv2d(colours, channels[0], 3, padding=1),
-        *_blocks(config, channels[0], channels[0]),
-    ]
+    layers: list[nn.Module] = [Stem(colours, channels[0], 3, padding=1), *_blocks(config, channels[0], channels[0])]
     for inputs, outputs in itertools.pairwise(channels):
         layers += [nn.Conv2d(inputs, inputs, 3, stride=2, padding=1), *_blocks(config, inputs, outputs)]
     return nn.Sequential(*layers, *_lowest(config), *_activated(config, channels[-1]))
