@@ -42,6 +42,19 @@ class Coded:
         )
 
 
+def disentanglement(coded: Coded, bins: int, rng: np.random.Generator) -> dict[str, float]:
+    """Return all scores, by the names of metrics."""
+    found = dci(coded)
+    return {
+        "mig": gap(mutual_information(coded, bins)),
+        "sap": gap(sap(coded)),
+        "dci_disentanglement": found.disentanglement,
+        "dci_completeness": found.completeness,
+        "dci_informativeness": found.informativeness,
+        "factor_vae_score": factor_vae_score(coded, rng),
+    }
+
+
 def mutual_information(coded: Coded, bins: int) -> Array:
     """Return the mutual information of each latent and factor, over the entropy of the factor; 0 where it is constant.
 

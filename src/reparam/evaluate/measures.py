@@ -28,7 +28,7 @@ from reparam.evaluate.annealing import (
     reverse_log_likelihood,
 )
 from reparam.evaluate.codebook import codebook_collapse, codebook_use
-from reparam.evaluate.disentanglement import dci, factor_vae_score, gap, mutual_information, sap
+from reparam.evaluate.disentanglement import disentanglement
 from reparam.evaluate.fidelity import fidelity
 from reparam.evaluate.findings import Findings
 from reparam.evaluate.importance import importance, read_curve
@@ -208,13 +208,8 @@ def _disentangled(subject: Subject, findings: Findings) -> None:
         findings.not_measured["disentanglement"] = f"not measured: {reason}"
         findings.warnings.append(f"disentanglement: not measured: {reason}")
         return
-    found = dci(coded)
-    findings.add("mig", gap(mutual_information(coded, settings.bins)))
-    findings.add("sap", gap(sap(coded)))
-    findings.add("dci_disentanglement", found.disentanglement)
-    findings.add("dci_completeness", found.completeness)
-    findings.add("dci_informativeness", found.informativeness)
-    findings.add("factor_vae_score", factor_vae_score(coded, np.random.default_rng(subject.settings.seed)))
+    for name, value in disentanglement(coded, settings.bins, np.random.default_rng(subject.settings.seed)).items():
+        findings.add(name, value)
     findings.facts["disentanglement"] = DisentanglementFacts(
         images=len(coded.codes), codes=settings.codes, bins=settings.bins
     )
