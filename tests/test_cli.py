@@ -546,6 +546,6 @@ def test_a_recipe_that_there_is_not_has_a_hint(
 
 def test_without_recipes_of_its_own_a_project_has_those_of_the_package(project: Paths, reparam: Command) -> None:
     assert not project.recipes.exists()
-    assert len(reparam("recipe")[1].splitlines()) == 23
+    assert len(reparam("recipe")[1].splitlines()) == 27
     assert reparam("recipe", "smoke")[0] == 0
     assert load_config(project.params).report.title == "smoke"

@@ -33,6 +33,8 @@ SECTIONS = {path.split(".")[0] for path in PATHS} | {"report"}
 OURS = {
     "PYTHONPATH",
     "CUBLAS_WORKSPACE_CONFIG",
+    "MLFLOW_SQLALCHEMYSTORE_POOLCLASS",
+    "RAY_BACKEND_LOG_LEVEL",
     "TORCHINDUCTOR_DETERMINISTIC",
     "TORCH_CPP_LOG_LEVEL",
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE",
@@ -218,7 +220,10 @@ def test_the_table_of_environment_variables_is_complete() -> None:
     page = (ROOT / "docs/reference/environment.md").read_text(encoding="utf-8")
     written = set(re.findall(r"`([A-Z]+_[A-Z_]+|RANK)`", page))
     source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
-    used = r'environ(?:\.get|\.setdefault)?[\[(]"([A-Z_]+)"|"([A-Z_]+)" (?:not )?in os\.environ|envvar="([A-Z_]+)"'
+    used = (
+        r'environ(?:ment)?(?:\.get|\.setdefault)?[\[(]"([A-Z_]+)"|"([A-Z_]+)" (?:not )?in os\.environ'
+        r'|envvar="([A-Z_]+)"|\bseconds\("([A-Z_]+)"'
+    )
     read = {name for found in re.findall(used, source) for name in found if name}
     assert written == read - OURS
 

@@ -80,7 +80,7 @@ def test_codes_in_a_file_are_rows_that_can_be_decoded_again(
 ) -> None:
     np.save(tmp_path / "images.npy", image_of_latents.images[:5])
     images = Collection.find([str(tmp_path / "images.npy")], client.image_shape, resize=False)
-    work.encode(client, images, tmp_path / "codes.npy", "1/1")
+    work.encode(client, images, tmp_path / "codes.npy", work.Place())
     codes = np.load(tmp_path / "codes.npy")
     np.testing.assert_array_equal(codes, client.encode(image_of_latents.images[:5])[0].reshape(5, SIZE))
     work.decode(client, tmp_path / "codes.npy", tmp_path / "decoded.npy", "1/1")

@@ -143,7 +143,7 @@ def test_grey_pixels_under_a_bernoulli_have_neither_elbo_nor_nll(
     project: Paths, params: dict[str, Any], write_params: Write
 ) -> None:
     evaluate.run(prepared(project, params, write_params, preprocess={"binarization": "none"}), project)
-    scores = {"bce", "kl", "bce_validation", "kl_validation"}
+    scores = {"bce", "kl", "bce_validation", "kl_validation", "psnr"}
     assert set(metrics(project)) == with_errors(scores | LATENTS | LABELS | GENERATED) | COUNTS
 
 

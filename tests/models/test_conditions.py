@@ -124,7 +124,7 @@ def test_the_log_likelihood_given_a_label_is_that_of_a_linear_gaussian_model() -
         condition.numbers.weight.copy_(torch.eye(2))
         condition.image.copy_(-shifts)  # the encoder sees what is left of an image
     decoder = nn.Sequential(linear(torch.cat([LOADINGS, shifts.T], 1), OFFSET), nn.Unflatten(1, SHAPE))
-    model = VAE(plain.encoder, decoder, plain.likelihood, plain.prior, SHAPE, condition)
+    model = VAE(plain.encoder, decoder, plain.likelihood, plain.prior, SHAPE, condition=condition)
     x, labels = torch.randn(6, *SHAPE, dtype=torch.float64), torch.tensor([0, 1, 1, 0, 1, 0])
     covariance = LOADINGS @ LOADINGS.T + SIGMA**2 * torch.eye(4, dtype=torch.float64)
     exact = MultivariateNormal(OFFSET + shifts[labels], covariance).log_prob(x.flatten(1))

@@ -509,7 +509,7 @@ OTHER: dict[type, Callable[[Any], Any]] = {
     str: lambda value: value + "_",
     tuple: lambda value: (*value, 1),
 }
-INSTEAD_OF_NONE = {"decoder_hidden": (3,), "clip_norm": 3.0}
+INSTEAD_OF_NONE = {"decoder_hidden": (3,), "clip_norm": 3.0, "latent_channels": 3, "weights": "weights.safetensors"}
 
 
 def changed_once(section: Section) -> Iterator[Section]:
