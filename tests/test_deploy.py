@@ -106,4 +106,7 @@ def test_on_slurm_a_job_whose_time_is_over_ends_training_and_goes_back_into_the_
         assert process.poll() is None
     process.terminate()
     assert process.wait(30) == 0
-    assert calls(cluster)[-2:] == ["scancel --signal TERM 7", "scontrol requeue 7"]
+    first = [
+        call for call in calls(cluster) if not call.startswith("reparam train")
+    ]  # of the other machine, at any time
+    assert first[-2:] == ["scancel --signal TERM 7", "scontrol requeue 7"]
