@@ -158,3 +158,23 @@ def test_a_kind_that_knows_of_no_labels_is_refused(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(build.KINDS, "vae", lambda _: Other())
     with pytest.raises(ParamsError, match=r"^params\.yaml: model\.condition: wanted 'none' with model\.kind 'vae'"):
         build_model(small_section("model", condition="label"), IMAGE, CLASSES)
+
+
+def test_latents_that_are_an_image_are_told_nothing() -> None:
+    wanted = (
+        r"^params\.yaml: model\.condition: wanted 'none' where latents are an image, found 'label'; .*latent_channels"
+    )
+    with pytest.raises(ParamsError, match=wanted):
+        conditional("resnet", channels=(4, 4), groups=2, latent_channels=2, latent=None)
+
+
+@pytest.mark.parametrize("changes", [{"kind": "fsq", "levels": (8, 8)}, {"kind": "vq", "codes": 30, "dimensions": 2}])
+def test_the_decoder_of_codes_is_told_labels_and_codes_are_those_of_the_labelled_image(changes: dict[str, Any]) -> None:
+    model, x, labels = conditional(latent=4, **changes), some_images(3), torch.tensor([0, 1, 2])
+    codes = given(model, labels).posterior(x)[0]
+    seen = model.condition.on_image(x, labels)
+    assert torch.equal(codes, model.joined(model.quantizer.quantized(model.split(model.encoder(seen)))))
+    draw = given(model, labels).draw(x, x, 1)
+    assert torch.equal(draw.log_px[0], model.likelihood.log_prob(given(model, labels).output(codes), x))
+    others = given(model, labels.roll(1)).output(codes)
+    assert not torch.isclose(others, given(model, labels).output(codes)).any()
