@@ -265,6 +265,7 @@ def test_a_parameter_that_is_no_more_is_to_be_removed(
             ("preprocess", name, "2000000000", "wanted at most 1,000,000,000, found 2000000000")
             for name in ("validation", "test")
         ),
+        ("model", "resnet.depth", "101", "wanted at most 100 blocks, found 101"),
         ("preprocess", "channels", "'1'", "wanted 1 or 3, found '1'"),
         ("preprocess", "image_size", "0", "wanted greater than 0, found 0"),
         ("preprocess", "classes", "'1'", "wanted a list, found '1'"),

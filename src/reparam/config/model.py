@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from reparam.config.section import FEW, Count, Decay, KeyOf, MaybeWidths, NotNegative, Section, Side, Width, Widths
+from reparam.config.section import FEW, Decay, Depth, KeyOf, MaybeWidths, NotNegative, Section, Side, Width, Widths
 
 Sigma = Annotated[float, Field(ge=1e-3, le=1e3)]
 
@@ -49,7 +49,7 @@ class ResnetConfig(Section):
     """Channels at each resolution, from that of the image down; each next one has half the height and width, so image
     sides must be divisible by 2 ** (len(channels) - 1)."""
 
-    depth: Count
+    depth: Depth
     """Residual blocks at each resolution. Source: He et al. 2016."""
 
     groups: Width

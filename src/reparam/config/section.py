@@ -123,6 +123,7 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(gt=0), SANE]
 MaybeCount = Annotated[int, Field(ge=0), SANE]
 Width = Annotated[int, Field(gt=0), _at_most(65_536, "units")]  # of a layer: units, channels, dimensions
+Depth = Annotated[int, Field(gt=0), _at_most(100, "blocks")]  # of a network
 Side = Annotated[int, Field(gt=0), _at_most(4_096, "pixels")]  # in pixels
 Positive = Annotated[float, Field(gt=0), SANE]
 NotNegative = Annotated[float, Field(ge=0), SANE]
