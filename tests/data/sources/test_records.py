@@ -1,5 +1,7 @@
 """Small files in the formats of static MNIST and OMNIGLOT: the real ones cannot be had in a test."""
 
+import io
+import random
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +118,21 @@ def test_what_is_known_of_omniglot_is_checked_for_want_of_a_checksum(
         SOURCES["omniglot"].read(tmp_path, tmp_path)
 
 
-def test_what_is_no_file_of_matlab_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "chardata.mat").write_bytes(b"<html>not found</html>" * 100)
+@pytest.mark.parametrize("content", [b"<html>not found</html>" * 100, b""])
+def test_what_is_no_file_of_matlab_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "chardata.mat").write_bytes(content)
     with pytest.raises(DamagedInputError, match="wanted a file of MATLAB 5, found none"):
+        SOURCES["omniglot"].read(tmp_path, tmp_path)
+
+
+def test_a_file_that_makes_the_reader_crash_is_refused(tmp_path: Path) -> None:
+    found, chance = io.BytesIO(), random.Random(22)  # with which scipy 1.17 ends by a segmentation fault
+    scipy.io.savemat(found, {"data": np.arange(600.0).reshape(20, 30) / 600, "target": np.eye(5)})
+    content = bytearray(found.getvalue())
+    for _ in range(chance.randint(1, 6)):
+        content[chance.randrange(len(content) if chance.random() < 0.5 else 300)] = chance.randrange(256)
+    (tmp_path / "chardata.mat").write_bytes(content)
+    with pytest.raises(DamagedInputError, match=r"chardata\.mat: wanted "):
         SOURCES["omniglot"].read(tmp_path, tmp_path)
 
 

@@ -1,5 +1,8 @@
 """The data that records of density estimation are about: static MNIST and OMNIGLOT, with their published splits."""
 
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +63,8 @@ def read_omniglot(directory: Path, _scratch: Path) -> Raw:
     Grey values are rounded to 8 bits.
     Raises: DamagedInputError.
     """
-    from scipy.io import loadmat  # a third of a second, for this data set alone
-
     path = directory / OMNIGLOT
-    try:
-        found = loadmat(path)
-    except (ValueError, TypeError, NotImplementedError, OSError) as error:  # of scipy, for what is no such file
-        raise _damaged(path, "a file of MATLAB 5", f"none ({error})") from None
+    found = _read_matlab(path)
     splits: dict[str, ImageArrays | ImageFiles] = {}
     for split, prefix in {"train": "", "test": "test"}.items():
         grey = _array(path, found, f"{prefix}data", (PIXELS, COUNTS[split]))
@@ -77,6 +75,28 @@ def read_omniglot(directory: Path, _scratch: Path) -> Raw:
         upright = np.rint(255 * grey.T).astype(np.uint8).reshape(-1, 1, SIDE, SIDE).swapaxes(2, 3)
         splits[split] = ImageArrays(upright, marks.argmax(0))
     return Raw(splits, tuple(f"alphabet {number}" for number in range(1, ALPHABETS + 1)))
+
+
+def _read_matlab(path: Path) -> dict[str, Any]:
+    """Read a file of MATLAB in a process of its own, because some damaged ones make scipy's reader crash.
+
+    Raises: DamagedInputError.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as reader:
+        try:
+            found: dict[str, Any] = reader.submit(_load_matlab, path).result()
+        except BrokenProcessPool:
+            raise _damaged(path, "a file of MATLAB 5", "one that cannot be read") from None
+        except Exception as error:  # noqa: BLE001  # scipy raises what it happens upon
+            raise _damaged(path, "a file of MATLAB 5", f"none ({error})") from None
+    return found
+
+
+def _load_matlab(path: Path) -> dict[str, Any]:
+    from scipy.io import loadmat  # a third of a second, for this data set alone
+
+    found: dict[str, Any] = loadmat(path)
+    return found
 
 
 def _array(path: Path, found: dict[str, Any], name: str, shape: tuple[int, int]) -> npt.NDArray[Any]:
