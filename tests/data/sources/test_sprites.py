@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import random
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,28 @@ def test_a_file_in_the_format_of_dsprites_is_read_without_unpickling(
 def test_another_file_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     write_dsprites(tmp_path / sprites.DSPRITES, **changes)
     with pytest.raises(DamagedInputError, match=f"{sprites.DSPRITES}: {message}; run `dvc repro"):
+        SOURCES["dsprites"].read(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"imgs": np.full((48, 64, 64), 2, np.uint8)}, {"imgs": np.zeros((48, 64, 64))}, {"latents_classes": np.zeros(48)}],
+)
+def test_other_types_and_values_are_refused(changes: dict[str, Any], tmp_path: Path) -> None:
+    write_dsprites(tmp_path / sprites.DSPRITES, **changes)
+    with pytest.raises(DamagedInputError, match="wanted a file in the format of dSprites, found none"):
+        SOURCES["dsprites"].read(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_damaged_file_is_refused_whatever_is_damaged(seed: int, tmp_path: Path) -> None:
+    write_dsprites(tmp_path / sprites.DSPRITES)
+    content, chance = bytearray((tmp_path / sprites.DSPRITES).read_bytes()), random.Random(seed)
+    content = content[: chance.randrange(len(content))] if seed % 2 else content
+    for _ in range(5):
+        content[chance.randrange(len(content))] = chance.randrange(256)
+    (tmp_path / sprites.DSPRITES).write_bytes(content)
+    with pytest.raises((DamagedInputError, OSError)):
         SOURCES["dsprites"].read(tmp_path, tmp_path)
 
 

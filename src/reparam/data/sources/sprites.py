@@ -11,7 +11,7 @@ from reparam.cards.data import FactorFacts
 from reparam.config import DownloadConfig
 from reparam.data.sources.raw import Factors, ImageArrays, Pixels, Raw
 from reparam.data.sources.transport import RemoteFile
-from reparam.errors import DamagedInputError
+from reparam.errors import DamagedInputError, UserError
 from reparam.files import rerun, whole_file
 
 SHAPES = ("square", "ellipse", "heart")
@@ -66,7 +66,19 @@ def read_sprites(directory: Path, scratch: Path, *, name: str) -> Raw:
     Raises: DamagedInputError.
     """
     path = directory / name
-    with np.load(path) as arrays:  # which refuses to unpickle
+    try:
+        return _read(path, scratch)
+    except (UserError, OSError):  # which say what is wrong
+        raise
+    except Exception as error:  # noqa: BLE001  # zipfile and numpy raise what they happen upon
+        raise DamagedInputError(
+            f"{path}: wanted a file in the format of dSprites, found none ({error}); {rerun('download')}"
+        ) from None
+
+
+def _read(path: Path, scratch: Path) -> Raw:
+    # numpy refuses to unpickle, and leaves a file open that is no archive, where it opened it.
+    with path.open("rb") as file, np.load(file) as arrays:
         missing = {"imgs", "latents_classes"} - set(arrays.files)
         if missing:
             raise DamagedInputError(f"{path}: wanted the array {min(missing)}, found none; {rerun('download')}")
@@ -89,10 +101,15 @@ def _unpack(path: Path, target: Path) -> Pixels:
     """Write the images, which are 0 or 1, in black and white: mapped, because those of dSprites take 3 GB of memory."""
     with zipfile.ZipFile(path) as archive, archive.open("imgs.npy") as file:
         np.lib.format.read_magic(file)
-        shape, _, _ = np.lib.format.read_array_header_1_0(file)
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        if is_fortran or dtype != np.uint8:
+            raise ValueError(f"images of type {dtype}")
         images = np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=shape)
         size = math.prod(shape[1:])
         for start in range(0, len(images), CHUNK):
             part = images[start : start + CHUNK]
-            part[:] = 255 * np.frombuffer(file.read(len(part) * size), np.uint8).reshape(part.shape)
+            pixels = np.frombuffer(file.read(len(part) * size), np.uint8).reshape(part.shape)
+            if pixels.max(initial=0) > 1:
+                raise ValueError("pixels other than 0 and 1")
+            part[:] = 255 * pixels
     return images
