@@ -30,6 +30,7 @@ LAYERS = (
     ("errors", "gpus", "redact", "metrics"),
     (
         "config",
+        "arrays",
         "environment",
         "paths",
         "files",
@@ -122,10 +123,11 @@ def test_tracking_alone_imports_mlflow() -> None:
 
 
 def test_the_client_needs_numpy_and_onnxruntime_alone() -> None:
-    names = [name for name in MODULES if part(name) in ("client", "errors")]
+    names = [name for name in MODULES if part(name) in ("arrays", "client", "errors")]
     found = {imported.split(".")[0] for name in names for imported, _ in imports(MODULES[name])}
     assert found - set(sys.stdlib_module_names) == {"numpy", "onnxruntime", "reparam"}
     assert {parts[0] for name in names for other, _ in imports(MODULES[name]) if (parts := ours(other))} == {
+        "arrays",
         "client",
         "errors",
     }

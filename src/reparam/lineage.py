@@ -11,6 +11,7 @@ TEMPLATES = (".html", ".md")
 # there must not retrain a model. (What `config` reads is in params.yaml, which DVC compares by value.)
 WITHOUT_EFFECT = (
     "__init__",
+    "arrays",
     "cli",
     "config",
     "environment",

@@ -231,7 +231,7 @@ def grey(tmp_path_factory: pytest.TempPathFactory) -> Exported:
         (["text.png"], "text.png: not a whole image of any of the formats BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP"),
         (["floats.npy"], "floats.npy: wanted uint8 images of shape (N, 4, 6, 3), found float64 (2, 4, 6, 3)"),
         (["small.npy"], "small.npy: wanted uint8 images of shape (N, 4, 6, 3), found uint8 (2, 4, 6)"),
-        (["number.npy"], "number.npy: wanted an array as numpy.save writes it, found several or a single number"),
+        (["number.npy"], "number.npy: wanted an array as numpy.save writes it, found a single number"),
     ],
 )
 def test_inputs_that_are_no_images_are_refused(inputs: list[str], message: str, model: Client) -> None:

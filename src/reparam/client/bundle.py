@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from reparam.client.arrays import parse_arrays
+from reparam.arrays import parse_arrays
 from reparam.errors import DamagedInputError, MissingInputError
 
 MANIFEST = "manifest.json"

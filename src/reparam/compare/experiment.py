@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from reparam.arrays import parse_arrays
 from reparam.cards.evaluation import EvaluationCard
-from reparam.client.arrays import parse_arrays
 
 SAMPLES = "samples.png"
 T = TypeVar("T")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from reparam.arrays import map_array
 from reparam.cards.card import CARD
 from reparam.cards.data import (
     Binarization,
@@ -134,8 +135,8 @@ def read_split(directory: Path, name: SplitName, *, is_verified: bool = False) -
 
 def _read_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic], digest: str) -> Any:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (EOFError, OSError, ValueError) as error:  # a missing file, a short one, or no .npy at all
+        array = map_array(path)
+    except (OSError, ValueError) as error:  # a missing file, a short one, or no .npy at all
         found = str(error)
     else:
         found = f"{array.dtype} {array.shape}"

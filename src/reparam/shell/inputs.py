@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from reparam.arrays import map_array
 from reparam.data.sources.folder import find_images
 from reparam.errors import DamagedInputError, UserError
 from reparam.files import refuse_special
@@ -144,11 +145,11 @@ def open_array(path: Path) -> npt.NDArray[Any]:
     """
     refuse_special(path)
     try:
-        array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OverflowError, EOFError) as error:
-        raise DamagedInputError(f"{path}: wanted an array as numpy.save writes it; {error}") from None
-    if not isinstance(array, np.ndarray) or not array.ndim:
-        raise DamagedInputError(f"{path}: wanted an array as numpy.save writes it, found several or a single number")
+        array = map_array(path)
+    except ValueError as error:
+        raise DamagedInputError(f"{path}: wanted an array as numpy.save writes it, found {error}") from None
+    if not array.ndim:
+        raise DamagedInputError(f"{path}: wanted an array as numpy.save writes it, found a single number")
     return array
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from reparam.arrays import DAMAGED
 from reparam.cards.data import FactorFacts
 from reparam.config import DownloadConfig
 from reparam.data.sources.raw import Factors, ImageArrays, Pixels, Raw
 from reparam.data.sources.transport import RemoteFile
-from reparam.errors import DamagedInputError, UserError
+from reparam.errors import DamagedInputError
 from reparam.files import rerun, whole_file
 
 SHAPES = ("square", "ellipse", "heart")
@@ -68,9 +69,7 @@ def read_sprites(directory: Path, scratch: Path, *, name: str) -> Raw:
     path = directory / name
     try:
         return _read(path, scratch)
-    except (UserError, OSError):  # which say what is wrong
-        raise
-    except Exception as error:  # noqa: BLE001  # zipfile and numpy raise what they happen upon
+    except (*DAMAGED, LookupError) as error:
         raise DamagedInputError(
             f"{path}: wanted a file in the format of dSprites, found none ({error}); {rerun('download')}"
         ) from None
