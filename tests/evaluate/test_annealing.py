@@ -12,8 +12,9 @@ from reparam.evaluate import annealing
 from reparam.evaluate.annealing import Annealed, Joint, Path, concatenate, image_chunks, sigmoid_schedule
 from reparam.evaluate.importance import importance
 from reparam.models.draw import Components
+from reparam.models.latent import each_sample
 from reparam.models.priors import Settled, StandardNormal
-from reparam.models.vae import VAE, each_sample
+from reparam.models.vae import VAE
 from reparam.runtime import random_stream
 
 LogLikelihood = Callable[[Tensor], Tensor]

@@ -17,14 +17,14 @@ from reparam.models.draw import (
     Prior,
     gaussian_log_prob,
     halves,
-    in_full,
     kl_to_standard_normal,
 )
+from reparam.models.latent import LatentModel, each_sample
 from reparam.models.priors import StandardNormal
-from reparam.models.vae import draw_noise, each_sample, sample_gaussian
+from reparam.models.vae import draw_noise, sample_gaussian
 
 
-class HierarchicalVAE(nn.Module):
+class HierarchicalVAE(LatentModel):
     """Latents z_1 (next to the image) to z_L, each given the one above: p(z_L) p(z_{L-1}|z_L) ... p(x|z_1).
 
     Without `features`, the posterior goes up, q(z_1|x) q(z_2|z_1) ... (Burda et al. 2016, sec. 2): encoders[l] sees the
@@ -82,16 +82,7 @@ class HierarchicalVAE(nn.Module):
         for prior, noise in zip(reversed(self.priors), reversed(lower), strict=True):
             mean, log_variance = halves(prior(above))
             above = mean + noise * (0.5 * log_variance).exp()
-        output: Tensor = self.decoder(self.condition.on_latents(above, labels))
-        return in_full(output)
-
-    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.likelihood.mean(self.output(z, labels))
-
-    def draw(
-        self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise", labels: Tensor | None = None
-    ) -> Draw:
-        return self.draw_from(self.encode(x, labels), target, samples, estimator, labels)
+        return self.output_at(above, labels)
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> Encoded:
         """Return what the image says of the lowest layer or, on the way down, of each."""
@@ -112,13 +103,10 @@ class HierarchicalVAE(nn.Module):
         estimator: Estimator = "pathwise",
         labels: Tensor | None = None,
     ) -> Draw:
+        """Sample all layers, and score `target`. Shapes: fields (samples, B)."""
         layers = self._layers(encoded, self._noise(encoded, samples), estimator)
         output = self.output_at(layers[0].z, labels)
         return replace(Draw.of(self.likelihood.log_prob(output, target), *layers), output=output)
-
-    def output_at(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return what the likelihood reads, at samples of z_1. Shapes: (K, B, D_1) or (B, D_1) -> (..., P*C, H, W)."""
-        return each_sample(self.decoder, self.condition.on_latents(z, labels))
 
     def layers(self, encoded: Encoded, noise: Tensor, estimator: Estimator = "pathwise") -> list[Layer]:
         """Sample the posterior with the given noise of all layers, that next to the image first.

@@ -3,24 +3,13 @@
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from reparam.models.conditions import Condition, Unconditional
-from reparam.models.draw import (
-    Draw,
-    Encoded,
-    Estimator,
-    Layer,
-    Likelihood,
-    Prior,
-    gaussian_log_prob,
-    halves,
-    in_full,
-    standard_normal_log_prob,
-)
+from reparam.models.draw import Draw, Encoded, Estimator, Layer, gaussian_log_prob, halves, standard_normal_log_prob
+from reparam.models.latent import EncoderDecoder
 
 
-class VAE(nn.Module):
+class VAE(EncoderDecoder):
     """A diagonal Gaussian posterior, any prior, any likelihood.
 
     The encoder maps (B, C, H, W) to mean and log variance side by side, (B, 2D); the decoder maps (N, D) to the P
@@ -30,46 +19,13 @@ class VAE(nn.Module):
 
     stochastic_layers = 1
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        decoder: nn.Module,
-        likelihood: Likelihood,
-        prior: Prior,
-        shape: tuple[int, ...],
-        latent_shape: tuple[int, ...] | None = None,
-        condition: Condition | None = None,
-    ) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.decoder = decoder
-        self.likelihood = likelihood
-        self.prior = prior
-        self.latent_size = prior.size  # D
-        self.latent_shape: tuple[int, ...] = latent_shape or (prior.size,)
-        self.shape = shape  # (C, H, W)
-        self.condition = condition or Unconditional()
-
     def posterior(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return mean and log variance. Shapes: (B, C, H, W) -> (B, D), (B, D)."""
         return halves(self.encoder(self.condition.on_image(x, labels)))
 
     def sample_posterior(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         mean, log_variance = self.posterior(x, labels)
         return sample_gaussian(mean, log_variance, torch.randn_like(mean), "pathwise")[0]
-
-    def output(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        return in_full(self.decoder(self.condition.on_latents(z, labels)))
-
-    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.likelihood.mean(self.output(z, labels))
-
-    def draw(
-        self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise", labels: Tensor | None = None
-    ) -> Draw:
-        return self.draw_from(self.encode(x, labels), target, samples, estimator, labels)
-
-    def encode(self, x: Tensor, labels: Tensor | None = None) -> Encoded:
-        return [self.posterior(x, labels)]
 
     def draw_from(
         self,
@@ -79,13 +35,10 @@ class VAE(nn.Module):
         estimator: Estimator = "pathwise",
         labels: Tensor | None = None,
     ) -> Draw:
+        """Sample the posterior, and score `target`. Shapes: fields (samples, B)."""
         [layer] = self.layers(encoded, draw_noise(encoded, samples, self.latent_size), estimator)
         output = self.output_at(layer.z, labels)
         return replace(Draw.of(self.likelihood.log_prob(output, target), layer), output=output)
-
-    def output_at(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return what the likelihood reads, at samples of images. Shapes: (K, B, D) or (B, D) -> (..., P*C, H, W)."""
-        return each_sample(self.decoder, self.condition.on_latents(z, labels))
 
     def layers(self, encoded: Encoded, noise: Tensor, estimator: Estimator = "pathwise") -> list[Layer]:
         """Sample the posterior with the given noise. Shapes: noise (K, B, D), or (B, D), which fields then have."""
@@ -113,10 +66,3 @@ def sample_gaussian(mean: Tensor, log_variance: Tensor, noise: Tensor, estimator
         return z, gaussian_log_prob(z, mean.detach(), log_variance.detach())
     z = z.detach()
     return z, gaussian_log_prob(z, mean, log_variance)
-
-
-def each_sample(network: nn.Module, z: Tensor) -> Tensor:
-    """Apply a network of rows to every sample of every image. Shapes: (K, B, D) -> (K, B, ...), (B, D) -> (B, ...)."""
-    if z.dim() == 2:
-        return in_full(network(z))
-    return torch.unflatten(in_full(network(z.flatten(0, 1))), 0, z.shape[:2])

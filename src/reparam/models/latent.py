@@ -1,0 +1,84 @@
+"""What models of every kind do alike."""
+
+import torch
+from torch import Tensor, nn
+
+from reparam.models.conditions import Condition, Unconditional
+from reparam.models.draw import Draw, Encoded, Estimator, Likelihood, Prior, in_full
+
+
+class LatentModel(nn.Module):
+    """A model with a decoder and a likelihood, which may be told labels; a kind has encoders, and says what they do."""
+
+    decoder: nn.Module
+    likelihood: Likelihood
+    condition: Condition
+
+    def encode(self, x: Tensor, labels: Tensor | None = None) -> Encoded:
+        raise NotImplementedError
+
+    def draw_from(
+        self,
+        encoded: Encoded,
+        target: Tensor,
+        samples: int,
+        estimator: Estimator = "pathwise",
+        labels: Tensor | None = None,
+    ) -> Draw:
+        raise NotImplementedError
+
+    def draw(
+        self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise", labels: Tensor | None = None
+    ) -> Draw:
+        """Encode images, and draw from what is said. Shapes: x and target (B, C, H, W); fields (samples, B)."""
+        return self.draw_from(self.encode(x, labels), target, samples, estimator, labels)
+
+    def output(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return what the likelihood reads. Shapes: (N, D) -> (N, P*C, H, W)."""
+        return self.output_at(z, labels)
+
+    def output_at(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the same of the latents next to the image. Shapes: (K, B, D) or (B, D) -> (..., P*C, H, W)."""
+        return each_sample(self.decoder, self.condition.on_latents(z, labels))
+
+    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the mean image. Shapes: (N, D) -> (N, C, H, W)."""
+        return self.likelihood.mean(self.output(z, labels))
+
+
+class EncoderDecoder(LatentModel):
+    """One encoder, one layer of latents."""
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        likelihood: Likelihood,
+        prior: Prior,
+        shape: tuple[int, ...],
+        latent_shape: tuple[int, ...] | None = None,
+        condition: Condition | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.likelihood = likelihood
+        self.prior = prior  # of an autoencoder's codes, where an objective has one
+        self.latent_size = prior.size  # D
+        self.latent_shape: tuple[int, ...] = latent_shape or (prior.size,)
+        self.shape = shape  # (C, H, W)
+        self.condition = condition or Unconditional()
+
+    def posterior(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def encode(self, x: Tensor, labels: Tensor | None = None) -> Encoded:
+        """Return the posterior: all that the image says. Shapes: (B, C, H, W) -> (B, D) twice."""
+        return [self.posterior(x, labels)]
+
+
+def each_sample(network: nn.Module, z: Tensor) -> Tensor:
+    """Apply a network of rows to every sample of every image. Shapes: (K, B, D) -> (K, B, ...), (B, D) -> (B, ...)."""
+    if z.dim() == 2:
+        return in_full(network(z))
+    return torch.unflatten(in_full(network(z.flatten(0, 1))), 0, z.shape[:2])
