@@ -21,6 +21,11 @@ GOLDEN = "golden.npz"
 PRIORS = (None, "standard normal", "gaussian mixture")
 FORMAT = 4
 EXPORT = "run `dvc repro export`, or copy the whole folder again"
+ROLES = {
+    ("images",): "encoder",
+    ("latents",): "decoder",
+    ("epsilon", "images"): "score",
+}  # by the inputs of a graph other than `label`
 
 
 @dataclass(frozen=True)
@@ -187,3 +192,11 @@ def _check(facts: dict[str, Any], path: Path) -> dict[str, Any]:
             f"{path}: image.shape, latent_size, latent_shape, has_prior or prior are missing or make no sense; {EXPORT}"
         )
     return facts
+
+
+def role_of(path: Path, session: Any) -> str:
+    """Say which graph of a model a session has, by its inputs. Raises: DamagedInputError."""
+    names = tuple(sorted({value.name for value in session.get_inputs()} - {"label"}))
+    if names not in ROLES:
+        raise DamagedInputError(f"{path}: wanted inputs of encoder, decoder or score, found {', '.join(names)}")
+    return ROLES[names]

@@ -16,24 +16,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from reparam.client.bundle import Bundle, Mixture
+from reparam.client.bundle import Bundle, Mixture, role_of
+from reparam.client.checks import Floats, Images, checked_count, checked_images, checked_latents, generator
 from reparam.client.codes import vectors_of
 from reparam.client.labels import Labels, as_input
 from reparam.client.runtime import Runtime
 from reparam.client.scores import Scores
 from reparam.errors import DamagedInputError, MissingInputError, UserError
 
-Images = npt.NDArray[np.uint8]  # (B, H, W, C)
-Floats = npt.NDArray[np.float32]
-
 # Numbers of images at once, unless `batch` says otherwise. Measured: 100,000 digits take 3 MB instead of 1.6 GB for
 # what is between the layers, and less time, because it stays in the caches.
 NUMBERS = 1 << 18
-ROLES = {
-    ("images",): "encoder",
-    ("latents",): "decoder",
-    ("epsilon", "images"): "score",
-}  # by a graph's inputs, but for `label`
 
 
 class Client:
@@ -73,7 +66,7 @@ class Client:
         self.path = Path(path)
         self._bundle = bundle
         self.metadata: dict[str, Any] = facts[0]
-        self._graphs = {_role(path, session): session for path, session in sessions.items()}
+        self._graphs = {role_of(path, session): session for path, session in sessions.items()}
         height, width, channels = self.metadata["image"]["shape"]
         self.image_shape: tuple[int, int, int] = (height, width, channels)
         self.latent_size: int = self.metadata["latent_size"]
@@ -119,7 +112,7 @@ class Client:
         Raises: UserError where images are not uint8 of the model's size, or labels none that it knows.
         """
         wanted = [name for name in self.outputs("encoder") if name != "codes"]
-        found = self._checked_images("encode", images)
+        found = self._checked("encode", images)
         mean, *log_variance = self.run("encoder", wanted, images=found, **self._told("encode", labels, len(found)))
         return mean, log_variance[0] if log_variance else np.full_like(mean, -np.inf)
 
@@ -130,7 +123,7 @@ class Client:
         """
         self._require_codebook("encode_codes")
         codes: npt.NDArray[np.int64]
-        found = self._checked_images("encode_codes", images)
+        found = self._checked("encode_codes", images)
         (codes,) = self.run("encoder", ["codes"], images=found, **self._told("encode_codes", labels, len(found)))
         return codes
 
@@ -151,7 +144,7 @@ class Client:
         rest = iter(images)
         while some := list(itertools.islice(rest, self.batch)):
             for image in some:
-                self._checked_images("embed", np.asarray(image)[None])
+                self._checked("embed", np.asarray(image)[None])
             yield self.encode(np.stack(some), label)[0]
 
     def decode(
@@ -186,7 +179,7 @@ class Client:
 
         Raises: UserError as `sample_latents` and `decode` do.
         """
-        self._told("sample", label, _count("sample", "images", n, 0))
+        self._told("sample", label, checked_count("sample", "images", n, 0))
         return self.decode(self.sample_latents(n, seed, temperature), label)
 
     def sample_latents(self, n: int, seed: int, temperature: float = 1.0) -> npt.NDArray[np.float64]:
@@ -206,7 +199,7 @@ class Client:
             )
         if not (math.isfinite(temperature) and temperature >= 0):
             raise UserError(f"sample: wanted a temperature of 0 or more, found {temperature}")
-        rng, count = _generator("sample", seed), _count("sample", "images", n, 0)
+        rng, count = generator("sample", seed), checked_count("sample", "images", n, 0)
         if self.metadata["prior"] == "gaussian mixture":
             return self._prior.sample(rng, count, temperature).reshape(count, *self.latent_shape)
         return rng.standard_normal((count, *self.latent_shape)) * temperature
@@ -218,7 +211,7 @@ class Client:
         """
         ends = (self.encode(np.asarray(image)[None], label)[0] for image in (first, second))
         start, end = (latents.reshape(1, -1) for latents in ends)  # (1, D)
-        share = np.linspace(0, 1, _count("interpolate", "steps", steps, 1))[:, None]
+        share = np.linspace(0, 1, checked_count("interpolate", "steps", steps, 1))[:, None]
         return self.decode(start * (1 - share) + end * share, label)
 
     def score(
@@ -233,8 +226,8 @@ class Client:
         Shapes: (B, H, W, C) -> (B,). Units: nats.
         Raises: UserError where the model is no density, and as `encode` does.
         """
-        found, rng = self._checked_images("score", images), _generator("score", seed)
-        samples = _count("score", "samples", samples, 0)
+        found, rng = self._checked("score", images), generator("score", seed)
+        samples = checked_count("score", "samples", samples, 0)
         (row,) = (value.shape[1:] for value in self._graph("score").get_inputs() if value.name == "epsilon")
         outputs, parts = ["negative_log_likelihood", "kl"], []
         inputs = {"images": found, **self._told("score", labels, len(found))}
@@ -286,71 +279,16 @@ class Client:
             raise UserError(f"{what}: wanted a model with a codebook, found one of kind {self.metadata['kind']!r}")
 
     def _decoded(self, output: str, latents: npt.ArrayLike, labels: Labels | None) -> Any:
-        found = self._checked_latents(latents)
+        found = checked_latents(latents, self.latent_shape)
         return self.run("decoder", [output], latents=found, **self._told("decode", labels, len(found)))[0]
 
     def _told(self, what: str, labels: Labels | None, count: int) -> dict[str, Any]:
         return as_input(what, labels, self.classes, count)
 
-    def _checked_images(self, what: str, images: Images) -> Images:
-        found = np.asarray(images)
-        if found.dtype != np.uint8 or found.shape[1:] != self.image_shape:
-            raise UserError(
-                f"{what}: wanted uint8 images of shape (B, {', '.join(map(str, self.image_shape))}), "
-                f"found {found.dtype} {found.shape}"
-            )
-        return found
-
-    def _checked_latents(self, latents: npt.ArrayLike) -> Floats:
-        try:
-            given = np.asarray(latents)
-        except ValueError:  # rows of different lengths
-            raise UserError(f"decode: wanted latents of shape {self._wanted_latents}, found no array") from None
-        if given.dtype.kind not in "iuf":
-            raise UserError(f"decode: wanted latents that are numbers, found {given.dtype}")
-        if given.shape[1:] not in (self.latent_shape, (self.latent_size,)):
-            raise UserError(f"decode: wanted latents of shape {self._wanted_latents}, found {given.shape}")
-        given = given.reshape(len(given), *self.latent_shape)
-        found = given if given.dtype == np.float32 else _narrowed(given)
-        # The sum of squares first, which is one quick pass: for one image, checks are most of what the client adds to
-        # the graph. It may overflow where the numbers do not.
-        if not math.isfinite(np.vdot(found, found)) and not np.isfinite(found).all():
-            found = found.reshape(len(found), -1)
-            row, column = np.argwhere(~np.isfinite(found))[0]
-            raise UserError(f"decode: wanted finite latents, found {found[row, column]} in row {row}, column {column}")
-        return found
-
-    @property
-    def _wanted_latents(self) -> str:
-        shapes = dict.fromkeys((self.latent_shape, (self.latent_size,)))
-        return " or ".join(f"(B, {', '.join(map(str, shape))})" for shape in shapes)
-
-
-def _narrowed(numbers: npt.NDArray[Any]) -> Floats:
-    with np.errstate(over="ignore"):  # infinity is refused, with a message of our own
-        return numbers.astype(np.float32)
-
-
-def _role(path: Path, session: Any) -> str:
-    names = tuple(sorted({value.name for value in session.get_inputs()} - {"label"}))
-    if names not in ROLES:
-        raise DamagedInputError(f"{path}: wanted inputs of encoder, decoder or score, found {', '.join(names)}")
-    return ROLES[names]
+    def _checked(self, what: str, images: Images) -> Images:
+        return checked_images(what, images, self.image_shape)
 
 
 def _split(count: int, batch: int) -> Iterator[slice]:
     for start in range(0, max(1, count), batch):  # one empty batch where there is no image
         yield slice(start, start + batch)
-
-
-def _count(what: str, of: str, count: int, least: int) -> int:
-    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < least:
-        raise UserError(f"{what}: wanted {least} or more {of}, found {count!r}")
-    return int(count)
-
-
-def _generator(what: str, seed: int | Sequence[int]) -> np.random.Generator:
-    try:
-        return np.random.default_rng(seed)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{what}: wanted a seed of 0 or more, found {seed!r}") from error
