@@ -56,7 +56,7 @@ class CodebookFacts(Card):
 
     codes: Count  # C entries
     positions: Count  # P codes of an image
-    dimensions: Count  # d numbers of an entry: latents are P d numbers, position by position
+    dimensions: Count  # d numbers of an entry: latents are P d numbers, position by position, or an image (d, h, w)
 
 
 class ExportedModel(CardOfResult):

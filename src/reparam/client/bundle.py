@@ -21,11 +21,8 @@ GOLDEN = "golden.npz"
 PRIORS = (None, "standard normal", "gaussian mixture")
 FORMAT = 4
 EXPORT = "run `dvc repro export`, or copy the whole folder again"
-ROLES = {
-    ("images",): "encoder",
-    ("latents",): "decoder",
-    ("epsilon", "images"): "score",
-}  # by the inputs of a graph other than `label`
+# By the inputs of a graph other than `label`.
+ROLES = {("images",): "encoder", ("latents",): "decoder", ("epsilon", "images"): "score"}
 
 
 @dataclass(frozen=True)

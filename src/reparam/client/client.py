@@ -128,7 +128,7 @@ class Client:
         return codes
 
     def vectors(self, codes: npt.ArrayLike) -> Floats:
-        """Return the latents that codes stand for, as `decode` takes them. Shapes: (B, P) -> (B, D).
+        """Return the latents of codes, as `decode` takes them. Shapes: (B, P) -> (B, D).
 
         Raises: UserError where the model has no codebook, or codes are not whole numbers that it has.
         """

@@ -1,4 +1,4 @@
-"""Codes of a codebook, as whole numbers, and the latents that they stand for."""
+"""Codes of a codebook, as whole numbers, and their latents."""
 
 import math
 from typing import Any

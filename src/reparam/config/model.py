@@ -163,7 +163,7 @@ class LabelConfig(Section):
     """Block `label`."""
 
     size: Width
-    """Numbers that stand for a label, which are learned."""
+    """How many learned numbers describe a label."""
 
 
 class ModelConfig(Section):

@@ -213,7 +213,7 @@ class Subject:
 
     @cached_property
     def usual(self) -> int:
-        """Return the label of most images, which is shown where one stands for all."""
+        """Return the most frequent label, with which figures of a single label are drawn."""
         return int(np.bincount(self.data.scored.labels).argmax())
 
     @property

@@ -92,12 +92,7 @@ def _write_bundle(
         codes = manifest.describe_codes(runtime, directory / "encoder.onnx", graphs["encoder"].outputs, inputs)
         original = variants.Original(graphs, directory, images, runtime, inputs.get("label"))
         tried = variants.write_variants(settings.variants, original, settings.opset)
-    if facts.prior == "gaussian mixture":
-        manifest.write_prior(graphs["decoder"].model.prior, directory / PRIOR)
-    if facts.codebook:
-        manifest.write_codebook(graphs["decoder"].model, directory / CODEBOOK)
-    some = slice(None, None, max(1, len(images) // GOLDEN_IMAGES))
-    golden.write_golden(graphs, directory, {name: values[some][:GOLDEN_IMAGES] for name, values in inputs.items()})
+    _write_arrays(graphs, facts, inputs, directory)
     if settings.triton:
         triton.write_repository({name: graph.facts for name, graph in graphs.items()}, directory)
     card = ExportCard(
@@ -113,11 +108,28 @@ def _write_bundle(
         codes=codes,
         files=FileFacts.below(directory),
     )
+    _write_descriptions(card, directory)
+    return parity
+
+
+def _write_arrays(
+    graphs: Mapping[str, onnx.Graph], facts: ExportedModel, inputs: dict[str, Array], directory: Path
+) -> None:
+    """Write what apps need beside the graphs to draw from the prior, to look up codes, and to check their answers."""
+    if facts.prior == "gaussian mixture":
+        manifest.write_prior(graphs["decoder"].model.prior, directory / PRIOR)
+    if facts.codebook:
+        manifest.write_codebook(graphs["decoder"].model, directory / CODEBOOK)
+    some = slice(None, None, max(1, len(inputs["images"]) // GOLDEN_IMAGES))
+    golden.write_golden(graphs, directory, {name: values[some][:GOLDEN_IMAGES] for name, values in inputs.items()})
+
+
+def _write_descriptions(card: ExportCard, directory: Path) -> None:
+    """Describe the files of a model for people and apps."""
     (directory / readme.README).write_text(readme.render(card), encoding="utf-8")
     files = card.files | {readme.README: FileFacts.of(directory / readme.README)}
     card = card.model_copy(update={"files": dict(sorted(files.items()))})
     card.write(directory / MANIFEST)  # last of all, so that a directory with a manifest is whole
-    return parity
 
 
 @torch.no_grad()

@@ -83,16 +83,16 @@ def measure_parity(
 
 
 def _without_ties(outputs: list[str], wanted: list[Array], found: list[Array], what: str) -> list[Array]:
-    """Take a few codes as wanted that differ, with their vectors: what lies between two codes may be rounded to either.
+    """Replace a few codes that differ, and their vectors, by those of torch: a tie may be rounded to either code.
 
-    Raises: ParityError where they are more than a few.
+    Raises: ParityError where more than a few differ.
     """
     codes, vectors = outputs.index(CODES), outputs.index("mean")
     differs = wanted[codes] != found[codes]  # (B, P)
     if differs.sum() > max(1, TIES * differs.size):
         raise ParityError(
-            f"export: {what}: wanted the codes that torch finds, but for one or {TIES:.1%}, found {differs.sum()} "
-            f"others of {differs.size}; try another export.opset in params.yaml"
+            f"export: {what}: wanted the codes of torch, at most one or {TIES:.1%} of them different, found "
+            f"{differs.sum()} of {differs.size} different; try another export.opset in params.yaml"
         )
     settled = list(found)
     rows, *shape = wanted[vectors].shape

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from reparam.errors import TrackingError
 from reparam.paths import Paths
-from reparam.track.meeting import PER_STAGE, Meeting
+from reparam.track.meeting import TOLD, Meeting
 from reparam.track.spool import Call
 
 ANSWER_SECONDS = 60.0  # for one answer; MLflow itself gives up on a server after 10 s
@@ -62,7 +62,7 @@ class Recorder:
         self._meeting = Meeting.of(paths)
         self._connection = self._meeting.find(paths)
         self._lines = self._connection.makefile("rw", encoding="utf-8")
-        own = {name: value for name, value in os.environ.items() if name.startswith(PER_STAGE)}
+        own = {name: os.environ[name] for name in TOLD if name in os.environ}
         self._lines.write(json.dumps(own) + "\n")
         weakref.finalize(self, _close, self._connection, self._lines)
 

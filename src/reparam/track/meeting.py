@@ -24,7 +24,8 @@ from reparam.lineage import package_hash
 from reparam.paths import Paths
 from reparam.track.store import address
 
-PER_STAGE = ("DVC_", "REPARAM_", "PYTEST_")  # variables that may differ from stage to stage
+PER_STAGE = ("DVC_", "REPARAM_", "PYTEST_")  # beginnings of variables that may differ from stage to stage
+TOLD = ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "REPARAM_PARENT_RUN")  # those of them that a recorder asks for
 PER_SHELL = ("_", "SHLVL", "PWD", "OLDPWD")
 
 

@@ -1,14 +1,13 @@
 """The time that a file may take, whatever its servers do."""
 
 import math
-import os
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 
 from reparam.data.sources.faults import LateError
-from reparam.errors import UserError
+from reparam.environment import seconds
 
 SECONDS = 3600.0  # at 0.4 MB/s enough for the largest file, 1.4 GB of CelebA; what has arrived by then is kept
 MOST = 1e9  # beyond it, the waits of Python overflow
@@ -21,7 +20,7 @@ class Deadline:
     """
 
     def __init__(self) -> None:
-        self.seconds = _seconds()
+        self.seconds = seconds("REPARAM_DOWNLOAD_SECONDS", SECONDS, MOST)
         self._end = time.monotonic() + self.seconds
 
     @property
@@ -59,17 +58,3 @@ def _do(work: Callable[[], None], done: "Future[None]") -> None:
         done.set_exception(error)
     else:
         done.set_result(None)
-
-
-def _seconds() -> float:
-    text = os.environ.get("REPARAM_DOWNLOAD_SECONDS", str(SECONDS))
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds <= MOST:
-        raise UserError(
-            f"REPARAM_DOWNLOAD_SECONDS: wanted a number of seconds above 0 and at most {MOST:.0e}, found {text!r}; "
-            "mend or unset it"
-        )
-    return seconds

@@ -1,4 +1,4 @@
-"""Images of which every factor of variation is known: dSprites, and a smaller stand-in that is drawn here."""
+"""Images whose factors of variation are known: dSprites, and a smaller set of the same kind, which we draw."""
 
 import math
 import zipfile
@@ -20,7 +20,7 @@ FACTORS = ("shape", "scale", "rotation", "x", "y")
 DSPRITES = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"
 CHUNK = 4096  # images that are unpacked at once
 
-# The stand-in: 4,608 images, no two of them alike.
+# Of `sprites`: 4,608 images, no two of them alike.
 SPRITES = "sprites.npz"
 SIZES = (len(SHAPES), 4, 6, 8, 8)
 SIDE = 32  # pixels
@@ -35,7 +35,7 @@ def dsprites_files() -> list[RemoteFile]:
 
 
 def draw_sprites(_config: DownloadConfig, directory: Path) -> None:
-    """Draw all combinations of the stand-in's factors, the same each time, into a file in the format of dSprites."""
+    """Draw a sprite for each combination of factors, the same each time, into a file in the format of dSprites."""
     factors = np.indices(SIZES).reshape(len(SIZES), -1).T  # (N, F); the last factor changes first
     images = np.stack([_sprite(*row) for row in factors.tolist()]).astype(np.uint8)
     classes = np.pad(factors, ((0, 0), (1, 0)))  # the first factor there is the colour, which does not vary
