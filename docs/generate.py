@@ -16,8 +16,8 @@ COMMANDS = """\
 # Commands
 
 `reparam COMMAND --help` prints the same. Everything that determines a result is a [parameter](parameters.md) and no
-option. `make docs` writes this page from `src/reparam/cli.py`
-and `tools.py`.
+option. `make docs` writes this page from `src/reparam/cli.py`,
+`tools.py`, `apps.py` and `shell/commands.py`.
 """
 
 

@@ -49,7 +49,7 @@ LAYERS = (
     ("clean", "compare", "gradients", "launch", "recipes", "serve", "shell", "summary"),
     ("experiments", "project", "promote", "sweep"),
     ("doctor",),
-    ("tools",),
+    ("tools", "apps"),
     ("cli",),
     ("__main__",),
 )
@@ -115,6 +115,15 @@ def test_imports_point_down(name: str) -> None:
         if (other := ours(imported)) and part(other[0]) != part(name) and LAYER[part(other[0])] >= LAYER[part(name)]
     ]
     assert wrong == []
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_file_has_350_lines_at_most_and_a_function_50(name: str) -> None:
+    source = MODULES[name].read_text(encoding="utf-8")
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    lines = {node.name: node.end_lineno - node.lineno + 1 for node in functions if node.end_lineno}
+    assert len(source.splitlines()) <= 350
+    assert [name for name, count in lines.items() if count > 50] == []
 
 
 def test_tracking_alone_imports_mlflow() -> None:

@@ -150,7 +150,7 @@ def test_how_threads_wait_is_decided_before_the_recorder_starts_which_would_coun
     project: Paths, reparam: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
-    monkeypatch.setattr(cli, "choose_wait_policy", lambda *_: order.append("policy"))
+    monkeypatch.setattr(cli, "choose_wait_policy", lambda *_, **__: order.append("policy"))
     monkeypatch.setattr(track, "connect", lambda *_: order.append("recorder"))
     monkeypatch.setattr(report, "run", lambda *_: order.append("stage"))
     assert reparam("report") == (0, "")

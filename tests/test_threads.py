@@ -26,6 +26,11 @@ def test_waiting_threads_spin_on_a_quiet_machine(tmp_path: Path) -> None:
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
 
 
+def test_waiting_threads_sleep_where_another_process_computes_for_this_one(tmp_path: Path) -> None:
+    choose_wait_policy(tmp_path, machine(tmp_path, "1.00 2.00 3.00 1/345 6789\n"), computes=False)
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
 @pytest.mark.parametrize("load", ["0.00 0.00 0.00 2/345 6789\n", "", "this system tells other things", None])
 def test_waiting_threads_sleep_where_others_may_compute(tmp_path: Path, load: str | None) -> None:
     choose_wait_policy(tmp_path, machine(tmp_path, load))

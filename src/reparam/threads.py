@@ -17,14 +17,16 @@ class OthersCompute(SystemExit):
     """Training left a checkpoint and ended, to go on in a process whose waiting threads sleep."""
 
 
-def choose_wait_policy(directory: Path, system: Path = Path("/")) -> None:
+def choose_wait_policy(directory: Path, system: Path = Path("/"), *, computes: bool = True) -> None:
     """Let waiting threads spin where nobody else computes, else sleep. OMP_WAIT_POLICY, where it is set, is kept.
 
     On a quiet machine, spinning nearly halves the time of an epoch; beside others it makes it several times as long.
     What OpenMP does by itself, to spin for a while, is bad as well. The results are the same.
+    Where this process computes little itself, `computes` is false, and threads sleep.
     """
     global _spin_by_choice  # noqa: PLW0603  # a fact of this process, as the environment is
-    alone = not (_may_run_side_by_side(directory) or (system / "dev/nvidia0").exists() or _is_busy(1, QUICK, system))
+    has_company = _may_run_side_by_side(directory) or (system / "dev/nvidia0").exists() or _is_busy(1, QUICK, system)
+    alone = computes and not has_company
     _spin_by_choice = alone and "OMP_WAIT_POLICY" not in os.environ
     os.environ.setdefault("OMP_WAIT_POLICY", "ACTIVE" if alone else "PASSIVE")
 

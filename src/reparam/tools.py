@@ -1,7 +1,6 @@
 """The commands around the stages, and what the commands of stages share with them."""
 
 import gc
-import os
 import textwrap
 from contextlib import suppress
 from enum import StrEnum
@@ -10,15 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reparam.shell.commands import HERE, Model
-
 if TYPE_CHECKING:
     from reparam.config import Config
     from reparam.paths import Paths
 
 app = typer.Typer()
 PANEL = "Around the stages"
-MODEL_PANEL = "The exported model"
 
 
 class Device(StrEnum):
@@ -326,38 +322,3 @@ def promote(
     from reparam.paths import Paths
 
     print(promote.run(version, metric, Paths.here()))
-
-
-@app.command(rich_help_panel=MODEL_PANEL)
-def explorer(
-    model: Model = HERE, output: Annotated[Path, typer.Option(help="Where to write the page.")] = Path("explorer.html")
-) -> None:
-    """Write one HTML page that computes the exported model in a browser, without a network.
-
-    Reads the folder of the model.
-    Writes explorer.html.
-    """
-    from reparam.explorer.page import render
-    from reparam.files import whole_file
-
-    with whole_file(output) as partial:
-        partial.write_text(render(model), encoding="utf-8")
-    print(f"{output}: written")
-
-
-@app.command(rich_help_panel=MODEL_PANEL)
-def serve(
-    model: Model = HERE,
-    host: Annotated[
-        str, typer.Option(help="Address to listen at; others than this machine need a token.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes one that is free.")] = 8000,
-) -> None:
-    """Answer requests over HTTP with the exported model: / is a page to explore it, /docs describes the others.
-
-    Reads the folder of the model, REPARAM_SERVE_TOKEN and REPARAM_DEVICE.
-    Writes nothing.
-    """
-    from reparam.serve import server
-
-    server.run(model, host, port, os.environ.get("REPARAM_DEVICE", "auto"))

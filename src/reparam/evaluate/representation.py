@@ -11,6 +11,8 @@ from torch import Tensor
 from reparam import runtime
 from reparam.data.store import Labels
 
+Vector = npt.NDArray[np.float64]
+
 # When the fit of the probe ends, as in scikit-learn; only the iterations are more: 10,000 codes of 64 numbers took 59.
 LIMITS = {"maxiter": 200, "gtol": 1e-4, "ftol": 64 * np.finfo(float).eps, "maxls": 50}
 
@@ -73,19 +75,25 @@ def _guess_linearly(known: Tensor, labels: Labels, found: Tensor) -> Labels:
 
     mean, deviation = known.mean(0), known.std(0, correction=0)
     deviation[deviation <= len(known) * torch.finfo(known.dtype).eps * mean.abs()] = 1  # a constant stays one
-    x, unseen = (F.pad((codes - mean) / deviation, (0, 1), value=1.0) for codes in (known, found))  # 1 for the bias
+    x, unseen = (F.pad((codes - mean) / deviation, (0, 1), value=1.0).numpy() for codes in (known, found))  # 1: bias
     classes, numbers = np.unique(labels, return_inverse=True)
-    target = torch.from_numpy(numbers)
+    target = np.eye(len(classes))[numbers]
     # Between two classes scikit-learn fits one vector, whose square is twice the sum of squares of these two.
     penalty = (1.0 if len(classes) == 2 else 0.5) / len(x)
 
-    def loss(flat: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
-        weights = torch.from_numpy(flat.reshape(-1, len(classes))).requires_grad_()
-        value = F.cross_entropy(x @ weights, target) + penalty * weights[:-1].square().sum()
-        [slope] = torch.autograd.grad(value, weights)
-        return value.item(), slope.flatten().numpy()
+    # By numpy, because threads of torch that wait for the next task slow the linear algebra of scipy three times.
+    def loss(flat: Vector) -> tuple[float, Vector]:
+        weights = flat.reshape(-1, len(classes))
+        logits = x @ weights
+        logits -= logits.max(1, keepdims=True)
+        chances = np.exp(logits)
+        total = chances.sum(1, keepdims=True)
+        value = (np.log(total[:, 0]) - (logits * target).sum(1)).mean() + penalty * np.square(weights[:-1]).sum()
+        slope = x.T @ ((chances / total - target) / len(x))
+        slope[:-1] += 2 * penalty * weights[:-1]
+        return float(value), slope.ravel()
 
     start = np.zeros(x.shape[1] * len(classes))
     weights = minimize(loss, start, jac=True, method="L-BFGS-B", options=LIMITS).x.reshape(-1, len(classes))
-    guessed: Labels = classes[(unseen.numpy() @ weights).argmax(1)]
+    guessed: Labels = classes[(unseen @ weights).argmax(1)]
     return guessed
