@@ -45,6 +45,7 @@ def test_a_model_that_was_trained_elsewhere_is_evaluated_without_a_parent(projec
     assert evaluation.info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_two_workers_share_a_fresh_database_and_run_their_own_snapshots(project: Project) -> None:
     project("dvc exp run --quiet --queue --name wide -S model.latent=4 train")
     project("dvc exp run --quiet --queue --name narrow -S model.latent=2 train")

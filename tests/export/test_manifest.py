@@ -51,7 +51,7 @@ def test_the_mean_score_over_noise_is_the_elbo_that_evaluate_measures(changes: d
     images = prepared.images if binarization == "none" else np.where(prepared.images > 127, 255, 0).astype(np.uint8)
     run_stage(prepared.paths)
 
-    draws, size = 400, manifest(prepared).latent_size
+    draws, size = 200, manifest(prepared).latent_size
     noise = np.random.default_rng(0).standard_normal((draws, len(images), size), dtype=np.float32)
     found = [run(prepared.directory / "score.onnx", images=images, epsilon=its) for its in noise]
     nll, kl = (np.stack([each[name] for each in found]) for name in ("negative_log_likelihood", "kl"))
