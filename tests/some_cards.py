@@ -30,6 +30,7 @@ from reparam.cards.export import (
 from reparam.cards.model import ModelCard, TrainedParams, TrainingLineage, TrainingMetrics
 from reparam.config import Config
 from reparam.files import to_json
+from reparam.models.build import KINDS
 
 # The numbers of a model with a posterior, a prior and a density of its pixels.
 EVALUATED = {
@@ -131,6 +132,7 @@ def model_card(
     values = {
         **dict(params),
         "data": data.images,
+        "kind_title": KINDS[params.model.kind].title,
         "classes": (),
         "latent_size": 3,
         "latent_shape": (3,),
@@ -151,6 +153,7 @@ def evaluation_card(model: ModelCard | None = None, **changes: Any) -> Evaluatio
         "images": 359,
         "images_sha256": {"train": hash_of("1"), "validation": hash_of("2"), "test": hash_of("3")},
         "settings": small_section("evaluate"),
+        "sampled_from": "the prior",
         "details": Details(),
         "warnings": (),
         "tiles": TILES,
@@ -168,6 +171,7 @@ def export_card(model: ModelCard | None = None, **changes: Any) -> ExportCard:
         "format": 4,
         "image": ExportedImage(shape=(height, width, channels), layout="NHWC", dtype="uint8", range=(0, 255)),
         "kind": model.model.kind,
+        "kind_title": model.kind_title,
         "latent_size": model.latent_size,
         "latent_shape": model.latent_shape,
         "classes": model.classes,

@@ -42,6 +42,7 @@ UNKNOWN_ELSEWHERE = {
     "reports/evaluation/card.json": {
         "images",
         "images_sha256",
+        "sampled_from",
         "details",
         "warnings",
         "tiles",

@@ -184,8 +184,7 @@ def test_the_samples_are_decoded_from_draws_of_the_sampler_and_named_after_it(sa
     decoded = decoded_by(subject.model)
     [axes] = gallery.draw(subject)["samples"].axes
     assert torch.equal(decoded[1], start)
-    source = {"prior": "the prior", "mixture": "a fitted mixture", "frequencies": "codes of training images"}[sampler]
-    assert axes.get_title(loc="left") == f"Decoder means of draws from {source}"
+    assert axes.get_title(loc="left") == f"Decoder means of draws from {SAMPLERS[sampler].origin}"
 
 
 def test_an_autoencoder_is_drawn_around_its_mean_code_where_codes_vary_most() -> None:

@@ -167,7 +167,7 @@ def test_captions_speak_of_the_data_that_is_there(page: Page, grey_page: Page) -
     assert "what the model makes of them; it sees a random draw of black and white." in drawn
     assert "what the model makes of them." in grey
     assert "latents drawn from the prior: no image" in drawn
-    mixed = replace(page, evaluation=evaluation_card(settings=small_section("evaluate", sampler="mixture")))
+    mixed = replace(page, evaluation=evaluation_card(sampled_from="a mixture fitted to codes"))
     assert "latents drawn from a mixture fitted to codes: no image" in Outline(render(mixed)).text
 
 

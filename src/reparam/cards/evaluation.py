@@ -104,6 +104,7 @@ class EvaluationCard(CardOfResult, SealedCard):
     images: Count
     images_sha256: Annotated[dict[SplitName, Hash], Field(min_length=3)]  # of the files of all splits
     settings: EvaluateConfig
+    sampled_from: str  # what generated images start from: `settings.sampler` in words
     details: Details
     warnings: tuple[str, ...]
     tiles: Tiles

@@ -65,6 +65,7 @@ class ExportedModel(CardOfResult):
     format: Literal[4]
     image: ExportedImage
     kind: Annotated[str, KeyOf("KINDS", "models/build.py")]
+    kind_title: str  # what pages call it
     latent_size: Count
     latent_shape: tuple[Count, ...]  # of `latents` in the graphs: (latent_size,), or (C, H, W)
     classes: tuple[str, ...]  # those that `label` numbers from 0; none: no graph has such an input
@@ -135,6 +136,7 @@ class ExportCard(ExportedModel):
         channels, height, width = model.data.shape
         wanted = {
             "kind": model.model.kind,
+            "kind_title": model.kind_title,
             "latent_size": model.latent_size,
             "latent_shape": model.latent_shape,
             "classes": model.classes,

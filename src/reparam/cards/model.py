@@ -53,6 +53,7 @@ class ModelCard(TrainedParams, SealedCard):
     """A trained model: its parameters, what it was trained on, and what can be done with it."""
 
     data: ImageFacts
+    kind_title: str  # what pages call `model.kind`
     classes: tuple[str, ...]  # those that the model is told of images, by their numbers; of p(x): none
     latent_size: Count  # numbers that describe an image, all layers together
     latent_shape: tuple[Count, ...]  # (latent_size,), or (C, H, W) of latents that are an image

@@ -36,7 +36,6 @@ STEPS = 11  # of a walk
 FINE_STEPS = 21  # of a walk under a slider
 PRIOR_SAMPLES = 20_000
 PAIRS = 6  # of images that are joined by a walk
-SAMPLED_FROM = {"prior": "the prior", "mixture": "a fitted mixture", "frequencies": "codes of training images"}
 FIGURES = ("reconstructions", "samples", "latent_grid", "latent_scatter", "latent_use", "traversals")
 OTHER_FIGURES = (
     "classes",
@@ -108,7 +107,7 @@ def _reconstructions(subject: Subject) -> Figure:
 def _samples(subject: Subject) -> Figure:
     with random_stream(subject.settings.seed, "samples"):
         start = subject.codes(SAMPLES_PER_SIDE**2)
-    title = f"Decoder means of draws from {SAMPLED_FROM[subject.settings.sampler]}"
+    title = f"Decoder means of draws from {subject.sampler.origin}"
     labels = "; as many of each label as in the split" if subject.data.is_conditional else ""
     return plot_grid(subject.decode(start, subject.proportional(len(start))), SAMPLES_PER_SIDE, f"{title}{labels}")
 
@@ -118,9 +117,7 @@ def _classes(subject: Subject) -> Figure:
     with random_stream(subject.settings.seed, "classes"):
         z = subject.codes(STEPS)
     images = subject.decode(z.repeat(len(numbers), 1), numbers.repeat(STEPS))
-    title = (
-        f"Decoder means with each label, of the same draws from {SAMPLED_FROM[subject.settings.sampler]} in each row"
-    )
+    title = f"Decoder means with each label, of the same draws from {subject.sampler.origin} in each row"
     rows = [literal(subject.data.classes[number]) for number in numbers]
     return plot_table(images, rows, [str(number) for number in range(1, STEPS + 1)], title, "draw")
 

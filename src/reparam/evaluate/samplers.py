@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -60,4 +61,18 @@ def draw_codes(model: AnyModel, data: View) -> Tensor:
     )
 
 
-SAMPLERS: dict[str, Callable[..., Tensor]] = {"prior": prior, "mixture": mixture, "frequencies": frequencies}
+@dataclass(frozen=True)
+class Sampler:
+    """A function that draws latents, what pages call the distribution, and what it needs."""
+
+    draw: Callable[..., Tensor]
+    origin: str
+    needs_prior: bool = False  # whether it draws from the prior of the model
+    needs_entries: bool = False  # whether codes from a codebook are given to it entry by entry
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "prior": Sampler(prior, "the prior", needs_prior=True),
+    "mixture": Sampler(mixture, "a mixture fitted to codes"),
+    "frequencies": Sampler(frequencies, "codes of training images", needs_entries=True),
+}

@@ -22,6 +22,7 @@ from reparam.evaluate import gallery
 from reparam.evaluate.findings import Findings
 from reparam.evaluate.measures import measure
 from reparam.evaluate.outliers import read_outliers
+from reparam.evaluate.samplers import SAMPLERS
 from reparam.evaluate.scoring import Scores
 from reparam.evaluate.subject import Data, Subject
 from reparam.figures.curves import plot_outliers
@@ -97,10 +98,11 @@ def _read_split(paths: Paths, name: SplitName) -> store.Split:
 
 
 def _check_sampler(model: ModelCard, settings: EvaluateConfig) -> None:
-    if settings.sampler == "prior" and not model.has_prior:
+    if SAMPLERS[settings.sampler].needs_prior and not model.has_prior:
+        others = " or ".join(repr(name) for name, sampler in SAMPLERS.items() if not sampler.needs_prior)
         raise ParamsError(
-            "params.yaml: evaluate.sampler: wanted 'mixture' or 'frequencies' with an autoencoder, whose codes know no "
-            "prior, found 'prior'; then `dvc repro` goes on from the trained model"
+            f"params.yaml: evaluate.sampler: wanted {others} with an autoencoder, whose codes know no prior, found "
+            f"{settings.sampler!r}; then `dvc repro` goes on from the trained model"
         )
 
 
@@ -145,6 +147,7 @@ def _describe(
         images=len(subject.images),
         images_sha256={name: split.images_sha256 for name, split in data.splits.items()},
         settings=subject.settings,
+        sampled_from=subject.sampler.origin,
         details=findings.details,
         warnings=tuple(findings.warnings),
         tiles=tiles,

@@ -18,7 +18,7 @@ from reparam.data.pixels import Pixels
 from reparam.data.store import Images, Split
 from reparam.evaluate import walks
 from reparam.evaluate.disentanglement import Coded
-from reparam.evaluate.samplers import SAMPLERS, draw_codes
+from reparam.evaluate.samplers import SAMPLERS, Sampler, draw_codes
 from reparam.evaluate.scoring import Scores, score
 from reparam.evaluate.view import View
 from reparam.figures.style import indexed, literal
@@ -164,18 +164,22 @@ class Subject:
         seen = self.view(images).seen(self.settings.seed)
         return torch.cat([self.model.posterior(x)[0].cpu() for x in seen])
 
+    @property
+    def sampler(self) -> Sampler:
+        """What generated images start from."""
+        return SAMPLERS[self.settings.sampler]
+
     def codes(self, count: int) -> Tensor:
         """Draw latents to generate images from. Shapes: -> (count, D)."""
-        name = self.settings.sampler
-        sampler, block = SAMPLERS[name], self.settings.arguments(name)
-        model = self.model if name == "frequencies" and isinstance(self.model, Quantized) else None
+        block = self.settings.arguments(self.settings.sampler)
+        model = self.model if self.sampler.needs_entries and isinstance(self.model, Quantized) else None
 
         def codes() -> Tensor:
             # A view copies the images to the device: only where the sampler asks for codes.
             found = draw_codes(self.model, self.data.view(self.data.train, self.settings.batch_size))
             return model.split(found) if model else found
 
-        drawn = sampler(count, self.model.prior, codes, *block)
+        drawn = self.sampler.draw(count, self.model.prior, codes, *block)
         return model.joined(drawn) if model else drawn
 
     def generate(self, count: int) -> Tensor:

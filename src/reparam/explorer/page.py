@@ -18,13 +18,6 @@ from reparam.policy import policy
 HERE = Path(__file__).parent
 SCRIPTS = ("network.js", "code.js", "image.js", "walks.js")
 REACH = 3.0  # standard deviations to each side: 99.7 % of a normal distribution
-KINDS = {
-    "autoencoder": "autoencoder",
-    "vae": "variational autoencoder",
-    "hierarchical": "hierarchical VAE",
-    "fsq": "autoencoder with finite scalar quantization",
-    "vq": "vector-quantized autoencoder",
-}
 
 
 def render(path: Path) -> str:
@@ -89,7 +82,7 @@ def operators() -> set[str]:
 def _description(model: dict[str, Any]) -> str:
     height, width, _ = model["image"]["shape"]
     return (
-        f"{KINDS.get(model['kind'], model['kind']).capitalize()} of {model['title']} (licence: {model['licence']}). "
+        f"{model.get('kind_title', model['kind'])} of {model['title']} (licence: {model['licence']}). "
         f"{model['latent_size']} dimensions, images of {height} × {width} pixels. All is computed in this page."
     )
 

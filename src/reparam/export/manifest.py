@@ -50,6 +50,7 @@ def describe(model: AnyModel, card: ModelCard, data: DataCard, grey_pixels: Grey
         format=4,
         image=ExportedImage(shape=(height, width, channels), layout="NHWC", dtype="uint8", range=(0, 255)),
         kind=card.model.kind,
+        kind_title=card.kind_title,
         latent_size=card.latent_size,
         latent_shape=card.latent_shape,
         classes=card.classes,

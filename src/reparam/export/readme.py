@@ -9,13 +9,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from reparam.cards.export import ExportCard, TensorFacts
 
 README = "README.md"
-NAMES = {
-    "autoencoder": "Autoencoder",
-    "vae": "Variational autoencoder",
-    "hierarchical": "Hierarchical VAE",
-    "fsq": "Autoencoder with finite scalar quantization",
-    "vq": "Vector-quantized autoencoder",
-}
 # As model hubs spell licences; they know others as `other`, with a name.
 LICENCES = {
     "CC BY 4.0": "cc-by-4.0",
@@ -40,7 +33,6 @@ def render(card: ExportCard) -> str:
     )
     return environment.get_template("readme.md").render(
         card=card,
-        name=NAMES.get(card.kind, card.kind),
         licence_id=LICENCES.get(card.licence, "other"),
         binarization=BINARIZATION[card.binarization],
         pixels=math.prod(card.image.shape),

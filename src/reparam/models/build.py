@@ -73,7 +73,7 @@ def build_model(config: ModelConfig, shape: tuple[int, ...], classes: int = 0) -
             f"params.yaml: model.condition: wanted 'none' where latents are an image, found {config.condition!r}; or "
             f"set model.{config.network}.latent_channels to null"
         )
-    model = KINDS[config.kind](parts, *config.arguments(config.kind))
+    model = KINDS[config.kind].build(parts, *config.arguments(config.kind))
     if config.condition != "none" and not hasattr(model, "condition"):
         raise ParamsError(
             f"params.yaml: model.condition: wanted 'none' with model.kind {config.kind!r}, found {config.condition!r}"
@@ -204,10 +204,18 @@ def _quantized(parts: Parts, quantizer: Quantizer, name: str) -> Quantized:
     return Quantized(encoder, decoder, parts.likelihood, quantizer, *facts)
 
 
-KINDS: dict[str, Callable[..., AnyModel]] = {
-    "autoencoder": _autoencoder,
-    "vae": _vae,
-    "hierarchical": _hierarchical,
-    "fsq": _fsq,
-    "vq": _vq,
+@dataclass(frozen=True)
+class Kind:
+    """A kind of model: what pages call it, and how it is built of its parts and, if it has one, its block."""
+
+    title: str
+    build: Callable[..., AnyModel]
+
+
+KINDS: dict[str, Kind] = {
+    "autoencoder": Kind("Autoencoder", _autoencoder),
+    "vae": Kind("Variational autoencoder", _vae),
+    "hierarchical": Kind("Hierarchical variational autoencoder", _hierarchical),
+    "fsq": Kind("Autoencoder with finite scalar quantization", _fsq),
+    "vq": Kind("Vector-quantized autoencoder", _vq),
 }

@@ -19,16 +19,6 @@ from reparam.metrics import ERROR, Metric, members
 from reparam.policy import policy
 
 TEMPLATE = Path(__file__).with_suffix(".html")
-KINDS = {
-    "vae": "Variational autoencoder",
-    "hierarchical": "Hierarchical variational autoencoder",
-    "fsq": "Autoencoder with finite scalar quantization",
-    "vq": "Vector-quantized autoencoder",
-}  # others by their name
-SAMPLED_FROM = {  # others are fitted to codes
-    "prior": "the prior",
-    "frequencies": "the codes of training images, position by position",
-}
 FEW = 3  # classes that a title names, at most
 GROUPS = (
     "Likelihood",
@@ -156,20 +146,20 @@ def title(page: Page) -> str:
     """Return the title of the params file, or name model, data and classes."""
     if page.config.report.title is not None:
         return page.config.report.title
-    kind, source, classes = page.model.model.kind, page.data.source, page.data.classes
+    source, classes = page.data.source, page.data.classes
     shown = ", ".join(classes) if len(classes) <= FEW else f"{len(classes)} classes"
     of = "a folder of images" if source == "folder" else source
-    return f"{KINDS.get(kind, kind.capitalize())} of {of}" + (f": {shown}" if len(classes) > 1 else "")
+    return f"{page.model.kind_title} of {of}" + (f": {shown}" if len(classes) > 1 else "")
 
 
 def _captions(page: Page) -> dict[str, str]:
     """Return the caption of each picture, by name."""
     counts = [f"{count} {name}" for name, count in page.data.counts.items() if count]
-    is_drawn, sampler = page.data.binarization == "dynamic", page.evaluation.settings.sampler
+    is_drawn = page.data.binarization == "dynamic"
     facts = {
         "counts": f": {', '.join(counts)}",
         "drawn": "; it sees a random draw of black and white" if is_drawn else "",
-        "sampler": SAMPLED_FROM.get(sampler, f"a {sampler} fitted to codes"),
+        "sampler": page.evaluation.sampled_from,
     }
     return {picture.name: picture.text.format(**facts) for group in PICTURES.values() for picture in group}
 

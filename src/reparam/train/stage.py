@@ -19,6 +19,7 @@ from reparam.data.batches import Batches
 from reparam.errors import StaleInputError
 from reparam.files import dvc_hash, require_writable, whole_directory, whole_file
 from reparam.lineage import source_hash
+from reparam.models.build import KINDS
 from reparam.models.likelihoods import is_density
 from reparam.models.storage import save_weights
 from reparam.objectives import has_prior
@@ -147,6 +148,7 @@ def _write_model(directory: Path, config: Config, data: DataCard, data_hash: str
         card = ModelCard(
             **dict(params),
             data=data.images,
+            kind_title=KINDS[config.model.kind].title,
             classes=classes_told(config.model, data),
             latent_size=model.latent_size,
             latent_shape=model.latent_shape,
