@@ -138,6 +138,7 @@ def model_card(
         "latent_shape": (3,),
         "has_prior": True,
         "is_density": True,
+        "is_discrete": False,
         "best_epoch": 80,
         "epochs": 120,
         "lineage": training_lineage(weights, params, data),
@@ -150,6 +151,7 @@ def evaluation_card(model: ModelCard | None = None, **changes: Any) -> Evaluatio
     model = model or model_card()
     values = {
         "data": model.data,
+        "is_discrete": model.is_discrete,
         "images": 359,
         "images_sha256": {"train": hash_of("1"), "validation": hash_of("2"), "test": hash_of("3")},
         "settings": small_section("evaluate"),

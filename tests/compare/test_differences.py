@@ -1,19 +1,16 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from experiments import CONDITIONS, METRICS, difference, experiment, seeded
 
-from reparam.compare.differences import DISCRETE, Cell, Difference, compare, judge, spell
+from reparam.compare.differences import Cell, Difference, compare, judge, spell
 from reparam.compare.experiment import Experiment
-from reparam.config import load_config
 from reparam.metrics import METRICS as METRICS_DESCRIBED
 from reparam.metrics import describe
-from reparam.models.likelihoods import LIKELIHOODS
 
 UNSPREAD = "the spread between seeds is unknown of first, other: compare several values of train.seed"
 ON_WEIGHTS = "A verdict on single experiments is about their weights: another seed gives other weights."
@@ -263,8 +260,13 @@ def test_a_density_and_a_probability_of_grey_values_give_no_verdict() -> None:
     params = [{"model.likelihood": name} for name in ("gaussian", "discretised_logistic")]
     metrics = {"elbo": -20.0, "elbo_se": 0.3, "ais_nll": 19.0, "ais_nll_se": 0.3, "kl": 5.0, "kl_se": 0.01}
     one, other = (
-        experiment(name, params=given, metrics=metrics | {"kl": kl, "elbo": -kl})
-        for name, given, kl in zip(("first", "other"), params, (5.0, 9.0), strict=True)
+        experiment(
+            name,
+            params=given,
+            metrics=metrics | {"kl": kl, "elbo": -kl},
+            conditions=CONDITIONS | {"is_discrete": is_discrete},
+        )
+        for name, given, kl, is_discrete in zip(("first", "other"), params, (5.0, 9.0), (False, True), strict=True)
     )
     found = compare([one, other])
     assert found.notes[:1] == [
@@ -272,11 +274,6 @@ def test_a_density_and_a_probability_of_grey_values_give_no_verdict() -> None:
         "no verdict on elbo, ais_nll"
     ]
     assert [difference(found, name).verdict for name in ("elbo", "kl")] == ["", "differs"]
-
-
-def test_the_discrete_likelihoods_are_those_that_say_so() -> None:
-    config = load_config(Path(__file__).parents[2] / "params.yaml").model
-    assert {name for name, make in LIKELIHOODS.items() if make(*config.arguments(name)).is_discrete} == DISCRETE
 
 
 # ---- parameters

@@ -156,6 +156,7 @@ def test_grey_values_are_scored_in_bits_per_pixel(project: Paths, params: dict[s
     found = metrics(project)
     assert found["bits_per_dim"] == pytest.approx(found["nll"] / (64 * math.log(2)), abs=1e-4)  # images of 8x8 pixels
     assert found["bits_per_dim_se"] == pytest.approx(found["nll_se"] / (64 * math.log(2)), abs=1e-4)
+    assert card(project).conditions["is_discrete"] is True  # so that `compare` judges it against no density
 
 
 @pytest.mark.usefixtures("blank_figures")

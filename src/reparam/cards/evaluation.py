@@ -101,6 +101,7 @@ class EvaluationCard(CardOfResult, SealedCard):
     """What the metrics of a model were measured on, and how."""
 
     data: ImageFacts
+    is_discrete: bool  # whether the likelihood is a probability of the 256 grey values
     images: Count
     images_sha256: Annotated[dict[SplitName, Hash], Field(min_length=3)]  # of the files of all splits
     settings: EvaluateConfig
@@ -123,7 +124,8 @@ class EvaluationCard(CardOfResult, SealedCard):
 
     def is_of(self, model: ModelCard) -> bool:
         """Whether it was made of this model, on images of the same kind."""
-        return super().is_of(model) and self.data == model.data
+        is_alike = (self.data, self.is_discrete) == (model.data, model.is_discrete)
+        return super().is_of(model) and is_alike
 
     @property
     def conditions(self) -> dict[str, Any]:
@@ -134,7 +136,7 @@ class EvaluationCard(CardOfResult, SealedCard):
         scaling = tuple(zip(self.data.scaling.shift, self.data.scaling.scale, strict=True))
         images = {f"{split}_sha256": digest for split, digest in self.images_sha256.items()}
         images["images_sha256"] = images[f"{self.settings.split}_sha256"]
-        pixels = {"binarization": self.data.binarization, "scaling": scaling}
+        pixels = {"binarization": self.data.binarization, "scaling": scaling, "is_discrete": self.is_discrete}
         return {"data": self.lineage.data, **images, **pixels, **flatten(self.settings)}
 
 

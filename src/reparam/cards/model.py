@@ -59,6 +59,7 @@ class ModelCard(TrainedParams, SealedCard):
     latent_shape: tuple[Count, ...]  # (latent_size,), or (C, H, W) of latents that are an image
     has_prior: bool  # whether decoded draws from N(0, I) are samples of the model
     is_density: bool  # whether the likelihood is one of these pixels
+    is_discrete: bool  # whether it is a probability of the 256 grey values
     best_epoch: Count
     epochs: Count
     lineage: TrainingLineage

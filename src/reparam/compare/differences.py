@@ -15,8 +15,6 @@ from reparam.metrics import ERROR, describe, is_better
 
 BEYOND = 2.0  # standard errors: about 95 % of a normal distribution lie within
 SEED = "train.seed"
-# Likelihoods of the 256 grey values are probabilities, at most 1; those of real numbers are densities.
-DISCRETE = {"discretised_logistic", "logistic_mixture"}
 ABSENT = "—"
 
 
@@ -100,8 +98,9 @@ def find_obstacles(first: Experiment, other: Experiment) -> dict[str, list[str]]
         theirs, ours = (experiment.conditions.get(key, "not known") for experiment in (other, first))
         if theirs != ours or key not in other.conditions:
             found[f"{key} is {theirs}, of {first.name} {ours}"] = barred
-    kinds = [experiment.params.get("model.likelihood") for experiment in (other, first)]
-    if len({kind in DISCRETE for kind in kinds}) == 2:
+    # Likelihoods of the 256 grey values are probabilities, at most 1; those of real numbers are densities.
+    if {experiment.conditions.get("is_discrete") for experiment in (other, first)} == {True, False}:
+        kinds = [experiment.params.get("model.likelihood") for experiment in (other, first)]
         found[f"the likelihood is {kinds[0]}, of {first.name} {kinds[1]}: one is a density, one is not"] = likelihoods
     return {reason: barred for reason, barred in found.items() if barred}
 

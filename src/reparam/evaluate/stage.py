@@ -144,6 +144,7 @@ def _describe(
     """Say what the metrics were measured on, and how."""
     return EvaluationCard(
         data=data.images,
+        is_discrete=model.is_discrete,
         images=len(subject.images),
         images_sha256={name: split.images_sha256 for name, split in data.splits.items()},
         settings=subject.settings,

@@ -154,6 +154,7 @@ def _write_model(directory: Path, config: Config, data: DataCard, data_hash: str
             latent_shape=model.latent_shape,
             has_prior=has_prior(model, config.objective.name),
             is_density=is_density(model.likelihood, data.binarization),
+            is_discrete=model.likelihood.is_discrete,
             best_epoch=record.best_epoch,
             epochs=len(record.history),
             lineage=TrainingLineage(
