@@ -276,6 +276,8 @@ class Objective:
     matches_prior: bool = False  # whether it pulls codes that have no posterior to the prior
     has_any_prior: bool = True  # or else one whose dimensions are independent
     has_any_code: bool = True  # or else one that changes smoothly with the image: not entries of a codebook
+    has_own_gradient: bool = False  # whether the encoder's gradient is another one than that of the loss
+    has_jacobian: bool = False  # whether the loss is made of derivatives of an image's code by its pixels
 
 
 def beta_at(config: ObjectiveConfig, epoch: Tensor) -> Tensor:
@@ -295,14 +297,14 @@ OBJECTIVES: dict[str, Objective] = {
     "reconstruction": Objective(reconstruction, layers=(0, 1), has_any_prior=False),  # layers above would never learn
     "denoising": Objective(denoising),
     "sparse": Objective(sparse, layers=(0, 1), has_any_code=False),
-    "contractive": Objective(contractive, layers=(0, 1), has_any_code=False),
+    "contractive": Objective(contractive, layers=(0, 1), has_any_code=False, has_jacobian=True),
     "elbo": Objective(elbo, layers=(1, math.inf)),
     "capacity": Objective(capacity, layers=(1, math.inf)),
     "beta_tc": Objective(beta_tc, layers=(1, 1), has_any_prior=False),
     "mmd": Objective(mmd, layers=(0, 1), matches_prior=True, has_any_code=False),
     "iwae": Objective(importance_weighted, layers=(1, math.inf)),
-    "dreg": Objective(dreg, layers=(1, 1)),
-    "reinforce": Objective(reinforce, layers=(1, math.inf)),
+    "dreg": Objective(dreg, layers=(1, 1), has_own_gradient=True),
+    "reinforce": Objective(reinforce, layers=(1, math.inf), has_own_gradient=True),
 }
 
 

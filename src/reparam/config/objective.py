@@ -54,15 +54,15 @@ class MmdConfig(Section):
     """Block `mmd`."""
 
     weight: NotNegative
-    """Weight of the squared MMD between codes and prior, which is at most 2: take hundreds."""
+    """Weight of the squared MMD, which is at most 2. Useful values are in the hundreds."""
 
 
 class PerceptualConfig(Section):
     """Block `perceptual`."""
 
     weight: NotNegative
-    """Weight of the distance for each pixel and channel, beside -log p(x|z) and with any objective but dreg and
-    reinforce; 0 leaves it out. Source: Zhang et al. 2018."""
+    """Weight of the distance for each pixel and channel, beside -log p(x|z); 0 leaves it out. It goes with any
+    objective whose gradient is that of its loss. Source: Zhang et al. 2018."""
 
     network: Literal["vgg", "alex", "squeeze"]
     """Network whose features are compared: VGG-16, AlexNet or SqueezeNet 1.1."""
@@ -82,12 +82,12 @@ class ObjectiveConfig(Section):
     """Posterior samples per image and step; of iwae and dreg, K of the bound."""
 
     beta: NotNegative
-    """Weight of the KL (beta_tc: of total correlation), 1 for the ELBO. Ignored by objectives that have no such weight:
-    reconstruction, capacity, iwae, dreg and reinforce."""
+    """Weight of the KL, or of that part of it which the objective is about; 1 for the ELBO. Ignored by objectives
+    whose loss has no such weight."""
 
     kl: Literal["analytic", "monte_carlo"]
-    """How the KL is computed: in closed form if there is one, or from samples. Ignored by reconstruction, beta_tc,
-    iwae, dreg and reinforce."""
+    """How the KL is computed: in closed form if there is one, or from samples. Ignored by objectives whose loss does
+    not have the KL as a whole."""
 
     free_bits: NotNegative
     """KL that each latent dimension has for free, in nats, as a mean over the batch; of objectives that have kl."""

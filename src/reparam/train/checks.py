@@ -105,10 +105,10 @@ def _check_penalties(config: Config) -> None:
             "objective.sparse.penalty 'kl', "
             f"which wants activations from 0 to 1, found {code[1]!r} with {code[0]!r}"
         )
-    if objective.name == "contractive" and config.train.compile:
+    if OBJECTIVES[objective.name].has_jacobian and config.train.compile:
         raise ParamsError(
-            "params.yaml: train.compile: wanted false with objective.name 'contractive', whose penalty is a derivative "
-            "already and torch.compile takes no second one, found true"
+            f"params.yaml: train.compile: wanted false with objective.name {objective.name!r}, whose penalty is a "
+            "derivative already and torch.compile takes no second one, found true"
         )
     noise = objective.denoising
     if objective.name == "denoising" and noise.noise != "gaussian" and noise.level > 1:
@@ -132,15 +132,15 @@ def check_fit(model: AnyModel, config: ModelConfig, objective: ObjectiveConfig) 
             f"params.yaml: model.kind: wanted {wanted} with objective.name {objective.name!r}, found {config.kind!r}"
         )
     _check_prior(model, config, objective)
-    if objective.perceptual.weight and objective.name in ("dreg", "reinforce"):
+    if objective.perceptual.weight and OBJECTIVES[objective.name].has_own_gradient:
         raise ParamsError(
             f"params.yaml: objective.perceptual.weight: wanted 0.0 with objective.name {objective.name!r}, whose "
             f"gradient to the encoder is another one than that of its loss, found {objective.perceptual.weight}"
         )
-    if objective.name == "contractive" and has_batch_norm(model):
+    if OBJECTIVES[objective.name].has_jacobian and has_batch_norm(model):
         raise ParamsError(
-            f"params.yaml: model.{config.network}.norm: wanted 'none' or 'layer' with objective.name 'contractive', "
-            "found 'batch': it makes an image's code depend on the other images of the batch"
+            f"params.yaml: model.{config.network}.norm: wanted 'none' or 'layer' with objective.name "
+            f"{objective.name!r}, found 'batch': it makes an image's code depend on the other images of the batch"
         )
 
 
