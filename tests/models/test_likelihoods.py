@@ -160,6 +160,15 @@ def test_mean_is_the_probability_weighted_image(name: str, link: str, seed: int)
 
 
 @every_likelihood
+def test_sigma_is_the_deviation_of_all_pixels_or_they_have_no_common_one(name: str) -> None:
+    likelihood = make(name)
+    deviations = likelihood.deviation(some_output(likelihood))
+    low, high = deviations.min().item(), deviations.max().item()
+    assert (low == high) == (likelihood.sigma is not None)
+    assert likelihood.sigma in (None, pytest.approx(low))
+
+
+@every_likelihood
 @every_link
 @pytest.mark.parametrize("seed", range(3))
 def test_log_prob_is_the_definition_summed_over_pixels(name: str, link: str, seed: int) -> None:

@@ -59,7 +59,7 @@ def describe(model: AnyModel, card: ModelCard, data: DataCard, grey_pixels: Grey
         codebook=_codebook(model),
         likelihood=card.model.likelihood,
         is_density=card.is_density,
-        sigma=getattr(model.likelihood, "sigma", None),
+        sigma=model.likelihood.sigma,
         binarization=card.data.binarization,
         scaling=card.data.scaling,
         grey_pixels=grey_pixels,

@@ -122,6 +122,10 @@ class Likelihood(Protocol):
     needs_unit: bool  # whether pixels must lie in [0, 1]
     is_discrete: bool  # whether it is a probability of the 256 grey values, so that bits per dimension are true
 
+    @property
+    def sigma(self) -> float | None:
+        """Standard deviation of all pixels; None: they have no common one."""
+
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
         """Sum over pixels. Shapes: output (..., P*C, H, W), target (C, H, W) and any batch -> (...). Units: nats."""
 

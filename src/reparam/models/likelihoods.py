@@ -64,6 +64,7 @@ class Bernoulli:
     needs_binary = True
     needs_unit = True
     is_discrete = False
+    sigma = None
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
         # From the logits: log(sigmoid(output)) would be -inf where the sigmoid underflows.
@@ -90,6 +91,7 @@ class ContinuousBernoulli:
     needs_binary = False
     needs_unit = True
     is_discrete = False
+    sigma = None
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
         """Return log p(x|z), by a series around an output of 0, where the normaliser is 0 / 0."""
@@ -199,6 +201,7 @@ class PixelGaussian(UncertainGaussian):
     """Gaussian pixels; the decoder puts out mean and log sigma of each."""
 
     outputs = 2
+    sigma = None
 
     def log_sigma_of(self, output: Tensor) -> Tensor:
         return output.chunk(2, dim=-3)[1]

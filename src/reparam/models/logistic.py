@@ -25,6 +25,7 @@ class LogisticMixture:
     needs_binary = False
     needs_unit = True
     is_discrete = True
+    sigma = None
 
     def __init__(self, config: LogisticMixtureConfig) -> None:
         self.components = config.components
