@@ -258,5 +258,6 @@ def test_an_image_of_latents_has_a_code_at_each_pixel(kind: str) -> None:
 @every_kind
 def test_pixels_of_latents_have_as_many_channels_as_a_code_has_numbers(kind: str) -> None:
     network = {"network": "resnet", "channels": [4, 4], "groups": 2, "latent_channels": 2, "latent": None}
-    with pytest.raises(ParamsError, match=r"model\.resnet\.latent_channels: wanted 3 \(.*\), because .*, found 2$"):
+    wanted = r"model\.kind: wanted latents of 3 channels \(.*\), because .*, found 2; or set .*latent_channels to 3$"
+    with pytest.raises(ParamsError, match=wanted):
         model_of(kind, levels=(4, 5, 3), dimensions=3, **network)

@@ -171,8 +171,8 @@ def test_learned_priors_know_latents_with_a_shape(prior: str) -> None:
         ),
         (
             {"latent_channels": 3, "latent": None, "kind": "hierarchical"},
-            "model.resnet.latent_channels: wanted null with model.kind 'hierarchical', whose layers of latents are "
-            "vectors, found 3",
+            "model.kind: wanted another one where latents are an image, found 'hierarchical', whose layers of latents "
+            "are vectors; or set model.resnet.latent_channels to null",
         ),
         ({"groups": 3}, "model.resnet.groups: wanted a divisor of all model.resnet.channels, [2, 4], found 3"),
         (

@@ -63,15 +63,15 @@ def build_model(config: ModelConfig, shape: tuple[int, ...], classes: int = 0) -
     parts = Parts(
         network,
         LIKELIHOODS[likelihood](*config.arguments(likelihood)),
-        _latent_shape(config, network.latent_shape(shape)),
+        _latent_shape(config, network, shape),
         shape,
         lambda latents: PRIORS[prior](latents, *config.arguments(prior)),
         _condition(config, classes, shape),
     )
     if config.condition != "none" and len(parts.latent_shape) > 1:
         raise ParamsError(
-            f"params.yaml: model.condition: wanted 'none' where latents are an image, found {config.condition!r}; or "
-            f"set model.{config.network}.latent_channels to null"
+            f"params.yaml: model.condition: wanted 'none' where latents are an image, found {config.condition!r}"
+            f"{_or_channels(network, 'null')}"
         )
     model = KINDS[config.kind].build(parts, *config.arguments(config.kind))
     if config.condition != "none" and not hasattr(model, "condition"):
@@ -86,8 +86,14 @@ def _condition(config: ModelConfig, classes: int, shape: tuple[int, ...]) -> Con
     return Label(classes, shape, config.label) if config.condition == "label" else Unconditional()
 
 
-def _latent_shape(config: ModelConfig, of_network: tuple[int, ...] | None) -> tuple[int, ...]:
+def _or_channels(network: Network, channels: str) -> str:
+    """Say how else a mistake can be mended, if the network has such a parameter."""
+    return f"; or set {network.latents_by} to {channels}" if network.latents_by else ""
+
+
+def _latent_shape(config: ModelConfig, network: Network, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the shape of the latents, as the network or else `latent` says."""
+    of_network = network.latent_shape(shape)
     if of_network is None:
         if config.latent is None:
             raise ParamsError(
@@ -95,16 +101,16 @@ def _latent_shape(config: ModelConfig, of_network: tuple[int, ...] | None) -> tu
                 f"{config.network!r} with these parameters, found null"
             )
         return (config.latent,)
-    shape, channels = " x ".join(map(str, of_network)), f"model.{config.network}.latent_channels"
     if config.kind == "hierarchical":
         raise ParamsError(
-            f"params.yaml: {channels}: wanted null with model.kind 'hierarchical', whose layers of latents are "
-            f"vectors, found {of_network[0]}"
+            "params.yaml: model.kind: wanted another one where latents are an image, found 'hierarchical', whose "
+            f"layers of latents are vectors{_or_channels(network, 'null')}"
         )
     if config.latent is not None:
+        sizes, source = " x ".join(map(str, of_network)), network.latents_by or f"model.network {config.network!r}"
         raise ParamsError(
-            f"params.yaml: model.latent: wanted null, because {shape} latents follow from {channels}, found "
-            f"{config.latent}; or set {channels} to null"
+            f"params.yaml: model.latent: wanted null, because {sizes} latents follow from {source}, found "
+            f"{config.latent}{_or_channels(network, 'null')}"
         )
     return of_network
 
@@ -191,8 +197,8 @@ def _quantized(parts: Parts, quantizer: Quantizer, name: str) -> Quantized:
     channels, *pixels = parts.latent_shape
     if pixels and channels != quantizer.dimensions:
         raise ParamsError(
-            f"params.yaml: model.resnet.latent_channels: wanted {quantizer.dimensions} ({name}), because the code at "
-            f"each pixel has so many numbers, found {channels}"
+            f"params.yaml: model.kind: wanted latents of {quantizer.dimensions} channels ({name}), because the code at "
+            f"each pixel has so many numbers, found {channels}{_or_channels(parts.network, str(quantizer.dimensions))}"
         )
     if parts.latent % quantizer.dimensions:
         raise ParamsError(

@@ -31,6 +31,8 @@ class Network(ABC):
     Raises: ParamsError where it cannot have images of that size.
     """
 
+    latents_by = ""  # the parameter that says how many channels latents have; with null, or without one, none do
+
     @abstractmethod
     def features(self, shape: tuple[int, ...]) -> tuple[nn.Sequential, int]:
         """Build an encoder up to its last activation, and count its outputs. Shapes: (B, C, H, W) -> (B, outputs)."""
@@ -146,6 +148,8 @@ class ResNet(Network):
 
     Source: Esser et al. 2021, table 7; Rombach et al. 2022, sec. 3.1.
     """
+
+    latents_by = "model.resnet.latent_channels"
 
     def __init__(self, config: ResnetConfig) -> None:
         self.config = config

@@ -64,16 +64,16 @@ def _check_pixels(model: AnyModel, config: ModelConfig, data: ImageFacts) -> Non
 def _check_batches(model: AnyModel, config: Config, images: int, processes: int) -> None:
     if not has_batch_norm(model):
         return
-    size, name = config.train.batch_size, f"model.{config.model.network}.norm"
+    size, (name, wanted, found) = config.train.batch_size, _batch_norm(config.model)
     if images % size == 1 or min(images, size) == 1:
         raise ParamsError(
-            f"params.yaml: train.batch_size: wanted more than one image in every batch with {name} 'batch', found "
+            f"params.yaml: train.batch_size: wanted more than one image in every batch with {name} {found}, found "
             f"{size}, which leaves one of the {images} training images alone; take another number"
         )
     if processes > 1:
         raise ParamsError(
-            f"params.yaml: {name}: wanted 'none' or 'layer' where several processes train, each of which sees a part "
-            "of the batch, found 'batch'"
+            f"params.yaml: {name}: wanted {wanted} where several processes train, each of which sees a part of the "
+            f"batch, found {found}"
         )
 
 
@@ -138,9 +138,10 @@ def check_fit(model: AnyModel, config: ModelConfig, objective: ObjectiveConfig) 
             f"gradient to the encoder is another one than that of its loss, found {objective.perceptual.weight}"
         )
     if OBJECTIVES[objective.name].has_jacobian and has_batch_norm(model):
+        name, wanted, found = _batch_norm(config)
         raise ParamsError(
-            f"params.yaml: model.{config.network}.norm: wanted 'none' or 'layer' with objective.name "
-            f"{objective.name!r}, found 'batch': it makes an image's code depend on the other images of the batch"
+            f"params.yaml: {name}: wanted {wanted} with objective.name {objective.name!r}, found {found}: it makes "
+            "an image's code depend on the other images of the batch"
         )
 
 
@@ -156,10 +157,18 @@ def _check_prior(model: AnyModel, config: ModelConfig, objective: ObjectiveConfi
             f"dimension has a KL of its own, found {objective.free_bits}"
         )
     if model.prior.is_of_images and has_batch_norm(model):
+        name, wanted, found = _batch_norm(config)
         raise ParamsError(
-            f"params.yaml: model.{config.network}.norm: wanted 'none' or 'layer' with model.prior {config.prior!r}, "
-            "whose images are no batch of the data, found 'batch'"
+            f"params.yaml: {name}: wanted {wanted} with model.prior {config.prior!r}, whose images are no batch of the "
+            f"data, found {found}"
         )
+
+
+def _batch_norm(config: ModelConfig) -> tuple[str, str, str]:
+    """Return the parameter by which there is batch norm, in words what else it can be, and its value."""
+    if any("norm" in type(block).model_fields for block in config.arguments(config.network)):
+        return f"model.{config.network}.norm", "'none' or 'layer'", "'batch'"
+    return "model.network", "one without batch norm", repr(config.network)
 
 
 def has_batch_norm(model: AnyModel) -> bool:
