@@ -22,6 +22,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from origin import determined_by
 from PIL import Image
 from ruamel.yaml import YAML
 from sklearn.datasets import load_sample_image
@@ -100,7 +101,7 @@ def _origin(recipe: str, budget: dict[str, Any]) -> dict[str, Any]:
         for words in (("rev-parse", "HEAD"), ("status", "--porcelain"))
     ]
     commit = found[0].stdout.split("\n")[0] + "+" * bool(found[1].stdout) if found[0].returncode == 0 else None
-    hashes = recipes.determined_by(HERE, recipe, budget)
+    hashes = determined_by(HERE, recipe, budget)
     return {"commit": commit, "torch": torch.__version__, "determined_by": hashes}
 
 

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from origin import determined_by
 from plots import by_change, curves, penalties, rate_distortion
 from ruamel.yaml import YAML
 
-from reparam import recipes
 from reparam.errors import ParamsError
 from reparam.figures.style import png
 
@@ -167,7 +167,7 @@ def _origin(name: str, result: dict[str, Any]) -> str:
     commit, mark = str(origin["commit"]).removesuffix("+"), "+" * str(origin["commit"]).endswith("+")
     place = f"{commit[:7]}{mark}, torch {origin['torch']}"
     try:
-        today = recipes.determined_by(HERE, name, result["budget"])
+        today = determined_by(HERE, name, result["budget"])
     except ParamsError:  # of a parameter that is there no longer
         today = {"parameters": ""}
     changed = [part for part, digest in today.items() if origin["determined_by"].get(part) != digest]

@@ -1,11 +1,13 @@
 """What evaluation is about, in small: settings, models, images, scores written by hand, and subjects made of them."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from conftest import small_section
+from ruamel.yaml import YAML
 from some_cards import image_facts
 from torch import Tensor
 
@@ -19,6 +21,9 @@ from reparam.models.build import AnyModel, build_model
 
 SHAPE = (1, 2, 3)
 GREY = image_facts("none")
+# Figures of every model: those that DVC shows.
+PLOTS = YAML(typ="safe").load(Path(__file__).parents[1] / "dvc.yaml")["plots"]
+ALWAYS_DRAWN = [Path(plot).stem for plot in PLOTS if isinstance(plot, str)]
 
 
 def settings(**changes: Any) -> EvaluateConfig:

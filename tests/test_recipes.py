@@ -65,7 +65,7 @@ def module(name: str) -> ModuleType:
 
 
 sys.path.append(str(FOLDER))  # as for a script that runs there
-MEASURE, TABLE = module("measure"), module("table")
+MEASURE, ORIGINS, TABLE = map(module, ("measure", "origin", "table"))
 
 
 @cache
@@ -529,7 +529,7 @@ def test_sources_of_numbers_are_listed_once(folder: Path) -> None:
     ],
 )
 def test_a_row_is_stale_where_source_or_parameters_differ(changed: dict[str, str], wanted: str, folder: Path) -> None:
-    today = recipes.determined_by(FOLDER, "vamp-vae", {"train.epochs": 20})
+    today = ORIGINS.determined_by(FOLDER, "vamp-vae", {"train.epochs": 20})
     origin = ORIGIN | {"determined_by": today | changed}
     measured = result("vamp-vae", run(0, {"nll": 90.0}), budget={"train.epochs": 20}) | {"origin": origin}
     assert row_of(write(folder, measured), "vamp-vae")[-1] == wanted
@@ -544,7 +544,7 @@ def test_a_row_with_a_parameter_that_is_there_no_longer_is_stale(folder: Path) -
 
 def test_where_files_are_and_how_results_are_exported_determines_no_result() -> None:
     def parameters(**changes: Any) -> str:
-        found = recipes.determined_by(FOLDER, "smoke", changes)
+        found = ORIGINS.determined_by(FOLDER, "smoke", changes)
         assert list(found) == ["parameters", "preprocess", "train", "evaluate"]
         assert found["train"] == source_hash("train")
         return found["parameters"]
@@ -693,7 +693,7 @@ def test_a_measurement_holds_a_run_for_each_value_and_seed_and_can_be_repeated(t
     assert (first["recipe"], first["budget"]) == ("tiny", {"train.epochs": 2})
     assert set(first["origin"]) == {"commit", "torch", "determined_by"}
     assert first["origin"]["torch"] == torch.__version__
-    assert first["origin"]["determined_by"] == recipes.determined_by(tiny, "tiny", {"train.epochs": 2})
+    assert first["origin"]["determined_by"] == ORIGINS.determined_by(tiny, "tiny", {"train.epochs": 2})
     assert [(run["swept"], run["seed"]) for run in first["runs"]] == [
         ({"objective.beta": 0.5}, 0),
         ({"objective.beta": 0.5}, 1),

@@ -15,7 +15,7 @@ from reparam.compare import revisions
 from reparam.compare.differences import ABSENT, compare, find_obstacles, spell
 from reparam.compare.experiment import Experiment
 from reparam.errors import UserError
-from reparam.metrics import ERROR, HEADLINE, METRICS, describe
+from reparam.metrics import ERROR, HEADLINE, METRICS, rank
 from reparam.paths import Paths
 
 COLUMNS = 160  # where nobody looks at a terminal
@@ -115,21 +115,10 @@ def _sorted(experiments: Sequence[Experiment], by: str) -> list[Experiment]:
 
     def key(one: Experiment) -> tuple[bool, float, str]:
         value = one.metrics.get(meant[0], one.params.get(meant[0]))
-        rank = _rank(meant[0], value) if isinstance(value, int | float) else math.inf
-        return value is None, rank, str(value)
+        order = rank(meant[0], value) if isinstance(value, int | float) else math.inf
+        return value is None, order, str(value)
 
     return sorted(experiments, key=key)
-
-
-def _rank(name: str, value: float) -> float:
-    """Turn a value into a number that is the smaller the better."""
-    metric = describe(name)
-    match metric.best if metric else "":
-        case "higher":
-            return -value
-        case "0" | "1" as best:
-            return abs(value - float(best))
-    return value
 
 
 def _params(experiments: Sequence[Experiment]) -> list[Column]:
@@ -147,14 +136,14 @@ def _metrics(experiments: Sequence[Experiment], barred: Mapping[str, set[str]]) 
     """Make a column of each headline metric, in which the best of those that can be compared is marked."""
     for name in HEADLINE:
         rivals = [one for one in experiments if name in one.metrics and name not in barred[one.name]]
-        best = min((_rank(name, one.metrics[name]) for one in rivals), default=0.0)
+        best = min((rank(name, one.metrics[name]) for one in rivals), default=0.0)
         is_contest = len(rivals) > 1 and METRICS[name].best
         cells = []
         for one in experiments:
             value = one.metrics.get(name)
             text = ABSENT if value is None else spell(value, one.metrics.get(f"{name}{ERROR}"))
             if one in rivals:
-                cells.append(f"{text}{'*' if is_contest and _rank(name, one.metrics[name]) == best else ' '}")
+                cells.append(f"{text}{'*' if is_contest and rank(name, one.metrics[name]) == best else ' '}")
             else:
                 cells.append(f"{text} " if value is None else f"({text})")
         if set(cells) != {f"{ABSENT} "}:

@@ -302,14 +302,18 @@ def members(group: str, names: Iterable[str]) -> Iterator[tuple[str, Metric]]:
 def is_better(name: str, value: float, than: float) -> bool | None:
     """Whether a value of a metric is better than another; None where none is."""
     metric = describe(name)
+    return rank(name, value) < rank(name, than) if metric and metric.best else None
+
+
+def rank(name: str, value: float) -> float:
+    """Turn a value into a number that is the smaller the better."""
+    metric = describe(name)
     match metric.best if metric else "":
         case "higher":
-            return value > than
-        case "lower":
-            return value < than
+            return -value
         case "0" | "1" as best:
-            return abs(value - float(best)) < abs(than - float(best))
-    return None
+            return abs(value - float(best))
+    return value
 
 
 REFERENCE = """\

@@ -1,7 +1,6 @@
 """Recipes, systems from the literature: each is what differs from `recipes/base.yaml` and the shipped parameters."""
 
 import difflib
-import hashlib
 import itertools
 from collections.abc import Mapping, MutableMapping
 from functools import reduce
@@ -11,17 +10,14 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from reparam.config import Config, flatten
+from reparam.config import Config
 from reparam.config.document import ALL, HEAD, with_comments
 from reparam.config.load import SHIPPED, check_config, hint, paths_of
 from reparam.config.section import shorten
 from reparam.config.yaml import read_yaml
 from reparam.errors import ParamsError
-from reparam.files import refuse_special, to_json, whole_file
-from reparam.lineage import source_hash
+from reparam.files import refuse_special, whole_file
 
-MEASURED = ("preprocess", "train", "evaluate")  # stages whose source changes results
-ADDRESSES = ("download.mirrors", "download.folder.path")
 OTHERS = ("base", "dvc", "published")  # files of the folder that are no recipes
 
 
@@ -71,19 +67,6 @@ def read(folder: Path, name: str, changes: Mapping[str, Any] | None = None) -> C
         *blocks, parameter = path.split(".")
         reduce(getitem, blocks, values)[parameter] = value
     return check_config(values, f"{folder.name}/{name}.yaml")
-
-
-def determined_by(folder: Path, name: str, changes: Mapping[str, Any]) -> dict[str, str]:
-    """Hash what determines the result of a recipe: its parameters, and the source of the stages on the way to it.
-
-    Where files come from does not: their content is known by checksums.
-    Raises: ParamsError as `read`.
-    """
-    values = flatten(read(folder, name, changes))
-    sections = ("download", *MEASURED, "model", "objective")
-    own = {path: value for path, value in values.items() if path.startswith(sections) and path not in ADDRESSES}
-    parameters = hashlib.sha256(to_json(own).encode()).hexdigest()
-    return {"parameters": parameters} | {stage: source_hash(stage) for stage in MEASURED}
 
 
 def params_file(folder: Path, name: str) -> str:

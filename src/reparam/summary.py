@@ -1,11 +1,11 @@
 """The headline numbers of the last run, and where to look next."""
 
-import os
 from collections.abc import Mapping
 
 from rich.console import Console
 from rich.table import Table
 
+from reparam import track
 from reparam.cards.card import CARD, require_file
 from reparam.cards.evaluation import EvaluationCard, EvaluationMetrics
 from reparam.cards.export import ExportMetrics
@@ -39,9 +39,8 @@ def show(paths: Paths) -> None:
         console.print(f"sum           cross-entropy + KL {metrics['bce'] + metrics['kl']:.2f} nats per image")
     error = max(parity.encoder_max_error, parity.decoder_max_error)
     console.print(f"ONNX parity   largest difference from torch {error:.1e}")
-    uri = without_secrets(
-        os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{paths.relative(paths.tracking_database)}"
-    )
+    database = paths.tracking_database
+    uri = without_secrets(track.address(paths)).replace(str(database), paths.relative(database))
     console.print(f"report        {paths.relative(paths.report)}", soft_wrap=True)
     experiments = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else f"tracking: {uri}"
     console.print(f"experiments   {experiments}", soft_wrap=True)

@@ -20,8 +20,8 @@ RANGES_NAMED = 8  # in one sentence
 class Aggregate:
     """The mean KL and its parts, with standard errors over images. Units: nats.
 
-    kl = mutual_information + marginal_kl (Hoffman & Johnson 2016), and
-    marginal_kl = total_correlation + dimension_kl (Chen et al. 2018, eq. 2, where dimensions are independent in p(z)).
+    kl = mutual_information + marginal_kl (Hoffman & Johnson 2016). Where dimensions are independent in p(z), the
+    marginal KL is the total correlation and the KL of each dimension (Chen et al. 2018, eq. 2).
     """
 
     kl: float  # mean_n KL(q(z|x_n) || p(z))
@@ -32,8 +32,6 @@ class Aggregate:
     marginal_kl_se: float
     total_correlation: float  # KL(q(z) || prod_j q(z_j))
     total_correlation_se: float
-    dimension_kl: float  # sum_j KL(q(z_j) || p(z_j))
-    dimension_kl_se: float
     bound: float  # log N, which the mutual information cannot exceed: near it, see `aggregate`
     images: int  # that were measured
 
@@ -71,7 +69,6 @@ def aggregate(mean: Tensor, log_variance: Tensor, z: Tensor, prior: Prior, limit
         ("mutual_information", 0.0, told),
         ("marginal_kl", numbers["kl"] - own.mean().item(), own - told),
         ("total_correlation", 0.0, shared),
-        ("dimension_kl", numbers["kl"] - own.mean().item(), own - told - shared),
     ):
         numbers[name], numbers[f"{name}_se"] = known + rest.mean().item(), standard_error(rest).item()
     return Aggregate(**numbers, bound=math.log(total), images=len(rows))

@@ -36,17 +36,6 @@ STEPS = 11  # of a walk
 FINE_STEPS = 21  # of a walk under a slider
 PRIOR_SAMPLES = 20_000
 PAIRS = 6  # of images that are joined by a walk
-FIGURES = ("reconstructions", "samples", "latent_grid", "latent_scatter", "latent_use", "traversals")
-OTHER_FIGURES = (
-    "classes",
-    "interpolation",
-    "components",
-    "aggregate",
-    "bounds",
-    "extremes",
-    "sigma",
-    "factors",
-)  # where there is a point
 TILES = ("grid_tiles", "traversal_tiles")
 
 

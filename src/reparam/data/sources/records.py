@@ -87,8 +87,8 @@ def _read_matlab(path: Path) -> dict[str, Any]:
             found: dict[str, Any] = reader.submit(_load_matlab, path).result()
         except BrokenProcessPool:
             raise _damaged(path, "a file of MATLAB 5", "one that cannot be read") from None
-        except Exception as error:  # noqa: BLE001  # scipy raises what it happens upon
-            raise _damaged(path, "a file of MATLAB 5", f"none ({error})") from None
+        except Exception as error:  # scipy raises what it happens upon
+            raise _damaged(path, "a file of MATLAB 5", f"none ({error})") from error
     return found
 
 
