@@ -19,6 +19,7 @@ from reparam.cards.export import (
     ScoreFacts,
 )
 from reparam.cards.model import ModelCard, TrainedParams
+from reparam.export.onnx import CODES
 from reparam.export.runtime import Runtime
 from reparam.lineage import source_hash
 from reparam.models.build import AnyModel
@@ -120,6 +121,7 @@ def describe_codes(runtime: Runtime, path: Path, outputs: Sequence[str], given: 
 
     `outputs` are those of the encoder: mean and, of a posterior, log variance. Shapes: as in `score`.
     """
+    outputs = [name for name in outputs if name != CODES]  # numbers of entries have no scale
     parts = [
         runtime.run(path, {name: values[rows] for name, values in given.items()}, outputs)
         for rows in _parts(given["images"])

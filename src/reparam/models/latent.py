@@ -1,5 +1,7 @@
 """What models of every kind do alike."""
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,14 @@ class LatentModel(nn.Module):
 
     decoder: nn.Module
     likelihood: Likelihood
+    prior: Prior
     condition: Condition
+
+    def settled(self) -> Self:
+        """Get ready for evaluation: switch to it, and compute once what the prior derives from its weights."""
+        self.eval()
+        self.prior = self.prior.settled()
+        return self
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> Encoded:
         raise NotImplementedError

@@ -53,8 +53,7 @@ def load_model(directory: Path, device: torch.device) -> AnyModel:
             )
     model = build_model(card.model, card.data.shape, len(card.classes))
     model.load_state_dict(weights)
-    model.eval().prior = model.prior.settled()
-    return model.to(device)
+    return model.settled().to(device)
 
 
 def _compare(wanted: Tensor | None, found: Tensor | None) -> str | None:

@@ -58,7 +58,7 @@ def fit(
         except NonFiniteError as error:
             rollback.go_back(error)
             continue
-        epoch.order = None
+        epoch.end()
         record.add(row)
         if not held_out.images or score < record.best_score - config.min_delta:
             record.keep(score, trainer.model.state_dict())

@@ -45,6 +45,10 @@ class Loss(nn.Module):
         for name, value in (("black", 0.0), ("white", 1.0)):
             self.register_buffer(name, pixels.scaled(torch.full_like(pixels.shift, value)), persistent=False)
 
+    def begin(self, epoch: float) -> None:
+        """Set how many epochs are trained, which schedules depend on."""
+        self.epoch.fill_(epoch)
+
     def forward(
         self, images: Tensor, labels: Tensor | None = None, gather: Callable[[Tensor], Tensor] = alone
     ) -> Terms:

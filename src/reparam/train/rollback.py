@@ -35,7 +35,7 @@ class Rollback:
         trainer = self.state.trainer
         self.count, factor = self.count + 1, trainer.rate_factor / 2
         self.state.load_state_dict(self.good)
-        trainer.rate_factor = factor
+        trainer.slow_down(factor)
         log.warning("%s", error)
         log.warning(
             "train: back to the end of epoch %d, learning rate times %g (%d of %d times)",

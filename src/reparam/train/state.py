@@ -33,6 +33,10 @@ class Epoch:
         self.order = order
         self.sums.clear()
 
+    def end(self) -> None:
+        """End the epoch, so that the next begins with an order of its own."""
+        self.order = None
+
     def left(self, position: int) -> Tensor:
         """Return the rows that are left to visit after so many. Shapes: -> (N - position,)."""
         assert self.order is not None, "no epoch has begun"

@@ -59,13 +59,17 @@ class Trainer:
         of_all = self._of_all(images)
         epoch, after = self.images / self.epoch_images, (self.images + of_all) / self.epoch_images
         self._set_rate(self.rate_factor * rate_at(self.config, epoch, after))
-        self.loss.epoch.fill_(epoch)
+        self.loss.begin(epoch)
         terms = self._update(images, *labels)
         self.images += of_all
         if of_all >= self.world.size or self.world.is_first:
             return Totals(terms, len(images))
         # All processes had the whole batch, and one counts it.
         return Totals({name: torch.zeros_like(total) for name, total in terms.items()}, 0)
+
+    def slow_down(self, factor: float) -> None:
+        """Multiply the learning rates of the schedule by a factor from now on."""
+        self.rate_factor = factor
 
     def score(self, images: Tensor, generator: torch.Generator, *labels: Tensor) -> Totals:
         """Return the loss terms of a held-out batch. Shapes: (B, C, H, W) uint8, (B,) int64."""

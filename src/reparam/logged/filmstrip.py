@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from reparam.data.batches import Batches
+from reparam.data.pixels import Pixels
 from reparam.errors import UserError
 from reparam.models.build import AnyModel
 from reparam.models.given import given
-from reparam.objectives import has_prior
 from reparam.track import Run
-from reparam.train.loss import Loss
 
 EVERY = 10  # epochs
 COLUMNS = 10
@@ -40,13 +39,13 @@ class Filmstrip:
     Training draws the same numbers with and without it.
     """
 
-    def __init__(self, images: Batches, loss: Loss, run: Run, every: int, seed: int) -> None:
+    def __init__(self, images: Batches, pixels: Pixels, run: Run, seed: int, *, every: int, has_prior: bool) -> None:
         self.images = images
-        self.pixels = loss.pixels
-        self.objective = loss.config.name
+        self.pixels = pixels
         self.run = run
-        self.every = every
         self.seed = seed
+        self.every = every
+        self.has_prior = has_prior
 
     def show(self, model: AnyModel, epoch: int) -> None:
         """Log the picture of an epoch, where it is one of those that get one."""
@@ -75,7 +74,7 @@ class Filmstrip:
         its = given(model, None if self.images.labels is None else self.images.labels[rows.to(x.device)])
         mean, _ = its.posterior(x)
         shown = [x, its.decode(mean)]
-        if has_prior(model, self.objective):
+        if self.has_prior:
             drawn = model.prior.sample(torch.empty_like(mean, device="cpu"), generator)
             shown.append(its.decode(drawn.to(mean.device)))
         model.train(was_training)
