@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from reparam.cards.card import MANIFEST
+from reparam.cards.card import CARD, MANIFEST
 from reparam.cards.evaluation import EvaluationCard, EvaluationMetrics
 from reparam.cards.export import ExportCard, ExportMetrics
-from reparam.cards.model import Result, TrainedParams, TrainingMetrics
+from reparam.cards.model import ModelCard, Result, TrainedParams, TrainingMetrics
 from reparam.compare.experiment import SAMPLES, Experiment, checked, read_scores
 from reparam.config import Config, flatten
 from reparam.config.yaml import parse_yaml
@@ -98,8 +98,10 @@ class Files:
         """
         paths = self.paths
         params = self.get(paths.params, _read_params) or {}
-        training = self.get(paths.training_metrics, TrainingMetrics.parse)
-        weights = training.weights if training else None
+        model = self.get(paths.model / CARD, ModelCard.parse)
+        weights = model.weights if model else None
+        training = self.result_of(weights, paths.training_metrics, TrainingMetrics.parse)
+        weights = weights or (training.weights if training else None)
         card = self.result_of(weights, paths.evaluation_card, EvaluationCard.parse)
         weights = weights or (card.made_of if card else None)  # at least, results are of one model
         metrics, figure = paths.evaluation_metrics, paths.figures / SAMPLES

@@ -52,7 +52,7 @@ def score(model: AnyModel, data: View, config: EvaluateConfig, *, with_nll: bool
                 for chunk in chunks(model, *batch):
                     expectations, sizes = _expectations(chunk.model, chunk, elbo_samples, advance)
                     likelihoods = _likelihoods(chunk.model, chunk, nll_samples, advance)
-                    parts.append((*expectations, *likelihoods, *chunk.model.posterior(chunk.x)))
+                    parts.append((*expectations, *likelihoods, *chunk.model.posterior_of(chunk.encoded)))
     columns = (torch.cat(part).double().cpu() for part in zip(*parts, strict=True))
     reconstruction, kl, latent_kl, expected, noise, nll, bounds, effective, means, log_variances = columns
     # The population variance, as an activity statistic of this very split, and 0 for a single image.

@@ -18,10 +18,10 @@ class Autoencoder(EncoderDecoder):
 
     stochastic_layers = 0
 
-    def posterior(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, labels: Tensor | None = None) -> Encoded:
         """Return the code, and the log of its variance, which is 0. Shapes: (B, C, H, W) -> (B, D), (B, D)."""
         code = in_full(self.encoder(self.condition.on_image(x, labels)))
-        return code, torch.full_like(code, -torch.inf)
+        return [(code, torch.full_like(code, -torch.inf))]
 
     def sample_posterior(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.posterior(x, labels)[0]

@@ -104,6 +104,9 @@ class Model(Protocol):
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log variance of q(z|x). Shapes: (B, C, H, W) -> (B, D), (B, D)."""
 
+    def posterior_of(self, encoded: Encoded) -> tuple[Tensor, Tensor]:
+        """Return the same for encoded images."""
+
     def sample_posterior(self, x: Tensor) -> Tensor:
         """Draw latents of each image, as `decode` takes them. Shapes: (B, C, H, W) -> (B, D)."""
 

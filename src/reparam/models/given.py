@@ -29,6 +29,9 @@ class Given:
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.model.posterior(x, self.labels)
 
+    def posterior_of(self, encoded: Encoded) -> tuple[Tensor, Tensor]:
+        return self.model.posterior_of(encoded)
+
     def sample_posterior(self, x: Tensor) -> Tensor:
         return self.model.sample_posterior(x, self.labels)
 

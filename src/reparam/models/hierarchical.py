@@ -59,12 +59,12 @@ class HierarchicalVAE(LatentModel):
         self.highest = StandardNormal(self.sizes[-1])  # of z_L
         self.stochastic_layers = len(sizes)
 
-    def posterior(self, x: Tensor, labels: Tensor | None = None) -> Gaussian:
+    def posterior_of(self, encoded: Encoded) -> Gaussian:
         """Return mean and log variance in units of the prior, with the latents that they depend on at their means.
 
-        Shapes: (B, C, H, W) -> (B, D), (B, D), where D = D_1 + ... + D_L.
+        Shapes: (B, D), (B, D), where D = D_1 + ... + D_L.
         """
-        means, log_variances = zip(*(_in_units(*layer) for layer in self._at_means(x, labels)), strict=True)
+        means, log_variances = zip(*(_in_units(*layer) for layer in self._at_means(encoded)), strict=True)
         return torch.cat(means, -1), torch.cat(log_variances, -1)
 
     def sample_posterior(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -151,16 +151,16 @@ class HierarchicalVAE(LatentModel):
             layers.insert(0, Layer.of(z, posterior, log_qz, log_pz, _kl(posterior, prior)))
         return layers
 
-    def _at_means(self, x: Tensor, labels: Tensor | None) -> list[tuple[Gaussian, Gaussian | None]]:
+    def _at_means(self, encoded: Encoded) -> list[tuple[Gaussian, Gaussian | None]]:
         """Walk through the layers without noise; list posterior and prior of each, None where it is standard normal."""
         if len(self.features):
-            *evidence, above = self.encode(x, labels)
+            *evidence, above = encoded
             walked: list[tuple[Gaussian, Gaussian | None]] = [(above, None)]
             for prior_network, found in zip(reversed(self.priors), reversed(evidence), strict=True):
                 prior = halves(prior_network(walked[0][0][0]))
                 walked.insert(0, (_merge(found, prior), prior))
             return walked
-        posteriors: list[Gaussian] = [*self.encode(x, labels)]
+        posteriors: list[Gaussian] = [*encoded]
         for encoder in list(self.encoders)[1:]:
             posteriors.append(halves(encoder(posteriors[-1][0])))
         priors = [halves(prior(above)) for prior, (above, _) in zip(self.priors, posteriors[1:], strict=True)]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.models.conditions import Condition, Unconditional
-from reparam.models.draw import Draw, Encoded, Estimator, Likelihood, Prior, in_full
+from reparam.models.draw import Draw, Encoded, Estimator, Gaussian, Likelihood, Prior, in_full
 
 
 class LatentModel(nn.Module):
@@ -34,6 +34,13 @@ class LatentModel(nn.Module):
         estimator: Estimator = "pathwise",
         labels: Tensor | None = None,
     ) -> Draw:
+        raise NotImplementedError
+
+    def posterior(self, x: Tensor, labels: Tensor | None = None) -> Gaussian:
+        """Return mean and log variance of q(z|x). Shapes: (B, C, H, W) -> (B, D), (B, D)."""
+        return self.posterior_of(self.encode(x, labels))
+
+    def posterior_of(self, encoded: Encoded) -> Gaussian:
         raise NotImplementedError
 
     def draw(
@@ -78,12 +85,9 @@ class EncoderDecoder(LatentModel):
         self.shape = shape  # (C, H, W)
         self.condition = condition or Unconditional()
 
-    def posterior(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
-
-    def encode(self, x: Tensor, labels: Tensor | None = None) -> Encoded:
-        """Return the posterior: all that the image says. Shapes: (B, C, H, W) -> (B, D) twice."""
-        return [self.posterior(x, labels)]
+    def posterior_of(self, encoded: Encoded) -> Gaussian:
+        [layer] = encoded
+        return layer
 
 
 def each_sample(network: nn.Module, z: Tensor) -> Tensor:

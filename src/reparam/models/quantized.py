@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from reparam.models.autoencoder import Autoencoder
 from reparam.models.conditions import Condition
-from reparam.models.draw import Draw, Encoded, Estimator, Likelihood
+from reparam.models.draw import Draw, Encoded, Estimator, Gaussian, Likelihood
 from reparam.models.priors import StandardNormal
 
 
@@ -60,14 +60,10 @@ class Quantized(Autoencoder):
         self.quantizer = quantizer
         self.positions = self.latent_size // quantizer.dimensions  # P
 
-    def posterior(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the vectors of codes, and the log of their variance, which is 0. Shapes: as `Autoencoder` has them."""
-        z, log_variance = super().posterior(x, labels)
+    def posterior_of(self, encoded: Encoded) -> Gaussian:
+        """Return the vectors of codes, and the log of their variance. Shapes: as `Autoencoder` has them."""
+        [(z, log_variance)] = encoded  # not quantised yet
         return self.joined(self.quantizer.quantized(self.split(z))), log_variance
-
-    def encode(self, x: Tensor, labels: Tensor | None = None) -> Encoded:
-        """Return what is not quantised yet."""
-        return [super().posterior(x, labels)]
 
     def draw_from(
         self,
