@@ -1,7 +1,7 @@
 """The documents: the site builds without a warning, links lead somewhere, and what they name exists."""
 
-import json
 import ast
+import json
 import re
 import runpy
 import shutil

@@ -133,7 +133,7 @@ def collapse_message(dimensions: Sequence[int], latent: int) -> str | None:
         what = f"more than half of the latents have collapsed: {count} ({_ranges(dimensions)}) say nothing of an image"
     return (
         f"{what}; try a KL warm-up (objective.warmup), free bits (objective.free_bits), a lower objective.beta or a "
-        "smaller decoder (model.decoder_hidden)"
+        "smaller decoder"
     )
 
 
