@@ -1,4 +1,4 @@
-"""What is installed, found and stored here, and of each thing that is wrong the next step."""
+"""Check the installation, the project and its stores; for each problem, name the next step."""
 
 import io
 import json
@@ -33,7 +33,7 @@ INSTALL = "install the package again: docs/how-to/install.md"
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. With a remedy something is wrong; where that is tolerable, work goes on."""
+    """The result of one check. A remedy means that something is wrong; if that is tolerable, work goes on."""
 
     name: str
     text: str
@@ -68,7 +68,7 @@ def stages(paths: Paths) -> Iterator[Finding]:
     if found and Path(found).parent == here:
         yield Finding("stages", f"start with {found}")
     else:
-        text = f"DVC would start `{command}` of {found or 'nowhere'}, this is {sys.executable}"
+        text = f"DVC would run {found or f'no {command}'}, but this is {sys.executable}"
         yield Finding("stages", text, f"activate the environment: `. {here}/activate`")
 
 
@@ -83,9 +83,9 @@ def devices(_: Paths) -> Iterator[Finding]:
     gpus = [f"{one.name} ({one.total_memory / 2**30:.0f} GiB)" for one in properties]
     text = ", ".join([f"{os.cpu_count()} CPU cores", *(gpus or ["no GPU"])])
     if not gpus and DRIVER.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
-        built = f"of CUDA {torch.version.cuda}" if torch.version.cuda else "for CPUs"
+        built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for CPUs"
         remedy = "install a build of torch for the CUDA version of `nvidia-smi`"
-        yield Finding("devices", f"{text}, but a driver of NVIDIA; torch is a build {built}", remedy, is_tolerable=True)
+        yield Finding("devices", f"{text}, but an NVIDIA driver; torch was built {built}", remedy, is_tolerable=True)
         return
     yield Finding("devices", text)
     if len(gpus) > 1 and not os.environ.get("REPARAM_LAUNCH"):

@@ -60,7 +60,7 @@ def _alone(partial: Path, path: Path) -> Iterator[None]:
 
 
 def refuse_special(path: Path) -> None:
-    """Raise OSError for what is neither read nor replaced as a file: `--output /dev/null` would end that device."""
+    """Raise OSError if the path exists and is no regular file: `--output /dev/null` would replace the device."""
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "wanted a file, found a folder, device or pipe; name another path", str(path))
 

@@ -26,7 +26,7 @@ def is_rank() -> bool:
 
 
 def keep_quiet() -> None:
-    """Let the processes that share a training not warn of what they do on purpose; to be called before torch loads."""
+    """Silence torch's warnings about intended behaviour if processes share a training; call it before torch loads."""
     if is_rank():
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
@@ -106,8 +106,8 @@ def _explain(failures: Mapping[int, Any]) -> NoReturn:
     if first.exitcode > 0:
         sys.exit(first.exitcode)  # it said why, or was asked to end
     raise UserError(
-        f"process {rank} was ended by {signal.Signals(-first.exitcode).name}, and the others with it; where nobody did "
-        "that, memory was short, and the log of the system says so; run the same command to go on from the checkpoint"
+        f"process {rank} was killed by {signal.Signals(-first.exitcode).name}, and the others were stopped; if nobody "
+        "killed it, memory may have run out: see the log of the system; run the same command to go on from the checkpoint"
     )
 
 

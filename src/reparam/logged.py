@@ -1,4 +1,4 @@
-"""What the tracking store gets of the files that stages wrote: at their end, or from `dvc pull` on another machine."""
+"""Log the files that stages wrote to MLflow: when a stage ends, or later, for results that `dvc pull` brought."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -21,8 +21,8 @@ from reparam.versions import version
 IGNORING = (".gitignore", ".dvcignore")
 PLOTS = ".dvc/plots.html"  # the page of `dvc plots`
 HEAD = """\
-Stages run from the installed package. What they depend on beside files and parameters is the hash of their source in
-.reparam.yaml, which `reparam init --update` writes after an update of the package.
+Stages run from the installed package. Besides files and parameters, they depend on the hash of their source in
+.reparam.yaml; run `reparam init --update` after each update of the package.
 """
 
 

@@ -96,7 +96,7 @@ def params_file(folder: Path, name: str) -> str:
 
 
 def renewed(path: Path) -> str:
-    """Write a params file anew: its values stay, comments are those of the source, and what it lacks has its default.
+    """Rewrite a params file: keep its values, renew all comments, and add missing parameters with their defaults.
 
     Raises: ParamsError where a value is wrong.
     """

@@ -18,11 +18,11 @@ class OthersCompute(SystemExit):
 
 
 def choose_wait_policy(directory: Path, system: Path = Path("/"), *, computes: bool = True) -> None:
-    """Let waiting threads spin where nobody else computes, else sleep. OMP_WAIT_POLICY, where it is set, is kept.
+    """Let waiting threads spin if nobody else computes, otherwise sleep. If OMP_WAIT_POLICY is set, it is kept.
 
     On a quiet machine, spinning nearly halves the time of an epoch; beside others it makes it several times as long.
-    What OpenMP does by itself, to spin for a while, is bad as well. The results are the same.
-    Where this process computes little itself, `computes` is false, and threads sleep.
+    OpenMP's default, to spin for a while and then sleep, is slow as well. The results are the same.
+    If this process computes little itself, `computes` is false, and threads sleep.
     """
     global _spin_by_choice  # noqa: PLW0603  # a fact of this process, as the environment is
     has_company = _may_run_side_by_side(directory) or (system / "dev/nvidia0").exists() or _is_busy(1, QUICK, system)

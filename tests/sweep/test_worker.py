@@ -92,8 +92,8 @@ def test_a_study_is_not_continued_with_other_parameters_or_code(
     with pytest.raises(StaleInputError) as error:
         sweeps.open(2)
     assert str(error.value) == (
-        "study s: wanted what its first trials were made of, found another metric and params.yaml and code; restore "
-        "what was changed, or give the study in sweep.yaml another name"
+        "study s: metric and params.yaml and code changed since its first trial; restore what was there, or give the "
+        "study another name in sweep.yaml"
     )
 
 

@@ -56,7 +56,7 @@ class ModelCard(TrainedParams, SealedCard):
     classes: tuple[str, ...]  # those that the model is told of images, by their numbers; of p(x): none
     latent_size: Count  # numbers that describe an image, all layers together
     latent_shape: tuple[Count, ...]  # (latent_size,), or (C, H, W) of latents that are an image
-    has_prior: bool  # whether decoded draws from N(0, I) are samples of the model
+    has_prior: bool  # whether decoded draws from the prior are samples of the model
     is_density: bool  # whether the likelihood is one of these pixels
     best_epoch: Count
     epochs: Count

@@ -270,8 +270,8 @@ class Client:
 
     def _graph(self, name: str) -> Any:
         if name not in self._graphs:
-            why = ", which a model has that is a density" if name == "score" else ""
-            raise MissingInputError(f"{self.path}: wanted {name}.onnx{why}, found {', '.join(self._graphs)} only")
+            why = "; score.onnx is only exported if the model has an ELBO" if name == "score" else ""
+            raise MissingInputError(f"{self.path}: wanted {name}.onnx, found {', '.join(self._graphs)} only{why}")
         return self._graphs[name]
 
     def _require_codebook(self, what: str) -> None:

@@ -22,7 +22,7 @@ ABSENT = "—"
 
 @dataclass(frozen=True)
 class Difference:
-    """Of a metric from that of the first; without an error there is no verdict."""
+    """The difference of a metric from that of the first experiment; without an error there is no verdict."""
 
     value: float
     error: float | None
@@ -99,10 +99,11 @@ def find_obstacles(first: Experiment, other: Experiment) -> dict[str, list[str]]
     for key, barred in depending.items():
         theirs, ours = (experiment.conditions.get(key, "not known") for experiment in (other, first))
         if theirs != ours or key not in other.conditions:
-            found[f"{key} is {theirs}, of {first.name} {ours}"] = barred
+            found[f"{key} is {theirs}, that of {first.name} is {ours}"] = barred
     kinds = [experiment.params.get("model.likelihood") for experiment in (other, first)]
     if len({kind in DISCRETE for kind in kinds}) == 2:
-        found[f"the likelihood is {kinds[0]}, of {first.name} {kinds[1]}: one is a density, one is not"] = likelihoods
+        reason = f"the likelihood is {kinds[0]}, that of {first.name} is {kinds[1]}: only one is of the 256 grey values"
+        found[reason] = likelihoods
     return {reason: barred for reason, barred in found.items() if barred}
 
 

@@ -57,7 +57,7 @@ def read_revision(name: str, paths: Paths) -> Experiment | None:
                     f"{name}: several experiments of DVC have this name; give the commit that `dvc exp show` lists"
                 ) from None
             return None
-        except AttributeError:  # as DVC has it where git knows the name of a file or a tree, which is no commit
+        except AttributeError:  # from DVC, if git knows the name as a file or a tree, not as a commit
             return None
 
         def read(file: str) -> bytes | None:

@@ -12,9 +12,10 @@ from reparam.errors import NonFiniteError
 from reparam.models.draw import Prior, standard_normal_log_prob
 from reparam.runtime import NUMBERS_AT_ONCE
 
-# Step sizes are found by chains of their own: had a chain a say in its next step size, it would no longer keep f_t, and
-# the bounds would be none (with one chain that adapts as fast as these, the mean of p(x) was 7 to 10 % too high).
-SCOUTS = 4  # such chains
+# Separate chains, the scouts, find the step sizes. If a chain influenced its own step size, it would no longer leave
+# f_t invariant, and the bounds would not hold (with one chain that adapts as fast, the mean of p(x) was 7 to 10 % too
+# high).
+SCOUTS = 4
 VISITS = 200  # temperatures at which they stop, at most: chains that stop at 1000 then accept 0.71 on average
 TARGET = 0.65  # acceptance that they are after (Neal 2011, sec. 5.4.4; Wu et al. 2017, code)
 GAIN = 0.5  # of log step size, per acceptance beyond the target

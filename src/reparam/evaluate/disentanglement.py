@@ -171,10 +171,10 @@ def _concentration(importance: Array) -> Array:
 
 
 def factor_vae_score(coded: Coded, rng: np.random.Generator) -> float:
-    """Guess which factor images share, from the latent that varies least among them, over its variance in all images.
+    """Guess the factor that a group of images shares, from the latent with the smallest variance in the group.
 
-    The guess for a latent is the factor that most votes are for; the score is the share of other votes guessed right.
-    Images are drawn from those that are here, and may come twice.
+    Variances are relative to those over all images. The guess for a latent is the factor with most votes; the score is
+    the share of other votes that are guessed right. Groups are drawn from the images that are here, with replacement.
     Source: Kim & Mnih 2018, sec. 4; votes as many as in Locatello et al. 2019.
     """
     variances = coded.codes.var(0)

@@ -123,7 +123,7 @@ def _validation(subject: Subject, findings: Findings) -> None:
 
 
 def _nll(subject: Subject, findings: Findings) -> None:
-    """Estimate the NLL, say how far it can be trusted, and what it is in bits."""
+    """Estimate the NLL, also in bits, and check how far it can be trusted."""
     scores, count = subject.scores, subject.settings.nll_samples
     findings.add_mean("nll", scores.nll)
     if subject.model.likelihood.is_discrete:
@@ -136,8 +136,8 @@ def _nll(subject: Subject, findings: Findings) -> None:
     )
     if effective < FEW:
         findings.warnings.append(
-            f"nll rests on {effective:.1f} of {count:,} samples in the median image, and is too high by what is "
-            "missing; raise evaluate.nll_samples"
+            f"nll has only {effective:.1f} effective samples of {count:,} in the median image, so it is too high; "
+            "raise evaluate.nll_samples"
         )
 
 
@@ -161,8 +161,8 @@ def _latents(subject: Subject, findings: Findings) -> None:
     findings.facts["mutual_information"] = MutualInformationFacts(bound=round(found.bound, 4), images=found.images)
     if found.mutual_information > SATURATED * found.bound:
         findings.warnings.append(
-            f"mutual_information is {found.mutual_information:.2f} nats where log N = {found.bound:.2f} is the most "
-            "that so many images can show: it is too low, marginal_kl and total_correlation are too high by as much"
+            f"mutual_information is {found.mutual_information:.2f} nats, close to its maximum log N = {found.bound:.2f}"
+            ": it is too low, and marginal_kl and total_correlation are too high by as much; evaluate more images"
         )
 
 

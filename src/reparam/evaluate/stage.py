@@ -99,8 +99,8 @@ def _read_split(paths: Paths, name: SplitName) -> store.Split:
 def _check_sampler(model: ModelCard, settings: EvaluateConfig) -> None:
     if settings.sampler == "prior" and not model.has_prior:
         raise ParamsError(
-            "params.yaml: evaluate.sampler: wanted 'mixture' or 'frequencies' with an autoencoder, whose codes know no "
-            "prior, found 'prior'; then `dvc repro` goes on from the trained model"
+            "params.yaml: evaluate.sampler: wanted 'mixture' or 'frequencies' with a model that has no prior "
+            "(kind autoencoder, fsq or vq), found 'prior'; change it and run `dvc repro`, which does not train again"
         )
 
 

@@ -36,8 +36,8 @@ class Unconditional:
 class Label(nn.Module):
     """Models of p(x|y), with q(z|x, y) and p(z). Source: Kingma et al. 2014 (NIPS), eq. 2 and 4; Sohn et al. 2015.
 
-    The decoder gets the numbers of a label beside the latents. The encoder gets them as an image that is added to the
-    one it sees, which does to a first layer of all pixels what numbers beside the pixels do: they shift its outputs.
+    The decoder gets the numbers of a label beside the latents. The encoder gets them as an image that is added to its
+    input. For a first layer that sees all pixels, this equals numbers beside the pixels: both shift its outputs.
     """
 
     def __init__(self, classes: int, shape: tuple[int, ...], config: LabelConfig) -> None:

@@ -30,9 +30,9 @@ class Layer:
     log_variance: Tensor  # of the posterior
     log_pz: Tensor  # (K, B) log p(z) given the layer above
     log_qz: Tensor  # (K, B) log q(z|x) given the samples that it depends on
-    # Of each dimension, if they are independent in p: KL(q || p), in closed form where there is one, else sampled,
-    kl: Tensor | None = None
-    sampled_kl: Tensor | None = None  # and log q - log p in any case.
+    # Of each dimension (K, B, D); None if the dimensions depend on each other in p.
+    kl: Tensor | None = None  # KL(q || p), in closed form if one is known, otherwise `sampled_kl`
+    sampled_kl: Tensor | None = None  # log q - log p
 
     @classmethod
     def of(cls, z: Tensor, posterior: Gaussian, log_qz: Tensor, log_pz: Tensor, kl: Tensor | None = None) -> "Layer":
@@ -87,7 +87,7 @@ class Model(Protocol):
     prior: "Prior"  # of the latents, as `decode` takes them
     latent_size: int  # D, of all layers together
     latent_shape: tuple[int, ...]  # (D,), or (C, H, W) with C * H * W = D: what apps see of a vector of latents
-    stochastic_layers: int  # layers of latents with a posterior; 0: a deterministic code, which has no log-likelihood
+    stochastic_layers: int  # number of layers of latents with a posterior; 0: a deterministic code, no log-likelihood
 
     def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
         """Encode `x`, sample the posterior, and score `target`: `draw_from` what `encode` says.
@@ -176,7 +176,7 @@ class Prior(Protocol):
         """Return it as a mixture of Gaussians, from which an app can draw; None where it is none."""
 
     def settled(self) -> "Prior":
-        """Return it as it is in a model whose weights no longer change, with all computed that it is made of."""
+        """Return a copy for a model that is no longer trained, with everything computed that depends on its weights."""
 
 
 def standard_error(values: Tensor) -> Tensor:

@@ -180,5 +180,5 @@ def _kl(q: Gaussian, p: Gaussian) -> Tensor:
 
 
 def _in_units(q: Gaussian, p: Gaussian | None) -> Gaussian:
-    """Return q in units of p, of which nothing is left to do where p is None: standard normal."""
+    """Return q in units of p; unchanged if p is None, which means a standard normal."""
     return q if p is None else ((q[0] - p[0]) * (-0.5 * p[1]).exp(), q[1] - p[1])

@@ -1,4 +1,4 @@
-"""Networks between images and numbers, without an idea of what they are used for."""
+"""Networks between images and vectors; they know nothing of autoencoders."""
 
 import itertools
 import math
@@ -83,7 +83,7 @@ class MLP(Network):
         return nn.Sequential(*layers)
 
     def before(self, width: int) -> int:
-        """Return how many numbers the activation makes so many of."""
+        """Return how many outputs a layer needs before its activation: twice the width if the activation is gated."""
         return 2 * width if self.config.activation == "gated" else width
 
     def after(self, outputs: int, *, is_image: bool) -> list[nn.Module]:
@@ -202,7 +202,7 @@ def _check_sides(shape: tuple[int, ...], total: int, what: str, parameters: str)
 
 
 def initialise(module: nn.Module, init: str) -> None:
-    """Draw weights anew, with zero biases; under `torch`, keep what the layers drew as they were made.
+    """Initialise weights anew, with zero biases; `torch` keeps the initialisation of torch.
 
     Source: Glorot & Bengio 2010, eq. 16 (uniform); He et al. 2015, eq. 10 (normal).
     """

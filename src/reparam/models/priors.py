@@ -21,7 +21,7 @@ from reparam.models.draw import (
 
 @dataclass(frozen=True)
 class Latents:
-    """What a prior can be made of."""
+    """The parts that a prior can be built from."""
 
     size: int  # D
     shape: tuple[int, ...]  # (C, H, W) of the images

@@ -1,4 +1,4 @@
-"""The autoencoder whose codes are entries of a codebook: it makes whole numbers of an image."""
+"""The autoencoder whose codes are entries of a codebook: an image becomes a list of whole numbers."""
 
 import math
 from dataclasses import replace
@@ -14,7 +14,7 @@ from reparam.models.priors import StandardNormal
 
 
 class Quantizer(Protocol):
-    """A codebook of C vectors with d numbers each, and how the vectors of an encoder become its."""
+    """A codebook of C vectors of d numbers, and the rule that maps the vectors of an encoder to its entries."""
 
     size: int  # C
     dimensions: int  # d

@@ -74,7 +74,7 @@ def _best(study: Study, trial: FrozenTrial) -> str:
     name = _name(study, trial)
     host = trial.user_attrs.get("host", "")
     return (
-        f"best: {name}, on {host}: `dvc exp apply {name}` brings it back, `dvc repro` makes what follows "
+        f"best: {name} (on {host}); `dvc exp apply {name}` brings it back, then `dvc repro` runs the stages after "
         f"{study.plan.stage}"
     )
 

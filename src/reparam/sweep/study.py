@@ -125,8 +125,8 @@ def _compare(study: str, found: Mapping[str, str], wanted: Mapping[str, str]) ->
     different = [name for name in wanted if found[name] != wanted[name]]
     if different:
         raise StaleInputError(
-            f"study {study}: wanted what its first trials were made of, found another {' and '.join(different)}; "
-            "restore what was changed, or give the study in sweep.yaml another name"
+            f"study {study}: {' and '.join(different)} changed since its first trial; restore what was there, or give "
+            "the study another name in sweep.yaml"
         )
 
 

@@ -22,7 +22,7 @@ from reparam.sweep.plan import Plan
 
 # It waits for other processes of DVC, of which a sweep has several.
 DVC = (sys.executable, "-m", "dvc", "--wait-for-lock")
-BEGUN = "Reproducing experiment '"  # what DVC prints when it has taken an experiment from where it puts them down
+BEGUN = "Reproducing experiment '"  # DVC prints this once it has taken the experiment from its stash
 SECONDS = 0.2  # between two looks at a trial
 
 

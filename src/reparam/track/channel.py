@@ -1,4 +1,4 @@
-"""The way of a stage's calls to the recorder, the process that speaks to MLflow (recorder.py).
+"""Send the calls of a stage to the recorder, the process that logs them to MLflow (recorder.py).
 
 A call is a line of JSON, and one line of JSON answers it: `{"answer": value}` or `{"error": message}`. The next call is
 not sent before the answer is there, so that no buffer can fill up.

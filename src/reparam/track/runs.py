@@ -72,7 +72,7 @@ class Runs:
         return self._open(self.store.experiment, {STAGE_TAG: stage, **weights}, parent)
 
     def data(self, stage: str, data_hash: str) -> Opened | None:
-        """Open a run in the experiment of data; None if it has one of the same data."""
+        """Open a run in the experiment for data; return None if the same data was logged before."""
         experiment, tags = f"{self.store.experiment}-data", {STAGE_TAG: stage, DATA_TAG: data_hash}
         return None if self._find(experiment, tags) else self._open(experiment, tags, None)
 

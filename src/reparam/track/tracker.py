@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def connect(paths: Paths) -> "Tracker":
-    """Find or start the recorder, and return at once; the first to wait for the store is `ready` or `training_run`."""
+    """Connect to the recorder without waiting for MLflow; `ready` and `training_run` wait until the store is open."""
     # Of the processes that torchrun starts, the first one alone tracks.
     is_first = "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
     if address(paths) == OFF or not is_first:

@@ -47,12 +47,12 @@ def _check_pixels(model: AnyModel, config: ModelConfig, data: ImageFacts) -> Non
         settings = "".join(f" ({block})" for block in config.arguments(config.likelihood))
         raise ParamsError(
             f"params.yaml: preprocess.scaling: wanted 'unit' with model.likelihood {config.likelihood!r}{settings}, "
-            f"which is of pixels in [0, 1], found {kind!r}"
+            f"which is defined for pixels in [0, 1], found {kind!r}"
         )
     if kind != "unit" and model.prior.is_of_images:
         raise ParamsError(
-            f"params.yaml: preprocess.scaling: wanted 'unit' with model.prior {config.prior!r}, of images "
-            f"with pixels in [0, 1], found {kind!r}"
+            f"params.yaml: preprocess.scaling: wanted 'unit' with model.prior {config.prior!r}, whose pseudo-inputs "
+            f"are images with pixels in [0, 1], found {kind!r}"
         )
     if data.binarization != "none" and not model.likelihood.needs_binary:
         raise ParamsError(
@@ -88,7 +88,7 @@ def _check_codebook(model: AnyModel, config: ModelConfig, processes: int) -> Non
 def _check_monitor(model: AnyModel, config: TrainConfig, data: ImageFacts) -> None:
     if config.monitor == "elbo" and not is_density(model.likelihood, data.binarization):
         raise ParamsError(
-            "params.yaml: train.monitor: wanted 'loss' where grey pixels meet a Bernoulli, so that there is no ELBO, "
+            "params.yaml: train.monitor: wanted 'loss' with a Bernoulli likelihood of grey pixels, which has no ELBO, "
             "found 'elbo'"
         )
     if config.monitor == "elbo" and not model.stochastic_layers:
@@ -158,7 +158,7 @@ def _check_prior(model: AnyModel, config: ModelConfig, objective: ObjectiveConfi
     if model.prior.is_of_images and has_batch_norm(model):
         raise ParamsError(
             f"params.yaml: model.{config.network}.norm: wanted 'none' or 'layer' with model.prior {config.prior!r}, "
-            "whose images are no batch of the data, found 'batch'"
+            "whose pseudo-inputs are not a batch of training images, found 'batch'"
         )
 
 

@@ -16,7 +16,7 @@ from reparam.errors import UserError
 
 @dataclass(frozen=True)
 class World:
-    """The processes that train together; alone, everything is what it was."""
+    """The processes that train together. With a single process, all values stay as they are."""
 
     rank: int = 0
     size: int = 1
@@ -88,13 +88,13 @@ ALONE = World()
 
 @dataclass(frozen=True)
 class SharedBatch:
-    """A batch of so many images, of which each process has a part: that of `World.share`."""
+    """A batch with this number of images, of which each process has the part that `World.share` gives."""
 
     world: World
     images: int
 
     def gather(self, rows: Tensor) -> Tensor:
-        """Return the rows of all processes; to each go back the gradients that all have for its own.
+        """Return the rows of all processes. The backward pass returns to each the sum of all gradients of its own rows.
 
         Shapes: (b, ...), one for each image of ours -> (B, ...).
         """
@@ -107,7 +107,7 @@ class SharedBatch:
 
 
 class _Gather(torch.autograd.Function):
-    """Concatenate what processes have, (b, ...) each, which `all_gather` wants of equal size."""
+    """Concatenate the rows (b, ...) of all processes; they are padded, because `all_gather` needs equal sizes."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, counts: list[int], rank: int) -> Tensor:

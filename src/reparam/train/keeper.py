@@ -1,4 +1,4 @@
-"""What looks after a training from step to step: checkpoints now and then, and an orderly end on a signal."""
+"""Write checkpoints during training, and end it in order on a signal."""
 
 import logging
 import time

@@ -8,7 +8,7 @@ SECONDS = 1.0  # between two questions, each of which costs the exchange of a fe
 
 
 class Pace:
-    """Counts steps to the next question; a process alone may ask itself after each."""
+    """Counts the steps until processes ask each other again; a single process may ask after each."""
 
     def __init__(self, world: World, seconds: float) -> None:
         self.world = world

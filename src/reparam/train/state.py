@@ -1,4 +1,4 @@
-"""All that decides how training goes on."""
+"""The complete state of a training: everything that decides how it goes on."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol

@@ -174,7 +174,7 @@ class Trainer:
         return summed({name: values.detach() for name, values in terms.items()})
 
     def _traceable_backward(self, images: Tensor, *labels: Tensor) -> Terms:
-        """Fill the weights' gradients, in words of which torch.compile makes one graph."""
+        """Fill the weights' gradients by operations that torch.compile captures as one graph."""
         with self._precision(images):
             terms = self.loss(images, *labels)
         weights = list(self.loss.parameters())

@@ -49,7 +49,7 @@ def check(config: DownloadConfig) -> None:
     if config.source == "folder" and config.folder.path is None:
         raise ParamsError(
             "params.yaml: download.folder.path: wanted a folder of images, a .zip or a .tar with download.source "
-            "'folder', found None"
+            "'folder', found null"
         )
 
 
