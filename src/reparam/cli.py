@@ -157,7 +157,8 @@ app.add_typer(apps.app)
 def main() -> None:
     """Run a command; a mistake of the user is one message and exit code 1."""
     gc.disable()  # imports leave no garbage, and make enough objects for a search to take half a second
-    # `export` computes little itself: onnxruntime runs in another process. With sleeping threads it takes 5.1 s, not 5.7 s.
+    # `export` computes little itself: onnxruntime runs in another process. With threads that sleep, it takes 5.1 s
+    # instead of 5.7 s.
     choose_wait_policy(Path.cwd(), computes=sys.argv[1:2] != ["export"])
     launch.keep_quiet()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")

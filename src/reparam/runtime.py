@@ -10,8 +10,8 @@ import torch
 from reparam import gpus
 from reparam.errors import UserError
 
-# Most numbers that are held at once, for example a decoder's outputs for samples that are only scored. It bounds memory;
-# at this size (64 MB) the CPU is already busy.
+# Most numbers that are held at once, for example a decoder's outputs for samples that are only scored. It bounds
+# memory; at this size (64 MB) the CPU is already busy.
 NUMBERS_AT_ONCE = 1 << 24
 
 

@@ -77,7 +77,7 @@ def doctor() -> None:
 
 @app.command(rich_help_panel=PANEL)
 def clean(yes: Annotated[bool, typer.Option("--yes", help="Remove it, not only list it.")] = False) -> None:
-    """List leftovers of interrupted work, with sizes; data, models, reports and tracked runs are never among them.
+    """List leftovers of interrupted work that can be made again; never data, models, reports or tracked runs.
 
     Reads .resume, data/.downloads, .tracking, and the folders of outputs.
     Writes nothing; with --yes it removes what it lists, except what a process still needs.
@@ -311,7 +311,9 @@ def promote(
     version: Annotated[
         int | None, typer.Argument(help="A version of the registered model.", show_default="the newest")
     ] = None,
-    metric: Annotated[str, typer.Option(help="Metric in which it must not be worse than the champion, beyond noise.")] = "nll",
+    metric: Annotated[
+        str, typer.Option(help="Metric in which it must not be worse than the champion, beyond noise.")
+    ] = "nll",
 ) -> None:
     """Make an exported model the champion in MLflow, unless it is worse than the present one.
 

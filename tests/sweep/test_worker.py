@@ -103,7 +103,7 @@ def test_parameters_that_change_while_a_study_runs_end_it(
     study = sweeps.open(2)
     params["train"]["epochs"] += 1
     write_params(params)
-    with pytest.raises(StaleInputError, match=r"another params\.yaml; restore"):
+    with pytest.raises(StaleInputError, match=r"params\.yaml changed since its first trial; restore"):
         worker.work(study, sweeps.paths)
     assert states(study) == []
 

@@ -90,7 +90,7 @@ def _rename(model: Any, names: Mapping[str, str]) -> None:
 
 
 def clean(model: Any) -> None:
-    """Drop all that is neither computed nor promised."""
+    """Remove what no runtime needs: types of intermediate values, and the notes of the exporter."""
     model.ir_version = lowest_ir_version(model.opset_import[0].version)
     # Types of what is between inputs and outputs: a quantiser infers them anew, and stumbles over old ones.
     del model.graph.value_info[:]

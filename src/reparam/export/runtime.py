@@ -1,4 +1,4 @@
-"""onnxruntime in a process of its own, as in an app, without what torch sets in its process: flushed denormals, say.
+"""onnxruntime in its own process, as in an app: torch changes settings of its process, such as flushed denormals.
 
 This file is also the program of that process, which imports nothing of ours.
 """
