@@ -42,9 +42,9 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _alone(partial: Path, path: Path) -> Iterator[None]:
-    """Hold a file that is written, where there are locks, so that two processes never mix their bytes.
+    """Hold a file that is written, if there are locks, so that two processes never mix their bytes.
 
-    Raises: OSError where another process writes it.
+    Raises: OSError if another process writes it.
     """
     with partial.open("ab") as file:
         if fcntl is not None:
@@ -116,7 +116,7 @@ def to_json(value: Any) -> str:
 def parse_table(text: str, *columns: str) -> list[dict[str, float]]:
     """Read rows of numbers, written as CSV; a row lacks what is blank in it.
 
-    Raises: ValueError where there is no row, or a row lacks one of these columns, or has anything but finite numbers.
+    Raises: ValueError if there is no row, or a row lacks one of these columns, or has anything but finite numbers.
     """
     try:
         rows = [

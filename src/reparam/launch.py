@@ -34,7 +34,7 @@ def keep_quiet() -> None:
 def run() -> NoReturn:
     """Run this command in several processes, and end as they do.
 
-    Raises: UserError where they cannot be started, or one of them fails.
+    Raises: UserError if they cannot be started, or one of them fails.
     """
     import torch
     from torch.distributed import run as torchrun

@@ -16,7 +16,7 @@ def held(directory: Path, stage: str) -> Iterator[None]:
 
     Under torchrun the first process holds it for all.
 
-    Raises: BusyError where another process holds it.
+    Raises: BusyError if another process holds it.
     """
     if os.environ.get("RANK", "0") != "0":
         yield

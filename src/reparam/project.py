@@ -35,7 +35,7 @@ def shipped() -> Path:
 def create(paths: Paths, *, with_recipes: bool = False, force: bool = False) -> list[Path]:
     """Write a project, within git and DVC; return what was written.
 
-    Raises: UserError where files of a project are there; with `force` they are kept beside the new ones.
+    Raises: UserError if files of a project are there; with `force` they are kept beside the new ones.
     """
     files = _files(paths, SHIPPED.read_text(encoding="utf-8"))
     if with_recipes:
@@ -57,7 +57,7 @@ def create(paths: Paths, *, with_recipes: bool = False, force: bool = False) -> 
 def update(paths: Paths) -> list[Path]:
     """Fit a project to the installed package: pipeline, hashes of the source, parameters that are new.
 
-    Raises: UserError where there is none, or it has parameters that are no longer known.
+    Raises: UserError if there is none, or it has parameters that are no longer known.
     """
     if not paths.installation.exists():
         raise UserError(f"{paths.installation}: not found; `reparam init` makes a project")
@@ -111,7 +111,7 @@ def _files(paths: Paths, params: str) -> dict[Path, str]:
 
 
 def _start_version_control(directory: Path) -> None:
-    """Make repositories of git and DVC where there are none."""
+    """Make repositories of git and DVC if there are none."""
 
     def run(*command: str) -> str:
         done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)

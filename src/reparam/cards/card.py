@@ -80,7 +80,7 @@ class Card(BaseModel):
 
 
 class SealedCard(Card):
-    """A card whose file holds its digest, so that an edited one is found; the next card holds the digest, too."""
+    """A card whose file holds its digest, so that an edited one is found; the next card also holds the digest."""
 
     checksum: Hash | None = None  # of the other values; in the file alone
 

@@ -60,7 +60,7 @@ class CodebookFacts(Card):
 
 
 class ExportedModel(CardOfResult):
-    """What an app must know of a model, and the way back to its parameters: the metadata of all graphs."""
+    """The facts that an app needs, and the way back to the parameters: the metadata of all graphs."""
 
     format: Literal[4]
     image: ExportedImage
@@ -131,7 +131,7 @@ class ExportCard(ExportedModel):
     files: Files
 
     def is_of(self, model: ModelCard) -> bool:
-        """Whether it was made of this model, and says of it what the model's card says."""
+        """Return whether it was made of this model, and agrees with the model's card."""
         channels, height, width = model.data.shape
         wanted = {
             "kind": model.model.kind,

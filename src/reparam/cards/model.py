@@ -1,4 +1,4 @@
-"""The card of a trained model, and what is said of it elsewhere."""
+"""The card of a trained model, and the base of cards that refer to it."""
 
 import math
 from abc import abstractmethod
@@ -53,11 +53,11 @@ class ModelCard(TrainedParams, SealedCard):
     """A trained model: its parameters, what it was trained on, and what can be done with it."""
 
     data: ImageFacts
-    classes: tuple[str, ...]  # those that the model is told of images, by their numbers; of p(x): none
+    classes: tuple[str, ...]  # names of the labels that the model receives, by number; empty for p(x)
     latent_size: Count  # numbers that describe an image, all layers together
     latent_shape: tuple[Count, ...]  # (latent_size,), or (C, H, W) of latents that are an image
     has_prior: bool  # whether decoded draws from the prior are samples of the model
-    is_density: bool  # whether the likelihood is one of these pixels
+    is_density: bool  # whether the likelihood is a density of these pixels
     best_epoch: Count
     epochs: Count
     lineage: TrainingLineage
@@ -68,7 +68,7 @@ class ModelCard(TrainedParams, SealedCard):
 
 
 class Result(Card):
-    """What a stage made of a model."""
+    """A result that a stage computed from a model."""
 
     @property
     @abstractmethod

@@ -132,7 +132,7 @@ class Bundle:
     def facts(self, path: Path, metadata: dict[str, str]) -> dict[str, Any]:
         """Return what a graph says of itself, and the manifest of it.
 
-        Raises: DamagedInputError where they disagree, or do not say what the client must know.
+        Raises: DamagedInputError if they disagree, or do not say what the client must know.
         """
         try:
             said = dict(json.loads(metadata["reparam"]))

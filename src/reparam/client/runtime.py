@@ -34,7 +34,7 @@ class Runtime:
     def open(self, content: bytes, path: Path) -> Any:
         """Make an `InferenceSession` of the content of a file.
 
-        Raises: UserError where the device cannot be used, DamagedInputError where the content is no graph.
+        Raises: UserError if the device cannot be used, DamagedInputError if the content is no graph.
         """
         onnxruntime = _load()
         wanted = self._provider(onnxruntime)

@@ -228,7 +228,7 @@ def _on_seeds(experiments: Sequence[Experiment], groups: Sequence[Sequence[int]]
 
 
 def _param_row(name: str, experiments: Sequence[Experiment]) -> list[str]:
-    """Spell a parameter of each experiment; nothing where it is the same in all that know its section."""
+    """Spell a parameter of each experiment; nothing if it is the same in all that know its section."""
     section = f"{name.partition('.')[0]}."
     values = [experiment.params.get(name, ABSENT) for experiment in experiments]
     is_known = [any(known.startswith(section) for known in experiment.params) for experiment in experiments]

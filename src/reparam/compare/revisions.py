@@ -28,7 +28,7 @@ R = TypeVar("R", bound=Result)
 def read_workspace(paths: Paths) -> Experiment:
     """Read what lies in the working copy.
 
-    Raises: UserError where nothing does.
+    Raises: UserError if nothing does.
     """
 
     def read(name: str) -> bytes | None:
@@ -39,9 +39,9 @@ def read_workspace(paths: Paths) -> Experiment:
 
 
 def read_revision(name: str, paths: Paths) -> Experiment | None:
-    """Read a commit, branch, tag or experiment of DVC, through DVC's cache; None where git knows no such revision.
+    """Read a commit, branch, tag or experiment of DVC, through DVC's cache; None if git knows no such revision.
 
-    Raises: UserError where several experiments have the name, or nothing of one can be read.
+    Raises: UserError if several experiments have the name, or nothing of one can be read.
     """
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
@@ -51,7 +51,7 @@ def read_revision(name: str, paths: Paths) -> Experiment | None:
     with closing(DVCFileSystem(str(paths.root), rev=name)) as revision:
         try:
             commit = revision.repo.get_rev()
-        except (DvcException, SCMError) as error:  # also where there is no repository
+        except (DvcException, SCMError) as error:  # also if there is no repository
             if str(error).startswith("ambiguous"):
                 raise UserError(
                     f"{name}: several experiments of DVC have this name; give the commit that `dvc exp show` lists"
@@ -80,7 +80,7 @@ def read_revision(name: str, paths: Paths) -> Experiment | None:
 class Files:
     """The files of one revision.
 
-    `read` returns the content of a path below the root of the project, None where it is not there; `hint` says how to
+    `read` returns the content of a path below the root of the project, None if it is not there; `hint` says how to
     get what is missing or of another model.
     """
 
@@ -94,7 +94,7 @@ class Files:
     def experiment(self, name: str, origin: str) -> Experiment:
         """Read all that there is of an experiment.
 
-        Raises: UserError where nothing is there.
+        Raises: UserError if nothing is there.
         """
         paths = self.paths
         params = self.get(paths.params, _read_params) or {}

@@ -22,9 +22,9 @@ T = TypeVar("T")
 
 
 def read_run(name: str, paths: Paths) -> Experiment | None:
-    """Read a run by its id, the beginning of its id, or its name; None where there is no store, or no such run in it.
+    """Read a run by its id, the beginning of its id, or its name; None if there is no store, or no such run in it.
 
-    Raises: TrackingError where the store cannot be used; UserError where several runs match.
+    Raises: TrackingError if the store cannot be used; UserError if several runs match.
     """
     store = track.connect_to_read(paths)
     if store is None:

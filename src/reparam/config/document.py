@@ -92,7 +92,7 @@ def _table(section: type[Section], path: tuple[str, ...]) -> str:
 def explain(config: Config, name: str = "") -> str:
     """Say what parameters are: one, those of a section or block, or all.
 
-    Raises: ParamsError where there is none of that name.
+    Raises: ParamsError if there is none of that name.
     """
     values, defaults = flatten(config), _defaults()
     found = [path for path in paths_of() if f"{path}.".startswith(f"{name}." if name else "")]

@@ -86,7 +86,7 @@ def params_hash(values: dict[str, Any]) -> str:
 
 
 def section_at(path: Location) -> type[Section] | None:
-    """Return the class of a section or block; None where the path leads to neither."""
+    """Return the class of a section or block; None if the path leads to neither."""
     found: type[Section] | None = Config
     for part in path:
         found = found.blocks().get(str(part)) if found else None

@@ -34,7 +34,7 @@ class SparseConfig(Section):
     """Block `sparse`."""
 
     penalty: Literal["l1", "kl"]
-    """l1 penalises codes away from 0; kl, for a sigmoid code, mean activations away from rho."""
+    """Penalty of codes away from 0 (l1), or of mean activations of a sigmoid code away from rho (kl)."""
 
     rho: Annotated[float, Field(gt=0, lt=1)]
     """Target of the mean activation for penalty kl. Source: Ng 2011, sec. 3."""

@@ -47,7 +47,7 @@ class Path:
 
 @dataclass(frozen=True)
 class Annealed:
-    """What the chains say about each image, in float64. Shapes: (B,)."""
+    """Estimates of the chains for each image, in float64. Shapes: (B,)."""
 
     log_px: Tensor  # log p(x) in nats, too low in expectation; too high from `reverse_log_likelihood`
     effective_chains: Tensor  # effective sample size of the weights, from 1 to C; 0 where all weights are zero
@@ -73,7 +73,7 @@ def reverse_log_likelihood(joint: Joint, exact: Tensor, chains: int, path: Path)
     Exact as T grows. Only where x was drawn from the model is such a draw known: the z that x was drawn with, where
     all chains start. Draws from torch's generator.
     Shapes: exact (B, D). Units: nats.
-    Raises: NonFiniteError where log p(x|z) is not finite, so that x was not drawn from this model with this z.
+    Raises: NonFiniteError if log p(x|z) is not finite, so that x was not drawn from this model with this z.
     Source: Grosse et al. 2015; Wu et al. 2017.
     """
     betas = sigmoid_schedule(path.temperatures)
@@ -94,7 +94,7 @@ def reverse_log_likelihood(joint: Joint, exact: Tensor, chains: int, path: Path)
 def sigmoid_schedule(temperatures: int, delta: float = 4.0) -> list[float]:
     """Space T + 1 inverse temperatures from 0 to 1, closely at both ends.
 
-    Source: Wu et al. 2017, whose code counts the prior as a temperature, too.
+    Source: Wu et al. 2017, whose code also counts the prior as a temperature.
     """
     levels = torch.linspace(-delta, delta, temperatures + 1, dtype=torch.float64).sigmoid()
     betas: list[float] = ((levels - levels[0]) / (levels[-1] - levels[0])).tolist()
@@ -102,7 +102,7 @@ def sigmoid_schedule(temperatures: int, delta: float = 4.0) -> list[float]:
 
 
 def evaluations(path: Path) -> int:
-    """Count how often one estimate asks for log p(x|z)."""
+    """Count how often one estimate computes log p(x|z)."""
     scouted = len(sigmoid_schedule(path.temperatures)[1 : -1 : _stride(path)])
     return 2 + (scouted + path.temperatures - 1) * path.leapfrog
 
@@ -187,7 +187,7 @@ def _look(joint: Joint, z: Tensor) -> _Place:
 
 
 def _move(joint: Joint, here: _Place, beta: float, step: Tensor, leapfrog: int) -> tuple[_Place, Tensor]:
-    """Make a Hamiltonian transition that leaves f_t as it is; return how likely it was, too, as mean over chains (B,).
+    """Make a Hamiltonian transition that keeps f_t invariant; also return its acceptance, averaged over chains (B,).
 
     Source: Neal 2011, fig. 2.
     """

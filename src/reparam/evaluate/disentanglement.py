@@ -1,7 +1,7 @@
 """How codes of images relate to the factors that the images were drawn from: MIG, DCI, SAP and the FactorVAE score.
 
 All are of the same codes. Locatello et al. 2019, appendix C, compare the scores, and choose much of what is left open.
-scikit-learn is imported where it is used, because it takes longer than all else that is computed of small data.
+scikit-learn is imported where it is used, because the import takes longer than everything else with small data.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ STILL = 0.05  # of the largest standard deviation; dimensions that vary less hav
 
 @dataclass(frozen=True)
 class Coded:
-    """Codes of images, and what the images were drawn from."""
+    """Codes of images, and the factors that the images were drawn from."""
 
     codes: Array  # (N, D)
     factors: npt.NDArray[np.integer]  # (N, F), from 0 on

@@ -30,12 +30,12 @@ KINDS = {
 def render(path: Path) -> str:
     """Return the page of a model: a folder, or its decoder alone.
 
-    Raises: UserError where files are missing or damaged, or use operators that the page does not know.
+    Raises: UserError if files are missing or damaged, or use operators that the page does not know.
     """
     bundle = Bundle.open(path)
     if classes := (bundle.manifest or {}).get("classes"):
         raise UserError(
-            f"{path}: wanted a model that is told no labels, because the page has none to choose from, found one with "
+            f"{path}: wanted a model without labels, because the page has none to choose from, found one with "
             f"{len(classes)} classes; look at it with `reparam model sample --label` and `reparam model reconstruct`"
         )
     graphs = {role: _graph(bundle, name) for role in ("encoder", "decoder") if (name := f"{role}.onnx") in bundle.names}

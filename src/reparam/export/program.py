@@ -72,7 +72,7 @@ def _export(whole: AllGraphs, outputs: list[str], opset: int) -> Any:
             verbose=False,
         )
     finally:
-        gc.freeze()  # what it keeps, it keeps: no search need look at it later
+        gc.freeze()  # the exporter keeps its objects: the garbage collector need not visit them later
         gc.enable()
         Distribution.set_default_validate_args(is_validated)
     assert program is not None

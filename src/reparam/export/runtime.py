@@ -21,7 +21,7 @@ INPUTS, OUTPUTS, PROBLEM = "inputs.npz", "outputs.npz", "problem.txt"  # in the 
 class Runtime:
     """A process that runs graphs. It starts at once, so that its imports take no time later.
 
-    Raises: RuntimeError where it ends, with the last line of what it said.
+    Raises: RuntimeError if it ends, with the last line of what it said.
     """
 
     def __init__(self, scratch: Path) -> None:

@@ -12,7 +12,7 @@ from reparam.figures.style import COLOURS, QUIET, WIDE, Array, literal, style
 TERMS = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL"}
 SCHEDULES = {"beta": "beta", "learning_rate": "learning rate"}  # columns that a history may have, and their titles
 PER_ROW = 3
-LINES = ("-", "--", ":")  # where there are more curves than colours
+LINES = ("-", "--", ":")  # if there are more curves than colours
 
 
 def plot_training(history: Mapping[str, Sequence[float]], best_epoch: int) -> Figure:

@@ -1,4 +1,4 @@
-"""What a model is told of an image beside its pixels: nothing, or its label."""
+"""The input of a model beside the pixels of an image: none, or its label."""
 
 import math
 from typing import Protocol
@@ -15,10 +15,10 @@ class Condition(Protocol):
     size: int  # E: numbers that the decoder gets beside the latents
 
     def on_image(self, x: Tensor, labels: Tensor | None) -> Tensor:
-        """Return what the encoder sees of images. Shapes: (B, C, H, W), unchanged."""
+        """Return the input of the encoder. Shapes: (B, C, H, W), unchanged."""
 
     def on_latents(self, z: Tensor, labels: Tensor | None) -> Tensor:
-        """Return what the decoder sees of latents, of each image any number. Shapes: (..., B, D) -> (..., B, D + E)."""
+        """Return the input of the decoder, for any latents of an image. Shapes: (..., B, D) -> (..., B, D + E)."""
 
 
 class Unconditional:

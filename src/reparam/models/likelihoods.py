@@ -1,4 +1,4 @@
-"""Distributions over images, given what the decoder puts out."""
+"""Distributions over images, given the output of the decoder."""
 
 import math
 from abc import abstractmethod

@@ -28,7 +28,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 class Network(ABC):
     """A kind of layers, of which all networks of a model are built. Shapes: `shape` is (C, H, W).
 
-    Raises: ParamsError where it cannot have images of that size.
+    Raises: ParamsError if it cannot have images of that size.
     """
 
     @abstractmethod
@@ -76,7 +76,7 @@ class MLP(Network):
         return nn.Sequential(*layers, nn.Unflatten(1, shape))
 
     def stack(self, widths: tuple[int, ...]) -> nn.Sequential:
-        """Build fully connected layers of these widths, the last with its activation, too."""
+        """Build fully connected layers of these widths, each with its activation."""
         layers: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise(widths):
             layers += [Linear(inputs, self.before(outputs)), *self.after(outputs, is_image=False)]
@@ -107,7 +107,7 @@ class Conv(MLP):
         self.padding = (config.kernel - config.stride + 1) // 2  # sides of n * stride pixels become n
 
     def features(self, shape: tuple[int, ...]) -> tuple[nn.Sequential, int]:
-        """Build convolutions and what is behind them. Shapes: (B, *shape) -> (B, width)."""
+        """Build convolutions and the layers after them. Shapes: (B, *shape) -> (B, width)."""
         config, small = self.config, self._smallest(shape)
         layers: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise((shape[0], *config.channels)):

@@ -18,7 +18,7 @@ class Quantizer(Protocol):
 
     size: int  # C
     dimensions: int  # d
-    commitment: float  # what the squared distance of the encoder's vectors to those of their codes costs; 0: none
+    commitment: float  # weight of the squared distance between the encoder's vectors and those of their codes
     is_learned: bool  # whether the codebook learns from each batch by itself, without a gradient
 
     def __call__(self, z: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ def convert(collection: ImageArrays | ImageFiles, rows: Rows, shape: Shape, path
 
 
 def refuse_unreadable(unreadable: dict[str, str]) -> None:
-    """Raise UserError that counts and lists the unreadable images, where there are any."""
+    """Raise UserError that counts and lists the unreadable images, if there are any."""
     if unreadable:
         count = f"{len(unreadable)} unreadable image{'s' if len(unreadable) > 1 else ''}"
         raise UserError(

@@ -19,7 +19,7 @@ def assign(raw: Raw, config: PreprocessConfig) -> dict[SplitName, tuple[str, Row
 
     A published test or validation split is kept; what is missing is drawn at random from the images that are left.
     A validation share of 0 asks for an empty split.
-    Raises: UserError where a class is unknown or a split would be empty against the parameters.
+    Raises: UserError if a class is unknown or a split would be empty against the parameters.
     """
     rng = np.random.default_rng(config.seed)
     kept = list(class_numbers(raw.classes, config.classes))
@@ -42,7 +42,7 @@ def assign(raw: Raw, config: PreprocessConfig) -> dict[SplitName, tuple[str, Row
 
 
 def _count(name: SplitName, share: float | int, left: int) -> int:
-    """Return how many of the images that are left a share is. Raises: UserError where a fraction is less than one."""
+    """Return how many of the images that are left a share is. Raises: UserError if a fraction is less than one."""
     count = share if isinstance(share, int) else round(left * share)
     if share and left and not count:
         raise UserError(

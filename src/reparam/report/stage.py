@@ -22,7 +22,7 @@ from reparam.report.page import Page, render
 def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> None:
     """Bring numbers, figures, parameters and lineage together on one page.
 
-    Raises: StaleInputError where some are of another model.
+    Raises: StaleInputError if some are of another model.
     """
     tracker = tracker or track.connect(paths)
     model = ModelCard.read(paths.model / CARD, "train")

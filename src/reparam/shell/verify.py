@@ -20,7 +20,7 @@ NAMES = {"decoder": {"images": "decoded_images", "mean": "decoded_mean"}}
 def verify(path: Path) -> Iterator[str]:
     """Compare all files with the manifest, and answers with those in golden.npz; say what was found.
 
-    Raises: UserError where anything differs.
+    Raises: UserError if anything differs.
     """
     bundle = Bundle.open(path)
     if bundle.manifest is None:

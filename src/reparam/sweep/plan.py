@@ -137,7 +137,7 @@ class Plan:
 
     @property
     def epochs(self) -> int | None:
-        """Return how many epochs a trial has at most; None where trials differ in it."""
+        """Return how many epochs a trial has at most; None if trials differ in it."""
         path = "train.epochs"
         return None if path in self.space else self.file.fixed.get(path, self._flat[path])
 

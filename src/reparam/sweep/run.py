@@ -54,7 +54,7 @@ def run(file: Path, paths: Paths, *, count: int | None = None, storage: str | No
 
 
 def _require_free_names(study: Study, paths: Paths) -> None:
-    """Raise UserError where there is no repository, or a new study would name its experiments as others are."""
+    """Raise UserError if there is no repository, or a new study would name its experiments as others are."""
     command = ["git", "-C", str(paths.root), "for-each-ref", "--format=%(refname)", "refs/exps"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -85,7 +85,7 @@ def default_storage(folder: Path) -> str:
 def open_study(plan: Plan, url: str, paths: Paths) -> Study:
     """Join the study of a plan, or begin it.
 
-    Raises: UserError where the database cannot be used; StaleInputError where the study was begun with other parameters
+    Raises: UserError if the database cannot be used; StaleInputError if the study was begun with other parameters
     or other code.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it reports each trial, as we do

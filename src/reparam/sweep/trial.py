@@ -123,7 +123,7 @@ def run(experiment: Experiment, trial: optuna.Trial, values: Mapping[str, Any], 
 def _attempt(
     command: Sequence[str], experiment: Experiment, trial: optuna.Trial, begun: Callable[[], None]
 ) -> int | None:
-    """Run the command to its end, and return its exit code; None where another process took the experiment.
+    """Run the command to its end, and return its exit code; None if another process took the experiment.
 
     DVC puts experiments down in one place before it runs them, and a process takes whatever is there until nothing is.
     So processes begin one after the other, and one that has done its own experiment must not begin another's.

@@ -20,7 +20,7 @@ METRICS_AT_ONCE = 1000  # what one request may hold
 class Delivery:
     """Hand calls to the store.
 
-    Raises: TrackingError where the store cannot take one.
+    Raises: TrackingError if the store cannot take one.
     """
 
     client: Any

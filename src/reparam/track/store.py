@@ -81,7 +81,7 @@ def open_store(paths: Paths) -> Store:
 
 
 def connect_to_read(paths: Paths) -> Store | None:
-    """Open the store as `open_store` does, but never make one: None where tracking is off or nothing was tracked yet.
+    """Open the store as `open_store` does, but never make one: None if tracking is off or nothing was tracked yet.
 
     Raises: TrackingError, within seconds, when the store cannot be used.
     """

@@ -12,7 +12,7 @@ from reparam.objectives import OBJECTIVES
 
 
 def check_parts(model: AnyModel, config: Config, data: ImageFacts, *, images: int, processes: int = 1) -> None:
-    """Refuse parts that do not go together, where so many processes train on so many images.
+    """Refuse parts that do not go together, with this number of training images and processes.
 
     Raises: ParamsError.
     """
@@ -25,9 +25,9 @@ def check_parts(model: AnyModel, config: Config, data: ImageFacts, *, images: in
 
 
 def classes_told(config: ModelConfig, data: DataCard) -> tuple[str, ...]:
-    """Return the classes of images whose labels a model is told: all that there are, or none.
+    """Return the classes of a conditional model: all that there are; none for another model.
 
-    Raises: ParamsError where images have no labels.
+    Raises: ParamsError if images have no labels.
     """
     if config.condition == "none":
         return ()
@@ -135,7 +135,7 @@ def check_fit(model: AnyModel, config: ModelConfig, objective: ObjectiveConfig) 
     if objective.perceptual.weight and objective.name in ("dreg", "reinforce"):
         raise ParamsError(
             f"params.yaml: objective.perceptual.weight: wanted 0.0 with objective.name {objective.name!r}, whose "
-            f"gradient to the encoder is another one than that of its loss, found {objective.perceptual.weight}"
+            f"gradient to the encoder is not that of its loss, found {objective.perceptual.weight}"
         )
     if objective.name == "contractive" and has_batch_norm(model):
         raise ParamsError(
@@ -163,5 +163,5 @@ def _check_prior(model: AnyModel, config: ModelConfig, objective: ObjectiveConfi
 
 
 def has_batch_norm(model: AnyModel) -> bool:
-    """Whether what the model makes of an image in training depends on the other images of the batch."""
+    """Return whether, in training, the outputs of an image depend on the other images of the batch."""
     return any(isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) for layer in model.modules())

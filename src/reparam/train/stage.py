@@ -113,7 +113,7 @@ def _train(state: State, data: Data, config: TrainConfig, checkpoints: Checkpoin
 
 
 def _read_batches(paths: Paths, split: SplitName, config: Config, place: torch.device, *, is_verified: bool) -> Batches:
-    """Read a split, with its labels where the model is told them."""
+    """Read a split, with its labels if the model is conditional."""
     found = store.read_split(paths.processed, split, is_verified=is_verified)
     labels = None if config.model.condition == "none" else found.labels
     return Batches(found.images, config.train.batch_size, place, labels)

@@ -34,7 +34,7 @@ class Epoch:
         self.sums.clear()
 
     def left(self, position: int) -> Tensor:
-        """Return the rows that are left to visit after so many. Shapes: -> (N - position,)."""
+        """Return the rows that are still to be visited. Shapes: -> (N - position,)."""
         assert self.order is not None, "no epoch has begun"
         return self.order[position:]
 

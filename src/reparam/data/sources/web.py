@@ -23,7 +23,7 @@ LONGEST_WAIT_SECONDS = 60.0  # beyond it, waiting as a server asks would pass fo
 def download(url: str, part: Part) -> bool:
     """Fill `part` from a server; return whether what was there before was kept, or its end is unsure.
 
-    Raises: SourceError; OSError where the disk is full.
+    Raises: SourceError; OSError if the disk is full.
     """
     tries, furthest = 1, part.size
     while True:
