@@ -95,7 +95,7 @@ def devices(_: Paths) -> Iterator[Finding]:
 
 
 def providers(_: Paths) -> Iterator[Finding]:
-    """What onnxruntime really computes with: it lists providers whose libraries are not there, too."""
+    """The providers that onnxruntime really loads: it also lists some whose libraries are missing."""
     try:
         import onnxruntime
         from onnx import TensorProto, helper
@@ -116,7 +116,7 @@ def providers(_: Paths) -> Iterator[Finding]:
 
 
 def tracking(paths: Paths) -> Iterator[Finding]:
-    """Where runs are tracked, and what did not get there."""
+    """Where runs are tracked, and the calls that did not get there."""
     address = without_secrets(track.address(paths))
     try:
         store = track.connect_to_read(paths)

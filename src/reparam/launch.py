@@ -43,8 +43,8 @@ def run() -> NoReturn:
 
     options = _options(torchrun)
     if options.max_restarts == 0:
-        logging.disable(logging.ERROR)  # torchrun's reports of what `_explain` says
-    # Else processes that are started again may find the addresses of those that are gone.
+        logging.disable(logging.ERROR)  # `_explain` reports failures, so torchrun need not
+    # Otherwise processes that are started again may find the addresses of those that are gone.
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     try:
         threads = torch.get_num_threads() // torchrun.determine_local_world_size(options.nproc_per_node)

@@ -1,4 +1,4 @@
-"""What is minimised, and the bounds that evaluation reports."""
+"""The objectives of training, and the bounds that evaluation reports."""
 
 import math
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def alone(rows: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Setting:
-    """What an objective may know beyond model and batch."""
+    """The facts that an objective may use beside model and batch."""
 
     epoch: Tensor  # scalar: epochs done, a fraction within one; infinite where schedules are to be at their end
     black: Tensor  # (C, 1, 1) values of a black and of a white pixel, as the model sees them

@@ -1,4 +1,4 @@
-"""The installed package -> a project whose stages run from it: params.yaml, dvc.yaml and what is beside them."""
+"""The installed package -> a project whose stages run from it: params.yaml, dvc.yaml and the files beside them."""
 
 import io
 import os
@@ -27,7 +27,7 @@ Stages run from the installed package. Besides files and parameters, they depend
 
 
 def shipped() -> Path:
-    """Return where the files of a project are: in the package that was built, else at the root of the clone."""
+    """Return the folder with the files of a project: inside a built package, otherwise the root of the clone."""
     inside = PACKAGE / "template"
     return inside if inside.is_dir() else PACKAGE.parents[1]
 
@@ -55,7 +55,7 @@ def create(paths: Paths, *, with_recipes: bool = False, force: bool = False) -> 
 
 
 def update(paths: Paths) -> list[Path]:
-    """Fit a project to the installed package: pipeline, hashes of the source, parameters that are new.
+    """Update a project to the installed package: pipeline, hashes of the source, new parameters.
 
     Raises: UserError if there is none, or it has parameters that are no longer known.
     """
@@ -65,7 +65,7 @@ def update(paths: Paths) -> list[Path]:
 
 
 def check(paths: Paths, stage: str) -> None:
-    """Raise StaleInputError where a stage runs from another source than the one that DVC compares."""
+    """Raise StaleInputError if the source of a stage is not the one that DVC compares."""
     if not paths.installation.exists():  # a clone, where DVC compares the source itself
         return
     values = read_yaml(paths.installation)

@@ -45,7 +45,7 @@ def make_deterministic(seed: int, *, kernels: bool = True) -> None:
     # borders of MNIST, after two epochs), and an epoch then takes a quarter longer, because processors are slow with
     # them. Threads take this over when they start.
     torch.set_flush_denormal(True)
-    # Else every fresh tensor is filled with NaN first, a tenth of an epoch. Nothing here reads what it did not write.
+    # Otherwise every fresh tensor is filled with NaN first, a tenth of an epoch. Nothing here reads unwritten memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(seed)
 

@@ -81,7 +81,7 @@ class Result(Card):
 
     @classmethod
     def read_of(cls, model: ModelCard, path: Path, made_by: str) -> Self:
-        """Read what the stage `made_by` made of the model that is there.
+        """Read the result of the stage `made_by`, and check that it is of this model.
 
         Raises: MissingInputError, DamagedInputError, StaleInputError.
         """

@@ -83,7 +83,7 @@ def compare(experiments: Sequence[Experiment]) -> Comparison:
 
 
 def find_obstacles(first: Experiment, other: Experiment) -> dict[str, list[str]]:
-    """Say why metrics of two experiments do not compare, and which, if there are such metrics."""
+    """Return the reasons why metrics of two experiments do not compare, each with these metrics."""
     shared = [name for name in first.metrics if name in other.metrics]
     judged = [name for name in shared if f"{name}{ERROR}" in first.metrics and f"{name}{ERROR}" in other.metrics]
     known = {name: metric for name in shared if (metric := describe(name))}

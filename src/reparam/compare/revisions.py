@@ -61,7 +61,7 @@ def read_revision(name: str, paths: Paths) -> Experiment | None:
             return None
 
         def read(file: str) -> bytes | None:
-            # DVC raises an OSError of whatever kind where the cache, or a remote, does not have the file.
+            # DVC raises an OSError of some kind if the cache, or a remote, does not have the file.
             with suppress(OSError, DvcException, DataIndexDirError):
                 return bytes(revision.read_bytes(f"/{file}"))
             return None
@@ -80,8 +80,8 @@ def read_revision(name: str, paths: Paths) -> Experiment | None:
 class Files:
     """The files of one revision.
 
-    `read` returns the content of a path below the root of the project, None if it is not there; `hint` says how to
-    get what is missing or of another model.
+    `read` returns the content of a path below the root of the project, None if it is not there; `hint` is the next
+    step if a file is missing or of another model.
     """
 
     paths: Paths
@@ -147,7 +147,7 @@ class Files:
         return value
 
     def result_of(self, weights: str | None, path: Path, parse: Callable[[bytes], R]) -> R | None:
-        """Read what was made of the model with these weights; withhold, and note, what was made of another one."""
+        """Read the result of the model with these weights; withhold, and note, that of another model."""
         result = self.get(path, parse)
         if not result or not weights or result.made_of == weights:
             return result
@@ -172,7 +172,7 @@ def _read_losses(content: bytes) -> tuple[str, dict[int, float]]:
 
 
 def _stale(params: Mapping[str, Any], card: EvaluationCard | None, exported: ExportCard | None) -> list[str]:
-    """Name what was certainly done with other parameters."""
+    """List the stages that certainly ran with other parameters."""
     try:
         config = Config.model_validate(params)
     except ValidationError:  # of an older or newer version of the project

@@ -100,7 +100,7 @@ def _read(name: str, run: Any, store: track.Store) -> Experiment:
 
 
 def _results(metrics: Mapping[str, float], withheld: Set[str]) -> dict[str, float]:
-    """Take what is a result, under its own name: of curves, the last value is none."""
+    """Select results, under their own names; the last value of a curve is no result."""
     is_curve = ("train/", "validation/")
     named = {
         name.rpartition("/")[2]: value
@@ -128,7 +128,7 @@ def _withhold(
 
 
 def _artifact(path: str, run_id: str, store: track.Store, parse: Callable[[bytes], T], notes: list[str]) -> T | None:
-    """Read what the newest evaluation of a run logged, or note that it is missing or damaged."""
+    """Read a file that the newest evaluation of a run logged, or note that it is missing or damaged."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     with tempfile.TemporaryDirectory() as directory:
         try:

@@ -53,7 +53,7 @@ def run(names: Sequence[str], paths: Paths, output: Path | None = None, *, as_ma
 
 
 def find(name: str, paths: Paths) -> Experiment:
-    """Read the working copy, else a revision or an experiment of DVC, else a run of MLflow.
+    """Read the working copy, a revision or an experiment of DVC, or a run of MLflow, the first of them that exists.
 
     Raises: UserError if it is none of them.
     """

@@ -104,7 +104,7 @@ def paths_of(section: type[Section] = Config, prefix: str = "", *, blocks: bool 
 
 
 def close_paths(path: str) -> list[str]:
-    """Guess which parameters are meant by the path of none: those of the same name elsewhere, else one spelt alike."""
+    """Guess which parameters an unknown path means: those of the same name elsewhere, otherwise one spelt alike."""
     parent, _, name = path.rpartition(".")
     section = path.split(".")[0]
     known = sorted(paths_of(blocks=True), key=lambda other: other.split(".")[0] != section)  # its own section first

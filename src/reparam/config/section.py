@@ -1,4 +1,4 @@
-"""What the sections of `params.yaml` share: their base class, types of parameters, and words for these types."""
+"""The base class of the sections of `params.yaml`, types of parameters, and words for these types."""
 
 import ast
 from collections.abc import Mapping

@@ -13,9 +13,10 @@ from reparam.models.given import given
 from reparam.objectives import log_weights
 from reparam.progress import Advance, ignore
 
-# Bytes that one number of the decoder's output takes while it is scored: itself, and what the likelihood makes of it.
+# Bytes that one number of the decoder's output takes while it is scored, with the likelihood's intermediate values.
 BYTES_PER_NUMBER = 4 * 6
-# About what scoring takes, whatever the number of samples. Caches of a CPU hold so much; a GPU wants more work at once.
+# The approximate memory of scoring, for any number of samples. It fits the caches of a CPU; a GPU needs more work at
+# once.
 MEMORY = {"cpu": 12 << 20, "cuda": 512 << 20}  # bytes
 
 

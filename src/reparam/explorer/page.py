@@ -121,13 +121,13 @@ def _units(model: dict[str, Any]) -> str:
 
 
 def _latents(model: dict[str, Any]) -> list[dict[str, Any]]:
-    """Say of each dimension where its slider is in the middle and how far it goes, the most active first."""
+    """Return the middle and the reach of the slider of each dimension, the most active first."""
     size, codes = model["latent_size"], model.get("codes")
     if codes is None:
         return [{"index": index, "middle": 0.0, "reach": REACH, "deviation": None} for index in range(size)]
     mean, deviation = np.array(codes["mean"]), np.array(codes["deviation"])
     middle = np.zeros(size) if _is_normal(model) else mean
-    # Of a prior, at least what it reaches. A dimension that never changes gets a slider, too.
+    # With a standard normal prior, at least its reach. A dimension that never changes also gets a slider.
     reach = np.maximum(np.abs(mean - middle) + REACH * deviation, REACH if _is_normal(model) else 1e-3)
     return [
         {"index": index, "middle": middle[index], "reach": reach[index], "deviation": deviation[index]}

@@ -108,7 +108,7 @@ class Model(Protocol):
         """Draw latents of each image, as `decode` takes them. Shapes: (B, C, H, W) -> (B, D)."""
 
     def output(self, z: Tensor) -> Tensor:
-        """Return the parameters of the likelihood, for latents in units of `prior`. Shapes: (N, D) -> (N, P*C, H, W)."""
+        """Return the parameters of the likelihood for latents of `prior`. Shapes: (N, D) -> (N, P*C, H, W)."""
 
     def decode(self, z: Tensor) -> Tensor:
         """Return the mean image. Shapes: (N, D) -> (N, C, H, W). Units: those of the pixels that `draw` is given."""

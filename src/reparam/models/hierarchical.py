@@ -29,8 +29,8 @@ class HierarchicalVAE(LatentModel):
 
     Without `features`, the posterior goes up, q(z_1|x) q(z_2|z_1) ... (Burda et al. 2016, sec. 2): encoders[l] sees the
     layer below. With them it goes down again after a deterministic way up, q(z_L|x) q(z_{L-1}|z_L, x) ...: features[l]
-    carries features of the image up, encoders[l] turns them into a Gaussian of z_l, which is merged with the prior of z_l
-    by their precisions (Sonderby et al. 2016, eq. 17). All but features put out mean and log variance side by side.
+    carries features of the image up, encoders[l] turns them into a Gaussian of z_l, which is merged with the prior of
+    z_l by their precisions (Sonderby et al. 2016, eq. 17). All but features put out mean and log variance side by side.
 
     `posterior` and `decode` use latents in units of their prior, (z_l - mean_l) / sigma_l, side by side: those
     are standard normal and independent, so that apps, figures and samplers need not know of layers.

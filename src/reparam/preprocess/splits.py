@@ -17,7 +17,7 @@ Rows = npt.NDArray[np.int64]  # (N,)
 def assign(raw: Raw, config: PreprocessConfig) -> dict[SplitName, tuple[str, Rows]]:
     """Name, for each of our splits, the published split and the rows of it, in rising order.
 
-    A published test or validation split is kept; what is missing is drawn at random from the images that are left.
+    A published test or validation split is kept; a missing split is drawn at random from the other images.
     A validation share of 0 asks for an empty split.
     Raises: UserError if a class is unknown or a split would be empty against the parameters.
     """

@@ -23,9 +23,9 @@ INTERRUPTED = 130  # the shell's code
 
 
 def run(file: Path, paths: Paths, *, count: int | None = None, storage: str | None = None, workers: int = 1) -> None:
-    """Run the trials of sweep.yaml that are not done, with some processes, beside those of others who joined.
+    """Run the open trials of sweep.yaml with `workers` processes, beside other processes that joined the study.
 
-    Raises: UserError before a trial starts; where parameters or code are changed later; where the database goes away.
+    Raises: UserError before a trial starts, if parameters or code change later, or if the database goes away.
     """
     interruptible()
     os.environ["REPARAM_SWEEP_STORAGE"] = storage or default_storage(paths.sweeps)

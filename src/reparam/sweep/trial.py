@@ -37,7 +37,7 @@ class Experiment:
     plan: Plan
     paths: Paths
     number: int
-    first: int  # the trial that it repeats, else its own number
+    first: int  # the trial that it repeats, or its own number
 
     @property
     def name(self) -> str:
@@ -49,7 +49,7 @@ class Experiment:
 
     @property
     def epochs(self) -> Path:
-        """What the training writes after each epoch."""
+        """The file that the training extends after each epoch."""
         return self.log.with_suffix(".jsonl")
 
     @property
@@ -92,7 +92,7 @@ class Experiment:
         return TrialError(f"{what}; see {self.log}")
 
     def forget(self) -> None:
-        """Remove what only a trial that goes on would need."""
+        """Remove the files that only a continued trial would need."""
         self.epochs.unlink(missing_ok=True)
         shutil.rmtree(self.resume, ignore_errors=True)
 
@@ -100,7 +100,7 @@ class Experiment:
 def run(experiment: Experiment, trial: optuna.Trial, values: Mapping[str, Any], begun: Callable[[], None]) -> float:
     """Run a trial and return its metric; `begun` is called when others may begin theirs.
 
-    Raises: TrialError; optuna.TrialPruned where others were better after as many epochs.
+    Raises: TrialError; optuna.TrialPruned if others were better after as many epochs.
     """
     experiment.log.parent.mkdir(parents=True, exist_ok=True)
     experiment.epochs.unlink(missing_ok=True)
@@ -186,7 +186,7 @@ class Scores:
 def score_of(row: Mapping[str, float], plan: Plan) -> float | None:
     """Return the validation score of an epoch that fits the metric of a study best; None without validation.
 
-    It is the metric itself, else the ELBO, which is the same whatever is trained, else the loss.
+    It is the metric itself if there is one, otherwise the ELBO, which no objective changes, otherwise the loss.
     """
     name = plan.metric.removesuffix(VALIDATION)
     if (own := row.get(f"validation_{name}")) is not None:

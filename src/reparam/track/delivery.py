@@ -60,7 +60,7 @@ class Delivery:
 
 
 def replay(paths: Paths) -> int:
-    """Deliver what was spooled while the store was away; return how many calls went through.
+    """Deliver the calls that were spooled while the store was away; return how many went through.
 
     Raises: TrackingError.
     """

@@ -114,7 +114,7 @@ class Runs:
         return True
 
     def _open(self, experiment: str, tags: dict[str, str], parent: str | None, name: str = "") -> Opened:
-        """Open a run. A training is called by its experiment of DVC, else by `name`; stages without by their own."""
+        """Open a run. A training has the name of its DVC experiment, otherwise `name`; other stages have their own."""
         stage = tags[STAGE_TAG]
         tags = tags | self._provenance(stage) | ({PARENT_TAG: parent} if parent else {})
         name = tags.get(EXPERIMENT_TAG, name) if stage == "train" else name or stage

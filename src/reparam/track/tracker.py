@@ -1,4 +1,4 @@
-"""What a stage tracks with: it opens the stage's run, and loads no MLflow."""
+"""Open the runs of a stage, without loading MLflow."""
 
 import logging
 import os

@@ -191,7 +191,7 @@ class Trainer:
 
 
 def _laid_out_as(weight: Tensor, value: Any) -> Any:
-    """Copy what an optimizer holds of a weight into the same order in memory.
+    """Copy the state of an optimizer for a weight into the weight's order in memory.
 
     Fused optimizers walk through memory and not through indices, and a tensor from a file is always contiguous.
     """

@@ -40,7 +40,7 @@ class RemoteFile:
 def fetch(file: RemoteFile, directory: Path, mirrors: Sequence[str]) -> None:
     """Place the verified file at `directory / file.name`, from the first mirror or published address that gives it.
 
-    What was received of an unfinished file stays beside it as `.partial-<name>`; the next call goes on from there.
+    The received part of an unfinished file stays beside it as `.partial-<name>`; the next call goes on from there.
     Raises: UserError that says what went wrong at each source; OSError if the disk is full.
     """
     target = directory / file.name
@@ -103,7 +103,7 @@ def _obtain(file: RemoteFile, source: str, part: Part) -> None:
 
 
 def _transfer(source: str, part: Part) -> bool:
-    """Fill `part` from one source; return whether what was there before was kept, or its end is unsure."""
+    """Fill `part` from one source; return whether earlier bytes were kept, or its end is unsure."""
     scheme, separator, rest = source.partition("://")
     if not separator:
         return _copy(Path(source), part)

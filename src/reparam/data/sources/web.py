@@ -21,7 +21,7 @@ LONGEST_WAIT_SECONDS = 60.0  # beyond it, waiting as a server asks would pass fo
 
 
 def download(url: str, part: Part) -> bool:
-    """Fill `part` from a server; return whether what was there before was kept, or its end is unsure.
+    """Fill `part` from a server; return whether earlier bytes were kept, or its end is unsure.
 
     Raises: SourceError; OSError if the disk is full.
     """
@@ -46,7 +46,7 @@ def download(url: str, part: Part) -> bool:
 
 
 def _request(url: str, part: Part) -> bool:
-    """Receive what is missing; return whether a part was kept, or no length was announced."""
+    """Receive the missing bytes; return whether earlier ones were kept, or no length was announced."""
     present = part.size
     try:
         with _ask(url, present) as response:
