@@ -191,13 +191,13 @@ def _quantized(parts: Parts, quantizer: Quantizer, name: str) -> Quantized:
     channels, *pixels = parts.latent_shape
     if pixels and channels != quantizer.dimensions:
         raise ParamsError(
-            f"params.yaml: model.resnet.latent_channels: wanted {quantizer.dimensions} ({name}), the numbers of "
-            f"the code at each pixel, found {channels}"
+            f"params.yaml: model.resnet.latent_channels: wanted {quantizer.dimensions} ({name}), because the code at "
+            f"each pixel has this many numbers, found {channels}"
         )
     if parts.latent % quantizer.dimensions:
         raise ParamsError(
-            f"params.yaml: model.latent: wanted a multiple of {quantizer.dimensions} ({name}), the numbers of "
-            f"each code, found {parts.latent}"
+            f"params.yaml: model.latent: wanted a multiple of {quantizer.dimensions} ({name}), because each code has "
+            f"this many numbers, found {parts.latent}"
         )
     encoder, decoder = parts.network.encoder(parts.shape, parts.latent), parts.decoder()
     facts = (parts.shape, parts.latent_shape, parts.condition)
