@@ -1,4 +1,4 @@
-"""What interrupted work left in a working copy, and can be made again: found, shown, and removed on request."""
+"""Find, show and, on request, remove leftovers of interrupted work that can be made again."""
 
 import shutil
 from collections.abc import Iterator

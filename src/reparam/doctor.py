@@ -52,7 +52,7 @@ def examine(paths: Paths) -> Iterator[Finding]:
 
 
 def installed(_: Paths) -> Iterator[Finding]:
-    """Versions of Python, the package and the libraries, and whether the stages run with them."""
+    """List the versions of Python, the package and the libraries."""
     found = versions()
     yield Finding("reparam", f"{found.pop('reparam')} (source {package_hash()[:12]}), Python {found.pop('python')}")
     yield Finding("libraries", ", ".join(f"{name} {version}" for name, version in found.items()))
@@ -62,7 +62,7 @@ def installed(_: Paths) -> Iterator[Finding]:
 
 
 def stages(paths: Paths) -> Iterator[Finding]:
-    """Whether DVC, which takes programs from the PATH, starts stages with this environment."""
+    """Check that DVC, which takes programs from the PATH, starts stages with this environment."""
     command = "reparam" if paths.installation.exists() else "python"
     found, here = shutil.which(command), Path(sys.executable).parent
     if found and Path(found).parent == here:
@@ -73,7 +73,7 @@ def stages(paths: Paths) -> Iterator[Finding]:
 
 
 def devices(_: Paths) -> Iterator[Finding]:
-    """Where torch computes."""
+    """List the devices of torch."""
     try:
         import torch
     except (ImportError, OSError) as error:
@@ -95,7 +95,7 @@ def devices(_: Paths) -> Iterator[Finding]:
 
 
 def providers(_: Paths) -> Iterator[Finding]:
-    """The providers that onnxruntime really loads: it also lists some whose libraries are missing."""
+    """List the providers that onnxruntime can load: its own list also has some whose libraries are missing."""
     try:
         import onnxruntime
         from onnx import TensorProto, helper
@@ -116,7 +116,7 @@ def providers(_: Paths) -> Iterator[Finding]:
 
 
 def tracking(paths: Paths) -> Iterator[Finding]:
-    """Where runs are tracked, and the calls that did not get there."""
+    """Check the tracking store, and count the calls that did not reach it."""
     address = without_secrets(track.address(paths))
     try:
         store = track.connect_to_read(paths)
@@ -134,7 +134,7 @@ def tracking(paths: Paths) -> Iterator[Finding]:
 
 
 def git(paths: Paths) -> Iterator[Finding]:
-    """Whether there is a repository with a commit, which experiments start from."""
+    """Check that there is a repository with a commit, from which experiments start."""
 
     def ask(*arguments: str) -> str | None:
         done = subprocess.run(["git", "-C", str(paths.root), *arguments], capture_output=True, text=True, check=False)
@@ -181,7 +181,7 @@ def _reach(repo: Any, name: str) -> None:
 
 
 def _remote(title: str, ask: Callable[[], None]) -> Finding:
-    """Say whether a remote answers: with its plugin, credentials and network."""
+    """Check that a remote answers: with its plugin, credentials and network."""
     answers: Queue[str] = Queue()
 
     def run() -> None:

@@ -16,12 +16,12 @@ from reparam.redact import redact
 
 
 def is_wanted() -> bool:
-    """Whether this process is to start others, and is none of them."""
+    """Return whether this process must start others, and is not one of them."""
     return bool(os.environ.get("REPARAM_LAUNCH")) and not is_rank()
 
 
 def is_rank() -> bool:
-    """Whether `run` or torchrun started this process."""
+    """Return whether `run` or torchrun started this process."""
     return "TORCHELASTIC_ERROR_FILE" in os.environ
 
 

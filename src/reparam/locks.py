@@ -56,7 +56,7 @@ def running(directory: Path) -> dict[str, int]:
 
 
 def is_alive(process: int) -> bool:
-    """Whether there is a process of this number."""
+    """Return whether a process with this number exists."""
     try:
         os.kill(process, 0)
     except PermissionError:

@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Metric:
-    """What a number means, and how it is shown."""
+    """The meaning of a number, and how it is shown."""
 
     title: str
     text: str  # one sentence

@@ -32,7 +32,7 @@ class Setting:
 
 
 def reconstruction(model: Model, x: Tensor, config: ObjectiveConfig, _setting: Setting) -> Terms:
-    """Expected negative log p(x|z) alone. Source: Hinton & Salakhutdinov 2006."""
+    """Minimise the expected -log p(x|z) alone. Source: Hinton & Salakhutdinov 2006."""
     draw = model.draw(x, x, config.samples)
     return _terms(model, draw, -draw.log_px.mean(0))
 

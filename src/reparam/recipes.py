@@ -42,7 +42,7 @@ def header(folder: Path, name: str) -> str:
 
 
 def source(folder: Path, name: str) -> str:
-    """Say where a recipe is from."""
+    """Return the source of a recipe."""
     words = header(folder, name).partition("# Source:")[2].partition("# Published")[0]
     return " ".join(words.replace("#", " ").split())
 

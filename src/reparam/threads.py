@@ -1,4 +1,4 @@
-"""How many threads there can be, and how they wait: OpenMP reads it when torch is loaded, so it is decided before."""
+"""Choose how threads wait; OpenMP reads it when torch is loaded, so it is decided before. Count cores."""
 
 import os
 import statistics
@@ -37,7 +37,7 @@ def cores() -> int:
 
 
 def others_came(threads: int, system: Path = Path("/")) -> bool:
-    """Whether waiting threads spin, because nobody else computed at the start, and somebody has done so for seconds.
+    """Return whether waiting threads spin, but another process has computed for seconds.
 
     `threads` are those of this process.
     """
@@ -53,12 +53,12 @@ def start_again() -> NoReturn:
 
 
 def _may_run_side_by_side(directory: Path) -> bool:
-    """Whether this is a workspace of `dvc exp run --temp` or of a queue worker, which start at the same moment."""
+    """Return whether this is a workspace of `dvc exp run --temp` or of a queue worker: several start at once."""
     return (".dvc", "tmp", "exps") in zip(directory.parts, directory.parts[1:], directory.parts[2:], strict=False)
 
 
 def _is_busy(threads: int, samples: tuple[int, float], system: Path) -> bool:
-    """Whether more threads compute than ours; taken to be so where the system does not say."""
+    """Return whether more threads compute than ours; true if the system does not count them."""
     count, seconds = samples
     running = []  # threads that could run at a moment, ours among them
     for _ in range(count):

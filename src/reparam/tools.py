@@ -18,7 +18,7 @@ PANEL = "Around the stages"
 
 
 class Device(StrEnum):
-    """Where torch computes."""
+    """The devices of torch."""
 
     auto = "auto"
     cpu = "cpu"

@@ -12,7 +12,7 @@ from reparam.config.section import Count, MaybeCount
 
 
 class EvaluationLineage(ModelLineage):
-    """Where an evaluation comes from."""
+    """The origin of an evaluation."""
 
     evaluate_code_sha256: Hash
 
@@ -89,7 +89,7 @@ class TraversalTiles(Card):
 
 
 class Tiles(Card):
-    """What the tiles of latent grid and traversals show, so that a page can cut them up."""
+    """The layout of the tiles of latent grid and traversals, by which a page cuts them up."""
 
     image: tuple[Side, Side]  # (H, W)
     range: PositiveFloat
@@ -121,12 +121,12 @@ class EvaluationCard(CardOfResult, SealedCard):
         return content
 
     def is_of(self, model: ModelCard) -> bool:
-        """Whether it was made of this model, on images of the same kind."""
+        """Return whether it was made of this model, on images of the same kind."""
         return super().is_of(model) and self.data == model.data
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """What metrics depend on, by the names in `Metric.depends`: the images, and the parameters of `evaluate`.
+        """Return the conditions of metrics by the names in `Metric.depends`: images, and parameters of `evaluate`.
 
         The images of a split are known by `<split>_sha256`, those that were scored by `images_sha256`.
         """

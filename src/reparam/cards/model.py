@@ -35,7 +35,7 @@ class TrainedParams(Card):
 
 
 class TrainingLineage(Card):
-    """Where weights come from."""
+    """The origin of weights."""
 
     data: DirectoryHash
     data_card_sha256: Hash  # its checksum
@@ -76,7 +76,7 @@ class Result(Card):
         """The short hash of the model's weights."""
 
     def is_of(self, model: ModelCard) -> bool:
-        """Whether it was made of this model."""
+        """Return whether it was made of this model."""
         return self.made_of == model.weights
 
     @classmethod
@@ -96,7 +96,7 @@ class Result(Card):
 
 
 class ModelLineage(TrainingLineage):
-    """Which model something was made of: its card is hashed too, so that an edited one is found."""
+    """The model that a result was made from; the hash of its card shows whether the card was edited."""
 
     model_card_sha256: Hash
 

@@ -192,7 +192,7 @@ def _check(facts: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def role_of(path: Path, session: Any) -> str:
-    """Say which graph of a model a session has, by its inputs. Raises: DamagedInputError."""
+    """Return which graph of a model a session has, by its inputs. Raises: DamagedInputError."""
     names = tuple(sorted({value.name for value in session.get_inputs()} - {"label"}))
     if names not in ROLES:
         raise DamagedInputError(f"{path}: wanted inputs of encoder, decoder or score, found {', '.join(names)}")

@@ -1,4 +1,4 @@
-"""Which parameters and metrics of experiments differ, and which by more than noise."""
+"""Find the parameters and metrics in which experiments differ, and differences beyond noise."""
 
 import json
 import math
@@ -163,12 +163,12 @@ def _pairs(name: str, first: Experiment, other: Experiment) -> npt.NDArray[np.fl
 
 
 def _are_of(values: npt.NDArray[np.float64], mean: float | None) -> bool:
-    """Whether a metric, which is rounded to four digits, is the mean of these values."""
+    """Return whether a metric, which is rounded to four digits, is the mean of these values."""
     return mean is not None and bool(abs(values.mean() - mean) < 1e-4)
 
 
 def _on_pairs(experiments: Sequence[Experiment], metrics: Mapping[str, Sequence[Cell]]) -> Iterator[str]:
-    """Say which differences are those of the same images."""
+    """Name the metrics whose differences are those of the same images."""
     for i, experiment in list(enumerate(experiments))[1:]:
         of_other = {name: cells[i].difference for name, cells in metrics.items()}
         for is_paired, text in ((True, "paired, same images"), (False, "not paired, as of independent images")):

@@ -64,7 +64,7 @@ class GridConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """How the trained model is scored."""
+    """The evaluation of the trained model."""
 
     seed: Seed
     """Seed of all random numbers of the evaluation."""

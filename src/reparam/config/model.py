@@ -26,7 +26,7 @@ class MlpConfig(Section):
 
 
 class Convolutions(Section):
-    """What block `conv` has beyond block `mlp`."""
+    """The fields of block `conv` beyond those of block `mlp`."""
 
     channels: Widths
     """Output channels of each strided convolution; the decoder mirrors them."""

@@ -8,7 +8,7 @@ from reparam.config.section import Count, MaybeShare, Section, Seed, Share, Side
 
 
 class PreprocessConfig(Section):
-    """How raw images become arrays of one shape, and which of them train, validate and test."""
+    """The conversion of raw images to arrays of one shape, and their split."""
 
     seed: Seed
     """Seed of the split, and of the pixels that static binarization draws."""

@@ -53,7 +53,7 @@ class MilestonesConfig(Decayed):
 
 
 class TrainConfig(Section):
-    """How the model is trained: steps, stopping, optimizer, learning rate, arithmetic."""
+    """The training of the model: steps, stopping, optimizer, learning rate, arithmetic."""
 
     seed: Seed
     """Seed of weights, order of images, and all random numbers of training."""

@@ -58,7 +58,7 @@ def binarize(path: Path, how: str, seed: tuple[int, ...]) -> None:
 
 @dataclass(frozen=True)
 class Origin:
-    """What arrays do not say of themselves; the fields are those of the card."""
+    """The facts that arrays do not hold themselves; the fields are those of the card."""
 
     source: str
     options: dict[str, str]

@@ -39,7 +39,7 @@ class Joint:
 
 @dataclass(frozen=True)
 class Path:
-    """How chains go from the prior to the posterior, through f_t(z) = p(z) p(x|z)^beta_t."""
+    """The way of chains from the prior to the posterior, through f_t(z) = p(z) p(x|z)^beta_t."""
 
     temperatures: int  # T: distributions after the prior, of which the last is the posterior
     leapfrog: int  # steps of each transition, and gradients that it takes
@@ -125,7 +125,7 @@ def concatenate(parts: Sequence[Annealed]) -> Annealed:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where chains are. Shapes: (C, B, D) and, of log_px, (C, B)."""
+    """The positions of chains. Shapes: (C, B, D) and, of log_px, (C, B)."""
 
     z: Tensor
     log_px: Tensor  # log p(x|z) in float64; -inf where it is not finite

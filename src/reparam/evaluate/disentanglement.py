@@ -1,4 +1,4 @@
-"""How codes of images relate to the factors that the images were drawn from: MIG, DCI, SAP and the FactorVAE score.
+"""Compare codes of images with the factors that they were drawn from: MIG, DCI, SAP and the FactorVAE score.
 
 All are of the same codes. Locatello et al. 2019, appendix C, compare the scores, and choose much of what is left open.
 scikit-learn is imported where it is used, because the import takes longer than everything else with small data.
@@ -120,7 +120,7 @@ def _squared_correlation(a: Array, b: Array) -> float:
 
 @dataclass(frozen=True)
 class Dci:
-    """How much each latent is about one factor, each factor in one latent, and what latents say of factors."""
+    """The parts of DCI: disentanglement, completeness and informativeness."""
 
     disentanglement: float
     completeness: float

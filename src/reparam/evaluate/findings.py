@@ -1,4 +1,4 @@
-"""What evaluation found of a model."""
+"""The results of an evaluation."""
 
 from dataclasses import dataclass, field
 

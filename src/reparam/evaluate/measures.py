@@ -245,7 +245,7 @@ def _generated(subject: Subject, findings: Findings) -> None:
 
 
 def _outliers(subject: Subject, findings: Findings, outliers: Images) -> None:
-    """Say how well the NLL distinguishes other images from those of the split."""
+    """Measure how well the NLL distinguishes other images from those of the split."""
     settings = subject.settings
     rows = evenly_spaced(len(outliers), len(subject.scores.nll)).numpy()
     seen = subject.view(outliers[rows]).seen(settings.seed)

@@ -1,4 +1,4 @@
-"""How generated images compare with real ones in a feature space: fidelity, variety and the Frechet distance."""
+"""Compare generated images with real ones in a feature space: fidelity, variety and the Frechet distance."""
 
 import math
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Where in latent space to look: planes, traversals and straight lines, as latents to decode."""
+"""Choose latents to decode for figures: planes, traversals and straight lines."""
 
 from dataclasses import dataclass
 from typing import Literal

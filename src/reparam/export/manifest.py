@@ -116,7 +116,7 @@ def score(runtime: Runtime, path: Path, given: Arrays, epsilon: Array) -> Array:
 
 
 def describe_codes(runtime: Runtime, path: Path, outputs: Sequence[str], given: Arrays) -> CodeFacts:
-    """Say where the codes of images lie, and so which dimensions say most.
+    """Return where the codes of images lie, which shows the dimensions that vary most.
 
     `outputs` are those of the encoder: mean and, of a posterior, log variance. Shapes: as in `score`.
     """

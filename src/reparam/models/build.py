@@ -28,7 +28,7 @@ MOST_CODES = 1 << 16  # of all combinations of levels: exported as a table, and 
 
 @dataclass(frozen=True)
 class Parts:
-    """What every kind of model is made of."""
+    """The parts that every kind of model is built from."""
 
     network: Network
     likelihood: Likelihood

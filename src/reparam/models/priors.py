@@ -61,7 +61,7 @@ class StandardNormal:
 
 
 class GaussianMixture(nn.Module):
-    """What mixtures of Gaussians with independent dimensions share; they differ in `components`."""
+    """The base of mixtures of Gaussians with independent dimensions; they differ in `components`."""
 
     is_independent, is_of_images = False, False
 

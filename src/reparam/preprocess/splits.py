@@ -1,4 +1,4 @@
-"""Which image goes into which split."""
+"""Assign images to splits."""
 
 from collections.abc import Mapping, Sequence
 
@@ -52,7 +52,7 @@ def _count(name: SplitName, share: float | int, left: int) -> int:
 
 
 def _why_empty(name: SplitName, pools: Mapping[str, Rows], shares: Mapping[SplitName, float | int]) -> str:
-    """Say which parameter leaves a split empty; `shares` are those that are in force."""
+    """Name the parameter that leaves a split empty; `shares` are those that are in force."""
     pool = pools.get(name, pools["all" if "all" in pools else "train"])
     if not len(pool):
         return (

@@ -1,4 +1,4 @@
-"""What every request passes: the token, the limit on its size, and the counters."""
+"""The checks of every request: the token, the limit on its size, and the counters."""
 
 import hmac
 import time

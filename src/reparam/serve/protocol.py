@@ -39,7 +39,7 @@ class Tensor(BaseModel):
 
 
 class OutputParameters(BaseModel):
-    """How an output is wanted."""
+    """The form of one output."""
 
     binary_data: bool | None = None
 
@@ -52,13 +52,13 @@ class Output(BaseModel):
 
 
 class RequestParameters(BaseModel):
-    """How all outputs are wanted that do not say it themselves."""
+    """The form of all outputs that do not set their own."""
 
     binary_data_output: bool = False
 
 
 class Request(BaseModel):
-    """What `infer` takes."""
+    """The body of `infer`."""
 
     id: str | None = None
     inputs: list[Tensor]

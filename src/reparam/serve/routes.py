@@ -20,7 +20,7 @@ from reparam.serve.batches import Arrays, Batches
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may hold."""
+    """The limits of one request."""
 
     rows: int = 1024
     bytes: int = 16 << 20
@@ -45,7 +45,7 @@ class Latents(BaseModel):
 
 
 class Draw(BaseModel):
-    """How many images to draw from the prior."""
+    """The number of images to draw from the prior."""
 
     count: Annotated[int, Field(ge=1)] = 1
     seed: Annotated[int, Field(ge=0)] = 0

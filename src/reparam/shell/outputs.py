@@ -1,4 +1,4 @@
-"""What commands write: tables and images, in the format that the name of the file says."""
+"""Write tables and images, in the format that the name of the file has."""
 
 import csv
 import math

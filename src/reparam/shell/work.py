@@ -1,4 +1,4 @@
-"""What the commands of `reparam model` do."""
+"""The work of the commands of `reparam model`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ def info(client: Client) -> list[str]:
 
 @dataclass(frozen=True)
 class Place:
-    """Which part of a collection is computed, and by what."""
+    """The part of a collection to compute, in this process or by a cluster."""
 
     shard: str = "1/1"
     cluster: Cluster | None = None  # None: this process

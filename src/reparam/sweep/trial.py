@@ -88,7 +88,7 @@ class Experiment:
         return metrics[self.plan.metric]
 
     def failure(self, what: str) -> TrialError:
-        """Say that it failed, and where to read why."""
+        """Return the error of a failed trial, with the log that has the reason."""
         return TrialError(f"{what}; see {self.log}")
 
     def forget(self) -> None:

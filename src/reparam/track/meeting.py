@@ -1,4 +1,4 @@
-"""How a stage finds the recorder of its store, or starts it.
+"""Find the recorder of a stage's store, or start it.
 
 Loading MLflow takes seconds, so stages that follow each other share one recorder. It listens on a socket, whose name is
 a hash of the store, the working copy, the environment and the version of this package.

@@ -57,7 +57,7 @@ class Runs:
             raise unusable(self.store.uri, error) from None
 
     def has_training(self, tags: Mapping[str, str]) -> bool:
-        """Whether there is a finished training with these tags."""
+        """Return whether a finished training has these tags."""
         return bool(self._find(self.store.experiment, {STAGE_TAG: "train", **tags}))
 
     def child(self, stage: str, lineage: Mapping[str, str]) -> Opened:

@@ -61,7 +61,7 @@ class Tracker:
         return self._run(self._ask("sweep_run", name=name, run=run))
 
     def has_training(self, weights: str, params: str) -> bool:
-        """Whether the store has a finished training of these weights with these parameters, both by their hashes.
+        """Return whether the store has a finished training with these hashes of weights and parameters.
 
         Raises: TrackingError.
         """

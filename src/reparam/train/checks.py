@@ -1,4 +1,4 @@
-"""Which model, objective, data and schedule go together."""
+"""Check that model, objective, data and schedule go together."""
 
 from torch import nn
 

@@ -1,4 +1,4 @@
-"""When several processes ask each other whether to save or to end: all after the same step, about once a second."""
+"""Let several processes agree whether to save or to end: after the same step, about once a second."""
 
 import time
 

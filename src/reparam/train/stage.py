@@ -84,7 +84,7 @@ def run(
 
 @dataclass(frozen=True)
 class Display:
-    """Where a training is shown: the tracking run, and the terminal unless it is quiet."""
+    """The places that show a training: the tracking run, and the terminal unless it is quiet."""
 
     tracker: track.Tracker
     run: track.Run

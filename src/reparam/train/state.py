@@ -12,7 +12,7 @@ from reparam.train.trainer import Trainer
 
 
 class Stateful(Protocol):
-    """Whatever survives a kill: its state is nested dicts of tensors, numbers, texts and lists."""
+    """A part of a training that survives a kill: its state is nested dicts of tensors, numbers, texts and lists."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, which may share memory with its owner."""

@@ -110,7 +110,7 @@ def _check_status(response: requests.Response, present: int) -> None:
 
 
 def _in_words(error: Exception) -> SourceError:
-    """Say what went wrong, without the address and the credentials that libraries put into their messages."""
+    """Describe what went wrong, without the address and the credentials that libraries put into their messages."""
     cause: BaseException | None = error
     while cause and not (isinstance(cause, OSError) and cause.strerror):
         cause = cause.__cause__ or cause.__context__
