@@ -16,7 +16,7 @@ PATIENCE = 30  # seconds for requests that are open at the end
 
 
 def run(model: Path, host: str, port: int, device: str) -> None:
-    """Serve a model until the process is told to end; requests that are open are answered first.
+    """Serve a model until the process receives a signal to end; open requests are answered first.
 
     Raises: UserError if it would be open to others without a token, or cannot listen.
     """

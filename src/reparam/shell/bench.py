@@ -17,7 +17,7 @@ FEWEST = 5  # calls
 
 
 def bench(model: Path, open_client: Callable[[Path], Client]) -> Iterator[str]:
-    """Measure the time of calls: medians, with the machine as it is. Calls of variants take turns with the original's."""
+    """Measure the time of calls: medians, on the machine as it is. Variants take turns with the original."""
     client = open_client(model)
     kinds = [
         kind for kind, facts in client.metadata.get("variants", {}).items() if model.is_dir() and not facts["lost"]
