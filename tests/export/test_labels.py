@@ -166,7 +166,7 @@ def test_the_python_snippet_of_the_page_tells_labels(conditional: Exported, monk
 
 
 def test_the_explorer_refuses(conditional: Exported) -> None:
-    with pytest.raises(UserError, match=r"wanted a model that is told no labels, .* found one with 3 classes; look at"):
+    with pytest.raises(UserError, match=r"wanted a model without labels, .* found one with 3 classes; look at"):
         render(conditional.directory)
 
 

@@ -166,11 +166,11 @@ def test_without_a_title_the_page_names_model_data_and_classes(
 def test_captions_speak_of_the_data_that_is_there(page: Page, grey_page: Page) -> None:
     drawn, grey = (Outline(render(shown)).text for shown in (page, grey_page))
     assert "as they are stored: 12 train, 3 validation, 5 test." in drawn
-    assert "what the model makes of them; it sees a random draw of black and white." in drawn
-    assert "what the model makes of them." in grey
-    assert "latents drawn from the prior: no image" in drawn
+    assert "Images above their reconstructions; the model sees a random draw of black and white." in drawn
+    assert "Images above their reconstructions." in grey
+    assert "Images decoded from latents that were drawn from the prior." in drawn
     mixed = replace(page, evaluation=evaluation_card(settings=small_section("evaluate", sampler="mixture")))
-    assert "latents drawn from a mixture fitted to codes: no image" in Outline(render(mixed)).text
+    assert "latents that were drawn from a mixture fitted to codes." in Outline(render(mixed)).text
 
 
 def test_parameters_stand_under_their_section(page: Page) -> None:
@@ -257,8 +257,8 @@ def test_numbers_stand_in_groups_with_the_errors_that_there_are(page: Page) -> N
             "ELBO, validation -19.50 ± 0.75 The same on the validation split, by which to choose",
             "NLL by annealing 18.40 ± 0.21 −log p(x) by annealed importance sampling, a check of the NLL.",
             "Annealing − importance -0.05 ± 0.04 Difference to the NLL of the same images, about 0 when",
-            "Gap of annealing 0.12 ± 0.03 Between the two annealed bounds on simulated images",
-            "Effective samples 12.3 Importance samples",
+            "Gap of annealing 0.12 ± 0.03 Distance of the two annealed bounds on simulated images",
+            "Effective samples 12.3 Effective number",
             "Bits per dimension 1.234",
             "Outliers recognised 0.988",
             "Latents KL 8.13 ± 0.10",

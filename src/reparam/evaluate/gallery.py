@@ -1,4 +1,4 @@
-"""What to draw of a trained model."""
+"""Plot the figures of a trained model."""
 
 from collections.abc import Callable
 
@@ -47,7 +47,7 @@ OTHER_FIGURES = (
     "extremes",
     "sigma",
     "factors",
-)  # where there is a point
+)  # those that apply to the model and the data
 TILES = ("grid_tiles", "traversal_tiles")
 
 

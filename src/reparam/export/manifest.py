@@ -1,4 +1,4 @@
-"""What an app must know of an exported model."""
+"""The facts that an app must know about an exported model."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -106,7 +106,7 @@ def write_prior(prior: Prior, path: Path) -> None:
 def score(runtime: Runtime, path: Path, given: Arrays, epsilon: Array) -> Array:
     """Score images, each at one posterior sample: with zeros, at its mean.
 
-    Shapes: given images (N, H, W, C), and labels (N,) where there are any; epsilon (N, *latent_shape) -> (N,).
+    Shapes: given images (N, H, W, C), and labels (N,) if there are any; epsilon (N, *latent_shape) -> (N,).
     Units: nats, lower is better.
     """
     scores = []
@@ -117,7 +117,7 @@ def score(runtime: Runtime, path: Path, given: Arrays, epsilon: Array) -> Array:
 
 
 def describe_codes(runtime: Runtime, path: Path, outputs: Sequence[str], given: Arrays) -> CodeFacts:
-    """Say where the codes of images lie, and so which dimensions say most.
+    """Return where the codes of images lie, which shows the dimensions that vary most.
 
     `outputs` are those of the encoder: mean and, of a posterior, log variance. Shapes: as in `score`.
     """

@@ -1,4 +1,4 @@
-"""What the exported graphs compute, as torch modules, and what an app must know of their inputs and outputs."""
+"""The exported graphs as torch modules, with the facts of their inputs and outputs that apps need."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -74,7 +74,7 @@ class EncoderGraph(Graph):
         return (*found, self.model.codes(vectors[0])) if isinstance(self.model, Quantized) else tuple(found)
 
     def seen(self, images: Tensor) -> Tensor:
-        """Turn images into what the model sees. Shapes: (B, H, W, C) uint8 -> (B, C, H, W)."""
+        """Turn images into the input of the model. Shapes: (B, H, W, C) uint8 -> (B, C, H, W)."""
         grey = images.permute(0, 3, 1, 2).to(torch.float32) / 255
         return self.pixels.scaled(serve(grey, self.grey_pixels))
 

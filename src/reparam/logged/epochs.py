@@ -1,4 +1,4 @@
-"""What people see of the epochs of a training: on the terminal, in MLflow, and as pictures."""
+"""Report the epochs of a training: on the terminal, in MLflow, and as pictures."""
 
 from collections.abc import Callable, Mapping
 

@@ -1,4 +1,4 @@
-"""Pictures of a model in training: what it makes of the same images, and of the same draws from the prior."""
+"""Pictures of a model in training: reconstructions of the same images, and the same draws from the prior."""
 
 import io
 import os
@@ -34,7 +34,7 @@ def epochs_between_pictures() -> int:
 
 
 class Filmstrip:
-    """Logs a picture every so many epochs, as artifact `filmstrip/epoch-0010.png`: images, reconstructions, samples.
+    """Logs a picture at regular epochs, as artifact `filmstrip/epoch-0010.png`: images, reconstructions, samples.
 
     Training draws the same numbers with and without it.
     """
@@ -48,7 +48,7 @@ class Filmstrip:
         self.has_prior = has_prior
 
     def show(self, model: AnyModel, epoch: int) -> None:
-        """Log the picture of an epoch, where it is one of those that get one."""
+        """Log the picture of an epoch, if it is one of the regular epochs."""
         if not self.every or epoch % self.every:
             return
         from torchvision.utils import save_image
@@ -62,7 +62,7 @@ class Filmstrip:
 
     @torch.no_grad()
     def _rows(self, model: AnyModel) -> list[Tensor]:
-        """Return images, reconstructions and, where there is a prior, samples. Shapes: each (COLUMNS, C, H, W).
+        """Return images, reconstructions and, if there is a prior, samples. Shapes: each (COLUMNS, C, H, W).
 
         A conditional model draws its samples with the labels of the images above.
         """

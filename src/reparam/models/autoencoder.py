@@ -41,4 +41,4 @@ class Autoencoder(EncoderDecoder):
         log_px = self.likelihood.log_prob(output, target).expand(samples, -1)
         nothing = torch.zeros_like(z).expand(samples, -1, -1)
         layer = Layer.of(z.expand(samples, -1, -1), (code, log_variance), nothing, nothing)
-        return replace(Draw.of(log_px, layer), output=output)  # of one sample, as all are the same
+        return replace(Draw.of(log_px, layer), output=output)  # that of one sample: all samples are equal

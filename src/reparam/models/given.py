@@ -1,4 +1,4 @@
-"""A conditional model whose images have known labels, for all that knows of no labels."""
+"""A conditional model with its labels bound, for callers that pass no labels."""
 
 from torch import Tensor
 
@@ -7,7 +7,7 @@ from reparam.models.draw import Draw, Encoded, Estimator, Model
 
 
 class Given:
-    """p(x|y) and q(z|x, y) as functions of images or latents alone; the labels are theirs, row by row."""
+    """p(x|y) and q(z|x, y) as functions of images or latents alone. Each row has its own label."""
 
     def __init__(self, model: AnyModel, labels: Tensor) -> None:
         """Shapes: labels (B,) int64."""
@@ -43,5 +43,5 @@ class Given:
 
 
 def given(model: AnyModel, labels: Tensor | None) -> Model:
-    """Return a model of images with these labels; of none, the model as it is. Shapes: (B,) int64."""
+    """Bind labels to a model; without labels, return the model unchanged. Shapes: (B,) int64."""
     return model if labels is None else Given(model, labels)

@@ -29,10 +29,10 @@ class HierarchicalVAE(LatentModel):
 
     Without `features`, the posterior goes up, q(z_1|x) q(z_2|z_1) ... (Burda et al. 2016, sec. 2): encoders[l] sees the
     layer below. With them it goes down again after a deterministic way up, q(z_L|x) q(z_{L-1}|z_L, x) ...: features[l]
-    carries features of the image up, encoders[l] reads what they say about z_l, and this is merged with the prior of
+    carries features of the image up, encoders[l] turns them into a Gaussian of z_l, which is merged with the prior of
     z_l by their precisions (Sonderby et al. 2016, eq. 17). All but features put out mean and log variance side by side.
 
-    `posterior` and `decode` speak of the latents in units of their prior, (z_l - mean_l) / sigma_l, side by side: those
+    `posterior` and `decode` use latents in units of their prior, (z_l - mean_l) / sigma_l, side by side: those
     are standard normal and independent, so that apps, figures and samplers need not know of layers.
     """
 
@@ -85,7 +85,7 @@ class HierarchicalVAE(LatentModel):
         return self.output_at(above, labels)
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> Encoded:
-        """Return what the image says of the lowest layer or, on the way down, of each."""
+        """Return the image's Gaussian of the lowest layer or, for the way down, of each layer."""
         x = self.condition.on_image(x, labels)
         if not len(self.features):
             return [halves(self.encoders[0](x))]
@@ -152,7 +152,7 @@ class HierarchicalVAE(LatentModel):
         return layers
 
     def _at_means(self, encoded: Encoded) -> list[tuple[Gaussian, Gaussian | None]]:
-        """Walk through the layers without noise; list posterior and prior of each, None where it is standard normal."""
+        """Walk through the layers without noise; list posterior and prior of each, None for a standard normal prior."""
         if len(self.features):
             *evidence, above = encoded
             walked: list[tuple[Gaussian, Gaussian | None]] = [(above, None)]
@@ -180,5 +180,5 @@ def _kl(q: Gaussian, p: Gaussian) -> Tensor:
 
 
 def _in_units(q: Gaussian, p: Gaussian | None) -> Gaussian:
-    """Return q in units of p, of which nothing is left to do where p is None: standard normal."""
+    """Return q in units of p; unchanged if p is None, which means a standard normal."""
     return q if p is None else ((q[0] - p[0]) * (-0.5 * p[1]).exp(), q[1] - p[1])

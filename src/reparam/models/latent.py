@@ -1,4 +1,4 @@
-"""What models of every kind do alike."""
+"""The common base of models of every kind."""
 
 from typing import Self
 
@@ -10,7 +10,7 @@ from reparam.models.draw import Draw, Encoded, Estimator, Gaussian, Likelihood, 
 
 
 class LatentModel(nn.Module):
-    """A model with a decoder and a likelihood, which may be told labels; a kind has encoders, and says what they do."""
+    """A model with a decoder and a likelihood, which may be conditional; each kind adds its encoders."""
 
     decoder: nn.Module
     likelihood: Likelihood
@@ -46,11 +46,11 @@ class LatentModel(nn.Module):
     def draw(
         self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise", labels: Tensor | None = None
     ) -> Draw:
-        """Encode images, and draw from what is said. Shapes: x and target (B, C, H, W); fields (samples, B)."""
+        """Encode images, and draw from the posterior. Shapes: x and target (B, C, H, W); fields (samples, B)."""
         return self.draw_from(self.encode(x, labels), target, samples, estimator, labels)
 
     def output(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return what the likelihood reads. Shapes: (N, D) -> (N, P*C, H, W)."""
+        """Return the parameters of the likelihood. Shapes: (N, D) -> (N, P*C, H, W)."""
         return self.output_at(z, labels)
 
     def output_at(self, z: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""The autoencoder whose codes are entries of a codebook: it makes whole numbers of an image."""
+"""The autoencoder whose codes are entries of a codebook: an image becomes a list of whole numbers."""
 
 import math
 from dataclasses import replace
@@ -14,11 +14,11 @@ from reparam.models.priors import StandardNormal
 
 
 class Quantizer(Protocol):
-    """A codebook of C vectors with d numbers each, and how the vectors of an encoder become its."""
+    """A codebook of C vectors of d numbers, and the rule that maps the vectors of an encoder to its entries."""
 
     size: int  # C
     dimensions: int  # d
-    commitment: float  # what the squared distance of the encoder's vectors to those of their codes costs; 0: none
+    commitment: float  # weight of the squared distance between the encoder's vectors and those of their codes
     is_learned: bool  # whether the codebook learns from each batch by itself, without a gradient
 
     def __call__(self, z: Tensor) -> Tensor:

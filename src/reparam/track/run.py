@@ -94,7 +94,7 @@ class Run:
         self._channel.wait()
 
     def close(self, status: str) -> None:
-        """End the run, and wait; what was spooled is tried once more."""
+        """End the run, and wait; spooled calls are tried once more."""
         self._flush()
         self._send({"call": "end", "run": self.run_id, "status": status, "time": round(time.time() * 1000)})
         self.wait()

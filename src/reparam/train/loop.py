@@ -18,7 +18,7 @@ from reparam.train.sums import Metrics, Sums
 
 
 class Data(NamedTuple):
-    """What is trained on, and what is held out to choose the best epoch: perhaps no image at all."""
+    """The training images, and those held out to choose the best epoch: perhaps none."""
 
     training: Batches
     validation: Batches

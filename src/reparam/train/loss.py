@@ -16,9 +16,9 @@ from reparam.train.perceptual import Charged, Perceptual
 
 
 class Loss(nn.Module):
-    """What is lowered, so that whatever wraps modules wraps all of it.
+    """The loss as one module, so that DDP and torch.compile wrap all of it.
 
-    Without `is_density`, the likelihood is none of these pixels, and there is no ELBO.
+    If `is_density` is false, the likelihood is no density of these pixels, and the terms have no ELBO.
     """
 
     epoch: Tensor  # (): epochs trained so far, a fraction within one; on the device, where schedules read it

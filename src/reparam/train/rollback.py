@@ -24,12 +24,12 @@ class Rollback:
         self.good: dict[str, Any] = {}
 
     def remember(self) -> None:
-        """Note that all is well."""
+        """Remember the state of a good epoch."""
         if self.is_on:
             self.good = _copy(self.state.state_dict())
 
     def go_back(self, error: NonFiniteError) -> None:
-        """Go back to what was remembered, ROLLBACKS times at most; else raise."""
+        """Go back to the remembered state, at most ROLLBACKS times; then raise the error."""
         if not self.is_on or self.count == ROLLBACKS:
             raise error
         trainer = self.state.trainer

@@ -84,7 +84,7 @@ def run(
 
 @dataclass(frozen=True)
 class Display:
-    """Where a training is shown: the tracking run, and the terminal unless it is quiet."""
+    """The places that show a training: the tracking run, and the terminal unless it is quiet."""
 
     tracker: track.Tracker
     run: track.Run
@@ -126,7 +126,7 @@ def _train(state: State, data: Data, config: TrainConfig, checkpoints: Checkpoin
 
 
 def _read_batches(paths: Paths, split: SplitName, config: Config, place: torch.device, *, is_verified: bool) -> Batches:
-    """Read a split, with its labels where the model is told them."""
+    """Read a split, with its labels if the model is conditional."""
     found = store.read_split(paths.processed, split, is_verified=is_verified)
     labels = None if config.model.condition == "none" else found.labels
     return Batches(found.images, config.train.batch_size, place, labels)

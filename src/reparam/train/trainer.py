@@ -178,7 +178,7 @@ class Trainer:
         return summed({name: values.detach() for name, values in terms.items()})
 
     def _traceable_backward(self, images: Tensor, *labels: Tensor) -> Terms:
-        """Fill the weights' gradients, in words of which torch.compile makes one graph."""
+        """Fill the weights' gradients by operations that torch.compile captures as one graph."""
         with self._precision(images):
             terms = self.loss(images, *labels)
         weights = list(self.loss.parameters())
@@ -195,7 +195,7 @@ class Trainer:
 
 
 def _laid_out_as(weight: Tensor, value: Any) -> Any:
-    """Copy what an optimizer holds of a weight into the same order in memory.
+    """Copy the state of an optimizer for a weight into the weight's order in memory.
 
     Fused optimizers walk through memory and not through indices, and a tensor from a file is always contiguous.
     """
