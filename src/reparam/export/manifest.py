@@ -28,7 +28,7 @@ from reparam.models.priors import StandardNormal
 from reparam.models.quantized import Quantized
 
 # The oldest release that ran the files of an opset. Tried were 1.15.0 (the first for Python 3.11), 1.17.0, 1.18.0,
-# 1.19.0, 1.20.0, 1.22.0, 1.23.0 and what is installed here.
+# 1.19.0, 1.20.0, 1.22.0, 1.23.0 and what is installed here; onnxruntime-web of the versions below runs them, too.
 OLDEST_ONNXRUNTIME: Mapping[int, str] = {
     18: "1.15.0",
     19: "1.17.0",
