@@ -17,7 +17,7 @@ cd "${SLURM_SUBMIT_DIR:-.}"
 # shellcheck disable=SC1091
 . "${VENV:-.venv}/bin/activate"
 
-# Three minutes before the time is over, and where another job needs the machine, training leaves a checkpoint and
+# Three minutes before the time is over, and if another job needs the machine, training leaves a checkpoint and
 # this job goes back into the queue.
 requeue() {
     scancel --signal TERM "$SLURM_JOB_ID"
@@ -30,7 +30,7 @@ trap requeue TERM
 dvc repro --pull --allow-missing preprocess
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export LAUNCH="torchrun --nnodes $SLURM_NNODES --nproc-per-node ${SLURM_GPUS_ON_NODE:-1} --master-addr $first --master-port ${PORT:-29500}"
-# The first machine runs the stage under DVC, the others help. Where DVC finds nothing to train, --wait ends them.
+# The first machine runs the stage under DVC, the others help. If DVC finds nothing to train, --wait ends them.
 # shellcheck disable=SC2016 # SLURM_NODEID is that of each machine
 srun --wait=60 bash -c '
     export REPARAM_LAUNCH="$LAUNCH --node-rank $SLURM_NODEID"

@@ -151,7 +151,7 @@ def _solid(random: np.random.Generator) -> Solid:
 
 
 def write(directory: Path, count: int, side: int = 64) -> Path:
-    """Write so many images, the same each time."""
+    """Write a number of images, the same each time."""
     directory.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         image: Any = Scene.drawn(np.random.default_rng(number)).render(side)

@@ -58,7 +58,7 @@ def main() -> None:
         "# What the recipes measured",
         "",
         "Written by `dvc repro` in this directory. Test split; nats per image unless the number says otherwise;",
-        "± is the standard deviation over seeds where there are several. The budget is what was changed in the",
+        "± is the standard deviation over seeds if there are several. The budget is what was changed in the",
         "recipe's file; nothing else was. A row passes whose mean is within the tolerance of the published number; one",
         "of fewer epochs than the recipe's has no verdict. A row is stale where parameters, or the source of a stage",
         "that changes results, differ from those that it was measured with.",

@@ -1,5 +1,6 @@
 """A small model, and the stage `export` run on it."""
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -49,6 +50,13 @@ class Exported:
         return self.paths.onnx
 
     is_density: bool
+
+    def readme(self) -> str:
+        return (self.directory / "README.md").read_text(encoding="utf-8")
+
+    def snippet(self, language: str) -> str:
+        [found] = re.findall(rf"^```{language}\n(.*?)^```$", self.readme(), re.S | re.M)
+        return str(found)
 
     def graphs(self, grey_pixels: str = "keep") -> dict[str, Graph]:
         """What each file should compute."""

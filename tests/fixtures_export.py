@@ -44,6 +44,16 @@ def conditional(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
     yield from _export(tmp_path_factory, "conditional", condition="label", size=2)
 
 
+@pytest.fixture(scope="session", params=["fsq", "vq"])
+def quantized_conditional(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Exported]:
+    """The same of a model with a codebook that is told labels; not to be changed."""
+    changes = {"kind": request.param, "latent": 6, "levels": [4, 5, 3], "codes": 9, "dimensions": 3, "size": 2}
+    name = f"{request.param}-conditional"
+    yield from _export(tmp_path_factory, name, "none", likelihood="gaussian", condition="label", **changes)
+
+
 @pytest.fixture(scope="session", params=["mixture", "vamp"])
 def mixed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
     """The same of a model with a learned prior; not to be changed."""

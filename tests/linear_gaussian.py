@@ -44,6 +44,10 @@ class LinearGaussian:
         mean = self.slope * x.flatten(1)
         return mean, torch.full_like(mean, self.variance).log()
 
+    def posterior_of(self, encoded: Encoded) -> tuple[Tensor, Tensor]:
+        [layer] = encoded
+        return layer
+
     def decode(self, z: Tensor) -> Tensor:
         return z[:, None, None, :]  # (N, D) -> (N, 1, 1, D)
 

@@ -328,7 +328,7 @@ def test_a_loss_that_is_no_number_names_epoch_step_and_what_to_lower(
     assert reparam("train", "--device", "cpu") == (
         1,
         "error: train: the train loss is no longer finite at epoch 1, step 2 of 10 (loss nan, reconstruction nan, "
-        "kl nan, elbo nan); lower train.learning_rate in params.yaml, or objective.beta where it is large, set "
+        "kl nan, elbo nan); lower train.learning_rate in params.yaml, or objective.beta if it is large, set "
         "train.clip_norm, or train.on_nonfinite to rollback\n",
     )
     assert files(finished.root) == before

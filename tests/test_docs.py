@@ -1,5 +1,6 @@
 """The documents: the site builds without a warning, links lead somewhere, and what they name exists."""
 
+import ast
 import json
 import re
 import runpy
@@ -177,6 +178,19 @@ def test_parameters_that_a_document_names_exist(document: Path) -> None:
     files = {".py", ".yaml", ".json", ".csv", ".onnx", ".npz", ".db", ".lock", ".toml", ".txt", ".md"}
     wanted = {name for name in names if name.split(".")[0] in SECTIONS and Path(name).suffix not in files}
     assert wanted - PATHS == set()
+
+
+def test_parameters_that_messages_name_exist() -> None:
+    sections = "|".join(sorted(SECTIONS))
+    wanted = {
+        name.rstrip(".")
+        for file in (ROOT / "src/reparam").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        for name in re.findall(rf"(?<![\w./`-])(?:{sections})\.[a-z_]+(?:\.[a-z_]+)*(?![\w.]*[(/])", node.value)
+    }
+    assert len(wanted) > 50
+    assert wanted - PATHS == {"model.onnx"}
 
 
 @each_document

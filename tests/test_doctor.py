@@ -75,7 +75,7 @@ def test_a_library_that_is_missing_is_named(project: Paths, monkeypatch: pytest.
 def test_an_environment_that_is_not_active_is_noticed(project: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.sys, "executable", "/venv/bin/python")
     monkeypatch.setattr(shutil, "which", lambda command: f"/usr/bin/{command}")
-    text = "DVC would start `python` of /usr/bin/python, this is /venv/bin/python"
+    text = "DVC would run /usr/bin/python, but this is /venv/bin/python"
     assert list(doctor.stages(project)) == [Finding("stages", text, "activate the environment: `. /venv/bin/activate`")]
     monkeypatch.setattr(shutil, "which", lambda command: f"/venv/bin/{command}")
     project.installation.write_text("")
@@ -200,6 +200,6 @@ def test_a_gpu_that_torch_cannot_use_is_noticed(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(doctor, "DRIVER", project.params)  # a file that is there
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     (found,) = doctor.devices(project)
-    assert found.text == f"{os.cpu_count()} CPU cores, no GPU, but a driver of NVIDIA; torch is a build for CPUs"
+    assert found.text == f"{os.cpu_count()} CPU cores, no GPU, but an NVIDIA driver; torch was built for CPUs"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert [finding.text for finding in doctor.devices(project)] == [f"{os.cpu_count()} CPU cores, no GPU"]

@@ -39,9 +39,9 @@ ASKED = failure(-15, 2)
     ("failures", "said"),
     [
         ({0: BUG, 1: MISTAKE, 2: KILLED}, "params.yaml: wanted more"),
-        ({0: ASKED, 1: BUG, 2: KILLED}, "process 2 was ended by SIGKILL, and the others with it; where nobody did "),
-        ({0: failure(-11, 7), 1: KILLED}, "process 1 was ended by SIGKILL, "),
-        ({0: ASKED}, "process 0 was ended by SIGTERM, "),
+        ({0: ASKED, 1: BUG, 2: KILLED}, "process 2 was killed by SIGKILL, and the others were stopped; if nobody "),
+        ({0: failure(-11, 7), 1: KILLED}, "process 1 was killed by SIGKILL, "),
+        ({0: ASKED}, "process 0 was killed by SIGTERM, "),
     ],
 )
 def test_what_the_other_failures_follow_from_is_said(failures: dict[int, Any], said: str) -> None:
@@ -182,7 +182,7 @@ def test_a_process_that_is_killed_ends_all_within_seconds_and_the_rerun_goes_on(
     code, said = one.finish(process)
     assert time.monotonic() - start < 30  # of which a quiet machine needs five
     assert code == 1
-    assert said.startswith(f"error: process {victim} was ended by SIGKILL, and the others with it; ")
+    assert said.startswith(f"error: process {victim} was killed by SIGKILL, and the others were stopped; ")
     assert said.count("\n") == 1
     assert list(one.processes()) == []
     process = one.start("python -m reparam train --quiet")

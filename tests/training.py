@@ -115,6 +115,9 @@ class FakeTrainer:
         self.weight = torch.zeros(())
         self.model = SimpleNamespace(state_dict=lambda: {"w": self.weight})
 
+    def slow_down(self, factor: float) -> None:
+        self.rate_factor = factor
+
     def step(self, images: Tensor) -> Totals:
         self.images += len(images)
         self.weight += 1  # in place, as an optimizer does

@@ -20,7 +20,7 @@ DAMAGED = (
 def map_array(path: Path) -> npt.NDArray[Any]:
     """Map a file of one array, as `numpy.save` writes it, into memory.
 
-    Raises: ValueError where it is none, OSError where it cannot be opened.
+    Raises: ValueError if it holds no array, OSError if it cannot be opened.
     """
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)

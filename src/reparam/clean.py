@@ -1,4 +1,4 @@
-"""What interrupted work left in a working copy, and can be made again: found, shown, and removed on request."""
+"""Find, show and, on request, remove leftovers of interrupted work that can be made again."""
 
 import shutil
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ MEGABYTE = 1e6
 
 @dataclass(frozen=True)
 class Leftover:
-    """A file or folder, what it is, and the lock that its owner holds. With `kept`, the reason why it must stay."""
+    """A file or folder, its description, and the lock that its owner holds; `kept` is the reason if it must stay."""
 
     path: Path
     what: str
@@ -43,12 +43,12 @@ class Leftover:
 
 
 def find(paths: Paths) -> list[Leftover]:
-    """List what is left, and who still needs it."""
+    """List the leftovers, with their owners."""
     return [*_trainings(paths), *_downloads(paths), *_halves(paths), *_spools(paths)]
 
 
 def _trainings(paths: Paths) -> Iterator[Leftover]:
-    """Checkpoints of the repository; those that REPARAM_RESUME_DIR names are of other machines, too."""
+    """List the checkpoints of the repository; those that REPARAM_RESUME_DIR names may belong to other machines."""
     if not paths.resume.is_relative_to(paths.shared):
         return
     for directory in sorted(path for path in paths.resume.glob("*") if path.is_dir()):

@@ -1,4 +1,4 @@
-"""What is installed, found and stored here, and of each thing that is wrong the next step."""
+"""Check the installation, the project and its stores; for each problem, name the next step."""
 
 import io
 import json
@@ -33,7 +33,7 @@ INSTALL = "install the package again: docs/how-to/install.md"
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. With a remedy something is wrong; where that is tolerable, work goes on."""
+    """The result of one check. A remedy means that something is wrong; if that is tolerable, work goes on."""
 
     name: str
     text: str
@@ -52,7 +52,7 @@ def examine(paths: Paths) -> Iterator[Finding]:
 
 
 def installed(_: Paths) -> Iterator[Finding]:
-    """Versions of Python, the package and the libraries, and whether the stages run with them."""
+    """List the versions of Python, the package and the libraries."""
     found = versions()
     yield Finding("reparam", f"{found.pop('reparam')} (source {package_hash()[:12]}), Python {found.pop('python')}")
     yield Finding("libraries", ", ".join(f"{name} {version}" for name, version in found.items()))
@@ -62,18 +62,18 @@ def installed(_: Paths) -> Iterator[Finding]:
 
 
 def stages(paths: Paths) -> Iterator[Finding]:
-    """Whether DVC, which takes programs from the PATH, starts stages with this environment."""
+    """Check that DVC, which takes programs from the PATH, starts stages with this environment."""
     command = "reparam" if paths.installation.exists() else "python"
     found, here = shutil.which(command), Path(sys.executable).parent
     if found and Path(found).parent == here:
         yield Finding("stages", f"start with {found}")
     else:
-        text = f"DVC would start `{command}` of {found or 'nowhere'}, this is {sys.executable}"
+        text = f"DVC would run {found or f'no {command}'}, but this is {sys.executable}"
         yield Finding("stages", text, f"activate the environment: `. {here}/activate`")
 
 
 def devices(_: Paths) -> Iterator[Finding]:
-    """Where torch computes."""
+    """List the devices of torch."""
     try:
         import torch
     except (ImportError, OSError) as error:
@@ -83,9 +83,9 @@ def devices(_: Paths) -> Iterator[Finding]:
     gpus = [f"{one.name} ({one.total_memory / 2**30:.0f} GiB)" for one in properties]
     text = ", ".join([f"{os.cpu_count()} CPU cores", *(gpus or ["no GPU"])])
     if not gpus and DRIVER.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
-        built = f"of CUDA {torch.version.cuda}" if torch.version.cuda else "for CPUs"
+        built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for CPUs"
         remedy = "install a build of torch for the CUDA version of `nvidia-smi`"
-        yield Finding("devices", f"{text}, but a driver of NVIDIA; torch is a build {built}", remedy, is_tolerable=True)
+        yield Finding("devices", f"{text}, but an NVIDIA driver; torch was built {built}", remedy, is_tolerable=True)
         return
     yield Finding("devices", text)
     if len(gpus) > 1 and not os.environ.get("REPARAM_LAUNCH"):
@@ -95,7 +95,7 @@ def devices(_: Paths) -> Iterator[Finding]:
 
 
 def providers(_: Paths) -> Iterator[Finding]:
-    """What onnxruntime really computes with: it lists providers whose libraries are not there, too."""
+    """List the providers that onnxruntime can load: its own list also has some whose libraries are missing."""
     try:
         import onnxruntime
         from onnx import TensorProto, helper
@@ -116,7 +116,7 @@ def providers(_: Paths) -> Iterator[Finding]:
 
 
 def tracking(paths: Paths) -> Iterator[Finding]:
-    """Where runs are tracked, and what did not get there."""
+    """Check the tracking store, and count the calls that did not reach it."""
     address = without_secrets(track.address(paths))
     try:
         store = track.connect_to_read(paths)
@@ -134,7 +134,7 @@ def tracking(paths: Paths) -> Iterator[Finding]:
 
 
 def git(paths: Paths) -> Iterator[Finding]:
-    """Whether there is a repository with a commit, which experiments start from."""
+    """Check that there is a repository with a commit, from which experiments start."""
 
     def ask(*arguments: str) -> str | None:
         done = subprocess.run(["git", "-C", str(paths.root), *arguments], capture_output=True, text=True, check=False)
@@ -181,7 +181,7 @@ def _reach(repo: Any, name: str) -> None:
 
 
 def _remote(title: str, ask: Callable[[], None]) -> Finding:
-    """Say whether a remote answers: with its plugin, credentials and network."""
+    """Check that a remote answers: with its plugin, credentials and network."""
     answers: Queue[str] = Queue()
 
     def run() -> None:

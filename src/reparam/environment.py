@@ -7,7 +7,7 @@ from reparam.errors import UserError
 
 
 def seconds(variable: str, default: float, most: float | None = None) -> float:
-    """Read a time from the environment: at least 0 or, where there is a `most`, above 0 and at most that.
+    """Read a time from the environment: at least 0 or, if there is a `most`, above 0 and at most that.
 
     Raises: UserError.
     """

@@ -39,7 +39,7 @@ class Column:
 def run(paths: Paths, sort: str = "", *, all_commits: bool = False) -> None:
     """Print the table.
 
-    Raises: UserError where there is no experiment, or none has what they are to be sorted by.
+    Raises: UserError if there is no experiment, or none has the metric or parameter to sort by.
     """
     found, notes = _read(paths, all_commits=all_commits)
     ordered = _sorted(found, sort or next((name for name in HEADLINE if name in found[0].metrics), HEADLINE[0]))

@@ -42,9 +42,9 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _alone(partial: Path, path: Path) -> Iterator[None]:
-    """Hold a file that is written, where there are locks, so that two processes never mix their bytes.
+    """Hold a file that is written, if there are locks, so that two processes never mix their bytes.
 
-    Raises: OSError where another process writes it.
+    Raises: OSError if another process writes it.
     """
     with partial.open("ab") as file:
         if fcntl is not None:
@@ -60,7 +60,7 @@ def _alone(partial: Path, path: Path) -> Iterator[None]:
 
 
 def refuse_special(path: Path) -> None:
-    """Raise OSError for what is neither read nor replaced as a file: `--output /dev/null` would end that device."""
+    """Raise OSError if the path exists and is no regular file: `--output /dev/null` would replace the device."""
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "wanted a file, found a folder, device or pipe; name another path", str(path))
 
@@ -116,7 +116,7 @@ def to_json(value: Any) -> str:
 def parse_table(text: str, *columns: str) -> list[dict[str, float]]:
     """Read rows of numbers, written as CSV; a row lacks what is blank in it.
 
-    Raises: ValueError where there is no row, or a row lacks one of these columns, or has anything but finite numbers.
+    Raises: ValueError if there is no row, or a row lacks one of these columns, or has anything but finite numbers.
     """
     try:
         rows = [
@@ -141,7 +141,7 @@ def require_writable(*paths: Path) -> None:
 
 
 def rerun(stage: str) -> str:
-    """Say how to make a stage's outputs anew, for messages about damaged ones."""
+    """Name the command that makes a stage's outputs anew, for messages about damaged ones."""
     return f"run `dvc repro --force --single-item {stage}`"
 
 

@@ -1,4 +1,4 @@
-"""Which of several GPUs a process computes on: one that no other process of ours on this machine has taken."""
+"""Choose one of several GPUs for a process: one that no other process of ours on this machine has taken."""
 
 import itertools
 import os
@@ -11,7 +11,7 @@ _taken: list[FileLock] = []  # until the process ends, however it ends
 
 
 def take_one(count: int) -> None:
-    """Of `count` visible GPUs, let this process see the one that the fewest others have taken.
+    """Let this process see only one of `count` visible GPUs: the one that the fewest others have taken.
 
     So experiments that run side by side have a GPU each. Under torchrun, each process has the one of its rank.
     """

@@ -40,7 +40,7 @@ def run(config: Config, paths: Paths, device: str = "auto") -> Noise:
     if not model.stochastic_layers:
         raise ParamsError("gradients: wanted a model with a posterior, found an autoencoder, which draws no samples")
     if model.condition.size:
-        raise ParamsError("gradients: wanted model.condition 'none', found a model that is told labels")
+        raise ParamsError("gradients: wanted model.condition 'none', found a conditional model")
     images = store.read_split(paths.processed, "test").images[:IMAGES]
     pixels = Pixels(store.read_card(paths.processed)).to(place)
     [x] = pixels.of(Batches(images, IMAGES, place).in_order(), config.evaluate.seed)

@@ -16,17 +16,17 @@ from reparam.redact import redact
 
 
 def is_wanted() -> bool:
-    """Whether this process is to start others, and is none of them."""
+    """Return whether this process must start others, and is not one of them."""
     return bool(os.environ.get("REPARAM_LAUNCH")) and not is_rank()
 
 
 def is_rank() -> bool:
-    """Whether `run` or torchrun started this process."""
+    """Return whether `run` or torchrun started this process."""
     return "TORCHELASTIC_ERROR_FILE" in os.environ
 
 
 def keep_quiet() -> None:
-    """Let the processes that share a training not warn of what they do on purpose; to be called before torch loads."""
+    """Silence torch's warnings about intended behaviour if processes share a training; call it before torch loads."""
     if is_rank():
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
@@ -34,7 +34,7 @@ def keep_quiet() -> None:
 def run() -> NoReturn:
     """Run this command in several processes, and end as they do.
 
-    Raises: UserError where they cannot be started, or one of them fails.
+    Raises: UserError if they cannot be started, or one of them fails.
     """
     import torch
     from torch.distributed import run as torchrun
@@ -43,8 +43,8 @@ def run() -> NoReturn:
 
     options = _options(torchrun)
     if options.max_restarts == 0:
-        logging.disable(logging.ERROR)  # torchrun's reports of what `_explain` says
-    # Else processes that are started again may find the addresses of those that are gone.
+        logging.disable(logging.ERROR)  # `_explain` reports failures, so torchrun need not
+    # Otherwise processes that are started again may find the addresses of those that are gone.
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     try:
         threads = torch.get_num_threads() // torchrun.determine_local_world_size(options.nproc_per_node)
@@ -106,8 +106,9 @@ def _explain(failures: Mapping[int, Any]) -> NoReturn:
     if first.exitcode > 0:
         sys.exit(first.exitcode)  # it said why, or was asked to end
     raise UserError(
-        f"process {rank} was ended by {signal.Signals(-first.exitcode).name}, and the others with it; where nobody did "
-        "that, memory was short, and the log of the system says so; run the same command to go on from the checkpoint"
+        f"process {rank} was killed by {signal.Signals(-first.exitcode).name}, and the others were stopped; if nobody "
+        "killed it, memory may have run out: see the log of the system; run the same command to go on from the "
+        "checkpoint"
     )
 
 

@@ -1,4 +1,4 @@
-"""Which of our source files can change the outputs of a stage, and the hash of them."""
+"""Find the source files that can change the outputs of a stage, and hash them."""
 
 import ast
 import hashlib
@@ -7,7 +7,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent
 TEMPLATES = (".html", ".md")
-# Modules and folders that cannot change a byte of what a stage writes: they read, refuse, name, show or log. An edit
+# Modules and folders that cannot change a byte that a stage writes: they read, refuse, name, show or log. An edit
 # there must not retrain a model. (What `config` reads is in params.yaml, which DVC compares by value.)
 WITHOUT_EFFECT = (
     "__init__",

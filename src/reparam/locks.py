@@ -16,7 +16,7 @@ def held(directory: Path, stage: str) -> Iterator[None]:
 
     Under torchrun the first process holds it for all.
 
-    Raises: BusyError where another process holds it.
+    Raises: BusyError if another process holds it.
     """
     if os.environ.get("RANK", "0") != "0":
         yield
@@ -56,7 +56,7 @@ def running(directory: Path) -> dict[str, int]:
 
 
 def is_alive(process: int) -> bool:
-    """Whether there is a process of this number."""
+    """Return whether a process with this number exists."""
     try:
         os.kill(process, 0)
     except PermissionError:

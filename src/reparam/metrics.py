@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Metric:
-    """What a number means, and how it is shown."""
+    """The meaning of a number, and how it is shown."""
 
     title: str
     text: str  # one sentence
@@ -76,12 +76,12 @@ GROUPS: dict[str, dict[str, Metric]] = {
         ),
         "ais_gap": annealed(
             "Gap of annealing",
-            "Between the two annealed bounds on simulated images: the annealed NLL can be off by as much.",
+            "Distance of the two annealed bounds on simulated images: the annealed NLL can be off by as much.",
             "lower",
         ),
         "nll_effective_samples": likelihood(
             "Effective samples",
-            "Importance samples that the NLL of the median image rests on; of a handful, raise `evaluate.nll_samples`.",
+            "Effective number of importance samples of the median image; below 10, raise `evaluate.nll_samples`.",
             "higher",
             unit="samples",
             form=".1f",
@@ -106,7 +106,7 @@ GROUPS: dict[str, dict[str, Metric]] = {
         ),
         "bce": Metric(
             "Cross-entropy",
-            "Of grey pixels, which a Bernoulli gives no density: there is neither ELBO nor NLL.",
+            "Cross-entropy of grey pixels. A Bernoulli is no density of them, so there is neither ELBO nor NLL.",
             "lower",
             applies="a Bernoulli likelihood of grey pixels",
         ),
@@ -122,13 +122,11 @@ GROUPS: dict[str, dict[str, Metric]] = {
     },
     "Fidelity": {
         "psnr": reconstructed(
-            "PSNR",
-            "Peak signal-to-noise ratio of what posterior means are decoded to, at most 100 an image.",
-            unit="dB",
+            "PSNR", "Peak signal-to-noise ratio of decoded posterior means, at most 100 for an image.", unit="dB"
         ),
         "ssim": reconstructed(
             "SSIM",
-            "Structural similarity of images and what their posterior means are decoded to; 1: equal.",
+            "Structural similarity of images and their decoded posterior means; 1: equal.",
             unit="",
             form=".3f",
             applies="`preprocess.binarization` none, and images of 11 x 11 pixels or more",
@@ -137,14 +135,14 @@ GROUPS: dict[str, dict[str, Metric]] = {
     "Latents": {
         "kl": latents("KL", "KL of the posterior to the prior: ELBO = −(reconstruction + KL)."),
         "mutual_information": latents(
-            "Mutual information", "What latents say about which image it is, at most log N: one part of the KL."
+            "Mutual information", "Information of the latents about the image, at most log N: one part of the KL."
         ),
         "marginal_kl": latents(
             "Marginal KL", "KL of the posterior of all images together to the prior: the other part of the KL."
         ),
         "total_correlation": latents(
             "Total correlation",
-            "What latent dimensions say about each other, a part of the marginal KL; 0: they are independent.",
+            "Dependence of the latent dimensions on each other, a part of the marginal KL; 0: they are independent.",
         ),
         "active_units": Metric(
             "Active units",
@@ -156,7 +154,7 @@ GROUPS: dict[str, dict[str, Metric]] = {
         "codebook_usage": codes("Codebook usage", "Share of codes that occur.", "higher", unit="share", form=".3f"),
         "codebook_perplexity": codes(
             "Codebook perplexity",
-            "Number of codes that, equally frequent, would have the same entropy; at most all codes.",
+            "Number of equally frequent codes with the same entropy; at most all codes.",
             "higher",
             unit="codes",
             form=".1f",
@@ -181,24 +179,24 @@ GROUPS: dict[str, dict[str, Metric]] = {
     "Disentanglement": {
         "mig": disentangled(
             "Mutual information gap",
-            "How far the latent that says most of a factor is ahead of the second, over the factor's entropy, by a "
-            "histogram; mean over factors (MIG, Chen et al. 2018, with the bins of Locatello et al. 2019).",
+            "Mutual information of a factor and its best latent minus that of the second best, divided by the entropy "
+            "of the factor, by a histogram; mean over factors (MIG, Chen et al. 2018, bins of Locatello et al. 2019).",
             depends=("disentanglement.images", "disentanglement.codes", "disentanglement.bins"),
         ),
         "dci_disentanglement": disentangled(
             "Disentanglement",
-            "Whether a latent is of use for one factor alone, to gradient boosting (DCI, Eastwood & Williams 2018).",
+            "Whether gradient boosting uses a latent for one factor alone (DCI, Eastwood & Williams 2018).",
         ),
         "dci_completeness": disentangled(
-            "Completeness", "Whether one latent alone is of use for a factor, to gradient boosting (DCI)."
+            "Completeness", "Whether gradient boosting uses one latent alone for a factor (DCI)."
         ),
         "dci_informativeness": disentangled(
             "Informativeness", "Share of factors that gradient boosting guesses right from all latents (DCI)."
         ),
         "sap": disentangled(
             "Separated predictability",
-            "How far the latent that predicts a factor best is ahead of the second, by squared correlation, or for a "
-            "factor without order by the balanced accuracy of thresholds (SAP, Kumar et al. 2018).",
+            "Score of the latent that predicts a factor best minus that of the second best: squared correlation, or "
+            "for a factor without order the balanced accuracy of thresholds (SAP, Kumar et al. 2018).",
         ),
         "factor_vae_score": disentangled(
             "FactorVAE score",
@@ -276,7 +274,7 @@ VALIDATED = ("elbo", "reconstruction", "bce", "kl")
 
 
 def describe(name: str) -> Metric | None:
-    """Look up a metric; None where we report none of that name."""
+    """Look up a metric; return None if no metric has this name."""
     if name.startswith(LAYER) and name.removeprefix(LAYER).isdigit():
         number = name.removeprefix(LAYER)
         return latents(f"KL of layer {number}", "Its part of the KL; layer 1 is next to the image.")
@@ -300,7 +298,7 @@ def members(group: str, names: Iterable[str]) -> Iterator[tuple[str, Metric]]:
 
 
 def is_better(name: str, value: float, than: float) -> bool | None:
-    """Whether a value of a metric is better than another; None where none is."""
+    """Return whether a value of a metric is better than another; None if the metric has no best value."""
     metric = describe(name)
     return rank(name, value) < rank(name, than) if metric and metric.best else None
 

@@ -1,4 +1,4 @@
-"""What is minimised, and the bounds that evaluation reports."""
+"""The objectives of training, and the bounds that evaluation reports."""
 
 import math
 from collections.abc import Callable
@@ -22,17 +22,17 @@ def alone(rows: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Setting:
-    """What an objective may know beyond model and batch."""
+    """The facts that an objective may use beside model and batch."""
 
     epoch: Tensor  # scalar: epochs done, a fraction within one; infinite where schedules are to be at their end
     black: Tensor  # (C, 1, 1) values of a black and of a white pixel, as the model sees them
     white: Tensor
-    # Of the images of this process, and what belongs to them, to that of the whole batch: (b, ...) -> (B, ...).
+    # Gathers the rows of all processes, of which each has a part of the batch: (b, ...) -> (B, ...).
     gather: Callable[[Tensor], Tensor] = alone
 
 
 def reconstruction(model: Model, x: Tensor, config: ObjectiveConfig, _setting: Setting) -> Terms:
-    """Expected negative log p(x|z) alone. Source: Hinton & Salakhutdinov 2006."""
+    """Minimise the expected -log p(x|z) alone. Source: Hinton & Salakhutdinov 2006."""
     draw = model.draw(x, x, config.samples)
     return _terms(model, draw, -draw.log_px.mean(0))
 
@@ -212,8 +212,8 @@ def squared_jacobian_norm(model: Model, x: Tensor) -> Tensor:
 def aggregate_posterior(layer: Layer, gather: Callable[[Tensor], Tensor] = alone) -> tuple[Tensor, Tensor]:
     """Estimate log q(z), and log q(z_d) of each dimension, by the mixture of the whole batch's own posteriors.
 
-    The minibatch-weighted estimate of Chen et al. 2018, app. C.1, is less by the logarithm of the number of training
-    images: the same gradient, but a mutual information above the KL. So, it is at most log B.
+    The minibatch-weighted estimate of Chen et al. 2018, app. C.1, is smaller by the logarithm of the number of training
+    images. It has the same gradient, but gives a mutual information above the KL. Here, that is at most log B.
     Shapes: -> (K, b), (K, b, D).
     """
     mean, log_variance = gather(layer.mean), gather(layer.log_variance)  # (B, D)
@@ -239,7 +239,7 @@ def maximum_mean_discrepancy(first: Tensor, second: Tensor) -> Tensor:
 
 def _weighted(model: Model, draw: Draw, config: ObjectiveConfig, setting: Setting) -> Tensor:
     if not model.stochastic_layers:
-        return -draw.log_px.mean(0)  # a KL that there is not has no free bits, for which the loss would be charged
+        return -draw.log_px.mean(0)  # without a posterior there is no KL, and `_kl` would charge the free bits
     return -draw.log_px.mean(0) + beta_at(config, setting.epoch) * _kl(draw, config, setting)
 
 
@@ -309,5 +309,5 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def has_prior(model: Model, objective: str) -> bool:
-    """Whether decoded draws from N(0, I) are samples of a model that was trained with an objective."""
+    """Return whether decoded draws from the prior are samples of a model that was trained with this objective."""
     return model.stochastic_layers > 0 or OBJECTIVES[objective].matches_prior

@@ -1,4 +1,4 @@
-"""What an HTML page of ours may do: run its own scripts, and reach nothing."""
+"""The Content-Security-Policy of our HTML pages: they run their own scripts, and load nothing else."""
 
 import base64
 import hashlib

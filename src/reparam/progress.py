@@ -1,4 +1,4 @@
-"""What is seen of long work: a bar on a terminal; elsewhere one line per epoch of training, or per minute."""
+"""Show the progress of long work: a bar on a terminal; elsewhere one line per epoch of training, or per minute."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The installed package -> a project whose stages run from it: params.yaml, dvc.yaml and what is beside them."""
+"""The installed package -> a project whose stages run from it: params.yaml, dvc.yaml and the files beside them."""
 
 import io
 import os
@@ -21,13 +21,13 @@ from reparam.versions import version
 IGNORING = (".gitignore", ".dvcignore")
 PLOTS = ".dvc/plots.html"  # the page of `dvc plots`
 HEAD = """\
-Stages run from the installed package. What they depend on beside files and parameters is the hash of their source in
-.reparam.yaml, which `reparam init --update` writes after an update of the package.
+Stages run from the installed package. Besides files and parameters, they depend on the hash of their source in
+.reparam.yaml; run `reparam init --update` after each update of the package.
 """
 
 
 def shipped() -> Path:
-    """Return where the files of a project are: in the package that was built, else at the root of the clone."""
+    """Return the folder with the files of a project: inside a built package, otherwise the root of the clone."""
     inside = PACKAGE / "template"
     return inside if inside.is_dir() else PACKAGE.parents[1]
 
@@ -35,7 +35,7 @@ def shipped() -> Path:
 def create(paths: Paths, *, with_recipes: bool = False, force: bool = False) -> list[Path]:
     """Write a project, within git and DVC; return what was written.
 
-    Raises: UserError where files of a project are there; with `force` they are kept beside the new ones.
+    Raises: UserError if files of a project are there; with `force` they are kept beside the new ones.
     """
     files = _files(paths, SHIPPED.read_text(encoding="utf-8"))
     if with_recipes:
@@ -55,9 +55,9 @@ def create(paths: Paths, *, with_recipes: bool = False, force: bool = False) -> 
 
 
 def update(paths: Paths) -> list[Path]:
-    """Fit a project to the installed package: pipeline, hashes of the source, parameters that are new.
+    """Update a project to the installed package: pipeline, hashes of the source, new parameters.
 
-    Raises: UserError where there is none, or it has parameters that are no longer known.
+    Raises: UserError if there is none, or it has parameters that are no longer known.
     """
     if not paths.installation.exists():
         raise UserError(f"{paths.installation}: not found; `reparam init` makes a project")
@@ -65,7 +65,7 @@ def update(paths: Paths) -> list[Path]:
 
 
 def check(paths: Paths, stage: str) -> None:
-    """Raise StaleInputError where a stage runs from another source than the one that DVC compares."""
+    """Raise StaleInputError if the source of a stage is not the one that DVC compares."""
     if not paths.installation.exists():  # a clone, where DVC compares the source itself
         return
     values = read_yaml(paths.installation)
@@ -111,7 +111,7 @@ def _files(paths: Paths, params: str) -> dict[Path, str]:
 
 
 def _start_version_control(directory: Path) -> None:
-    """Make repositories of git and DVC where there are none."""
+    """Make repositories of git and DVC if there are none."""
 
     def run(*command: str) -> str:
         done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)

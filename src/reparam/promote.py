@@ -37,7 +37,7 @@ def run(version: int | None, metric: str, paths: Paths) -> str:
 
     Parity with torch holds for each version, or `export` would have failed.
 
-    Raises: UserError where `metric` is worse than the champion's beyond noise, or where the two do not compare.
+    Raises: UserError if `metric` is worse than the champion's beyond noise, or if the two do not compare.
     """
     candidates = _find(paths)
     wanted = max(candidates.versions) if version is None else version

@@ -24,7 +24,7 @@ OTHERS = ("base", "dvc", "published")  # files of the folder that are no recipes
 def names(folder: Path) -> list[str]:
     """List the recipes of a folder.
 
-    Raises: ParamsError where the folder is not there.
+    Raises: ParamsError if the folder is not there.
     """
     if not folder.is_dir():
         raise ParamsError(f"{folder}: not found; run from the root of the project, where recipes/ is")
@@ -38,7 +38,7 @@ def header(folder: Path, name: str) -> str:
 
 
 def source(folder: Path, name: str) -> str:
-    """Say where a recipe is from."""
+    """Return the source of a recipe."""
     words = header(folder, name).partition("# Source:")[2].partition("# Published")[0]
     return " ".join(words.replace("#", " ").split())
 
@@ -46,7 +46,7 @@ def source(folder: Path, name: str) -> str:
 def complete(folder: Path, name: str) -> dict[str, Any]:
     """Return all parameters of a recipe, unchecked.
 
-    Raises: ParamsError where there is no such recipe.
+    Raises: ParamsError if there is no such recipe.
     """
     _text(folder, name)
     values: dict[str, Any] = YAML().load(SHIPPED)
@@ -58,7 +58,7 @@ def complete(folder: Path, name: str) -> dict[str, Any]:
 def read(folder: Path, name: str, changes: Mapping[str, Any] | None = None) -> Config:
     """Read a recipe, with other values of some parameters, which `changes` names by their paths.
 
-    Raises: ParamsError where there is no such recipe or parameter, or a value is wrong.
+    Raises: ParamsError if there is no such recipe or parameter, or a value is wrong.
     """
     values = complete(folder, name)
     for path, value in (changes or {}).items():
@@ -79,9 +79,9 @@ def params_file(folder: Path, name: str) -> str:
 
 
 def renewed(path: Path) -> str:
-    """Write a params file anew: its values stay, comments are those of the source, and what it lacks has its default.
+    """Rewrite a params file: keep its values, renew all comments, and add missing parameters with their defaults.
 
-    Raises: ParamsError where a value is wrong.
+    Raises: ParamsError if a value is wrong.
     """
     changes = _changes(path)
     text = path.read_text(encoding="utf-8")

@@ -55,7 +55,7 @@ def _secrets() -> set[str]:
 
 
 class _Redacted:
-    """A stream that hides credentials in what is written to it."""
+    """A stream that hides credentials in the text that is written to it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

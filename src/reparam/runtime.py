@@ -1,4 +1,4 @@
-"""What must hold before torch computes: the device, determinism, seeds, precision and memory."""
+"""Prepare torch: the device, determinism, seeds, precision and memory."""
 
 import hashlib
 import os
@@ -10,8 +10,8 @@ import torch
 from reparam import gpus
 from reparam.errors import UserError
 
-# Numbers that a decoder puts out at once where samples are only scored: bounds memory, and at this size (64 MB) the CPU
-# is already busy.
+# Most numbers that are held at once, for example a decoder's outputs for samples that are only scored. It bounds
+# memory; at this size (64 MB) the CPU is already busy.
 NUMBERS_AT_ONCE = 1 << 24
 
 
@@ -45,7 +45,7 @@ def make_deterministic(seed: int, *, kernels: bool = True) -> None:
     # borders of MNIST, after two epochs), and an epoch then takes a quarter longer, because processors are slow with
     # them. Threads take this over when they start.
     torch.set_flush_denormal(True)
-    # Else every fresh tensor is filled with NaN first, a tenth of an epoch. Nothing here reads what it did not write.
+    # Otherwise every fresh tensor is filled with NaN first, a tenth of an epoch. Nothing here reads unwritten memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(seed)
 

@@ -20,7 +20,7 @@ COLUMNS = ("validation", "test", "train")  # splits
 def show(paths: Paths) -> None:
     """Print a short table from the stages' metric files.
 
-    Raises: MissingInputError, DamagedInputError; StaleInputError where they are of another model than the trained one.
+    Raises: MissingInputError, DamagedInputError; StaleInputError if they are of another model than the trained one.
     """
     model = ModelCard.read(paths.model / CARD, "train")
     metrics = EvaluationMetrics.read_of(model, paths.evaluation_metrics, "evaluate").values

@@ -1,4 +1,4 @@
-"""How many threads there can be, and how they wait: OpenMP reads it when torch is loaded, so it is decided before."""
+"""Choose how threads wait; OpenMP reads it when torch is loaded, so it is decided before. Count cores."""
 
 import os
 import statistics
@@ -18,11 +18,11 @@ class OthersCompute(SystemExit):
 
 
 def choose_wait_policy(directory: Path, system: Path = Path("/"), *, computes: bool = True) -> None:
-    """Let waiting threads spin where nobody else computes, else sleep. OMP_WAIT_POLICY, where it is set, is kept.
+    """Let waiting threads spin if nobody else computes, otherwise sleep. If OMP_WAIT_POLICY is set, it is kept.
 
     On a quiet machine, spinning nearly halves the time of an epoch; beside others it makes it several times as long.
-    What OpenMP does by itself, to spin for a while, is bad as well. The results are the same.
-    Where this process computes little itself, `computes` is false, and threads sleep.
+    OpenMP's default, to spin for a while and then sleep, is slow as well. The results are the same.
+    If this process computes little itself, `computes` is false, and threads sleep.
     """
     global _spin_by_choice  # noqa: PLW0603  # a fact of this process, as the environment is
     has_company = _may_run_side_by_side(directory) or (system / "dev/nvidia0").exists() or _is_busy(1, QUICK, system)
@@ -37,7 +37,7 @@ def cores() -> int:
 
 
 def others_came(threads: int, system: Path = Path("/")) -> bool:
-    """Whether waiting threads spin, because nobody else computed at the start, and somebody has done so for seconds.
+    """Return whether waiting threads spin, but another process has computed for seconds.
 
     `threads` are those of this process.
     """
@@ -53,12 +53,12 @@ def start_again() -> NoReturn:
 
 
 def _may_run_side_by_side(directory: Path) -> bool:
-    """Whether this is a workspace of `dvc exp run --temp` or of a queue worker, which start at the same moment."""
+    """Return whether this is a workspace of `dvc exp run --temp` or of a queue worker: several start at once."""
     return (".dvc", "tmp", "exps") in zip(directory.parts, directory.parts[1:], directory.parts[2:], strict=False)
 
 
 def _is_busy(threads: int, samples: tuple[int, float], system: Path) -> bool:
-    """Whether more threads compute than ours; taken to be so where the system does not say."""
+    """Return whether more threads compute than ours; true if the system does not count them."""
     count, seconds = samples
     running = []  # threads that could run at a moment, ours among them
     for _ in range(count):

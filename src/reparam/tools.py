@@ -18,7 +18,7 @@ PANEL = "Around the stages"
 
 
 class Device(StrEnum):
-    """Where torch computes."""
+    """The devices of torch."""
 
     auto = "auto"
     cpu = "cpu"
@@ -37,7 +37,7 @@ def inputs() -> "tuple[Config, Paths]":
 
     paths = Paths.here()
     config = load_config(paths.params)
-    gc.freeze()  # what was imported stays: no search for garbage need look at it
+    gc.freeze()  # imported objects stay: the garbage collector need not visit them
     gc.enable()
     return config, paths
 
@@ -57,7 +57,7 @@ def summary() -> None:
 
 @app.command(rich_help_panel=PANEL)
 def doctor() -> None:
-    """Say what is installed and stored here, and for each thing that is wrong the next step; exit code 1 if broken.
+    """Check the installation and the project, and print the next step for each problem; exit code 1 if broken.
 
     Reads the environment, the working copy, the repositories of git and DVC, and the MLflow store.
     Writes nothing.
@@ -77,7 +77,7 @@ def doctor() -> None:
 
 @app.command(rich_help_panel=PANEL)
 def clean(yes: Annotated[bool, typer.Option("--yes", help="Remove it, not only list it.")] = False) -> None:
-    """List what interrupted work left and can be made again, with sizes; never data, models, reports or tracked runs.
+    """List leftovers of interrupted work that can be made again; never data, models, reports or tracked runs.
 
     Reads .resume, data/.downloads, .tracking, and the folders of outputs.
     Writes nothing; with --yes it removes what it lists, except what a process still needs.
@@ -128,7 +128,7 @@ def params(
         ),
     ] = "",
 ) -> None:
-    """Print parameters with their values and defaults, and say what they mean.
+    """Print parameters with their values, defaults and meanings.
 
     Reads params.yaml.
     Writes nothing.
@@ -166,9 +166,9 @@ def recipe(
 
 @app.command(rich_help_panel=PANEL)
 def init(
-    directory: Annotated[Path, typer.Argument(help="Where the project is to be.")] = Path(),
+    directory: Annotated[Path, typer.Argument(help="Folder of the project.")] = Path(),
     *,
-    recipes: Annotated[bool, typer.Option("--recipes", help="Write the recipes, too.")] = False,
+    recipes: Annotated[bool, typer.Option("--recipes", help="Also write the recipes.")] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Replace files that are there; they are kept as *.bak.")
     ] = False,
@@ -192,7 +192,7 @@ def init(
 
 @app.command(rich_help_panel=PANEL)
 def gradients(device: DeviceOption = Device.auto) -> None:
-    """Measure how noisy gradients are by the reparameterisation trick and by the score function, and print a table.
+    """Print the variance of the encoder's gradient by the reparameterisation trick and by the score function.
 
     Reads params.yaml, data/processed and models/vae.
     Writes reports/gradients.
@@ -280,7 +280,7 @@ def sweep(
 
 @app.command(rich_help_panel=PANEL)
 def replay() -> None:
-    """Deliver to MLflow what it missed while it was away.
+    """Send the calls that MLflow missed while it was away.
 
     Reads .tracking.
     Writes to the MLflow store, and removes from .tracking what was delivered.
@@ -293,7 +293,7 @@ def replay() -> None:
 
 @app.command(rich_help_panel=PANEL)
 def track() -> None:
-    """Log results to MLflow that were made elsewhere: those that `dvc pull` brought.
+    """Log results to MLflow that were computed elsewhere and came with `dvc pull`.
 
     Reads params.yaml, data/processed, models and reports.
     Writes to the MLflow store.
@@ -311,7 +311,9 @@ def promote(
     version: Annotated[
         int | None, typer.Argument(help="A version of the registered model.", show_default="the newest")
     ] = None,
-    metric: Annotated[str, typer.Option(help="What must be no worse than the champion's, beyond noise.")] = "nll",
+    metric: Annotated[
+        str, typer.Option(help="Metric in which it must not be worse than the champion, beyond noise.")
+    ] = "nll",
 ) -> None:
     """Make an exported model the champion in MLflow, unless it is worse than the present one.
 

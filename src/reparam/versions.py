@@ -1,4 +1,4 @@
-"""What is installed: the package, and the libraries that results depend on."""
+"""Return the installed versions of the package and of the libraries that results depend on."""
 
 import platform
 from contextlib import suppress

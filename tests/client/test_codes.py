@@ -39,7 +39,7 @@ def test_codes_and_latents_are_decoded_to_the_same_images(client: Client, quanti
 
 def test_a_model_with_a_codebook_has_neither_a_score_nor_samples(client: Client) -> None:
     assert client.graphs == ("encoder", "decoder")
-    with pytest.raises(UserError, match=r"wanted score\.onnx, which a model has that is a density"):
+    with pytest.raises(UserError, match=r"score\.onnx is only exported if the model has an ELBO"):
         client.score(np.zeros((1, *client.image_shape), np.uint8))
     with pytest.raises(UserError, match="wanted a model with a prior"):
         client.sample(1, seed=0)

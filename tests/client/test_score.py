@@ -61,7 +61,8 @@ def test_a_model_that_is_no_density_has_no_score(code: Exported) -> None:
     with pytest.raises(MissingInputError) as error:
         Client(code.directory).score(code.images)
     assert str(error.value) == (
-        f"{code.directory}: wanted score.onnx, which a model has that is a density, found encoder, decoder only"
+        f"{code.directory}: wanted score.onnx, found encoder, decoder only; score.onnx is only exported if the model "
+        "has an ELBO"
     )
 
 

@@ -114,7 +114,8 @@ def test_what_a_metric_depends_on_bars_a_verdict_where_it_differs(
     told = [note for note in found.notes if "no verdict" in note]
     if barred:
         assert told == [
-            f"other: {condition} is {value}, of first {CONDITIONS[condition]}; no verdict on {', '.join(barred)}"
+            f"other: {condition} is {value}, that of first is {CONDITIONS[condition]}; "
+            f"no verdict on {', '.join(barred)}"
         ]
     else:
         assert told == []
@@ -270,7 +271,7 @@ def test_a_density_and_a_probability_of_grey_values_give_no_verdict() -> None:
     )
     found = compare([one, other])
     assert found.notes[:1] == [
-        "other: the likelihood is discretised_logistic, of first gaussian: one is a density, one is not; "
+        "other: the likelihood is discretised_logistic, that of first is gaussian: only one is of the 256 grey values; "
         "no verdict on elbo, ais_nll"
     ]
     assert [difference(found, name).verdict for name in ("elbo", "kl")] == ["", "differs"]

@@ -32,23 +32,29 @@ def test_the_working_copy_is_read_as_it_lies_there(project: Paths, params: dict[
     assert found.scores["elbo"].tolist() == [-19.0, -20.0, -21.0]
 
 
-def test_what_was_measured_of_another_model_is_withheld(project: Paths, params: dict[str, Any]) -> None:
+@pytest.mark.parametrize("has_metrics", [True, False])
+def test_what_was_measured_of_another_model_is_withheld(
+    has_metrics: bool, project: Paths, params: dict[str, Any]
+) -> None:
     # As `dvc exp run --temp -S train.epochs=2 train` leaves it: a new model, and the evaluation of the one before.
     before = write_results(project, params, -20.0)
-    after = training_metrics(model_card(weights=hash_of("9")), best_epoch=2, epochs=2)
-    after.write(project.training_metrics)
+    after = model_card(weights=hash_of("9"))
+    after.write(project.model / "card.json")
+    if has_metrics:
+        training_metrics(after, best_epoch=2, epochs=2).write(project.training_metrics)
     found = find("workspace", project)
-    assert found.metrics == {"best_epoch": 2, "epochs": 2}
+    assert found.metrics == ({"best_epoch": 2, "epochs": 2} if has_metrics else {})
     assert (found.conditions, dict(found.scores), found.samples) == ({}, {}, None)
     assert found.notes == tuple(
         f"{name}: withheld: wanted results of the trained model (weights {'9' * 12}), found those of "
         f"another one (weights {before.weights}); run `dvc repro`"
-        for name in WITHHELD
+        for name in (*([] if has_metrics else ["reports/training/metrics.json"]), *WITHHELD)
     )
 
 
-def test_where_training_left_no_metrics_results_are_those_of_one_model(project: Paths, params: dict[str, Any]) -> None:
+def test_without_a_model_results_are_those_of_one(project: Paths, params: dict[str, Any]) -> None:
     write_results(project, params, -20.0)
+    (project.model / "card.json").unlink()
     project.training_metrics.unlink()
     evaluation_metrics(model_card(weights=hash_of("9"))).write(project.evaluation_metrics)
     found = find("workspace", project)
@@ -182,7 +188,8 @@ def test_a_revision_that_was_never_run_has_parameters_alone_and_says_what_to_do(
     assert found.params["model.latent"] == 8  # as shipped
     assert (found.metrics, found.losses, found.samples) == ({}, {}, None)
     assert found.notes == (
-        "not found: reports/training/metrics.json, reports/evaluation/card.json, reports/evaluation/metrics.json, "
+        "not found: models/vae/card.json, reports/training/metrics.json, reports/evaluation/card.json, "
+        "reports/evaluation/metrics.json, "
         "reports/export/metrics.json, models/onnx/manifest.json, reports/training/history.csv, "
         "reports/evaluation/figures/samples.png, reports/evaluation/scores.npz; it was not run at this revision: run "
         "`dvc exp run`, and compare that experiment",

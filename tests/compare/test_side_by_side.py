@@ -75,7 +75,7 @@ def test_the_page_says_every_number_and_holds_every_picture() -> None:
         "nll 19.00 ± 0.30 19.00 ± 0.30 +0.00 ± 0.42 within noise",
         "model.latent 12 20 12",
         "1 differ, 1 are equal",
-        "third: split is not known, of first test; no verdict on elbo, nll",
+        "third: split is not known, that of first is test; no verdict on elbo, nll",
         "other : not found: something",
     ):
         assert words in outline.text

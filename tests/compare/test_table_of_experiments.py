@@ -62,7 +62,9 @@ def test_a_metric_of_other_images_is_in_brackets_and_no_rival(printed: Callable[
     lines = printed(measured("first", -20.0), other, measured("worse", -21.0, 3))
     assert lines[1].split()[:5] == ["other", "12", "(-1.00", "±", "0.30)"]
     assert lines[2].split()[4] == "0.30*"
-    assert lines[-2] == ("other: in brackets, not comparable with first: binarization is none, of first dynamic")
+    assert lines[-2] == (
+        "other: in brackets, not comparable with first: binarization is none, that of first is dynamic"
+    )
 
 
 def test_two_parameters_of_one_name_are_written_in_full(printed: Callable[..., list[str]]) -> None:

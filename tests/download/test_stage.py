@@ -160,7 +160,7 @@ def test_a_source_folder_without_a_folder_is_refused_before_anything_is_made(fet
         fetch("folder")
     assert str(caught.value) == (
         "params.yaml: download.folder.path: wanted a folder of images, a .zip or a .tar with download.source 'folder', "
-        "found None"
+        "found null"
     )
     assert list(contents(project.root)) == ["params.yaml"]
 

@@ -219,7 +219,7 @@ def test_the_collapse_of_most_dimensions_is_a_warning_with_a_way_out() -> None:
     assert collapse_message([0, 1, 2, 5, 8, 9], 10) == (
         "more than half of the latents have collapsed: 6 of 10 latent dimensions (0-2, 5, 8-9) say nothing of an "
         "image; try a KL warm-up (objective.warmup), free bits (objective.free_bits), a lower objective.beta or a "
-        "smaller decoder (model.decoder_hidden)"
+        "smaller decoder"
     )
 
 

@@ -35,7 +35,7 @@ class Prescribed:
     def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
         return Draw(*torch.zeros(4, 1, 1))
 
-    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def posterior_of(self, encoded: Encoded) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
     def decode(self, z: Tensor) -> Tensor:

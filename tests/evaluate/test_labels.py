@@ -69,7 +69,7 @@ def test_labels_are_as_often_as_in_the_split_and_the_usual_one_is_the_most_frequ
 def test_all_is_drawn_and_measured_of_a_conditional_model(kind: str) -> None:
     found = subject(some_model(kind=kind, likelihood="gaussian_per_pixel"), sampler="mixture", **PARTS)
     measured = measure(found, outliers=some_images(2))
-    assert measured.not_measured["accuracy"] == "not measured: the encoder is told the label that would be guessed"
+    assert measured.not_measured["accuracy"] == "not measured: the encoder receives the label that would be guessed"
     assert "outliers" in measured.not_measured
     assert "auroc" not in measured.metrics
     assert ("ais_nll" in measured.metrics) == (kind != "autoencoder")

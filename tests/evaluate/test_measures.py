@@ -397,7 +397,7 @@ def test_a_mutual_information_near_the_logarithm_of_the_images_is_doubted() -> N
     few, many = (measured(subject_of(model, two_kinds(count, 0), generated={"images": 0})) for count in (10, 400))
     warning = few.warnings[-1]
     assert few.metrics["mutual_information"] == pytest.approx(math.log(10), abs=0.01)
-    assert warning.startswith("mutual_information is 2.30 nats where log N = 2.30 is the most")
+    assert warning.startswith("mutual_information is 2.30 nats, close to its maximum log N = 2.30: it is too low")
     assert "marginal_kl and total_correlation are too high" in warning
     facts = few.details.mutual_information
     assert facts is not None
@@ -409,11 +409,11 @@ def test_a_log_likelihood_that_rests_on_few_samples_is_doubted() -> None:
     def doubts(subject: Subject, *effective: float) -> list[str]:
         scores = replace(subject.scores, effective=torch.tensor(effective))
         found = measure(replace(subject, scores=scores), None).warnings
-        return [warning for warning in found if "rests on" in warning]
+        return [warning for warning in found if "effective samples" in warning]
 
     model = model_of(likelihood="gaussian")
     [doubt] = doubts(subject_of(model), 1.0, 9.9, 200.0)
-    assert doubt.startswith("nll rests on 9.9 of 20 samples in the median image")
+    assert doubt.startswith("nll has only 9.9 effective samples of 20 in the median image")
     assert doubts(subject_of(model), 1.0, 10.0, 200.0) == []
     assert doubts(subject_of(model, is_density=False), 1.0, 9.9, 200.0) == []
 

@@ -66,6 +66,15 @@ def test_scoring_asks_for_the_samples_of_the_params_and_keeps_no_graph() -> None
     assert not any(values.requires_grad for values in tensors(scores).values())
 
 
+@pytest.mark.parametrize("kind", ["vae", "autoencoder", "fsq"])
+def test_images_are_encoded_once(kind: str) -> None:
+    model = some_model((1, 2, 2), kind=kind, likelihood="gaussian", latent=4)
+    encoded: list[int] = []
+    model.encoder.register_forward_hook(lambda _module, inputs, _output: encoded.append(len(inputs[0])))
+    score(model, view_of(np.full((3, 1, 2, 2), 255, np.uint8), GREY, 2), settings())
+    assert encoded == [1, 2, 1, 1]  # one image of each batch sees how much memory it takes
+
+
 def test_an_autoencoder_has_a_reconstruction_and_codes_but_neither_kl_nor_likelihood() -> None:
     model = some_model(kind="autoencoder", likelihood="gaussian", sigma=0.5)
     data = view_of(some_images(5), GREY, 2)

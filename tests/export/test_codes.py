@@ -3,7 +3,8 @@
 import numpy as np
 import onnxruntime
 import pytest
-from exported_model import Exported
+import torch
+from exported_model import Exported, torch_images
 
 from reparam.cards.export import CodebookFacts, ExportCard
 from reparam.client import Client
@@ -43,12 +44,32 @@ def test_the_table_has_the_vectors_of_all_codes(quantized: Exported) -> None:
     assert "codebook.npz" in ExportCard.read(quantized.directory / "manifest.json", "export").files
 
 
+def test_the_scale_factor_is_that_of_the_vectors(manifest: ExportCard, quantized: Exported) -> None:
+    with torch.no_grad():
+        vectors = quantized.model.posterior(quantized.pixels.scaled(torch_images(quantized.images)))[0]
+    assert manifest.codes is not None
+    assert manifest.codes.scale_factor == pytest.approx(1 / vectors.std(correction=0).item(), rel=1e-4)
+
+
 def test_golden_answers_have_codes_and_are_verified(quantized: Exported) -> None:
     with np.load(quantized.directory / "golden.npz") as golden:
         codes, mean = golden["codes"], golden["mean"]
     assert (codes.dtype, codes.shape) == (np.int64, (8, 2))
     np.testing.assert_array_equal(Client(quantized.directory, device="cpu").vectors(codes), mean)
     assert "encoder, codes: largest difference 0" in list(verify_files(quantized.directory))
+
+
+def test_codes_may_depend_on_a_label(quantized_conditional: Exported) -> None:
+    model, images = quantized_conditional.model, quantized_conditional.images
+    assert isinstance(model, Quantized)
+    client, labels = Client(quantized_conditional.directory, device="cpu"), np.arange(len(images)) % 3
+    with torch.no_grad():
+        x = quantized_conditional.pixels.scaled(torch_images(images))
+        wanted = model.codes(model.posterior(x, torch.from_numpy(labels))[0])
+    codes = client.encode_codes(images, labels)
+    np.testing.assert_array_equal(codes, wanted.numpy())
+    assert (codes != client.encode_codes(images, 0)).any()
+    assert "encoder, codes: largest difference 0" in list(verify_files(quantized_conditional.directory))
 
 
 def test_each_pixel_of_an_image_of_latents_is_a_code(codes_of_pixels: Exported) -> None:

@@ -199,6 +199,12 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
+# With the slow tests: other models have each of their kinds, networks, norms and likelihoods, in other pairs.
+SLOW = {
+    *("convolutional code", "convolutional, layer norm", "residual", "residual, image of codes", "convolutional, down")
+}
+
+
 def test_the_models_below_cover_every_choice() -> None:
     found = {name: {model[name] for model in MODELS.values() if name in model} for name in ("kind", "likelihood")}
     assert found == {"kind": {"autoencoder", "vae", "hierarchical"}, "likelihood": set(LIKELIHOODS)}
@@ -206,7 +212,7 @@ def test_the_models_below_cover_every_choice() -> None:
     assert pairs == {*itertools.product(("mlp", "conv"), ("none", "batch", "layer")), ("resnet", "none")}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in MODELS])
 def test_every_model_is_exported_as_torch_computes_it(name: str, tmp_path: Path) -> None:
     is_code = MODELS[name]["kind"] == "autoencoder"
     layers = {"hierarchical": 2}.get(MODELS[name]["kind"], 1)

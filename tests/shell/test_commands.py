@@ -387,8 +387,8 @@ def test_verify_finds_wrong_answers(name: str, change: float, message: str, mode
 @pytest.mark.parametrize(
     ("name", "array", "message"),
     [
-        ("latents", np.zeros(3, np.float32), "models/onnx: decoder: golden.npz is not of it: "),
-        ("latents", np.array(["a"]), "models/onnx: decoder: golden.npz is not of it: "),
+        ("latents", np.zeros(3, np.float32), "models/onnx: decoder: golden.npz does not fit this graph: "),
+        ("latents", np.array(["a"]), "models/onnx: decoder: golden.npz does not fit this graph: "),
         ("mean", np.array(["a"]), "models/onnx: encoder, mean: wanted <U1 (1,) (as golden.npz has it), found float32 "),
         (None, None, "models/onnx/golden.npz: no arrays as numpy.savez writes them: "),
     ],

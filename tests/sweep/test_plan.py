@@ -62,7 +62,7 @@ def test_all_mistakes_are_listed_with_their_paths(project: Paths) -> None:
 
 def test_fixed_values_are_checked_as_well(project: Paths) -> None:
     assert problems(project, fixed={LATENT: 2, "train.epoch": 2, "train.seed": -1}) == [
-        "fixed.model.latent: is among `parameters`, too; remove one of them",
+        "fixed.model.latent: is also among `parameters`; remove one of them",
         "fixed.train.epoch: no such parameter; did you mean 'train.epochs'?",
         "fixed.train.seed: wanted greater than or equal to 0, found -1",
     ]

@@ -56,7 +56,7 @@ def test_the_table_has_the_best_first_and_the_best_can_be_applied(
         f"s-2: `dvc exp run` ended with code 1; see {sweeps.paths.sweeps / 's/2.log'}",
         "reports/sweeps/s/history.png: written",
         "reports/sweeps/s/importance.png: written",
-        "best: s-0, on here: `dvc exp apply s-0` brings it back, `dvc repro` makes what follows evaluate",
+        "best: s-0 (on here); `dvc exp apply s-0` brings it back, then `dvc repro` runs the stages after evaluate",
     ]
     assert code == 0
     for name in ("history", "importance"):

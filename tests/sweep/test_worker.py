@@ -92,8 +92,8 @@ def test_a_study_is_not_continued_with_other_parameters_or_code(
     with pytest.raises(StaleInputError) as error:
         sweeps.open(2)
     assert str(error.value) == (
-        "study s: wanted what its first trials were made of, found another metric and params.yaml and code; restore "
-        "what was changed, or give the study in sweep.yaml another name"
+        "study s: metric and params.yaml and code changed since its first trial; restore what was there, or give the "
+        "study another name in sweep.yaml"
     )
 
 
@@ -103,7 +103,7 @@ def test_parameters_that_change_while_a_study_runs_end_it(
     study = sweeps.open(2)
     params["train"]["epochs"] += 1
     write_params(params)
-    with pytest.raises(StaleInputError, match=r"another params\.yaml; restore"):
+    with pytest.raises(StaleInputError, match=r"params\.yaml changed since its first trial; restore"):
         worker.work(study, sweeps.paths)
     assert states(study) == []
 

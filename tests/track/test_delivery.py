@@ -19,8 +19,8 @@ from reparam.track.spool import Spool
 # ---- a store that goes away
 
 GONE = "MLflow does not answer, going on without it: connection refused"
-BACK = "MLflow is back: what it missed was delivered"
-STILL_AWAY = "MLflow is still away: what it missed is kept; deliver it with `reparam replay`"
+BACK = "MLflow is back: the calls that it missed were delivered"
+STILL_AWAY = "MLflow is still away: calls that could not be sent are kept in .tracking; send them with `reparam replay`"
 
 
 def left_over(paths: Paths) -> list[str]:

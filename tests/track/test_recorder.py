@@ -23,7 +23,7 @@ from reparam.track.meeting import Meeting
 
 SOURCE = Path(__file__).parents[2] / "src"
 GONE = "MLflow does not answer, going on without it: the process that speaks to MLflow "
-STILL_AWAY = "MLflow is still away: what it missed is kept; deliver it with `reparam replay`"
+STILL_AWAY = "MLflow is still away: calls that could not be sent are kept in .tracking; send them with `reparam replay`"
 
 
 def runs_still(process: int) -> bool:
@@ -178,7 +178,7 @@ def test_a_stage_goes_on_when_its_recorder_dies_or_hangs_and_nothing_is_lost(
         assert time.monotonic() - started < 5  # of work; nobody waits
     assert time.monotonic() - started < 20
     assert [record.getMessage() for record in caplog.records] == [GONE + how.format(log=log), STILL_AWAY]
-    assert not runs_still(recorder)
+    wait(lambda: not runs_still(recorder))
     assert (only_run().info.status, only_run().data.params) == ("RUNNING", {})
 
     assert replay(paths) == 3

@@ -14,6 +14,7 @@ from reparam.cards.data import SplitFacts
 from reparam.data.batches import Batches
 from reparam.data.pixels import Pixels
 from reparam.errors import ParamsError
+from reparam.logged.filmstrip import Filmstrip
 from reparam.models.build import build_model
 from reparam.models.draw import Model
 from reparam.objectives import Terms
@@ -21,7 +22,6 @@ from reparam.track.run import NoRun
 from reparam.train.build import build_trainer
 from reparam.train.checks import classes_told
 from reparam.train.distributed import World
-from reparam.train.filmstrip import Filmstrip
 from reparam.train.loop import Data
 from reparam.train.loss import Loss
 from reparam.train.trainer import Trainer
@@ -122,10 +122,10 @@ def test_a_compiled_step_is_told_what_an_eager_one_is() -> None:
 
 def test_a_filmstrip_shows_images_and_samples_with_their_labels() -> None:
     loss = conditional_loss()
-    rows = Filmstrip(told(), loss, NoRun(), every=1, seed=0)._rows(loss.model)
+    rows = Filmstrip(told(), loss.pixels, NoRun(), 0, every=1, has_prior=True)._rows(loss.model)
     with torch.no_grad():
         loss.model.condition.numbers.weight[1] += 1.0
-    others = Filmstrip(told(), loss, NoRun(), every=1, seed=0)._rows(loss.model)
+    others = Filmstrip(told(), loss.pixels, NoRun(), 0, every=1, has_prior=True)._rows(loss.model)
     assert torch.equal(rows[0], others[0])
     for before, after in zip(rows[1:], others[1:], strict=True):
         changed = [not torch.equal(*pair) for pair in zip(before, after, strict=True)]

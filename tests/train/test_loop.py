@@ -202,7 +202,7 @@ def test_a_validation_loss_that_is_not_finite_stops_training_before_it_is_logged
         script.fit()
     assert str(error.value) == (
         "train: the validation loss is no longer finite at epoch 2, step 1 of 1 (loss nan, kl 1.0); "
-        "lower train.learning_rate in params.yaml, or objective.beta where it is large, set train.clip_norm, or "
+        "lower train.learning_rate in params.yaml, or objective.beta if it is large, set train.clip_norm, or "
         "train.on_nonfinite to rollback"
     )
     assert [epoch for epoch, _ in script.logged] == [1]

@@ -16,12 +16,12 @@ from training import GREY, KINDS, SIZES, Training, black_and_white, small_loss, 
 
 from reparam.config import Config
 from reparam.data.batches import Batches
+from reparam.logged.filmstrip import Filmstrip
 from reparam.models.build import build_model
-from reparam.objectives import Terms
+from reparam.objectives import Terms, has_prior
 from reparam.track.run import NoRun
 from reparam.train import build, trainer
 from reparam.train.distributed import World
-from reparam.train.filmstrip import Filmstrip
 from reparam.train.graph import WARM_UP
 from reparam.train.loop import Data
 from reparam.train.optimizers import OPTIMIZERS
@@ -173,7 +173,8 @@ def test_a_filmstrip_waits_for_each_of_its_rows(kind: str) -> None:
     with fake_gpu() as gpu:
         loss, images = loss.to(GPU), Batches(GREY, 4, GPU)
         gpu.waits.clear()
-        Filmstrip(images, loss, NoRun(), every=1, seed=0).show(loss.model, epoch=1)
+        shows_samples = has_prior(loss.model, loss.config.name)
+        Filmstrip(images, loss.pixels, NoRun(), 0, every=1, has_prior=shows_samples).show(loss.model, epoch=1)
     assert sum(wait.endswith("cuda to cpu") for wait in gpu.waits) == (2 if kind in ("autoencoder", "fsq", "vq") else 3)
 
 

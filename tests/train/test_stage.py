@@ -91,8 +91,8 @@ def test_a_likelihood_of_pixels_between_0_and_1_wants_them_unscaled(
 ) -> None:
     settings = " (components=5)" if likelihood == "logistic_mixture" else ""
     assert refusal(run, project, scaling=scaling, model={"likelihood": likelihood}) == (
-        f"params.yaml: preprocess.scaling: wanted 'unit' with model.likelihood '{likelihood}'{settings}, which is of "
-        f"pixels in [0, 1], found '{scaling}'"
+        f"params.yaml: preprocess.scaling: wanted 'unit' with model.likelihood '{likelihood}'{settings}, which is "
+        f"defined for pixels in [0, 1], found '{scaling}'"
     )
 
 
@@ -102,7 +102,7 @@ def test_an_output_between_0_and_1_wants_pixels_unscaled(likelihood: str, run: T
     settings = "mean='sigmoid'" if likelihood == "gaussian_per_pixel" else "mean='sigmoid' sigma=0.5"
     assert message == (
         f"params.yaml: preprocess.scaling: wanted 'unit' with model.likelihood '{likelihood}' ({settings}), which is "
-        "of pixels in [0, 1], found 'standard'"
+        "defined for pixels in [0, 1], found 'standard'"
     )
 
 

@@ -56,7 +56,7 @@ def test_the_first_step_whose_loss_is_not_finite_is_named(losses: list[float], s
         summed([terms(1.0, loss) for loss in losses]).means("train", epoch=5)
     assert str(error.value) == (
         f"train: the train loss is no longer finite at epoch 5, step {step} of 3 ({found}, kl 1.0); "
-        "lower train.learning_rate in params.yaml, or objective.beta where it is large, set train.clip_norm, or "
+        "lower train.learning_rate in params.yaml, or objective.beta if it is large, set train.clip_norm, or "
         "train.on_nonfinite to rollback"
     )
 

@@ -1,4 +1,4 @@
-"""What all cards have in common: how they are read, checked, written and identified."""
+"""The base of all cards: how they are read, checked, written and identified."""
 
 import hashlib
 import math
@@ -80,7 +80,7 @@ class Card(BaseModel):
 
 
 class SealedCard(Card):
-    """A card whose file holds its digest, so that an edited one is found; the next card holds the digest, too."""
+    """A card whose file holds its digest, so that an edited one is found; the next card also holds the digest."""
 
     checksum: Hash | None = None  # of the other values; in the file alone
 
@@ -102,7 +102,7 @@ class SealedCard(Card):
 
 
 class FileFacts(Card):
-    """What identifies a file."""
+    """The facts that identify a file."""
 
     sha256: Hash
     bytes: Annotated[int, Field(ge=0, lt=2**53)]  # what every reader of JSON knows exactly

@@ -31,7 +31,7 @@ class Scaling(Card):
 
 
 class ImageFacts(Card):
-    """What all images of a store have in common."""
+    """The facts that all images of a store share."""
 
     source: str
     binarization: Binarization
@@ -51,7 +51,7 @@ class ImageFacts(Card):
 
 
 class FactorFacts(Card):
-    """What varies from image to image: a number from 0 to size - 1."""
+    """A factor that varies from image to image: a number from 0 to size - 1."""
 
     name: str
     size: Count
@@ -59,7 +59,7 @@ class FactorFacts(Card):
 
 
 class SplitFacts(Card):
-    """How many images a split has, of which classes, and what identifies its files."""
+    """The images of a split by class, and the facts that identify its files."""
 
     count: MaybeCount
     classes: dict[str, MaybeCount]
@@ -91,7 +91,7 @@ class DataCard(ImageFacts, SealedCard):
 
     @property
     def images(self) -> ImageFacts:
-        """What a model's card keeps of it."""
+        """The part that a model's card keeps."""
         return ImageFacts(**{name: getattr(self, name) for name in ImageFacts.model_fields})
 
 

@@ -12,13 +12,13 @@ from reparam.config.section import Count, MaybeCount
 
 
 class EvaluationLineage(ModelLineage):
-    """Where an evaluation comes from."""
+    """The origin of an evaluation."""
 
     evaluate_code_sha256: Hash
 
 
 class Bound(Card):
-    """The mean bound on log p(x) of so many importance samples per image, and its standard error. Units: nats."""
+    """The mean bound on log p(x) with this number of samples per image, and its standard error. Units: nats."""
 
     samples: Count
     bound: float
@@ -46,7 +46,7 @@ class AnnealingFacts(Card):
 
 
 class DisentanglementFacts(Card):
-    """What the scores of disentanglement are of."""
+    """The data and settings of the disentanglement scores."""
 
     images: Count
     codes: Literal["mean", "sample"]
@@ -59,7 +59,7 @@ class OutlierFacts(Card):
 
 
 class Details(Card):
-    """What a reader must know of some numbers, and why others are not there."""
+    """Facts that a reader needs with some numbers, and the reasons why others are missing."""
 
     mutual_information: MutualInformationFacts | None = None
     generated: GeneratedFacts | None = None
@@ -89,7 +89,7 @@ class TraversalTiles(Card):
 
 
 class Tiles(Card):
-    """What the tiles of latent grid and traversals show, so that a page can cut them up."""
+    """The layout of the tiles of latent grid and traversals, by which a page cuts them up."""
 
     image: tuple[Side, Side]  # (H, W)
     range: PositiveFloat
@@ -98,7 +98,7 @@ class Tiles(Card):
 
 
 class EvaluationCard(CardOfResult, SealedCard):
-    """What the metrics of a model were measured on, and how."""
+    """The data and settings that the metrics of a model were measured with."""
 
     data: ImageFacts
     is_discrete: bool  # whether the likelihood is a probability of the 256 grey values
@@ -115,7 +115,7 @@ class EvaluationCard(CardOfResult, SealedCard):
     def check(self, name: str, content: bytes) -> bytes:
         """Return the content of a file of this evaluation.
 
-        Raises: ValueError where it is not that of the evaluation.
+        Raises: ValueError if it is not that of the evaluation.
         """
         wanted, found = self.files.get(name, "none"), facts_of(content)
         if found != wanted:
@@ -129,7 +129,7 @@ class EvaluationCard(CardOfResult, SealedCard):
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """What metrics depend on, by the names in `Metric.depends`: the images, and the parameters of `evaluate`.
+        """Return the conditions of metrics by the names in `Metric.depends`: images, and parameters of `evaluate`.
 
         The images of a split are known by `<split>_sha256`, those that were scored by `images_sha256`.
         """

@@ -14,7 +14,7 @@ GreyPixels = Literal["keep", "threshold"]
 
 
 class ExportLineage(ModelLineage):
-    """Where an exported model comes from."""
+    """The origin of an exported model."""
 
     export_code_sha256: Hash
 
@@ -45,7 +45,7 @@ class TensorFacts(Card):
 
 
 class GraphFacts(Card):
-    """What goes into a graph, and what comes out, in order."""
+    """The inputs and outputs of a graph, in order."""
 
     inputs: tuple[TensorFacts, ...]
     outputs: tuple[TensorFacts, ...]
@@ -60,7 +60,7 @@ class CodebookFacts(Card):
 
 
 class ExportedModel(CardOfResult):
-    """What an app must know of a model, and the way back to its parameters: the metadata of all graphs."""
+    """The facts that an app needs, and the way back to the parameters: the metadata of all graphs."""
 
     format: Literal[4]
     image: ExportedImage
@@ -132,7 +132,7 @@ class ExportCard(ExportedModel):
     files: Files
 
     def is_of(self, model: ModelCard) -> bool:
-        """Whether it was made of this model, and says of it what the model's card says."""
+        """Return whether it was made of this model, and agrees with the model's card."""
         channels, height, width = model.data.shape
         wanted = {
             "kind": model.model.kind,
@@ -152,7 +152,7 @@ class ExportCard(ExportedModel):
         return is_as_modelled and super().is_of(model)
 
     def is_with(self, config: ExportConfig) -> bool:
-        """Whether it was made with these parameters."""
+        """Return whether it was made with these parameters."""
         wanted = (config.opset, config.grey_pixels, config.triton, set(config.variants))
         return wanted == (self.opset, self.grey_pixels, self.triton, set(self.variants))
 

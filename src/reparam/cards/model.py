@@ -1,4 +1,4 @@
-"""The card of a trained model, and what is said of it elsewhere."""
+"""The card of a trained model, and the base of cards that refer to it."""
 
 import math
 from abc import abstractmethod
@@ -35,7 +35,7 @@ class TrainedParams(Card):
 
 
 class TrainingLineage(Card):
-    """Where weights come from."""
+    """The origin of weights."""
 
     data: DirectoryHash
     data_card_sha256: Hash  # its checksum
@@ -70,7 +70,7 @@ class ModelCard(TrainedParams, SealedCard):
 
 
 class Result(Card):
-    """What a stage made of a model."""
+    """A result that a stage computed from a model."""
 
     @property
     @abstractmethod
@@ -78,12 +78,12 @@ class Result(Card):
         """The short hash of the model's weights."""
 
     def is_of(self, model: ModelCard) -> bool:
-        """Whether it was made of this model."""
+        """Return whether it was made of this model."""
         return self.made_of == model.weights
 
     @classmethod
     def read_of(cls, model: ModelCard, path: Path, made_by: str) -> Self:
-        """Read what the stage `made_by` made of the model that is there.
+        """Read the result of the stage `made_by`, and check that it is of this model.
 
         Raises: MissingInputError, DamagedInputError, StaleInputError.
         """
@@ -98,7 +98,7 @@ class Result(Card):
 
 
 class ModelLineage(TrainingLineage):
-    """Which model something was made of: its card is hashed too, so that an edited one is found."""
+    """The model that a result was made from; the hash of its card shows whether the card was edited."""
 
     model_card_sha256: Hash
 

@@ -74,11 +74,11 @@ class Bundle:
 
     @property
     def files(self) -> dict[str, dict[str, Any]]:
-        """What the manifest says of each file, by its name."""
+        """The facts of each file in the manifest, by its name."""
         return self.manifest["files"] if self.manifest else {}
 
     def read(self, name: str) -> bytes:
-        """Return the content of a file, which is what the manifest says where it lists the file.
+        """Return the content of a file; if the manifest lists the file, check its checksum.
 
         Raises: MissingInputError, DamagedInputError.
         """
@@ -130,9 +130,9 @@ class Bundle:
             raise DamagedInputError(f"{self.directory / name}: {error}; {EXPORT}") from None
 
     def facts(self, path: Path, metadata: dict[str, str]) -> dict[str, Any]:
-        """Return what a graph says of itself, and the manifest of it.
+        """Return the facts in the metadata of a graph, and check them against the manifest.
 
-        Raises: DamagedInputError where they disagree, or do not say what the client must know.
+        Raises: DamagedInputError if they disagree, or do not say what the client must know.
         """
         try:
             said = dict(json.loads(metadata["reparam"]))
@@ -192,7 +192,7 @@ def _check(facts: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def role_of(path: Path, session: Any) -> str:
-    """Say which graph of a model a session has, by its inputs. Raises: DamagedInputError."""
+    """Return which graph of a model a session has, by its inputs. Raises: DamagedInputError."""
     names = tuple(sorted({value.name for value in session.get_inputs()} - {"label"}))
     if names not in ROLES:
         raise DamagedInputError(f"{path}: wanted inputs of encoder, decoder or score, found {', '.join(names)}")

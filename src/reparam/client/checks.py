@@ -1,4 +1,4 @@
-"""What a user may give to a client."""
+"""Checks of the arguments of a client."""
 
 import math
 from collections.abc import Sequence

@@ -49,7 +49,7 @@ class Client:
         `device` is `cpu`, `cuda`, or `auto`: CUDA where it works. `threads` are those of one call, by default one for
         each core. `batch` is how many images are computed at once, at most; by default as many as stay in the caches.
 
-        Raises: UserError where files are missing, damaged, of two exports or of a newer format, or where the device
+        Raises: UserError if files are missing, damaged, of two exports or of a newer format, or if the device
         cannot be used.
         """
         if batch is not None and not (type(batch) is int and batch > 0):
@@ -90,7 +90,7 @@ class Client:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Return the names of the labels that a conditional model is told, by number; none of another model."""
+        """Return the names of the labels of a conditional model, by number; none for another model."""
         return tuple(self.metadata.get("classes", ()))
 
     @cached_property
@@ -106,10 +106,10 @@ class Client:
         """Return mean and log variance of the posterior. Shapes: (B, H, W, C) -> (B, D), (B, D).
 
         An autoencoder's code has no variance: its logarithm is minus infinity. With a codebook, the mean is made of the
-        vectors of codes, whose numbers `encode_codes` returns. A conditional model must be told labels, one for each
-        image or one for all, wherever images or codes are given to it.
+        vectors of codes, whose numbers `encode_codes` returns. A conditional model needs labels, one for each image or
+        one for all, with all images and codes.
 
-        Raises: UserError where images are not uint8 of the model's size, or labels none that it knows.
+        Raises: UserError if images are not uint8 of the model's size, or labels none that it knows.
         """
         wanted = [name for name in self.outputs("encoder") if name != "codes"]
         found = self._checked("encode", images)
@@ -119,7 +119,7 @@ class Client:
     def encode_codes(self, images: Images, labels: Labels | None = None) -> npt.NDArray[np.int64]:
         """Return the codes of images, of a model with a codebook. Shapes: (B, H, W, C) -> (B, P).
 
-        Raises: UserError where the model has no codebook, and as `encode` does.
+        Raises: UserError if the model has no codebook, and as `encode` does.
         """
         self._require_codebook("encode_codes")
         codes: npt.NDArray[np.int64]
@@ -130,7 +130,7 @@ class Client:
     def vectors(self, codes: npt.ArrayLike) -> Floats:
         """Return the latents of codes, as `decode` takes them. Shapes: (B, P) -> (B, D).
 
-        Raises: UserError where the model has no codebook, or codes are not whole numbers that it has.
+        Raises: UserError if the model has no codebook, or codes are not whole numbers that it has.
         """
         return vectors_of(codes, self._codebook, self.latent_shape)
 
@@ -152,7 +152,7 @@ class Client:
     ) -> Images:
         """Return the mean images of latents, or of codes, as grey levels. Shapes: (B, D) or (B, P) -> (B, H, W, C).
 
-        Raises: UserError where latents are not finite numbers of the model's size, or labels none that it knows, and
+        Raises: UserError if latents are not finite numbers of the model's size, or labels none that it knows, and
         for codes as `vectors` does.
         """
         if codes is not None and latents is None:
@@ -187,7 +187,7 @@ class Client:
 
         `temperature` scales the noise in the draws: below 1, images are more typical and vary less.
 
-        Raises: UserError where the model is an autoencoder, which has no prior, or has one of another kind.
+        Raises: UserError if the model is an autoencoder, which has no prior, or has one of another kind.
         """
         if not self.metadata["has_prior"]:
             raise UserError(
@@ -219,12 +219,12 @@ class Client:
     ) -> Scores:
         """Estimate the negative ELBO of each image, and its two parts: the larger, the stranger the image.
 
-        An average over `samples` draws from the posterior, which do not depend on `batch`. With 0 samples, at the
-        posterior mean: a little lower, and what `scores` in the manifest has quantiles of. Of a conditional model, it
-        is that of an image given its label.
+        It is an average over `samples` draws from the posterior, which do not depend on `batch`. With 0 samples, it is
+        computed at the posterior mean: a little lower, and comparable with the quantiles under `scores` in the
+        manifest. For a conditional model, it is that of an image given its label.
 
         Shapes: (B, H, W, C) -> (B,). Units: nats.
-        Raises: UserError where the model is no density, and as `encode` does.
+        Raises: UserError if the model is no density, and as `encode` does.
         """
         found, rng = self._checked("score", images), generator("score", seed)
         samples = checked_count("score", "samples", samples, 0)
@@ -240,18 +240,18 @@ class Client:
         return Scores(*np.concatenate(parts, axis=1))
 
     def outputs(self, graph: str) -> tuple[str, ...]:
-        """Return the names of what a graph puts out."""
+        """Return the names of the outputs of a graph."""
         return tuple(value.name for value in self._graph(graph).get_outputs())
 
     def signature(self, graph: str) -> tuple[list[Any], list[Any]]:
-        """Return what onnxruntime says of the inputs and outputs of a graph."""
+        """Return the inputs and outputs of a graph, as onnxruntime describes them."""
         session = self._graph(graph)
         return session.get_inputs(), session.get_outputs()
 
     def run(self, graph: str, outputs: list[str] | None, **inputs: Any) -> list[Any]:
         """Run a graph as it is, with inputs and outputs by their names, at most `batch` rows at a time.
 
-        Without names of `outputs`, all of them. For what the other methods do not do, such as draws of your own.
+        Without names of `outputs`, it returns all. Use it for work of your own, such as draws of your own.
         """
         session = self._graph(graph)
         count = len(next(iter(inputs.values())))
@@ -270,8 +270,8 @@ class Client:
 
     def _graph(self, name: str) -> Any:
         if name not in self._graphs:
-            why = ", which a model has that is a density" if name == "score" else ""
-            raise MissingInputError(f"{self.path}: wanted {name}.onnx{why}, found {', '.join(self._graphs)} only")
+            why = "; score.onnx is only exported if the model has an ELBO" if name == "score" else ""
+            raise MissingInputError(f"{self.path}: wanted {name}.onnx, found {', '.join(self._graphs)} only{why}")
         return self._graphs[name]
 
     def _require_codebook(self, what: str) -> None:
@@ -290,5 +290,5 @@ class Client:
 
 
 def _split(count: int, batch: int) -> Iterator[slice]:
-    for start in range(0, max(1, count), batch):  # one empty batch where there is no image
+    for start in range(0, max(1, count), batch):  # one empty batch if there is no image
         yield slice(start, start + batch)

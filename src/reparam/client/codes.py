@@ -14,7 +14,7 @@ def vectors_of(codes: npt.ArrayLike, table: npt.NDArray[np.float32], shape: tupl
 
     Shapes: (B, P), and the table (C, d) -> (B, *shape).
 
-    Raises: UserError where codes are not whole numbers that the table has.
+    Raises: UserError if codes are not whole numbers that the table has.
     """
     positions = math.prod(shape) // table.shape[1]
     wanted = f"decode: wanted whole codes of shape (B, {positions}), found"

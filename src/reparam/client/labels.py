@@ -1,4 +1,4 @@
-"""Labels of images, which a conditional model is told."""
+"""Labels of images, the further input of a conditional model."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,9 @@ NAMED = 10  # classes in a message
 
 
 def as_input(what: str, labels: Labels | None, classes: Sequence[str], count: int) -> dict[str, npt.NDArray[np.int64]]:
-    """Return labels of so many images as the graphs take them; nothing for a model that is told none.
+    """Return the labels of `count` images as the graphs take them; nothing for an unconditional model.
 
-    Raises: UserError where there are none, or others than the model knows.
+    Raises: UserError if there are none, or others than the model knows.
     """
     if not classes:
         if labels is not None:
@@ -35,7 +35,7 @@ def as_input(what: str, labels: Labels | None, classes: Sequence[str], count: in
 def number_of(text: str, classes: Sequence[str]) -> int:
     """Return the number of a class by its name, or by the number itself.
 
-    Raises: UserError where there is no such class.
+    Raises: UserError if there is no such class.
     """
     if text in classes:
         return list(classes).index(text)

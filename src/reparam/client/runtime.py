@@ -19,7 +19,7 @@ LIBRARIES = ("nvcuda.dll", "{}.dll") if sys.platform == "win32" else ("libcuda.s
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and with how many threads graphs are computed."""
+    """The device and the number of threads that compute graphs."""
 
     device: str
     threads: int | None
@@ -34,7 +34,7 @@ class Runtime:
     def open(self, content: bytes, path: Path) -> Any:
         """Make an `InferenceSession` of the content of a file.
 
-        Raises: UserError where the device cannot be used, DamagedInputError where the content is no graph.
+        Raises: UserError if the device cannot be used, DamagedInputError if the content is no graph.
         """
         onnxruntime = _load()
         wanted = self._provider(onnxruntime)
@@ -64,7 +64,7 @@ class Runtime:
 
 
 def installed_twice() -> bool:
-    """Whether both packages of onnxruntime are installed, of which the second overwrote files of the first."""
+    """Return whether both packages of onnxruntime are installed: the second overwrote files of the first."""
     return len(_packages()) > 1
 
 

@@ -1,4 +1,4 @@
-"""How likely a model finds images."""
+"""Scores of images: the larger, the stranger a model finds the image."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Which parameters and metrics of experiments differ, and which by more than noise."""
+"""Find the parameters and metrics in which experiments differ, and differences beyond noise."""
 
 import json
 import math
@@ -20,7 +20,7 @@ ABSENT = "—"
 
 @dataclass(frozen=True)
 class Difference:
-    """Of a metric from that of the first; without an error there is no verdict."""
+    """The difference of a metric from that of the first experiment; without an error there is no verdict."""
 
     value: float
     error: float | None
@@ -81,7 +81,7 @@ def compare(experiments: Sequence[Experiment]) -> Comparison:
 
 
 def find_obstacles(first: Experiment, other: Experiment) -> dict[str, list[str]]:
-    """Say why metrics of two experiments do not compare, and which, if there are such metrics."""
+    """Return the reasons why metrics of two experiments do not compare, each with these metrics."""
     shared = [name for name in first.metrics if name in other.metrics]
     judged = [name for name in shared if f"{name}{ERROR}" in first.metrics and f"{name}{ERROR}" in other.metrics]
     known = {name: metric for name in shared if (metric := describe(name))}
@@ -161,12 +161,12 @@ def _pairs(name: str, first: Experiment, other: Experiment) -> npt.NDArray[np.fl
 
 
 def _are_of(values: npt.NDArray[np.float64], mean: float | None) -> bool:
-    """Whether a metric, which is rounded to four digits, is the mean of these values."""
+    """Return whether a metric, which is rounded to four digits, is the mean of these values."""
     return mean is not None and bool(abs(values.mean() - mean) < 1e-4)
 
 
 def _on_pairs(experiments: Sequence[Experiment], metrics: Mapping[str, Sequence[Cell]]) -> Iterator[str]:
-    """Say which differences are those of the same images."""
+    """Name the metrics whose differences are those of the same images."""
     for i, experiment in list(enumerate(experiments))[1:]:
         of_other = {name: cells[i].difference for name, cells in metrics.items()}
         for is_paired, text in ((True, "paired, same images"), (False, "not paired, as of independent images")):
@@ -226,7 +226,7 @@ def _on_seeds(experiments: Sequence[Experiment], groups: Sequence[Sequence[int]]
 
 
 def _param_row(name: str, experiments: Sequence[Experiment]) -> list[str]:
-    """Spell a parameter of each experiment; nothing where it is the same in all that know its section."""
+    """Spell a parameter of each experiment; nothing if it is the same in all that know its section."""
     section = f"{name.partition('.')[0]}."
     values = [experiment.params.get(name, ABSENT) for experiment in experiments]
     is_known = [any(known.startswith(section) for known in experiment.params) for experiment in experiments]

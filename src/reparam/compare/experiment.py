@@ -1,4 +1,4 @@
-"""What is known of one experiment, wherever it was read from."""
+"""The facts of one experiment, whatever it was read from."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Experiment:
     origin: str
     params: Mapping[str, Any]  # by dotted name
     metrics: Mapping[str, float]  # each with its standard error under `<name>_se`, where it has one
-    conditions: Mapping[str, Any]  # what the metrics were measured on, and how, as on the evaluation's card
+    conditions: Mapping[str, Any]  # data and settings of the metrics, as on the evaluation's card
     losses: Mapping[int, float]  # by epoch
     loss_split: str  # validation, or train where nothing was held out
     samples: bytes | None  # a PNG

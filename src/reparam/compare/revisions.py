@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from reparam.cards.card import MANIFEST
+from reparam.cards.card import CARD, MANIFEST
 from reparam.cards.evaluation import EvaluationCard, EvaluationMetrics
 from reparam.cards.export import ExportCard, ExportMetrics
-from reparam.cards.model import Result, TrainedParams, TrainingMetrics
+from reparam.cards.model import ModelCard, Result, TrainedParams, TrainingMetrics
 from reparam.compare.experiment import SAMPLES, Experiment, checked, read_scores
 from reparam.config import Config, flatten
 from reparam.config.yaml import parse_yaml
@@ -28,7 +28,7 @@ R = TypeVar("R", bound=Result)
 def read_workspace(paths: Paths) -> Experiment:
     """Read what lies in the working copy.
 
-    Raises: UserError where nothing does.
+    Raises: UserError if nothing does.
     """
 
     def read(name: str) -> bytes | None:
@@ -39,9 +39,9 @@ def read_workspace(paths: Paths) -> Experiment:
 
 
 def read_revision(name: str, paths: Paths) -> Experiment | None:
-    """Read a commit, branch, tag or experiment of DVC, through DVC's cache; None where git knows no such revision.
+    """Read a commit, branch, tag or experiment of DVC, through DVC's cache; None if git knows no such revision.
 
-    Raises: UserError where several experiments have the name, or nothing of one can be read.
+    Raises: UserError if several experiments have the name, or nothing of one can be read.
     """
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
@@ -51,17 +51,17 @@ def read_revision(name: str, paths: Paths) -> Experiment | None:
     with closing(DVCFileSystem(str(paths.root), rev=name)) as revision:
         try:
             commit = revision.repo.get_rev()
-        except (DvcException, SCMError) as error:  # also where there is no repository
+        except (DvcException, SCMError) as error:  # also if there is no repository
             if str(error).startswith("ambiguous"):
                 raise UserError(
                     f"{name}: several experiments of DVC have this name; give the commit that `dvc exp show` lists"
                 ) from None
             return None
-        except AttributeError:  # as DVC has it where git knows the name of a file or a tree, which is no commit
+        except AttributeError:  # from DVC, if git knows the name as a file or a tree, not as a commit
             return None
 
         def read(file: str) -> bytes | None:
-            # DVC raises an OSError of whatever kind where the cache, or a remote, does not have the file.
+            # DVC raises an OSError of some kind if the cache, or a remote, does not have the file.
             with suppress(OSError, DvcException, DataIndexDirError):
                 return bytes(revision.read_bytes(f"/{file}"))
             return None
@@ -80,8 +80,8 @@ def read_revision(name: str, paths: Paths) -> Experiment | None:
 class Files:
     """The files of one revision.
 
-    `read` returns the content of a path below the root of the project, None where it is not there; `hint` says how to
-    get what is missing or of another model.
+    `read` returns the content of a path below the root of the project, None if it is not there; `hint` is the next
+    step if a file is missing or of another model.
     """
 
     paths: Paths
@@ -94,12 +94,14 @@ class Files:
     def experiment(self, name: str, origin: str) -> Experiment:
         """Read all that there is of an experiment.
 
-        Raises: UserError where nothing is there.
+        Raises: UserError if nothing is there.
         """
         paths = self.paths
         params = self.get(paths.params, _read_params) or {}
-        training = self.get(paths.training_metrics, TrainingMetrics.parse)
-        weights = training.weights if training else None
+        model = self.get(paths.model / CARD, ModelCard.parse)
+        weights = model.weights if model else None
+        training = self.result_of(weights, paths.training_metrics, TrainingMetrics.parse)
+        weights = weights or (training.weights if training else None)
         card = self.result_of(weights, paths.evaluation_card, EvaluationCard.parse)
         weights = weights or (card.made_of if card else None)  # at least, results are of one model
         metrics, figure = paths.evaluation_metrics, paths.figures / SAMPLES
@@ -147,7 +149,7 @@ class Files:
         return value
 
     def result_of(self, weights: str | None, path: Path, parse: Callable[[bytes], R]) -> R | None:
-        """Read what was made of the model with these weights; withhold, and note, what was made of another one."""
+        """Read the result of the model with these weights; withhold, and note, that of another model."""
         result = self.get(path, parse)
         if not result or not weights or result.made_of == weights:
             return result
@@ -172,7 +174,7 @@ def _read_losses(content: bytes) -> tuple[str, dict[int, float]]:
 
 
 def _stale(params: Mapping[str, Any], card: EvaluationCard | None, exported: ExportCard | None) -> list[str]:
-    """Name what was certainly done with other parameters."""
+    """List the stages that certainly ran with other parameters."""
     try:
         config = Config.model_validate(params)
     except ValidationError:  # of an older or newer version of the project

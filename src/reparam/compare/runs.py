@@ -22,9 +22,9 @@ T = TypeVar("T")
 
 
 def read_run(name: str, paths: Paths) -> Experiment | None:
-    """Read a run by its id, the beginning of its id, or its name; None where there is no store, or no such run in it.
+    """Read a run by its id, the beginning of its id, or its name; None if there is no store, or no such run in it.
 
-    Raises: TrackingError where the store cannot be used; UserError where several runs match.
+    Raises: TrackingError if the store cannot be used; UserError if several runs match.
     """
     store = track.connect_to_read(paths)
     if store is None:
@@ -100,7 +100,7 @@ def _read(name: str, run: Any, store: track.Store) -> Experiment:
 
 
 def _results(metrics: Mapping[str, float], withheld: Set[str]) -> dict[str, float]:
-    """Take what is a result, under its own name: of curves, the last value is none."""
+    """Select results, under their own names; the last value of a curve is no result."""
     is_curve = ("train/", "validation/")
     named = {
         name.rpartition("/")[2]: value
@@ -128,7 +128,7 @@ def _withhold(
 
 
 def _artifact(path: str, run_id: str, store: track.Store, parse: Callable[[bytes], T], notes: list[str]) -> T | None:
-    """Read what the newest evaluation of a run logged, or note that it is missing or damaged."""
+    """Read a file that the newest evaluation of a run logged, or note that it is missing or damaged."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     with tempfile.TemporaryDirectory() as directory:
         try:

@@ -35,7 +35,7 @@ class Listing:
 def run(names: Sequence[str], paths: Paths, output: Path | None = None, *, as_markdown: bool = False) -> None:
     """Compare experiments with the first of them.
 
-    Raises: UserError where one is not to be found.
+    Raises: UserError if one is not to be found.
     """
     if len(names) < 2:
         raise UserError(
@@ -53,9 +53,9 @@ def run(names: Sequence[str], paths: Paths, output: Path | None = None, *, as_ma
 
 
 def find(name: str, paths: Paths) -> Experiment:
-    """Read the working copy, else a revision or an experiment of DVC, else a run of MLflow.
+    """Read the working copy, a revision or an experiment of DVC, or a run of MLflow, the first of them that exists.
 
-    Raises: UserError where it is none of them.
+    Raises: UserError if it is none of them.
     """
     if name == revisions.WORKSPACE:
         return revisions.read_workspace(paths)

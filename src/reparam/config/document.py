@@ -90,9 +90,9 @@ def _table(section: type[Section], path: tuple[str, ...]) -> str:
 
 
 def explain(config: Config, name: str = "") -> str:
-    """Say what parameters are: one, those of a section or block, or all.
+    """Explain one parameter, those of a section or block, or all.
 
-    Raises: ParamsError where there is none of that name.
+    Raises: ParamsError if there is none of that name.
     """
     values, defaults = flatten(config), _defaults()
     found = [path for path in paths_of() if f"{path}.".startswith(f"{name}." if name else "")]
@@ -110,7 +110,7 @@ def _explain(path: str, value: str, default: str) -> str:
 
 
 def _reader(path: str) -> str:
-    """Say which stage a parameter belongs to."""
+    """Name the stage that a parameter belongs to."""
     section = path.partition(".")[0]
     return f"After a change, `dvc repro` runs {'train' if section in TRAINED else section} and what depends on it."
 

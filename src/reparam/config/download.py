@@ -20,7 +20,7 @@ class FolderConfig(Section):
 
 
 class DownloadConfig(Section):
-    """Which data set is fetched, and from where."""
+    """The data set to fetch, and places to fetch it from."""
 
     source: Annotated[str, KeyOf("SOURCES", "data/sources/registry.py")]
     """Data set to fetch."""

@@ -64,10 +64,10 @@ class GridConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """How the trained model is scored."""
+    """The evaluation of the trained model."""
 
     seed: Seed
-    """Seed of all that is drawn in evaluation."""
+    """Seed of all random numbers of the evaluation."""
 
     batch_size: Count
     """Images that are scored together."""
@@ -79,13 +79,14 @@ class EvaluateConfig(Section):
     """Arithmetic of likelihoods: full float32; rounded factors in matrix products (tf32: on a GPU); or autocast."""
 
     elbo_samples: Count
-    """Posterior samples per image for ELBO, reconstruction and KL; a hierarchy takes two at least."""
+    """Posterior samples per image for ELBO, reconstruction and KL; a hierarchy needs at least two."""
 
     nll_samples: Count
     """Importance samples per image for the NLL, K. Source: Burda et al. 2016, eq. 8."""
 
     active_variance: Positive
-    """Variance over images of the posterior mean of an active latent, at least. Source: Burda et al. 2016, sec. 5.2."""
+    """A latent is active if the variance of its posterior mean over images exceeds this. Source: Burda et al. 2016,
+    sec. 5.2."""
 
     neighbours: Count
     """Nearest neighbours, for the accuracy of classes and for precision, recall, density and coverage."""
@@ -106,7 +107,7 @@ class EvaluateConfig(Section):
     """Check of the NLL by annealed importance sampling."""
 
     disentanglement: DisentanglementConfig
-    """Comparison of latents with factors of variation, where the data set has some."""
+    """Comparison of latents with factors of variation, if the data set has some."""
 
     grid: GridConfig
     """Figure of the decoder over a plane of latents."""

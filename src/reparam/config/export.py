@@ -14,7 +14,7 @@ class ExportConfig(Section):
     """Version of the ONNX operators."""
 
     grey_pixels: Literal["keep", "threshold"]
-    """What the exported encoder does with pixels between black and white."""
+    """Treatment of pixels between black and white by the exported encoder."""
 
     variants: Annotated[tuple[Literal["int8", "fp16"], ...], Field(strict=False, max_length=2)]
     """Copies with weights of 8 bits (those of fully connected layers) or 16 (all), written where they pay."""

@@ -86,7 +86,7 @@ def params_hash(values: dict[str, Any]) -> str:
 
 
 def section_at(path: Location) -> type[Section] | None:
-    """Return the class of a section or block; None where the path leads to neither."""
+    """Return the class of a section or block; None if the path leads to neither."""
     found: type[Section] | None = Config
     for part in path:
         found = found.blocks().get(str(part)) if found else None
@@ -104,7 +104,7 @@ def paths_of(section: type[Section] = Config, prefix: str = "", *, blocks: bool 
 
 
 def close_paths(path: str) -> list[str]:
-    """Guess which parameters are meant by the path of none: those of the same name elsewhere, else one spelt alike."""
+    """Guess which parameters an unknown path means: those of the same name elsewhere, otherwise one spelt alike."""
     parent, _, name = path.rpartition(".")
     section = path.split(".")[0]
     known = sorted(paths_of(blocks=True), key=lambda other: other.split(".")[0] != section)  # its own section first

@@ -26,7 +26,7 @@ class MlpConfig(Section):
 
 
 class Convolutions(Section):
-    """What block `conv` has beyond block `mlp`."""
+    """The fields of block `conv` beyond those of block `mlp`."""
 
     channels: Widths
     """Output channels of each strided convolution; the decoder mirrors them."""
@@ -163,18 +163,19 @@ class LabelConfig(Section):
     """Block `label`."""
 
     size: Width
-    """How many learned numbers describe a label."""
+    """Number of learned numbers that describe a label."""
 
 
 class ModelConfig(Section):
     """The model: its kind, its networks, and the distributions of latents, and of pixels given latents."""
 
     kind: Annotated[str, KeyOf("KINDS", "models/build.py")]
-    """Kind of model: a code without a prior, one layer of latents, several, or codes from a codebook."""
+    """Kind of model: one layer of latents (vae), several (hierarchical), codes without a prior (autoencoder), or codes
+    from a codebook that is fixed (fsq) or learned (vq)."""
 
     latent: Width | None
-    """Latent dimensions; of a hierarchy, those of the layer next to the image. Null where they follow from the network:
-    under resnet.latent_channels."""
+    """Latent dimensions; for a hierarchy, those of the layer next to the image. Null if resnet.latent_channels is set,
+    from which they follow."""
 
     network: Annotated[str, KeyOf("NETWORKS", "models/networks.py")]
     """Layers of encoder and decoder."""
@@ -183,10 +184,10 @@ class ModelConfig(Section):
     """Distribution of pixels given latents."""
 
     prior: Annotated[str, KeyOf("PRIORS", "models/priors.py")]
-    """Distribution of latents: N(0, I), or a mixture that is learned; of kind vae."""
+    """Distribution of latents: N(0, I), or, for kind vae, a mixture that is learned."""
 
     condition: Literal["none", "label"]
-    """What encoder and decoder are told of an image: nothing, or its class, so that p(x|y) is modelled."""
+    """Further input of encoder and decoder: none, or the label of the image, for a model of p(x|y)."""
 
     init: Literal["torch", "glorot", "he"]
     """Weights before training: torch's own, or drawn with zero biases. Source: Glorot & Bengio 2010, eq. 16 (uniform);

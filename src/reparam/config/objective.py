@@ -11,33 +11,33 @@ class CapacityConfig(Section):
     """Block `capacity`."""
 
     nats: NotNegative
-    """KL that is wanted in the end, in nats. Source: Burgess et al. 2018, eq. 8."""
+    """Final target of the KL, in nats. Source: Burgess et al. 2018, eq. 8."""
 
     epochs: Count
-    """Epochs over which the wanted KL rises from 0."""
+    """Epochs over which the target rises from 0."""
 
     weight: NotNegative
-    """Weight of the distance between the KL and the wanted KL."""
+    """Weight of the distance between the KL and its target."""
 
 
 class DenoisingConfig(Section):
     """Block `denoising`."""
 
     noise: Literal["gaussian", "salt_and_pepper", "masking"]
-    """What is done to the encoder's input. Source: Vincent et al. 2010, sec. 3.3."""
+    """Noise on the encoder's input. Source: Vincent et al. 2010, sec. 3.3."""
 
     level: NotNegative
-    """Standard deviation of Gaussian noise, in ranges from black to white; of other noise, the share of pixels."""
+    """For gaussian, the standard deviation in ranges from black to white; for other noise, the share of pixels."""
 
 
 class SparseConfig(Section):
     """Block `sparse`."""
 
     penalty: Literal["l1", "kl"]
-    """What is charged for: codes away from 0, or (of a sigmoid code) mean activations away from rho."""
+    """Penalty of codes away from 0 (l1), or of mean activations of a sigmoid code away from rho (kl)."""
 
     rho: Annotated[float, Field(gt=0, lt=1)]
-    """Mean activation that penalty kl wants. Source: Ng 2011, sec. 3."""
+    """Target of the mean activation for penalty kl. Source: Ng 2011, sec. 3."""
 
     weight: NotNegative
     """Weight of the penalty."""
@@ -68,18 +68,18 @@ class PerceptualConfig(Section):
     """Network whose features are compared: VGG-16, AlexNet or SqueezeNet 1.1."""
 
     weights: str | None
-    """File of that network's weights, .safetensors under torchvision's names. It is no dependency of DVC: name another
-    one when its content changes."""
+    """File of that network's weights, .safetensors with torchvision's names. DVC does not watch its content: give a
+    changed file another name."""
 
 
 class ObjectiveConfig(Section):
     """The loss that training minimises, in nats per image."""
 
     name: Annotated[str, KeyOf("OBJECTIVES", "objectives.py")]
-    """What the loss charges for, beside the reconstruction of images."""
+    """Loss that training minimises: reconstruction, and penalties or a bound of the likelihood."""
 
     samples: Count
-    """Posterior samples per image and step; of iwae and dreg, K of the bound."""
+    """Posterior samples per image and step; for iwae and dreg, K of the bound."""
 
     beta: NotNegative
     """Weight of the KL, or of that part of it which the objective is about; 1 for the ELBO. Ignored by objectives
@@ -90,13 +90,13 @@ class ObjectiveConfig(Section):
     not have the KL as a whole."""
 
     free_bits: NotNegative
-    """KL that each latent dimension has for free, in nats, as a mean over the batch; of objectives that have kl."""
+    """Uncharged KL of each latent dimension, in nats, as a batch mean. Ignored by objectives that ignore kl."""
 
     warmup: Literal["none", "linear", "cyclic"]
     """How beta rises from 0. Source: Bowman et al. 2016, sec. 3.1 (linear); Fu et al. 2019, sec. 4 (cyclic)."""
 
     warmup_epochs: Count
-    """Epochs until beta is reached; of cyclic, the length of a cycle, in whose middle beta is reached."""
+    """Epochs until beta is reached; for cyclic, the length of a cycle, which reaches beta in its middle."""
 
     capacity: CapacityConfig
     """For objective capacity."""

@@ -8,13 +8,13 @@ from reparam.config.section import Count, MaybeShare, Section, Seed, Share, Side
 
 
 class PreprocessConfig(Section):
-    """How raw images become arrays of one shape, and which of them train, validate and test."""
+    """The conversion of raw images to arrays of one shape, and their split."""
 
     seed: Seed
     """Seed of the split, and of the pixels that static binarization draws."""
 
     image_size: Side | None
-    """Pixels: the shorter side is resized to so many, then the centre is cropped; null keeps images as they are."""
+    """Side in pixels: the shorter side is resized to it, then the centre is cropped; null keeps images unchanged."""
 
     channels: Literal[1, 3]
     """Channels of each pixel: grey, or red, green and blue."""
@@ -38,4 +38,4 @@ class PreprocessConfig(Section):
     """Pixels as the model sees them: in [0, 1], in [-1, 1], or with mean 0 and variance 1 over the training images."""
 
     on_error: Literal["fail", "skip"]
-    """What is done about unreadable images: stop and list them, or leave them out and list them in the card."""
+    """Treatment of unreadable images: stop and list them, or leave them out and list them in the card."""

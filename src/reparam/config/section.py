@@ -1,4 +1,4 @@
-"""What the sections of `params.yaml` share: their base class, types of parameters, and words for these types."""
+"""The base class of the sections of `params.yaml`, types of parameters, and words for these types."""
 
 import ast
 from collections.abc import Mapping
@@ -145,7 +145,7 @@ BOUNDS = {"exclusiveMinimum": "above", "minimum": "at least", "exclusiveMaximum"
 
 
 def describe_type(schema: Mapping[str, Any]) -> str:
-    """Say in words which values a parameter can have, given its JSON schema."""
+    """Describe the values that a parameter can have, given its JSON schema."""
     if "anyOf" in schema:
         options = sorted(schema["anyOf"], key=lambda option: option.get("type") != "null")
         return " or ".join(describe_type(option) for option in options)
@@ -167,7 +167,7 @@ def shorten(text: str) -> str:
 
 
 def describe_problem(problem: Any) -> str:
-    """Say in one line what pydantic found wrong: `field: wanted this, found that`."""
+    """Describe a mistake that pydantic found in one line: `field: wanted this, found that`."""
     path, found, context = ".".join(map(str, problem["loc"])), repr(problem["input"]), problem.get("ctx", {})
     where = f"{path}: " if path else ""
     found = shorten(found)

@@ -32,10 +32,10 @@ class RmspropConfig(SgdConfig):
 
 
 class Decayed(Section):
-    """What blocks `step` and `milestones` have in common."""
+    """The common part of blocks `step` and `milestones`."""
 
     factor: Annotated[float, Field(gt=0, lt=1)]
-    """What the learning rate is multiplied by, each time."""
+    """Factor of the learning rate, each time."""
 
 
 class StepConfig(Decayed):
@@ -53,10 +53,10 @@ class MilestonesConfig(Decayed):
 
 
 class TrainConfig(Section):
-    """How the model is trained: steps, stopping, optimizer, learning rate, arithmetic."""
+    """The training of the model: steps, stopping, optimizer, learning rate, arithmetic."""
 
     seed: Seed
-    """Seed of weights, order of images, and all that is drawn in training."""
+    """Seed of weights, order of images, and all random numbers of training."""
 
     batch_size: Count
     """Images per optimizer step."""

@@ -1,4 +1,4 @@
-"""Batches of images: on the device where they fit, else read ahead from the disk."""
+"""Batches of images: on the device if they fit, otherwise read ahead from the disk."""
 
 import contextlib
 import itertools
@@ -22,10 +22,10 @@ READ_AHEAD = 3  # batches
 class Batches:
     """A split as batches of grey images, (B, C, H, W) uint8, the last one ragged; without images, no batch.
 
-    The images stay on the device where they fit into a share of its free memory (REPARAM_RESIDENT_FRACTION); else a
+    The images stay on the device if they fit into a share of its free memory (REPARAM_RESIDENT_FRACTION); otherwise a
     thread reads them ahead from the memory map. The batches are the same either way.
 
-    With labels, which a conditional model is told, `told` yields those of each batch beside it.
+    With labels, for a conditional model, `told` yields those of each batch beside it.
     """
 
     def __init__(self, images: Images, batch_size: int, device: torch.device, labels: Labels | None = None) -> None:
@@ -57,7 +57,7 @@ class Batches:
     def told(
         self, order: Tensor, share: Callable[[Tensor], Tensor] = lambda rows: rows
     ) -> Iterator[tuple[Tensor, ...]]:
-        """Yield what `visit` does, and where there are labels those of these images, (B,) int64."""
+        """Yield the images that `visit` yields, with their labels if there are labels, (B,) int64."""
         if self.labels is None:
             yield from ((images,) for images in self.visit(order, share))
             return
@@ -104,9 +104,9 @@ class Batches:
 
 
 def _fits(size: int, device: torch.device) -> bool:
-    """Whether so many bytes fit into the share of free memory that images may take.
+    """Return whether this number of bytes fits into the share of free memory that images may take.
 
-    Raises: UserError where the environment names no such share.
+    Raises: UserError if the environment names no such share.
     """
     text = os.environ.get("REPARAM_RESIDENT_FRACTION", str(RESIDENT_FRACTION))
     try:
@@ -123,7 +123,7 @@ def _fits(size: int, device: torch.device) -> bool:
 
 
 def _available_memory() -> int:
-    """Return the bytes that processes can have, with what the system would give up for them where it says so."""
+    """Return the bytes that processes can get, if possible with those that the system would free for them."""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))

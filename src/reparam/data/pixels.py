@@ -1,4 +1,4 @@
-"""What a model sees of grey images, and the way back."""
+"""Turn grey images into the input of a model, and back."""
 
 from collections.abc import Iterable, Iterator
 
@@ -26,7 +26,7 @@ class Pixels(nn.Module):
         self.is_identity = not self.shift.any() and bool((self.scale == 1).all())
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Turn grey images into what the model sees, drawn from a generator of the CPU, or from torch's own.
+        """Turn grey images into the input of the model; a generator of the CPU, or torch's own, draws black and white.
 
         Shapes: (B, C, H, W) uint8, unchanged -> float32.
         """
@@ -46,10 +46,10 @@ class Pixels(nn.Module):
         return (values * self.scale + self.shift).clamp(0, 1)
 
     def of(self, batches: Iterable[Tensor], seed: int) -> Iterator[Tensor]:
-        """Yield what the model sees of the batches of a split.
+        """Yield the batches of a split as the model sees them.
 
         Each draw is a function of the seed and the image's place alone: neither the model, nor the batch size, nor the
-        device changes what is scored. Shapes: (B, C, H, W) uint8, unchanged -> float32.
+        device changes the scored images. Shapes: (B, C, H, W) uint8, unchanged -> float32.
         """
         generator = torch.Generator().manual_seed(seed)
         for images in batches:

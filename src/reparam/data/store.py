@@ -58,7 +58,7 @@ def binarize(path: Path, how: str, seed: tuple[int, ...]) -> None:
 
 @dataclass(frozen=True)
 class Origin:
-    """What arrays do not say of themselves; the fields are those of the card."""
+    """The facts that arrays do not hold themselves; the fields are those of the card."""
 
     source: str
     options: dict[str, str]
@@ -87,7 +87,7 @@ def write_card(directory: Path, origin: Origin, scaling: ScalingKind) -> DataCar
 
 
 def read_card(directory: Path) -> DataCard:
-    """Read what the store says of itself.
+    """Read the card of the store.
 
     Raises: MissingInputError, DamagedInputError.
     """
@@ -95,7 +95,7 @@ def read_card(directory: Path) -> DataCard:
 
 
 def read_card_of(directory: Path, trained_on: ImageFacts, card_sha256: str) -> DataCard:
-    """Read what the store says of itself, where its images are those that a model was trained on.
+    """Read the card of the store, and check that its images are those that a model was trained on.
 
     Raises: MissingInputError, DamagedInputError, StaleInputError.
     """
@@ -114,9 +114,9 @@ def _require_equal(what: str, wanted: object, found: object) -> None:
 
 
 def read_split(directory: Path, name: SplitName, *, is_verified: bool = False) -> Split:
-    """Map the images of one split into memory and check that they are what the card promises.
+    """Map the images of one split into memory, and check them against the card.
 
-    Where another process of this machine verifies the checksums, this one need not.
+    If another process of this machine verifies the checksums, this one need not.
 
     Raises: MissingInputError, DamagedInputError.
     """
@@ -160,7 +160,7 @@ def _describe(directory: Path, name: SplitName, classes: Sequence[str]) -> Split
 
 
 def _scale(kind: ScalingKind, mean: Channels, deviation: Channels, *, is_drawn: bool) -> Scaling:
-    """Say what the model sees; an image of one colour is not scaled."""
+    """Return the shift and scale of pixels; images of one colour are not scaled."""
     # Under `dynamic` the model sees draws of black and white, whose variance is m (1 - m), not the grey values.
     seen = tuple(round((m * (1 - m)) ** 0.5, 6) for m in mean) if is_drawn else deviation
     half, nothing, one = ((value,) * len(mean) for value in (0.5, 0.0, 1.0))

@@ -1,4 +1,4 @@
-"""How the latents are used across a data set: where the KL of the ELBO goes, and which dimensions say nothing."""
+"""Measure how latents are used across a data set: the parts of the KL, and dimensions without information."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,7 @@ from reparam import runtime
 from reparam.evaluate.view import evenly_spaced
 from reparam.models.draw import Prior, gaussian_log_prob, standard_error
 
-# What a dimension can say of an image is at most its KL: a collapsed one says less than a seventh of a bit.
+# The KL of a dimension bounds its information about the image: a collapsed one has less than a seventh of a bit.
 COLLAPSED_KL = 0.1  # nats
 RANGES_NAMED = 8  # in one sentence
 
@@ -39,16 +39,16 @@ class Aggregate:
 def aggregate(mean: Tensor, log_variance: Tensor, z: Tensor, prior: Prior, limit: int) -> Aggregate:
     """Split the KL of Gaussian posteriors to the prior, from some samples of each posterior.
 
-    Its parts add up to the KL. Where that is in closed form, the marginal KL has the noise of the mutual information
-    alone; else, all are of the same samples. `z` must be drawn from N(mean, exp(log_variance)): the lower layers of a
-    hierarchy are not.
+    The parts add up to the KL. If the KL has a closed form, the marginal KL has only the noise of the mutual
+    information; otherwise all use the same samples. `z` must be drawn from N(mean, exp(log_variance)), which does not
+    hold for the lower layers of a hierarchy.
 
-    An image's own posterior is part of q(z) with weight 1 / N, so that the mutual information is at most log N. That is
-    true of these N images; of all images that there could be, a model may say more. What it says beyond log N then
-    counts as marginal KL, and there as total correlation, which means nothing near the bound.
+    An image's own posterior is part of q(z) with weight 1 / N, so the mutual information is at most log N. That is
+    exact for these N images. Over all possible images, the latents may have more information. The part beyond log N
+    then counts as marginal KL, and there as total correlation, which means nothing near the bound.
 
     With more than `limit` images, evenly spaced ones represent all: each one's own posterior keeps the weight 1 / N,
-    the others share the rest. That estimates q(z) without bias, its logarithm too low.
+    the others share the rest. That estimates q(z) without bias, but its logarithm too low.
 
     Time: S times quadratic in min(N, limit). Shapes: mean and log_variance (N, D), z (S, N, D), with limit >= 2.
     """
@@ -130,7 +130,7 @@ def collapse_message(dimensions: Sequence[int], latent: int) -> str | None:
         what = f"more than half of the latents have collapsed: {count} ({_ranges(dimensions)}) say nothing of an image"
     return (
         f"{what}; try a KL warm-up (objective.warmup), free bits (objective.free_bits), a lower objective.beta or a "
-        "smaller decoder (model.decoder_hidden)"
+        "smaller decoder"
     )
 
 

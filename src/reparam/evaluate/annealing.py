@@ -12,9 +12,10 @@ from reparam.errors import NonFiniteError
 from reparam.models.draw import Prior, standard_normal_log_prob
 from reparam.runtime import NUMBERS_AT_ONCE
 
-# Step sizes are found by chains of their own: had a chain a say in its next step size, it would no longer keep f_t, and
-# the bounds would be none (with one chain that adapts as fast as these, the mean of p(x) was 7 to 10 % too high).
-SCOUTS = 4  # such chains
+# Separate chains, the scouts, find the step sizes. If a chain influenced its own step size, it would no longer leave
+# f_t invariant, and the bounds would not hold (with one chain that adapts as fast, the mean of p(x) was 7 to 10 % too
+# high).
+SCOUTS = 4
 VISITS = 200  # temperatures at which they stop, at most: chains that stop at 1000 then accept 0.71 on average
 TARGET = 0.65  # acceptance that they are after (Neal 2011, sec. 5.4.4; Wu et al. 2017, code)
 GAIN = 0.5  # of log step size, per acceptance beyond the target
@@ -38,7 +39,7 @@ class Joint:
 
 @dataclass(frozen=True)
 class Path:
-    """How chains go from the prior to the posterior, through f_t(z) = p(z) p(x|z)^beta_t."""
+    """The way of chains from the prior to the posterior, through f_t(z) = p(z) p(x|z)^beta_t."""
 
     temperatures: int  # T: distributions after the prior, of which the last is the posterior
     leapfrog: int  # steps of each transition, and gradients that it takes
@@ -46,7 +47,7 @@ class Path:
 
 @dataclass(frozen=True)
 class Annealed:
-    """What the chains say about each image, in float64. Shapes: (B,)."""
+    """Estimates of the chains for each image, in float64. Shapes: (B,)."""
 
     log_px: Tensor  # log p(x) in nats, too low in expectation; too high from `reverse_log_likelihood`
     effective_chains: Tensor  # effective sample size of the weights, from 1 to C; 0 where all weights are zero
@@ -72,7 +73,7 @@ def reverse_log_likelihood(joint: Joint, exact: Tensor, chains: int, path: Path)
     Exact as T grows. Only where x was drawn from the model is such a draw known: the z that x was drawn with, where
     all chains start. Draws from torch's generator.
     Shapes: exact (B, D). Units: nats.
-    Raises: NonFiniteError where log p(x|z) is not finite, so that x was not drawn from this model with this z.
+    Raises: NonFiniteError if log p(x|z) is not finite, so that x was not drawn from this model with this z.
     Source: Grosse et al. 2015; Wu et al. 2017.
     """
     betas = sigmoid_schedule(path.temperatures)
@@ -93,7 +94,7 @@ def reverse_log_likelihood(joint: Joint, exact: Tensor, chains: int, path: Path)
 def sigmoid_schedule(temperatures: int, delta: float = 4.0) -> list[float]:
     """Space T + 1 inverse temperatures from 0 to 1, closely at both ends.
 
-    Source: Wu et al. 2017, whose code counts the prior as a temperature, too.
+    Source: Wu et al. 2017, whose code also counts the prior as a temperature.
     """
     levels = torch.linspace(-delta, delta, temperatures + 1, dtype=torch.float64).sigmoid()
     betas: list[float] = ((levels - levels[0]) / (levels[-1] - levels[0])).tolist()
@@ -101,7 +102,7 @@ def sigmoid_schedule(temperatures: int, delta: float = 4.0) -> list[float]:
 
 
 def evaluations(path: Path) -> int:
-    """Count how often one estimate asks for log p(x|z)."""
+    """Count how often one estimate computes log p(x|z)."""
     scouted = len(sigmoid_schedule(path.temperatures)[1 : -1 : _stride(path)])
     return 2 + (scouted + path.temperatures - 1) * path.leapfrog
 
@@ -124,7 +125,7 @@ def concatenate(parts: Sequence[Annealed]) -> Annealed:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where chains are. Shapes: (C, B, D) and, of log_px, (C, B)."""
+    """The positions of chains. Shapes: (C, B, D) and, of log_px, (C, B)."""
 
     z: Tensor
     log_px: Tensor  # log p(x|z) in float64; -inf where it is not finite
@@ -186,7 +187,7 @@ def _look(joint: Joint, z: Tensor) -> _Place:
 
 
 def _move(joint: Joint, here: _Place, beta: float, step: Tensor, leapfrog: int) -> tuple[_Place, Tensor]:
-    """Make a Hamiltonian transition that leaves f_t as it is; return how likely it was, too, as mean over chains (B,).
+    """Make a Hamiltonian transition that keeps f_t invariant; also return its acceptance, averaged over chains (B,).
 
     Source: Neal 2011, fig. 2.
     """

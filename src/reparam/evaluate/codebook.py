@@ -1,4 +1,4 @@
-"""How a codebook is used, and how many bits an image takes as codes."""
+"""Measure how a codebook is used, and how many bits an image takes as codes."""
 
 import math
 

@@ -1,7 +1,7 @@
-"""How codes of images relate to the factors that the images were drawn from: MIG, DCI, SAP and the FactorVAE score.
+"""Compare codes of images with the factors that they were drawn from: MIG, DCI, SAP and the FactorVAE score.
 
 All are of the same codes. Locatello et al. 2019, appendix C, compare the scores, and choose much of what is left open.
-scikit-learn is imported where it is used, because it takes longer than all else that is computed of small data.
+scikit-learn is imported where it is used, because the import takes longer than everything else with small data.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ STILL = 0.05  # of the largest standard deviation; dimensions that vary less hav
 
 @dataclass(frozen=True)
 class Coded:
-    """Codes of images, and what the images were drawn from."""
+    """Codes of images, and the factors that the images were drawn from."""
 
     codes: Array  # (N, D)
     factors: npt.NDArray[np.integer]  # (N, F), from 0 on
@@ -120,7 +120,7 @@ def _squared_correlation(a: Array, b: Array) -> float:
 
 @dataclass(frozen=True)
 class Dci:
-    """How much each latent is about one factor, each factor in one latent, and what latents say of factors."""
+    """The parts of DCI: disentanglement, completeness and informativeness."""
 
     disentanglement: float
     completeness: float
@@ -171,10 +171,10 @@ def _concentration(importance: Array) -> Array:
 
 
 def factor_vae_score(coded: Coded, rng: np.random.Generator) -> float:
-    """Guess which factor images share, from the latent that varies least among them, over its variance in all images.
+    """Guess the factor that a group of images shares, from the latent with the smallest variance in the group.
 
-    The guess for a latent is the factor that most votes are for; the score is the share of other votes guessed right.
-    Images are drawn from those that are here, and may come twice.
+    Variances are relative to those over all images. The guess for a latent is the factor with most votes; the score is
+    the share of other votes that are guessed right. Groups are drawn from the images that are here, with replacement.
     Source: Kim & Mnih 2018, sec. 4; votes as many as in Locatello et al. 2019.
     """
     variances = coded.codes.var(0)

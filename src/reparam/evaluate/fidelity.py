@@ -1,4 +1,4 @@
-"""How near reconstructions are to images, both in [0, 1]."""
+"""Measure how near reconstructions are to images, both in [0, 1]."""
 
 import numpy as np
 import torch

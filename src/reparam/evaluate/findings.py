@@ -1,4 +1,4 @@
-"""What evaluation found of a model."""
+"""The results of an evaluation."""
 
 from dataclasses import dataclass, field
 
@@ -16,8 +16,10 @@ class Findings:
     metrics: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     facts: dict[str, object] = field(default_factory=dict)  # by the name of a field of `Details`
-    not_measured: dict[str, str] = field(default_factory=dict)  # and why
-    of_images: dict[str, Tensor] = field(default_factory=dict)  # what means are of, by metric: (N,), or fewer annealed
+    not_measured: dict[str, str] = field(default_factory=dict)  # the reason, by metric
+    of_images: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # values of each image, by metric: (N,), or fewer for annealing
     outlier_nll: Tensor | None = None  # (M,) of the images that should be unusual
 
     @property

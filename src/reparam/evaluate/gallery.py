@@ -1,4 +1,4 @@
-"""What to draw of a trained model."""
+"""Plot the figures of a trained model."""
 
 from collections.abc import Callable
 

@@ -13,19 +13,20 @@ from reparam.models.given import given
 from reparam.objectives import log_weights
 from reparam.progress import Advance, ignore
 
-# Bytes that one number of the decoder's output takes while it is scored: itself, and what the likelihood makes of it.
+# Bytes that one number of the decoder's output takes while it is scored, with the likelihood's intermediate values.
 BYTES_PER_NUMBER = 4 * 6
-# About what scoring takes, whatever the number of samples. Caches of a CPU hold so much; a GPU wants more work at once.
+# The approximate memory of scoring, for any number of samples. It fits the caches of a CPU; a GPU needs more work at
+# once.
 MEMORY = {"cpu": 12 << 20, "cuda": 512 << 20}  # bytes
 
 
 @dataclass(frozen=True)
 class Importance:
-    """What K samples say of each image, in float64. Units: nats."""
+    """Estimates from K samples of each image, in float64. Units: nats."""
 
     nll: Tensor  # (B,) estimate of -log p(x)
     bounds: Tensor  # (L, B) lower bounds on log p(x) of the first k samples, k as `levels` says
-    effective: Tensor  # (B,) samples that the estimate rests on, of K: 1 / sum of the squared normalised weights
+    effective: Tensor  # (B,) effective number of samples, at most K: 1 / sum of the squared normalised weights
 
 
 def levels(samples: int) -> list[int]:
@@ -40,7 +41,7 @@ def importance(
 ) -> Importance:
     """Estimate -log p(x) with samples of the posterior; an upper bound in expectation, exact as K grows.
 
-    Sums are streamed, so that about MEMORY is taken whatever K, or what one sample of one image takes. `advance` gets
+    Sums are streamed: memory stays near MEMORY for any K, unless one sample of one image needs more. `advance` gets
     the number of samples that are done, again and again. With labels, p(x) is p(x|y).
     Shapes: x (B, C, H, W), labels (B,). Source: Burda et al. 2016, eq. 8; Kong 1992 for the effective sample size.
     """
@@ -54,12 +55,12 @@ def importance(
 
 @dataclass(frozen=True)
 class Chunk:
-    """Images that are scored together, encoded once, and how many samples of them are drawn at once."""
+    """Images that are scored together, encoded once, and the number of samples that are drawn at once."""
 
     x: Tensor  # (B, C, H, W)
     encoded: Encoded
     at_once: int
-    model: Model  # that knows their labels, where it is conditional
+    model: Model  # with their labels bound, if it is conditional
 
 
 def chunks(model: AnyModel, x: Tensor, labels: Tensor | None = None) -> Iterator[Chunk]:

@@ -1,4 +1,4 @@
-"""What is measured of a model: likelihood, latents, labels, generated images, other data, annealed importance."""
+"""Measure a model: likelihood, latents, labels, generated images, other data, annealed importance."""
 
 import math
 from collections.abc import Callable
@@ -78,7 +78,7 @@ def measure(subject: Subject, outliers: Images | None) -> Findings:
 
 
 def _asked(subject: Subject) -> dict[str, Callable[[Subject, Findings], None]]:
-    """Return what is measured of a model, and of its codes and images."""
+    """Return the measurements that apply to this model, its codes and its images."""
     settings, data = subject.settings, subject.data
     every: tuple[tuple[str, Callable[[Subject, Findings], None], object], ...] = (
         ("likelihood", _likelihood, True),
@@ -117,13 +117,13 @@ def _of_images(subject: Subject) -> dict[str, Tensor]:
 
 
 def _validation(subject: Subject, findings: Findings) -> None:
-    """Score the validation split, too: what is chosen by the test split is no longer tested by it."""
+    """Score the validation split as well, by which experiments are chosen: the test split must not choose."""
     for name, values in _of_images(subject.on_validation()).items():
         findings.add_mean(f"{name}{VALIDATION}", values)
 
 
 def _nll(subject: Subject, findings: Findings) -> None:
-    """Estimate the NLL, say how far it can be trusted, and what it is in bits."""
+    """Estimate the NLL, also in bits, and check how far it can be trusted."""
     scores, count = subject.scores, subject.settings.nll_samples
     findings.add_mean("nll", scores.nll)
     if subject.model.likelihood.is_discrete:
@@ -136,8 +136,8 @@ def _nll(subject: Subject, findings: Findings) -> None:
     )
     if effective < FEW:
         findings.warnings.append(
-            f"nll rests on {effective:.1f} of {count:,} samples in the median image, and is too high by what is "
-            "missing; raise evaluate.nll_samples"
+            f"nll has only {effective:.1f} effective samples of {count:,} in the median image, so it is too high; "
+            "raise evaluate.nll_samples"
         )
 
 
@@ -161,13 +161,13 @@ def _latents(subject: Subject, findings: Findings) -> None:
     findings.facts["mutual_information"] = MutualInformationFacts(bound=round(found.bound, 4), images=found.images)
     if found.mutual_information > SATURATED * found.bound:
         findings.warnings.append(
-            f"mutual_information is {found.mutual_information:.2f} nats where log N = {found.bound:.2f} is the most "
-            "that so many images can show: it is too low, marginal_kl and total_correlation are too high by as much"
+            f"mutual_information is {found.mutual_information:.2f} nats, close to its maximum log N = {found.bound:.2f}"
+            ": it is too low, and marginal_kl and total_correlation are too high by as much; evaluate more images"
         )
 
 
 def _codebook(subject: Subject, findings: Findings) -> None:
-    """Say which codes images have, and how often."""
+    """Measure which codes the images use, and how often."""
     model, parts = subject.model, torch.split(subject.scores.means.float(), ENCODED)
     assert isinstance(model, Quantized)
     codes = torch.cat([model.codes(part.to(subject.images.device)).cpu() for part in parts])
@@ -177,12 +177,12 @@ def _codebook(subject: Subject, findings: Findings) -> None:
 
 
 def _labels(subject: Subject, findings: Findings) -> None:
-    """Guess labels from codes, where there are labels, and the images are not those that are learned from."""
+    """Guess labels from codes, if there are labels and the scored images are not the training images."""
     train, scored = subject.data.train, subject.data.scored
     if subject.settings.split == "train" or len(np.unique(train.labels)) < 2:
         return
     if subject.data.is_conditional:
-        findings.not_measured["accuracy"] = "not measured: the encoder is told the label that would be guessed"
+        findings.not_measured["accuracy"] = "not measured: the encoder receives the label that would be guessed"
         return
     rows = evenly_spaced(len(train.labels), LEARNED_FROM).numpy()
     known = Labelled(subject.encode(train.images[rows]), train.labels[rows])
@@ -216,7 +216,7 @@ def _disentangled(subject: Subject, findings: Findings) -> None:
 
 
 def _fidelity(subject: Subject, findings: Findings) -> None:
-    """Compare images that the model sees as they are stored with what it makes of them."""
+    """Compare images with their reconstructions, if the model sees the images as they are stored."""
     for name, values in fidelity(subject).items():
         findings.add_mean(name, values)
 
@@ -245,7 +245,7 @@ def _generated(subject: Subject, findings: Findings) -> None:
 
 
 def _outliers(subject: Subject, findings: Findings, outliers: Images) -> None:
-    """Say how well the NLL distinguishes other images from those of the split."""
+    """Measure how well the NLL distinguishes other images from those of the split."""
     settings = subject.settings
     rows = evenly_spaced(len(outliers), len(subject.scores.nll)).numpy()
     seen = subject.view(outliers[rows]).seen(settings.seed)
@@ -293,7 +293,7 @@ def _annealed(subject: Subject, findings: Findings) -> None:
 
 
 def _anneal(subject: Subject, x: Tensor, numbers: Labels, exact: Tensor | None = None) -> Annealed:
-    """Run chains for each image; backwards, from an exact posterior sample, where there is one.
+    """Run chains for each image; backwards, from an exact posterior sample, if there is one.
 
     Shapes: `numbers` (B,) of the labels of images.
     """

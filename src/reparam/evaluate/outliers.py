@@ -49,7 +49,7 @@ def read_outliers(directory: Path, data_card: DataCard) -> store.Images:
             f"params.yaml: evaluate.outliers: wanted images of shape {data_card.shape}, as the model's, found "
             f"{card.shape} in {directory}; preprocess them with the same preprocess.image_size and channels"
         )
-    # Under `dynamic` both are drawn from at each visit; else they would differ by being grey, or not being so.
+    # Under `dynamic`, both are binarized at each visit. Otherwise, both must be grey or both black and white.
     is_drawn = data_card.binarization == "dynamic"
     if not is_drawn and data_card.is_black_and_white != card.is_black_and_white:
         kinds = ("grey", "black and white")

@@ -1,4 +1,4 @@
-"""What the codes of a trained model say about labels that it never saw: nearest neighbours and a linear probe."""
+"""Guess labels that a trained model never saw from its codes: nearest neighbours and a linear probe."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ LIMITS = {"maxiter": 200, "gtol": 1e-4, "ftol": 64 * np.finfo(float).eps, "maxls
 
 @dataclass(frozen=True)
 class Labelled:
-    """Codes of images, their posterior means, and what is on the images."""
+    """Codes of images (their posterior means) and the labels of the images."""
 
     codes: Tensor  # (N, D)
     labels: Labels  # (N,)
@@ -34,7 +34,7 @@ class Guesses:
 
 
 def probe(train: Labelled, test: Labelled, neighbours: int) -> Guesses | str:
-    """Learn labels from codes of training images, and guess those of the scored split; else say why not.
+    """Learn labels from codes of training images, and guess those of the scored split, or return why not.
 
     An image whose class is absent from training counts as guessed wrong.
     """
@@ -58,7 +58,7 @@ def _why_not(known: Tensor, found: Tensor, labels: Labels) -> str | None:
 
 
 def _guess_nearest(known: Tensor, labels: Labels, found: Tensor, neighbours: int) -> Labels:
-    """Take the vote of the nearest training images, all of them where there are fewer; the lower label wins a tie."""
+    """Take the vote of the nearest training images, of all if there are fewer; the lower label wins a tie."""
     parts = torch.split(found, max(1, runtime.NUMBERS_AT_ONCE // len(known)))
     count = min(neighbours, len(known))
     nearest = torch.cat([torch.cdist(part, known).topk(count, largest=False).indices for part in parts])

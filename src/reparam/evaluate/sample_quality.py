@@ -1,4 +1,4 @@
-"""How generated images compare with real ones in a feature space: fidelity, variety and the Frechet distance."""
+"""Compare generated images with real ones in a feature space: fidelity, variety and the Frechet distance."""
 
 import math
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ class Projection:
 
 
 def fit_projection(images: Images, components: int) -> Projection:
-    """Find the principal components of training images, of evenly spaced ones where there are very many.
+    """Find the principal components of training images, of evenly spaced ones if there are very many.
 
     There are at most as many components as numbers in an image, and fewer than images.
     Shapes: (N, C, H, W), N > 1.
@@ -63,7 +63,7 @@ def pca_quality(real: Tensor, fake: Tensor, neighbours: int) -> dict[str, float]
 
     precision: the fraction of generated images that look real; recall: of real ones that could have been generated;
     density and coverage: the same with less weight on outliers; density may exceed 1. All are higher-is-better, and
-    comparable only between equal numbers of images. frechet: lower is better. Nothing where there are fewer than two
+    comparable only between equal numbers of images. frechet: lower is better. Nothing if there are fewer than two
     images of a kind. Shapes: (N, F), (M, F).
     """
     if min(len(real), len(fake)) < 2:
@@ -79,7 +79,7 @@ def standard_errors(real: Tensor, fake: Tensor, neighbours: int) -> dict[str, fl
     as much as that of n images. With replacement, copies of an image would be each other's nearest neighbours. For
     1,000 digits, errors were 1 to 1.7 times the deviation between 30 independent sets; of shares next to 0 or 1 (a
     recall of 0.002, a precision of 0.9999), half to two times.
-    Nothing where there are fewer than four images of a kind. Shapes: (N, F), (M, F).
+    Nothing if there are fewer than four images of a kind. Shapes: (N, F), (M, F).
     Source: Shao & Wu 1989 (the jackknife that leaves out many); Politis & Romano 1994.
     """
     share = min(0.5, RESAMPLED / max(len(real), len(fake)))

@@ -1,4 +1,4 @@
-"""Where generated images start from: distributions over the latents of a trained model."""
+"""Draw the latents of generated images: distributions over the latents of a trained model."""
 
 import warnings
 from collections.abc import Callable

@@ -22,7 +22,7 @@ class Scores:
 
     reconstruction: Tensor  # (N,) expected negative log p(x|z)
     kl: Tensor  # (N,)
-    nll: Tensor  # (N,) importance-sampled estimate of -log p(x); NaN where there is no likelihood of these pixels
+    nll: Tensor  # (N,) importance-sampled estimate of -log p(x); NaN if there is no likelihood of these pixels
     bounds: Tensor  # (N, L) lower bounds on log p(x) of the first samples, as many as `importance.levels` says
     effective: Tensor  # (N,) samples that the NLL rests on
     latent_kl: (
@@ -52,7 +52,7 @@ def score(model: AnyModel, data: View, config: EvaluateConfig, *, with_nll: bool
                 for chunk in chunks(model, *batch):
                     expectations, sizes = _expectations(chunk.model, chunk, elbo_samples, advance)
                     likelihoods = _likelihoods(chunk.model, chunk, nll_samples, advance)
-                    parts.append((*expectations, *likelihoods, *chunk.model.posterior(chunk.x)))
+                    parts.append((*expectations, *likelihoods, *chunk.model.posterior_of(chunk.encoded)))
     columns = (torch.cat(part).double().cpu() for part in zip(*parts, strict=True))
     reconstruction, kl, latent_kl, expected, noise, nll, bounds, effective, means, log_variances = columns
     # The population variance, as an activity statistic of this very split, and 0 for a single image.
@@ -87,8 +87,8 @@ def _expectations(
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """Average over posterior samples: -log p(x|z), KL, KL and mean of each dimension, variance of the latter average.
 
-    The mean of a layer depends on the samples of others, in a hierarchy: the noise of its average would count as
-    variance over images. (With one sample it is not known, and taken for 0.) Return the sizes of layers, too.
+    In a hierarchy, the mean of a layer depends on the samples of other layers: the noise of its average would count as
+    variance over images. (With one sample it is unknown, and assumed to be 0.) Also return the sizes of layers.
     """
     sums: tuple[Tensor, ...] = ()
     for draw in draws(model, chunk, samples):

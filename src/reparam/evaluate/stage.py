@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 def run(config: Config, paths: Paths, device: str = "auto", tracker: track.Tracker | None = None) -> None:
-    """Score the trained model on a split, measure what its latents and samples are worth, and draw what it does."""
+    """Score the trained model on a split, measure its latents and samples, and plot figures."""
     settings, place = config.evaluate, pick_device(device)
     tracker = tracker or track.connect(paths)
     make_deterministic(settings.seed)
@@ -125,7 +125,7 @@ def _write_latents(path: Path, scores: Scores, settings: EvaluateConfig) -> None
 
 
 def _draw(directory: Path, subject: Subject, findings: Findings) -> Tiles:
-    """Write all figures, and return what the page must know of those that it cuts up."""
+    """Write all figures, and return the facts by which the page cuts up two of them."""
     drawn = gallery.draw(subject)
     if findings.outlier_nll is not None:
         usual, unusual = subject.scores.nll.numpy(), findings.outlier_nll.numpy()
@@ -141,7 +141,7 @@ def _draw(directory: Path, subject: Subject, findings: Findings) -> Tiles:
 def _describe(
     data: DataCard, model: ModelCard, subject: Subject, findings: Findings, tiles: Tiles, files: Files
 ) -> EvaluationCard:
-    """Say what the metrics were measured on, and how."""
+    """Return the data and settings that the metrics were measured with."""
     return EvaluationCard(
         data=data.images,
         is_discrete=model.is_discrete,

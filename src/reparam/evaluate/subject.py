@@ -46,11 +46,11 @@ class Data:
     pixels: Pixels  # on the model's device
     is_density: bool  # whether the model's likelihood is one of these pixels
     is_black_and_white: bool  # whether no grey value is stored
-    factors: Sequence[FactorFacts] | None = None  # what varies, where that is known
-    is_conditional: bool = False  # whether the model is told labels
+    factors: Sequence[FactorFacts] | None = None  # the factors of variation, if they are known
+    is_conditional: bool = False  # whether the model receives labels
 
     def view(self, split: Split, batch_size: int) -> View:
-        """Show images as the model sees them, and the labels that it is told."""
+        """Show images as the model sees them, with their labels if the model is conditional."""
         labels = split.labels if self.is_conditional else None
         return View(Batches(split.images, batch_size, self.pixels.shift.device, labels), self.pixels)
 
@@ -206,7 +206,7 @@ class Subject:
         return given(self.model, self.told(numbers))
 
     def told(self, numbers: Rows) -> Tensor | None:
-        """Return labels as a conditional model is told them; another is told none. Shapes: (n,)."""
+        """Return labels as a conditional model takes them; None for any other model. Shapes: (n,)."""
         if not self.data.is_conditional:
             return None
         return torch.from_numpy(numbers.astype(np.int64)).to(self.images.device)
@@ -222,7 +222,7 @@ class Subject:
 
     @property
     def with_usual(self) -> str:
-        """Say so, where the model is told labels."""
+        """Name this label for a title, if the model is conditional."""
         return f", with label {literal(self.data.classes[self.usual])}" if self.data.is_conditional else ""
 
     def proportional(self, count: int) -> Rows:
@@ -268,9 +268,9 @@ class Subject:
         return chosen[np.argsort(self.labels[chosen], kind="stable")]
 
     def pairs(self, count: int) -> tuple[Rows, Rows]:
-        """Draw pairs of images, of different classes where there are some; no image twice. Shapes: (<= count,) twice.
+        """Draw pairs of images, of different classes if possible; no image twice. Shapes: (<= count,) twice.
 
-        Of a conditional model, of the same class where there are two of one. There must be two images at least.
+        For a conditional model, both are of the same class, if possible. There must be at least two images.
         """
         with self.draws():
             rest = torch.randperm(len(self.labels)).tolist()
@@ -289,7 +289,7 @@ class Subject:
         return not self.is_labelled or are_alike == self.data.is_conditional
 
     def names(self, rows: Rows) -> list[str]:
-        """Name the classes of images, where there are several, as matplotlib takes them literally."""
+        """Name the classes of images, if there are several, as matplotlib takes them literally."""
         return [literal(str(label)) if self.is_labelled else "" for label in self.labels[rows].tolist()]
 
     def name_and_use(self, dimension: int) -> str:

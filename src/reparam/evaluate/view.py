@@ -30,7 +30,7 @@ class View:
         return self.pixels.of(self.batches.in_order(), seed)
 
     def told(self, seed: int) -> Iterator[tuple[Tensor, ...]]:
-        """Yield the same, and where there are labels those of these images, (B,) int64."""
+        """Yield the same, with the labels of the images if there are labels, (B,) int64."""
         labels = self.batches.labels
         if labels is None:
             return ((x,) for x in self.seen(seed))

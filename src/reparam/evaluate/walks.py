@@ -1,4 +1,4 @@
-"""Where in latent space to look: planes, traversals and straight lines, as latents to decode."""
+"""Choose latents to decode for figures: planes, traversals and straight lines."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -25,8 +25,8 @@ class Plane:
     """A plane of latents: an origin, plus multiples of two directions at right angles, one unit long each."""
 
     origin: Tensor  # (D,)
-    directions: Tensor  # (2, D); the second is 0 where there is one direction only
-    names: tuple[str, str]  # of the coordinates; "" where there is one direction only
+    directions: Tensor  # (2, D); the second is 0 if there is one direction only
+    names: tuple[str, str]  # of the coordinates; "" if there is one direction only
     unit: str
 
     def latents(self, steps: int, limit: float) -> Tensor:
@@ -104,7 +104,7 @@ def interpolate(start: Tensor, end: Tensor, steps: int) -> Tensor:
 
 
 def choose_dimensions(use: Tensor, active: Tensor, count: int) -> list[int]:
-    """Choose active dimensions, those in most use first; where none is, the one in most use. Shapes: (D,) twice."""
+    """Choose active dimensions, the most used first; if none is active, the most used one. Shapes: (D,) twice."""
     ranked = by_use(use)
     return [number for number in ranked if active[number]][:count] or ranked[:1]
 

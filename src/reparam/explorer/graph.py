@@ -27,7 +27,7 @@ Fields = dict[int, list[Any]]
 def read(content: bytes, what: str) -> dict[str, Any]:
     """Return nodes, constants, outputs and metadata of a graph, as JSON can hold them; `what` names it in messages.
 
-    Raises: DamagedInputError where it is no such graph.
+    Raises: DamagedInputError if it is no such graph.
     """
     try:
         model = _fields(content)

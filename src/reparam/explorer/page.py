@@ -23,12 +23,12 @@ REACH = 3.0  # standard deviations to each side: 99.7 % of a normal distribution
 def render(path: Path) -> str:
     """Return the page of a model: a folder, or its decoder alone.
 
-    Raises: UserError where files are missing or damaged, or use operators that the page does not know.
+    Raises: UserError if files are missing or damaged, or use operators that the page does not know.
     """
     bundle = Bundle.open(path)
     if classes := (bundle.manifest or {}).get("classes"):
         raise UserError(
-            f"{path}: wanted a model that is told no labels, because the page has none to choose from, found one with "
+            f"{path}: wanted a model without labels, because the page has none to choose from, found one with "
             f"{len(classes)} classes; look at it with `reparam model sample --label` and `reparam model reconstruct`"
         )
     graphs = {role: _graph(bundle, name) for role in ("encoder", "decoder") if (name := f"{role}.onnx") in bundle.names}
@@ -114,13 +114,13 @@ def _units(model: dict[str, Any]) -> str:
 
 
 def _latents(model: dict[str, Any]) -> list[dict[str, Any]]:
-    """Say of each dimension where its slider is in the middle and how far it goes, the most active first."""
+    """Return the middle and the reach of the slider of each dimension, the most active first."""
     size, codes = model["latent_size"], model.get("codes")
     if codes is None:
         return [{"index": index, "middle": 0.0, "reach": REACH, "deviation": None} for index in range(size)]
     mean, deviation = np.array(codes["mean"]), np.array(codes["deviation"])
     middle = np.zeros(size) if _is_normal(model) else mean
-    # Of a prior, at least what it reaches. A dimension that never changes gets a slider, too.
+    # With a standard normal prior, at least its reach. A dimension that never changes also gets a slider.
     reach = np.maximum(np.abs(mean - middle) + REACH * deviation, REACH if _is_normal(model) else 1e-3)
     return [
         {"index": index, "middle": middle[index], "reach": reach[index], "deviation": deviation[index]}

@@ -1,4 +1,4 @@
-"""What an app must know of an exported model."""
+"""The facts that an app must know about an exported model."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +19,7 @@ from reparam.cards.export import (
     ScoreFacts,
 )
 from reparam.cards.model import ModelCard, TrainedParams
+from reparam.export.onnx import CODES
 from reparam.export.runtime import Runtime
 from reparam.lineage import source_hash
 from reparam.models.build import AnyModel
@@ -27,7 +28,7 @@ from reparam.models.priors import StandardNormal
 from reparam.models.quantized import Quantized
 
 # The oldest release that ran the files of an opset. Tried were 1.15.0 (the first for Python 3.11), 1.17.0, 1.18.0,
-# 1.19.0, 1.20.0, 1.22.0, 1.23.0 and what is installed here.
+# 1.19.0, 1.20.0, 1.22.0, 1.23.0 and what is installed here; onnxruntime-web of the versions below runs them, too.
 OLDEST_ONNXRUNTIME: Mapping[int, str] = {
     18: "1.15.0",
     19: "1.17.0",
@@ -106,7 +107,7 @@ def write_prior(prior: Prior, path: Path) -> None:
 def score(runtime: Runtime, path: Path, given: Arrays, epsilon: Array) -> Array:
     """Score images, each at one posterior sample: with zeros, at its mean.
 
-    Shapes: given images (N, H, W, C), and labels (N,) where there are any; epsilon (N, *latent_shape) -> (N,).
+    Shapes: given images (N, H, W, C), and labels (N,) if there are any; epsilon (N, *latent_shape) -> (N,).
     Units: nats, lower is better.
     """
     scores = []
@@ -117,10 +118,11 @@ def score(runtime: Runtime, path: Path, given: Arrays, epsilon: Array) -> Array:
 
 
 def describe_codes(runtime: Runtime, path: Path, outputs: Sequence[str], given: Arrays) -> CodeFacts:
-    """Say where the codes of images lie, and so which dimensions say most.
+    """Return where the codes of images lie, which shows the dimensions that vary most.
 
     `outputs` are those of the encoder: mean and, of a posterior, log variance. Shapes: as in `score`.
     """
+    outputs = [name for name in outputs if name != CODES]  # numbers of entries have no scale
     parts = [
         runtime.run(path, {name: values[rows] for name, values in given.items()}, outputs)
         for rows in _parts(given["images"])

@@ -1,4 +1,4 @@
-"""What the exported graphs compute, as torch modules, and what an app must know of their inputs and outputs."""
+"""The exported graphs as torch modules, with the facts of their inputs and outputs that apps need."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -48,9 +48,10 @@ class Graph(nn.Module):
 
 
 class EncoderGraph(Graph):
-    """uint8 images (B, H, W, C) -> mean and log variance of q(z|x); of an autoencoder, the code alone.
+    """uint8 images (B, H, W, C) -> mean and log variance of q(z|x); for an autoencoder, the code alone.
 
-    Shapes: -> (B, D) each, or (B, C, H, W) of latents that are an image, as in all graphs.
+    For a model with a codebook: the vectors of its codes, and the codes.
+    Shapes: -> (B, D) each, or (B, C, H, W) if latents are an image, as in all graphs; codes (B, P) int64.
     """
 
     def __init__(self, model: AnyModel, pixels: Pixels, grey_pixels: str) -> None:
@@ -58,46 +59,24 @@ class EncoderGraph(Graph):
         mean = _tensor("mean", model.latent_shape, unit, "mean of q(z|x), the code of an image")
         unit = f"log of squared {DEVIATIONS}" if unit == DEVIATIONS else ""
         log_variance = _tensor("log_variance", model.latent_shape, unit, "that of q(z|x)")
-        outputs = (mean, log_variance) if model.stochastic_layers else (mean,)
+        if isinstance(model, Quantized):
+            more: tuple[TensorFacts, ...] = (_codes(model),)
+        else:
+            more = (log_variance,) if model.stochastic_layers else ()
         inputs = (_images(model, "to encode"), *_label(model))
-        super().__init__(model, pixels, GraphFacts(inputs=inputs, outputs=outputs))
+        super().__init__(model, pixels, GraphFacts(inputs=inputs, outputs=(mean, *more)))
         self.grey_pixels = grey_pixels
 
     def forward(self, images: Tensor, *label: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """Compute the posterior of images."""
-        found = self.model.posterior(self.seen(images), *label)[: len(self.outputs)]
-        return tuple(values.reshape(-1, *self.model.latent_shape) for values in found) if self.is_image else found
+        vectors = self.model.posterior(self.seen(images), *label)[: 2 if self.model.stochastic_layers else 1]
+        found = [values.reshape(-1, *self.model.latent_shape) if self.is_image else values for values in vectors]
+        return (*found, self.model.codes(vectors[0])) if isinstance(self.model, Quantized) else tuple(found)
 
     def seen(self, images: Tensor) -> Tensor:
-        """Turn images into what the model sees. Shapes: (B, H, W, C) uint8 -> (B, C, H, W)."""
+        """Turn images into the input of the model. Shapes: (B, H, W, C) uint8 -> (B, C, H, W)."""
         grey = images.permute(0, 3, 1, 2).to(torch.float32) / 255
         return self.pixels.scaled(serve(grey, self.grey_pixels))
-
-
-class CodeEncoderGraph(EncoderGraph):
-    """uint8 images (B, H, W, C) -> vectors of codes, (B, D) float32, and the codes, (B, P) int64."""
-
-    model: Quantized
-
-    def __init__(self, model: Quantized, pixels: Pixels, grey_pixels: str) -> None:
-        super().__init__(model, pixels, grey_pixels)
-        codes = TensorFacts(
-            name=CODES,
-            dtype="int64",
-            shape=("batch", model.positions),
-            range=(0, model.quantizer.size - 1),
-            unit="rows of codebook.npz",
-            meaning="codes of an image, whose vectors `mean` has one after the other"
-            + (", a pixel each" if len(model.latent_shape) > 1 else ""),
-        )
-        self.facts = GraphFacts(inputs=self.facts.inputs, outputs=(*self.facts.outputs, codes))
-        self.outputs = [tensor.name for tensor in self.facts.outputs]
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        """Compute the codes of images."""
-        vectors, _ = self.model.posterior(self.seen(images))
-        shaped = vectors.reshape(-1, *self.model.latent_shape) if self.is_image else vectors
-        return shaped, self.model.codes(vectors)
 
 
 class DecoderGraph(Graph):
@@ -147,10 +126,7 @@ class ScoreGraph(Graph):
 
 def graphs_of(model: AnyModel, pixels: Pixels, grey_pixels: str, *, is_density: bool) -> dict[str, Graph]:
     """Return the graphs of a model by name; a score only where the likelihood is a density of such pixels."""
-    if isinstance(model, Quantized):
-        encoder: EncoderGraph = CodeEncoderGraph(model, pixels, grey_pixels)
-    else:
-        encoder = EncoderGraph(model, pixels, grey_pixels)
+    encoder = EncoderGraph(model, pixels, grey_pixels)
     graphs: dict[str, Graph] = {"encoder": encoder, "decoder": DecoderGraph(model, pixels)}
     if is_density and not isinstance(model, Autoencoder):
         graphs["score"] = ScoreGraph(model, encoder)
@@ -200,6 +176,18 @@ def _images(model: AnyModel, meaning: str) -> TensorFacts:
         range=(0, 255),
         unit="grey levels",
         meaning=meaning,
+    )
+
+
+def _codes(model: Quantized) -> TensorFacts:
+    return TensorFacts(
+        name=CODES,
+        dtype="int64",
+        shape=("batch", model.positions),
+        range=(0, model.quantizer.size - 1),
+        unit="rows of codebook.npz",
+        meaning="codes of an image, whose vectors `mean` has one after the other"
+        + (", a pixel each" if len(model.latent_shape) > 1 else ""),
     )
 
 

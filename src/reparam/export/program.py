@@ -72,7 +72,7 @@ def _export(whole: AllGraphs, outputs: list[str], opset: int) -> Any:
             verbose=False,
         )
     finally:
-        gc.freeze()  # what it keeps, it keeps: no search need look at it later
+        gc.freeze()  # the exporter keeps its objects: the garbage collector need not visit them later
         gc.enable()
         Distribution.set_default_validate_args(is_validated)
     assert program is not None
@@ -90,7 +90,7 @@ def _rename(model: Any, names: Mapping[str, str]) -> None:
 
 
 def clean(model: Any) -> None:
-    """Drop all that is neither computed nor promised."""
+    """Remove what no runtime needs: types of intermediate values, and the notes of the exporter."""
     model.ir_version = lowest_ir_version(model.opset_import[0].version)
     # Types of what is between inputs and outputs: a quantiser infers them anew, and stumbles over old ones.
     del model.graph.value_info[:]

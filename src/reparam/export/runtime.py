@@ -1,4 +1,4 @@
-"""onnxruntime in a process of its own, as in an app, without what torch sets in its process: flushed denormals, say.
+"""onnxruntime in its own process, as in an app: torch changes settings of its process, such as flushed denormals.
 
 This file is also the program of that process, which imports nothing of ours.
 """
@@ -21,7 +21,7 @@ INPUTS, OUTPUTS, PROBLEM = "inputs.npz", "outputs.npz", "problem.txt"  # in the 
 class Runtime:
     """A process that runs graphs. It starts at once, so that its imports take no time later.
 
-    Raises: RuntimeError where it ends, with the last line of what it said.
+    Raises: RuntimeError if it ends, with the last line of what it said.
     """
 
     def __init__(self, scratch: Path) -> None:

@@ -76,7 +76,7 @@ def _write_bundle(
 ) -> dict[str, float]:
     """Write and verify all files of a model; return the parity.
 
-    Shapes: inputs images (N, H, W, C), and label (N,) where the model is told labels.
+    Shapes: inputs images (N, H, W, C), and label (N,) if the model is conditional.
     """
     images = inputs["images"]
     metadata = {"reparam": json.dumps(facts.model_dump(mode="json"), sort_keys=True)}
@@ -136,10 +136,10 @@ def _write_descriptions(card: ExportCard, directory: Path) -> None:
 def serving_skew(
     model: AnyModel, images: store.Images, pixels: Pixels, grey_pixels: GreyPixels, label: Array | None = None
 ) -> dict[str, float]:
-    """Measure what it costs that apps encode grey images where training encoded random binarizations of them.
+    """Measure the cost of encoding grey images, as apps do, if training encoded random binarizations of them.
 
     `served_elbo` scores binarized images under a posterior that saw them as the exported encoder does;
-    `served_elbo_loss` is what it lost against a posterior that saw the binarized images themselves, on the same
+    `served_elbo_loss` is its loss against a posterior that saw the binarized images themselves, on the same
     draws. The standard errors, under `<name>_se`, are those of means over images: of the loss, image by image.
     Shapes: images (N, C, H, W), label (N,). Units: nats per image.
     """

@@ -20,10 +20,10 @@ from reparam.export.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
-SHIPPED = ("encoder", "decoder")  # the score is copied, too, but only to measure what that costs
+SHIPPED = ("encoder", "decoder")  # the score is also copied, but only to measure the loss
 # Largest difference from the float32 graphs, times the largest absolute value where that exceeds 1.
 TOLERANCES = {"int8": 0.2, "fp16": 0.005}
-LEAST_RATIO = 1.8  # of sizes: what is hardly smaller is not worth a second file
+LEAST_RATIO = 1.8  # of sizes: a copy that is hardly smaller is not worth a second file
 MOST_NATS = 0.5  # of the ELBO
 FEW = 64  # numbers: a cast of fewer takes more room than it saves
 
@@ -54,7 +54,7 @@ class Original:
 def write_variants(kinds: Iterable[str], original: Original, opset: int) -> dict[str, VariantFacts]:
     """Write `<name>.<kind>.onnx` beside the graphs where it pays; return what was found of every kind.
 
-    Raises: ParityError where onnxruntime cannot run a copy.
+    Raises: ParityError if onnxruntime cannot run a copy.
     """
     return {kind: _write_variant(kind, original, opset) for kind in dict.fromkeys(kinds)}
 

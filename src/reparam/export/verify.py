@@ -50,7 +50,7 @@ def measure_parity(
 
     Shapes: images (N, H, W, C) uint8. Returns the largest absolute error of each graph's float outputs, and the largest
     difference in grey levels of the decoder's images, both without the extremes.
-    Raises: ParityError where a float is off by more than a tolerance x max(1, scale), or a grey level by more than one.
+    Raises: ParityError if a float is off by more than a tolerance x max(1, scale), or a grey level by more than one.
     """
     errors: dict[str, float] = {}
     for name, graph in graphs.items():
@@ -85,7 +85,7 @@ def measure_parity(
 def _without_ties(outputs: list[str], wanted: list[Array], found: list[Array], what: str) -> list[Array]:
     """Replace a few codes that differ, and their vectors, by those of torch: a tie may be rounded to either code.
 
-    Raises: ParityError where more than a few differ.
+    Raises: ParityError if more than a few differ.
     """
     codes, vectors = outputs.index(CODES), outputs.index("mean")
     differs = wanted[codes] != found[codes]  # (B, P)

@@ -12,16 +12,16 @@ from reparam.figures.style import COLOURS, QUIET, WIDE, Array, literal, style
 TERMS = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL"}
 SCHEDULES = {"beta": "beta", "learning_rate": "learning rate"}  # columns that a history may have, and their titles
 PER_ROW = 3
-LINES = ("-", "--", ":")  # where there are more curves than colours
+LINES = ("-", "--", ":")  # if there are more curves than colours
 
 
 def plot_training(history: Mapping[str, Sequence[float]], best_epoch: int) -> Figure:
-    """Plot loss, reconstruction and KL per epoch, for training and, where there was any, validation; and schedules.
+    """Plot loss, reconstruction and KL per epoch, for training and validation (if there was any), and schedules.
 
     Units: nats per image; schedules have their own.
     """
     with style():
-        # Of an autoencoder there is no KL to show.
+        # An autoencoder has no KL.
         terms = [term for term in TERMS if term != "kl" or any(history["train_kl"])]
         schedules = [name for name in SCHEDULES if name in history]
         count = len(terms) + len(schedules)

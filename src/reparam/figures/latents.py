@@ -147,7 +147,7 @@ def plot_aggregate(samples: Mapping[str, Array], prior: Array | None = None) -> 
 
 
 def plot_factors(told: Array, latents: Sequence[str], factors: Sequence[str]) -> Figure:
-    """Show what latents say of factors, which have a row each. Shapes: told (D, F), in [0, 1]."""
+    """Plot the information of latents about factors, one row for each factor. Shapes: told (D, F), in [0, 1]."""
     with style():
         figure = Figure(figsize=(0.55 * max(len(latents), 5), 0.45 * len(factors) + 0.4))
         axes = figure.subplots()

@@ -18,10 +18,10 @@ class Autoencoder(EncoderDecoder):
 
     stochastic_layers = 0
 
-    def posterior(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, labels: Tensor | None = None) -> Encoded:
         """Return the code, and the log of its variance, which is 0. Shapes: (B, C, H, W) -> (B, D), (B, D)."""
         code = in_full(self.encoder(self.condition.on_image(x, labels)))
-        return code, torch.full_like(code, -torch.inf)
+        return [(code, torch.full_like(code, -torch.inf))]
 
     def sample_posterior(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.posterior(x, labels)[0]
@@ -41,4 +41,4 @@ class Autoencoder(EncoderDecoder):
         log_px = self.likelihood.log_prob(output, target).expand(samples, -1)
         nothing = torch.zeros_like(z).expand(samples, -1, -1)
         layer = Layer.of(z.expand(samples, -1, -1), (code, log_variance), nothing, nothing)
-        return replace(Draw.of(log_px, layer), output=output)  # of one sample, as all are the same
+        return replace(Draw.of(log_px, layer), output=output)  # that of one sample: all samples are equal

@@ -28,7 +28,7 @@ MOST_CODES = 1 << 16  # of all combinations of levels: exported as a table, and 
 
 @dataclass(frozen=True)
 class Parts:
-    """What every kind of model is made of."""
+    """The parts that every kind of model is built from."""
 
     network: Network
     likelihood: Likelihood
@@ -42,7 +42,7 @@ class Parts:
         return math.prod(self.latent_shape)
 
     def decoder(self) -> nn.Sequential:
-        """Build the network from latents to what the likelihood reads. Shapes: (N, D + E) -> (N, P*C, H, W)."""
+        """Build the network from latents to the parameters of the likelihood. Shapes: (N, D + E) -> (N, P*C, H, W)."""
         channels, *sides = self.shape
         return self.network.decoder(self.latent + self.condition.size, (channels * self.likelihood.outputs, *sides))
 
@@ -50,9 +50,9 @@ class Parts:
 def build_model(config: ModelConfig, shape: tuple[int, ...], classes: int = 0) -> AnyModel:
     """Build a model with fresh weights from torch's generator. Shapes: `shape` is (C, H, W).
 
-    `classes` are those of images whose labels it is told.
+    `classes` is the number of labels of a conditional model.
 
-    Raises: ParamsError where the networks cannot have images of that size, or the kind no such prior.
+    Raises: ParamsError if the networks cannot have images of that size, or the kind no such prior.
     """
     likelihood, prior = config.likelihood, config.prior
     if prior != "standard" and config.kind != "vae":
@@ -178,9 +178,9 @@ def _vq(parts: Parts, config: VqConfig) -> Quantized:
 
 
 def _quantizers(kind: str) -> Any:
-    """Import what only these kinds need, and what takes a second.
+    """Import the module that only these kinds need, which takes a second.
 
-    Raises: ParamsError where it is not installed.
+    Raises: ParamsError if it is not installed.
     """
     try:
         from reparam.models import quantizers
@@ -203,7 +203,7 @@ def _quantized(parts: Parts, quantizer: Quantizer, name: str) -> Quantized:
     if parts.latent % quantizer.dimensions:
         raise ParamsError(
             f"params.yaml: model.latent: wanted a multiple of {quantizer.dimensions} ({name}), because each code has "
-            f"so many numbers, found {parts.latent}"
+            f"this many numbers, found {parts.latent}"
         )
     encoder, decoder = parts.network.encoder(parts.shape, parts.latent), parts.decoder()
     facts = (parts.shape, parts.latent_shape, parts.condition)

@@ -1,4 +1,4 @@
-"""What a model is told of an image beside its pixels: nothing, or its label."""
+"""The input of a model beside the pixels of an image: none, or its label."""
 
 import math
 from typing import Protocol
@@ -15,10 +15,10 @@ class Condition(Protocol):
     size: int  # E: numbers that the decoder gets beside the latents
 
     def on_image(self, x: Tensor, labels: Tensor | None) -> Tensor:
-        """Return what the encoder sees of images. Shapes: (B, C, H, W), unchanged."""
+        """Return the input of the encoder. Shapes: (B, C, H, W), unchanged."""
 
     def on_latents(self, z: Tensor, labels: Tensor | None) -> Tensor:
-        """Return what the decoder sees of latents, of each image any number. Shapes: (..., B, D) -> (..., B, D + E)."""
+        """Return the input of the decoder, for any latents of an image. Shapes: (..., B, D) -> (..., B, D + E)."""
 
 
 class Unconditional:
@@ -36,8 +36,8 @@ class Unconditional:
 class Label(nn.Module):
     """Models of p(x|y), with q(z|x, y) and p(z). Source: Kingma et al. 2014 (NIPS), eq. 2 and 4; Sohn et al. 2015.
 
-    The decoder gets the numbers of a label beside the latents. The encoder gets them as an image that is added to the
-    one it sees, which does to a first layer of all pixels what numbers beside the pixels do: they shift its outputs.
+    The decoder gets the numbers of a label beside the latents. The encoder gets them as an image that is added to its
+    input. For a first layer that sees all pixels, this equals numbers beside the pixels: both shift its outputs.
     """
 
     def __init__(self, classes: int, shape: tuple[int, ...], config: LabelConfig) -> None:

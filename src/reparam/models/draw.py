@@ -1,4 +1,4 @@
-"""What a model says about a batch, and the three protocols that the rest of the package relies on."""
+"""The result of a model for a batch, and the three protocols that the rest of the package relies on."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ Estimator = Literal["pathwise", "stopped", "score"]
 
 
 Gaussian = tuple[Tensor, Tensor]  # mean and log variance
-Encoded = Sequence[Gaussian]  # what the image alone says of the latents: all that a posterior needs of an encoder
+Encoded = Sequence[Gaussian]  # the output of an encoder: it depends on the image alone, and a posterior needs no more
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Layer:
     log_variance: Tensor  # of the posterior
     log_pz: Tensor  # (K, B) log p(z) given the layer above
     log_qz: Tensor  # (K, B) log q(z|x) given the samples that it depends on
-    # Of each dimension, if they are independent in p: KL(q || p), in closed form where there is one, else sampled,
-    kl: Tensor | None = None
-    sampled_kl: Tensor | None = None  # and log q - log p in any case.
+    # Of each dimension (K, B, D); None if the dimensions depend on each other in p.
+    kl: Tensor | None = None  # KL(q || p), in closed form if one is known, otherwise `sampled_kl`
+    sampled_kl: Tensor | None = None  # log q - log p
 
     @classmethod
     def of(cls, z: Tensor, posterior: Gaussian, log_qz: Tensor, log_pz: Tensor, kl: Tensor | None = None) -> "Layer":
@@ -66,9 +66,9 @@ class Draw:
     log_px: Tensor  # log p(x|z)
     log_pz: Tensor  # log p(z)
     log_qz: Tensor  # log q(z|x)
-    kl: Tensor  # KL(q(z|x) || p(z)): the closed form where there is one, else log_qz - log_pz
+    kl: Tensor  # KL(q(z|x) || p(z)): in closed form if there is one, otherwise log_qz - log_pz
     layers: tuple[Layer, ...] = ()  # the latents, the layer next to the image first; their sums are the three above
-    auxiliary: Tensor | None = None  # (B,) what the model charges for beside all densities; each objective adds it
+    auxiliary: Tensor | None = None  # (B,) a further loss of the model, which each objective adds
     output: Tensor | None = None  # (K, B, P*C, H, W) of the decoder, of which log_px is
 
     @classmethod
@@ -87,16 +87,16 @@ class Model(Protocol):
     prior: "Prior"  # of the latents, as `decode` takes them
     latent_size: int  # D, of all layers together
     latent_shape: tuple[int, ...]  # (D,), or (C, H, W) with C * H * W = D: what apps see of a vector of latents
-    stochastic_layers: int  # layers of latents with a posterior; 0: a deterministic code, which has no log-likelihood
+    stochastic_layers: int  # number of layers of latents with a posterior; 0: a deterministic code, no log-likelihood
 
     def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
-        """Encode `x`, sample the posterior, and score `target`: `draw_from` what `encode` says.
+        """Encode `x`, sample the posterior, and score `target`: `draw_from` the output of `encode`.
 
         Shapes: x and target (B, C, H, W); fields (samples, B).
         """
 
     def encode(self, x: Tensor) -> Encoded:
-        """Run the encoder, once for all samples that are drawn from what it says. Shapes: (B, C, H, W)."""
+        """Run the encoder, once for all samples that are drawn from its output. Shapes: (B, C, H, W)."""
 
     def draw_from(self, encoded: Encoded, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
         """Sample the posterior of encoded images, and score `target`. Shapes: (B, C, H, W); fields (samples, B)."""
@@ -104,18 +104,21 @@ class Model(Protocol):
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log variance of q(z|x). Shapes: (B, C, H, W) -> (B, D), (B, D)."""
 
+    def posterior_of(self, encoded: Encoded) -> tuple[Tensor, Tensor]:
+        """Return the same for encoded images."""
+
     def sample_posterior(self, x: Tensor) -> Tensor:
         """Draw latents of each image, as `decode` takes them. Shapes: (B, C, H, W) -> (B, D)."""
 
     def output(self, z: Tensor) -> Tensor:
-        """Return what the likelihood reads, of latents as `prior` has them. Shapes: (N, D) -> (N, P*C, H, W)."""
+        """Return the parameters of the likelihood for latents of `prior`. Shapes: (N, D) -> (N, P*C, H, W)."""
 
     def decode(self, z: Tensor) -> Tensor:
         """Return the mean image. Shapes: (N, D) -> (N, C, H, W). Units: those of the pixels that `draw` is given."""
 
 
 class Likelihood(Protocol):
-    """A distribution over images, given what the decoder puts out: P numbers a pixel and channel."""
+    """A distribution over images, given the output of the decoder: P numbers per pixel and channel."""
 
     outputs: int  # P
     needs_binary: bool  # whether it is a probability of black and white pixels only
@@ -162,29 +165,29 @@ class Prior(Protocol):
         """Return the log density of all dimensions together. Shapes: (..., D) -> (...). Units: nats."""
 
     def log_prob_each(self, z: Tensor) -> Tensor | None:
-        """Return that of each dimension; None where they are not independent. Shapes: (..., D), unchanged."""
+        """Return the log density of each dimension; None if they are not independent. Shapes: (..., D), unchanged."""
 
     def kl(self, mean: Tensor, log_variance: Tensor) -> Tensor | None:
-        """Return KL(N(mean, exp(log_variance)) || prior) of each dimension; None where there is no closed form.
+        """Return KL(N(mean, exp(log_variance)) || prior) of each dimension; None if there is no closed form.
 
         Shapes: (..., D) twice -> (..., D). Units: nats.
         """
 
     def sample(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Draw latents, without a gradient: as many as `like` has rows, of its type, where it is. Shapes: (..., D)."""
+        """Draw latents without a gradient, with the shape, type and device of `like`. Shapes: (..., D)."""
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of each dimension, in float64 on the CPU. Shapes: -> (D,), (D,)."""
 
     def components(self) -> Components | None:
-        """Return it as a mixture of Gaussians, from which an app can draw; None where it is none."""
+        """Return the prior as a mixture of Gaussians, from which an app can draw; None if it is none."""
 
     def settled(self) -> "Prior":
-        """Return it as it is in a model whose weights no longer change, with all computed that it is made of."""
+        """Return a copy for a model that is no longer trained, with everything computed that depends on its weights."""
 
 
 def standard_error(values: Tensor) -> Tensor:
-    """Return the standard error of means over images; 0 for a single image, of which it is not known.
+    """Return the standard error of means over images; 0 for a single image, where it is unknown.
 
     Shapes: (N, ...) -> (...).
     """

@@ -1,4 +1,4 @@
-"""A conditional model whose images have known labels, for all that knows of no labels."""
+"""A conditional model with its labels bound, for callers that pass no labels."""
 
 from torch import Tensor
 
@@ -7,7 +7,7 @@ from reparam.models.draw import Draw, Encoded, Estimator, Model
 
 
 class Given:
-    """p(x|y) and q(z|x, y) as functions of images or latents alone; the labels are theirs, row by row."""
+    """p(x|y) and q(z|x, y) as functions of images or latents alone. Each row has its own label."""
 
     def __init__(self, model: AnyModel, labels: Tensor) -> None:
         """Shapes: labels (B,) int64."""
@@ -29,6 +29,9 @@ class Given:
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.model.posterior(x, self.labels)
 
+    def posterior_of(self, encoded: Encoded) -> tuple[Tensor, Tensor]:
+        return self.model.posterior_of(encoded)
+
     def sample_posterior(self, x: Tensor) -> Tensor:
         return self.model.sample_posterior(x, self.labels)
 
@@ -40,5 +43,5 @@ class Given:
 
 
 def given(model: AnyModel, labels: Tensor | None) -> Model:
-    """Return a model of images with these labels; of none, the model as it is. Shapes: (B,) int64."""
+    """Bind labels to a model; without labels, return the model unchanged. Shapes: (B,) int64."""
     return model if labels is None else Given(model, labels)

@@ -29,10 +29,10 @@ class HierarchicalVAE(LatentModel):
 
     Without `features`, the posterior goes up, q(z_1|x) q(z_2|z_1) ... (Burda et al. 2016, sec. 2): encoders[l] sees the
     layer below. With them it goes down again after a deterministic way up, q(z_L|x) q(z_{L-1}|z_L, x) ...: features[l]
-    carries features of the image up, encoders[l] reads what they say about z_l, and this is merged with the prior of
+    carries features of the image up, encoders[l] turns them into a Gaussian of z_l, which is merged with the prior of
     z_l by their precisions (Sonderby et al. 2016, eq. 17). All but features put out mean and log variance side by side.
 
-    `posterior` and `decode` speak of the latents in units of their prior, (z_l - mean_l) / sigma_l, side by side: those
+    `posterior` and `decode` use latents in units of their prior, (z_l - mean_l) / sigma_l, side by side: those
     are standard normal and independent, so that apps, figures and samplers need not know of layers.
     """
 
@@ -59,12 +59,12 @@ class HierarchicalVAE(LatentModel):
         self.highest = StandardNormal(self.sizes[-1])  # of z_L
         self.stochastic_layers = len(sizes)
 
-    def posterior(self, x: Tensor, labels: Tensor | None = None) -> Gaussian:
+    def posterior_of(self, encoded: Encoded) -> Gaussian:
         """Return mean and log variance in units of the prior, with the latents that they depend on at their means.
 
-        Shapes: (B, C, H, W) -> (B, D), (B, D), where D = D_1 + ... + D_L.
+        Shapes: (B, D), (B, D), where D = D_1 + ... + D_L.
         """
-        means, log_variances = zip(*(_in_units(*layer) for layer in self._at_means(x, labels)), strict=True)
+        means, log_variances = zip(*(_in_units(*layer) for layer in self._at_means(encoded)), strict=True)
         return torch.cat(means, -1), torch.cat(log_variances, -1)
 
     def sample_posterior(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -85,7 +85,7 @@ class HierarchicalVAE(LatentModel):
         return self.output_at(above, labels)
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> Encoded:
-        """Return what the image says of the lowest layer or, on the way down, of each."""
+        """Return the image's Gaussian of the lowest layer or, for the way down, of each layer."""
         x = self.condition.on_image(x, labels)
         if not len(self.features):
             return [halves(self.encoders[0](x))]
@@ -151,16 +151,16 @@ class HierarchicalVAE(LatentModel):
             layers.insert(0, Layer.of(z, posterior, log_qz, log_pz, _kl(posterior, prior)))
         return layers
 
-    def _at_means(self, x: Tensor, labels: Tensor | None) -> list[tuple[Gaussian, Gaussian | None]]:
-        """Walk through the layers without noise; list posterior and prior of each, None where it is standard normal."""
+    def _at_means(self, encoded: Encoded) -> list[tuple[Gaussian, Gaussian | None]]:
+        """Walk through the layers without noise; list posterior and prior of each, None for a standard normal prior."""
         if len(self.features):
-            *evidence, above = self.encode(x, labels)
+            *evidence, above = encoded
             walked: list[tuple[Gaussian, Gaussian | None]] = [(above, None)]
             for prior_network, found in zip(reversed(self.priors), reversed(evidence), strict=True):
                 prior = halves(prior_network(walked[0][0][0]))
                 walked.insert(0, (_merge(found, prior), prior))
             return walked
-        posteriors: list[Gaussian] = [*self.encode(x, labels)]
+        posteriors: list[Gaussian] = [*encoded]
         for encoder in list(self.encoders)[1:]:
             posteriors.append(halves(encoder(posteriors[-1][0])))
         priors = [halves(prior(above)) for prior, (above, _) in zip(self.priors, posteriors[1:], strict=True)]
@@ -180,5 +180,5 @@ def _kl(q: Gaussian, p: Gaussian) -> Tensor:
 
 
 def _in_units(q: Gaussian, p: Gaussian | None) -> Gaussian:
-    """Return q in units of p, of which nothing is left to do where p is None: standard normal."""
+    """Return q in units of p; unchanged if p is None, which means a standard normal."""
     return q if p is None else ((q[0] - p[0]) * (-0.5 * p[1]).exp(), q[1] - p[1])

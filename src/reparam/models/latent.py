@@ -1,18 +1,27 @@
-"""What models of every kind do alike."""
+"""The common base of models of every kind."""
+
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from reparam.models.conditions import Condition, Unconditional
-from reparam.models.draw import Draw, Encoded, Estimator, Likelihood, Prior, in_full
+from reparam.models.draw import Draw, Encoded, Estimator, Gaussian, Likelihood, Prior, in_full
 
 
 class LatentModel(nn.Module):
-    """A model with a decoder and a likelihood, which may be told labels; a kind has encoders, and says what they do."""
+    """A model with a decoder and a likelihood, which may be conditional; each kind adds its encoders."""
 
     decoder: nn.Module
     likelihood: Likelihood
+    prior: Prior
     condition: Condition
+
+    def settled(self) -> Self:
+        """Get ready for evaluation: switch to it, and compute once what the prior derives from its weights."""
+        self.eval()
+        self.prior = self.prior.settled()
+        return self
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> Encoded:
         raise NotImplementedError
@@ -27,14 +36,21 @@ class LatentModel(nn.Module):
     ) -> Draw:
         raise NotImplementedError
 
+    def posterior(self, x: Tensor, labels: Tensor | None = None) -> Gaussian:
+        """Return mean and log variance of q(z|x). Shapes: (B, C, H, W) -> (B, D), (B, D)."""
+        return self.posterior_of(self.encode(x, labels))
+
+    def posterior_of(self, encoded: Encoded) -> Gaussian:
+        raise NotImplementedError
+
     def draw(
         self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise", labels: Tensor | None = None
     ) -> Draw:
-        """Encode images, and draw from what is said. Shapes: x and target (B, C, H, W); fields (samples, B)."""
+        """Encode images, and draw from the posterior. Shapes: x and target (B, C, H, W); fields (samples, B)."""
         return self.draw_from(self.encode(x, labels), target, samples, estimator, labels)
 
     def output(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return what the likelihood reads. Shapes: (N, D) -> (N, P*C, H, W)."""
+        """Return the parameters of the likelihood. Shapes: (N, D) -> (N, P*C, H, W)."""
         return self.output_at(z, labels)
 
     def output_at(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -69,12 +85,9 @@ class EncoderDecoder(LatentModel):
         self.shape = shape  # (C, H, W)
         self.condition = condition or Unconditional()
 
-    def posterior(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
-
-    def encode(self, x: Tensor, labels: Tensor | None = None) -> Encoded:
-        """Return the posterior: all that the image says. Shapes: (B, C, H, W) -> (B, D) twice."""
-        return [self.posterior(x, labels)]
+    def posterior_of(self, encoded: Encoded) -> Gaussian:
+        [layer] = encoded
+        return layer
 
 
 def each_sample(network: nn.Module, z: Tensor) -> Tensor:

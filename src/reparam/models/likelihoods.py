@@ -1,4 +1,4 @@
-"""Distributions over images, given what the decoder puts out."""
+"""Distributions over images, given the output of the decoder."""
 
 import math
 from abc import abstractmethod
@@ -258,7 +258,7 @@ LINKS: dict[str, type[Linear] | type[Sigmoid]] = {"linear": Linear, "sigmoid": S
 
 
 def is_density(likelihood: Likelihood, binarization: str) -> bool:
-    """Whether the likelihood is one of pixels so treated: a Bernoulli of grey pixels is only a cross-entropy.
+    """Return whether the likelihood is a density of these pixels: a Bernoulli of grey ones is only a cross-entropy.
 
     On black and white pixels all others would have no bound: a density can grow without end at two points.
     """

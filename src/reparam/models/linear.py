@@ -18,7 +18,7 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     return result
 
 
-# The same for torch.compile, which knows oneDNN's operator for weights only that never change.
+# The same as an operator of ours: torch.compile can trace oneDNN's own only if the weights never change.
 _opaque_product = torch.library.custom_op("reparam::product", product, mutates_args=(), device_types="cpu")
 
 

@@ -1,4 +1,4 @@
-"""Networks between images and numbers, without an idea of what they are used for."""
+"""Networks between images and vectors; they know nothing of autoencoders."""
 
 import itertools
 import math
@@ -28,7 +28,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 class Network(ABC):
     """A kind of layers, of which all networks of a model are built. Shapes: `shape` is (C, H, W).
 
-    Raises: ParamsError where it cannot have images of that size.
+    Raises: ParamsError if it cannot have images of that size.
     """
 
     latents_by = ""  # the parameter that says how many channels latents have; with null, or without one, none do
@@ -78,14 +78,14 @@ class MLP(Network):
         return nn.Sequential(*layers, nn.Unflatten(1, shape))
 
     def stack(self, widths: tuple[int, ...]) -> nn.Sequential:
-        """Build fully connected layers of these widths, the last with its activation, too."""
+        """Build fully connected layers of these widths, each with its activation."""
         layers: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise(widths):
             layers += [Linear(inputs, self.before(outputs)), *self.after(outputs, is_image=False)]
         return nn.Sequential(*layers)
 
     def before(self, width: int) -> int:
-        """Return how many numbers the activation makes so many of."""
+        """Return how many outputs a layer needs before its activation: twice the width if the activation is gated."""
         return 2 * width if self.config.activation == "gated" else width
 
     def after(self, outputs: int, *, is_image: bool) -> list[nn.Module]:
@@ -109,7 +109,7 @@ class Conv(MLP):
         self.padding = (config.kernel - config.stride + 1) // 2  # sides of n * stride pixels become n
 
     def features(self, shape: tuple[int, ...]) -> tuple[nn.Sequential, int]:
-        """Build convolutions and what is behind them. Shapes: (B, *shape) -> (B, width)."""
+        """Build convolutions and the layers after them. Shapes: (B, *shape) -> (B, width)."""
         config, small = self.config, self._smallest(shape)
         layers: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise((shape[0], *config.channels)):
@@ -206,7 +206,7 @@ def _check_sides(shape: tuple[int, ...], total: int, what: str, parameters: str)
 
 
 def initialise(module: nn.Module, init: str) -> None:
-    """Draw weights anew, with zero biases; under `torch`, keep what the layers drew as they were made.
+    """Initialise weights anew, with zero biases; `torch` keeps the initialisation of torch.
 
     Source: Glorot & Bengio 2010, eq. 16 (uniform); He et al. 2015, eq. 10 (normal).
     """

@@ -21,7 +21,7 @@ from reparam.models.draw import (
 
 @dataclass(frozen=True)
 class Latents:
-    """What a prior can be made of."""
+    """The parts that a prior can be built from."""
 
     size: int  # D
     shape: tuple[int, ...]  # (C, H, W) of the images
@@ -61,7 +61,7 @@ class StandardNormal:
 
 
 class GaussianMixture(nn.Module):
-    """What mixtures of Gaussians with independent dimensions share; they differ in `components`."""
+    """The base of mixtures of Gaussians with independent dimensions; they differ in `components`."""
 
     is_independent, is_of_images = False, False
 
@@ -79,7 +79,7 @@ class GaussianMixture(nn.Module):
             each = gaussian_log_prob(z[..., None, :], found.means, found.log_variances).sum(-1)
             return (each + found.log_weights).logsumexp(-1)
         # By two products, which need not hold C x D numbers for each sample. In float64, because they cancel.
-        # And where z is, because evaluation asks of latents on the CPU, too.
+        # On the device of z, because evaluation also scores latents on the CPU.
         parts = (found.means, found.log_variances, found.log_weights)
         means, log_variances, log_weights = (values.to(z.device, torch.float64) for values in parts)
         precisions, its = (-log_variances).exp(), z.double()

@@ -1,4 +1,4 @@
-"""The autoencoder whose codes are entries of a codebook: it makes whole numbers of an image."""
+"""The autoencoder whose codes are entries of a codebook: an image becomes a list of whole numbers."""
 
 import math
 from dataclasses import replace
@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 from reparam.models.autoencoder import Autoencoder
 from reparam.models.conditions import Condition
-from reparam.models.draw import Draw, Encoded, Estimator, Likelihood
+from reparam.models.draw import Draw, Encoded, Estimator, Gaussian, Likelihood
 from reparam.models.priors import StandardNormal
 
 
 class Quantizer(Protocol):
-    """A codebook of C vectors with d numbers each, and how the vectors of an encoder become its."""
+    """A codebook of C vectors of d numbers, and the rule that maps the vectors of an encoder to its entries."""
 
     size: int  # C
     dimensions: int  # d
-    commitment: float  # what the squared distance of the encoder's vectors to those of their codes costs; 0: none
+    commitment: float  # weight of the squared distance between the encoder's vectors and those of their codes
     is_learned: bool  # whether the codebook learns from each batch by itself, without a gradient
 
     def __call__(self, z: Tensor) -> Tensor:
@@ -60,14 +60,10 @@ class Quantized(Autoencoder):
         self.quantizer = quantizer
         self.positions = self.latent_size // quantizer.dimensions  # P
 
-    def posterior(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the vectors of codes, and the log of their variance, which is 0. Shapes: as `Autoencoder` has them."""
-        z, log_variance = super().posterior(x, labels)
+    def posterior_of(self, encoded: Encoded) -> Gaussian:
+        """Return the vectors of codes, and the log of their variance. Shapes: as `Autoencoder` has them."""
+        [(z, log_variance)] = encoded  # not quantised yet
         return self.joined(self.quantizer.quantized(self.split(z))), log_variance
-
-    def encode(self, x: Tensor, labels: Tensor | None = None) -> Encoded:
-        """Return what is not quantised yet."""
-        return [super().posterior(x, labels)]
 
     def draw_from(
         self,

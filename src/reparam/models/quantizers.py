@@ -21,7 +21,7 @@ class FiniteScalars(nn.Module):
     commitment, is_learned = 0.0, False
     top: Tensor  # (d,) steps between the values of each number
     middle: Tensor  # (d,) steps from the lowest value to 0
-    basis: Tensor  # (d,) what a step counts in the number of a code
+    basis: Tensor  # (d,) how much a step adds to the number of a code
 
     def __init__(self, config: FsqConfig) -> None:
         super().__init__()

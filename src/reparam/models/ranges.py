@@ -19,7 +19,7 @@ def bound(values: Tensor, low: float, high: float) -> Tensor:
 
 
 def unbound(values: Tensor, low: float, high: float) -> Tensor:
-    """Invert `bound`; of values at the bounds or beyond, which nothing is mapped to, take one just inside."""
+    """Invert `bound`. Values at or beyond the bounds have no inverse, and are moved just inside first."""
     values = values.clamp(low + 1e-3, high - 1e-3)
     values = low + _inverse_softplus(values - low)
     return high - _inverse_softplus(high - values)

@@ -26,7 +26,7 @@ def save_weights(directory: Path, weights: dict[str, torch.Tensor]) -> str:
 def load_model(directory: Path, device: torch.device) -> AnyModel:
     """Rebuild a trained model from its card and weights, ready for evaluation.
 
-    Raises: MissingInputError, DamagedInputError where the weights are not those that the card names.
+    Raises: MissingInputError, DamagedInputError if the weights are not those that the card names.
     """
     card = ModelCard.read(directory / CARD, "train")
     if card.hash != card.lineage.params_sha256:
@@ -53,12 +53,11 @@ def load_model(directory: Path, device: torch.device) -> AnyModel:
             )
     model = build_model(card.model, card.data.shape, len(card.classes))
     model.load_state_dict(weights)
-    model.eval().prior = model.prior.settled()
-    return model.to(device)
+    return model.settled().to(device)
 
 
 def _compare(wanted: Tensor | None, found: Tensor | None) -> str | None:
-    """Say what is wrong with a weight of a file."""
+    """Describe what is wrong with a weight of a file."""
     if wanted is None or found is None:
         return "wanted none, found one" if wanted is None else "wanted one, found none"
     if (wanted.shape, wanted.dtype) != (found.shape, found.dtype):

@@ -19,9 +19,9 @@ class VAE(EncoderDecoder):
 
     stochastic_layers = 1
 
-    def posterior(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, labels: Tensor | None = None) -> Encoded:
         """Return mean and log variance. Shapes: (B, C, H, W) -> (B, D), (B, D)."""
-        return halves(self.encoder(self.condition.on_image(x, labels)))
+        return [halves(self.encoder(self.condition.on_image(x, labels)))]
 
     def sample_posterior(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         mean, log_variance = self.posterior(x, labels)

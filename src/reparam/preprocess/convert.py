@@ -30,7 +30,7 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Shape:
-    """What every stored image has in common."""
+    """The facts that all stored images share."""
 
     channels: int
     height: int
@@ -74,7 +74,7 @@ def convert(collection: ImageArrays | ImageFiles, rows: Rows, shape: Shape, path
 
 
 def refuse_unreadable(unreadable: dict[str, str]) -> None:
-    """Raise UserError that counts and lists the unreadable images, where there are any."""
+    """Raise UserError that counts and lists the unreadable images, if there are any."""
     if unreadable:
         count = f"{len(unreadable)} unreadable image{'s' if len(unreadable) > 1 else ''}"
         raise UserError(
@@ -84,7 +84,7 @@ def refuse_unreadable(unreadable: dict[str, str]) -> None:
 
 
 def none_readable(split: str, unreadable: dict[str, str]) -> UserError:
-    """Say that of the images of a split none is left."""
+    """Return the error that no image of a split is readable."""
     return UserError(
         f"preprocess: no image of the {split} split is readable, of {len(unreadable)}:\n{_list(unreadable)}\n"
         "mend them, or give other images"

@@ -1,4 +1,4 @@
-"""Which image goes into which split."""
+"""Assign images to splits."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,9 +17,9 @@ Rows = npt.NDArray[np.int64]  # (N,)
 def assign(raw: Raw, config: PreprocessConfig) -> dict[SplitName, tuple[str, Rows]]:
     """Name, for each of our splits, the published split and the rows of it, in rising order.
 
-    A published test or validation split is kept; what is missing is drawn at random from the images that are left.
+    A published test or validation split is kept; a missing split is drawn at random from the other images.
     A validation share of 0 asks for an empty split.
-    Raises: UserError where a class is unknown or a split would be empty against the parameters.
+    Raises: UserError if a class is unknown or a split would be empty against the parameters.
     """
     rng = np.random.default_rng(config.seed)
     kept = list(class_numbers(raw.classes, config.classes))
@@ -42,7 +42,7 @@ def assign(raw: Raw, config: PreprocessConfig) -> dict[SplitName, tuple[str, Row
 
 
 def _count(name: SplitName, share: float | int, left: int) -> int:
-    """Return how many of the images that are left a share is. Raises: UserError where a fraction is less than one."""
+    """Return how many of the images that are left a share is. Raises: UserError if a fraction is less than one."""
     count = share if isinstance(share, int) else round(left * share)
     if share and left and not count:
         raise UserError(
@@ -52,7 +52,7 @@ def _count(name: SplitName, share: float | int, left: int) -> int:
 
 
 def _why_empty(name: SplitName, pools: Mapping[str, Rows], shares: Mapping[SplitName, float | int]) -> str:
-    """Say which parameter leaves a split empty; `shares` are those that are in force."""
+    """Name the parameter that leaves a split empty; `shares` are those that are in force."""
     pool = pools.get(name, pools["all" if "all" in pools else "train"])
     if not len(pool):
         return (

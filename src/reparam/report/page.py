@@ -48,25 +48,23 @@ PICTURES = {
         Picture(
             "outliers", "Other data", "Apart: the likelihood distinguishes images of another kind from those it knows."
         ),
-        Picture("latent_use", "Latent use", "How much each latent dimension says about the image."),
+        Picture("latent_use", "Latent use", "How much information about the image each latent dimension has."),
     ),
     "Images": (
-        Picture("reconstructions", "Reconstructions", "Images above what the model makes of them{drawn}.", True),
+        Picture("reconstructions", "Reconstructions", "Images above their reconstructions{drawn}.", True),
         Picture("extremes", "Best and worst", "The images that the model reconstructs best and worst.", True),
-        Picture(
-            "samples", "Samples", "What the decoder makes of latents drawn from {sampler}: no image was given.", True
-        ),
-        Picture("classes", "Classes", "The same latents with each label, which the model is told.", True),
+        Picture("samples", "Samples", "Images decoded from latents that were drawn from {sampler}.", True),
+        Picture("classes", "Classes", "The same latents with each label.", True),
         Picture("sigma", "Uncertainty", "The standard deviation that the decoder gives each pixel.", True),
     ),
     "Latent space": (
         Picture("latent_grid", "Latent grid", "The decoder over a plane through latent space."),
         Picture("latent_scatter", "Latent scatter", "Where the images lie in that plane; the small ones are examples."),
-        Picture("traversals", "Traversals", "What each dimension changes, those that say most first.", True),
+        Picture("traversals", "Traversals", "What each dimension changes, the most informative first.", True),
         Picture(
             "factors",
             "Factors",
-            "Bright: the latent says much of the factor. One bright square in a row is best.",
+            "Bright: the latent has much information about the factor. One bright square in a row is best.",
             True,
         ),
         Picture("interpolation", "Interpolation", "From one image to another, through latent space.", True),
@@ -83,7 +81,7 @@ PICTURES = {
 
 @dataclass(frozen=True)
 class Page:
-    """What the page shows; `pictures` maps names to PNG bytes."""
+    """The content of the page; `pictures` maps names to PNG bytes."""
 
     config: Config
     data: DataCard
@@ -100,7 +98,7 @@ class Number(NamedTuple):
 
     title: str
     value: str
-    beside: str  # its error, or what it is a part of
+    beside: str  # its error, or the number that it is a part of
     text: str
 
 

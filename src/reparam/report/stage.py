@@ -22,7 +22,7 @@ from reparam.report.page import Page, render
 def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> None:
     """Bring numbers, figures, parameters and lineage together on one page.
 
-    Raises: StaleInputError where some are of another model.
+    Raises: StaleInputError if some are of another model.
     """
     tracker = tracker or track.connect(paths)
     model = ModelCard.read(paths.model / CARD, "train")
@@ -61,7 +61,7 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
 
 
 def _check_params(config: Config, page: Page) -> None:
-    """Refuse to print parameters beside results of others."""
+    """Check that the results are those of params.yaml. Raises: StaleInputError."""
     for sections, is_of in (
         ("model, objective, train", TrainedParams.of(config).hash == page.model.hash),
         ("evaluate", config.evaluate == page.evaluation.settings),

@@ -1,4 +1,4 @@
-"""What the service answers with: JSON, PNG, and one form for all mistakes."""
+"""The answers of the service: JSON, PNG, and one form for all mistakes."""
 
 import asyncio
 import io
@@ -21,7 +21,7 @@ LARGE = 1 << 16  # numbers or bytes, below which a thread takes longer than the 
 
 
 class Mistake(BaseModel):
-    """What a bad request gets."""
+    """The answer to a bad request."""
 
     error: str
 
@@ -34,14 +34,14 @@ class Json(JSONResponse):
 
 
 async def aside(size: int, work: Callable[..., Any], *arguments: Any) -> Any:
-    """Work in a thread where there is much to do, so that other requests are answered meanwhile."""
+    """Work in a thread if there is much to do, so that other requests are answered meanwhile."""
     return await asyncio.to_thread(work, *arguments) if size > LARGE else work(*arguments)
 
 
 def check_finite(outputs: dict[str, npt.NDArray[Any]]) -> None:
     """Refuse what JSON cannot say.
 
-    Raises: UserError where an output of the model is NaN or infinity.
+    Raises: UserError if an output of the model is NaN or infinity.
     """
     for name, values in outputs.items():
         if not np.isfinite(values).all():

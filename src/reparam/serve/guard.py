@@ -1,4 +1,4 @@
-"""What every request passes: the token, the limit on its size, and the counters."""
+"""The checks of every request: the token, the limit on its size, and the counters."""
 
 import hmac
 import time
@@ -35,7 +35,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, status = time.perf_counter(), 500  # what the server answers where nobody does
+        started, status = time.perf_counter(), 500  # the answer of the server if nobody answers
 
         async def note(message: Message) -> None:
             nonlocal status
@@ -64,7 +64,7 @@ class Guard:
 
 
 def guard(app: FastAPI, limit: int, token: str) -> None:
-    """Put a guard before an app, and let it show what was counted."""
+    """Put a guard before an app, and serve its counts."""
     registry = CollectorRegistry()
     app.add_middleware(Guard, limit=limit, token=token, registry=registry)
 

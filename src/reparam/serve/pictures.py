@@ -16,7 +16,7 @@ PLAIN = ("1", "L", "P", "RGB")  # 8 bits or fewer, and nothing to see through
 def read(body: bytes, shape: tuple[int, int, int], rows: int) -> npt.NDArray[np.uint8]:
     """Read images that are one below the other. Shapes: -> (at most `rows`, H, W, C).
 
-    Raises: UserError where the file is damaged, or no such images of the model's size.
+    Raises: UserError if the file is damaged, or no such images of the model's size.
     """
     height, width, channels = shape
     if channels not in MODES:

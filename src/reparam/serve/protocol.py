@@ -23,7 +23,7 @@ HEADER = "Inference-Header-Content-Length"  # how many bytes of a body are JSON,
 
 
 class TensorParameters(BaseModel):
-    """What is said about an input."""
+    """The parameters of an input."""
 
     binary_data_size: Annotated[int, Field(ge=0)] | None = None
 
@@ -39,7 +39,7 @@ class Tensor(BaseModel):
 
 
 class OutputParameters(BaseModel):
-    """How an output is wanted."""
+    """The form of one output."""
 
     binary_data: bool | None = None
 
@@ -52,13 +52,13 @@ class Output(BaseModel):
 
 
 class RequestParameters(BaseModel):
-    """How all outputs are wanted that do not say it themselves."""
+    """The form of all outputs that do not set their own."""
 
     binary_data_output: bool = False
 
 
 class Request(BaseModel):
-    """What `infer` takes."""
+    """The body of `infer`."""
 
     id: str | None = None
     inputs: list[Tensor]
@@ -69,7 +69,7 @@ class Request(BaseModel):
 def parse(kind: type[Body], body: bytes) -> Body:
     """Read a JSON body.
 
-    Raises: UserError where it is no such JSON.
+    Raises: UserError if it is no such JSON.
     """
     try:
         return kind.model_validate_json(body)
@@ -80,7 +80,7 @@ def parse(kind: type[Body], body: bytes) -> Body:
 def request_of(body: bytes, length: str | None) -> tuple[Request, dict[str, bytes]]:
     """Return a request, and the bytes of its binary inputs by their names; `length` is that of its JSON.
 
-    Raises: UserError where the lengths do not add up.
+    Raises: UserError if the lengths do not add up.
     """
     if length is None:
         return parse(Request, body), {}
@@ -104,7 +104,7 @@ def describe(value: Any) -> dict[str, Any]:
 def read(given: list[Tensor], binary: dict[str, bytes], wanted: list[dict[str, Any]], rows: int) -> Arrays:
     """Return the inputs of a graph by their names.
 
-    Raises: UserError where they are not of its names, types and shapes, or have more than `rows` rows.
+    Raises: UserError if they are not of its names, types and shapes, or have more than `rows` rows.
     """
     names = [tensor.name for tensor in given]
     if sorted(names) != sorted(facts["name"] for facts in wanted):
@@ -136,7 +136,7 @@ def _array(tensor: Tensor, binary: bytes | None, facts: dict[str, Any], rows: in
 def numbers(data: Any, kind: str, shape: list[int], where: str) -> npt.NDArray[Any]:
     """Turn lists, flat or nested, into an array of a shape.
 
-    Raises: UserError where they hold something else than so many finite numbers of the kind.
+    Raises: UserError if they are not finite numbers of this kind, in the number that the shape needs.
     """
     try:
         values = np.asarray(data)
@@ -163,7 +163,7 @@ def _checked(values: npt.NDArray[Any], where: str) -> npt.NDArray[Any]:
 def wanted_outputs(request: Request, kinds: dict[str, str]) -> dict[str, bool]:
     """Return which outputs a request asks for, by default all, and whether each shall be binary.
 
-    Raises: UserError where the model has no such output.
+    Raises: UserError if the model has no such output.
     """
     binary = request.parameters.binary_data_output
     asked = request.outputs or [Output(name=name) for name in kinds]

@@ -20,13 +20,13 @@ from reparam.serve.batches import Arrays, Batches
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may hold."""
+    """The limits of one request."""
 
     rows: int = 1024
     bytes: int = 16 << 20
 
 
-# Of all images or of each, as `Client.classes` numbers them: what a conditional model is told.
+# The label of all images, or one for each, for conditional models: numbers as in `Client.classes`.
 Label = StrictInt | list[StrictInt] | None
 
 
@@ -45,7 +45,7 @@ class Latents(BaseModel):
 
 
 class Draw(BaseModel):
-    """How many images to draw from the prior."""
+    """The number of images to draw from the prior."""
 
     count: Annotated[int, Field(ge=1)] = 1
     seed: Annotated[int, Field(ge=0)] = 0
@@ -104,7 +104,7 @@ class Routes:
     async def encode(self, request: Request) -> Response:
         """Return the outputs of the encoder for images, as JSON or a PNG with one below the other.
 
-        A conditional model is told the field `label`, or beside a PNG the query `?label=`.
+        A conditional model needs the field `label`, or with a PNG the query `?label=`.
         """
         return await _numbers(await self._run("encoder", **await self._images(request)))
 
@@ -114,7 +114,7 @@ class Routes:
         return await self._pictures(await aside(len(body), self._listed_latents, body), png)
 
     async def reconstruct(self, request: Request, png: Png) -> Response:
-        """Return what the model makes of images, as JSON or a PNG with one below the other."""
+        """Return the reconstructions of images, as JSON or a PNG with one below the other."""
         inputs = await self._images(request)
         latents = (await self._run("encoder", **inputs))["mean"]
         return await self._pictures({**inputs, "latents": latents}, png)
@@ -148,7 +148,7 @@ class Routes:
         return await self.batches[graph].run(inputs)
 
     async def _images(self, request: Request) -> Arrays:
-        """Read images, and the labels that a conditional model is told of them."""
+        """Read images, with their labels for a conditional model."""
         body = await request.body()
         images: Arrays
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "image/png":
@@ -176,7 +176,7 @@ class Routes:
         return protocol.numbers(given, kind, [len(given), *row], where)
 
     async def _pictures(self, given: Arrays, png: bool) -> Response:
-        """Decode latents, with their labels where there are any; images among these are left aside."""
+        """Decode latents, with their labels if there are any; images among these are left aside."""
         inputs = {name: values for name, values in given.items() if name != "images"}
         images = (await self._run("decoder", **inputs))["images"]
         if not png:

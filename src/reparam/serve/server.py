@@ -16,9 +16,9 @@ PATIENCE = 30  # seconds for requests that are open at the end
 
 
 def run(model: Path, host: str, port: int, device: str) -> None:
-    """Serve a model until the process is told to end; requests that are open are answered first.
+    """Serve a model until the process receives a signal to end; open requests are answered first.
 
-    Raises: UserError where it would be open to others without a token, or cannot listen.
+    Raises: UserError if it would be open to others without a token, or cannot listen.
     """
     token = os.environ.get("REPARAM_SERVE_TOKEN", "").strip()
     if not token and not _is_local(host):
@@ -37,7 +37,7 @@ def run(model: Path, host: str, port: int, device: str) -> None:
 def listen(host: str, port: int) -> socket.socket:
     """Listen before the address is printed, so that whoever reads it can connect at once.
 
-    Raises: UserError where that is not possible.
+    Raises: UserError if that is not possible.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # With the protocol, by which asyncio knows that it may send small packets at once: 40 ms a request otherwise.

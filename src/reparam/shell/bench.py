@@ -1,4 +1,4 @@
-"""How long the calls of a model take on this machine."""
+"""Measure how long the calls of a model take on this machine."""
 
 import statistics
 import time
@@ -17,7 +17,7 @@ FEWEST = 5  # calls
 
 
 def bench(model: Path, open_client: Callable[[Path], Client]) -> Iterator[str]:
-    """Say how long calls take: medians, with the machine as it is. Calls of variants take turns with the original's."""
+    """Measure the time of calls: medians, on the machine as it is. Variants take turns with the original."""
     client = open_client(model)
     kinds = [
         kind for kind, facts in client.metadata.get("variants", {}).items() if model.is_dir() and not facts["lost"]

@@ -39,15 +39,14 @@ Table = Annotated[
 ]
 Pictures = Annotated[Path, typer.Option(help="A .npy file, or a .png with all images side by side.")]
 Label = Annotated[
-    str,
-    typer.Option(help="Class of all images, by name or number: what a conditional model is told.", show_default=False),
+    str, typer.Option(help="Class of all images, by name or number, for a conditional model.", show_default=False)
 ]
 HERE = Path("models/onnx")
 
 
 @app.command()
 def info(model: Model = HERE) -> None:
-    """Print what a model is, and what computes it."""
+    """Print the facts of a model, and the device that computes it."""
     from reparam.shell import work
 
     typer.echo("\n".join(work.info(_client(model))))
@@ -73,7 +72,7 @@ def encode(
     ray: Ray = None,
     label: Label = "",
 ) -> None:
-    """Write the codes of images: .npy holds their means for `decode`, tables variances, too, or whole codes."""
+    """Write the codes of images: .npy holds their means for `decode`; tables also have variances, or whole codes."""
     from reparam.shell import work
 
     client = _client(model)
@@ -119,7 +118,7 @@ def reconstruct(
     ray: Ray = None,
     label: Label = "",
 ) -> None:
-    """Write what the model makes of images; a .png has each image and its reconstruction side by side."""
+    """Write the reconstructions of images; a .png has each image and its reconstruction side by side."""
     from reparam.shell import work
 
     client = _client(model)

@@ -46,7 +46,7 @@ class ImageFiles:
         return str(self.paths[row])
 
     def read(self, row: int) -> Images:
-        """Raises: UserError where a file is no image, or of another size."""
+        """Raises: UserError if a file is no image, or of another size."""
         height, width, channels = self.shape
         try:
             image = decode(self.paths[row], channels)
@@ -71,7 +71,7 @@ class Rows:
 
     @classmethod
     def open(cls, path: Path, shape: Shape) -> "Rows":
-        """Raises: UserError where the array is not of images of this shape."""
+        """Raises: UserError if the array is not of images of this shape."""
         array = open_array(path)
         if shape[2] == 1 and array.ndim == 3:
             array = array[..., None]
@@ -108,7 +108,7 @@ class Collection:
     def find(cls, inputs: Sequence[str], shape: Shape, *, resize: bool) -> "Collection":
         """Find images by what a user typed.
 
-        Raises: UserError where there are none.
+        Raises: UserError if there are none.
         """
         height, width, channels = shape
         if resize and height != width:
@@ -141,7 +141,7 @@ class Collection:
 def open_array(path: Path) -> npt.NDArray[Any]:
     """Map an array of numbers.
 
-    Raises: UserError where the file holds none.
+    Raises: UserError if the file holds none.
     """
     refuse_special(path)
     try:

@@ -1,4 +1,4 @@
-"""What commands write: tables and images, in the format that the name of the file says."""
+"""Write tables and images, in the format that the name of the file has."""
 
 import csv
 import math
@@ -28,7 +28,7 @@ def table(
 ) -> Iterator[WriteTable]:
     """Yield `write(names, values)` for a table of images; without a path, it is printed as CSV.
 
-    Raises: UserError where the file cannot be of the wanted kind.
+    Raises: UserError if the file cannot be of the wanted kind.
     """
     kind = path.suffix if path else ".csv"
     if kind not in TABLES:
@@ -42,7 +42,7 @@ def pictures(path: Path, shape: tuple[int, int, int], count: int, *, in_pairs: b
     """Yield `write(images)` for uint8 images: all in one array, or side by side in a PNG file.
 
     Shapes: `shape` (H, W, C). With `in_pairs`, each line of a PNG holds an even number of images.
-    Raises: UserError where the file cannot be of the wanted kind.
+    Raises: UserError if the file cannot be of the wanted kind.
     """
     if path.suffix == ".npy":
         with whole_file(path) as partial, _rows(partial, (count, *shape), np.uint8) as write:

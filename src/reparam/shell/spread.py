@@ -1,4 +1,4 @@
-"""What a model says of a collection: computed here, or by the processes of a Ray cluster."""
+"""Run a model on a collection of images, here or in the processes of a Ray cluster."""
 
 import logging
 import os
@@ -29,7 +29,7 @@ class Cluster:
     """Processes of Ray, each with a model of its own; every machine must see the same files under the same names."""
 
     def __init__(self, address: str) -> None:
-        """Raises: UserError where there is no Ray, or no cluster."""
+        """Raises: UserError if there is no Ray, or no cluster."""
         try:
             import ray
         except ImportError:
@@ -46,7 +46,7 @@ class Cluster:
     def computed(self, client: Client, images: Collection, span: range, compute: Compute) -> Results:
         """Compute batches as `computed` does, several at once.
 
-        Raises: UserError where a worker did.
+        Raises: UserError if a worker did.
         """
         from ray import data
 

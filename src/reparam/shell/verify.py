@@ -20,7 +20,7 @@ NAMES = {"decoder": {"images": "decoded_images", "mean": "decoded_mean"}}
 def verify(path: Path) -> Iterator[str]:
     """Compare all files with the manifest, and answers with those in golden.npz; say what was found.
 
-    Raises: UserError where anything differs.
+    Raises: UserError if anything differs.
     """
     bundle = Bundle.open(path)
     if bundle.manifest is None:
@@ -52,7 +52,9 @@ def _compare(client: Client, role: str, golden: dict[str, npt.NDArray[np.generic
     try:
         found = client.run(role, list(outputs), **{name: golden[name] for name in inputs})
     except Exception as problem:  # onnxruntime's own exceptions share no public base class
-        raise DamagedInputError(f"{client.path}: {role}: {GOLDEN} is not of it: {problem}; {EXPORT}") from problem
+        raise DamagedInputError(
+            f"{client.path}: {role}: {GOLDEN} does not fit this graph: {problem}; {EXPORT}"
+        ) from problem
     for (output, name), values in zip(outputs.items(), found, strict=True):
         wanted = golden[name]
         if (values.dtype, values.shape) != (wanted.dtype, wanted.shape):

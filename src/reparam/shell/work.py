@@ -1,4 +1,4 @@
-"""What the commands of `reparam model` do."""
+"""The work of the commands of `reparam model`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ MB = 1e6
 
 
 def info(client: Client) -> list[str]:
-    """Say what a model is, and what computes it."""
+    """Describe a model, and the device that computes it."""
     facts = client.metadata
     priors = {"standard normal": "of the prior N(0, 1) each", "gaussian mixture": "of a prior that is a mixture"}
     prior = priors.get(facts["prior"], "of a prior of another kind")
@@ -47,7 +47,7 @@ def info(client: Client) -> list[str]:
 
 @dataclass(frozen=True)
 class Place:
-    """Which part of a collection is computed, and by what."""
+    """The part of a collection to compute, in this process or by a cluster."""
 
     shard: str = "1/1"
     cluster: Cluster | None = None  # None: this process
@@ -136,7 +136,7 @@ def score(client: Client, images: Collection, output: Path | None, place: Place,
 
 
 def reconstruct(client: Client, images: Collection, output: Path, place: Place, label: str = "") -> None:
-    """Write what the decoder makes of the codes; in a picture, beside the images themselves."""
+    """Write the decoded codes; in a picture, beside the images themselves."""
     span, is_picture = span_of(place.shard, len(images), client.batch), output.suffix == ".png"
     count = 2 * len(span) if is_picture else len(span)
     with (
@@ -174,7 +174,7 @@ def _told(client: Client, label: str) -> int | None:
 def find_images(client: Client, inputs: Sequence[str], *, resize: bool) -> Collection:
     """Find the images that a user named.
 
-    Raises: UserError where there are none, or where they do not fit the model.
+    Raises: UserError if there are none, or if they do not fit the model.
     """
     images = Collection.find(inputs, client.image_shape, resize=resize)
     if not len(images):

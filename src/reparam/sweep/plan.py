@@ -33,7 +33,7 @@ class Choices:
 
     @property
     def grid(self) -> tuple[Any, ...]:
-        """What a study stores: plain values, lists as JSON."""
+        """The values as a study stores them: plain, lists as JSON."""
         return tuple(json.dumps(value) if isinstance(value, list) else value for value in self.values)
 
     def suggest(self, trial: Any, path: str) -> Any:
@@ -75,7 +75,7 @@ class Range(Section):
         return trial.suggest_float(path, self.low, high, log=self.log, step=self.step)
 
     def problem(self, *, as_grid: bool) -> str:
-        """Say what is wrong with the numbers, in themselves."""
+        """Describe what is wrong with the numbers, apart from the parameter that they are for."""
         if self.low > self.high:
             return f"wanted low at most high, found {self.low} and {self.high}"
         if self.log and (self.low <= 0 or self.step is not None):
@@ -137,7 +137,7 @@ class Plan:
 
     @property
     def epochs(self) -> int | None:
-        """Return how many epochs a trial has at most; None where trials differ in it."""
+        """Return how many epochs a trial has at most; None if trials differ in it."""
         path = "train.epochs"
         return None if path in self.space else self.file.fixed.get(path, self._flat[path])
 
@@ -237,7 +237,7 @@ def _metric_problems(file: SweepFile, config: Config) -> Iterator[str]:
 def _fixed_problems(file: SweepFile, base: Mapping[str, Any]) -> Iterator[str]:
     for path, value in file.fixed.items():
         if path in file.parameters:
-            yield f"fixed.{path}: is among `parameters`, too; remove one of them"
+            yield f"fixed.{path}: is also among `parameters`; remove one of them"
         yield from _unknown("fixed", path) or _value_problems("fixed", path, [value], base)
 
 

@@ -1,4 +1,4 @@
-"""What came out of a study: a table, plots, and how to take the best trial over."""
+"""The result of a study: a table, plots, and the command that applies the best trial."""
 
 import warnings
 from collections.abc import Callable
@@ -70,11 +70,11 @@ def _table(study: Study, trials: list[FrozenTrial]) -> Table:
 
 
 def _best(study: Study, trial: FrozenTrial) -> str:
-    """Say how to take the best trial over."""
+    """Name the command that applies the best trial."""
     name = _name(study, trial)
     host = trial.user_attrs.get("host", "")
     return (
-        f"best: {name}, on {host}: `dvc exp apply {name}` brings it back, `dvc repro` makes what follows "
+        f"best: {name} (on {host}); `dvc exp apply {name}` brings it back, then `dvc repro` runs the stages after "
         f"{study.plan.stage}"
     )
 

@@ -23,9 +23,9 @@ INTERRUPTED = 130  # the shell's code
 
 
 def run(file: Path, paths: Paths, *, count: int | None = None, storage: str | None = None, workers: int = 1) -> None:
-    """Run the trials of sweep.yaml that are not done, with some processes, beside those of others who joined.
+    """Run the open trials of sweep.yaml with `workers` processes, beside other processes that joined the study.
 
-    Raises: UserError before a trial starts; where parameters or code are changed later; where the database goes away.
+    Raises: UserError before a trial starts, if parameters or code change later, or if the database goes away.
     """
     interruptible()
     os.environ["REPARAM_SWEEP_STORAGE"] = storage or default_storage(paths.sweeps)
@@ -54,7 +54,7 @@ def run(file: Path, paths: Paths, *, count: int | None = None, storage: str | No
 
 
 def _require_free_names(study: Study, paths: Paths) -> None:
-    """Raise UserError where there is no repository, or a new study would name its experiments as others are."""
+    """Raise UserError if there is no repository, or a new study would name its experiments as others are."""
     command = ["git", "-C", str(paths.root), "for-each-ref", "--format=%(refname)", "refs/exps"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

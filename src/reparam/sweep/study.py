@@ -23,7 +23,7 @@ from reparam.sweep.leash import LONGEST
 from reparam.sweep.plan import Plan, changed
 
 HEARTBEAT = 10  # seconds
-DEAD = int(LONGEST) + 2 * HEARTBEAT  # seconds without a heartbeat: what a dead worker ran has ended, too
+DEAD = int(LONGEST) + 2 * HEARTBEAT  # seconds without a heartbeat: by then the processes of a dead worker have ended
 LOCKED = 60  # seconds to wait for another process that writes to an SQLite file
 RETRIES = 3  # of a trial whose worker died
 MADE_OF = "reparam.made_of"
@@ -62,7 +62,7 @@ class Study:
         self.optuna.sampler = _sampler(self.plan, len(self.optuna.get_trials(deepcopy=False)))
 
     def require_unchanged(self, paths: Paths) -> None:
-        """Raise StaleInputError where a trial would be made of something else than those before it."""
+        """Raise StaleInputError if parameters or code changed since the first trial."""
         _compare(self.plan.study, made_of(self.plan, paths), self.optuna.user_attrs[MADE_OF])
 
     def hand_on(self, number: int) -> None:
@@ -85,7 +85,7 @@ def default_storage(folder: Path) -> str:
 def open_study(plan: Plan, url: str, paths: Paths) -> Study:
     """Join the study of a plan, or begin it.
 
-    Raises: UserError where the database cannot be used; StaleInputError where the study was begun with other parameters
+    Raises: UserError if the database cannot be used; StaleInputError if the study was begun with other parameters
     or other code.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it reports each trial, as we do
@@ -111,7 +111,7 @@ def open_study(plan: Plan, url: str, paths: Paths) -> Study:
 
 
 def made_of(plan: Plan, paths: Paths) -> dict[str, str]:
-    """Hash what all trials of a study have in common."""
+    """Hash the facts that all trials of a study share."""
     file = plan.file
     return {
         "metric": f"{plan.metric}, {plan.direction}",
@@ -125,8 +125,8 @@ def _compare(study: str, found: Mapping[str, str], wanted: Mapping[str, str]) ->
     different = [name for name in wanted if found[name] != wanted[name]]
     if different:
         raise StaleInputError(
-            f"study {study}: wanted what its first trials were made of, found another {' and '.join(different)}; "
-            "restore what was changed, or give the study in sweep.yaml another name"
+            f"study {study}: {' and '.join(different)} changed since its first trial; restore what was there, or give "
+            "the study another name in sweep.yaml"
         )
 
 

@@ -22,7 +22,7 @@ from reparam.sweep.plan import Plan
 
 # It waits for other processes of DVC, of which a sweep has several.
 DVC = (sys.executable, "-m", "dvc", "--wait-for-lock")
-BEGUN = "Reproducing experiment '"  # what DVC prints when it has taken an experiment from where it puts them down
+BEGUN = "Reproducing experiment '"  # DVC prints this once it has taken the experiment from its stash
 SECONDS = 0.2  # between two looks at a trial
 
 
@@ -37,7 +37,7 @@ class Experiment:
     plan: Plan
     paths: Paths
     number: int
-    first: int  # the trial that it repeats, else its own number
+    first: int  # the trial that it repeats, or its own number
 
     @property
     def name(self) -> str:
@@ -49,7 +49,7 @@ class Experiment:
 
     @property
     def epochs(self) -> Path:
-        """What the training writes after each epoch."""
+        """The file that the training extends after each epoch."""
         return self.log.with_suffix(".jsonl")
 
     @property
@@ -88,11 +88,11 @@ class Experiment:
         return metrics[self.plan.metric]
 
     def failure(self, what: str) -> TrialError:
-        """Say that it failed, and where to read why."""
+        """Return the error of a failed trial, with the log that has the reason."""
         return TrialError(f"{what}; see {self.log}")
 
     def forget(self) -> None:
-        """Remove what only a trial that goes on would need."""
+        """Remove the files that only a continued trial would need."""
         self.epochs.unlink(missing_ok=True)
         shutil.rmtree(self.resume, ignore_errors=True)
 
@@ -100,7 +100,7 @@ class Experiment:
 def run(experiment: Experiment, trial: optuna.Trial, values: Mapping[str, Any], begun: Callable[[], None]) -> float:
     """Run a trial and return its metric; `begun` is called when others may begin theirs.
 
-    Raises: TrialError; optuna.TrialPruned where others were better after as many epochs.
+    Raises: TrialError; optuna.TrialPruned if others were better after as many epochs.
     """
     experiment.log.parent.mkdir(parents=True, exist_ok=True)
     experiment.epochs.unlink(missing_ok=True)
@@ -123,7 +123,7 @@ def run(experiment: Experiment, trial: optuna.Trial, values: Mapping[str, Any], 
 def _attempt(
     command: Sequence[str], experiment: Experiment, trial: optuna.Trial, begun: Callable[[], None]
 ) -> int | None:
-    """Run the command to its end, and return its exit code; None where another process took the experiment.
+    """Run the command to its end, and return its exit code; None if another process took the experiment.
 
     DVC puts experiments down in one place before it runs them, and a process takes whatever is there until nothing is.
     So processes begin one after the other, and one that has done its own experiment must not begin another's.
@@ -186,7 +186,7 @@ class Scores:
 def score_of(row: Mapping[str, float], plan: Plan) -> float | None:
     """Return the validation score of an epoch that fits the metric of a study best; None without validation.
 
-    It is the metric itself, else the ELBO, which is the same whatever is trained, else the loss.
+    It is the metric itself if there is one, otherwise the ELBO, which no objective changes, otherwise the loss.
     """
     name = plan.metric.removesuffix(VALIDATION)
     if (own := row.get(f"validation_{name}")) is not None:

@@ -42,7 +42,7 @@ def join(file: Path, paths: Paths, storage: str, count: int | None) -> Study:
 def work(study: Study, paths: Paths) -> None:
     """Run trials until the study is over; an interrupted one is left to be repeated.
 
-    Raises: StaleInputError where parameters or code were changed meanwhile.
+    Raises: StaleInputError if parameters or code were changed meanwhile.
     """
     lock = gate(paths)
     while not study.is_over:

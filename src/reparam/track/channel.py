@@ -1,4 +1,4 @@
-"""The way of a stage's calls to the recorder, the process that speaks to MLflow (recorder.py).
+"""Send the calls of a stage to the recorder, the process that logs them to MLflow (recorder.py).
 
 A call is a line of JSON, and one line of JSON answers it: `{"answer": value}` or `{"error": message}`. The next call is
 not sent before the answer is there, so that no buffer can fill up.
@@ -67,7 +67,7 @@ class Recorder:
         weakref.finalize(self, _close, self._connection, self._lines)
 
     def exchange(self, call: Call) -> Any:
-        """Hand over a call and return the answer. Raises: TrackingError where the store or the recorder fails."""
+        """Hand over a call and return the answer. Raises: TrackingError if the store or the recorder fails."""
         patience = ANSWER_SECONDS + _size(call) / SLOWEST_UPLOAD
         watchdog = threading.Timer(patience, self._meeting.kill)
         started = time.monotonic()
@@ -84,7 +84,7 @@ class Recorder:
         return answer["answer"]
 
     def _write_and_read(self, line: str) -> str:
-        """Return the line that answers a line, nothing where the recorder ended."""
+        """Return the line that answers a line, nothing if the recorder ended."""
         try:
             self._lines.write(line + "\n")
             self._lines.flush()

@@ -20,7 +20,7 @@ METRICS_AT_ONCE = 1000  # what one request may hold
 class Delivery:
     """Hand calls to the store.
 
-    Raises: TrackingError where the store cannot take one.
+    Raises: TrackingError if the store cannot take one.
     """
 
     client: Any
@@ -60,7 +60,7 @@ class Delivery:
 
 
 def replay(paths: Paths) -> int:
-    """Deliver what was spooled while the store was away; return how many calls went through.
+    """Deliver the calls that were spooled while the store was away; return how many went through.
 
     Raises: TrackingError.
     """

@@ -1,7 +1,7 @@
-"""How a stage finds the recorder of its store, or starts it.
+"""Find the recorder of a stage's store, or start it.
 
-To load MLflow takes seconds, so stages that follow each other share one recorder. It waits at a socket whose name says
-whose calls it takes: those of one store, one working copy, one environment and one version of this package.
+Loading MLflow takes seconds, so stages that follow each other share one recorder. It listens on a socket, whose name is
+a hash of the store, the working copy, the environment and the version of this package.
 """
 
 import json
@@ -101,7 +101,7 @@ class Meeting:
                 start_new_session=True,  # Ctrl-C reaches the stage alone
             )
         self.number.write_text(f"{process.pid}\n", encoding="ascii")
-        process.returncode = 0  # it outlives this process, and Python shall not remark upon it
+        process.returncode = 0  # it outlives this process: keep Python from warning of it
 
 
 def idle_seconds() -> float:

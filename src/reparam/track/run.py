@@ -94,7 +94,7 @@ class Run:
         self._channel.wait()
 
     def close(self, status: str) -> None:
-        """End the run, and wait; what was spooled is tried once more."""
+        """End the run, and wait; spooled calls are tried once more."""
         self._flush()
         self._send({"call": "end", "run": self.run_id, "status": status, "time": round(time.time() * 1000)})
         self.wait()
@@ -127,9 +127,11 @@ class Run:
     def _replay(self) -> None:
         try:
             self._spool.replay(self._channel.ask)
-            log.warning("MLflow is back: what it missed was delivered")
+            log.warning("MLflow is back: the calls that it missed were delivered")
         except (TrackingError, OSError):
-            log.warning("MLflow is still away: what it missed is kept; deliver it with `reparam replay`")
+            log.warning(
+                "MLflow is still away: calls that could not be sent are kept in .tracking; send them with `reparam replay`"
+            )
 
 
 class NoRun(Run):

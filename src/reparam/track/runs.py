@@ -57,7 +57,7 @@ class Runs:
             raise unusable(self.store.uri, error) from None
 
     def has_training(self, tags: Mapping[str, str]) -> bool:
-        """Whether there is a finished training with these tags."""
+        """Return whether a finished training has these tags."""
         return bool(self._find(self.store.experiment, {STAGE_TAG: "train", **tags}))
 
     def child(self, stage: str, lineage: Mapping[str, str]) -> Opened:
@@ -72,7 +72,7 @@ class Runs:
         return self._open(self.store.experiment, {STAGE_TAG: stage, **weights}, parent)
 
     def data(self, stage: str, data_hash: str) -> Opened | None:
-        """Open a run in the experiment of data; None if it has one of the same data."""
+        """Open a run in the experiment for data; return None if the same data was logged before."""
         experiment, tags = f"{self.store.experiment}-data", {STAGE_TAG: stage, DATA_TAG: data_hash}
         return None if self._find(experiment, tags) else self._open(experiment, tags, None)
 
@@ -114,7 +114,7 @@ class Runs:
         return True
 
     def _open(self, experiment: str, tags: dict[str, str], parent: str | None, name: str = "") -> Opened:
-        """Open a run. A training is called by its experiment of DVC, else by `name`; stages without by their own."""
+        """Open a run. A training has the name of its DVC experiment, otherwise `name`; other stages have their own."""
         stage = tags[STAGE_TAG]
         tags = tags | self._provenance(stage) | ({PARENT_TAG: parent} if parent else {})
         name = tags.get(EXPERIMENT_TAG, name) if stage == "train" else name or stage

@@ -40,7 +40,7 @@ class Spool:
     def replay(self, deliver: Callable[[Call], None]) -> int:
         """Deliver every call in order, then forget them; return their number. Where one fails, it and the rest stay.
 
-        Raises: TrackingError where the file is damaged, and what `deliver` raises.
+        Raises: TrackingError if the file is damaged, and what `deliver` raises.
         """
         with self.lock:
             calls = self._read()

@@ -29,7 +29,7 @@ DAMAGED = re.compile(r"duplicate column name|table \S+ already exists|no such ta
 
 
 class StoreError(TrackingError):
-    """What a store itself says, in one line."""
+    """The error of a store, in one line."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def open_store(paths: Paths) -> Store:
 
 
 def connect_to_read(paths: Paths) -> Store | None:
-    """Open the store as `open_store` does, but never make one: None where tracking is off or nothing was tracked yet.
+    """Open the store as `open_store` does, but never make one: None if tracking is off or nothing was tracked yet.
 
     Raises: TrackingError, within seconds, when the store cannot be used.
     """
@@ -91,7 +91,7 @@ def connect_to_read(paths: Paths) -> Store | None:
 
 
 def unusable(uri: str, error: Exception) -> TrackingError:
-    """Say that a store cannot be used, and the ways out."""
+    """Return the error of a store that cannot be used, with the next steps."""
     file = _database(uri)
     if file is not None and DAMAGED.search(str(error)):
         return TrackingError(

@@ -1,4 +1,4 @@
-"""What a stage tracks with: it opens the stage's run, and loads no MLflow."""
+"""Open the runs of a stage, without loading MLflow."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def connect(paths: Paths) -> "Tracker":
-    """Find or start the recorder, and return at once; the first to wait for the store is `ready` or `training_run`."""
+    """Connect to the recorder without waiting for MLflow; `ready` and `training_run` wait until the store is open."""
     # Of the processes that torchrun starts, the first one alone tracks.
     is_first = "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
     if address(paths) == OFF or not is_first:
@@ -61,7 +61,7 @@ class Tracker:
         return self._run(self._ask("sweep_run", name=name, run=run))
 
     def has_training(self, weights: str, params: str) -> bool:
-        """Whether the store has a finished training of these weights with these parameters, both by their hashes.
+        """Return whether the store has a finished training with these hashes of weights and parameters.
 
         Raises: TrackingError.
         """

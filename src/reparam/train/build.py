@@ -21,9 +21,9 @@ def build_trainer(
 ) -> Trainer:
     """Put model, objective and optimizer together, on the device of the training images.
 
-    `classes` are those of labels that the model is told.
+    `classes` are those of a conditional model.
 
-    Raises: ParamsError where they do not go together.
+    Raises: ParamsError if they do not go together.
     """
     check_memory(config, data, training, classes)
     model = build_model(config.model, data.shape, classes)

@@ -69,7 +69,7 @@ class Checkpoints:
     def held(self) -> Iterator[None]:
         """Keep other processes that train the same away, where the file system has locks.
 
-        Raises: Timeout where another one was here first.
+        Raises: Timeout if another one was here first.
         """
         lock = FileLock(self._lock, timeout=0)
         while not lock.is_locked:
@@ -100,7 +100,7 @@ class Checkpoints:
 
     @property
     def run_id(self) -> str:
-        """The tracking run that the interrupted training belongs to; empty where there is none."""
+        """The tracking run that the interrupted training belongs to; empty if there is none."""
         try:
             return self._run.read_text(encoding="ascii")
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Which model, objective, data and schedule go together."""
+"""Check that model, objective, data and schedule go together."""
 
 from torch import nn
 
@@ -12,7 +12,7 @@ from reparam.objectives import OBJECTIVES
 
 
 def check_parts(model: AnyModel, config: Config, data: ImageFacts, *, images: int, processes: int = 1) -> None:
-    """Refuse parts that do not go together, where so many processes train on so many images.
+    """Refuse parts that do not go together, with this number of training images and processes.
 
     Raises: ParamsError.
     """
@@ -25,9 +25,9 @@ def check_parts(model: AnyModel, config: Config, data: ImageFacts, *, images: in
 
 
 def classes_told(config: ModelConfig, data: DataCard) -> tuple[str, ...]:
-    """Return the classes of images whose labels a model is told: all that there are, or none.
+    """Return the classes of a conditional model: all that there are; none for another model.
 
-    Raises: ParamsError where images have no labels.
+    Raises: ParamsError if images have no labels.
     """
     if config.condition == "none":
         return ()
@@ -47,12 +47,12 @@ def _check_pixels(model: AnyModel, config: ModelConfig, data: ImageFacts) -> Non
         settings = "".join(f" ({block})" for block in config.arguments(config.likelihood))
         raise ParamsError(
             f"params.yaml: preprocess.scaling: wanted 'unit' with model.likelihood {config.likelihood!r}{settings}, "
-            f"which is of pixels in [0, 1], found {kind!r}"
+            f"which is defined for pixels in [0, 1], found {kind!r}"
         )
     if kind != "unit" and model.prior.is_of_images:
         raise ParamsError(
-            f"params.yaml: preprocess.scaling: wanted 'unit' with model.prior {config.prior!r}, of images "
-            f"with pixels in [0, 1], found {kind!r}"
+            f"params.yaml: preprocess.scaling: wanted 'unit' with model.prior {config.prior!r}, whose pseudo-inputs "
+            f"are images with pixels in [0, 1], found {kind!r}"
         )
     if data.binarization != "none" and not model.likelihood.needs_binary:
         raise ParamsError(
@@ -88,7 +88,7 @@ def _check_codebook(model: AnyModel, config: ModelConfig, processes: int) -> Non
 def _check_monitor(model: AnyModel, config: TrainConfig, data: ImageFacts) -> None:
     if config.monitor == "elbo" and not is_density(model.likelihood, data.binarization):
         raise ParamsError(
-            "params.yaml: train.monitor: wanted 'loss' where grey pixels meet a Bernoulli, so that there is no ELBO, "
+            "params.yaml: train.monitor: wanted 'loss' with a Bernoulli likelihood of grey pixels, which has no ELBO, "
             "found 'elbo'"
         )
     if config.monitor == "elbo" and not model.stochastic_layers:
@@ -135,7 +135,7 @@ def check_fit(model: AnyModel, config: ModelConfig, objective: ObjectiveConfig) 
     if objective.perceptual.weight and OBJECTIVES[objective.name].has_own_gradient:
         raise ParamsError(
             f"params.yaml: objective.perceptual.weight: wanted 0.0 with objective.name {objective.name!r}, whose "
-            f"gradient to the encoder is another one than that of its loss, found {objective.perceptual.weight}"
+            f"gradient to the encoder is not that of its loss, found {objective.perceptual.weight}"
         )
     if OBJECTIVES[objective.name].has_jacobian and has_batch_norm(model):
         name, wanted, found = _batch_norm(config)
@@ -172,5 +172,5 @@ def _batch_norm(config: ModelConfig) -> tuple[str, str, str]:
 
 
 def has_batch_norm(model: AnyModel) -> bool:
-    """Whether what the model makes of an image in training depends on the other images of the batch."""
+    """Return whether, in training, the outputs of an image depend on the other images of the batch."""
     return any(isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) for layer in model.modules())

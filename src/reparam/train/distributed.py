@@ -16,14 +16,14 @@ from reparam.errors import UserError
 
 @dataclass(frozen=True)
 class World:
-    """The processes that train together; alone, everything is what it was."""
+    """The processes that train together. With a single process, all values stay as they are."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def is_first(self) -> bool:
-        """Whether this process keeps and writes what there is to keep."""
+        """Whether this process writes the files of the training."""
         return self.rank == 0
 
     @property
@@ -35,18 +35,18 @@ class World:
         """Let backward passes average the gradients of all processes, and start from the weights of the first."""
         if self.size == 1:
             return module
-        # The option keeps the order in which gradients are added up: else it changes after the first step, and a
+        # The option keeps the order in which gradients are added up: otherwise it changes after the first step, and a
         # training that goes on from a checkpoint has other rounding than one that was never interrupted.
         return DistributedDataParallel(module, find_unused_parameters=True)
 
     def agree(self, values: Tensor) -> Tensor:
-        """Return what the first process says. Shapes: unchanged, the same for all."""
+        """Return the values of the first process. Shapes: unchanged, the same for all."""
         if self.size > 1:
             dist.broadcast(values, src=0)
         return values
 
     def most(self, *numbers: int) -> list[int]:
-        """Return the largest that any process says, of each number."""
+        """Return the maximum of each number over all processes."""
         values = torch.tensor(numbers)
         if self.size > 1:
             dist.all_reduce(values, dist.ReduceOp.MAX)
@@ -75,7 +75,7 @@ class World:
         return values
 
     def share(self, rows: Tensor) -> Tensor:
-        """Take the part of a batch that is ours; of one with fewer rows than processes, all. Shapes: (N,) -> (n,)."""
+        """Take our part of a batch; all of it, if it has fewer rows than processes. Shapes: (N,) -> (n,)."""
         return rows[self.rank :: self.size] if len(rows) >= self.size else rows
 
     def weight(self, images: int, of_all: int) -> float:
@@ -88,18 +88,18 @@ ALONE = World()
 
 @dataclass(frozen=True)
 class SharedBatch:
-    """A batch of so many images, of which each process has a part: that of `World.share`."""
+    """A batch with this number of images, of which each process has the part that `World.share` gives."""
 
     world: World
     images: int
 
     def gather(self, rows: Tensor) -> Tensor:
-        """Return the rows of all processes; to each go back the gradients that all have for its own.
+        """Return the rows of all processes. The backward pass returns to each the sum of all gradients of its own rows.
 
         Shapes: (b, ...), one for each image of ours -> (B, ...).
         """
         ranks = range(self.world.size)
-        if self.images < self.world.size:  # then each has all
+        if self.images < self.world.size:  # each process has all of them
             return rows
         counts = [len(range(rank, self.images, self.world.size)) for rank in ranks]
         gathered: Tensor = _Gather.apply(rows, counts, self.world.rank)
@@ -107,7 +107,7 @@ class SharedBatch:
 
 
 class _Gather(torch.autograd.Function):
-    """Concatenate what processes have, (b, ...) each, which `all_gather` wants of equal size."""
+    """Concatenate the rows (b, ...) of all processes; they are padded, because `all_gather` needs equal sizes."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, counts: list[int], rank: int) -> Tensor:

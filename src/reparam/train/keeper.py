@@ -1,4 +1,4 @@
-"""What looks after a training from step to step: checkpoints now and then, and an orderly end on a signal."""
+"""Write checkpoints during training, and end it in order on a signal."""
 
 import logging
 import time
@@ -57,7 +57,7 @@ class Keeper:
             self._save_or_end()
 
     def ends_validation(self) -> bool:
-        """Whether validation is to end at once; several processes end it together, in `after_validation`."""
+        """Return whether validation must end at once; several processes end it together, in `after_validation`."""
         return bool(self.stop) and self.state.trainer.world.size == 1
 
     def after_validation(self) -> None:

@@ -18,7 +18,7 @@ from reparam.train.sums import Metrics, Sums
 
 
 class Data(NamedTuple):
-    """What is trained on, and what is held out to choose the best epoch: perhaps no image at all."""
+    """The training images, and those held out to choose the best epoch: perhaps none."""
 
     training: Batches
     validation: Batches
@@ -58,7 +58,7 @@ def fit(
         except NonFiniteError as error:
             rollback.go_back(error)
             continue
-        epoch.order = None
+        epoch.end()
         record.add(row)
         if not held_out.images or score < record.best_score - config.min_delta:
             record.keep(score, trainer.model.state_dict())

@@ -16,9 +16,9 @@ from reparam.train.perceptual import Charged, Perceptual
 
 
 class Loss(nn.Module):
-    """What is lowered, so that whatever wraps modules wraps all of it.
+    """The loss as one module, so that DDP and torch.compile wrap all of it.
 
-    Without `is_density`, the likelihood is none of these pixels, and there is no ELBO.
+    If `is_density` is false, the likelihood is no density of these pixels, and the terms have no ELBO.
     """
 
     epoch: Tensor  # (): epochs trained so far, a fraction within one; on the device, where schedules read it
@@ -44,6 +44,10 @@ class Loss(nn.Module):
         self.register_buffer("epoch", torch.zeros((), device=pixels.shift.device), persistent=False)
         for name, value in (("black", 0.0), ("white", 1.0)):
             self.register_buffer(name, pixels.scaled(torch.full_like(pixels.shift, value)), persistent=False)
+
+    def begin(self, epoch: float) -> None:
+        """Set how many epochs are trained, which schedules depend on."""
+        self.epoch.fill_(epoch)
 
     def forward(
         self, images: Tensor, labels: Tensor | None = None, gather: Callable[[Tensor], Tensor] = alone

@@ -1,4 +1,4 @@
-"""Whether a training fits into memory, found out on a device that has none."""
+"""Check whether a training fits into memory, by a step on torch's meta device, which allocates nothing."""
 
 import math
 import os
@@ -56,7 +56,10 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def _most(model: nn.Module, shape: tuple[int, ...], images: int) -> int:
-    """Return more than a step can keep: to count it takes two seconds, because torch then loads much of itself."""
+    """Return an upper bound of what a step keeps. Units: bytes.
+
+    The exact count takes two seconds, because torch then loads much of itself. It is skipped if this bound fits.
+    """
     channels = sum(max(weight.shape[:2]) for weight in model.parameters() if weight.dim() > 1)
     return images * channels * math.prod(shape[1:]) * BYTES_PER_NUMBER
 

@@ -1,4 +1,4 @@
-"""When several processes ask each other whether to save or to end: all after the same step, about once a second."""
+"""Let several processes agree whether to save or to end: after the same step, about once a second."""
 
 import time
 
@@ -8,7 +8,7 @@ SECONDS = 1.0  # between two questions, each of which costs the exchange of a fe
 
 
 class Pace:
-    """Counts steps to the next question; a process alone may ask itself after each."""
+    """Counts the steps until processes ask each other again; a single process may ask after each."""
 
     def __init__(self, world: World, seconds: float) -> None:
         self.world = world

@@ -1,4 +1,4 @@
-"""What people find unlike, charged for beside an objective: LPIPS, with weights that the user names."""
+"""The perceptual loss LPIPS, which is added to an objective; the user provides the weights of its network."""
 
 import math
 import warnings

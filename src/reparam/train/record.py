@@ -1,4 +1,4 @@
-"""What training leaves behind: metrics per epoch, and the weights of the best epoch."""
+"""The record of a training: metrics per epoch, and the weights of the best epoch."""
 
 import math
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ class Record:
         self.best_weights: dict[str, Tensor] = {}
 
     def is_over(self, config: TrainConfig) -> bool:
-        """Whether all epochs are done, or the last ones brought nothing better."""
+        """Return whether all epochs are done, or the last ones brought nothing better."""
         epochs = len(self.history)
         is_validated = bool(epochs) and "validation_loss" in self.history[-1]
         return epochs >= config.epochs or (is_validated and epochs - self.best_epoch >= config.patience)

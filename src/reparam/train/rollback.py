@@ -24,18 +24,18 @@ class Rollback:
         self.good: dict[str, Any] = {}
 
     def remember(self) -> None:
-        """Note that all is well."""
+        """Remember the state of a good epoch."""
         if self.is_on:
             self.good = _copy(self.state.state_dict())
 
     def go_back(self, error: NonFiniteError) -> None:
-        """Go back to what was remembered, ROLLBACKS times at most; else raise."""
+        """Go back to the remembered state, at most ROLLBACKS times; then raise the error."""
         if not self.is_on or self.count == ROLLBACKS:
             raise error
         trainer = self.state.trainer
         self.count, factor = self.count + 1, trainer.rate_factor / 2
         self.state.load_state_dict(self.good)
-        trainer.rate_factor = factor
+        trainer.slow_down(factor)
         log.warning("%s", error)
         log.warning(
             "train: back to the end of epoch %d, learning rate times %g (%d of %d times)",

@@ -19,6 +19,8 @@ from reparam.data.batches import Batches
 from reparam.errors import StaleInputError
 from reparam.files import dvc_hash, require_writable, whole_directory, whole_file
 from reparam.lineage import source_hash
+from reparam.logged.epochs import EpochLog
+from reparam.logged.filmstrip import Filmstrip, epochs_between_pictures
 from reparam.models.build import KINDS
 from reparam.models.likelihoods import is_density
 from reparam.models.storage import save_weights
@@ -30,11 +32,9 @@ from reparam.train.build import build_trainer
 from reparam.train.checkpoint import Checkpoints, holding
 from reparam.train.checks import classes_told
 from reparam.train.distributed import World, joined
-from reparam.train.filmstrip import Filmstrip, epochs_between_pictures
 from reparam.train.keeper import Keeper, seconds_between_checkpoints
 from reparam.train.loop import Data, fit
 from reparam.train.record import Record
-from reparam.train.reporting import EpochLog
 from reparam.train.rollback import Rollback
 from reparam.train.signals import StopRequest
 from reparam.train.state import State
@@ -85,7 +85,7 @@ def run(
 
 @dataclass(frozen=True)
 class Display:
-    """Where a training is shown: the tracking run, and the terminal unless it is quiet."""
+    """The places that show a training: the tracking run, and the terminal unless it is quiet."""
 
     tracker: track.Tracker
     run: track.Run
@@ -105,16 +105,29 @@ def _train(state: State, data: Data, config: TrainConfig, checkpoints: Checkpoin
     logged = display.tracker.logged_epochs(display.run) if record.history else set()
     console = Console(stderr=True, quiet=display.is_quiet or not trainer.world.is_first)
     held_out = data.validation if len(data.validation) else data.training
-    filmstrip = Filmstrip(held_out, trainer.loss, display.run, epochs_between_pictures(), config.seed)
+    filmstrip = Filmstrip(
+        held_out,
+        trainer.loss.pixels,
+        display.run,
+        config.seed,
+        every=epochs_between_pictures(),
+        has_prior=has_prior(trainer.model, trainer.loss.config.name),
+    )
     with keeper.stop.listening(), progress(config.epochs, console) as show:
-        epoch_log = EpochLog(trainer, display.run, show, filmstrip, logged)
+        epoch_log = EpochLog(
+            display.run,
+            show,
+            lambda epoch: filmstrip.show(trainer.model, epoch),
+            logged,
+            is_first=trainer.world.is_first,
+        )
         for row in record.history:
             epoch_log.log(row, int(row["epoch"]))
         fit(state, data, config, epoch_log, rollback, keeper)
 
 
 def _read_batches(paths: Paths, split: SplitName, config: Config, place: torch.device, *, is_verified: bool) -> Batches:
-    """Read a split, with its labels where the model is told them."""
+    """Read a split, with its labels if the model is conditional."""
     found = store.read_split(paths.processed, split, is_verified=is_verified)
     labels = None if config.model.condition == "none" else found.labels
     return Batches(found.images, config.train.batch_size, place, labels)

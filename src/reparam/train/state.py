@@ -1,4 +1,4 @@
-"""All that decides how training goes on."""
+"""The complete state of a training: everything that decides how it goes on."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ from reparam.train.trainer import Trainer
 
 
 class Stateful(Protocol):
-    """Whatever survives a kill: its state is nested dicts of tensors, numbers, texts and lists."""
+    """A part of a training that survives a kill: its state is nested dicts of tensors, numbers, texts and lists."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, which may share memory with its owner."""
@@ -33,8 +33,12 @@ class Epoch:
         self.order = order
         self.sums.clear()
 
+    def end(self) -> None:
+        """End the epoch, so that the next begins with an order of its own."""
+        self.order = None
+
     def left(self, position: int) -> Tensor:
-        """Return the rows that are left to visit after so many. Shapes: -> (N - position,)."""
+        """Return the rows that are still to be visited. Shapes: -> (N - position,)."""
         assert self.order is not None, "no epoch has begun"
         return self.order[position:]
 

@@ -72,7 +72,7 @@ class Sums:
             bad = ", ".join(f"{name} {value}" for name, value in means.items())
             raise NonFiniteError(
                 f"train: the {split} loss is no longer finite at epoch {epoch}, step {self.steps - int(spoilt) + 1} of "
-                f"{self.steps} ({bad}); lower train.learning_rate in params.yaml, or objective.beta where it is large, "
+                f"{self.steps} ({bad}); lower train.learning_rate in params.yaml, or objective.beta if it is large, "
                 "set train.clip_norm, or train.on_nonfinite to rollback"
             )
         return {f"{split}_{name}": value for name, value in means.items()}

@@ -59,13 +59,17 @@ class Trainer:
         of_all = self._of_all(images)
         epoch, after = self.images / self.epoch_images, (self.images + of_all) / self.epoch_images
         self._set_rate(self.rate_factor * rate_at(self.config, epoch, after))
-        self.loss.epoch.fill_(epoch)
+        self.loss.begin(epoch)
         terms = self._update(images, *labels)
         self.images += of_all
         if of_all >= self.world.size or self.world.is_first:
             return Totals(terms, len(images))
         # All processes had the whole batch, and one counts it.
         return Totals({name: torch.zeros_like(total) for name, total in terms.items()}, 0)
+
+    def slow_down(self, factor: float) -> None:
+        """Multiply the learning rates of the schedule by a factor from now on."""
+        self.rate_factor = factor
 
     def score(self, images: Tensor, generator: torch.Generator, *labels: Tensor) -> Totals:
         """Return the loss terms of a held-out batch. Shapes: (B, C, H, W) uint8, (B,) int64."""
@@ -174,7 +178,7 @@ class Trainer:
         return summed({name: values.detach() for name, values in terms.items()})
 
     def _traceable_backward(self, images: Tensor, *labels: Tensor) -> Terms:
-        """Fill the weights' gradients, in words of which torch.compile makes one graph."""
+        """Fill the weights' gradients by operations that torch.compile captures as one graph."""
         with self._precision(images):
             terms = self.loss(images, *labels)
         weights = list(self.loss.parameters())
@@ -191,7 +195,7 @@ class Trainer:
 
 
 def _laid_out_as(weight: Tensor, value: Any) -> Any:
-    """Copy what an optimizer holds of a weight into the same order in memory.
+    """Copy the state of an optimizer for a weight into the weight's order in memory.
 
     Fused optimizers walk through memory and not through indices, and a tensor from a file is always contiguous.
     """

@@ -168,7 +168,7 @@ def test_a_folder_must_be_named(tmp_path: Path) -> None:
         download(settings("folder"), tmp_path, tmp_path)
     assert str(caught.value) == (
         "params.yaml: download.folder.path: wanted a folder of images, a .zip or a .tar with download.source 'folder', "
-        "found None"
+        "found null"
     )
     assert list(tmp_path.iterdir()) == []
 

@@ -21,7 +21,7 @@ TAR_MODES: dict[str, TarMode] = {
     ".tar.xz": "r:xz",
 }
 LINKS = {tarfile.SYMTYPE: "a symbolic link", tarfile.LNKTYPE: "a hard link"}
-# What a .zip from Unix says of a member; others say 0.
+# Types of members in a .zip from Unix; others have 0.
 MODES = {0: None, stat.S_IFREG: None, stat.S_IFDIR: None, stat.S_IFLNK: "a symbolic link"}
 
 

@@ -16,7 +16,7 @@ MOST = 1e9  # beyond it, the waits of Python overflow
 class Deadline:
     """The time for one file, with all of its sources and tries; it begins now.
 
-    `requests` limits the silence between two reads, and neither a head that trickles in nor their sum.
+    The time-out of `requests` limits the pause between two reads. It limits neither slow headers nor the total time.
     """
 
     def __init__(self) -> None:

@@ -32,7 +32,7 @@ def list_splits(root: Path) -> dict[str, ImageFiles]:
 
     A published split is a folder `train` with any of `val`, `validation` and `test`, in small or capital letters. A
     folder `train` on its own holds all images; beside folders of other names, it is a class like them.
-    Raises: UserError where there are no images, or folders do not say what belongs where.
+    Raises: UserError if there are no images, or folders do not say what belongs where.
     """
     names = find_images(root)
     folders = {
@@ -94,7 +94,7 @@ def _first(name: str) -> str:
 def find_images(root: Path) -> list[str]:
     """List the images below `root`: paths relative to it, in the order of `ImageFiles`.
 
-    Raises: UserError where a name is not UTF-8, which cards, figures and DVC cannot spell.
+    Raises: UserError if a name is not UTF-8, which cards, figures and DVC cannot spell.
     """
     names = sorted(_walk(root, "", root.resolve()), key=_place)
     odd = [os.fsencode(name) for name in names if not _is_text(name)]

@@ -1,4 +1,4 @@
-"""What a person sees of a download."""
+"""Show the progress of a download."""
 
 import time
 

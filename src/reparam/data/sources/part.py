@@ -30,7 +30,7 @@ class Part:
     def write(self, blocks: Iterable[bytes], kept: int, missing: int | None) -> None:
         """Write blocks after the first `kept` bytes: 0, or all that there are. `missing` more are announced.
 
-        Raises: LateError; SourceError where there are more than MOST_BYTES; OSError where the disk is full.
+        Raises: LateError; SourceError if there are more than MOST_BYTES; OSError if the disk is full.
         """
         self.deadline.check()
         self.meter.begin(kept, missing)

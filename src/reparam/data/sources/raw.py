@@ -1,4 +1,4 @@
-"""What a source delivers before it is processed: images in memory or in files, with their labels and splits."""
+"""Raw data as a source delivers it: images in memory or in files, with their labels and splits."""
 
 from dataclasses import dataclass
 

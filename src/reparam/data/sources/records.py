@@ -1,4 +1,4 @@
-"""The data that records of density estimation are about: static MNIST and OMNIGLOT, with their published splits."""
+"""The data on which results of density estimation are published: static MNIST and OMNIGLOT, with their splits."""
 
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -53,12 +53,12 @@ def read_binarized_mnist(directory: Path, _scratch: Path) -> Raw:
 
 
 def omniglot_files() -> list[RemoteFile]:
-    """Name the file of OMNIGLOT in the repository of Burda et al. 2016, of which nobody published a checksum."""
+    """Name the file of OMNIGLOT in the repository of Burda et al. 2016; nobody published a checksum of it."""
     return [RemoteFile(OMNIGLOT, "", (f"https://github.com/yburda/iwae/raw/master/datasets/OMNIGLOT/{OMNIGLOT}",))]
 
 
 def read_omniglot(directory: Path, _scratch: Path) -> Raw:
-    """Read images and alphabets, and check all that is known of them, for want of a checksum.
+    """Read images and alphabets, and check what is known of them, because there is no checksum.
 
     Grey values are rounded to 8 bits.
     Raises: DamagedInputError.

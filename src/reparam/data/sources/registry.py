@@ -1,4 +1,4 @@
-"""The data sets we know: what they are, how to get them, and how to read what was delivered.
+"""The known data sets: their titles and licences, and how to download and read them.
 
 torchvision's classes name the files, their addresses and checksums, and decode them; `transport` moves the bytes.
 """
@@ -49,7 +49,7 @@ def check(config: DownloadConfig) -> None:
     if config.source == "folder" and config.folder.path is None:
         raise ParamsError(
             "params.yaml: download.folder.path: wanted a folder of images, a .zip or a .tar with download.source "
-            "'folder', found None"
+            "'folder', found null"
         )
 
 
@@ -67,7 +67,7 @@ def download(config: DownloadConfig, base: Path, directory: Path) -> None:
 
 
 def _anchored(path: str, base: Path) -> str:
-    return str(base / os.path.expanduser(path))  # noqa: PTH111  # Path's own raises where there is no such user
+    return str(base / os.path.expanduser(path))  # noqa: PTH111  # Path's own raises if there is no such user
 
 
 def write_manifest(config: DownloadConfig, directory: Path) -> DownloadCard:

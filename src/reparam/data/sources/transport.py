@@ -40,8 +40,8 @@ class RemoteFile:
 def fetch(file: RemoteFile, directory: Path, mirrors: Sequence[str]) -> None:
     """Place the verified file at `directory / file.name`, from the first mirror or published address that gives it.
 
-    What was received of an unfinished file stays beside it as `.partial-<name>`; the next call goes on from there.
-    Raises: UserError that says what went wrong at each source; OSError where the disk is full.
+    The received part of an unfinished file stays beside it as `.partial-<name>`; the next call goes on from there.
+    Raises: UserError that says what went wrong at each source; OSError if the disk is full.
     """
     target = directory / file.name
     if target.is_file() and file.checksum_of(target) == file.checksum:
@@ -84,7 +84,7 @@ def _sources(file: RemoteFile, mirrors: Sequence[str]) -> Iterator[str]:
                 base, mark, query = mirror.partition("?")  # which may hold the signature that opens the mirror
                 yield f"{base.removesuffix('/')}/{quote(name)}{mark}{query}"
             else:
-                # Path's own expanduser raises where there is no such user.
+                # Path's own expanduser raises if there is no such user.
                 yield str(Path(os.path.expanduser(mirror)) / name)  # noqa: PTH111
     yield from file.urls
 
@@ -103,7 +103,7 @@ def _obtain(file: RemoteFile, source: str, part: Part) -> None:
 
 
 def _transfer(source: str, part: Part) -> bool:
-    """Fill `part` from one source; return whether what was there before was kept, or its end is unsure."""
+    """Fill `part` from one source; return whether earlier bytes were kept, or its end is unsure."""
     scheme, separator, rest = source.partition("://")
     if not separator:
         return _copy(Path(source), part)

@@ -21,9 +21,9 @@ LONGEST_WAIT_SECONDS = 60.0  # beyond it, waiting as a server asks would pass fo
 
 
 def download(url: str, part: Part) -> bool:
-    """Fill `part` from a server; return whether what was there before was kept, or its end is unsure.
+    """Fill `part` from a server; return whether earlier bytes were kept, or its end is unsure.
 
-    Raises: SourceError; OSError where the disk is full.
+    Raises: SourceError; OSError if the disk is full.
     """
     tries, furthest = 1, part.size
     while True:
@@ -46,7 +46,7 @@ def download(url: str, part: Part) -> bool:
 
 
 def _request(url: str, part: Part) -> bool:
-    """Receive what is missing; return whether a part was kept, or no length was announced."""
+    """Receive the missing bytes; return whether earlier ones were kept, or no length was announced."""
     present = part.size
     try:
         with _ask(url, present) as response:
@@ -110,7 +110,7 @@ def _check_status(response: requests.Response, present: int) -> None:
 
 
 def _in_words(error: Exception) -> SourceError:
-    """Say what went wrong, without the address and the credentials that libraries put into their messages."""
+    """Describe what went wrong, without the address and the credentials that libraries put into their messages."""
     cause: BaseException | None = error
     while cause and not (isinstance(cause, OSError) and cause.strerror):
         cause = cause.__cause__ or cause.__context__

@@ -1,4 +1,4 @@
-"""What the tracking store gets of the files that stages wrote: at their end, or from `dvc pull` on another machine."""
+"""Log to MLflow the files that stages wrote: when a stage ends, or later for results of `dvc pull`."""
 
 from collections.abc import Mapping
 from pathlib import Path

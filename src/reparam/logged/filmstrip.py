@@ -1,4 +1,4 @@
-"""Pictures of a model in training: what it makes of the same images, and of the same draws from the prior."""
+"""Pictures of a model in training: reconstructions of the same images, and the same draws from the prior."""
 
 import io
 import os
@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from reparam.data.batches import Batches
+from reparam.data.pixels import Pixels
 from reparam.errors import UserError
 from reparam.models.build import AnyModel
 from reparam.models.given import given
-from reparam.objectives import has_prior
 from reparam.track import Run
-from reparam.train.loss import Loss
 
 EVERY = 10  # epochs
 COLUMNS = 10
@@ -35,21 +34,21 @@ def epochs_between_pictures() -> int:
 
 
 class Filmstrip:
-    """Logs a picture every so many epochs, as artifact `filmstrip/epoch-0010.png`: images, reconstructions, samples.
+    """Logs a picture at regular epochs, as artifact `filmstrip/epoch-0010.png`: images, reconstructions, samples.
 
     Training draws the same numbers with and without it.
     """
 
-    def __init__(self, images: Batches, loss: Loss, run: Run, every: int, seed: int) -> None:
+    def __init__(self, images: Batches, pixels: Pixels, run: Run, seed: int, *, every: int, has_prior: bool) -> None:
         self.images = images
-        self.pixels = loss.pixels
-        self.objective = loss.config.name
+        self.pixels = pixels
         self.run = run
-        self.every = every
         self.seed = seed
+        self.every = every
+        self.has_prior = has_prior
 
     def show(self, model: AnyModel, epoch: int) -> None:
-        """Log the picture of an epoch, where it is one of those that get one."""
+        """Log the picture of an epoch, if it is one of the regular epochs."""
         if not self.every or epoch % self.every:
             return
         from torchvision.utils import save_image
@@ -63,7 +62,7 @@ class Filmstrip:
 
     @torch.no_grad()
     def _rows(self, model: AnyModel) -> list[Tensor]:
-        """Return images, reconstructions and, where there is a prior, samples. Shapes: each (COLUMNS, C, H, W).
+        """Return images, reconstructions and, if there is a prior, samples. Shapes: each (COLUMNS, C, H, W).
 
         A conditional model draws its samples with the labels of the images above.
         """
@@ -75,7 +74,7 @@ class Filmstrip:
         its = given(model, None if self.images.labels is None else self.images.labels[rows.to(x.device)])
         mean, _ = its.posterior(x)
         shown = [x, its.decode(mean)]
-        if has_prior(model, self.objective):
+        if self.has_prior:
             drawn = model.prior.sample(torch.empty_like(mean, device="cpu"), generator)
             shown.append(its.decode(drawn.to(mean.device)))
         model.train(was_training)
