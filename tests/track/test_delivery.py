@@ -20,7 +20,7 @@ from reparam.track.spool import Spool
 
 GONE = "MLflow does not answer, going on without it: connection refused"
 BACK = "MLflow is back: the calls that it missed were delivered"
-STILL_AWAY = "MLflow is still away: calls that could not be sent are kept in .tracking; send them with `reparam replay`"
+STILL_AWAY = "MLflow is still away: calls that it missed are kept in .tracking; send them with `reparam replay`"
 
 
 def left_over(paths: Paths) -> list[str]:

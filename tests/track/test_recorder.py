@@ -23,7 +23,7 @@ from reparam.track.meeting import Meeting
 
 SOURCE = Path(__file__).parents[2] / "src"
 GONE = "MLflow does not answer, going on without it: the process that speaks to MLflow "
-STILL_AWAY = "MLflow is still away: calls that could not be sent are kept in .tracking; send them with `reparam replay`"
+STILL_AWAY = "MLflow is still away: calls that it missed are kept in .tracking; send them with `reparam replay`"
 
 
 def runs_still(process: int) -> bool:

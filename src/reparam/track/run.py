@@ -130,7 +130,7 @@ class Run:
             log.warning("MLflow is back: the calls that it missed were delivered")
         except (TrackingError, OSError):
             log.warning(
-                "MLflow is still away: calls that could not be sent are kept in .tracking; send them with `reparam replay`"
+                "MLflow is still away: calls that it missed are kept in .tracking; send them with `reparam replay`"
             )
 
 
