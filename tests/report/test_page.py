@@ -166,11 +166,11 @@ def test_without_a_title_the_page_names_model_data_and_classes(
 def test_captions_speak_of_the_data_that_is_there(page: Page, grey_page: Page) -> None:
     drawn, grey = (Outline(render(shown)).text for shown in (page, grey_page))
     assert "as they are stored: 12 train, 3 validation, 5 test." in drawn
-    assert "what the model makes of them; it sees a random draw of black and white." in drawn
-    assert "what the model makes of them." in grey
-    assert "latents drawn from the prior: no image" in drawn
+    assert "Images above their reconstructions; the model sees a random draw of black and white." in drawn
+    assert "Images above their reconstructions." in grey
+    assert "Images decoded from latents that were drawn from the prior." in drawn
     mixed = replace(page, evaluation=evaluation_card(sampled_from="a mixture fitted to codes"))
-    assert "latents drawn from a mixture fitted to codes: no image" in Outline(render(mixed)).text
+    assert "latents that were drawn from a mixture fitted to codes." in Outline(render(mixed)).text
 
 
 def test_parameters_stand_under_their_section(page: Page) -> None:

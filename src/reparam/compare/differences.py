@@ -97,11 +97,12 @@ def find_obstacles(first: Experiment, other: Experiment) -> dict[str, list[str]]
     for key, barred in depending.items():
         theirs, ours = (experiment.conditions.get(key, "not known") for experiment in (other, first))
         if theirs != ours or key not in other.conditions:
-            found[f"{key} is {theirs}, of {first.name} {ours}"] = barred
+            found[f"{key} is {theirs}, that of {first.name} is {ours}"] = barred
     # Likelihoods of the 256 grey values are probabilities, at most 1; those of real numbers are densities.
     if {experiment.conditions.get("is_discrete") for experiment in (other, first)} == {True, False}:
         kinds = [experiment.params.get("model.likelihood") for experiment in (other, first)]
-        found[f"the likelihood is {kinds[0]}, of {first.name} {kinds[1]}: one is a density, one is not"] = likelihoods
+        reason = f"the likelihood is {kinds[0]}, that of {first.name} is {kinds[1]}: only one is of the 256 grey values"
+        found[reason] = likelihoods
     return {reason: barred for reason, barred in found.items() if barred}
 
 

@@ -156,7 +156,7 @@ def _captions(page: Page) -> dict[str, str]:
     is_drawn = page.data.binarization == "dynamic"
     facts = {
         "counts": f": {', '.join(counts)}",
-        "drawn": "; it sees a random draw of black and white" if is_drawn else "",
+        "drawn": "; the model sees a random draw of black and white" if is_drawn else "",
         "sampler": page.evaluation.sampled_from,
     }
     return {picture.name: picture.text.format(**facts) for group in PICTURES.values() for picture in group}
