@@ -257,6 +257,7 @@ class Gaussian:
 
     outputs = 1
     needs_binary = False
+    sigma = None
 
     def __init__(self, config: object) -> None:
         pass

@@ -101,6 +101,7 @@ def test_all_graphs_hold_what_an_app_must_know(exported: Exported) -> None:
         "format": 4,
         "image": {"layout": "NHWC", "shape": [4, 6, 3], "dtype": "uint8", "range": [0, 255]},
         "kind": "vae",
+        "kind_title": "Variational autoencoder",
         "latent_size": LATENT,
         "latent_shape": [LATENT],
         "classes": [],
