@@ -1,5 +1,6 @@
 """The common base of models of every kind."""
 
+from abc import abstractmethod
 from typing import Self
 
 import torch
@@ -23,9 +24,11 @@ class LatentModel(nn.Module):
         self.prior = self.prior.settled()
         return self
 
+    @abstractmethod
     def encode(self, x: Tensor, labels: Tensor | None = None) -> Encoded:
-        raise NotImplementedError
+        """Run the encoder, once for all samples. Shapes: (B, C, H, W), (B,)."""
 
+    @abstractmethod
     def draw_from(
         self,
         encoded: Encoded,
@@ -34,14 +37,15 @@ class LatentModel(nn.Module):
         estimator: Estimator = "pathwise",
         labels: Tensor | None = None,
     ) -> Draw:
-        raise NotImplementedError
+        """Sample the posterior of encoded images, and score `target`. Shapes: (B, C, H, W); fields (samples, B)."""
 
     def posterior(self, x: Tensor, labels: Tensor | None = None) -> Gaussian:
         """Return mean and log variance of q(z|x). Shapes: (B, C, H, W) -> (B, D), (B, D)."""
         return self.posterior_of(self.encode(x, labels))
 
+    @abstractmethod
     def posterior_of(self, encoded: Encoded) -> Gaussian:
-        raise NotImplementedError
+        """Return mean and log variance of q(z|x) for encoded images. Shapes: -> (B, D), (B, D)."""
 
     def draw(
         self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise", labels: Tensor | None = None
@@ -86,6 +90,7 @@ class EncoderDecoder(LatentModel):
         self.condition = condition or Unconditional()
 
     def posterior_of(self, encoded: Encoded) -> Gaussian:
+        """Return the one layer that was encoded. Shapes: -> (B, D), (B, D)."""
         [layer] = encoded
         return layer
 

@@ -172,6 +172,7 @@ class ResNet(Network):
         return way_down(self.config, shape[0]).extend([last, nn.Flatten()])
 
     def decoder(self, inputs: int, shape: tuple[int, ...]) -> nn.Sequential:
+        """Build the network from latents to images. Shapes: (B, inputs) -> (B, *shape)."""
         small, latents = self._smallest(shape), self.latent_shape(shape)
         if latents is None:
             first: list[nn.Module] = [Linear(inputs, math.prod(small)), nn.Unflatten(1, small)]

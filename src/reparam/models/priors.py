@@ -74,6 +74,7 @@ class GaussianMixture(nn.Module):
         """Compute means, variances and weights."""
 
     def log_prob(self, z: Tensor) -> Tensor:
+        """Return the joint log density. Shapes: (..., D) -> (...). Units: nats."""
         found = self.components()
         if torch.compiler.is_exporting():  # whose runtimes, as those of browsers, need not have float64
             each = gaussian_log_prob(z[..., None, :], found.means, found.log_variances).sum(-1)
@@ -95,6 +96,7 @@ class GaussianMixture(nn.Module):
 
     @torch.no_grad()
     def sample(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Choose a component for each row, and draw from it. Shapes: (..., D), unchanged."""
         found, rows = self.components(), like.flatten(0, -2)
         shares = found.log_weights.exp().cumsum(0).to(like.device)
         level = torch.rand(len(rows), dtype=shares.dtype, device=like.device, generator=generator)
@@ -105,6 +107,7 @@ class GaussianMixture(nn.Module):
 
     @torch.no_grad()
     def moments(self) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of each dimension, in float64 on the CPU. Shapes: -> (D,), (D,)."""
         found = self.components()
         weights, means, variances = (
             values.double().cpu() for values in (found.log_weights.exp(), found.means, found.log_variances.exp())
