@@ -172,14 +172,14 @@ def test_all_that_is_shown_is_of_the_chosen_class(conditional: Exported, tmp_pat
         const [left, top] = [width, height].map(side => side * (STEPS - 1) / 2);
         return {
           states, ends: ends.map(end => list(end)), name: label.textContent,
-          options: [...classes.options].map(option => option.text), note: element("told").hidden,
+          options: [...classes.options].map(option => option.text), isHidden: element("class-card").hidden,
           middleOfPlane: part(element("map"), left, top),
         };
         """,
         tmp_path,
     )
     states = found["states"]
-    assert (found["name"], found["options"], found["note"]) == ("Class", ["cat", "dog", "owl"], False)
+    assert (found["name"], found["options"], found["isHidden"]) == ("Class", ["cat", "dog", "owl"], False)
     assert [state["label"] for state in states] == [0, 2, 1, 1, 2]  # an example brings its own
     np.testing.assert_allclose(found["ends"], client.encode(golden[:2], [0, 2])[0], atol=1e-5)
     for state in states:
@@ -231,9 +231,9 @@ def test_the_middle_of_an_autoencoder_is_its_mean_code(code: Exported, tmp_path:
 
 
 def test_what_a_model_cannot_do_is_not_offered(exported: Exported, code: Exported, tmp_path: Path) -> None:
-    program = 'return ["image-card", "samples-card", "class-card", "told"].map(id => element(id).hidden)'
-    assert ask(render(code.directory), program, tmp_path) == [False, True, True, True]  # an autoencoder has no prior
-    assert ask(render(exported.directory / "decoder.onnx"), program, tmp_path) == [True, False, True, True]
+    program = 'return ["image-card", "samples-card", "class-card"].map(id => element(id).hidden)'
+    assert ask(render(code.directory), program, tmp_path) == [False, True, True]  # an autoencoder has no prior
+    assert ask(render(exported.directory / "decoder.onnx"), program, tmp_path) == [True, False, True]
 
 
 def test_samples_without_heat_are_the_middles_of_the_prior(exported: Exported, mixed: Exported, tmp_path: Path) -> None:

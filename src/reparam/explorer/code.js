@@ -13,7 +13,7 @@ const spell = value => value.toFixed(2).replace("-", "\u2212");
 
 const classes = element("class"); // none, if the model is told no labels
 facts.classes.forEach(name => classes.add(new Option(name)));
-for (const id of ["class-card", "told"]) element(id).hidden = !facts.classes.length;
+element("class-card").hidden = !facts.classes.length;
 
 // The further input of a conditional model, for some images.
 function told(count, label = classes.selectedIndex) {
