@@ -49,20 +49,25 @@ def answer(store: Store, call: Call, environment: Mapping[str, str]) -> Any:
 
 
 def main() -> None:
-    """Take connections until none has been open for a while."""
+    """Take connections until none has been open for a while, at least as long as the environment says."""
     root, shared, place, listening = sys.argv[1:]
     meeting, idle = Meeting(Path(place)), idle_seconds()
     _load_mlflow(address(Paths(Path(root), Path(shared))))
     stages: list[socket.socket] = []
+    was_open = True
     with socket.socket(fileno=int(listening)) as door:
         while True:
             if select([door], [], [], idle)[0]:
                 stages.append(door.accept()[0])
+                was_open = True
                 Thread(target=_serve, args=(stages[-1], Paths(Path(root), Path(shared))), daemon=True).start()
                 continue
             stages = [stage for stage in stages if stage.fileno() >= 0]
+            if stages or was_open:  # the last one may have ended a moment ago
+                was_open = bool(stages)
+                continue
             with meeting.alone():
-                if not stages and not select([door], [], [], 0)[0]:
+                if not select([door], [], [], 0)[0]:
                     meeting.leave()
                     return
 
