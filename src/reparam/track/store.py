@@ -142,7 +142,7 @@ def _create_database(uri: str) -> None:
 
 @contextmanager
 def _without_syncing() -> Iterator[None]:
-    """Let SQLite not wait for the disk: the tables take a thousand such waits, 2 s of an idle disk, 5 s of a busy one."""
+    """Let SQLite not wait for the disk: making the tables takes a thousand such waits, 2 s, and 5 s on a busy disk."""
     from sqlalchemy import event
     from sqlalchemy.engine import Engine
 
