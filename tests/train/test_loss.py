@@ -52,9 +52,9 @@ def test_grey_images_are_drawn_and_scaled_before_the_model_sees_them() -> None:
         assert torch.equal(loss(grey)["loss"], wanted["loss"])
 
 
-def test_without_a_density_there_is_no_elbo() -> None:
+def test_a_model_that_has_no_elbo_puts_out_none() -> None:
     plain = loss_with()
-    loss = Loss(plain.model, plain.pixels, plain.config, is_density=False)
+    loss = Loss(plain.model, plain.pixels, plain.config, has_elbo=False)
     assert set(plain(IMAGES)) - set(loss(IMAGES)) == {"elbo"}
     assert set(score(plain)) - set(score(loss)) == {"elbo"}
 

@@ -25,7 +25,6 @@ from reparam.figures.latents import (
     plot_latent_use,
 )
 from reparam.figures.style import indexed, literal
-from reparam.models.priors import StandardNormal
 from reparam.runtime import random_stream
 
 RECONSTRUCTIONS = 10  # images, one of each class first
@@ -56,7 +55,7 @@ def draw(subject: Subject) -> dict[str, Figure]:
         "interpolation": (are_several, _interpolation),
         "components": (are_several and subject.latent_size > 2, _components),
         "aggregate": (not subject.is_code, _aggregate),
-        "bounds": (subject.has_likelihood, _bounds),
+        "bounds": (subject.has_elbo, _bounds),
         "extremes": (are_several, _extremes),
         "factors": (subject.coded is not None, _factors),
         "sigma": (subject.model.likelihood.outputs > 1, _sigma),  # where the decoder puts out more than a mean
@@ -174,8 +173,8 @@ def _aggregate(subject: Subject) -> Figure:
         z = means + (0.5 * log_variances).exp() * torch.randn(means.shape, dtype=means.dtype)
         prior = subject.model.prior.sample(torch.empty(PRIOR_SAMPLES, subject.latent_size))[:, chosen].cpu().numpy()
     names = [subject.name_and_use(number) for number in chosen]
-    is_standard = isinstance(subject.model.prior, StandardNormal)
-    return plot_aggregate(dict(zip(names, z.T.numpy(), strict=True)), None if is_standard else prior)
+    shown = None if subject.model.prior.is_standard else prior
+    return plot_aggregate(dict(zip(names, z.T.numpy(), strict=True)), shown)
 
 
 def _bounds(subject: Subject) -> Figure:

@@ -126,8 +126,8 @@ class Routes:
         if not self.client.metadata["has_prior"]:
             raise UserError("sample: wanted a model with a prior, found an autoencoder; use /decode")
         latents = self.client.sample_latents(body.count, body.seed, body.temperature)
-        told = as_input("sample", body.label, self.client.classes, body.count)
-        return await self._pictures({"latents": latents.astype(np.float32), **told}, png)
+        label = as_input("sample", body.label, self.client.classes, body.count)
+        return await self._pictures({"latents": latents.astype(np.float32), **label}, png)
 
     async def score(self, request: Request) -> Response:
         """Return the negative ELBO of each image at the posterior mean, in nats: the larger, the stranger.

@@ -33,9 +33,9 @@ def build_trainer(
         start_at_mean(model, pixels.scaled(training.mean().cpu()))
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    has_density = is_density(model.likelihood, data.binarization)
     pixels, perceptual, wanted = pixels.to(training.device), None, config.objective.perceptual
     if wanted.weight:
         perceptual = Perceptual.load(wanted, pixels, data.shape)
-    loss = Loss(model, pixels, config.objective, perceptual, is_density=has_density).to(training.device)
+    has_elbo = model.has_elbo(is_density=is_density(model.likelihood, data.binarization))
+    loss = Loss(model, pixels, config.objective, perceptual, has_elbo=has_elbo).to(training.device)
     return Trainer(loss, config.train, len(training), world)

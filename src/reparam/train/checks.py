@@ -24,7 +24,7 @@ def check_parts(model: AnyModel, config: Config, data: ImageFacts, *, images: in
     _check_penalties(config)
 
 
-def classes_told(config: ModelConfig, data: DataCard) -> tuple[str, ...]:
+def condition_classes(config: ModelConfig, data: DataCard) -> tuple[str, ...]:
     """Return the classes of a conditional model: all that there are; none for another model.
 
     Raises: ParamsError if images have no labels.
@@ -86,15 +86,10 @@ def _check_codebook(model: AnyModel, config: ModelConfig, processes: int) -> Non
 
 
 def _check_monitor(model: AnyModel, config: TrainConfig, data: ImageFacts) -> None:
-    if config.monitor == "elbo" and not is_density(model.likelihood, data.binarization):
-        raise ParamsError(
-            "params.yaml: train.monitor: wanted 'loss' with a Bernoulli likelihood of grey pixels, which has no ELBO, "
-            "found 'elbo'"
-        )
-    if config.monitor == "elbo" and not model.stochastic_layers:
-        raise ParamsError(
-            "params.yaml: train.monitor: wanted 'loss' with an autoencoder, which has no ELBO, found 'elbo'"
-        )
+    has_density = is_density(model.likelihood, data.binarization)
+    if config.monitor == "elbo" and not model.has_elbo(is_density=has_density):
+        kind = "a Bernoulli likelihood of grey pixels" if model.stochastic_layers else "an autoencoder"
+        raise ParamsError(f"params.yaml: train.monitor: wanted 'loss' with {kind}, which has no ELBO, found 'elbo'")
 
 
 def _check_penalties(config: Config) -> None:

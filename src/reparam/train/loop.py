@@ -45,7 +45,7 @@ def fit(
         start = time.perf_counter()
         if epoch.order is None:
             epoch.begin(trainer.world.agree(torch.randperm(len(data.training))))
-        for batch in data.training.told(epoch.left(before), trainer.world.share):
+        for batch in data.training.with_labels(epoch.left(before), trainer.world.share):
             epoch.sums.add(trainer.step(*batch))
             keeper.after_step()
         held_out = _validate(state, data.validation, config, keeper)
@@ -71,7 +71,7 @@ def _validate(state: State, validation: Batches, config: TrainConfig, keeper: Ke
     # The same draws every epoch, so that epochs differ by their weights alone.
     generator = torch.Generator().manual_seed(config.seed)
     with random_stream(config.seed, "validation"), torch.no_grad():
-        for images, *labels in validation.told(torch.arange(len(validation))):
+        for images, *labels in validation.with_labels(torch.arange(len(validation))):
             if keeper.ends_validation():
                 break
             sums.add(state.trainer.score(images, generator, *labels))

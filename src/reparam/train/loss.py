@@ -18,7 +18,7 @@ from reparam.train.perceptual import Charged, Perceptual
 class Loss(nn.Module):
     """The loss as one module, so that DDP and torch.compile wrap all of it.
 
-    If `is_density` is false, the likelihood is no density of these pixels, and the terms have no ELBO.
+    Where the model has no ELBO of these pixels (`has_elbo`), the terms have none.
     """
 
     epoch: Tensor  # (): epochs trained so far, a fraction within one; on the device, where schedules read it
@@ -32,14 +32,14 @@ class Loss(nn.Module):
         config: ObjectiveConfig,
         perceptual: Perceptual | None = None,
         *,
-        is_density: bool = True,
+        has_elbo: bool = True,
     ) -> None:
         super().__init__()
         self.model = model
         self.perceptual = perceptual
         self.pixels = pixels
         self.config = config
-        self.is_density = is_density
+        self.has_elbo = has_elbo
         self.objective = OBJECTIVES[config.name].terms
         self.register_buffer("epoch", torch.zeros((), device=pixels.shift.device), persistent=False)
         for name, value in (("black", 0.0), ("white", 1.0)):
@@ -70,4 +70,4 @@ class Loss(nn.Module):
     def _terms(self, model: Model, x: Tensor, epoch: Tensor, gather: Callable[[Tensor], Tensor] = alone) -> Terms:
         charged: Any = model if self.perceptual is None else Charged(model, self.perceptual)
         terms = self.objective(charged, x, self.config, Setting(epoch, self.black, self.white, gather))
-        return {name: values for name, values in terms.items() if name != "elbo" or self.is_density}
+        return {name: values for name, values in terms.items() if name != "elbo" or self.has_elbo}

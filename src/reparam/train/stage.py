@@ -30,7 +30,7 @@ from reparam.progress import progress
 from reparam.runtime import computing_in, make_deterministic, pick_device
 from reparam.train.build import build_trainer
 from reparam.train.checkpoint import Checkpoints, holding
-from reparam.train.checks import classes_told
+from reparam.train.checks import condition_classes
 from reparam.train.distributed import World, joined
 from reparam.train.keeper import Keeper, seconds_between_checkpoints
 from reparam.train.loop import Data, fit
@@ -57,7 +57,7 @@ def run(
     with joined(place) as world, computing_in(config.train.precision):
         card = _read_card(paths, world)
         make_deterministic(config.train.seed, kernels=config.train.deterministic)
-        classes = classes_told(config.model, card)
+        classes = condition_classes(config.model, card)
         training, validation = (
             _read_batches(paths, split, config, place, is_verified=not world.is_first_here) for split in SPLITS
         )
@@ -157,16 +157,18 @@ def _identity(config: Config, data_hash: str, place: torch.device, world: World)
 def _write_model(directory: Path, config: Config, data: DataCard, data_hash: str, state: State) -> ModelCard:
     """Write weights and card, and return the card."""
     params, model, record = TrainedParams.of(config), state.trainer.model, state.record
+    has_density = is_density(model.likelihood, data.binarization)
     with whole_directory(directory) as written:
         card = ModelCard(
             **dict(params),
             data=data.images,
             kind_title=KINDS[config.model.kind].title,
-            classes=classes_told(config.model, data),
+            classes=condition_classes(config.model, data),
             latent_size=model.latent_size,
             latent_shape=model.latent_shape,
             has_prior=has_prior(model, config.objective.name),
-            is_density=is_density(model.likelihood, data.binarization),
+            is_density=has_density,
+            has_elbo=model.has_elbo(is_density=has_density),
             is_discrete=model.likelihood.is_discrete,
             best_epoch=record.best_epoch,
             epochs=len(record.history),
