@@ -53,7 +53,7 @@ def draw(subject: Subject) -> dict[str, Figure]:
     others: dict[str, tuple[bool, Callable[[Subject], Figure]]] = {
         "classes": (subject.data.is_conditional, _classes),
         "interpolation": (are_several, _interpolation),
-        "components": (are_several and subject.latent_size > 2, _components),
+        "components": (are_several and subject.model.latent_size > 2, _components),
         "aggregate": (not subject.is_code, _aggregate),
         "bounds": (subject.has_elbo, _bounds),
         "extremes": (are_several, _extremes),
@@ -171,9 +171,9 @@ def _aggregate(subject: Subject) -> Figure:
     means, log_variances = subject.means[:, chosen], subject.scores.log_variances.double()[:, chosen]
     with subject.draws():
         z = means + (0.5 * log_variances).exp() * torch.randn(means.shape, dtype=means.dtype)
-        prior = subject.model.prior.sample(torch.empty(PRIOR_SAMPLES, subject.latent_size))[:, chosen].cpu().numpy()
+        prior = subject.model.prior.sample(torch.empty(PRIOR_SAMPLES, subject.model.latent_size))[:, chosen]
     names = [subject.name_and_use(number) for number in chosen]
-    shown = None if subject.model.prior.is_standard else prior
+    shown = None if subject.model.prior.is_standard else prior.cpu().numpy()
     return plot_aggregate(dict(zip(names, z.T.numpy(), strict=True)), shown)
 
 

@@ -148,13 +148,13 @@ def _latents(subject: Subject, findings: Findings) -> None:
         return  # a single image does not vary
     kl = scores.latent_kl.nan_to_num(0.0)  # where dimensions have none of their own, their means alone say what is used
     still = collapsed(kl, scores.latent_variance, subject.settings.active_variance)
-    message = collapse_message(still, subject.latent_size)
+    message = collapse_message(still, subject.model.latent_size)
     findings.warnings += [message] if message else []
     if subject.model.stochastic_layers > 1:
         return  # below the top of a hierarchy, posteriors are no Gaussians of their own
     noise = torch.randn(DRAWN, *scores.means.shape, dtype=scores.means.dtype)
     z = scores.means + noise * (0.5 * scores.log_variances).exp()
-    mixed = min(MIXED, math.isqrt(MIXED_NUMBERS // subject.latent_size))
+    mixed = min(MIXED, math.isqrt(MIXED_NUMBERS // subject.model.latent_size))
     found = aggregate(scores.means, scores.log_variances, z, subject.model.prior, mixed)
     for name in ("mutual_information", "marginal_kl", "total_correlation"):
         findings.add(name, getattr(found, name), getattr(found, f"{name}_se"))
@@ -275,7 +275,7 @@ def _annealed(subject: Subject, findings: Findings) -> None:
     findings.add_mean("ais_nll", -forward.log_px)
     findings.add_mean("ais_minus_nll", -forward.log_px.cpu() - torch.cat(weighed))
     with torch.no_grad():
-        exact = model.prior.sample(torch.empty(len(rows), subject.latent_size)).to(x.device)
+        exact = model.prior.sample(torch.empty(len(rows), subject.model.latent_size)).to(x.device)
         simulated = model.likelihood.sample(subject.given(numbers).output(exact))
     lower, upper = _anneal(subject, simulated, numbers), _anneal(subject, simulated, numbers, exact)
     findings.add_mean("ais_gap", upper.log_px - lower.log_px)
@@ -309,7 +309,7 @@ def _anneal(subject: Subject, x: Tensor, numbers: Labels, exact: Tensor | None =
 
             joint = Joint(model.prior, log_likelihood)
             if exact is None:
-                like = torch.empty(settings.chains, len(part), subject.latent_size)
+                like = torch.empty(settings.chains, len(part), subject.model.latent_size)
                 found.append(annealed_log_likelihood(joint, model.prior.sample(like).to(x.device), path))
             else:
                 start = exact[done : done + len(part)]

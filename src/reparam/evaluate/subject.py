@@ -121,10 +121,6 @@ class Subject:
         return Coded(codes.numpy(), factors[rows.numpy()], self.data.factors)
 
     @property
-    def latent_size(self) -> int:
-        return self.means.shape[1]
-
-    @property
     def has_latent_kl(self) -> bool:
         """Whether each latent dimension has a KL of its own."""
         return not self.is_code and self.model.prior.is_independent
