@@ -88,7 +88,7 @@ class Client:
         """Return which graphs there are, of `encoder`, `decoder` and `score`."""
         return tuple(self._graphs)
 
-    @property
+    @cached_property
     def classes(self) -> tuple[str, ...]:
         """Return the names of the labels of a conditional model, by number; none for another model."""
         return tuple(self.metadata.get("classes", ()))
