@@ -64,7 +64,7 @@ def prepare(project: Paths, params: dict[str, Any], write_params: Callable[[dict
     return run
 
 
-def prepare_at(root: Path, source: dict[str, Any], **changes: Any) -> Path:
+def prepare_at(root: Path, source: dict[str, Any], mirror: str = "", **changes: Any) -> Path:
     """Run both stages in a working copy of its own, with worker processes where images are decoded."""
     params = copy.deepcopy(SMALL)
     change(params["download"], source)
@@ -73,6 +73,7 @@ def prepare_at(root: Path, source: dict[str, Any], **changes: Any) -> Path:
     paths = Paths(root, root)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", "off")
+        patch.setenv("REPARAM_MIRRORS", mirror)
         patch.delenv("REPARAM_WORKERS", raising=False)
         download.run(config, paths)
         preprocess.run(config, paths)
@@ -785,7 +786,7 @@ def test_a_small_mnist_keeps_its_published_test_set(project: Paths, monkeypatch:
 
     mirror = project.root / "mirror"
     monkeypatch.setattr(datasets.MNIST, "resources", write_mnist(mirror))
-    directory = prepare_at(project.root, {"source": "mnist", "mirrors": ["mirror"]}, validation=10)
+    directory = prepare_at(project.root, {"source": "mnist"}, "mirror", validation=10)
     card = store.read_card(directory)
     assert card.classes == tuple(datasets.MNIST.classes)
     assert counts(card) == [30, 10, 10]
@@ -801,7 +802,7 @@ def test_a_small_mnist_keeps_its_published_test_set(project: Paths, monkeypatch:
 @pytest.fixture(scope="module")
 def mnist(mnist_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The store of the real MNIST."""
-    return prepare_at(tmp_path_factory.mktemp("mnist"), {"source": "mnist", "mirrors": [str(mnist_files)]})
+    return prepare_at(tmp_path_factory.mktemp("mnist"), {"source": "mnist"}, mnist_files.as_uri())
 
 
 def test_the_real_mnist_takes_no_more_than_its_pixels_and_one_percent(mnist: Path) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from reparam.config.section import KeyOf, Section, Strings
+from reparam.config.section import KeyOf, Section
 
 
 class EmnistConfig(Section):
@@ -20,13 +20,10 @@ class FolderConfig(Section):
 
 
 class DownloadConfig(Section):
-    """The data set to fetch, and places to fetch it from."""
+    """The data set to fetch."""
 
     source: Annotated[str, KeyOf("SOURCES", "data/sources/registry.py")]
     """Data set to fetch."""
-
-    mirrors: Strings
-    """Places to try before the published addresses: directories, or file://, http:// and https:// addresses."""
 
     emnist: EmnistConfig
     """For source emnist."""

@@ -131,7 +131,7 @@ NotNegative = Annotated[float, Field(ge=0), SANE]
 Widths = Annotated[tuple[Width, ...], Field(strict=False, min_length=1), FEW]
 MaybeWidths = Annotated[tuple[Width, ...], Field(strict=False), FEW]
 Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1), FEW]
-Strings = Annotated[tuple[str, ...], Field(strict=False)]
+Strings = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 
 LONGEST = 200  # characters of a value that a message shows
 TYPES = {

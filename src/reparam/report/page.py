@@ -201,7 +201,7 @@ def _data_uri(picture: bytes) -> Markup:
 
 
 def _params_file(section: Section, indent: str = "") -> str:
-    """Spell parameters as a params.yaml, without credentials; every JSON value is a YAML one."""
+    """Spell parameters as a params.yaml; every JSON value is a YAML one."""
     lines, blocks, values = [], section.blocks(), flatten(section)
     for name in type(section).model_fields:
         if name in blocks:

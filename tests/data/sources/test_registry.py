@@ -66,8 +66,16 @@ def test_a_mirror_stands_where_the_project_or_the_user_is_at_home(
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: SimpleNamespace(origin=f"{tmp_path}/none/x.py"))
     raw.rename(tmp_path / "mirror")
     raw.mkdir()
-    download(settings("digits", mirrors=[mirror.format(base=tmp_path)]), tmp_path, raw)
+    download(settings("digits"), tmp_path, raw, [mirror.format(base=tmp_path)])
     assert (raw / "digits.csv.gz").read_bytes() == (tmp_path / "mirror/digits.csv.gz").read_bytes()
+
+
+def test_the_home_of_nobody_is_a_mirror_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: SimpleNamespace(origin=f"{tmp_path}/none/x.py"))
+    with pytest.raises(UserError) as caught:
+        download(settings("digits"), tmp_path, tmp_path / "raw", ["~no such user"])
+    line = str(caught.value).splitlines()[1]
+    assert line == f"  {tmp_path}/~no such user/digits.csv.gz: No such file or directory"
 
 
 def test_the_digits_are_those_of_scikit_learn(raw: Path, scratch: Path) -> None:
@@ -116,7 +124,7 @@ def test_a_file_that_differs_from_the_published_one_is_refused(tmp_path: Path, m
         f"digits.csv.gz ({wanted}): no source gives this file\n"
         f"  {address.as_uri()}: wrong checksum: wanted {wanted}, "
         "found sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad\n"
-        "set download.mirrors in params.yaml to a directory or server that holds it"
+        "set REPARAM_MIRRORS to a directory or server that holds it"
     )
     assert list(directory.iterdir()) == []
 

@@ -7,7 +7,7 @@ import gzip
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,10 +25,12 @@ from reparam.data.sources.transport import RemoteFile, fetch
 from reparam.errors import DamagedInputError, ParamsError, UserError
 from reparam.files import rerun, sha256, whole_directory, whole_file
 
+Fetch = Callable[[DownloadConfig, Path, Sequence[str]], None]
+
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: `fetch` fills a directory with the files as delivered; `read` makes images of them.
+    """A data set: `fetch` fills a directory with the files as delivered, from mirrors; `read` makes images of them.
 
     `read` is given the directory of files, an empty scratch directory that lives until the images are processed, and
     by name those parameters of the data set's block in section `download` that are listed in `options`.
@@ -36,7 +38,7 @@ class Source:
 
     title: str
     licence: str
-    fetch: Callable[[DownloadConfig, Path], None]
+    fetch: Fetch
     read: Callable[..., Raw]
     options: tuple[str, ...] = ()
 
@@ -53,17 +55,17 @@ def check(config: DownloadConfig) -> None:
         )
 
 
-def download(config: DownloadConfig, base: Path, directory: Path) -> None:
+def download(config: DownloadConfig, base: Path, directory: Path, mirrors: Sequence[str] = ()) -> None:
     """Place the verified files of a source in a directory. Files that are there already are not fetched again.
 
-    Relative mirrors and paths start at `base`, because queued experiments run in a scratch copy.
+    Mirrors, directories or addresses, are tried before the published addresses. Relative ones and a relative folder
+    start at `base`, because queued experiments run in a scratch copy.
     Raises: ParamsError, UserError.
     """
     check(config)
-    mirrors = (mirror if "://" in mirror else _anchored(mirror, base) for mirror in config.mirrors)
     folder = config.folder.model_copy(update={"path": config.folder.path and _anchored(config.folder.path, base)})
-    anchored = config.model_copy(update={"mirrors": tuple(mirrors), "folder": folder})
-    SOURCES[config.source].fetch(anchored, directory)
+    anchored = [mirror if "://" in mirror else _anchored(mirror, base) for mirror in mirrors]
+    SOURCES[config.source].fetch(config.model_copy(update={"folder": folder}), directory, anchored)
 
 
 def _anchored(path: str, base: Path) -> str:
@@ -112,15 +114,15 @@ def read(directory: Path, scratch: Path) -> tuple[DownloadCard, Raw]:
     return card, source.read(directory, scratch, **card.options)
 
 
-def _fetch_files(list_files: Callable[[], list[RemoteFile]]) -> Callable[[DownloadConfig, Path], None]:
-    def fetch_all(config: DownloadConfig, directory: Path) -> None:
+def _fetch_files(list_files: Callable[[], list[RemoteFile]]) -> Fetch:
+    def fetch_all(_config: DownloadConfig, directory: Path, mirrors: Sequence[str]) -> None:
         for file in list_files():
-            fetch(file, directory, config.mirrors)
+            fetch(file, directory, mirrors)
 
     return fetch_all
 
 
-def _packaged(package: str, path: str, digest: str) -> Callable[[DownloadConfig, Path], None]:
+def _packaged(package: str, path: str, digest: str) -> Fetch:
     """Fetch a file that an installed package brings along."""
 
     def list_files() -> list[RemoteFile]:
@@ -142,7 +144,7 @@ def _read_table(directory: Path, _scratch: Path, *, side: int, white: int) -> Ra
     return Raw({"all": ImageArrays(grey.reshape(-1, 1, side, side), table[:, -1])}, tuple("0123456789"))
 
 
-def _fetch_folder(config: DownloadConfig, directory: Path) -> None:
+def _fetch_folder(config: DownloadConfig, directory: Path, _mirrors: Sequence[str]) -> None:
     # Copied from the start each time: what a killed run left may be of another folder.
     shutil.rmtree(directory)
     directory.mkdir()
