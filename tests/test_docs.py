@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import typer
 from ruamel.yaml import YAML
+from typer.testing import CliRunner
 
 from reparam.cli import app
 from reparam.config.load import MOVED, check_config, paths_of
@@ -148,6 +149,16 @@ def test_the_notebook_trains_a_model_where_there_is_none(tmp_path: Path, monkeyp
 def test_the_page_of_commands_is_that_of_the_command_line() -> None:
     written = (ROOT / "docs/reference/commands.md").read_text(encoding="utf-8")
     assert written == runpy.run_path(str(ROOT / "docs/generate.py"))["commands"](), "run `make docs`, which writes it"
+
+
+def test_the_page_of_commands_has_a_heading_for_each_panel_of_the_help_in_its_order() -> None:
+    written = (ROOT / "docs/reference/commands.md").read_text(encoding="utf-8")
+    shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200", "TERM": "dumb"}).stdout
+    panels = re.findall(r"^╭─ (.+?) ─+╮$", shown, re.MULTILINE)
+    assert panels == ["Options", "Stages", "The exported model", "Around the stages"]
+    assert re.findall(r"^## (.*)$", written, re.MULTILINE) == panels[1:]
+    commands = re.findall(r"^│ (\w+) ", shown, re.MULTILINE)
+    assert re.findall(r"^### `reparam (\w+)`$", written, re.MULTILINE) == commands
 
 
 # ---- what is named
