@@ -125,6 +125,10 @@ def test_files_have_350_lines_at_most_and_functions_50() -> None:
         assert (name, len(source.splitlines()) > 350, long) == (name, False, [])
 
 
+def test_the_pipeline_has_150_lines_at_most() -> None:
+    assert len((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8").splitlines()) <= 150
+
+
 def test_tracking_alone_imports_mlflow() -> None:
     found = {name for name, file in MODULES.items() for other, _ in imports(file) if other.split(".")[0] == "mlflow"}
     assert {part(name) for name in found} == {"track"}
