@@ -8,13 +8,11 @@ from typing import Annotated, Self
 
 from pydantic import ConfigDict, Field
 
-from reparam.cards.card import Card, DirectoryHash, Hash, Number, SealedCard
+from reparam.cards.card import SHORT, Card, DirectoryHash, Hash, Number, SealedCard
 from reparam.cards.data import ImageFacts
 from reparam.config import Config, ModelConfig, ObjectiveConfig, TrainConfig, params_hash
 from reparam.config.section import Count
 from reparam.errors import NonFiniteError, StaleInputError
-
-SHORT = 12  # digits of a hash that distinguish models where people read them
 
 
 class TrainedParams(Card):

@@ -168,9 +168,8 @@ def shorten(text: str) -> str:
 
 def describe_problem(problem: Any) -> str:
     """Describe a mistake that pydantic found in one line: `field: wanted this, found that`."""
-    path, found, context = ".".join(map(str, problem["loc"])), repr(problem["input"]), problem.get("ctx", {})
-    where = f"{path}: " if path else ""
-    found = shorten(found)
+    path, context = ".".join(str(part) for part in problem["loc"] if part != "[key]"), problem.get("ctx", {})
+    where, found = f"{path}: " if path else "", shorten(repr(problem["input"]))
     match problem["type"]:
         case "missing":
             return f"{where}missing"

@@ -10,9 +10,9 @@ import torch
 from rich.console import Console
 
 from reparam import logged, track
-from reparam.cards.card import CARD
+from reparam.cards.card import CARD, SHORT
 from reparam.cards.data import DataCard, SplitName
-from reparam.cards.model import SHORT, ModelCard, TrainedParams, TrainingLineage, TrainingMetrics
+from reparam.cards.model import ModelCard, TrainedParams, TrainingLineage, TrainingMetrics
 from reparam.config import Config, TrainConfig, params_hash
 from reparam.data import store
 from reparam.data.batches import Batches
