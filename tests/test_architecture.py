@@ -38,7 +38,7 @@ LAYERS = (
         "locks",
         "runtime",
         "threads",
-        "policy",
+        "pages",
         "progress",
         "versions",
     ),
@@ -115,6 +115,16 @@ def test_imports_point_down(name: str) -> None:
         if (other := ours(imported)) and part(other[0]) != part(name) and LAYER[part(other[0])] >= LAYER[part(name)]
     ]
     assert wrong == []
+
+
+def test_the_command_line_alone_imports_stages() -> None:
+    found = {
+        name
+        for name, file in MODULES.items()
+        for other, _ in imports(file)
+        if (parts := ours(other)) and parts[0] in STAGES and parts[0] != part(name)
+    }
+    assert found == {"cli"}
 
 
 def test_files_have_350_lines_at_most_and_functions_50() -> None:
