@@ -18,6 +18,12 @@ class FolderConfig(Section):
     path: str | None
     """A directory tree of images, or a .zip or .tar of one; a relative path starts at the root of the repository."""
 
+    attributes: str | None
+    """A CSV file in it: a header, then the path of an image and its attributes, which become factors of variation."""
+
+    label: str | None
+    """Column of that file whose values are the classes; null takes folders for classes."""
+
 
 class DownloadConfig(Section):
     """The data set to fetch."""

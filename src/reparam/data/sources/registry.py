@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from reparam.cards.data import DownloadCard
 from reparam.config import DownloadConfig
 from reparam.data.sources import records, sprites, torchvision_sets
 from reparam.data.sources.archives import unpack
+from reparam.data.sources.attributes import describe
 from reparam.data.sources.folder import find_images, list_splits
 from reparam.data.sources.raw import ImageArrays, Raw
 from reparam.data.sources.transport import RemoteFile, fetch
@@ -33,7 +34,8 @@ class Source:
     """A data set: `fetch` fills a directory with the files as delivered, from mirrors; `read` makes images of them.
 
     `read` is given the directory of files, an empty scratch directory that lives until the images are processed, and
-    by name those parameters of the data set's block in section `download` that are listed in `options`.
+    by name those parameters of the data set's block in section `download` that are listed in `options`, and in
+    `optional` if they are not null.
     """
 
     title: str
@@ -41,17 +43,36 @@ class Source:
     fetch: Fetch
     read: Callable[..., Raw]
     options: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+
+    def chosen(self, config: DownloadConfig) -> dict[str, str]:
+        """Return the parameters that `read` is given."""
+        named = [(name, block) for block in config.arguments(config.source) for name in self.options + self.optional]
+        return {name: value for name, block in named if (value := getattr(block, name)) is not None}
 
 
 def check(config: DownloadConfig) -> None:
-    """Refuse source folder without a folder.
+    """Refuse source folder without a folder, or with attributes that are not in it.
 
     Raises: ParamsError.
     """
-    if config.source == "folder" and config.folder.path is None:
+    if config.source != "folder":
+        return
+    if config.folder.path is None:
         raise ParamsError(
             "params.yaml: download.folder.path: wanted a folder of images, a .zip or a .tar with download.source "
             "'folder', found null"
+        )
+    table = PurePosixPath(config.folder.attributes or "")
+    if table.is_absolute() or ".." in table.parts:
+        raise ParamsError(
+            "params.yaml: download.folder.attributes: wanted the path of a CSV file in download.folder.path, which "
+            f"starts there, found {config.folder.attributes!r}; put the file into the folder"
+        )
+    if config.folder.label is not None and config.folder.attributes is None:
+        raise ParamsError(
+            "params.yaml: download.folder.attributes: wanted the CSV file with the column of download.folder.label "
+            f"{config.folder.label!r}, found null; name the file, or set the label to null"
         )
 
 
@@ -77,7 +98,7 @@ def write_manifest(config: DownloadConfig, directory: Path) -> DownloadCard:
     source = SOURCES[config.source]
     card = DownloadCard(
         source=config.source,
-        options={name: getattr(block, name) for block in config.arguments(config.source) for name in source.options},
+        options=source.chosen(config),
         title=source.title,
         licence=source.licence,
         files=FileFacts.below(directory),
@@ -94,7 +115,7 @@ def read(directory: Path, scratch: Path) -> tuple[DownloadCard, Raw]:
     card = DownloadCard.read(directory / MANIFEST, "download")
     source = SOURCES[card.source]
     for name, wanted, found in (
-        ("options", list(source.options), list(card.options)),
+        ("options", list(source.options), [name for name in card.options if name not in source.optional]),
         ("title", source.title, card.title),
         ("licence", source.licence, card.licence),
     ):
@@ -150,9 +171,13 @@ def _fetch_folder(config: DownloadConfig, directory: Path, _mirrors: Sequence[st
     directory.mkdir()
     path = Path(str(config.folder.path))
     if path.is_dir():
-        list_splits(path)  # which refuses here what could not be read later
+        chosen = SOURCES["folder"].chosen(config)
+        _list_folder(path, **chosen)  # which refuses here what could not be read later
+        names = find_images(path)
+        if table := chosen.get("attributes"):
+            names.append((_base(path, table) / table).relative_to(path).as_posix())
         with whole_directory(directory / "images", durable=False) as images:
-            for name in find_images(path):
+            for name in names:
                 (images / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path / name, images / name)
     elif path.is_file():
@@ -166,14 +191,25 @@ def _fetch_folder(config: DownloadConfig, directory: Path, _mirrors: Sequence[st
         )
 
 
-def _read_folder(directory: Path, scratch: Path) -> Raw:
+def _read_folder(directory: Path, scratch: Path, **chosen: str) -> Raw:
     root = directory / "images"
     if not root.is_dir():
         (archive,) = (path for path in directory.iterdir() if path.name != MANIFEST)
         root = scratch / "images"
         unpack(archive, root)
-    splits = list_splits(_without_wrapping(root))
-    return Raw(dict(splits), next(iter(splits.values())).classes)
+    return _list_folder(root, **chosen)
+
+
+def _list_folder(root: Path, attributes: str | None = None, label: str | None = None) -> Raw:
+    splits = list_splits(_without_wrapping(root), has_class_folders=label is None)
+    if attributes is None:
+        return Raw(dict(splits), next(iter(splits.values())).classes)
+    return describe(splits, _base(root, attributes), attributes, label)
+
+
+def _base(root: Path, table: str) -> Path:
+    """Return the folder that a table is in: `root`, or that inside which is put around everything."""
+    return root if (root / table).is_file() else _without_wrapping(root)
 
 
 def _without_wrapping(root: Path) -> Path:
@@ -241,5 +277,5 @@ SOURCES = {
         fetch=sprites.draw_sprites,
         read=partial(sprites.read_sprites, name=sprites.SPRITES),
     ),
-    "folder": Source("A folder of images", "not stated", _fetch_folder, _read_folder),
+    "folder": Source("A folder of images", "not stated", _fetch_folder, _read_folder, optional=("attributes", "label")),
 }
