@@ -487,6 +487,8 @@ def test_flatten_names_parameters_as_dvc_does(project: Paths, params: dict[str, 
         "download.source": "digits",
         "download.emnist.variant": "balanced",
         "download.folder.path": None,
+        "download.folder.attributes": None,
+        "download.folder.label": None,
     }
     assert list(flatten(config)) == list(paths_of())
     assert all(reduce(getitem, path.split("."), params) == value for path, value in flatten(config).items())

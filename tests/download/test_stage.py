@@ -47,8 +47,8 @@ def configure(
 ) -> Configure:
     """Write the parameters of the stage, and name the mirrors in the environment."""
 
-    def write(source: str, mirrors: object = None, path: str | None = None) -> None:
-        change(params["download"], {"source": source, "path": path})
+    def write(source: str, mirrors: object = None, path: str | None = None, **attributes: str) -> None:
+        change(params["download"], {"source": source, "path": path, **attributes})
         write_params(params)
         if mirrors is None:
             monkeypatch.delenv("REPARAM_MIRRORS", raising=False)
@@ -297,7 +297,8 @@ def test_mirrors_are_not_recorded_as_parameters(fetch: Fetch, mnist: Path, monke
     logged: list[dict[str, Any]] = []
     monkeypatch.setattr("reparam.track.Run.log_params", lambda _, values: logged.append(values))
     fetch("mnist", mirrors=f"{mnist} https://example.org/?signature=secret")
-    assert logged == [{"download.source": "mnist", "download.emnist.variant": "balanced", "download.folder.path": None}]
+    folder = dict.fromkeys(("download.folder.path", "download.folder.attributes", "download.folder.label"))
+    assert logged == [{"download.source": "mnist", "download.emnist.variant": "balanced", **folder}]
 
 
 def test_one_wrong_file_in_a_mirror_is_refused_and_the_right_ones_are_kept_for_the_next_run(
@@ -482,6 +483,41 @@ def test_the_images_of_a_folder_are_copied_and_nothing_else(fetch: Fetch, projec
     assert found == copied
     assert not any(path.is_symlink() for path in project.raw.rglob("*"))
     assert contents(project.downloads) == {"folder.lock": b""}
+
+
+def test_a_table_of_attributes_is_copied_and_a_change_in_it_changes_the_data(
+    fetch: Fetch, project: Paths, photos: Path
+) -> None:
+    table = photos / "tables/attributes.csv"
+    table.parent.mkdir()
+    rows = [f"{name},{number}\n" for number, name in enumerate(IMAGES)]
+    table.write_text("image,mood\n" + "".join(rows))
+    fetch("folder", path="my photos", attributes="tables/attributes.csv", label="mood")
+    first, digest = contents(project.raw), dvc_hash(project.raw)
+    manifest = json.loads(first["manifest.json"])
+    assert set(first) == {"manifest.json", "images/tables/attributes.csv", *(f"images/{name}" for name in IMAGES)}
+    assert first["images/tables/attributes.csv"] == table.read_bytes()
+    assert manifest["options"] == {"attributes": "tables/attributes.csv", "label": "mood"}
+    assert manifest["files"]["images/tables/attributes.csv"] == {"sha256": sha256(table), "bytes": table.stat().st_size}
+    fetch("folder", path=str(photos), attributes="tables/attributes.csv", label="mood")
+    assert contents(project.raw) == first
+    table.write_text("image,mood\n" + "".join(rows[::-1]))
+    fetch("folder", path="my photos", attributes="tables/attributes.csv", label="mood")
+    assert dvc_hash(project.raw) != digest
+
+
+def test_a_table_that_does_not_fit_is_refused_before_anything_is_copied(
+    fetch: Fetch, project: Paths, photos: Path, before: dict[str, bytes]
+) -> None:
+    (photos / "attributes.csv").write_text(f"image,mood\n{IMAGES[0]},1\n")
+    with pytest.raises(UserError) as caught:
+        fetch("folder", path="my photos", attributes="attributes.csv")
+    assert str(caught.value) == (
+        f"{photos}/attributes.csv: wanted a row for each image, found none for {IMAGES[1]!r} and 2 more; add it, with "
+        "this path, or move the image away"
+    )
+    assert contents(project.raw) == before
+    assert contents(project.downloads / "folder") == {}
 
 
 def test_two_runs_of_a_folder_give_the_same_bytes_wherever_it_stands(

@@ -36,7 +36,7 @@ def condition_classes(config: ModelConfig, data: DataCard) -> tuple[str, ...]:
         raise ParamsError(
             f"params.yaml: model.condition: wanted 'none' with training images of one class alone ({found}), found "
             f"{config.condition!r}; set download.source to data with labels: digits, mnist_5k, a set of "
-            "torchvision, or a folder with a folder for each class"
+            "torchvision, or a folder with a folder for each class or with download.folder.label"
         )
     return data.classes
 

@@ -181,8 +181,27 @@ def test_a_folder_must_be_named(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("path", ["/data/attributes.csv", "../attributes.csv", "tables/../../attributes.csv"])
+def test_attributes_must_be_in_the_folder(path: str, tmp_path: Path) -> None:
+    with pytest.raises(ParamsError) as caught:
+        download(settings("folder", path="photos", attributes=path), tmp_path, tmp_path)
+    assert str(caught.value) == (
+        "params.yaml: download.folder.attributes: wanted the path of a CSV file in download.folder.path, which starts "
+        f"there, found {path!r}; put the file into the folder"
+    )
+
+
+def test_a_label_without_attributes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError) as caught:
+        download(settings("folder", path="photos", label="hair"), tmp_path, tmp_path)
+    assert str(caught.value) == (
+        "params.yaml: download.folder.attributes: wanted the CSV file with the column of download.folder.label 'hair', "
+        "found null; name the file, or set the label to null"
+    )
+
+
 def test_the_block_of_another_source_is_ignored(tmp_path: Path) -> None:
-    config = settings("digits", path="nowhere", variant="letters")
+    config = settings("digits", path="nowhere", variant="letters", attributes="../a.csv", label="x")
     download(config, tmp_path, tmp_path)
     assert write_manifest(config, tmp_path).options == {}
     assert write_manifest(settings("emnist", variant="letters"), tmp_path).options == {"variant": "letters"}
@@ -195,6 +214,9 @@ def test_every_source_says_what_it_is_and_on_what_terms() -> None:
     ]
     assert all(source.title and source.licence for source in SOURCES.values())
     assert [name for name, source in SOURCES.items() if source.options] == ["emnist"]
+    assert {name: source.optional for name, source in SOURCES.items() if source.optional} == {
+        "folder": ("attributes", "label")
+    }
 
 
 # Folders of images
