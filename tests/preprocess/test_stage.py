@@ -322,6 +322,7 @@ def test_raw_data_that_is_not_there_is_missed(project: Paths) -> None:
 # ---- a table of attributes
 
 
+KINDS = ("images", "labels", "factors")
 FACTS = [{"name": "tens", "size": 3, "is_ordered": True}, {"name": "parity", "size": 2, "is_ordered": False}]
 
 
@@ -364,9 +365,6 @@ def test_the_card_of_a_table_is_complete_and_the_arrays_hold_its_values(project:
         "validation": [(20, 0, [2, 0])],
         "test": [(10, 0, [1, 0])],
     }
-
-
-KINDS = ("images", "labels", "factors")
 
 
 @pytest.mark.parametrize("label", ["parity", "tens"])
