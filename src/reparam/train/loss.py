@@ -58,12 +58,11 @@ class Loss(nn.Module):
         """
         return self._terms(given(self.model, labels), self.pixels(images), self.epoch, gather)
 
-    def score(self, images: Tensor, generator: torch.Generator, labels: Tensor | None = None) -> Terms:
+    def score(self, images: Tensor, labels: Tensor | None = None) -> Terms:
         """Return the loss terms of a held-out batch, with every schedule at its end, so that epochs can be compared."""
         self.eval()
         try:
-            x = self.pixels(images, generator)
-            return self._terms(given(self.model, labels), x, torch.full_like(self.epoch, torch.inf))
+            return self._terms(given(self.model, labels), self.pixels(images), torch.full_like(self.epoch, torch.inf))
         finally:
             self.train()
 
