@@ -49,7 +49,7 @@ class Exported:
     def directory(self) -> Path:
         return self.paths.onnx
 
-    is_density: bool
+    has_elbo: bool
 
     def readme(self) -> str:
         return (self.directory / "README.md").read_text(encoding="utf-8")
@@ -60,7 +60,7 @@ class Exported:
 
     def graphs(self, grey_pixels: str = "keep") -> dict[str, Graph]:
         """What each file should compute."""
-        return graphs_of(self.model, self.pixels, grey_pixels, is_density=self.is_density)
+        return graphs_of(self.model, self.pixels, grey_pixels, has_elbo=self.has_elbo)
 
 
 def torch_images(images: store.Images) -> Tensor:
@@ -93,6 +93,7 @@ def prepare(root: Path, binarization: str = "dynamic", scaling: str = "unit", **
             nn.init.normal_(layer.running_mean, std=0.3)  # type: ignore[arg-type]
             nn.init.uniform_(layer.running_var, 0.5, 2.0)  # type: ignore[arg-type]
     paths.model.mkdir(parents=True)
+    has_elbo = model.has_elbo(is_density=is_density(model.likelihood, binarization))
     model_card(
         trained_params(model=config),
         save_weights(paths.model, model.state_dict()),
@@ -102,9 +103,9 @@ def prepare(root: Path, binarization: str = "dynamic", scaling: str = "unit", **
         latent_shape=model.latent_shape,
         has_prior=has_prior(model, "elbo"),
         is_density=is_density(model.likelihood, binarization),
+        has_elbo=has_elbo,
     ).write(paths.model / "card.json")
-    is_scored = is_density(model.likelihood, binarization)
-    return Exported(paths, model, Pixels(data), np.ascontiguousarray(grey.transpose(0, 2, 3, 1)), is_scored)
+    return Exported(paths, model, Pixels(data), np.ascontiguousarray(grey.transpose(0, 2, 3, 1)), has_elbo)
 
 
 def run_stage(paths: Paths, **changes: Any) -> None:

@@ -138,6 +138,7 @@ def model_card(
         "latent_shape": (3,),
         "has_prior": True,
         "is_density": True,
+        "has_elbo": True,
         "is_discrete": False,
         "best_epoch": 80,
         "epochs": 120,

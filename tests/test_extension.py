@@ -130,8 +130,10 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(root: Path, *arguments: str) -> str:
     """Run Python on the copy."""
-    environment = {**os.environ, "PYTHONPATH": str(root / "src"), "MLFLOW_TRACKING_URI": "off"}
-    done = subprocess.run([sys.executable, *arguments], cwd=root, env=environment, capture_output=True, text=True)
+    settings = {"PYTHONPATH": str(root / "src"), "MLFLOW_TRACKING_URI": "off", "REPARAM_MIRRORS": "mirror"}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=root, env=os.environ | settings, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -165,7 +167,7 @@ def test_what_was_added_runs(extended: Path) -> None:
     params = YAML().load(extended / "params.yaml")
     for section, values in SMALL.items():
         merge(params[section], values)
-    change(params["download"], {"source": "mine", "mirrors": ["mirror"]})
+    params["download"]["source"] = "mine"
     change(params["preprocess"], {"binarization": "none"})
     change(params["model"], {"likelihood": "student_t", "prior": "scale_mixture", "network": "affine"})
     change(params["objective"], {"name": "blend", "samples": 2, "share": 0.25})

@@ -39,14 +39,14 @@ def store_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str
         with tracker.child_run("evaluate", {"weights_sha256": hash_of("d")}) as child:
             child.log_params({"evaluate.nll_samples": 100, "evaluate.split": "test", "evaluate.outliers": None})
             child.log_params({"evaluate.generated.images": 50})
-            child.log_headline({"elbo": -20.0, "elbo_se": 0.25, "images": 359}, "evaluation")
+            child.log_and_share({"elbo": -20.0, "elbo_se": 0.25, "images": 359}, "evaluation")
             child.log_metrics({"0": 1.0}, group="latent_kl")
             child.log_files([root / name for name in ("samples.png", "card.json", "scores.npz")], "evaluation")
         with suppress(KeyboardInterrupt), tracker.child_run("evaluate", {"weights_sha256": hash_of("d")}) as child:
             child.log_params({"evaluate.nll_samples": 7})
             raise KeyboardInterrupt
         with tracker.child_run("export", {"weights_sha256": hash_of("d")}) as child:
-            child.log_headline({"encoder_max_error": 1e-7}, "export")
+            child.log_and_share({"encoder_max_error": 1e-7}, "export")
         patch.setenv("DVC_EXP_NAME", "dull-dace")
         tracker = track.connect(Paths(root, root))
         with suppress(KeyboardInterrupt), tracker.training_run("hash.dir") as other:
@@ -60,7 +60,7 @@ def store_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str
             odd.log_metrics({"best_epoch": 2, "encoder_max_error": 1e-7})
             odd.set_tags({track.WEIGHTS_TAG: hash_of("9")})
         with tracker.child_run("evaluate", {"weights_sha256": hash_of("9")}) as child:
-            child.log_headline({"elbo": -20.0, "elbo_se": 0.25}, "evaluation")
+            child.log_and_share({"elbo": -20.0, "elbo_se": 0.25}, "evaluation")
             child.log_files([root / name for name in ("samples.png", "card.json", "scores.npz")], "evaluation")
     return root, run.run_id, other.run_id
 

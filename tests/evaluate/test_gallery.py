@@ -106,8 +106,8 @@ def test_the_page_knows_all_that_may_be_drawn(monkeypatch: pytest.MonkeyPatch) -
     for name, value in list(vars(gallery).items()):
         if inspect.isfunction(value) and name.startswith(("_", "plot_")):
             monkeypatch.setattr(gallery, name, lambda *_: Figure())
-    everything = MagicMock(images=[0, 1], latent_size=3, is_code=False)
-    everything.model.likelihood.outputs = 2
+    everything = MagicMock(images=[0, 1], is_code=False)
+    everything.model.likelihood.outputs, everything.model.latent_size = 2, 3
     known = {picture.name for group in report.PICTURES.values() for picture in group}
     assert {*gallery.draw(everything), "contact_sheet", "training_curves", "outliers"} == known
 

@@ -107,7 +107,7 @@ def test_the_headline_reaches_the_training_run_by_replay_too(shaky: InProcess, a
     parent = shaky.train("weights")
     with shaky.child_run("evaluate", {"weights_sha256": "weights"}) as run:
         absent.away = True
-        run.log_headline({"elbo": -25.5}, "evaluation")
+        run.log_and_share({"elbo": -25.5}, "evaluation")
     absent.away = False
     replay(paths)
     for run_id in (run.run_id, parent):

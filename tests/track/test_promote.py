@@ -47,7 +47,7 @@ def register(tracker: InProcess, paths: Paths) -> Register:
         with tracker.training_run("data") as run:
             run.set_tags({WEIGHTS_TAG: weights})
         with tracker.child_run("evaluate", {"weights_sha256": weights}) as child:
-            child.log_headline({"nll": nll.mean(), "nll_se": nll.std(ddof=1) / np.sqrt(len(nll))}, "evaluation")
+            child.log_and_share({"nll": nll.mean(), "nll_se": nll.std(ddof=1) / np.sqrt(len(nll))}, "evaluation")
             child.log_files(files, "evaluation")
         export_card(latent_size=len(tracker.rows())).write(paths.onnx / "manifest.json")  # another one each time
         with tracker.child_run("export", {"weights_sha256": weights}) as child:

@@ -51,7 +51,7 @@ def test_a_training_of_a_study_is_below_its_run_and_its_other_stages_below_the_t
     monkeypatch.setenv("REPARAM_PARENT_RUN", study.run_id)
     trained = tracker.train("weights")
     with tracker.child_run("evaluate", {"weights_sha256": "weights"}) as run:
-        run.log_headline({"elbo": -1.0}, "evaluation")
+        run.log_and_share({"elbo": -1.0}, "evaluation")
     again = tracker.sweep_run("width", study.run_id)
     again.close("FINISHED")
     parent, training, evaluation = tracker.rows()
@@ -270,7 +270,7 @@ def test_a_child_hangs_below_the_run_of_its_weights_and_mirrors_its_headline(tra
     (paths.root / "metrics.json").write_text("{}")
     others, parent = tracker.train("other-weights"), tracker.train("weights")
     with tracker.child_run("evaluate", {"weights_sha256": "weights"}) as run:
-        run.log_headline({"elbo": -25.5, "nll": 24.0}, "evaluation")
+        run.log_and_share({"elbo": -25.5, "nll": 24.0}, "evaluation")
         run.log_metrics({"0": 1.5}, group="latent_kl")
         run.log_files([paths.root / "metrics.json"], "evaluation")
     child = tracker.client.get_run(run.run_id)
@@ -290,7 +290,7 @@ def test_a_failing_evaluation_leaves_the_finished_training_as_it_is(tracker: InP
 
     def fail() -> None:
         with tracker.child_run("evaluate", {"weights_sha256": "weights"}) as run:
-            run.log_headline({"elbo": -25.5}, "evaluation")
+            run.log_and_share({"elbo": -25.5}, "evaluation")
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -305,7 +305,7 @@ def test_a_child_without_a_training_run_is_logged_alone_and_says_so(
 ) -> None:
     tracker.train("other-weights")
     with tracker.child_run("evaluate", {"weights_sha256": "0123456789abcdef"}) as run:
-        run.log_headline({"elbo": -25.5}, "evaluation")
+        run.log_and_share({"elbo": -25.5}, "evaluation")
     assert [record.getMessage() for record in caplog.records if record.name == "reparam.track.tracker"] == [
         "evaluate: no MLflow run has the weights 0123456789ab..., so this run is logged without a parent; the model "
         "was trained elsewhere or without tracking"

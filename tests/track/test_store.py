@@ -66,7 +66,7 @@ for opened in (tracker.training_run("h"), child, tracker.data_run("download", "h
         run.log_params({"a": 1})
         run.set_tags({"b": "c"})
         run.log_metrics({"loss": 1.0}, 1)
-        run.log_headline({"elbo": 1.0}, "evaluation")
+        run.log_and_share({"elbo": 1.0}, "evaluation")
         run.log_files([Path("nowhere")])
         run.log_model(Path("nowhere"), "digits")
 print("mlflow" in sys.modules, list(Path.cwd().iterdir()))

@@ -20,7 +20,7 @@ from reparam.models.draw import Model
 from reparam.objectives import Terms
 from reparam.track.run import NoRun
 from reparam.train.build import build_trainer
-from reparam.train.checks import classes_told
+from reparam.train.checks import condition_classes
 from reparam.train.distributed import World
 from reparam.train.loop import Data
 from reparam.train.loss import Loss
@@ -29,7 +29,7 @@ from reparam.train.trainer import Trainer
 LABELS = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 0], np.int32)
 
 
-def told(rows: slice = slice(None), batch_size: int = 4) -> Batches:
+def labelled(rows: slice = slice(None), batch_size: int = 4) -> Batches:
     return Batches(GREY[rows], batch_size, CPU, LABELS[rows])
 
 
@@ -49,23 +49,23 @@ def trainer(**changes: Any) -> Trainer:
 def test_labels_are_those_of_the_images_in_any_order(fraction: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REPARAM_RESIDENT_FRACTION", fraction)
     order = torch.tensor([7, 2, 9, 0, 1])
-    batches = list(told(batch_size=2).told(order))
+    batches = list(labelled(batch_size=2).with_labels(order))
     assert [len(labels) for _, labels in batches] == [2, 2, 1]
     assert torch.equal(torch.cat([labels for _, labels in batches]), torch.from_numpy(LABELS).long()[order])
     assert torch.equal(torch.cat([images for images, _ in batches]), torch.from_numpy(GREY)[order])
-    assert [len(batch) for batch in Batches(GREY, 4, CPU).told(order)] == [1, 1]
+    assert [len(batch) for batch in Batches(GREY, 4, CPU).with_labels(order)] == [1, 1]
 
 
 def test_processes_share_the_labels_of_their_images() -> None:
     for rank in range(2):
-        [(images, labels)] = told(batch_size=5).told(torch.arange(5), World(rank, 2).share)
+        [(images, labels)] = labelled(batch_size=5).with_labels(torch.arange(5), World(rank, 2).share)
         assert torch.equal(images, torch.from_numpy(GREY)[:5][rank::2])
         assert torch.equal(labels, torch.from_numpy(LABELS).long()[:5][rank::2])
 
 
 @pytest.mark.parametrize("steps", [2, 5])
 def test_a_training_that_was_killed_goes_on_to_the_same_bytes(steps: int, tmp_path: Path) -> None:
-    data = Data(told(), told(slice(3)))
+    data = Data(labelled(), labelled(slice(3)))
     torch.manual_seed(5)
     whole = Training(trainer())
     whole.fit(data)
@@ -93,7 +93,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_bytes(steps: int, tmp_pa
 def test_training_moves_what_the_labels_are_told_by() -> None:
     training = Training(trainer())
     before = {name: weight.clone() for name, weight in training.trainer.model.condition.state_dict().items()}
-    training.fit(Data(told(), told(slice(3))))
+    training.fit(Data(labelled(), labelled(slice(3))))
     after = training.trainer.model.condition.state_dict()
     assert sorted(after) == ["image", "numbers.weight"]
     for name, weight in after.items():
@@ -122,10 +122,10 @@ def test_a_compiled_step_is_told_what_an_eager_one_is() -> None:
 
 def test_a_filmstrip_shows_images_and_samples_with_their_labels() -> None:
     loss = conditional_loss()
-    rows = Filmstrip(told(), loss.pixels, NoRun(), 0, every=1, has_prior=True)._rows(loss.model)
+    rows = Filmstrip(labelled(), loss.pixels, NoRun(), 0, every=1, has_prior=True)._rows(loss.model)
     with torch.no_grad():
         loss.model.condition.numbers.weight[1] += 1.0
-    others = Filmstrip(told(), loss.pixels, NoRun(), 0, every=1, has_prior=True)._rows(loss.model)
+    others = Filmstrip(labelled(), loss.pixels, NoRun(), 0, every=1, has_prior=True)._rows(loss.model)
     assert torch.equal(rows[0], others[0])
     for before, after in zip(rows[1:], others[1:], strict=True):
         changed = [not torch.equal(*pair) for pair in zip(before, after, strict=True)]
@@ -146,8 +146,8 @@ def test_images_without_labels_are_refused_with_sources_that_have_some() -> None
         r"'label'; set download\.source to data with labels: digits, mnist_5k, a set of torchvision, or a folder with "
     )
     with pytest.raises(ParamsError, match=message):
-        classes_told(config, card)
-    assert classes_told(model_config(), card) == ()
+        condition_classes(config, card)
+    assert condition_classes(model_config(), card) == ()
     train = SplitFacts(count=12, classes={"0": 5, "1": 7}, images_sha256="1" * 64, labels_sha256="0" * 64)
     labelled = data_card(classes=("0", "1", "2"), splits=card.splits | {"train": train})
-    assert classes_told(config, labelled) == ("0", "1", "2")
+    assert condition_classes(config, labelled) == ("0", "1", "2")

@@ -11,7 +11,7 @@ from training import FakeTrainer, Training, equal, kill_after, small_data, small
 
 from reparam.train.checkpoint import Checkpoints
 from reparam.train.distributed import World
-from reparam.train.state import State, own_part, with_own_part
+from reparam.train.state import State
 from reparam.train.sums import Totals
 
 RICH: dict[str, Any] = {"average": 0.9, "on_nonfinite": "rollback", "schedule": "cosine"}
@@ -100,10 +100,10 @@ def test_a_process_goes_on_with_its_own_noise_and_sums_and_with_all_else_of_the_
     kill_after(first := Training(small_trainer()), 2)
     saved = copy.deepcopy(first.state.state_dict())
     kill_after(second := Training(small_trainer()), 1)
-    own = copy.deepcopy(own_part(second.state.state_dict()))
+    own = copy.deepcopy(second.state.own_part(second.state.state_dict()))
     noise = torch.rand(5)
     third = Training(small_trainer()).state
-    third.load_state_dict(with_own_part(saved, own))
+    third.load_state_dict(third.with_own_part(saved, own))
     assert torch.equal(torch.rand(5), noise)
     assert (third.epoch.sums.images, third.epoch.sums.steps) == (4, 1)
     assert equal(third.trainer.state_dict(), saved["trainer"])

@@ -88,7 +88,7 @@ class Client:
         """Return which graphs there are, of `encoder`, `decoder` and `score`."""
         return tuple(self._graphs)
 
-    @property
+    @cached_property
     def classes(self) -> tuple[str, ...]:
         """Return the names of the labels of a conditional model, by number; none for another model."""
         return tuple(self.metadata.get("classes", ()))
@@ -113,7 +113,7 @@ class Client:
         """
         wanted = [name for name in self.outputs("encoder") if name != "codes"]
         found = self._checked("encode", images)
-        mean, *log_variance = self.run("encoder", wanted, images=found, **self._told("encode", labels, len(found)))
+        mean, *log_variance = self.run("encoder", wanted, images=found, **self._label("encode", labels, len(found)))
         return mean, log_variance[0] if log_variance else np.full_like(mean, -np.inf)
 
     def encode_codes(self, images: Images, labels: Labels | None = None) -> npt.NDArray[np.int64]:
@@ -124,7 +124,7 @@ class Client:
         self._require_codebook("encode_codes")
         codes: npt.NDArray[np.int64]
         found = self._checked("encode_codes", images)
-        (codes,) = self.run("encoder", ["codes"], images=found, **self._told("encode_codes", labels, len(found)))
+        (codes,) = self.run("encoder", ["codes"], images=found, **self._label("encode_codes", labels, len(found)))
         return codes
 
     def vectors(self, codes: npt.ArrayLike) -> Floats:
@@ -179,7 +179,7 @@ class Client:
 
         Raises: UserError as `sample_latents` and `decode` do.
         """
-        self._told("sample", label, checked_count("sample", "images", n, 0))
+        self._label("sample", label, checked_count("sample", "images", n, 0))
         return self.decode(self.sample_latents(n, seed, temperature), label)
 
     def sample_latents(self, n: int, seed: int, temperature: float = 1.0) -> npt.NDArray[np.float64]:
@@ -230,7 +230,7 @@ class Client:
         samples = checked_count("score", "samples", samples, 0)
         (row,) = (value.shape[1:] for value in self._graph("score").get_inputs() if value.name == "epsilon")
         outputs, parts = ["negative_log_likelihood", "kl"], []
-        inputs = {"images": found, **self._told("score", labels, len(found))}
+        inputs = {"images": found, **self._label("score", labels, len(found))}
         for rows in _split(len(found), self.batch):
             some = {name: values[rows] for name, values in inputs.items()}
             noise = rng.standard_normal((len(some["images"]), samples, *row), dtype=np.float32)
@@ -280,9 +280,9 @@ class Client:
 
     def _decoded(self, output: str, latents: npt.ArrayLike, labels: Labels | None) -> Any:
         found = checked_latents(latents, self.latent_shape)
-        return self.run("decoder", [output], latents=found, **self._told("decode", labels, len(found)))[0]
+        return self.run("decoder", [output], latents=found, **self._label("decode", labels, len(found)))[0]
 
-    def _told(self, what: str, labels: Labels | None, count: int) -> dict[str, Any]:
+    def _label(self, what: str, labels: Labels | None, count: int) -> dict[str, Any]:
         return as_input(what, labels, self.classes, count)
 
     def _checked(self, what: str, images: Images) -> Images:

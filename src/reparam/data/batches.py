@@ -25,7 +25,7 @@ class Batches:
     The images stay on the device if they fit into a share of its free memory (REPARAM_RESIDENT_FRACTION); otherwise a
     thread reads them ahead from the memory map. The batches are the same either way.
 
-    With labels, for a conditional model, `told` yields those of each batch beside it.
+    With labels, for a conditional model, `with_labels` yields those of each batch beside it.
     """
 
     def __init__(self, images: Images, batch_size: int, device: torch.device, labels: Labels | None = None) -> None:
@@ -54,7 +54,7 @@ class Batches:
         order = order.to(self.device) if self.is_resident else order
         yield from self._read(map(share, self._cut(order)))
 
-    def told(
+    def with_labels(
         self, order: Tensor, share: Callable[[Tensor], Tensor] = lambda rows: rows
     ) -> Iterator[tuple[Tensor, ...]]:
         """Yield the images that `visit` yields, with their labels if there are labels, (B,) int64."""
@@ -71,7 +71,8 @@ class Batches:
     def take(self, rows: Tensor) -> Tensor:
         """Return the images of some rows, on the device. Shapes: (B,) -> (B, C, H, W) uint8."""
         if self._resident is not None:
-            return self._resident[rows.to(self.device)]
+            # Several times as fast as `resident[rows]`, which does not copy whole images at once.
+            return self._resident.index_select(0, rows.to(self.device))
         images = torch.from_numpy(self._mapped[rows.cpu().numpy()])
         if self.device.type == "cuda":
             return images.pin_memory().to(self.device, non_blocking=True)

@@ -57,17 +57,17 @@ def aggregate(mean: Tensor, log_variance: Tensor, z: Tensor, prior: Prior, limit
     kl = _kl(mean.double(), log_variance.double(), z.double(), prior)
     rows = evenly_spaced(total, limit).to(z.device)
     mean, log_variance, z = mean[rows].double(), log_variance[rows].double(), z[:, rows].double()
-    told, shared = torch.zeros_like(kl[rows]), torch.zeros_like(kl[rows])
+    information, shared = torch.zeros_like(kl[rows]), torch.zeros_like(kl[rows])
     for sample in z:
         log_joint, log_product = _log_mixtures(sample, mean, log_variance, total)
-        told += (gaussian_log_prob(sample, mean, log_variance).sum(1) - log_joint) / len(z)
+        information += (gaussian_log_prob(sample, mean, log_variance).sum(1) - log_joint) / len(z)
         shared += (log_joint - log_product) / len(z)
     numbers, own = dict[str, float](), kl[rows]
     numbers["kl"], numbers["kl_se"] = kl.mean().item(), standard_error(kl).item()
     # The KL of all images, less what those in the rows say.
     for name, known, rest in (
-        ("mutual_information", 0.0, told),
-        ("marginal_kl", numbers["kl"] - own.mean().item(), own - told),
+        ("mutual_information", 0.0, information),
+        ("marginal_kl", numbers["kl"] - own.mean().item(), own - information),
         ("total_correlation", 0.0, shared),
     ):
         numbers[name], numbers[f"{name}_se"] = known + rest.mean().item(), standard_error(rest).item()

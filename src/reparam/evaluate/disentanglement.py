@@ -68,8 +68,8 @@ def mutual_information(coded: Coded, bins: int) -> Array:
             joint = np.zeros((bins, facts.size))
             np.add.at(joint, (binned, coded.factors[:, f]), 1 / len(values))
             entropy = _entropy(joint.sum(0))
-            told = _entropy(joint.sum(0)) + _entropy(joint.sum(1)) - _entropy(joint)
-            found[d, f] = max(told, 0) / entropy if entropy > 0 else 0
+            information = _entropy(joint.sum(0)) + _entropy(joint.sum(1)) - _entropy(joint)
+            found[d, f] = max(information, 0) / entropy if entropy > 0 else 0
     return found
 
 

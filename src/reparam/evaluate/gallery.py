@@ -25,7 +25,6 @@ from reparam.figures.latents import (
     plot_latent_use,
 )
 from reparam.figures.style import indexed, literal
-from reparam.models.priors import StandardNormal
 from reparam.runtime import random_stream
 
 RECONSTRUCTIONS = 10  # images, one of each class first
@@ -54,9 +53,9 @@ def draw(subject: Subject) -> dict[str, Figure]:
     others: dict[str, tuple[bool, Callable[[Subject], Figure]]] = {
         "classes": (subject.data.is_conditional, _classes),
         "interpolation": (are_several, _interpolation),
-        "components": (are_several and subject.latent_size > 2, _components),
+        "components": (are_several and subject.model.latent_size > 2, _components),
         "aggregate": (not subject.is_code, _aggregate),
-        "bounds": (subject.has_likelihood, _bounds),
+        "bounds": (subject.has_elbo, _bounds),
         "extremes": (are_several, _extremes),
         "factors": (subject.coded is not None, _factors),
         "sigma": (subject.model.likelihood.outputs > 1, _sigma),  # where the decoder puts out more than a mean
@@ -172,10 +171,10 @@ def _aggregate(subject: Subject) -> Figure:
     means, log_variances = subject.means[:, chosen], subject.scores.log_variances.double()[:, chosen]
     with subject.draws():
         z = means + (0.5 * log_variances).exp() * torch.randn(means.shape, dtype=means.dtype)
-        prior = subject.model.prior.sample(torch.empty(PRIOR_SAMPLES, subject.latent_size))[:, chosen].cpu().numpy()
+        prior = subject.model.prior.sample(torch.empty(PRIOR_SAMPLES, subject.model.latent_size))[:, chosen]
     names = [subject.name_and_use(number) for number in chosen]
-    is_standard = isinstance(subject.model.prior, StandardNormal)
-    return plot_aggregate(dict(zip(names, z.T.numpy(), strict=True)), None if is_standard else prior)
+    shown = None if subject.model.prior.is_standard else prior.cpu().numpy()
+    return plot_aggregate(dict(zip(names, z.T.numpy(), strict=True)), shown)
 
 
 def _bounds(subject: Subject) -> Figure:

@@ -66,10 +66,10 @@ def measure(subject: Subject, outliers: Images | None) -> Findings:
             function(subject, findings)
     if outliers is not None and subject.data.is_conditional:
         findings.not_measured["outliers"] = "not measured: a conditional model has p(x|y) alone, and outliers no label"
-    elif outliers is not None and subject.has_likelihood:
+    elif outliers is not None and subject.has_elbo:
         with random_stream(settings.seed, "outliers"):
             _outliers(subject, findings, outliers)
-    if not subject.has_likelihood:
+    if not subject.has_elbo:
         asked = {"outliers": outliers is not None, "annealed": settings.annealing.images > 0}
         reason = "not measured: this model has no likelihood of these pixels"
         findings.not_measured |= {name: reason for name, is_asked in asked.items() if is_asked}
@@ -88,7 +88,7 @@ def _asked(subject: Subject) -> dict[str, Callable[[Subject, Findings], None]]:
         ("validation", _validation, len(data.validation.images)),
         ("fidelity", _fidelity, not (data.is_black_and_white or data.pixels.is_drawn)),
         ("generated", _generated, settings.generated.images),
-        ("annealed", _annealed, settings.annealing.images and subject.has_likelihood),
+        ("annealed", _annealed, settings.annealing.images and subject.has_elbo),
         ("disentanglement", _disentangled, settings.disentanglement.images),
     )
     return {name: function for name, function, is_asked in every if is_asked}
@@ -99,7 +99,7 @@ def _likelihood(subject: Subject, findings: Findings) -> None:
     scores = subject.scores
     for name, values in _of_images(subject).items():
         findings.add_mean(name, values)
-    if subject.has_likelihood:
+    if subject.has_elbo:
         _nll(subject, findings)
     if len(scores.layer_sizes) > 1:
         for number, values in enumerate(scores.layer_kl.unbind(1), start=1):
@@ -111,7 +111,7 @@ def _likelihood(subject: Subject, findings: Findings) -> None:
 def _of_images(subject: Subject) -> dict[str, Tensor]:
     """Return the scores of each image by name, without the NLL. Shapes: (N,) each. Units: nats."""
     scores = subject.scores
-    elbo = {"elbo": -(scores.reconstruction + scores.kl)} if subject.has_likelihood else {}
+    elbo = {"elbo": -(scores.reconstruction + scores.kl)} if subject.has_elbo else {}
     kl = {} if subject.is_code else {"kl": scores.kl}
     return {**elbo, "reconstruction" if subject.data.is_density else "bce": scores.reconstruction, **kl}
 
@@ -148,13 +148,13 @@ def _latents(subject: Subject, findings: Findings) -> None:
         return  # a single image does not vary
     kl = scores.latent_kl.nan_to_num(0.0)  # where dimensions have none of their own, their means alone say what is used
     still = collapsed(kl, scores.latent_variance, subject.settings.active_variance)
-    message = collapse_message(still, subject.latent_size)
+    message = collapse_message(still, subject.model.latent_size)
     findings.warnings += [message] if message else []
     if subject.model.stochastic_layers > 1:
         return  # below the top of a hierarchy, posteriors are no Gaussians of their own
     noise = torch.randn(DRAWN, *scores.means.shape, dtype=scores.means.dtype)
     z = scores.means + noise * (0.5 * scores.log_variances).exp()
-    mixed = min(MIXED, math.isqrt(MIXED_NUMBERS // subject.latent_size))
+    mixed = min(MIXED, math.isqrt(MIXED_NUMBERS // subject.model.latent_size))
     found = aggregate(scores.means, scores.log_variances, z, subject.model.prior, mixed)
     for name in ("mutual_information", "marginal_kl", "total_correlation"):
         findings.add(name, getattr(found, name), getattr(found, f"{name}_se"))
@@ -201,7 +201,7 @@ def _disentangled(subject: Subject, findings: Findings) -> None:
     coded, settings = subject.coded, subject.settings.disentanglement
     reason = None
     if coded is None:
-        reason = "wanted images with known factors, as of sprites and dsprites"
+        reason = "wanted images with known factors, as of sprites, dsprites and a folder with attributes"
     elif len(coded.codes) < FEWEST:
         reason = f"wanted {FEWEST} images at least, found {len(coded.codes)}"
     if coded is None or reason:
@@ -267,17 +267,15 @@ def _annealed(subject: Subject, findings: Findings) -> None:
     x = subject.data.pixels(subject.images.batches.take(rows), generator)
     numbers = subject.data.scored.labels[rows.numpy()]
     forward = _anneal(subject, x, numbers)
-    told, size = subject.told(numbers), settings.batch_size
-    parts = [slice(start, start + size) for start in range(0, len(x), size)]
+    labels, size = subject.as_labels(numbers), settings.batch_size
+    rows_at_once = [slice(start, start + size) for start in range(0, len(x), size)]
+    parts = [(some, None if labels is None else labels[some]) for some in rows_at_once]
     with counting("scoring annealed images", len(x) * settings.nll_samples) as advance:
-        weighed = [
-            importance(model, x[some], settings.nll_samples, advance, None if told is None else told[some]).nll.cpu()
-            for some in parts
-        ]
+        weighed = [importance(model, x[some], settings.nll_samples, advance, its).nll.cpu() for some, its in parts]
     findings.add_mean("ais_nll", -forward.log_px)
     findings.add_mean("ais_minus_nll", -forward.log_px.cpu() - torch.cat(weighed))
     with torch.no_grad():
-        exact = model.prior.sample(torch.empty(len(rows), subject.latent_size)).to(x.device)
+        exact = model.prior.sample(torch.empty(len(rows), subject.model.latent_size)).to(x.device)
         simulated = model.likelihood.sample(subject.given(numbers).output(exact))
     lower, upper = _anneal(subject, simulated, numbers), _anneal(subject, simulated, numbers, exact)
     findings.add_mean("ais_gap", upper.log_px - lower.log_px)
@@ -311,7 +309,7 @@ def _anneal(subject: Subject, x: Tensor, numbers: Labels, exact: Tensor | None =
 
             joint = Joint(model.prior, log_likelihood)
             if exact is None:
-                like = torch.empty(settings.chains, len(part), subject.latent_size)
+                like = torch.empty(settings.chains, len(part), subject.model.latent_size)
                 found.append(annealed_log_likelihood(joint, model.prior.sample(like).to(x.device), path))
             else:
                 start = exact[done : done + len(part)]

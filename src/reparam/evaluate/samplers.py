@@ -56,7 +56,7 @@ def draw_codes(model: AnyModel, data: View) -> Tensor:
     return torch.cat(
         [
             model.sample_posterior(data.pixels(images), *labels)
-            for images, *labels in data.batches.told(torch.randperm(len(data))[:CODES])
+            for images, *labels in data.batches.with_labels(torch.randperm(len(data))[:CODES])
         ]
     )
 

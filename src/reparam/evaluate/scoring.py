@@ -40,14 +40,14 @@ class Scores:
 def score(model: AnyModel, data: View, config: EvaluateConfig, *, with_nll: bool = True) -> Scores:
     """Score every image of a split, drawing from torch's generator.
 
-    A code has no NLL, whatever is asked. A hierarchy takes two samples at least: the mean of a layer depends on samples
-    of others, and one cannot separate their noise from what images change.
+    A hierarchy takes two samples at least: the mean of a layer depends on samples of others, and one cannot separate
+    their noise from what images change.
     """
     elbo_samples = max(config.elbo_samples, 2 if model.stochastic_layers > 1 else 1)
-    nll_samples = config.nll_samples if with_nll and model.stochastic_layers else 0
+    nll_samples = config.nll_samples if with_nll else 0
     parts: list[tuple[Tensor, ...]] = []
     with counting("scoring images", len(data) * (elbo_samples + nll_samples)) as advance:
-        for batch in data.told(config.seed):
+        for batch in data.with_labels(config.seed):
             with scoring_in(config.precision, data.device):
                 for chunk in chunks(model, *batch):
                     expectations, sizes = _expectations(chunk.model, chunk, elbo_samples, advance)

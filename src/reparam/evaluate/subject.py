@@ -25,7 +25,6 @@ from reparam.figures.style import indexed, literal
 from reparam.models.build import AnyModel
 from reparam.models.draw import Model
 from reparam.models.given import given
-from reparam.models.priors import StandardNormal
 from reparam.models.quantized import Quantized
 from reparam.runtime import random_stream
 
@@ -69,7 +68,7 @@ class Subject:
         """Score a model on the images of a split."""
         view = data.view(data.scored, settings.batch_size)
         with random_stream(settings.seed, "score"):
-            scores = score(model, view, settings, with_nll=data.is_density)
+            scores = score(model, view, settings, with_nll=model.has_elbo(is_density=data.is_density))
         return cls(model, data, settings, scores)
 
     def on_validation(self) -> Self:
@@ -86,9 +85,9 @@ class Subject:
         return not self.model.stochastic_layers
 
     @property
-    def has_likelihood(self) -> bool:
-        """Whether there is a log-likelihood of these pixels, and so an ELBO and an NLL."""
-        return self.data.is_density and not self.is_code
+    def has_elbo(self) -> bool:
+        """Whether there is a bound on log p(x), and so an NLL."""
+        return self.model.has_elbo(is_density=self.data.is_density)
 
     @cached_property
     def images(self) -> View:
@@ -122,10 +121,6 @@ class Subject:
         return Coded(codes.numpy(), factors[rows.numpy()], self.data.factors)
 
     @property
-    def latent_size(self) -> int:
-        return self.means.shape[1]
-
-    @property
     def has_latent_kl(self) -> bool:
         """Whether each latent dimension has a KL of its own."""
         return not self.is_code and self.model.prior.is_independent
@@ -147,8 +142,8 @@ class Subject:
             middle, scale = self.means.mean(0), self.means.std(0, correction=0)
             return walks.Frame(middle, scale, "standard deviations of the code", "at their mean")
         middle, scale = self.model.prior.moments()
-        is_standard = isinstance(self.model.prior, StandardNormal)
-        return walks.Frame(middle, scale, "prior standard deviations", "0" if is_standard else "at their mean")
+        where = "0" if self.model.prior.is_standard else "at their mean"
+        return walks.Frame(middle, scale, "prior standard deviations", where)
 
     @cached_property
     def plane(self) -> walks.Plane:
@@ -203,9 +198,9 @@ class Subject:
 
     def given(self, numbers: Rows) -> Model:
         """Return the model of images with these labels. Shapes: (n,)."""
-        return given(self.model, self.told(numbers))
+        return given(self.model, self.as_labels(numbers))
 
-    def told(self, numbers: Rows) -> Tensor | None:
+    def as_labels(self, numbers: Rows) -> Tensor | None:
         """Return labels as a conditional model takes them; None for any other model. Shapes: (n,)."""
         if not self.data.is_conditional:
             return None

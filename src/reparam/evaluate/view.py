@@ -29,7 +29,7 @@ class View:
         """Yield what the model sees of every image, in the order of the store. Shapes: (B, C, H, W) float32."""
         return self.pixels.of(self.batches.in_order(), seed)
 
-    def told(self, seed: int) -> Iterator[tuple[Tensor, ...]]:
+    def with_labels(self, seed: int) -> Iterator[tuple[Tensor, ...]]:
         """Yield the same, with the labels of the images if there are labels, (B,) int64."""
         labels = self.batches.labels
         if labels is None:

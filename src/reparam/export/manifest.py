@@ -24,7 +24,6 @@ from reparam.export.runtime import Runtime
 from reparam.lineage import source_hash
 from reparam.models.build import AnyModel
 from reparam.models.draw import Prior
-from reparam.models.priors import StandardNormal
 from reparam.models.quantized import Quantized
 
 # The oldest release that ran the files of an opset. Tried were 1.15.0 (the first for Python 3.11), 1.17.0, 1.18.0,
@@ -73,7 +72,7 @@ def describe(model: AnyModel, card: ModelCard, data: DataCard, grey_pixels: Grey
 
 
 def _name(prior: Prior) -> Literal["standard normal", "gaussian mixture"] | None:
-    if isinstance(prior, StandardNormal):
+    if prior.is_standard:
         return "standard normal"
     return "gaussian mixture" if prior.components() else None
 

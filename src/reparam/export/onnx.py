@@ -13,7 +13,6 @@ from reparam.models.build import AnyModel
 from reparam.models.conditions import Label
 from reparam.models.draw import Draw
 from reparam.models.hierarchical import HierarchicalVAE
-from reparam.models.priors import StandardNormal
 from reparam.models.quantized import Quantized
 from reparam.models.vae import VAE
 
@@ -124,11 +123,12 @@ class ScoreGraph(Graph):
         return self.served_mean(output), -draw.log_px, draw.kl
 
 
-def graphs_of(model: AnyModel, pixels: Pixels, grey_pixels: str, *, is_density: bool) -> dict[str, Graph]:
+def graphs_of(model: AnyModel, pixels: Pixels, grey_pixels: str, *, has_elbo: bool) -> dict[str, Graph]:
     """Return the graphs of a model by name; a score only where the likelihood is a density of such pixels."""
     encoder = EncoderGraph(model, pixels, grey_pixels)
     graphs: dict[str, Graph] = {"encoder": encoder, "decoder": DecoderGraph(model, pixels)}
-    if is_density and not isinstance(model, Autoencoder):
+    if has_elbo:
+        assert not isinstance(model, Autoencoder)
         graphs["score"] = ScoreGraph(model, encoder)
     return graphs
 
@@ -164,7 +164,7 @@ def serve(grey: Tensor, grey_pixels: str) -> Tensor:
 def _unit(model: AnyModel) -> str:
     if isinstance(model, Quantized):
         return TABLE
-    return DEVIATIONS if isinstance(model.prior, StandardNormal) else OWN_UNIT
+    return DEVIATIONS if model.prior.is_standard else OWN_UNIT
 
 
 def _images(model: AnyModel, meaning: str) -> TensorFacts:

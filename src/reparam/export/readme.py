@@ -37,8 +37,8 @@ def render(card: ExportCard) -> str:
         binarization=BINARIZATION[card.binarization],
         pixels=math.prod(card.image.shape),
         ports=_ports,
-        told=', "label": golden["label"]' if card.classes else "",
-        all_told=', "label": np.zeros(16, np.int64)' if card.classes else "",
+        label=', "label": golden["label"]' if card.classes else "",
+        zero_labels=', "label": np.zeros(16, np.int64)' if card.classes else "",
     )
 
 

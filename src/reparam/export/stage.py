@@ -48,7 +48,7 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
     model, card = load_model(paths.model, torch.device("cpu")), ModelCard.read(paths.model / CARD, "train")
     data = store.read_card_of(paths.processed, card.data, card.lineage.data_card_sha256)  # which refuses other data
     pixels = Pixels(card.data)
-    graphs = onnx.graphs_of(model, pixels, settings.grey_pixels, is_density=card.is_density)
+    graphs = onnx.graphs_of(model, pixels, settings.grey_pixels, has_elbo=card.has_elbo)
     split = store.read_split(paths.processed, "test")
 
     tracker.ready()
@@ -60,8 +60,7 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
             inputs |= {"label": split.labels.astype(np.int64)} if card.classes else {}
             metrics = _write_bundle(graphs, facts, settings, inputs, directory)
         # Under `threshold` and `static` the grey values, which an app would send, are not stored.
-        has_elbo = model.stochastic_layers and card.is_density
-        if not card.data.is_black_and_white and has_elbo:
+        if not card.data.is_black_and_white and card.has_elbo:
             metrics |= serving_skew(model, split.images, pixels, settings.grey_pixels, inputs.get("label"))
         ExportMetrics.of(card.lineage, metrics).write(paths.export_metrics)
         logged.export(run, card, paths)
@@ -152,8 +151,8 @@ def serving_skew(
         with random_stream(0, "serving skew, posterior"):
             parts = list[Tensor]()
             for rows in torch.split(torch.arange(len(x)), batch):
-                told = None if label is None else torch.from_numpy(label[rows.numpy()])
-                draw = given(model, told).draw(pixels.scaled(x[rows]), pixels.scaled(target[rows]), SKEW_SAMPLES)
+                some_labels = None if label is None else torch.from_numpy(label[rows.numpy()])
+                draw = given(model, some_labels).draw(pixels.scaled(x[rows]), pixels.scaled(target[rows]), SKEW_SAMPLES)
                 parts.append((draw.log_px - draw.kl).double().mean(0))
         elbos.append(torch.cat(parts))
     return {

@@ -146,15 +146,15 @@ def plot_aggregate(samples: Mapping[str, Array], prior: Array | None = None) -> 
         return figure
 
 
-def plot_factors(told: Array, latents: Sequence[str], factors: Sequence[str]) -> Figure:
-    """Plot the information of latents about factors, one row for each factor. Shapes: told (D, F), in [0, 1]."""
+def plot_factors(information: Array, latents: Sequence[str], factors: Sequence[str]) -> Figure:
+    """Plot the information of latents about factors, one row for each factor. Shapes: information (D, F), in [0, 1]."""
     with style():
         figure = Figure(figsize=(0.55 * max(len(latents), 5), 0.45 * len(factors) + 0.4))
         axes = figure.subplots()
-        axes.imshow(told.T, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+        axes.imshow(information.T, cmap="viridis", vmin=0, vmax=1, aspect="auto")
         axes.set_xticks(np.arange(len(latents)), latents)
         axes.set_yticks(np.arange(len(factors)), [literal(name) for name in factors])
-        for (row, column), share in np.ndenumerate(told.T):
+        for (row, column), share in np.ndenumerate(information.T):
             axes.text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=7, color="wk"[int(share > 0.6)])
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)

@@ -40,7 +40,7 @@ def training(run: Run, model: ModelCard, paths: Paths) -> None:
 
 def evaluation(run: Run, model: ModelCard, paths: Paths) -> None:
     """Log metrics, KL of each latent, and figures."""
-    run.log_headline(EvaluationMetrics.read_of(model, paths.evaluation_metrics, "evaluate").values, "evaluation")
+    run.log_and_share(EvaluationMetrics.read_of(model, paths.evaluation_metrics, "evaluate").values, "evaluation")
     rows = _rows(paths.latents, "evaluate", "dimension")
     known = {f"{row['dimension']:.0f}": row["kl"] for row in rows if "kl" in row}  # a learned prior has none
     run.log_metrics(known, group="latent_kl")
@@ -51,7 +51,7 @@ def evaluation(run: Run, model: ModelCard, paths: Paths) -> None:
 def export(run: Run, model: ModelCard, paths: Paths) -> None:
     """Log parity, and register the exported model."""
     card = ExportCard.read_of(model, paths.onnx / MANIFEST, "export")
-    run.log_headline(ExportMetrics.read_of(model, paths.export_metrics, "export").values, "export")
+    run.log_and_share(ExportMetrics.read_of(model, paths.export_metrics, "export").values, "export")
     run.log_files([paths.export_metrics], "export")
     run.log_model(paths.onnx, card.source)
 

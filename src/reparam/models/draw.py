@@ -158,6 +158,7 @@ class Prior(Protocol):
     """A distribution of D latents."""
 
     size: int  # D
+    is_standard: bool  # whether it is N(0, I)
     is_independent: bool  # whether dimensions are, so that each has a density and a KL of its own
     is_of_images: bool  # whether it is made of images, which lie in [0, 1] and pass through the encoder
 

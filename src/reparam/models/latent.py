@@ -17,6 +17,11 @@ class LatentModel(nn.Module):
     likelihood: Likelihood
     prior: Prior
     condition: Condition
+    stochastic_layers: int
+
+    def has_elbo(self, *, is_density: bool) -> bool:
+        """Return whether there is a bound on log p(x): the likelihood is a density, and codes have a distribution."""
+        return is_density and self.stochastic_layers > 0
 
     def settled(self) -> Self:
         """Get ready for evaluation: switch to it, and compute once what the prior derives from its weights."""

@@ -31,7 +31,7 @@ class Latents:
 class StandardNormal:
     """N(0, I). Source: Kingma & Welling 2014, sec. 3."""
 
-    is_independent, is_of_images = True, False
+    is_standard, is_independent, is_of_images = True, True, False
 
     def __init__(self, size: int) -> None:
         self.size = size  # D
@@ -63,7 +63,7 @@ class StandardNormal:
 class GaussianMixture(nn.Module):
     """The base of mixtures of Gaussians with independent dimensions; they differ in `components`."""
 
-    is_independent, is_of_images = False, False
+    is_standard, is_independent, is_of_images = False, False, False
 
     def __init__(self, latents: Latents) -> None:
         super().__init__()

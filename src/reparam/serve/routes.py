@@ -11,8 +11,8 @@ from pydantic import BaseModel, Field, StrictInt
 
 from reparam.client import Client
 from reparam.client.labels import as_input, number_of
+from reparam.data.images import MODES
 from reparam.errors import UserError
-from reparam.preprocess.images import MODES
 from reparam.serve import pictures, protocol
 from reparam.serve.answers import Json, aside, check_finite, to_png
 from reparam.serve.batches import Arrays, Batches
@@ -126,8 +126,8 @@ class Routes:
         if not self.client.metadata["has_prior"]:
             raise UserError("sample: wanted a model with a prior, found an autoencoder; use /decode")
         latents = self.client.sample_latents(body.count, body.seed, body.temperature)
-        told = as_input("sample", body.label, self.client.classes, body.count)
-        return await self._pictures({"latents": latents.astype(np.float32), **told}, png)
+        label = as_input("sample", body.label, self.client.classes, body.count)
+        return await self._pictures({"latents": latents.astype(np.float32), **label}, png)
 
     async def score(self, request: Request) -> Response:
         """Return the negative ELBO of each image at the posterior mean, in nats: the larger, the stranger.

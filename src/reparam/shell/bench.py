@@ -27,7 +27,7 @@ def bench(model: Path, open_client: Callable[[Path], Client]) -> Iterator[str]:
     for batch in BATCHES:
         images = rng.integers(0, 256, (batch, *client.image_shape), dtype=np.uint8)
         latents = rng.standard_normal((batch, client.latent_size), dtype=np.float32)
-        told = {"labels": 0} if client.classes else {}
+        label = {"labels": 0} if client.classes else {}
         for name, role, values in (
             ("encode", "encoder", images),
             ("decode", "decoder", latents),
@@ -38,7 +38,7 @@ def bench(model: Path, open_client: Callable[[Path], Client]) -> Iterator[str]:
                 if role != "score":  # of which there are no variants
                     clients |= {f"{name} {kind}": open_client(model / f"{role}.{kind}.onnx") for kind in kinds}
                 seconds = _medians(
-                    {title: partial(getattr(its, name), **told) for title, its in clients.items()}, values
+                    {title: partial(getattr(its, name), **label) for title, its in clients.items()}, values
                 )
                 for title, its in seconds.items():
                     speed = f" {seconds[name] / its:>5.2f}x" if kinds else ""

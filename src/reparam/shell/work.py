@@ -110,15 +110,15 @@ def encode(client: Client, images: Collection, output: Path | None, place: Place
     With a codebook, tables have the codes as whole numbers instead.
     """
     span, size = span_of(place.shard, len(images), client.batch), client.latent_size
-    told = _told(client, label)
+    number = _label_number(client, label)
     is_array = output is not None and output.suffix == ".npy"
     names = ["mean"] if is_array else list(client.outputs("encoder"))
     columns = [f"{name}_{number}" for name in names for number in range(size)]
-    compute: Compute = Encode(len(names), told)
+    compute: Compute = Encode(len(names), number)
     kind: type[np.number[Any]] = np.float32
     if client.metadata.get("codebook") and not is_array:
         columns = [f"code_{number}" for number in range(client.metadata["codebook"]["positions"])]
-        compute, kind = EncodeCodes(told), np.int64
+        compute, kind = EncodeCodes(number), np.int64
     with outputs.table(output, columns, len(span), kind) as write, counting("encode", len(span)) as advance:
         for batch, values in place.computed(client, images, span, compute):
             write(batch, values)
@@ -130,7 +130,7 @@ def score(client: Client, images: Collection, output: Path | None, place: Place,
     span = span_of(place.shard, len(images), client.batch)
     client.outputs("score")  # or a table without rows would be printed before it is found missing
     with outputs.table(output, Score.columns, len(span)) as write, counting("score", len(span)) as advance:
-        for batch, values in place.computed(client, images, span, Score(samples, _told(client, label))):
+        for batch, values in place.computed(client, images, span, Score(samples, _label_number(client, label))):
             write(batch, values)
             advance(len(batch))
 
@@ -143,30 +143,30 @@ def reconstruct(client: Client, images: Collection, output: Path, place: Place, 
         outputs.pictures(output, client.image_shape, count, in_pairs=True) as write,
         counting("reconstruct", len(span)) as advance,
     ):
-        for batch, found in place.computed(client, images, span, Reconstruct(is_picture, _told(client, label))):
+        for batch, found in place.computed(client, images, span, Reconstruct(is_picture, _label_number(client, label))):
             write(found)
             advance(len(batch))
 
 
 def decode(client: Client, path: Path, output: Path, shard: str, label: str = "") -> None:
     """Write the images of codes in a file of `encode`, or of any other origin."""
-    latents, told = open_array(path), _told(client, label)
+    latents, number = open_array(path), _label_number(client, label)
     span = span_of(shard, len(latents), client.batch)
     with outputs.pictures(output, client.image_shape, len(span)) as write, counting("decode", len(span)) as advance:
         for start in range(span.start, span.stop, client.batch):
-            found = client.decode(latents[start : min(start + client.batch, span.stop)], told)
+            found = client.decode(latents[start : min(start + client.batch, span.stop)], number)
             write(found)
             advance(len(found))
 
 
 def sample(client: Client, count: int, seed: int, temperature: float, output: Path, label: str = "") -> None:
     """Write draws from the prior."""
-    told = _told(client, label)
+    number = _label_number(client, label)
     with outputs.pictures(output, client.image_shape, count) as write:
-        write(client.sample(count, seed, temperature, told))
+        write(client.sample(count, seed, temperature, number))
 
 
-def _told(client: Client, label: str) -> int | None:
+def _label_number(client: Client, label: str) -> int | None:
     """Return the number of the class that all images are of."""
     return number_of(label, client.classes) if label or client.classes else None
 

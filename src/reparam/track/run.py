@@ -46,7 +46,7 @@ class Run:
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self._flush()
 
-    def log_headline(self, metrics: Mapping[str, float], group: str) -> None:
+    def log_and_share(self, metrics: Mapping[str, float], group: str) -> None:
         """Log metrics here and on the training run, so that the table of runs alone compares models."""
         self.log_metrics(metrics, group=group)
         if self.parent is not None:

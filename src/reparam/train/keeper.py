@@ -11,7 +11,7 @@ from reparam.train.checkpoint import Checkpoints
 from reparam.train.pace import Pace
 from reparam.train.rollback import Rollback
 from reparam.train.signals import StopRequest
-from reparam.train.state import State, Stateful, own_part, with_own_part
+from reparam.train.state import Shared, State
 
 CHECKPOINT_SECONDS = 60.0  # what a kill may cost; a checkpoint itself takes milliseconds
 
@@ -28,7 +28,7 @@ class Keeper:
         self.stop = stop
         self.checkpoints = checkpoints
         self.seconds = seconds
-        self.owners: dict[str, Stateful] = {"state": state, "rollback": rollback}
+        self.owners: dict[str, Shared] = {"state": state, "rollback": rollback}
         self._saved = time.monotonic()
         self._pace = Pace(state.trainer.world, seconds)
 
@@ -40,12 +40,8 @@ class Keeper:
         if saved is None:
             return False
         own = saved["others"].get(str(world.rank))
-        if own:
-            saved["state"] = with_own_part(saved["state"], own["state"])
-        if own and own["good"]:
-            saved["rollback"]["good"] = with_own_part(saved["rollback"]["good"], own["good"])
         for name, owner in self.owners.items():
-            owner.load_state_dict(saved[name])
+            owner.load_state_dict(owner.with_own_part(saved[name], own[name]) if own else saved[name])
         return True
 
     def after_step(self) -> None:
@@ -80,8 +76,7 @@ class Keeper:
     def _save(self, checkpoints: Checkpoints) -> bool:
         """Let the first process write a checkpoint of all, unless the loss is spoilt; return whether it did."""
         world, saved = self.state.trainer.world, {name: owner.state_dict() for name, owner in self.owners.items()}
-        good = saved["rollback"]["good"]
-        own = {"state": own_part(saved["state"]), "good": own_part(good) if good else {}}
+        own = {name: owner.own_part(saved[name]) for name, owner in self.owners.items()}
         everyone = world.collect((self.state.epoch.sums.is_spoilt(), own))
         if not everyone or any(is_spoilt for is_spoilt, _ in everyone):
             return False

@@ -52,6 +52,12 @@ class Rollback:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.count, self.good = state["count"], dict(state["good"])
 
+    def own_part(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        return {"good": self.state.own_part(state["good"]) if state["good"] else {}}
+
+    def with_own_part(self, state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+        return {**state, "good": self.state.with_own_part(state["good"], own["good"])} if own["good"] else dict(state)
+
 
 def _copy(value: Any) -> Any:
     if isinstance(value, Tensor):

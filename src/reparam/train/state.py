@@ -21,6 +21,16 @@ class Stateful(Protocol):
         """Go on from a state, without sharing memory that changes in place."""
 
 
+class Shared(Stateful, Protocol):
+    """A part of which several processes have different state, of which the first writes all."""
+
+    def own_part(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Take from a state what differs between processes, on the CPU."""
+
+    def with_own_part(self, state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+        """Put what a process has of its own into the state of the first one."""
+
+
 class Epoch:
     """The running epoch: the order in which its images are visited, and the loss terms summed so far."""
 
@@ -101,13 +111,10 @@ class State:
         if not trainer.world.is_first:
             torch.manual_seed(trainer.config.seed + trainer.world.rank)
 
+    def own_part(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Take what differs between processes: noise, and what each summed."""
+        sums = state["epoch"]["sums"]
+        return {"sums": {**sums, "totals": sums["totals"].cpu()}, "random": state["random"]}
 
-def own_part(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Take from a state what differs between processes that train together: noise, and what each summed."""
-    sums = state["epoch"]["sums"]
-    return {"sums": {**sums, "totals": sums["totals"].cpu()}, "random": state["random"]}
-
-
-def with_own_part(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Put the part of a process into the state of the first one."""
-    return {**state, "epoch": {**state["epoch"], "sums": own["sums"]}, "random": own["random"]}
+    def with_own_part(self, state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+        return {**state, "epoch": {**state["epoch"], "sums": own["sums"]}, "random": own["random"]}
