@@ -65,7 +65,7 @@ class Outline(HTMLParser):
         self.stray: list[str] = []
         self.open: list[str] = []
         self.scripts: list[str] = []
-        self.feed(text)
+        self.feed(text.replace("<wbr>", ""))  # where a long name may break
         self.close()
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
