@@ -70,8 +70,8 @@ def tiles(subject: Subject) -> tuple[dict[str, bytes], Tiles]:
     Return PNGs under the names of TILES, and what they show.
     """
     limit, steps, walked = subject.settings.grid.range, subject.settings.grid.steps, _walked(subject)
-    grid = subject.decode(subject.plane.latents(steps, limit))
-    moved = subject.decode(walks.traverse(subject.frame, walked, FINE_STEPS, limit))
+    grid = subject.decode_usual(subject.plane.latents(steps, limit))
+    moved = subject.decode_usual(walks.traverse(subject.frame, walked, FINE_STEPS, limit))
     pictures = (pixel_png(tile(grid, steps, 0)), pixel_png(tile(moved, FINE_STEPS, 0)))
     facts = Tiles(
         image=grid.shape[2:],
@@ -112,7 +112,7 @@ def _classes(subject: Subject) -> Figure:
 
 def _latent_grid(subject: Subject) -> Figure:
     grid, labels = subject.settings.grid, axis_labels(subject.plane.names, subject.plane.unit)
-    images = subject.decode(subject.plane.latents(grid.steps, grid.range))
+    images = subject.decode_usual(subject.plane.latents(grid.steps, grid.range))
     title = {
         "dimensions": f"Decoder mean; the other latent dimensions are {subject.frame.middle}",
         "principal": "Decoder mean along two principal components",
@@ -144,7 +144,7 @@ def _traversals(subject: Subject) -> Figure:
         f"Decoder mean along one latent dimension at a time; the others are {subject.frame.middle}{subject.with_usual}"
     )
     rows = [subject.name_and_use(number) for number in walked]
-    return plot_table(subject.decode(z), rows, columns, title, subject.frame.unit)
+    return plot_table(subject.decode_usual(z), rows, columns, title, subject.frame.unit)
 
 
 def _interpolation(subject: Subject) -> Figure:

@@ -185,12 +185,15 @@ class Subject:
         means = torch.from_numpy(self.decode(self.codes(count), self.proportional(count)))
         return torch.bernoulli(means) if self.data.is_black_and_white else means
 
-    def decode(self, z: Tensor, numbers: Rows | None = None) -> Pictures:
-        """Decode latents, or the nearest that a codebook has; with these labels, or all with the usual one.
+    def decode_usual(self, z: Tensor) -> Pictures:
+        """Decode latents that belong to no image, all with the usual label. Shapes: (n, D) -> (n, C, H, W)."""
+        return self.decode(z, np.full(len(z), self.usual))
 
-        Shapes: (n, D), (n,) -> (n, C, H, W).
+    def decode(self, z: Tensor, numbers: Rows) -> Pictures:
+        """Decode latents, or the nearest that a codebook has, each with its label.
+
+        A model that is not conditional ignores the labels. Shapes: (n, D), (n,) -> (n, C, H, W).
         """
-        numbers = np.full(len(z), self.usual) if numbers is None else numbers
         rows = [slice(start, start + AT_ONCE) for start in range(0, max(1, len(z)), AT_ONCE)]
         latents = z.float().to(self.images.device)
         latents = self.model.nearest(latents) if isinstance(self.model, Quantized) else latents
