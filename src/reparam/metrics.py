@@ -207,7 +207,12 @@ GROUPS: dict[str, dict[str, Metric]] = {
     "Generation": {
         "pca_precision": generated("Precision", "Share of generated images that look real.", "higher"),
         "pca_recall": generated("Recall", "Share of real images that could have been generated.", "higher"),
-        "pca_density": generated("Density", "How many real images a generated one is near to.", "1", unit=""),
+        "pca_density": generated(
+            "Density",
+            "Real images near a generated one, divided by the number expected of real ones; about 1 is best.",
+            "1",
+            unit="",
+        ),
         "pca_coverage": generated("Coverage", "Share of real images that have a generated one near them.", "higher"),
         "pca_frechet": generated(
             "Fréchet distance",

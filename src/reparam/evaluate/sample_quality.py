@@ -61,10 +61,9 @@ def fit_projection(images: Images, components: int) -> Projection:
 def pca_quality(real: Tensor, fake: Tensor, neighbours: int) -> dict[str, float]:
     """Compare features of real and of generated images, as a `Projection` returns them.
 
-    precision: the fraction of generated images that look real; recall: of real ones that could have been generated;
-    density and coverage: the same with less weight on outliers; density may exceed 1. All are higher-is-better, and
-    comparable only between equal numbers of images. frechet: lower is better. Nothing if there are fewer than two
-    images of a kind. Shapes: (N, F), (M, F).
+    Density and coverage are precision and recall with less weight on outliers. All numbers are comparable only between
+    equal numbers of images; `metrics.py` says what they mean and which values are best. There are none with fewer than
+    two images of a kind. Shapes: (N, F), (M, F).
     """
     if min(len(real), len(fake)) < 2:
         return {}
