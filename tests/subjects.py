@@ -60,7 +60,8 @@ def some_data(
     """The data of a subject, trained on the same images unless others are given; classes are named by their numbers."""
     classes = [str(number) for number in range(scored.labels.max() + 1)]
     none = Split(scored.images[:0], scored.labels[:0])
-    return Data(scored, train or scored, validation or none, classes, Pixels(card), is_density, card.is_black_and_white)
+    splits = (scored, train or scored, validation or none)
+    return Data(*splits, classes, Pixels(card), is_density, card.is_black_and_white, batch_size=4)
 
 
 def some_scores(images: int, latent: int, **changes: Sequence[float] | Tensor) -> Scores:

@@ -36,7 +36,7 @@ def run(config: Config, paths: Paths, device: str = "auto") -> Noise:
     """Measure how noisy the encoder's gradient is under each estimator, on test images."""
     place = pick_device(device)
     make_deterministic(config.evaluate.seed)
-    model = load_model(paths.model, place)
+    model, _ = load_model(paths.model, place)
     if not model.stochastic_layers:
         raise ParamsError("gradients: wanted a model with a posterior, found an autoencoder, which draws no samples")
     if model.condition.size:

@@ -135,7 +135,7 @@ def test_codes_are_drawn_of_images_with_their_labels() -> None:
     model = some_model(kind="autoencoder")
     data = replace(some_data(some_split(LABELS)), is_conditional=True)
     torch.manual_seed(1)
-    codes = draw_codes(model, data.view(data.train, 3))
+    codes = draw_codes(model, data.view(data.train))
     torch.manual_seed(1)
     order = torch.randperm(8)
     x = torch.from_numpy(data.train.images).float() / 255

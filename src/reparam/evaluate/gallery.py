@@ -161,9 +161,8 @@ def _interpolation(subject: Subject) -> Figure:
 
 
 def _components(subject: Subject) -> Figure:
-    variances, _ = walks.principal_components(subject.means)
-    points = walks.plane_of_components(subject.means).coordinates(subject.means)
-    return plot_components(variances.numpy(), points.numpy(), subject.labels)
+    points = subject.components.plane.coordinates(subject.means)
+    return plot_components(subject.components.variances.numpy(), points.numpy(), subject.labels)
 
 
 def _aggregate(subject: Subject) -> Figure:

@@ -51,7 +51,7 @@ def fit_projection(images: Images, components: int) -> Projection:
     pixels = grey(images[rows.numpy()]).flatten(1).double()
     count = min(components, numbers, len(rows) - 1)
     if numbers <= EXACT:
-        axes = principal_components(pixels)[1].T
+        axes = principal_components(pixels).directions.T
     else:
         with runtime.random_stream(0, "projection"):
             axes = torch.pca_lowrank(pixels, min(count + OVERSAMPLED, len(rows)), niter=ITERATIONS)[2]

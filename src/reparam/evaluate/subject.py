@@ -45,13 +45,19 @@ class Data:
     pixels: Pixels  # on the model's device
     is_density: bool  # whether the model's likelihood is one of these pixels
     is_black_and_white: bool  # whether no grey value is stored
+    batch_size: int
     factors: Sequence[FactorFacts] | None = None  # the factors of variation, if they are known
     is_conditional: bool = False  # whether the model receives labels
 
-    def view(self, split: Split, batch_size: int) -> View:
+    @cached_property
+    def images(self) -> View:
+        """The scored images."""
+        return self.view(self.scored)
+
+    def view(self, split: Split) -> View:
         """Show images as the model sees them, with their labels if the model is conditional."""
         labels = split.labels if self.is_conditional else None
-        return View(Batches(split.images, batch_size, self.pixels.shift.device, labels), self.pixels)
+        return View(Batches(split.images, self.batch_size, self.pixels.shift.device, labels), self.pixels)
 
 
 @dataclass(frozen=True)
@@ -66,9 +72,8 @@ class Subject:
     @classmethod
     def scored(cls, model: AnyModel, data: Data, settings: EvaluateConfig) -> Self:
         """Score a model on the images of a split."""
-        view = data.view(data.scored, settings.batch_size)
         with random_stream(settings.seed, "score"):
-            scores = score(model, view, settings, with_nll=model.has_elbo(is_density=data.is_density))
+            scores = score(model, data.images, settings, with_nll=model.has_elbo(is_density=data.is_density))
         return cls(model, data, settings, scores)
 
     def on_validation(self) -> Self:
@@ -76,8 +81,7 @@ class Subject:
         if self.settings.split == "validation":
             return self
         data = replace(self.data, scored=self.data.validation)
-        scores = score(self.model, data.view(data.scored, self.settings.batch_size), self.settings, with_nll=False)
-        return replace(self, data=data, scores=scores)
+        return replace(self, data=data, scores=score(self.model, data.images, self.settings, with_nll=False))
 
     @property
     def is_code(self) -> bool:
@@ -89,9 +93,9 @@ class Subject:
         """Whether there is a bound on log p(x), and so an NLL."""
         return self.model.has_elbo(is_density=self.data.is_density)
 
-    @cached_property
+    @property
     def images(self) -> View:
-        return self.data.view(self.data.scored, self.settings.batch_size)
+        return self.data.images
 
     @cached_property
     def labels(self) -> Labels:
@@ -147,11 +151,18 @@ class Subject:
 
     @cached_property
     def plane(self) -> walks.Plane:
-        return walks.plane(self.settings.grid.plane, self.means, self.use, self.frame)
+        """The plane through latent space that figures show."""
+        is_principal = self.settings.grid.plane == "principal"
+        return self.components.plane if is_principal else walks.plane_of_dimensions(self.use, self.frame)
+
+    @cached_property
+    def components(self) -> walks.Components:
+        """The principal components of posterior means."""
+        return walks.principal_components(self.means)
 
     def view(self, images: Images) -> View:
         """Show other images, of whatever class, as the model sees those of the split."""
-        return View(Batches(images, self.settings.batch_size, self.images.device), self.data.pixels)
+        return View(Batches(images, self.data.batch_size, self.images.device), self.data.pixels)
 
     @torch.no_grad()
     def encode(self, images: Images) -> Tensor:
@@ -171,7 +182,7 @@ class Subject:
 
         def codes() -> Tensor:
             # A view copies the images to the device: only where the sampler asks for codes.
-            found = draw_codes(self.model, self.data.view(self.data.train, self.settings.batch_size))
+            found = draw_codes(self.model, self.data.view(self.data.train))
             return model.split(found) if model else found
 
         drawn = self.sampler.draw(count, self.model.prior, codes, *block)

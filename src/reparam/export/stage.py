@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from reparam import logged, track
-from reparam.cards.card import CARD, MANIFEST, FileFacts
+from reparam.cards.card import MANIFEST, FileFacts
 from reparam.cards.export import ExportCard, ExportedModel, ExportMetrics, GreyPixels
-from reparam.cards.model import ModelCard
 from reparam.config import Config, ExportConfig, flatten
 from reparam.data import store
 from reparam.data.pixels import Pixels
@@ -45,7 +44,7 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
     settings = config.export
     tracker = tracker or track.connect(paths)
     make_deterministic(0)
-    model, card = load_model(paths.model, torch.device("cpu")), ModelCard.read(paths.model / CARD, "train")
+    model, card = load_model(paths.model, torch.device("cpu"))
     data = store.read_card_of(paths.processed, card.data, card.lineage.data_card_sha256)  # which refuses other data
     pixels = Pixels(card.data)
     graphs = onnx.graphs_of(model, pixels, settings.grey_pixels, has_elbo=card.has_elbo)
