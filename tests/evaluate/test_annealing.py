@@ -400,5 +400,5 @@ def test_chains_and_importance_samples_know_the_prior_of_the_model() -> None:
     assert (lower - exact).abs().mean().item() < 0.2
     assert -0.02 < (upper - lower).mean().item() < 0.2
     # The posterior of the standard prior is another one, but wide enough to weigh.
-    nll = importance(model, x, 20_000).nll
+    nll = importance(model, [(x,)], 20_000).nll
     assert (nll + exact).abs().mean().item() < 0.1

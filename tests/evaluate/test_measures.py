@@ -348,7 +348,7 @@ def test_outliers_are_told_from_the_scored_images_by_their_nll() -> None:
     found, outliers = measured(subject), some_outliers()[np.arange(90) * 200 // 90]
     assert found.outlier_nll is not None
     torch.manual_seed(1)
-    other = importance(subject.model, torch.from_numpy(outliers) / 255, 200).nll  # with noise of its own
+    other = importance(subject.model, [(torch.from_numpy(outliers) / 255,)], 200).nll  # with noise of its own
     difference = found.outlier_nll - other
     assert standard_error(difference) < 0.1
     assert abs(difference.mean().item()) < 4 * standard_error(difference)

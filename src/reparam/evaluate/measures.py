@@ -248,12 +248,12 @@ def _outliers(subject: Subject, findings: Findings, outliers: Images) -> None:
     """Measure how well the NLL distinguishes other images from those of the split."""
     settings = subject.settings
     rows = evenly_spaced(len(outliers), len(subject.scores.nll)).numpy()
-    seen = subject.view(outliers[rows]).seen(settings.seed)
+    seen = subject.view(outliers[rows]).with_labels(settings.seed)
     with (
         scoring_in(settings.precision, subject.images.device),
         counting("scoring outliers", len(rows) * settings.nll_samples) as advance,
     ):
-        nll = torch.cat([importance(subject.model, x, settings.nll_samples, advance).nll.cpu() for x in seen])
+        nll = importance(subject.model, seen, settings.nll_samples, advance).nll.cpu()
     findings.outlier_nll = nll
     findings.add("auroc", *auroc(subject.scores.nll, nll))
     findings.facts["outliers"] = OutlierFacts(images=len(rows), nll=round(nll.mean().item(), 4))
@@ -267,13 +267,12 @@ def _annealed(subject: Subject, findings: Findings) -> None:
     x = subject.data.pixels(subject.images.batches.take(rows), generator)
     numbers = subject.data.scored.labels[rows.numpy()]
     forward = _anneal(subject, x, numbers)
-    labels, size = subject.as_labels(numbers), settings.batch_size
-    rows_at_once = [slice(start, start + size) for start in range(0, len(x), size)]
-    parts = [(some, None if labels is None else labels[some]) for some in rows_at_once]
+    labels = subject.as_labels(numbers)
+    columns = [torch.split(column, settings.batch_size) for column in (x, labels) if column is not None]
     with counting("scoring annealed images", len(x) * settings.nll_samples) as advance:
-        weighed = [importance(model, x[some], settings.nll_samples, advance, its).nll.cpu() for some, its in parts]
+        weighed = importance(model, zip(*columns, strict=True), settings.nll_samples, advance).nll.cpu()
     findings.add_mean("ais_nll", -forward.log_px)
-    findings.add_mean("ais_minus_nll", -forward.log_px.cpu() - torch.cat(weighed))
+    findings.add_mean("ais_minus_nll", -forward.log_px.cpu() - weighed)
     with torch.no_grad():
         exact = model.prior.sample(torch.empty(len(rows), subject.model.latent_size)).to(x.device)
         simulated = model.likelihood.sample(subject.given(numbers).output(exact))
