@@ -65,15 +65,15 @@ def measure(subject: Subject, outliers: Images | None) -> Findings:
         with random_stream(settings.seed, name):
             function(subject, findings)
     if outliers is not None and subject.data.is_conditional:
-        findings.not_measured["outliers"] = "not measured: a conditional model has p(x|y) alone, and outliers no label"
+        findings.leave_out("outliers", "not measured: a conditional model has p(x|y) alone, and outliers no label")
     elif outliers is not None and subject.has_elbo:
         with random_stream(settings.seed, "outliers"):
             _outliers(subject, findings, outliers)
     if not subject.has_elbo:
-        asked = {"outliers": outliers is not None, "annealed": settings.annealing.images > 0}
-        reason = "not measured: this model has no likelihood of these pixels"
-        findings.not_measured |= {name: reason for name, is_asked in asked.items() if is_asked}
-        findings.warnings += [f"{name}: {reason}" for name, is_asked in asked.items() if is_asked]
+        for name, is_asked in {"outliers": outliers is not None, "annealed": settings.annealing.images > 0}.items():
+            if is_asked:
+                reason = "not measured: this model has no likelihood of these pixels"
+                findings.leave_out(name, reason, is_warned_of=True)
     return findings
 
 
@@ -104,8 +104,8 @@ def _likelihood(subject: Subject, findings: Findings) -> None:
     if len(scores.layer_sizes) > 1:
         for number, values in enumerate(scores.layer_kl.unbind(1), start=1):
             findings.add_mean(f"kl_layer_{number}", values)
-    findings.metrics["active_units"] = int(subject.active.sum())
-    findings.metrics["images"] = len(scores.kl)
+    findings.add("active_units", int(subject.active.sum()))
+    findings.add("images", len(scores.kl))
 
 
 def _of_images(subject: Subject) -> dict[str, Tensor]:
@@ -129,13 +129,15 @@ def _nll(subject: Subject, findings: Findings) -> None:
     if subject.model.likelihood.is_discrete:
         findings.add_mean("bits_per_dim", scores.nll / (math.log(2) * subject.data.scored.images[0].size))
     effective = scores.effective.median().item()
-    findings.metrics["nll_effective_samples"] = round(effective, 1)
-    findings.facts["bounds"] = tuple(
-        Bound(samples=samples, bound=round(bound, 4), bound_se=round(error, 4))
-        for samples, bound, error in zip(*read_curve(scores.bounds, count), strict=True)
+    findings.add("nll_effective_samples", round(effective, 1))
+    findings.note(
+        bounds=tuple(
+            Bound(samples=samples, bound=round(bound, 4), bound_se=round(error, 4))
+            for samples, bound, error in zip(*read_curve(scores.bounds, count), strict=True)
+        )
     )
     if effective < FEW:
-        findings.warnings.append(
+        findings.warn(
             f"nll has only {effective:.1f} effective samples of {count:,} in the median image, so it is too high; "
             "raise evaluate.nll_samples"
         )
@@ -148,8 +150,8 @@ def _latents(subject: Subject, findings: Findings) -> None:
         return  # a single image does not vary
     kl = scores.latent_kl.nan_to_num(0.0)  # where dimensions have none of their own, their means alone say what is used
     still = collapsed(kl, scores.latent_variance, subject.settings.active_variance)
-    message = collapse_message(still, subject.model.latent_size)
-    findings.warnings += [message] if message else []
+    if message := collapse_message(still, subject.model.latent_size):
+        findings.warn(message)
     if subject.model.stochastic_layers > 1:
         return  # below the top of a hierarchy, posteriors are no Gaussians of their own
     noise = torch.randn(DRAWN, *scores.means.shape, dtype=scores.means.dtype)
@@ -158,9 +160,9 @@ def _latents(subject: Subject, findings: Findings) -> None:
     found = aggregate(scores.means, scores.log_variances, z, subject.model.prior, mixed)
     for name in ("mutual_information", "marginal_kl", "total_correlation"):
         findings.add(name, getattr(found, name), getattr(found, f"{name}_se"))
-    findings.facts["mutual_information"] = MutualInformationFacts(bound=round(found.bound, 4), images=found.images)
+    findings.note(mutual_information=MutualInformationFacts(bound=round(found.bound, 4), images=found.images))
     if found.mutual_information > SATURATED * found.bound:
-        findings.warnings.append(
+        findings.warn(
             f"mutual_information is {found.mutual_information:.2f} nats, close to its maximum log N = {found.bound:.2f}"
             ": it is too low, and marginal_kl and total_correlation are too high by as much; evaluate more images"
         )
@@ -173,7 +175,7 @@ def _codebook(subject: Subject, findings: Findings) -> None:
     codes = torch.cat([model.codes(part.to(subject.images.device)).cpu() for part in parts])
     for name, value in codebook_use(codes, model.quantizer.size).items():
         findings.add(name, value)
-    findings.warnings += codebook_collapse(codes, model.quantizer.size)
+    findings.warn(*codebook_collapse(codes, model.quantizer.size))
 
 
 def _labels(subject: Subject, findings: Findings) -> None:
@@ -182,18 +184,17 @@ def _labels(subject: Subject, findings: Findings) -> None:
     if subject.settings.split == "train" or len(np.unique(train.labels)) < 2:
         return
     if subject.data.is_conditional:
-        findings.not_measured["accuracy"] = "not measured: the encoder receives the label that would be guessed"
+        findings.leave_out("accuracy", "not measured: the encoder receives the label that would be guessed")
         return
     rows = evenly_spaced(len(train.labels), LEARNED_FROM).numpy()
     known = Labelled(subject.encode(train.images[rows]), train.labels[rows])
     found = probe(known, Labelled(subject.scores.means, scored.labels), subject.settings.neighbours)
     if isinstance(found, str):
-        findings.not_measured["accuracy"] = found
+        findings.leave_out("accuracy", found)
         return
     for name, is_right in (("knn", found.knn), ("probe", found.linear)):
         share = is_right.double().mean().item()
-        findings.add(f"{name}_accuracy", share, math.sqrt(share * (1 - share) / len(is_right)))
-        findings.of_images[f"{name}_accuracy"] = is_right
+        findings.add(f"{name}_accuracy", share, math.sqrt(share * (1 - share) / len(is_right)), is_right)
 
 
 def _disentangled(subject: Subject, findings: Findings) -> None:
@@ -205,14 +206,12 @@ def _disentangled(subject: Subject, findings: Findings) -> None:
     elif len(coded.codes) < FEWEST:
         reason = f"wanted {FEWEST} images at least, found {len(coded.codes)}"
     if coded is None or reason:
-        findings.not_measured["disentanglement"] = f"not measured: {reason}"
-        findings.warnings.append(f"disentanglement: not measured: {reason}")
+        findings.leave_out("disentanglement", f"not measured: {reason}", is_warned_of=True)
         return
     for name, value in disentanglement(coded, settings.bins, np.random.default_rng(subject.settings.seed)).items():
         findings.add(name, value)
-    findings.facts["disentanglement"] = DisentanglementFacts(
-        images=len(coded.codes), codes=settings.codes, bins=settings.bins
-    )
+    facts = DisentanglementFacts(images=len(coded.codes), codes=settings.codes, bins=settings.bins)
+    findings.note(disentanglement=facts)
 
 
 def _fidelity(subject: Subject, findings: Findings) -> None:
@@ -235,10 +234,11 @@ def _generated(subject: Subject, findings: Findings) -> None:
     for name, value in found.items():
         findings.add(name, value, errors.get(name))
     floor = {name: round(value, 4) for name, value in pca_quality(real, known, settings.neighbours).items()}
-    findings.facts["generated"] = GeneratedFacts(images=count, components=project.axes.shape[1], training_images=floor)
+    facts = GeneratedFacts(images=count, components=project.axes.shape[1], training_images=floor)
+    findings.note(generated=facts)
     # As many real images would cover 1 - 2^-k: each of k neighbours comes from either set (Naeem et al. 2020).
     if found["pca_coverage"] < LOW_COVERAGE * (1 - 0.5**settings.neighbours):
-        findings.warnings.append(
+        findings.warn(
             f"generated images come near only {found['pca_coverage']:.0%} of the real ones (pca_coverage): they vary "
             "too little, or look unlike them; pca_precision and pca_density may be high all the same"
         )
@@ -254,9 +254,8 @@ def _outliers(subject: Subject, findings: Findings, outliers: Images) -> None:
         counting("scoring outliers", len(rows) * settings.nll_samples) as advance,
     ):
         nll = importance(subject.model, seen, settings.nll_samples, advance).nll.cpu()
-    findings.outlier_nll = nll
-    findings.add("auroc", *auroc(subject.scores.nll, nll))
-    findings.facts["outliers"] = OutlierFacts(images=len(rows), nll=round(nll.mean().item(), 4))
+    findings.add_outliers(nll, *auroc(subject.scores.nll, nll))
+    findings.note(outliers=OutlierFacts(images=len(rows), nll=round(nll.mean().item(), 4)))
 
 
 def _annealed(subject: Subject, findings: Findings) -> None:
@@ -279,7 +278,7 @@ def _annealed(subject: Subject, findings: Findings) -> None:
     lower, upper = _anneal(subject, simulated, numbers), _anneal(subject, simulated, numbers, exact)
     findings.add_mean("ais_gap", upper.log_px - lower.log_px)
     acceptance = forward.acceptance.mean().item()  # NaN where a single step leaves nothing to move
-    findings.facts["annealed"] = AnnealingFacts(
+    facts = AnnealingFacts(
         images=len(rows),
         chains=settings.annealing.chains,
         steps=settings.annealing.steps,
@@ -287,6 +286,7 @@ def _annealed(subject: Subject, findings: Findings) -> None:
         acceptance=None if math.isnan(acceptance) else round(acceptance, 3),
         effective_chains=round(forward.effective_chains.median().item(), 1),
     )
+    findings.note(annealed=facts)
 
 
 def _anneal(subject: Subject, x: Tensor, numbers: Labels, exact: Tensor | None = None) -> Annealed:
