@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from subjects import scored, some_data, some_images, some_model, some_split
+from subjects import scored, some_data, some_model, some_split
 
 from reparam.evaluate.codebook import codebook_collapse, codebook_use
 from reparam.evaluate.measures import measure
@@ -86,6 +86,6 @@ def test_pictures_are_of_latents_that_the_codebook_has(kind: str) -> None:
     assert isinstance(model, Quantized)
     assert (subject.decode_usual(z) == subject.decode_usual(model.nearest(z))).all()
     assert not torch.equal(model.decode(z), model.decode(model.nearest(z)))
-    vectors = subject.encode(some_images(4))
+    vectors = subject.encode(some_split([0] * 4))
     wanted = subject.data.pixels.unscaled(model.decode(vectors))
     assert torch.equal(torch.from_numpy(subject.decode_usual(vectors)), wanted)

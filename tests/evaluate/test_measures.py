@@ -82,8 +82,9 @@ def measured(subject: Subject) -> Findings:
     return measure(subject, some_outliers())
 
 
-def some_outliers() -> Images:
-    return np.random.default_rng(5).integers(0, 256, (200, *SHAPE), dtype=np.uint8)
+def some_outliers() -> Split:
+    images = np.random.default_rng(5).integers(0, 256, (200, *SHAPE), dtype=np.uint8)
+    return Split(images, np.zeros(200, np.int32))
 
 
 def assert_the_reason_is_given(found: Findings) -> None:
@@ -284,7 +285,7 @@ def test_the_validation_split_is_scored_like_the_other_one_without_an_nll(
     assert set(found.metrics) == set(alone.metrics) | with_errors(validated)
     assert alone.metrics.items() <= found.metrics.items()  # nothing else is drawn otherwise
     with random_stream(subject.settings.seed, "validation"):
-        scores = score(model, subject.view(held_out.images), subject.settings, with_nll=False)
+        scores = score(model, subject.data.view(held_out), subject.settings, with_nll=False)
     assert scores.nll.isnan().all()
     wanted = {"elbo": -(scores.reconstruction + scores.kl), "kl": scores.kl}
     for name in names:
@@ -345,7 +346,7 @@ def test_no_more_images_are_generated_than_there_are_originals() -> None:
 
 def test_outliers_are_told_from_the_scored_images_by_their_nll() -> None:
     subject = subject_of(model_of(scale=1.5), card=GREY, nll_samples=200)
-    found, outliers = measured(subject), some_outliers()[np.arange(90) * 200 // 90]
+    found, outliers = measured(subject), some_outliers().images[np.arange(90) * 200 // 90]
     assert found.outlier_nll is not None
     torch.manual_seed(1)
     other = importance(subject.model, [(torch.from_numpy(outliers) / 255,)], 200).nll  # with noise of its own

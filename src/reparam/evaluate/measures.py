@@ -15,7 +15,7 @@ from reparam.cards.evaluation import (
     MutualInformationFacts,
     OutlierFacts,
 )
-from reparam.data.store import Images, Labels
+from reparam.data.store import Labels, Split
 from reparam.evaluate.aggregate import aggregate, collapse_message, collapsed
 from reparam.evaluate.annealing import (
     Annealed,
@@ -55,7 +55,7 @@ SATURATED = 0.9  # of log N: beyond this share, mutual information is mostly its
 LOW_COVERAGE = 0.5  # of what equally many real images reach: good models of the recipes cover 0.7 to 0.95
 
 
-def measure(subject: Subject, outliers: Images | None) -> Findings:
+def measure(subject: Subject, outliers: Split | None) -> Findings:
     """Measure all that the settings ask for, each on a random stream of its own.
 
     `outliers` are images that the NLL should distinguish from the scored ones.
@@ -186,8 +186,8 @@ def _labels(subject: Subject, findings: Findings) -> None:
     if subject.data.is_conditional:
         findings.leave_out("accuracy", "not measured: the encoder receives the label that would be guessed")
         return
-    rows = evenly_spaced(len(train.labels), LEARNED_FROM).numpy()
-    known = Labelled(subject.encode(train.images[rows]), train.labels[rows])
+    learned = _thinned(train, LEARNED_FROM)
+    known = Labelled(subject.encode(learned), learned.labels)
     found = probe(known, Labelled(subject.scores.means, scored.labels), subject.settings.neighbours)
     if isinstance(found, str):
         findings.leave_out("accuracy", found)
@@ -223,12 +223,12 @@ def _fidelity(subject: Subject, findings: Findings) -> None:
 @torch.no_grad()
 def _generated(subject: Subject, findings: Findings) -> None:
     """Compare generated images with scored ones, and training images with the same: equally many, if there are."""
-    settings, scored, train = subject.settings, subject.data.scored.images, subject.data.train.images
-    count = min(len(scored), settings.generated.images)
-    if count < 2 or len(train) < 2:
+    settings, scored, train = subject.settings, subject.data.scored, subject.data.train
+    count = min(len(scored.images), settings.generated.images)
+    if count < 2 or len(train.images) < 2:
         return
-    project = fit_projection(train, settings.generated.components)
-    real, known = (project(grey(images[evenly_spaced(len(images), count).numpy()])) for images in (scored, train))
+    project = fit_projection(train.images, settings.generated.components)
+    real, known = (project(grey(_thinned(split, count).images)) for split in (scored, train))
     fake = project(subject.generate(count))
     found, errors = (function(real, fake, settings.neighbours) for function in (pca_quality, standard_errors))
     for name, value in found.items():
@@ -244,18 +244,23 @@ def _generated(subject: Subject, findings: Findings) -> None:
         )
 
 
-def _outliers(subject: Subject, findings: Findings, outliers: Images) -> None:
+def _outliers(subject: Subject, findings: Findings, outliers: Split) -> None:
     """Measure how well the NLL distinguishes other images from those of the split."""
-    settings = subject.settings
-    rows = evenly_spaced(len(outliers), len(subject.scores.nll)).numpy()
-    seen = subject.view(outliers[rows]).with_labels(settings.seed)
+    settings, outliers = subject.settings, _thinned(outliers, len(subject.scores.nll))
+    seen = subject.data.view(outliers).with_labels(settings.seed)
     with (
         scoring_in(settings.precision, subject.images.device),
-        counting("scoring outliers", len(rows) * settings.nll_samples) as advance,
+        counting("scoring outliers", len(outliers.labels) * settings.nll_samples) as advance,
     ):
         nll = importance(subject.model, seen, settings.nll_samples, advance).nll.cpu()
     findings.add_outliers(nll, *auroc(subject.scores.nll, nll))
-    findings.note(outliers=OutlierFacts(images=len(rows), nll=round(nll.mean().item(), 4)))
+    findings.note(outliers=OutlierFacts(images=len(nll), nll=round(nll.mean().item(), 4)))
+
+
+def _thinned(split: Split, limit: int) -> Split:
+    """Return `limit` images of a split at most, at equal distances, with their labels."""
+    rows = evenly_spaced(len(split.labels), limit).numpy()
+    return Split(split.images[rows], split.labels[rows])
 
 
 def _annealed(subject: Subject, findings: Findings) -> None:

@@ -15,7 +15,7 @@ from reparam.cards.data import FactorFacts
 from reparam.config import EvaluateConfig
 from reparam.data.batches import Batches
 from reparam.data.pixels import Pixels
-from reparam.data.store import Images, Split
+from reparam.data.store import Split
 from reparam.evaluate import walks
 from reparam.evaluate.disentanglement import Coded
 from reparam.evaluate.samplers import SAMPLERS, Sampler, draw_codes
@@ -160,15 +160,11 @@ class Subject:
         """The principal components of posterior means."""
         return walks.principal_components(self.means)
 
-    def view(self, images: Images) -> View:
-        """Show other images, of whatever class, as the model sees those of the split."""
-        return View(Batches(images, self.data.batch_size, self.images.device), self.data.pixels)
-
     @torch.no_grad()
-    def encode(self, images: Images) -> Tensor:
-        """Return posterior means of images. Shapes: (N, C, H, W) -> (N, D)."""
-        seen = self.view(images).seen(self.settings.seed)
-        return torch.cat([self.model.posterior(x)[0].cpu() for x in seen])
+    def encode(self, split: Split) -> Tensor:
+        """Return posterior means of the images of a split. Shapes: -> (N, D)."""
+        seen = self.data.view(split).with_labels(self.settings.seed)
+        return torch.cat([self.model.posterior(*batch)[0].cpu() for batch in seen])
 
     @property
     def sampler(self) -> Sampler:
