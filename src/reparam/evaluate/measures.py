@@ -38,7 +38,7 @@ from reparam.evaluate.sample_quality import fit_projection, grey, pca_quality, s
 from reparam.evaluate.scoring import scoring_in
 from reparam.evaluate.subject import Subject
 from reparam.evaluate.view import evenly_spaced
-from reparam.metrics import VALIDATION
+from reparam.metrics import VALIDATED, VALIDATION
 from reparam.models.quantized import Quantized
 from reparam.progress import counting
 from reparam.runtime import random_stream
@@ -118,8 +118,10 @@ def _of_images(subject: Subject) -> dict[str, Tensor]:
 
 def _validation(subject: Subject, findings: Findings) -> None:
     """Score the validation split as well, by which experiments are chosen: the test split must not choose."""
-    for name, values in _of_images(subject.on_validation()).items():
-        findings.add_mean(f"{name}{VALIDATION}", values)
+    scores = _of_images(subject.on_validation())
+    for name in VALIDATED:
+        if name in scores:
+            findings.add_mean(f"{name}{VALIDATION}", scores[name])
 
 
 def _nll(subject: Subject, findings: Findings) -> None:
