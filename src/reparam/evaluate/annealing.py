@@ -16,16 +16,16 @@ from reparam.runtime import NUMBERS_AT_ONCE
 # f_t invariant, and the bounds would not hold (with one chain that adapts as fast, the mean of p(x) was 7 to 10 % too
 # high).
 SCOUTS = 4
-VISITS = 200  # temperatures at which they stop, at most: chains that stop at 1000 then accept 0.71 on average
-TARGET = 0.65  # acceptance that they are after (Neal 2011, sec. 5.4.4; Wu et al. 2017, code)
+VISITS = 200  # temperatures at which scouts stop, at most; chains of 1000 temperatures then accept 0.71 on average
+TARGET = 0.65  # acceptance that step sizes are tuned to (Neal 2011, sec. 5.4.4; Wu et al. 2017, code)
 GAIN = 0.5  # of log step size, per acceptance beyond the target
 STEPS = (1e-4, 1.0)  # bounds of step sizes; beyond 2 the leapfrog is unstable even under the prior alone
 FIRST_STEP = 0.5  # near the prior, which is where scouts start
 # Share of a step size that varies from move to move: a whole number of turns would lead back to the start (Neal 2011,
 # sec. 5.4.2). It about halves the gap between the bounds of the linear Gaussian model of the tests.
 JITTER = 0.2
-# Bound of gradients: far beyond any that helps, and its square is finite in float32. Leapfrog steps are reversible
-# whatever drives them, so that it costs no exactness.
+# Bound of gradients, whose square is finite in float32; no useful gradient is as large. Leapfrog steps are reversible
+# under any force, so the bounds on log p(x) still hold.
 STEEPEST = 1e12
 
 
@@ -42,7 +42,7 @@ class Path:
     """The way of chains from the prior to the posterior, through f_t(z) = p(z) p(x|z)^beta_t."""
 
     temperatures: int  # T: distributions after the prior, of which the last is the posterior
-    leapfrog: int  # steps of each transition, and gradients that it takes
+    leapfrog: int  # steps of each transition, one gradient each
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def annealed_log_likelihood(joint: Joint, start: Tensor, path: Path) -> Annealed
 def reverse_log_likelihood(joint: Joint, exact: Tensor, chains: int, path: Path) -> Annealed:
     """Estimate log p(x) from a draw of the posterior, led to the prior; an upper bound in expectation.
 
-    Exact as T grows. Only where x was drawn from the model is such a draw known: the z that x was drawn with, where
-    all chains start. Draws from torch's generator.
+    Exact as T grows. Such a draw is known only if x was drawn from the model: it is the z of x, and all chains start
+    there. Draws from torch's generator.
     Shapes: exact (B, D). Units: nats.
     Raises: NonFiniteError if log p(x|z) is not finite, so that x was not drawn from this model with this z.
     Source: Grosse et al. 2015; Wu et al. 2017.

@@ -30,8 +30,8 @@ from reparam.runtime import random_stream
 RECONSTRUCTIONS = 10  # images, one of each class first
 EXTREMES = 10  # images at either end
 SAMPLES_PER_SIDE = 7
-DIMENSIONS = 12  # of the latents, that are walked along or compared with the prior, at most
-STEPS = 11  # of a walk
+DIMENSIONS = 12  # of the latents, at most, that figures walk along or compare with the prior
+STEPS = 11  # of a walk through latent space
 FINE_STEPS = 21  # of a walk under a slider
 PRIOR_SAMPLES = 20_000
 PAIRS = 6  # of images that are joined by a walk
@@ -65,7 +65,7 @@ def draw(subject: Subject) -> dict[str, Figure]:
 
 @torch.no_grad()
 def tiles(subject: Subject) -> tuple[dict[str, bytes], Tiles]:
-    """Draw latent grid and traversals without axes or margins, one pixel of an image a pixel, for a page to cut up.
+    """Draw latent grid and traversals for a page to cut up: without axes, margins or rescaling.
 
     Return PNGs under the names of TILES, and what they show.
     """

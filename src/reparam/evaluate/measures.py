@@ -43,16 +43,16 @@ from reparam.models.quantized import Quantized
 from reparam.progress import counting
 from reparam.runtime import random_stream
 
-MIXED = 2_500  # images whose posteriors are mixed: the time is quadratic, and grows with the dimensions:
-MIXED_NUMBERS = MIXED**2 * 128  # of all pairs, at most
-DRAWN = 4  # samples of each of these posteriors
+MIXED = 2_500  # images whose posteriors are mixed, at most: the time grows with their square
+MIXED_NUMBERS = MIXED**2 * 128  # pairs of them times latent dimensions, at most
+DRAWN = 4  # samples of each posterior
 LEARNED_FROM = 10_000  # images that classifiers learn from
 ENCODED = 256  # images whose codes are looked up together
 LEAPFROG = 10  # steps of each transition of annealed importance sampling
-FEWEST = 30  # images that scores of disentanglement are learned from and guessed
+FEWEST = 30  # images that scores of disentanglement need
 FEW = 10  # effective samples: the estimate of a logarithm is then off by some 0.05 nats
-SATURATED = 0.9  # of log N: beyond this share, mutual information is mostly its bound
-LOW_COVERAGE = 0.5  # of what equally many real images reach: good models of the recipes cover 0.7 to 0.95
+SATURATED = 0.9  # share of log N, its maximum, beyond which mutual information is not to be trusted
+LOW_COVERAGE = 0.5  # share of the coverage of equally many real images; good models of the recipes reach 0.7 to 0.95
 
 
 def measure(subject: Subject, outliers: Split | None) -> Findings:
@@ -117,7 +117,7 @@ def _of_images(subject: Subject) -> dict[str, Tensor]:
 
 
 def _validation(subject: Subject, findings: Findings) -> None:
-    """Score the validation split as well, by which experiments are chosen: the test split must not choose."""
+    """Score the validation split as well: experiments are chosen by it, because the test split must not choose."""
     scores = _of_images(subject.on_validation())
     for name in VALIDATED:
         if name in scores:
@@ -150,7 +150,7 @@ def _latents(subject: Subject, findings: Findings) -> None:
     scores = subject.scores
     if subject.is_code or len(scores.means) < 2:
         return  # a single image does not vary
-    kl = scores.latent_kl.nan_to_num(0.0)  # where dimensions have none of their own, their means alone say what is used
+    kl = scores.latent_kl.nan_to_num(0.0)  # NaN: dimensions have no KL each, so the variances of means decide alone
     still = collapsed(kl, scores.latent_variance, subject.settings.active_variance)
     if message := collapse_message(still, subject.model.latent_size):
         findings.warn(message)
@@ -181,7 +181,7 @@ def _codebook(subject: Subject, findings: Findings) -> None:
 
 
 def _labels(subject: Subject, findings: Findings) -> None:
-    """Guess labels from codes, if there are labels and the scored images are not the training images."""
+    """Guess labels from codes, if there are several labels and the scored images are not the training images."""
     train, scored = subject.data.train, subject.data.scored
     if subject.settings.split == "train" or len(np.unique(train.labels)) < 2:
         return
@@ -217,14 +217,14 @@ def _disentangled(subject: Subject, findings: Findings) -> None:
 
 
 def _fidelity(subject: Subject, findings: Findings) -> None:
-    """Compare images with their reconstructions, if the model sees the images as they are stored."""
+    """Compare images with their reconstructions."""
     for name, values in fidelity(subject).items():
         findings.add_mean(name, values)
 
 
 @torch.no_grad()
 def _generated(subject: Subject, findings: Findings) -> None:
-    """Compare generated images with scored ones, and training images with the same: equally many, if there are."""
+    """Compare generated images with scored ones, and for reference equally many training images with them."""
     settings, scored, train = subject.settings, subject.data.scored, subject.data.train
     count = min(len(scored.images), settings.generated.images)
     if count < 2 or len(train.images) < 2:
@@ -238,7 +238,7 @@ def _generated(subject: Subject, findings: Findings) -> None:
     floor = {name: round(value, 4) for name, value in pca_quality(real, known, settings.neighbours).items()}
     facts = GeneratedFacts(images=count, components=project.axes.shape[1], training_images=floor)
     findings.note(generated=facts)
-    # As many real images would cover 1 - 2^-k: each of k neighbours comes from either set (Naeem et al. 2020).
+    # Equally many real images would cover 1 - 2^-k: each of k neighbours comes from either set (Naeem et al. 2020).
     if found["pca_coverage"] < LOW_COVERAGE * (1 - 0.5**settings.neighbours):
         findings.warn(
             f"generated images come near only {found['pca_coverage']:.0%} of the real ones (pca_coverage): they vary "
@@ -266,7 +266,7 @@ def _thinned(split: Split, limit: int) -> Split:
 
 
 def _annealed(subject: Subject, findings: Findings) -> None:
-    """Check the NLL by chains from the prior; bracket log p(x) where the posterior is known, on simulated images."""
+    """Check the NLL by chains from the prior, and bracket log p(x) of images that were drawn with known latents."""
     model, settings = subject.model, subject.settings
     rows = evenly_spaced(len(subject.images), settings.annealing.images)
     generator = torch.Generator().manual_seed(settings.seed)
@@ -297,7 +297,7 @@ def _annealed(subject: Subject, findings: Findings) -> None:
 
 
 def _anneal(subject: Subject, x: Tensor, numbers: Labels, exact: Tensor | None = None) -> Annealed:
-    """Run chains for each image; backwards, from an exact posterior sample, if there is one.
+    """Run chains for each image: from the prior, or from an exact posterior sample, if there is one, back to it.
 
     Shapes: `numbers` (B,) of the labels of images.
     """

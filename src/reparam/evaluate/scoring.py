@@ -24,15 +24,14 @@ class Scores:
     kl: Tensor  # (N,)
     nll: Tensor  # (N,) importance-sampled estimate of -log p(x); NaN if there is no likelihood of these pixels
     bounds: Tensor  # (N, L) lower bounds on log p(x) of the first samples, as many as `importance.levels` says
-    effective: Tensor  # (N,) samples that the NLL rests on
-    latent_kl: (
-        Tensor  # (D,) mean over images, layer by layer, that next to the image first; NaN without one of their own
-    )
+    effective: Tensor  # (N,) effective number of importance samples of the NLL
+    # (D,), layer by layer from the image up: mean over images; NaN where a layer has only a KL as a whole
+    latent_kl: Tensor
     latent_kl_error: Tensor  # (D,) its standard error over images
     layer_kl: Tensor  # (N, L) KL of each image, layer by layer
-    latent_variance: Tensor  # (D,) variance over images of the posterior mean, as `latent_kl`
+    latent_variance: Tensor  # (D,) variance over images of the posterior mean, in the order of `latent_kl`
     means: Tensor  # (N, D) posterior means, as `decode` takes them
-    log_variances: Tensor  # (N, D) of the posterior, likewise; of a code: -inf
+    log_variances: Tensor  # (N, D) of the posterior; -inf if images have codes without a distribution
     layer_sizes: tuple[int, ...]  # D of each layer of latents
 
 
@@ -40,8 +39,8 @@ class Scores:
 def score(model: AnyModel, data: View, config: EvaluateConfig, *, with_nll: bool = True) -> Scores:
     """Score every image of a split, drawing from torch's generator.
 
-    A hierarchy takes two samples at least: the mean of a layer depends on samples of others, and one cannot separate
-    their noise from what images change.
+    A hierarchy takes two samples at least: the mean of a layer depends on samples of other layers, and a single sample
+    does not separate their noise from the differences between images.
     """
     elbo_samples = max(config.elbo_samples, 2 if model.stochastic_layers > 1 else 1)
     nll_samples = config.nll_samples if with_nll else 0
@@ -84,10 +83,11 @@ def scoring_in(precision: str, device: torch.device) -> Iterator[None]:
 
 
 def _expectations(chunk: Chunk, samples: int, advance: Advance) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """Average over posterior samples: -log p(x|z), KL, KL and mean of each dimension, variance of the latter average.
+    """Average over posterior samples: -log p(x|z), the KL, and for each dimension its KL and its mean.
 
-    In a hierarchy, the mean of a layer depends on the samples of other layers: the noise of its average would count as
-    variance over images. (With one sample it is unknown, and assumed to be 0.) Also return the sizes of layers.
+    Also return the variance of that average mean, which is noise, and the sizes of layers. In a hierarchy, the mean of
+    a layer depends on samples of other layers, so the noise would count as variance over images. With a single sample
+    the noise is unknown, and taken as 0.
     """
     sums: tuple[Tensor, ...] = ()
     for draw in draws(chunk, samples):

@@ -43,7 +43,7 @@ class Data:
     validation: Split  # perhaps of no images
     classes: Sequence[str]  # the name of each label
     pixels: Pixels  # on the model's device
-    is_density: bool  # whether the model's likelihood is one of these pixels
+    is_density: bool  # whether the model's likelihood is a density of these pixels
     is_black_and_white: bool  # whether no grey value is stored
     batch_size: int
     factors: Sequence[FactorFacts] | None = None  # the factors of variation, if they are known
@@ -112,7 +112,7 @@ class Subject:
 
     @cached_property
     def coded(self) -> Coded | None:
-        """Return codes and factors of some images at random, where that is asked for and factors are known."""
+        """Return codes and factors of random images, if these are asked for and the factors are known."""
         settings, factors = self.settings.disentanglement, self.data.scored.factors
         if not settings.images or factors is None or self.data.factors is None:
             return None
@@ -131,7 +131,7 @@ class Subject:
 
     @property
     def use(self) -> Tensor:
-        """Return how much each latent dimension says of an image: its KL, or the variance of its mean. Shapes: (D,)."""
+        """Return the use of each latent dimension: its KL, or the variance of its mean over images. Shapes: (D,)."""
         return self.scores.latent_kl if self.has_latent_kl else self.scores.latent_variance
 
     @property
@@ -141,7 +141,7 @@ class Subject:
 
     @cached_property
     def frame(self) -> walks.Frame:
-        """Where the latents are, and how wide: as the prior says, or the codes of the images."""
+        """The middle and the width of the latents: those of the prior, or without a prior those of the codes."""
         if self.is_code:
             middle, scale = self.means.mean(0), self.means.std(0, correction=0)
             return walks.Frame(middle, scale, "standard deviations of the code", "at their mean")
@@ -177,7 +177,7 @@ class Subject:
         model = self.model if self.sampler.needs_entries and isinstance(self.model, Quantized) else None
 
         def codes() -> Tensor:
-            # A view copies the images to the device: only where the sampler asks for codes.
+            # A view copies the images to the device, so it is made only if the sampler asks for codes.
             found = draw_codes(self.model, self.data.view(self.data.train))
             return model.split(found) if model else found
 
@@ -260,7 +260,7 @@ class Subject:
         return torch.stack([found[row] for row in rows.tolist()])
 
     def reconstruct(self, rows: Rows, pixels: Tensor) -> dict[str, Pictures]:
-        """Name images as they are stored, as the model sees them where that differs, and reconstructed."""
+        """Return images by name: as they are stored, as the model sees them if that differs, and reconstructed."""
         reconstructed = self.decode(self.of(rows).posterior(pixels)[0], self.data.scored.labels[rows])
         seen = {"as seen": self.shown(pixels)} if self.data.pixels.is_drawn else {}
         return {"original": self.stored(rows), **seen, "reconstruction": reconstructed}
@@ -298,12 +298,12 @@ class Subject:
         return [literal(str(label)) if self.is_labelled else "" for label in self.labels[rows].tolist()]
 
     def name_and_use(self, dimension: int) -> str:
-        """Name a latent dimension, and say how much it says of an image."""
+        """Name a latent dimension, and its use."""
         unit = "nats" if self.has_latent_kl else "variance"
         return f"{indexed(f'z{dimension}')}: {float(self.use[dimension]):.2f} {unit}"
 
     def draws(self) -> AbstractContextManager[None]:
-        """Start a stream of random numbers: each figure has it from its beginning, whatever else is drawn."""
+        """Start the random stream of figures, from its beginning for each figure, so that no figure changes another."""
         return random_stream(self.settings.seed, "figures")
 
     def _taken(self, rows: Rows) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MANY = 1_000  # dimensions, of whose pairs a matrix is still quick to take apart: the time grows with their cube
+MANY = 1_000  # dimensions whose covariance is still quick to decompose: the time grows with their cube
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,9 @@ PICTURES = {
         Picture("training_curves", "Training", "The dotted line marks the epoch whose weights were kept.", True),
         Picture("bounds", "Bound on log p(x)", "Flat at its right end: more samples would change little."),
         Picture(
-            "outliers", "Other data", "Apart: the likelihood distinguishes images of another kind from those it knows."
+            "outliers",
+            "Other data",
+            "If the two histograms are apart, the likelihood recognises images of another kind.",
         ),
         Picture("latent_use", "Latent use", "How much information about the image each latent dimension has."),
     ),
@@ -56,7 +58,12 @@ PICTURES = {
             True,
         ),
         Picture("interpolation", "Interpolation", "From one image to another, through latent space.", True),
-        Picture("components", "Principal components", "Few tall bars: images fill few directions of it.", True),
+        Picture(
+            "components",
+            "Principal components",
+            "If only few bars are tall, the codes use few directions of the latent space.",
+            True,
+        ),
         Picture(
             "aggregate",
             "Aggregate posterior",
@@ -145,7 +152,7 @@ def _numbers(page: Page) -> dict[str, list[Number]]:
 
 
 def _number(name: str, metric: Metric, values: Mapping[str, float], page: Page) -> Number:
-    """Spell a metric; that of a single image has an error of 0, which is not known."""
+    """Spell a metric. The error of a single image is not known, so the 0 that stands for it is not shown."""
     images, error, beside = _images_of(metric, page), values.get(f"{name}{ERROR}"), ""
     if metric.unit == "dimensions":
         beside = f"of {page.model.latent_size}"
