@@ -55,7 +55,7 @@ class ModelCard(TrainedParams, SealedCard):
     classes: tuple[str, ...]  # of the labels that a conditional model is given, by their numbers; of others: none
     latent_size: Count  # numbers that describe an image, all layers together
     latent_shape: tuple[Count, ...]  # (latent_size,), or (C, H, W) of latents that are an image
-    has_prior: bool  # whether decoded draws from N(0, I) are samples of the model
+    has_prior: bool  # whether decoded draws from the model's prior are samples of it
     is_density: bool  # whether the likelihood is one of these pixels
     has_elbo: bool  # whether that and codes with a distribution give a bound on log p(x)
     is_discrete: bool  # whether it is a probability of the 256 grey values
