@@ -226,7 +226,7 @@ class Laplace(Located):
         return drawn
 
 
-class Linear:
+class Identity:
     """The mean is the output itself."""
 
     is_unit = False
@@ -254,7 +254,7 @@ class Sigmoid:
         return mean.clamp(CLIP, 1 - CLIP).logit()
 
 
-LINKS: dict[str, type[Linear] | type[Sigmoid]] = {"linear": Linear, "sigmoid": Sigmoid}
+LINKS: dict[str, type[Identity] | type[Sigmoid]] = {"linear": Identity, "sigmoid": Sigmoid}
 
 
 def is_density(likelihood: Likelihood, binarization: str) -> bool:

@@ -82,7 +82,7 @@ class Quantized(Autoencoder):
         return replace(draw, auxiliary=self.quantizer.commitment * (z - vectors.detach()).square().sum(1))
 
     def split(self, z: Tensor) -> Tensor:
-        """Tell positions apart. Shapes: (B, D) -> (B, P, d)."""
+        """Cut latents into the vectors of positions. Shapes: (B, D) -> (B, P, d)."""
         if len(self.latent_shape) > 1:
             return torch.unflatten(z, 1, (self.quantizer.dimensions, self.positions)).mT
         return torch.unflatten(z, 1, (self.positions, self.quantizer.dimensions))

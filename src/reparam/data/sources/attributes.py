@@ -92,7 +92,7 @@ def _columns(where: str, header: Sequence[str]) -> list[str]:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield rows that are not empty, and where each stands."""
+    """Yield the place of each row that is not empty, and the row."""
     with path.open("rb") as file:
         rows = csv.reader((line.decode("utf-8-sig") for line in file), strict=True)  # -sig: spreadsheets write a mark
         try:
