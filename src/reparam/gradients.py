@@ -38,7 +38,7 @@ def run(config: Config, paths: Paths, device: str = "auto") -> Noise:
     make_deterministic(config.evaluate.seed)
     model = load_model(paths.model, place)
     if not model.stochastic_layers:
-        raise ParamsError("gradients: wanted a model with a posterior, found an autoencoder, which draws no samples")
+        raise ParamsError("gradients: wanted a model with a posterior, found one without, which draws no samples")
     if model.condition.size:
         raise ParamsError("gradients: wanted model.condition 'none', found a conditional model")
     images = store.read_split(paths.processed, "test").images[:IMAGES]

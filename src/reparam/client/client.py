@@ -187,12 +187,10 @@ class Client:
 
         `temperature` scales the noise in the draws: below 1, images are more typical and vary less.
 
-        Raises: UserError if the model is an autoencoder, which has no prior, or has one of another kind.
+        Raises: UserError if the model has no prior, or one that no app can draw from.
         """
         if not self.metadata["has_prior"]:
-            raise UserError(
-                "sample: wanted a model with a prior, found an autoencoder; decode codes of your own instead"
-            )
+            raise UserError("sample: wanted a model with a prior, found one without; decode codes of your own instead")
         if self.metadata["prior"] is None:
             raise UserError(
                 "sample: wanted a prior that is normal or a mixture, found another; decode latents of your own"

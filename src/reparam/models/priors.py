@@ -2,8 +2,8 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,13 @@ class StandardNormal:
 
     def settled(self) -> "StandardNormal":
         return self
+
+
+class Standard(StandardNormal):
+    """N(0, I) of a model's latents."""
+
+    def __init__(self, latents: Latents) -> None:
+        super().__init__(latents.size)
 
 
 class GaussianMixture(nn.Module):
@@ -171,8 +178,14 @@ class Vamp(GaussianMixture):
         return Components(means, log_variances, means.new_full((len(means),), -math.log(len(means))))
 
 
-PRIORS: dict[str, Callable[..., Prior]] = {
-    "standard": lambda latents: StandardNormal(latents.size),
-    "mixture": Mixture,
-    "vamp": Vamp,
-}
+class PriorClass(Protocol):
+    """A class of priors, whose attributes are known before one is built."""
+
+    is_standard: bool
+    is_independent: bool
+
+    def __call__(self, *parts: Any, **_: Any) -> Prior:
+        """Build a prior from `Latents` and, if it has parameters, their block."""
+
+
+PRIORS: dict[str, PriorClass] = {"standard": Standard, "mixture": Mixture, "vamp": Vamp}

@@ -124,7 +124,7 @@ class Routes:
         if body.count > self.limits.rows:
             raise UserError(f"count: wanted 1 to {self.limits.rows}, found {body.count}")
         if not self.client.metadata["has_prior"]:
-            raise UserError("sample: wanted a model with a prior, found an autoencoder; use /decode")
+            raise UserError("sample: wanted a model with a prior, found one without; use /decode")
         latents = self.client.sample_latents(body.count, body.seed, body.temperature)
         label = as_input("sample", body.label, self.client.classes, body.count)
         return await self._pictures({"latents": latents.astype(np.float32), **label}, png)

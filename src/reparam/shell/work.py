@@ -24,7 +24,7 @@ def info(client: Client) -> list[str]:
     facts = client.metadata
     priors = {"standard normal": "of the prior N(0, 1) each", "gaussian mixture": "of a prior that is a mixture"}
     prior = priors.get(facts["prior"], "of a prior of another kind")
-    prior = prior if facts["has_prior"] else "of an autoencoder, which has no prior"
+    prior = prior if facts["has_prior"] else "without a prior"
     files = facts.get("files", {})
     sizes = [f"{role} {files[name]['bytes'] / MB:.1f} MB" if (name := f"{role}.onnx") in files else role
              for role in client.graphs]  # fmt: skip
