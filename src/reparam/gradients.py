@@ -90,8 +90,8 @@ ESTIMATORS: dict[str, Estimator] = {
 def noise_to_signal(model: Model, weights: Sequence[Tensor], x: Tensor, repeats: int) -> Noise:
     """Measure the variance of each estimator of the ELBO's gradient, over the squared norm of that gradient.
 
-    The variances of all encoder weights are summed; the gradient is the mean over the batch and, as all are unbiased,
-    over the repeats of the least noisy one at most samples. Shapes: x (B, C, H, W).
+    The variances of all encoder weights are summed; the gradient is the mean over the batch and over the repeats of the
+    least noisy estimator with most samples: all are unbiased. Shapes: x (B, C, H, W).
     """
     variances: Noise = {}
     for name, estimator in ESTIMATORS.items():

@@ -12,8 +12,8 @@ from reparam.errors import NonFiniteError
 from reparam.models.draw import Prior, standard_normal_log_prob
 from reparam.runtime import NUMBERS_AT_ONCE
 
-# Separate chains, the scouts, find the step sizes. If a chain influenced its own step size, it would no longer leave
-# f_t invariant, and the bounds would not hold (with one chain that adapts as fast, the mean of p(x) was 7 to 10 % too
+# Separate chains, the scouts, find the step sizes. A chain that influenced its own step size would not leave f_t
+# invariant, and the bounds would not hold (with one chain that adapts as fast, the mean of p(x) was 7 to 10 % too
 # high).
 SCOUTS = 4
 VISITS = 200  # temperatures at which they stop, at most: chains that stop at 1000 then accept 0.71 on average

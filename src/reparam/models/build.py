@@ -23,7 +23,7 @@ from reparam.models.quantized import Quantized, Quantizer
 from reparam.models.vae import VAE
 
 AnyModel = Autoencoder | VAE | HierarchicalVAE
-MOST_CODES = 1 << 16  # of all combinations of levels: exported as a table, and more than anybody trains
+MOST_CODES = 1 << 16  # combinations of levels: they are exported as a table, and nobody trains so many
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class Kind:
     title: str  # on pages
     build: Callable[..., AnyModel]  # from `Parts` and, if it has parameters, their block
     layers: tuple[float, float]  # of latents with a posterior: at least, at most
-    has_any_prior: bool = False  # or else N(0, I)
+    has_any_prior: bool = False  # otherwise only N(0, I)
     has_smooth_code: bool = True  # whether the code changes smoothly with the image: not entries of a codebook
 
 

@@ -176,7 +176,7 @@ class Routes:
         return protocol.numbers(given, kind, [len(given), *row], where)
 
     async def _pictures(self, given: Arrays, png: bool) -> Response:
-        """Decode latents, with their labels if there are any; images among these are left aside."""
+        """Decode latents, with their labels if there are any; images among the inputs are ignored."""
         inputs = {name: values for name, values in given.items() if name != "images"}
         images = (await self._run("decoder", **inputs))["images"]
         if not png:

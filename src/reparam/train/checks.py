@@ -28,7 +28,7 @@ def check_parts(model: AnyModel, config: Config, data: ImageFacts, *, images: in
 
 
 def condition_classes(config: ModelConfig, data: DataCard) -> tuple[str, ...]:
-    """Return the classes of a conditional model: all that there are; none for another model.
+    """Return the classes of a conditional model, that is all classes; none for another model.
 
     Raises: ParamsError if images have no labels.
     """
@@ -106,7 +106,7 @@ def _check_penalties(config: Config) -> None:
     if OBJECTIVES[objective.name].has_jacobian and config.train.compile:
         raise ParamsError(
             f"params.yaml: train.compile: wanted false with objective.name {objective.name!r}, whose penalty is a "
-            "derivative already and torch.compile takes no second one, found true"
+            "derivative: torch.compile supports no second derivative, found true"
         )
     noise = objective.denoising
     if objective.name == "denoising" and noise.noise != "gaussian" and noise.level > 1:
