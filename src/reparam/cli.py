@@ -211,7 +211,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _stage(name: str) -> "Iterator[tuple[Config, Paths, Tracker]]":
     """Read what a stage needs; meanwhile no other process runs it in this working copy.
 
-    What tracks is started first, because it loads MLflow while the stage loads torch.
+    The recorder is started first, because it loads MLflow while the stage loads torch.
     """
     from reparam import project, track
     from reparam.locks import held
@@ -223,7 +223,7 @@ def _stage(name: str) -> "Iterator[tuple[Config, Paths, Tracker]]":
 
 
 def _end_properly() -> None:
-    """From now on, let a request to end close the MLflow run and remove what is half-written.
+    """From now on, let a request to end close the MLflow run and remove half-written files.
 
     Earlier there is nothing to close, and libraries that are being imported could swallow the exception.
     """

@@ -10,7 +10,7 @@ from torch import Tensor
 from training import KINDS
 
 from reparam.evaluate import gallery, measures
-from reparam.evaluate.annealing import Joint, Path, annealed_log_likelihood
+from reparam.evaluate.annealing import Joint, Schedule, annealed_log_likelihood
 from reparam.evaluate.samplers import draw_codes
 from reparam.evaluate.subject import Subject
 from reparam.models import logistic
@@ -76,7 +76,9 @@ def test_chains_wait_for_nothing() -> None:
 
         start = torch.randn(2, 3, LATENT, device=GPU)
         with gpu.never_waits():
-            found = annealed_log_likelihood(Joint(model.prior, log_likelihood), start, Path(temperatures=2, leapfrog=2))
+            found = annealed_log_likelihood(
+                Joint(model.prior, log_likelihood), start, Schedule(temperatures=2, leapfrog=2)
+            )
     assert {values.device.type for values in vars(found).values()} == {"cuda"}
 
 

@@ -134,6 +134,7 @@ def test_an_autoencoder_cannot_be_chosen_by_its_elbo(run: Train, project: Paths)
         ("sparse", "hierarchical", "'autoencoder' or 'vae'"),
         ("contractive", "hierarchical", "'autoencoder' or 'vae'"),
         ("mmd", "hierarchical", "'autoencoder' or 'vae'"),
+        ("reconstruction", "hierarchical", "'autoencoder' or 'vae' or 'fsq' or 'vq'"),
     ],
 )
 def test_an_objective_that_a_model_has_not_is_refused(

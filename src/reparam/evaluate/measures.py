@@ -20,7 +20,7 @@ from reparam.evaluate.aggregate import aggregate, collapse_message, collapsed
 from reparam.evaluate.annealing import (
     Annealed,
     Joint,
-    Path,
+    Schedule,
     annealed_log_likelihood,
     concatenate,
     evaluations,
@@ -302,8 +302,8 @@ def _anneal(subject: Subject, x: Tensor, numbers: Labels, exact: Tensor | None =
     Shapes: `numbers` (B,) of the labels of images.
     """
     model, settings, found, done = subject.model, subject.settings.annealing, [], 0
-    path = Path(settings.steps, LEAPFROG)
-    with counting("annealing" if exact is None else "annealing back", len(x) * evaluations(path)) as advance:
+    schedule = Schedule(settings.steps, LEAPFROG)
+    with counting("annealing" if exact is None else "annealing back", len(x) * evaluations(schedule)) as advance:
         for part in image_chunks(x, settings.chains, model.likelihood.outputs):
             its = numbers[done : done + len(part)]
 
@@ -316,9 +316,9 @@ def _anneal(subject: Subject, x: Tensor, numbers: Labels, exact: Tensor | None =
             joint = Joint(model.prior, log_likelihood)
             if exact is None:
                 like = torch.empty(settings.chains, len(part), subject.model.latent_size)
-                found.append(annealed_log_likelihood(joint, model.prior.sample(like).to(x.device), path))
+                found.append(annealed_log_likelihood(joint, model.prior.sample(like).to(x.device), schedule))
             else:
                 start = exact[done : done + len(part)]
-                found.append(reverse_log_likelihood(joint, start, settings.chains, path))
+                found.append(reverse_log_likelihood(joint, start, settings.chains, schedule))
             done += len(part)
     return concatenate(found)

@@ -136,9 +136,9 @@ def serving_skew(
 ) -> dict[str, float]:
     """Measure the cost of encoding grey images, as apps do, if training encoded random binarizations of them.
 
-    `served_elbo` scores binarized images under a posterior that saw them as the exported encoder does;
-    `served_elbo_loss` is its loss against a posterior that saw the binarized images themselves, on the same
-    draws. The standard errors, under `<name>_se`, are those of means over images: of the loss, image by image.
+    `served_elbo` scores binarized images under the posterior of the exported encoder, which sees grey images.
+    `served_elbo_loss` is its loss against the posterior of the binarized images themselves, on the same draws.
+    `<name>_se` are standard errors of means over images; that of the loss is of differences image by image.
     Shapes: images (N, C, H, W), label (N,). Units: nats per image.
     """
     grey = torch.from_numpy(images.astype(np.float32) / 255)
