@@ -3,6 +3,7 @@
 It loads MLflow while the first stage loads torch. When a stage is killed, what has arrived is still delivered.
 """
 
+import gc
 import json
 import logging
 import os
@@ -76,8 +77,11 @@ def _load_mlflow(uri: str) -> None:
     if uri.startswith("sqlite:"):
         # The file is opened for each question, so that nothing is written to one that was moved away.
         os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
+    gc.disable()  # imports leave no garbage, and to search their objects takes half a second
     with suppress(ImportError):  # which is said when the store is opened
         from mlflow.store.tracking import sqlalchemy_store  # noqa: F401
+    gc.freeze()
+    gc.enable()
 
 
 def _serve(stage: socket.socket, paths: Paths) -> None:
