@@ -68,7 +68,7 @@ def download() -> None:
     with _stage("download") as inputs:
         from reparam.download import stage as download
 
-        _end_properly()
+        _begin()
         download.run(*inputs)
 
 
@@ -82,7 +82,7 @@ def preprocess() -> None:
     with _stage("preprocess") as inputs:
         from reparam.preprocess import stage as preprocess
 
-        _end_properly()
+        _begin()
         preprocess.run(*inputs)
 
 
@@ -101,7 +101,7 @@ def train(
         with _stage("train") as (config, paths, tracker):
             from reparam.train import stage as train
 
-            _end_properly()
+            _begin()
             train.run(config, paths, device.value, quiet=quiet, tracker=tracker)
     except OthersCompute:
         start_again()
@@ -117,7 +117,7 @@ def evaluate(device: DeviceOption = Device.auto) -> None:
     with _stage("evaluate") as (config, paths, tracker):
         from reparam.evaluate import stage as evaluate
 
-        _end_properly()
+        _begin()
         evaluate.run(config, paths, device.value, tracker)
 
 
@@ -131,7 +131,7 @@ def export() -> None:
     with _stage("export") as inputs:
         from reparam.export import stage as export
 
-        _end_properly()
+        _begin()
         export.run(*inputs)
 
 
@@ -145,7 +145,7 @@ def report() -> None:
     with _stage("report") as inputs:
         from reparam.report import stage as report
 
-        _end_properly()
+        _begin()
         report.run(*inputs)
 
 
@@ -156,7 +156,6 @@ app.add_typer(apps.app)
 @redacted_output()
 def main() -> None:
     """Run a command; a mistake of the user is one message and exit code 1."""
-    gc.disable()  # imports leave no garbage, and make enough objects for a search to take half a second
     # `export` computes little itself: onnxruntime runs in another process. With threads that sleep, it takes 5.1 s
     # instead of 5.7 s.
     choose_wait_policy(Path.cwd(), computes=sys.argv[1:2] != ["export"])
@@ -213,19 +212,25 @@ def _stage(name: str) -> "Iterator[tuple[Config, Paths, Tracker]]":
 
     The recorder is started first, because it loads MLflow while the stage loads torch.
     """
-    from reparam import project, track
-    from reparam.locks import held
+    gc.disable()  # until `_begin`: imports leave no garbage, and to search their objects takes a third of a second
+    try:
+        from reparam import project, track
+        from reparam.locks import held
 
-    config, paths = tools.inputs()
-    project.check(paths, name)
-    with held(paths.locks, name):
-        yield config, paths, track.connect(paths)
+        config, paths = tools.inputs()
+        project.check(paths, name)
+        with held(paths.locks, name):
+            yield config, paths, track.connect(paths)
+    finally:
+        gc.enable()
 
 
-def _end_properly() -> None:
-    """From now on, let a request to end close the MLflow run and remove half-written files.
+def _begin() -> None:
+    """From now on, search for garbage, and let a request to end close the MLflow run and remove half-written files.
 
     Earlier there is nothing to close, and libraries that are being imported could swallow the exception.
     """
+    gc.freeze()  # imported objects stay: the garbage collector need not visit them
+    gc.enable()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the shell's code
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,6 +1,5 @@
 """The commands around the stages, and functions that they share with the commands of stages."""
 
-import gc
 import textwrap
 from contextlib import suppress
 from enum import StrEnum
@@ -36,10 +35,7 @@ def inputs() -> "tuple[Config, Paths]":
     from reparam.paths import Paths
 
     paths = Paths.here()
-    config = load_config(paths.params)
-    gc.freeze()  # imported objects stay: the garbage collector need not visit them
-    gc.enable()
-    return config, paths
+    return load_config(paths.params), paths
 
 
 @app.command(rich_help_panel=PANEL)

@@ -121,6 +121,78 @@ def test_the_page_is_used_by_hand(exported: Exported, tmp_path: Path) -> None:
     np.testing.assert_allclose(found["codeOfDrawn"], client.encode(drawn[None].astype(np.uint8))[0][0], atol=1e-5)
 
 
+def test_the_page_computes_what_the_client_does_with_each_label(conditional: Exported, tmp_path: Path) -> None:
+    client, images = Client(conditional.directory, device="cpu"), conditional.images[:2]
+    latents = np.array([[0.5, -1.25], [-3, 2.5]], np.float32)
+    found = ask(
+        render(conditional.directory),
+        f"""
+        const images = {images.reshape(2, -1).tolist()};
+        const latents = tensor([2, 2], Float32Array.of({", ".join(map(str, latents.ravel()))}));
+        return [0, 1, 2].map(label => ({{
+          codes: images.map(image => list(encoded(image, label))),
+          means: list(decode({{ latents, ...told(2, label) }}).mean.data),
+        }}));
+        """,
+        tmp_path,
+    )
+    for label, of_label in enumerate(found):
+        np.testing.assert_allclose(of_label["codes"], client.encode(images, label)[0], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(of_label["means"], client.decode_mean(latents, label).ravel(), rtol=0, atol=1e-5)
+
+
+def test_all_that_is_shown_is_of_the_chosen_class(conditional: Exported, tmp_path: Path) -> None:
+    client, golden = Client(conditional.directory, device="cpu"), conditional.images[::5]
+    found = ask(
+        render(conditional.directory),
+        """
+        const part = (canvas, x, y) => list(canvas.getContext("2d").getImageData(x, y, width, height).data);
+        const state = () => ({
+          label: classes.selectedIndex,
+          image: list(image),
+          shown: [{ code, canvas: element("decoded") }, ...samples, ...path].map(
+            ({ code, canvas }) => ({ code: list(code), image: part(canvas, 0, 0) })),
+        });
+        const pick = label => {
+          classes.selectedIndex = label;
+          classes.dispatchEvent(new Event("change"));
+        };
+        const states = [state()];
+        tiles("examples")[1].click();
+        states.push(state());
+        pick(1);
+        states.push(state());
+        click("clear");
+        states.push(state());
+        click("middle");
+        pick(2);
+        states.push(state());
+        await new Promise(done => setTimeout(done, 5000));
+        const [label] = classes.labels;
+        const [left, top] = [width, height].map(side => side * (STEPS - 1) / 2);
+        return {
+          states, ends: ends.map(end => list(end)), name: label.textContent,
+          options: [...classes.options].map(option => option.text), isHidden: element("class-card").hidden,
+          middleOfPlane: part(element("map"), left, top),
+        };
+        """,
+        tmp_path,
+    )
+    states = found["states"]
+    assert (found["name"], found["options"], found["isHidden"]) == ("Class", ["cat", "dog", "owl"], False)
+    assert [state["label"] for state in states] == [0, 2, 1, 1, 2]  # an example brings its own
+    np.testing.assert_allclose(found["ends"], client.encode(golden[:2], [0, 2])[0], atol=1e-5)
+    for state in states:
+        codes, label = np.array([each["code"] for each in state["shown"]], np.float32), state["label"]
+        images = np.array([seen(each["image"]) for each in state["shown"]])
+        assert np.abs(images - client.decode(codes, label).astype(int)).max() <= 1
+    for state in states[:4]:
+        image = np.reshape(state["image"], (1, *client.image_shape)).astype(np.uint8)
+        np.testing.assert_allclose(state["shown"][0]["code"], client.encode(image, state["label"])[0][0], atol=1e-5)
+    assert states[4]["shown"][0]["code"] == [0, 0]  # a code that is of no image stays
+    assert np.abs(seen(found["middleOfPlane"]) - client.decode(np.zeros((1, 2)), 2)[0].astype(int)).max() <= 1
+
+
 def seen(pixels: list[int]) -> np.ndarray:
     """What a canvas holds. Shapes: -> (H, W, 3)."""
     return np.reshape(pixels, (4, 6, 4))[..., :3]
@@ -159,9 +231,9 @@ def test_the_middle_of_an_autoencoder_is_its_mean_code(code: Exported, tmp_path:
 
 
 def test_what_a_model_cannot_do_is_not_offered(exported: Exported, code: Exported, tmp_path: Path) -> None:
-    program = 'return ["image-card", "samples-card"].map(id => element(id).hidden)'
-    assert ask(render(code.directory), program, tmp_path) == [False, True]  # an autoencoder has no prior
-    assert ask(render(exported.directory / "decoder.onnx"), program, tmp_path) == [True, False]
+    program = 'return ["image-card", "samples-card", "class-card"].map(id => element(id).hidden)'
+    assert ask(render(code.directory), program, tmp_path) == [False, True, True]  # an autoencoder has no prior
+    assert ask(render(exported.directory / "decoder.onnx"), program, tmp_path) == [True, False, True]
 
 
 def test_samples_without_heat_are_the_middles_of_the_prior(exported: Exported, mixed: Exported, tmp_path: Path) -> None:

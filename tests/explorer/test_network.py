@@ -125,7 +125,7 @@ CASES: dict[str, list[tuple[list[Any], dict[str, Any]]]] = {
         )
     ],
     "Round": [([HALVES], {})],
-    "Shape": [([X], {})],
+    "Shape": [([X], {}), ([X], {"start": 0, "end": 1}), ([X], {"start": -2}), ([X], {"end": -1})],
     "Slice": [
         ([X, whole(1), whole(3), whole(-1)], {}),
         ([X, whole(0, -3), whole(2**62, -1), whole(1, 2), whole(2, 1)], {}),
@@ -170,14 +170,17 @@ def test_every_operator_computes_what_onnxruntime_does() -> None:
 # ---- graphs
 
 
-def jobs_of(directory: Path, images: np.ndarray, *latent: int) -> list[tuple[bytes, Arrays]]:
+def jobs_of(directory: Path, images: np.ndarray, *latent: int, **told: np.ndarray) -> list[tuple[bytes, Arrays]]:
     inputs: dict[str, Arrays] = {"encoder": {"images": images}, "decoder": {"latents": numbers(3, *latent)}}
-    return [((directory / f"{name}.onnx").read_bytes(), given) for name, given in inputs.items()]
+    return [((directory / f"{name}.onnx").read_bytes(), given | told) for name, given in inputs.items()]
 
 
-def test_encoder_and_decoder_compute_what_onnxruntime_does(exported: Exported, code: Exported) -> None:
+def test_encoder_and_decoder_compute_what_onnxruntime_does(
+    exported: Exported, code: Exported, conditional: Exported
+) -> None:
     jobs = [job for each in (exported, code) for job in jobs_of(each.directory, each.images[:3], 2)]
-    check(jobs, ["encoder", "decoder"] * 2)
+    jobs += jobs_of(conditional.directory, conditional.images[:3], 2, label=whole(2, 0, 1))
+    check(jobs, ["encoder", "decoder"] * 3)
 
 
 KINDS = {
@@ -199,6 +202,8 @@ KINDS = {
         "latent": None,
     },
     "down": {"kind": "hierarchical", "inference": "top_down", "activation": "tanh"},
+    "labels": {"condition": "label", "size": 2, "network": "conv"},
+    "labels of codes": {"condition": "label", "size": 2, "kind": "fsq", "levels": [4, 5]},
 }
 
 
@@ -208,7 +213,8 @@ KINDS = {
 def test_each_kind_of_model_computes_what_onnxruntime_does(kind: str, opset: int, tmp_path: Path) -> None:
     prepared = prepare(tmp_path, **KINDS[kind])
     export_graphs(prepared.graphs(), opset, {}, tmp_path)
-    check(jobs_of(tmp_path, prepared.images[:3], *prepared.model.latent_shape), ["encoder", "decoder"])
+    told = {"label": whole(2, 0, 1)} if "condition" in KINDS[kind] else {}
+    check(jobs_of(tmp_path, prepared.images[:3], *prepared.model.latent_shape, **told), ["encoder", "decoder"])
 
 
 def test_a_graph_is_read_as_onnx_reads_it(exported: Exported) -> None:

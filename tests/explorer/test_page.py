@@ -87,6 +87,15 @@ def test_a_model_without_a_manifest_has_no_examples_and_its_dimensions_in_order(
     assert found["units"] == "In standard deviations of the prior."
 
 
+def test_the_page_knows_the_classes_of_a_conditional_model(conditional: Exported, exported: Exported) -> None:
+    found = facts(render(conditional.directory))
+    assert found["classes"] == ["cat", "dog", "owl"]
+    assert found["examples"]["labels"] == [0, 2, 1, 0, 2, 1, 0, 2]
+    assert facts(render(conditional.directory / "decoder.onnx"))["classes"] == ["cat", "dog", "owl"]
+    found = facts(render(exported.directory))
+    assert (found["classes"], "labels" in found["examples"]) == ([], False)
+
+
 def test_a_decoder_alone_is_shown_without_the_encoder(exported: Exported) -> None:
     found = facts(render(exported.directory / "decoder.onnx"))
     assert "encoder" not in found

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine
 
 from reparam.errors import TrackingError
 from reparam.paths import Paths
@@ -147,6 +149,24 @@ def test_what_kills_left_of_databases_that_older_versions_made_is_recognized(err
     file = project.tracking_database
     refusal = unusable(f"sqlite:///{file}", StoreError(f"(sqlite3.OperationalError) {error}"))
     assert f"`mv {file} {file}.damaged`" in str(refusal)
+
+
+def test_only_the_making_of_a_database_does_not_wait_for_the_disk(
+    project: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    found: set[tuple[str, int]] = set()
+
+    def look(connection: Connection) -> None:
+        folder = Path(connection.engine.url.database).parent.name
+        found.add((folder, connection.exec_driver_sql("PRAGMA synchronous").scalar()))
+
+    event.listen(Engine, "commit", look)
+    try:
+        open_store(project).client.create_experiment("one")
+    finally:
+        event.remove(Engine, "commit", look)
+    assert found == {(".partial-scratch-mlflow.db", 0), (project.root.name, 2)}  # off, full
 
 
 def test_an_empty_file_counts_as_no_database(project: Paths, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,19 @@ def test_connecting_waits_for_nothing_and_the_recorder_ends_when_no_stage_comes(
     assert not Meeting.of(paths).socket.exists()
 
 
+def test_the_recorder_waits_from_the_end_of_the_last_stage(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPARAM_RECORDER_SECONDS", "2")
+    monkeypatch.setenv("OF_THIS_TEST", "2")  # a recorder of its own
+    tracker = connect(paths)
+    recorder = recorder_of(paths)
+    tracker.ready()
+    time.sleep(3)  # longer than it waits for a stage
+    del tracker
+    time.sleep(1.8)
+    assert runs_still(recorder)
+    wait(lambda: not runs_still(recorder), 10)
+
+
 def test_stages_that_follow_each_other_share_a_recorder_which_keeps_them_apart(
     paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:

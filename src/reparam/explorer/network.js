@@ -3,6 +3,7 @@
 
 const size = shape => shape.reduce((product, length) => product * length, 1);
 const tensor = (shape, data = new Float32Array(size(shape))) => ({ shape, data });
+const vector = numbers => tensor([numbers.length], Float32Array.from(numbers));
 const steps = shape => shape.map((_, axis) => size(shape.slice(axis + 1)));
 const from = (axis, shape) => axis < 0 ? axis + shape.length : axis;
 
@@ -305,7 +306,7 @@ const OPERATORS = {
   Reshape: reshape,
   Resize: resize,
   Round: unary(roundToEven),
-  Shape: (_, x) => tensor([x.shape.length], Float32Array.from(x.shape)),
+  Shape: ({ start = 0, end }, x) => vector(x.shape.slice(start, end)),
   Sigmoid: unary(sigmoid),
   Slice: slice,
   Softmax: (attributes, x) => each(Math.exp, logSoftmax(attributes, x)),
@@ -327,7 +328,7 @@ function bytes(base64) {
 function network({ nodes, constants, weights, outputs }) {
   const numbers = new Float32Array(bytes(weights).buffer);
   const known = Object.fromEntries(Object.entries(constants).map(([name, { shape, start, values }]) =>
-    [name, tensor(shape, values ?? numbers.subarray(start, start + size(shape)))]));
+    [name, tensor(shape, values ? Float64Array.from(values) : numbers.subarray(start, start + size(shape)))]));
   return inputs => {
     const values = { ...known, ...inputs };
     for (const { op, inputs: given, outputs: wanted, attributes } of nodes) {

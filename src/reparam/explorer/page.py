@@ -26,11 +26,6 @@ def render(path: Path) -> str:
     Raises: UserError if files are missing or damaged, or use operators that the page does not know.
     """
     bundle = Bundle.open(path)
-    if classes := (bundle.manifest or {}).get("classes"):
-        raise UserError(
-            f"{path}: wanted a model without labels, because the page has none to choose from, found one with "
-            f"{len(classes)} classes; look at it with `reparam model sample --label` and `reparam model reconstruct`"
-        )
     graphs = {role: _graph(bundle, name) for role in ("encoder", "decoder") if (name := f"{role}.onnx") in bundle.names}
     if "decoder" not in graphs:
         raise UserError(f"{path}: wanted decoder.onnx, found {', '.join(bundle.names)}; give the folder of a model")
@@ -38,6 +33,7 @@ def render(path: Path) -> str:
         model = bundle.facts(bundle.directory / f"{role}.onnx", found.pop("metadata"))
     facts = {
         "image": model["image"]["shape"],
+        "classes": model.get("classes", []),
         "latent_size": model["latent_size"],
         "latent_shape": model["latent_shape"],
         "prior": _prior(bundle, model),
@@ -129,8 +125,10 @@ def _latents(model: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _examples(bundle: Bundle) -> dict[str, Any]:
-    """Return the images of the golden answers, where they are there."""
+    """Return the images of the golden answers, where they are there, with the labels of a conditional model."""
     if GOLDEN not in bundle.files:
         return {"count": 0, "pixels": ""}
-    images = bundle.arrays(GOLDEN)["images"]
-    return {"count": len(images), "pixels": base64.b64encode(images.tobytes()).decode()}
+    arrays = bundle.arrays(GOLDEN)
+    pixels = base64.b64encode(arrays["images"].tobytes()).decode()
+    labels = {"labels": arrays["label"].tolist()} if "label" in arrays else {}
+    return {"count": len(arrays["images"]), "pixels": pixels, **labels}

@@ -39,12 +39,36 @@ function showPath() {
 }
 ["start-here", "end-here"].forEach((id, i) => element(id).addEventListener("click", () => { ends[i].set(code); showPath(); }));
 
+// ---- the class
+
+function choose(label) {
+  classes.selectedIndex = label;
+  if (facts.prior) showSamples();
+  showPath();
+}
+classes.addEventListener("change", () => {
+  choose(classes.selectedIndex);
+  if (seen) see(image);
+  else show();
+  drawMapSoon();
+});
+
 // ---- the start
 
 const examples = Array.from({ length: facts.examples.count }, (_, i) =>
   bytes(facts.examples.pixels).subarray(i * image.length, (i + 1) * image.length));
+const { labels } = facts.examples;
+function take(i) {
+  if (labels && labels[i] !== classes.selectedIndex) choose(labels[i]);
+  see(examples[i]);
+  drawMapSoon();
+}
 if (encode) {
-  examples.forEach((pixels, i) => paint(tile("examples", `Example ${i + 1}`, () => { see(pixels); drawMapSoon(); }), pixels));
+  if (labels) classes.selectedIndex = labels[0];
+  examples.forEach((pixels, i) => {
+    const name = labels ? `Example ${i + 1}: ${facts.classes[labels[i]]}` : `Example ${i + 1}`;
+    paint(tile("examples", name, () => take(i)), pixels);
+  });
 } else {
   element("image-card").hidden = true;
 }
@@ -52,7 +76,7 @@ element("units").textContent = facts.units;
 element("middle").addEventListener("click", () => { set(middle); drawMapSoon(); });
 element("samples-card").hidden = !facts.prior;
 if (facts.prior) sampleAgain();
-if (encode && examples.length > 1) examples.slice(0, 2).forEach((pixels, i) => ends[i].set(encoded(pixels)));
+if (encode && examples.length > 1) examples.slice(0, 2).forEach((pixels, i) => ends[i].set(encoded(pixels, labels?.[i])));
 else if (facts.prior) samples.slice(0, 2).forEach((sample, i) => ends[i].set(sample.code));
 showPath();
 set(middle);

@@ -3,6 +3,7 @@
 It loads MLflow while the first stage loads torch. When a stage is killed, what has arrived is still delivered.
 """
 
+import gc
 import json
 import logging
 import os
@@ -49,20 +50,25 @@ def answer(store: Store, call: Call, environment: Mapping[str, str]) -> Any:
 
 
 def main() -> None:
-    """Take connections until none has been open for a while."""
+    """Take connections until none has been open for a while, at least as long as the environment says."""
     root, shared, place, listening = sys.argv[1:]
     meeting, idle = Meeting(Path(place)), idle_seconds()
     _load_mlflow(address(Paths(Path(root), Path(shared))))
     stages: list[socket.socket] = []
+    was_open = True
     with socket.socket(fileno=int(listening)) as door:
         while True:
             if select([door], [], [], idle)[0]:
                 stages.append(door.accept()[0])
+                was_open = True
                 Thread(target=_serve, args=(stages[-1], Paths(Path(root), Path(shared))), daemon=True).start()
                 continue
             stages = [stage for stage in stages if stage.fileno() >= 0]
+            if stages or was_open:  # the last one may have ended a moment ago
+                was_open = bool(stages)
+                continue
             with meeting.alone():
-                if not stages and not select([door], [], [], 0)[0]:
+                if not select([door], [], [], 0)[0]:
                     meeting.leave()
                     return
 
@@ -71,8 +77,11 @@ def _load_mlflow(uri: str) -> None:
     if uri.startswith("sqlite:"):
         # The file is opened for each question, so that nothing is written to one that was moved away.
         os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
+    gc.disable()  # imports leave no garbage, and to search their objects takes half a second
     with suppress(ImportError):  # which is said when the store is opened
         from mlflow.store.tracking import sqlalchemy_store  # noqa: F401
+    gc.freeze()
+    gc.enable()
 
 
 def _serve(stage: socket.socket, paths: Paths) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock
 
 from reparam.errors import TrackingError
-from reparam.files import scratch_directory
+from reparam.files import scratch_directory, whole_file
 from reparam.paths import Paths
 from reparam.redact import redact, without_secrets
 
@@ -135,8 +135,26 @@ def _create_database(uri: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{file}.lock"), scratch_directory(file) as scratch:
         if not _is_there(file):  # another process may have been quicker
-            mlflow.MlflowClient(f"sqlite:///{scratch / file.name}").search_experiments(max_results=1)
-            (scratch / file.name).replace(file)
+            with _without_syncing():
+                mlflow.MlflowClient(f"sqlite:///{scratch / file.name}").search_experiments(max_results=1)
+            with whole_file(file) as partial:
+                (scratch / file.name).replace(partial)
+
+
+@contextmanager
+def _without_syncing() -> Iterator[None]:
+    """Let SQLite not wait for the disk: the tables take a thousand such waits, 2 s of an idle disk, 5 s of a busy one."""
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    def relax(connection: Any, _: Any) -> None:
+        connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(Engine, "connect", relax)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "connect", relax)
 
 
 def _is_there(file: Path) -> bool:

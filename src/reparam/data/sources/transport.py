@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote
 
 from rich.filesize import decimal
 
-from reparam.data.sources import deadline, web
+from reparam.data.sources import deadline
 from reparam.data.sources.faults import SourceError
 from reparam.data.sources.meter import Meter
 from reparam.data.sources.part import BLOCK, Part
@@ -107,6 +107,8 @@ def _transfer(source: str, part: Part) -> bool:
         return _copy(Path(source), part)
     match scheme.lower():
         case "http" | "https":
+            from reparam.data.sources import web  # a tenth of a second, for what is on the web alone
+
             return web.download(source, part)
         case "file" if rest.startswith(("/", "localhost/")):
             return _copy(Path(unquote(rest.removeprefix("localhost"))), part)
