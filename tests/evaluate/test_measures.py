@@ -5,9 +5,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import subjects
 import torch
 from some_cards import image_facts
-from subjects import GREY, settings, some_data, some_images, some_model, some_split, with_errors
+from subjects import (
+    COUNTS,
+    DENSITY,
+    GREY,
+    LATENTS,
+    POSTERIOR,
+    settings,
+    some_data,
+    some_images,
+    some_model,
+    some_split,
+    with_errors,
+)
 from torch import Tensor
 
 from reparam.cards.data import ImageFacts
@@ -32,11 +45,9 @@ from reparam.runtime import random_stream
 SHAPE = (1, 4, 4)
 SCALED = image_facts("dynamic", shift=0.5, scale=0.25)
 
-COUNTS = {"active_units", "images"}
-LIKELIHOOD = with_errors({"elbo", "reconstruction", "kl", "nll"}) | COUNTS | {"nll_effective_samples"}
-LATENTS = {"mutual_information", "marginal_kl", "total_correlation"}
-LABELS = with_errors({"knn_accuracy", "probe_accuracy"})
-GENERATED = with_errors({f"pca_{name}" for name in ("precision", "recall", "density", "coverage", "frechet")})
+LIKELIHOOD = with_errors(DENSITY) | COUNTS | {"nll_effective_samples"}
+LABELS = with_errors(subjects.LABELS)
+GENERATED = with_errors(subjects.GENERATED)
 OUTLIERS = with_errors({"auroc"})
 ANNEALED = with_errors({"ais_nll", "ais_minus_nll", "ais_gap"})
 REASON = "not measured: this model has no likelihood of these pixels"
@@ -122,7 +133,7 @@ def test_the_mutual_information_of_a_hierarchy_is_not_measured_but_all_else_is(i
 def test_without_a_density_nothing_that_needs_a_likelihood_is_measured(kind: str) -> None:
     found = measured(subject_of(model_of(kind=kind), card=GREY, is_density=False))
     latents = LATENTS if kind == "vae" else {"kl_layer_1", "kl_layer_2"}
-    assert set(found.metrics) == with_errors({"bce", "kl", "psnr"} | latents) | COUNTS | LABELS | GENERATED
+    assert set(found.metrics) == with_errors({"bce", "psnr"} | POSTERIOR | latents) | COUNTS | LABELS | GENERATED
     assert found.outlier_nll is None
     assert_the_reason_is_given(found)
 
@@ -172,9 +183,9 @@ def test_a_single_image_is_measured_as_far_as_it_goes() -> None:
 @pytest.mark.parametrize(
     ("kind", "is_density", "names"),
     [
-        ("vae", True, {"elbo", "reconstruction", "kl", "nll"}),
-        ("hierarchical", True, {"elbo", "reconstruction", "kl", "nll", "kl_layer_1", "kl_layer_2"}),
-        ("vae", False, {"bce", "kl"}),
+        ("vae", True, DENSITY),
+        ("hierarchical", True, DENSITY | {"kl_layer_1", "kl_layer_2"}),
+        ("vae", False, {"bce"} | POSTERIOR),
         ("autoencoder", True, {"reconstruction"}),
         ("autoencoder", False, {"bce"}),
     ],

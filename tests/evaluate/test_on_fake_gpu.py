@@ -16,6 +16,7 @@ from reparam.evaluate.subject import Subject
 from reparam.models import logistic
 from reparam.models.build import AnyModel
 from reparam.models.likelihoods import LIKELIHOODS
+from reparam.models.priors import PRIORS
 
 pytestmark = needs_cuda_build
 SHAPE = (1, 4, 4)
@@ -26,7 +27,7 @@ SETTINGS = settings(precision="bf16", generated={"images": 4}, **LITTLE)
 
 
 def model_of(kind: str, likelihood: str = "gaussian_per_pixel") -> AnyModel:
-    changes = {"prior": kind} if kind == "vamp" else KINDS[kind]
+    changes = {"prior": kind} if kind in PRIORS else KINDS[kind]
     return some_model(SHAPE, **changes, latent=LATENT, likelihood=likelihood).requires_grad_(False)
 
 
@@ -47,7 +48,8 @@ def test_scoring_waits_for_the_draw_of_pixels_and_at_last_for_its_results(kind: 
     assert gpu.waits[: len(of_batches)] == of_batches
 
 
-@pytest.mark.parametrize("kind", ["autoencoder", "top_down", "vamp"])  # of codes, of distributions, of a learned prior
+# Of codes, of distributions, and with each prior that `top_down` has not.
+@pytest.mark.parametrize("kind", ["autoencoder", "top_down", *(name for name in PRIORS if name != "standard")])
 def test_measures_and_figures_keep_to_their_devices(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measures, "LEAPFROG", 1)
     # What the CPU makes of numbers, of which there are none.

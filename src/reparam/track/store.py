@@ -143,7 +143,7 @@ def _create_database(uri: str) -> None:
 
 @contextmanager
 def _without_syncing() -> Iterator[None]:
-    """Let SQLite not wait for the disk: the tables take a thousand such waits, 2 s of an idle disk, 5 s of a busy one."""
+    """Let SQLite not wait for the disk: it would a thousand times, for 2 s on an idle disk and 5 s on a busy one."""
     from sqlalchemy import event
     from sqlalchemy.engine import Engine
 
