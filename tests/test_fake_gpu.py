@@ -20,10 +20,7 @@ FEW = SIZES | {"channels": (4,), "upper": (2,)}  # layers of each kind: a third 
 
 
 def combinations(network_of_first: str) -> list[tuple[str, str, str, str]]:
-    """Every kind of model, likelihood and objective that go together; the networks take turns.
-
-    So, with either network first, all combinations of four.
-    """
+    """Every kind of model, likelihood and objective that go together; the networks take turns."""
     networks = sorted(NETWORKS, key=lambda name: name != network_of_first)
     found = []
     for kind, (i, likelihood), (j, objective) in product(KINDS, enumerate(LIKELIHOODS), enumerate(OBJECTIVES)):

@@ -8,10 +8,10 @@ from reparam.cards.data import DataCard, ImageFacts
 from reparam.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
 from reparam.errors import ParamsError
 from reparam.models.build import KINDS, AnyModel, Kind
-from reparam.models.likelihoods import is_density
 from reparam.models.priors import PRIORS
 from reparam.models.quantized import Quantized
 from reparam.objectives import OBJECTIVES, Objective
+from reparam.train.loss import Loss
 
 
 def check_parts(model: AnyModel, config: Config, data: ImageFacts, *, images: int, processes: int = 1) -> None:
@@ -23,7 +23,6 @@ def check_parts(model: AnyModel, config: Config, data: ImageFacts, *, images: in
     _check_pixels(model, config.model, data)
     _check_batches(model, config, images, processes)
     _check_codebook(model, config.model, processes)
-    _check_monitor(model, config.train, data)
     _check_penalties(config)
 
 
@@ -88,10 +87,13 @@ def _check_codebook(model: AnyModel, config: ModelConfig, processes: int) -> Non
         )
 
 
-def _check_monitor(model: AnyModel, config: TrainConfig, data: ImageFacts) -> None:
-    has_density = is_density(model.likelihood, data.binarization)
-    if config.monitor == "elbo" and not model.has_elbo(is_density=has_density):
-        kind = "a Bernoulli likelihood of grey pixels" if model.stochastic_layers else "an autoencoder"
+def check_monitor(loss: Loss, config: TrainConfig) -> None:
+    """Refuse to choose the best epoch by an ELBO that there is not.
+
+    Raises: ParamsError.
+    """
+    if config.monitor == "elbo" and not loss.has_elbo:
+        kind = "a Bernoulli likelihood of grey pixels" if loss.model.stochastic_layers else "an autoencoder"
         raise ParamsError(f"params.yaml: train.monitor: wanted 'loss' with {kind}, which has no ELBO, found 'elbo'")
 
 
