@@ -122,7 +122,8 @@ def test_a_parameter_is_explained_with_its_value_its_type_and_its_meaning(projec
     assert explain(load_config(project.params), "train.average") == (
         "train.average: 0.0 (default: 0.98)\n"
         "    a number (at least 0 and below 1)\n"
-        "    Decay of a moving average of the weights: this average is scored and kept; 0 keeps the weights themselves.\n"
+        "    Decay of a moving average of the weights: this average is scored and kept; 0 keeps the weights "
+        "themselves.\n"
         "    After a change, `dvc repro` runs train and what depends on it."
     )
 
