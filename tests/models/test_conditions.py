@@ -155,7 +155,7 @@ def test_a_kind_that_knows_of_no_labels_is_refused(monkeypatch: pytest.MonkeyPat
     class Other(nn.Module):
         pass
 
-    monkeypatch.setitem(build.KINDS, "vae", build.Kind("Other", lambda _: Other()))
+    monkeypatch.setitem(build.KINDS, "vae", build.Kind("Other", lambda _: Other(), (1, 1)))
     with pytest.raises(ParamsError, match=r"^params\.yaml: model\.condition: wanted 'none' with model\.kind 'vae'"):
         build_model(small_section("model", condition="label"), IMAGE, CLASSES)
 

@@ -93,7 +93,9 @@ def check_monitor(loss: Loss, config: TrainConfig) -> None:
     Raises: ParamsError.
     """
     if config.monitor == "elbo" and not loss.has_elbo:
-        kind = "a Bernoulli likelihood of grey pixels" if loss.model.stochastic_layers else "an autoencoder"
+        kind = (
+            "a Bernoulli likelihood of grey pixels" if loss.model.stochastic_layers else "a model without a posterior"
+        )
         raise ParamsError(f"params.yaml: train.monitor: wanted 'loss' with {kind}, which has no ELBO, found 'elbo'")
 
 
