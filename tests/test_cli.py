@@ -1,4 +1,5 @@
 import errno
+import gc
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ import pytest
 import torch
 from some_cards import PARITY, evaluation_card, evaluation_metrics, export_metrics
 
-from reparam import cli, track
+from reparam import cli, summary, track
 from reparam.cards.card import FileFacts
 from reparam.cards.model import ModelCard
 from reparam.config import load_config
@@ -155,6 +156,21 @@ def test_how_threads_wait_is_decided_before_the_recorder_starts_which_would_coun
     monkeypatch.setattr(report, "run", lambda *_: order.append("stage"))
     assert reparam("report") == (0, "")
     assert order == ["policy", "recorder", "stage"]
+
+
+def test_only_while_a_stage_is_imported_is_no_garbage_searched_for(
+    project: Paths, reparam: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[tuple[str, bool]] = []
+    monkeypatch.setattr(track, "connect", lambda *_: found.append(("imports", gc.isenabled())))
+    monkeypatch.setattr(report, "run", lambda *_: found.append(("stage", gc.isenabled())))
+    assert reparam("report") == (0, "")
+    monkeypatch.setattr(summary, "show", lambda *_: found.append(("another command", gc.isenabled())))
+    assert reparam("summary") == (0, "")
+    project.params.unlink()
+    assert reparam("report")[0] == 1
+    assert found == [("imports", False), ("stage", True), ("another command", True)]
+    assert gc.isenabled()
 
 
 def test_summary_prints_the_headline_and_where_to_look_next(

@@ -143,7 +143,7 @@ def _create_database(uri: str) -> None:
 
 @contextmanager
 def _without_syncing() -> Iterator[None]:
-    """Let SQLite not wait for the disk: it would a thousand times, for 2 s on an idle disk and 5 s on a busy one."""
+    """Let SQLite not wait for the disk: making the tables takes a thousand such waits, 2 s, and 5 s on a busy disk."""
     from sqlalchemy import event
     from sqlalchemy.engine import Engine
 
