@@ -18,6 +18,7 @@ from training import (
 from reparam.config import ObjectiveConfig
 from reparam.data.pixels import Pixels
 from reparam.errors import ParamsError
+from reparam.models import build
 from reparam.models.build import AnyModel, build_model
 from reparam.models.given import given
 from reparam.models.likelihoods import LIKELIHOODS, Gaussian
@@ -33,6 +34,10 @@ IMAGES = black_and_white(4, 1, 8, 8)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_every_kind_is_combined_with_the_rest() -> None:
+    assert {changes["kind"] for changes in KINDS.values()} == set(build.KINDS)
 
 
 def test_the_objectives_that_we_ship_are_defined_for_the_models_of_their_publications() -> None:

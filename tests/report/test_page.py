@@ -28,6 +28,7 @@ from some_cards import (
     trained_params,
 )
 
+from reparam import metrics
 from reparam.cards.card import Card, FileFacts, facts_of
 from reparam.cards.evaluation import AnnealingFacts, Details, GridTiles
 from reparam.cards.export import ExportCard, VariantFacts
@@ -38,6 +39,7 @@ from reparam.errors import DamagedInputError, MissingInputError, StaleInputError
 from reparam.figures.curves import plot_training
 from reparam.figures.images import plot_contact_sheet
 from reparam.files import to_json
+from reparam.metrics import Metric
 from reparam.paths import Paths
 from reparam.report import stage as report
 from reparam.report.page import PICTURES, Page, render
@@ -312,6 +314,14 @@ def test_groups_without_a_number_are_left_out(page: Page) -> None:
     text = Outline(render(page)).text
     assert "Representation" not in text
     assert "Generation" not in text
+
+
+def test_a_group_that_is_new_is_shown(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    metric = Metric("Mine", "What I measure.")
+    monkeypatch.setitem(metrics.GROUPS, "My group", {"mine": metric})
+    monkeypatch.setitem(metrics.METRICS, "mine", metric)
+    values = evaluation_metrics(values=EVALUATED | {"mine": 3.5})
+    assert "My group Mine 3.50 What I measure." in Outline(render(replace(page, metrics=values))).text
 
 
 def test_warnings_stand_at_the_top(page: Page) -> None:

@@ -15,20 +15,12 @@ from reparam.cards.evaluation import EvaluationCard, EvaluationMetrics
 from reparam.cards.export import ExportCard, ExportMetrics
 from reparam.cards.model import ModelCard
 from reparam.config import Config, Section, flatten
-from reparam.metrics import ERROR, Metric, members
+from reparam.metrics import ERROR, GROUPS, Metric, members
 from reparam.policy import policy
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 FEW = 3  # classes that a title names, at most
-GROUPS = (
-    "Likelihood",
-    "Fidelity",
-    "Latents",
-    "Representation",
-    "Disentanglement",
-    "Generation",
-    "Export",
-)  # of metrics
+NOT_SHOWN = ("Training", "Data")  # groups of metrics that figures and captions show
 
 
 class Picture(NamedTuple):
@@ -164,7 +156,11 @@ def _captions(page: Page) -> dict[str, str]:
 
 def _numbers(page: Page) -> dict[str, list[Number]]:
     values = page.metrics.values | page.parity.values
-    return {group: [_number(name, metric, values, page) for name, metric in members(group, values)] for group in GROUPS}
+    return {
+        group: [_number(name, metric, values, page) for name, metric in members(group, values)]
+        for group in GROUPS
+        if group not in NOT_SHOWN
+    }
 
 
 def _number(name: str, metric: Metric, values: Mapping[str, float], page: Page) -> Number:
