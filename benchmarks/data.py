@@ -39,10 +39,8 @@ def measure_mnist(work: Path, files: Path) -> str:
     """Time `preprocess` on one core, from the gzip files to the store, process start and imports included."""
     if not files.exists():
         return f"MNIST: skipped, because the four files are not there ({files.name})."
-    prepare(
-        work, {"download": {"source": "mnist", "mirrors": [str(files.resolve())]}, "preprocess": {"validation": 10_000}}
-    )
-    run(work, "download")
+    prepare(work, {"download": {"source": "mnist"}, "preprocess": {"validation": 10_000}})
+    run(work, "download", REPARAM_MIRRORS=files.resolve().as_uri())
     seconds = statistics.median(run(work, "preprocess", cores={0})[0] for _ in range(REPEATS))
     stored = sum(path.stat().st_size for path in (work / "data/processed").iterdir())
     over = stored / (70_000 * 784) - 1
@@ -66,7 +64,7 @@ def measure_folder(scratch: Path, count: int) -> str:
     measured: dict[tuple[Path, int], list[tuple[float, float]]] = {kind: [] for kind in kinds}
     for _ in range(REPEATS):
         for kind in kinds:
-            measured[kind].append(run(kind[0], "preprocess", workers=kind[1]))
+            measured[kind].append(run(kind[0], "preprocess", REPARAM_WORKERS=str(kind[1])))
     rows = []
     for (folder, workers), runs in measured.items():
         seconds, peak = (statistics.median(values) for values in zip(*runs, strict=True))
@@ -101,11 +99,9 @@ def prepare(work: Path, changes: dict[str, dict[str, object]]) -> None:
     yaml.dump(params, work / "params.yaml")
 
 
-def run(work: Path, stage: str, cores: set[int] | None = None, workers: int | None = None) -> tuple[float, float]:
+def run(work: Path, stage: str, cores: set[int] | None = None, **settings: str) -> tuple[float, float]:
     """Run a stage in a process of its own; return seconds, and the peak memory in MB of its largest process."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "MLFLOW_TRACKING_URI": "off"}
-    if workers is not None:
-        environment["REPARAM_WORKERS"] = str(workers)
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "MLFLOW_TRACKING_URI": "off"} | settings
     # Through a process of its own, because the peak of finished children can be read but not reset.
     code = (
         "import os, resource, subprocess, sys\n"

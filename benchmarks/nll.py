@@ -97,6 +97,8 @@ def _ask(worker: subprocess.Popen[str], start: int, end: int) -> dict[str, float
 
 
 def _describe(answers: Answers, peaks: list[tuple[int, float]], arguments: argparse.Namespace) -> str:
+    from reparam.evaluate.importance import MEMORY
+
     seconds = {way: sum(row["seconds"] for row in rows) for way, rows in answers.items()}
     nll = {way: sum(row["nll"] * row["images"] for row in rows) / arguments.images for way, rows in answers.items()}
     speeds = {
@@ -120,7 +122,8 @@ def _describe(answers: Answers, peaks: list[tuple[int, float]], arguments: argpa
     return (
         f"784-400-20 after one epoch, thresholded MNIST. Speeds are medians over blocks of {BLOCK} images.\n\n"
         f"{table(header, rows)}\n\n"
-        f"What {BATCH} images add to the peak of one image and sample:\n\n"
+        f"What {BATCH} images add to the peak of one image and sample, with a budget of {MEMORY['cpu'] >> 20} MB "
+        "(`MEMORY` in `evaluate/importance.py`):\n\n"
         f"{table(['samples', 'MB'], found)}"
     )
 

@@ -33,13 +33,10 @@ def commands() -> str:
     """Return the page of commands: what each does, and its arguments and options."""
     group = typer.main.get_command(app)
     assert isinstance(group, typer.core.TyperGroup)
-    panel, page = "", [COMMANDS]
+    panels: dict[str, list[str]] = {}  # in the order of `reparam --help`
     for name, command in group.commands.items():
-        if command.rich_help_panel != panel:
-            panel = command.rich_help_panel
-            page.append(f"## {panel}\n")
-        page += _command(f"reparam {name}", command, "###")
-    return "\n".join(page)
+        panels.setdefault(f"## {command.rich_help_panel}\n", []).extend(_command(f"reparam {name}", command, "###"))
+    return "\n".join([COMMANDS, *(line for panel, lines in panels.items() for line in (panel, *lines))])
 
 
 def _command(name: str, command: Any, heading: str) -> list[str]:

@@ -11,7 +11,7 @@ from reparam.files import to_json
 from reparam.lineage import source_hash
 
 MEASURED = ("preprocess", "train", "evaluate")  # stages whose source changes results
-ADDRESSES = ("download.mirrors", "download.folder.path")
+ADDRESS = "download.folder.path"
 
 
 def determined_by(folder: Path, name: str, changes: Mapping[str, Any]) -> dict[str, str]:
@@ -22,6 +22,6 @@ def determined_by(folder: Path, name: str, changes: Mapping[str, Any]) -> dict[s
     """
     values = flatten(recipes.read(folder, name, changes))
     sections = ("download", *MEASURED, "model", "objective")
-    own = {path: value for path, value in values.items() if path.startswith(sections) and path not in ADDRESSES}
+    own = {path: value for path, value in values.items() if path.startswith(sections) and path != ADDRESS}
     parameters = hashlib.sha256(to_json(own).encode()).hexdigest()
     return {"parameters": parameters} | {stage: source_hash(stage) for stage in MEASURED}

@@ -111,7 +111,7 @@ def linear_hierarchy(inference: str, error: float = 0.0) -> HierarchicalVAE:
             _posterior(LOADINGS, OFFSET, noise, torch.zeros_like(flat_prior), flat_prior, error),
             _posterior(slope, offset, noise_of_both, upper_zeros, upper_zeros.exp(), error),
         ]
-    return HierarchicalVAE((features, encoders, [prior]), _decoder(), _gaussian(), (3, 2), SHAPE)
+    return HierarchicalVAE(features, encoders, [prior], _decoder(), _gaussian(), (3, 2), SHAPE)
 
 
 def vae_evidence() -> MultivariateNormal:

@@ -39,7 +39,7 @@ LAYERS = (
         "locks",
         "runtime",
         "threads",
-        "policy",
+        "pages",
         "progress",
         "versions",
     ),
@@ -117,12 +117,26 @@ def test_imports_point_down(name: str) -> None:
     assert wrong == []
 
 
+def test_the_command_line_alone_imports_stages() -> None:
+    found = {
+        name
+        for name, file in MODULES.items()
+        for other, _ in imports(file)
+        if (parts := ours(other)) and parts[0] in STAGES and parts[0] != part(name)
+    }
+    assert found == {"cli"}
+
+
 def test_files_have_350_lines_at_most_and_functions_50() -> None:
     for name, file in MODULES.items():
         source = file.read_text(encoding="utf-8")
         functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
         long = [node.name for node in functions if node.end_lineno - node.lineno >= 50]  # type: ignore[operator]
         assert (name, len(source.splitlines()) > 350, long) == (name, False, [])
+
+
+def test_the_pipeline_has_25_lines_a_stage_at_most() -> None:
+    assert len((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8").splitlines()) <= 25 * len(STAGES)  # 150 of six
 
 
 def test_tracking_alone_imports_mlflow() -> None:

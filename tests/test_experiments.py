@@ -60,8 +60,11 @@ def test_two_workers_share_a_fresh_database_and_run_their_own_snapshots(project:
     assert {name: run.data.params["model.latent"] for name, run in runs.items()} == {"wide": "4", "narrow": "2"}
 
 
-def test_mnist_passes_through_the_whole_pipeline(mnist_files: Path, tmp_path: Path, params: dict[str, Any]) -> None:
-    change(params["download"], {"source": "mnist", "mirrors": [str(mnist_files)]})
+def test_mnist_passes_through_the_whole_pipeline(
+    mnist_files: Path, tmp_path: Path, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REPARAM_MIRRORS", mnist_files.as_uri())
+    params["download"]["source"] = "mnist"
     change(params["preprocess"], {"limit": 300, "validation": 500})
     paths = run_all(tmp_path, params)
     data = store.read_card(paths.processed)

@@ -542,14 +542,14 @@ def test_a_row_with_a_parameter_that_is_there_no_longer_is_stale(folder: Path) -
     assert row_of(write(folder, measured), "vamp-vae")[-1] == wanted
 
 
-def test_where_files_are_and_how_results_are_exported_determines_no_result() -> None:
+def test_where_a_folder_is_and_how_results_are_exported_determines_no_result() -> None:
     def parameters(**changes: Any) -> str:
         found = ORIGINS.determined_by(FOLDER, "smoke", changes)
         assert list(found) == ["parameters", "preprocess", "train", "evaluate"]
         assert found["train"] == source_hash("train")
         return found["parameters"]
 
-    same = {"download.mirrors": ["a"], "export.opset": 18, "report.title": "b"}
+    same = {"download.folder.path": "a", "export.opset": 18, "report.title": "b"}
     assert parameters() == parameters(**same)
     others: list[dict[str, Any]] = [
         {"train.seed": 1}, {"preprocess.seed": 1}, {"model.latent": 3}, {"objective.beta": 2.0}, {"evaluate.seed": 1},

@@ -13,7 +13,6 @@ from urllib.parse import quote
 
 import pytest
 
-from reparam.config import flatten, load_config
 from reparam.errors import TrackingError
 from reparam.paths import Paths
 from reparam.redact import redact, redacted_output, without_secrets
@@ -91,12 +90,20 @@ def test_the_traceback_of_a_bug_holds_no_credentials(
     assert printed.endswith("KeyError: 'https://***@host'\n")
 
 
-def test_the_parameters_that_are_shown_hold_no_credentials_of_mirrors(
-    project: Paths, params: dict[str, Any], write_params: Callable[[dict[str, Any]], None]
+def test_the_refusal_of_a_parameter_holds_no_credentials_of_its_value(
+    project: Paths,
+    params: dict[str, Any],
+    write_params: Callable[[dict[str, Any]], None],
+    reparam: Callable[..., tuple[int, str]],
 ) -> None:
     params["download"]["mirrors"] = ["https://me:word@host/a", "/data/me@work"]
     write_params(params)
-    assert flatten(load_config(project.params))["download.mirrors"] == ["https://***@host/a", "/data/me@work"]
+    assert reparam("download") == (
+        1,
+        f"error: {project.params}: 1 problem\n"
+        "  download.mirrors: unknown parameter, found ['https://***@host/a', '/data/me@work']; set REPARAM_MIRRORS in "
+        "the environment instead\n",
+    )
 
 
 # ---- real commands, and stores that refuse them

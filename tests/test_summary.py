@@ -154,5 +154,7 @@ def test_numbers_of_another_model_are_withheld(stale: str, stage: str, paths: Pa
 
 def test_numbers_that_were_edited_are_withheld(paths: Paths) -> None:
     evaluation_metrics(values={**EVALUATED, "elbo": -19.0}).write(paths.evaluation_metrics)
-    with pytest.raises(DamagedInputError, match=r"metrics.json: wanted sha256=.* \(as evaluate wrote it\), found "):
+    with pytest.raises(
+        DamagedInputError, match=r"metrics.json: wanted \d+ bytes of SHA-256 \w{12} \(as evaluate wrote it\), found "
+    ):
         summary.show(paths)

@@ -129,7 +129,7 @@ class FakeTrainer:
     def trained(self, images: Tensor) -> Totals:
         return Totals.of(terms(*[0.0] * len(images)))
 
-    def score(self, images: Tensor, generator: torch.Generator) -> Totals:
+    def score(self, images: Tensor) -> Totals:
         return Totals.of(terms(*[1.0] * len(images)))
 
     def schedules(self) -> Metrics:

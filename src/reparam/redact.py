@@ -24,13 +24,6 @@ def without_secrets(address: str) -> str:
     return re.sub(r"\?.*", "?***", re.sub(r"://.*@", "://***@", address))
 
 
-def parameter_without_secrets(value: Any) -> Any:
-    """Do the same for a parameter, which may be an address, a list of addresses, or neither."""
-    if isinstance(value, list):
-        return [parameter_without_secrets(item) for item in value]
-    return without_secrets(value) if isinstance(value, str) else value
-
-
 def redact(text: str) -> str:
     """Hide the credentials of all addresses in a text, and those of the addresses in the environment in any form."""
     text = re.sub(r"[\w+.-]+://[^\s'\"<>]+", lambda found: without_secrets(found[0]), text)

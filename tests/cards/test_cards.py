@@ -1,6 +1,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,11 @@ import pytest
 import some_cards
 from some_cards import hash_of
 
-from reparam.cards.card import Card, SealedCard
+from reparam.cards.card import Card, SealedCard, facts_of, require_file
 from reparam.cards.data import DataMetrics
 from reparam.cards.model import Result
 from reparam.config.section import LONGEST
-from reparam.errors import DamagedInputError, MissingInputError, NonFiniteError, StaleInputError
+from reparam.errors import DamagedInputError, MissingInputError, NonFiniteError, StaleInputError, UserError
 from reparam.files import sha256, to_json
 
 DATA_METRICS = DataMetrics(
@@ -38,6 +39,8 @@ RESULTS: dict[str, Callable[..., Result]] = {
     "export": some_cards.export_card,
     "export metrics": some_cards.export_metrics,
 }
+
+INTERNAL = re.compile(r"\[key\]|literal\[|type=|\w='|\w\(|Error|Facts")  # of pydantic, or of Python
 
 
 def damaged(card: Card, path: Path, damage: Callable[[Any], None]) -> str:
@@ -86,6 +89,7 @@ def test_each_field_of_another_type_is_refused_with_its_path(card: Card, tmp_pat
         # A mapping in the place of a mapping is refused by what is in it, or by what is not.
         assert message.startswith(".".join(map(str, path)))
         assert {"wanted", "missing", "unknown,"} & set(message.split())
+        assert not INTERNAL.search(message)
 
 
 @pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
@@ -146,6 +150,15 @@ def test_a_card_that_is_missing_names_the_stage_that_writes_it(card: Card, tmp_p
         ("evaluation metrics", ("elbo",), True, "elbo: wanted a number, found True"),
         ("evaluation metrics", ("weights",), "short", "weights: wanted text of the form ^[0-9a-f]{12}$, found 'short'"),
         ("export", ("format",), 3, "format: wanted 4, found 3"),
+        (
+            *("export", ("graphs", "decoder", "inputs", 0, "shape", 1), 0),
+            "graphs.decoder.inputs.0.shape.1: wanted 'batch' or a whole number above 0, found 0",
+        ),
+        (
+            *("export", ("graphs", "decoder", "inputs", 0, "shape", 1), True),
+            "graphs.decoder.inputs.0.shape.1: wanted 'batch' or a whole number above 0, found True",
+        ),
+        ("data", ("splits", "extra"), {}, "splits.extra: wanted 'train', 'validation' or 'test', found 'extra'"),
         ("download", ("files",), {}, "files: wanted at least 1 items, found {}"),
     ],
 )
@@ -159,8 +172,34 @@ def test_a_value_out_of_range_is_refused(
 
 
 def test_scaling_has_a_value_for_each_channel(tmp_path: Path) -> None:
-    message = damaged(CARDS["data"], tmp_path / "card.json", lambda values: values.update(shape=[3, 8, 8]))
-    assert message.startswith("wanted scaling.shift and scaling.scale of 3 channels, found ")
+    path, wanted = tmp_path / "card.json", "wanted as many channels as scaling.shift and scaling.scale have"
+    message = damaged(CARDS["data"], path, lambda values: values.update(shape=[3, 8, 8]))
+    assert message == f"shape: {wanted} (1 and 1), found [3, 8, 8]"
+    message = damaged(CARDS["model"], path, lambda values: values["data"]["scaling"].update(shift=[0.0, 0.5]))
+    assert message == f"data.shape: {wanted} (2 and 1), found [1, 8, 8]"
+
+
+def test_a_checksum_that_is_missing_or_wrong_is_refused(tmp_path: Path) -> None:
+    card, path = CARDS["download"], tmp_path / "card.json"
+    wanted = f"checksum: wanted {card.digest}, as of the other values, found"
+    assert damaged(card, path, lambda values: values.pop("checksum")) == f"{wanted} none"
+    assert damaged(card, path, lambda values: values.update(checksum="0" * 64)) == f"{wanted} {'0' * 64}"
+
+
+def test_a_file_that_is_not_the_one_on_the_card_is_described_by_size_and_checksum(tmp_path: Path) -> None:
+    def refusal(name: str, kind: type[UserError] = DamagedInputError) -> str:
+        with pytest.raises(kind) as caught:
+            require_file(tmp_path, name, {"a.bin": facts_of(b"right" * 1000)}, "evaluate")
+        return str(caught.value)
+
+    path = tmp_path / "a.bin"
+    assert refusal("a.bin", MissingInputError) == f"{path}: not found; run `dvc repro evaluate` first"
+    right, wrong = (hashlib.sha256(content * 1000).hexdigest()[:12] for content in (b"right", b"wrong"))
+    found = f"found 5,000 bytes of SHA-256 {wrong}; run `dvc repro --force --single-item evaluate`"
+    path.write_bytes(b"wrong" * 1000)
+    assert refusal("a.bin") == f"{path}: wanted 5,000 bytes of SHA-256 {right} (as evaluate wrote it), {found}"
+    path.rename(tmp_path / "b.bin")
+    assert refusal("b.bin") == f"{tmp_path}/b.bin: wanted no such file (as evaluate wrote it), {found}"
 
 
 def test_a_long_value_is_cut_in_the_message(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_every_wrong_parameter_is_named_at_once(project: Paths, params: dict[str
     params["preprocess"]["channels"] = 2
     params["preprocess"]["classes"] = ["1", 2]
     params["preprocess"]["limit"] = 0
-    params["download"]["mirrors"] = "https://example.org"
+    params["model"]["conv"]["channels"] = 32
     del params["report"]
     write_params(params)
     assert sorted(problems(project.params)) == sorted(
@@ -79,8 +79,8 @@ def test_every_wrong_parameter_is_named_at_once(project: Paths, params: dict[str
             "preprocess.channels: wanted 1 or 3, found 2",
             "preprocess.classes.1: wanted a valid string, found 2",
             "preprocess.limit: wanted greater than 0, found 0",
-            "download.mirrors: wanted a list, found 'https://example.org'",
             "model.mlp.hidden.1: wanted greater than 0, found 0",
+            "model.conv.channels: wanted a list, found 32",
             "model.latent: wanted a valid integer, found 2.5",
             "model.stochastic: unknown parameter, found {'layers': 2}; remove it",
             "objective.free_bits: missing; wanted a number (at least 0)",
@@ -185,15 +185,22 @@ def test_a_parameter_in_the_wrong_place_is_shown_the_right_one(
 
 
 @pytest.mark.parametrize(
-    "path", ["evaluate.memory_mb", "evaluate.inception_weights", "train.pictures_every", "model.output"]
+    ("path", "step"),
+    [
+        ("evaluate.memory_mb", "remove it"),
+        ("evaluate.inception_weights", "remove it"),
+        ("model.output", "remove it"),
+        ("train.pictures_every", "set REPARAM_PICTURES_EVERY in the environment instead"),
+        ("download.mirrors", "set REPARAM_MIRRORS in the environment instead"),
+    ],
 )
-def test_a_parameter_that_is_no_more_is_to_be_removed(
-    path: str, project: Paths, params: dict[str, Any], write_params: Write
+def test_a_parameter_that_is_no_more_is_to_be_removed_or_set_in_the_environment(
+    path: str, step: str, project: Paths, params: dict[str, Any], write_params: Write
 ) -> None:
     section, name = path.split(".")
     params[section][name] = 12
     write_params(params)
-    assert problems(project.params) == [f"{path}: unknown parameter, found 12; remove it"]
+    assert problems(project.params) == [f"{path}: unknown parameter, found 12; {step}"]
 
 
 @pytest.mark.parametrize(
@@ -316,15 +323,13 @@ def test_a_list_of_one_wrong_number_is_not_called_too_short(
     assert problems(project.params) == [f"model.{block}.{name}.0: wanted greater than 0, found 0"]
 
 
-@pytest.mark.parametrize(
-    ("section", "name"), [("model", "mlp.hidden"), ("model", "hierarchical.upper_hidden"), ("download", "mirrors")]
-)
+@pytest.mark.parametrize("name", ["mlp.hidden", "hierarchical.upper_hidden"])
 def test_an_empty_list_is_allowed_where_it_means_none(
-    section: str, name: str, project: Paths, params: dict[str, Any], write_params: Write
+    name: str, project: Paths, params: dict[str, Any], write_params: Write
 ) -> None:
-    change(params[section], {name.rpartition(".")[2]: []})
+    change(params["model"], {name.rpartition(".")[2]: []})
     write_params(params)
-    assert attrgetter(f"{section}.{name}")(load_config(project.params)) == ()
+    assert attrgetter(f"model.{name}")(load_config(project.params)) == ()
 
 
 def test_a_section_that_is_no_section_is_refused(project: Paths, params: dict[str, Any], write_params: Write) -> None:
@@ -403,11 +408,14 @@ def test_of_very_many_problems_the_first_ones_are_listed_and_of_long_values_the_
     path.write_text("".join(f"k{number}: {'x' * 300}\n" for number in range(100)))
     with pytest.raises(ParamsError) as caught:
         load_config(path)
-    head, *problems, more = str(caught.value).splitlines()
-    assert head == f"{path}: {100 + len(Config.model_fields)} problems"
-    assert len(problems) == 50
-    assert problems[-1] == f"  k{49 - len(Config.model_fields)}: unknown parameter, found '{'x' * 199}...; remove it"
-    assert more == f"  and {50 + len(Config.model_fields)} more"
+    head, *listed, more = str(caught.value).splitlines()
+    missing = len(Config.model_fields)  # sections, which come first
+    assert head == f"{path}: {100 + missing} problems"
+    assert listed[:missing] == [f"  {name}: missing; wanted a section of parameters" for name in Config.model_fields]
+    assert listed[missing:] == [
+        f"  k{number}: unknown parameter, found '{'x' * 199}...; remove it" for number in range(50 - missing)
+    ]
+    assert more == f"  and {50 + missing} more"
 
 
 def test_a_file_that_is_far_too_long_is_not_parsed(tmp_path: Path) -> None:
@@ -477,9 +485,10 @@ def test_flatten_names_parameters_as_dvc_does(project: Paths, params: dict[str, 
     assert flatten(config.model)["mlp.hidden"] == SMALL["model"]["mlp"]["hidden"] == [16]
     assert flatten(config.download, "download.") == {
         "download.source": "digits",
-        "download.mirrors": [],
         "download.emnist.variant": "balanced",
         "download.folder.path": None,
+        "download.folder.attributes": None,
+        "download.folder.label": None,
     }
     assert list(flatten(config)) == list(paths_of())
     assert all(reduce(getitem, path.split("."), params) == value for path, value in flatten(config).items())

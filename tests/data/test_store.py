@@ -10,7 +10,7 @@ import pytest
 from reparam import files
 from reparam.data import store
 from reparam.data.store import SPLITS, Images, Origin, Split, binarize, read_card, read_split, write_card
-from reparam.errors import DamagedInputError, MissingInputError
+from reparam.errors import DamagedInputError, MissingInputError, StaleInputError
 
 REMEDY = "run `dvc repro --force --single-item preprocess`"
 CLASSES = ("red", "green", "blue")
@@ -237,6 +237,27 @@ def test_a_truncated_card_is_refused(stored: Path) -> None:
         read_split(stored, "train")
     assert str(caught.value).startswith(f"{stored}/card.json: not valid JSON (")
     assert str(caught.value).endswith(f"; {REMEDY}")
+
+
+def test_images_that_a_model_was_not_trained_on_are_refused_by_the_fact_that_differs(stored: Path) -> None:
+    card = read_card(stored)
+    scaling = card.scaling.model_copy(update={"shift": (0.25, 0.5)})
+    for name, value, difference in (
+        ("source", "digits", "source: wanted digits, {}, found noise"),
+        ("scaling", scaling, "scaling.shift: wanted [0.25, 0.5], {}, found [0.0, 0.0]"),
+        ("shape", (2, 4, 4), "shape: wanted [2, 4, 4], {}, found [2, 3, 4]"),
+    ):
+        with pytest.raises(StaleInputError) as caught:
+            store.read_card_of(stored, card.images.model_copy(update={name: value}), card.digest)
+        wanted = difference.format("as the model in models/vae was trained on")
+        assert str(caught.value) == f"{stored}: {wanted}; run `dvc repro`"
+    with pytest.raises(StaleInputError) as caught:
+        store.read_card_of(stored, card.images, "0" * 64)
+    assert str(caught.value) == (
+        f"{stored}/card.json: checksum: wanted {'0' * 64}, as the model in models/vae was trained on, found "
+        f"{card.digest}; run `dvc repro`"
+    )
+    assert store.read_card_of(stored, card.images, card.digest) == card
 
 
 def test_nothing_is_read_before_it_is_preprocessed(tmp_path: Path) -> None:

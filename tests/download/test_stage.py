@@ -30,7 +30,7 @@ from reparam.paths import Paths
 
 SOURCE = Path(download.__file__).parents[2]
 NOWHERE = "file:///nowhere/"
-REMEDY = "set download.mirrors in params.yaml to a directory or server that holds it"
+REMEDY = "set REPARAM_MIRRORS to a directory or server that holds it"
 MNIST = ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz", "train-images-idx3-ubyte.gz")
 MNIST += ("train-labels-idx1-ubyte.gz",)
 
@@ -39,22 +39,31 @@ Fetch = Callable[..., None]
 
 
 @pytest.fixture
-def configure(project: Paths, params: dict[str, Any], write_params: Callable[[dict[str, Any]], None]) -> Configure:
-    """Write the parameters of the stage."""
+def configure(
+    project: Paths,
+    params: dict[str, Any],
+    write_params: Callable[[dict[str, Any]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Configure:
+    """Write the parameters of the stage, and name the mirrors in the environment."""
 
-    def write(source: str, **changes: Any) -> None:
-        change(params["download"], {"source": source, "path": None, "mirrors": []} | changes)
+    def write(source: str, mirrors: object = None, path: str | None = None, **attributes: str) -> None:
+        change(params["download"], {"source": source, "path": path, **attributes})
         write_params(params)
+        if mirrors is None:
+            monkeypatch.delenv("REPARAM_MIRRORS", raising=False)
+        else:
+            monkeypatch.setenv("REPARAM_MIRRORS", str(mirrors))
 
     return write
 
 
 @pytest.fixture
 def fetch(project: Paths, configure: Configure) -> Fetch:
-    """Run the stage with changed parameters, in the working copy or another one."""
+    """Run the stage with these settings, in the working copy or another one."""
 
-    def run(source: str, paths: Paths = project, **changes: Any) -> None:
-        configure(source, **changes)
+    def run(source: str, paths: Paths = project, **settings: Any) -> None:
+        configure(source, **settings)
         download.run(load_config(project.params), paths)
 
     return run
@@ -195,7 +204,7 @@ def test_an_empty_folder_is_refused(fetch: Fetch, project: Paths, before: dict[s
 
 
 def test_mnist_comes_from_a_directory_as_it_was_published(fetch: Fetch, project: Paths, mnist: Path) -> None:
-    fetch("mnist", mirrors=[str(mnist)])
+    fetch("mnist", mirrors=mnist)
     manifest = {
         "source": "mnist",
         "options": {},
@@ -211,7 +220,7 @@ def test_mnist_comes_from_a_directory_as_it_was_published(fetch: Fetch, project:
 
 
 def test_what_arrived_is_not_kept_twice(fetch: Fetch, project: Paths, mnist: Path) -> None:
-    fetch("mnist", mirrors=[str(mnist)])
+    fetch("mnist", mirrors=mnist)
     # The empty lock stays, because another process may be waiting for it.
     assert contents(project.downloads) == {"mnist.lock": b""}
 
@@ -220,16 +229,16 @@ def test_the_real_mnist_passes_the_checks_of_torchvision(fetch: Fetch, project: 
     from torchvision import datasets
     from torchvision.datasets.utils import check_integrity
 
-    fetch("mnist", mirrors=[str(mnist_files)])
+    fetch("mnist", mirrors=mnist_files.as_uri())
     assert sorted(path.name for path in project.raw.iterdir()) == ["manifest.json", *MNIST]
     for name, checksum in datasets.MNIST.resources:
         assert check_integrity(str(project.raw / name), checksum)
 
 
 def test_two_runs_give_the_same_bytes(fetch: Fetch, project: Paths, mnist: Path) -> None:
-    fetch("mnist", mirrors=[str(mnist)])
+    fetch("mnist", mirrors=mnist)
     other = Paths(project.root / "other", project.root / "other")
-    fetch("mnist", other, mirrors=[NOWHERE, mnist.as_uri()])
+    fetch("mnist", other, mirrors=f"{NOWHERE} {mnist.as_uri()}")
     assert contents(other.raw) == contents(project.raw)
     assert dvc_hash(other.raw) == dvc_hash(project.raw)
 
@@ -239,7 +248,7 @@ def test_a_relative_mirror_starts_at_the_repository_even_in_a_scratch_copy(
 ) -> None:
     shutil.copytree(mnist, project.root / "mirrors/mnist")
     queued = Paths(project.root / ".dvc" / "tmp" / "exps" / "abc", project.root)
-    fetch("mnist", queued, mirrors=["mirrors/mnist"])
+    fetch("mnist", queued, mirrors="mirrors/mnist")
     assert (queued.raw / MNIST[0]).read_bytes() == (mnist / MNIST[0]).read_bytes()
     assert not project.raw.exists()
 
@@ -248,65 +257,48 @@ def test_a_mirror_may_start_at_the_home_directory(
     fetch: Fetch, project: Paths, mnist: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(mnist.parent))
-    fetch("mnist", mirrors=["~/mnist"])
+    fetch("mnist", mirrors="~/mnist")
     assert set(contents(project.raw)) == {"manifest.json", *MNIST}
 
 
-def test_mirrors_of_the_environment_are_tried_before_those_of_the_parameters(
-    fetch: Fetch, project: Paths, mnist: Path, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_mirrors_are_tried_in_their_order_and_leave_no_trace_in_the_result(
+    fetch: Fetch, project: Paths, mnist: Path, server: Server, tmp_path: Path
 ) -> None:
     near = tmp_path / "near"
     near.mkdir()
     shutil.copyfile(mnist / MNIST[0], near / MNIST[0])
-    fetch("mnist", mirrors=[str(mnist)])
+    fetch("mnist", mirrors=mnist)
     without = contents(project.raw)
-    monkeypatch.setenv("REPARAM_MIRRORS", f"  {near}\n\t{server.url} ")
-    fetch("mnist", mirrors=["nowhere"])
+    fetch("mnist", mirrors=f"  {near}\n\t{server.url} {mnist}")
     assert sorted(path for path, _ in server.seen) == sorted(f"/{name}" for name in MNIST[1:])
-    assert contents(project.raw) == without  # the mirrors stand nowhere in the result
+    assert contents(project.raw) == without
 
 
-def test_a_relative_mirror_of_the_environment_starts_at_the_repository_even_in_a_scratch_copy(
-    fetch: Fetch, project: Paths, mnist: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(mnist, project.root / "mirrors/mnist")
-    monkeypatch.setenv("REPARAM_MIRRORS", "mirrors/mnist")
-    queued = Paths(project.root / ".dvc" / "tmp" / "exps" / "abc", project.root)
-    fetch("mnist", queued)
-    assert set(contents(queued.raw)) == {"manifest.json", *MNIST}
-
-
-@pytest.mark.parametrize("mirrors", ["", " \n"], ids=repr)
-def test_an_empty_variable_names_no_mirror(
-    mirrors: str, fetch: Fetch, project: Paths, mnist: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("REPARAM_MIRRORS", mirrors)
+@pytest.mark.parametrize("mirrors", [None, "", " \n"], ids=repr)
+def test_a_variable_that_is_empty_or_not_set_names_no_mirror(mirrors: str | None, fetch: Fetch, mnist: Path) -> None:
     with pytest.raises(UserError) as caught:
-        fetch("mnist")
+        fetch("mnist", mirrors=mirrors)
     assert [line.split(": ")[0].strip() for line in str(caught.value).splitlines()[1:-1]] == [f"{NOWHERE}{MNIST[2]}"]
 
 
-def test_what_a_wrong_mirror_of_the_environment_holds_is_refused(
-    fetch: Fetch, project: Paths, mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_next_mirror_gives_what_one_with_wrong_files_does_not(
+    fetch: Fetch, project: Paths, mnist: Path, tmp_path: Path
 ) -> None:
     wrong = tmp_path / "wrong"
     wrong.mkdir()
     for name in MNIST:
         (wrong / name).write_bytes(b"none of the published files")
-    monkeypatch.setenv("REPARAM_MIRRORS", str(wrong))
-    fetch("mnist", mirrors=[str(mnist)])
+    fetch("mnist", mirrors=f"{wrong} {mnist}")
     for name in MNIST:
         assert (project.raw / name).read_bytes() == (mnist / name).read_bytes()
 
 
-def test_mirrors_of_the_environment_are_not_recorded_as_parameters(
-    fetch: Fetch, mnist: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mirrors_are_not_recorded_as_parameters(fetch: Fetch, mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logged: list[dict[str, Any]] = []
     monkeypatch.setattr("reparam.track.Run.log_params", lambda _, values: logged.append(values))
-    monkeypatch.setenv("REPARAM_MIRRORS", f"{mnist} https://example.org/?signature=secret")
-    fetch("mnist", mirrors=["nowhere"])
-    assert [values["download.mirrors"] for values in logged] == [["nowhere"]]
+    fetch("mnist", mirrors=f"{mnist} https://example.org/?signature=secret")
+    folder = dict.fromkeys(("download.folder.path", "download.folder.attributes", "download.folder.label"))
+    assert logged == [{"download.source": "mnist", "download.emnist.variant": "balanced", **folder}]
 
 
 def test_one_wrong_file_in_a_mirror_is_refused_and_the_right_ones_are_kept_for_the_next_run(
@@ -315,7 +307,7 @@ def test_one_wrong_file_in_a_mirror_is_refused_and_the_right_ones_are_kept_for_t
     right = (mnist / MNIST[1]).read_bytes()
     (mnist / MNIST[1]).write_bytes(right[:-1])
     with pytest.raises(UserError) as caught:
-        fetch("mnist", mirrors=[str(mnist)])
+        fetch("mnist", mirrors=mnist)
     assert str(caught.value) == (
         f"{MNIST[1]} ({md5(right)}): no source gives this file\n"
         f"  {mnist}/{MNIST[1]}: wrong checksum: wanted {md5(right)}, found {md5(right[:-1])}\n"
@@ -330,13 +322,13 @@ def test_one_wrong_file_in_a_mirror_is_refused_and_the_right_ones_are_kept_for_t
     for name in MNIST:
         if name != MNIST[1]:
             (mnist / name).unlink()
-    fetch("mnist", mirrors=[str(mnist)])
+    fetch("mnist", mirrors=mnist)
     assert set(contents(project.raw)) == {"manifest.json", *MNIST}
     assert set(contents(project.downloads)) == {"digits.lock", "mnist.lock"}
 
 
 def test_mnist_comes_over_http(fetch: Fetch, project: Paths, mnist: Path, server: Server) -> None:
-    fetch("mnist", mirrors=[server.url])
+    fetch("mnist", mirrors=server.url)
     assert {name: content for name, content in contents(project.raw).items() if name in MNIST} == contents(mnist)
     assert sorted(server.seen) == [(f"/{name}", 0) for name in MNIST]
 
@@ -347,7 +339,7 @@ def test_one_file_that_a_server_does_not_have_is_named(
     wanted = md5((mnist / MNIST[0]).read_bytes())
     (mnist / MNIST[0]).unlink()
     with pytest.raises(UserError) as caught:
-        fetch("mnist", mirrors=[server.url])
+        fetch("mnist", mirrors=server.url)
     assert str(caught.value) == (
         f"{MNIST[0]} ({wanted}): no source gives this file\n"
         f"  {server.url}/{MNIST[0]}: HTTP 404 Not Found\n"
@@ -362,7 +354,7 @@ def test_a_server_that_cuts_is_asked_for_the_rest(
     fetch: Fetch, project: Paths, mnist: Path, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.cuts = [f"/{MNIST[2]}"]
-    fetch("mnist", mirrors=[server.url])
+    fetch("mnist", mirrors=server.url)
     half = (mnist / MNIST[2]).stat().st_size // 2
     assert server.seen[:2] == [(f"/{MNIST[2]}", 0), (f"/{MNIST[2]}", half)]
     assert f"{MNIST[2]}: connection cut; trying again in 1 s\n" in capsys.readouterr().err
@@ -377,7 +369,7 @@ def test_a_server_that_cuts_again_and_again_is_given_up_and_its_half_is_kept_for
     whole = (mnist / MNIST[2]).read_bytes()
     half = len(whole) // 2
     with pytest.raises(UserError) as caught:
-        fetch("mnist", mirrors=[server.url])
+        fetch("mnist", mirrors=server.url)
     assert str(caught.value) == (
         f"{MNIST[2]} ({md5(whole)}): no source gives this file\n"
         f"  {server.url}/{MNIST[2]}: connection cut after 5 tries\n"
@@ -388,7 +380,7 @@ def test_a_server_that_cuts_again_and_again_is_given_up_and_its_half_is_kept_for
     assert contents(project.downloads / "mnist") == {f".partial-{MNIST[2]}": whole[:half]}
 
     server.seen.clear()
-    fetch("mnist", mirrors=[server.url])
+    fetch("mnist", mirrors=server.url)
     assert server.seen[0] == (f"/{MNIST[2]}", half)
     assert {name: content for name, content in contents(project.raw).items() if name in MNIST} == contents(mnist)
     assert set(contents(project.downloads)) == {"digits.lock", "mnist.lock"}
@@ -417,7 +409,7 @@ def test_a_killed_download_goes_on_where_it_stopped(
     (server.directory / "digits.csv.gz").write_bytes(body)
     server.cuts = ["/digits.csv.gz"]
     server.held.clear()
-    configure("digits", mirrors=[server.url])
+    configure("digits", mirrors=server.url)
     command = [sys.executable, "-c", FETCH, md5(body)]
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
     partial = project.downloads / "digits/.partial-digits.csv.gz"
@@ -493,6 +485,41 @@ def test_the_images_of_a_folder_are_copied_and_nothing_else(fetch: Fetch, projec
     assert contents(project.downloads) == {"folder.lock": b""}
 
 
+def test_a_table_of_attributes_is_copied_and_a_change_in_it_changes_the_data(
+    fetch: Fetch, project: Paths, photos: Path
+) -> None:
+    table = photos / "tables/attributes.csv"
+    table.parent.mkdir()
+    rows = [f"{name},{number}\n" for number, name in enumerate(IMAGES)]
+    table.write_text("image,mood\n" + "".join(rows))
+    fetch("folder", path="my photos", attributes="tables/attributes.csv", label="mood")
+    first, digest = contents(project.raw), dvc_hash(project.raw)
+    manifest = json.loads(first["manifest.json"])
+    assert set(first) == {"manifest.json", "images/tables/attributes.csv", *(f"images/{name}" for name in IMAGES)}
+    assert first["images/tables/attributes.csv"] == table.read_bytes()
+    assert manifest["options"] == {"attributes": "tables/attributes.csv", "label": "mood"}
+    assert manifest["files"]["images/tables/attributes.csv"] == {"sha256": sha256(table), "bytes": table.stat().st_size}
+    fetch("folder", path=str(photos), attributes="tables/attributes.csv", label="mood")
+    assert contents(project.raw) == first
+    table.write_text("image,mood\n" + "".join(rows[::-1]))
+    fetch("folder", path="my photos", attributes="tables/attributes.csv", label="mood")
+    assert dvc_hash(project.raw) != digest
+
+
+def test_a_table_that_does_not_fit_is_refused_before_anything_is_copied(
+    fetch: Fetch, project: Paths, photos: Path, before: dict[str, bytes]
+) -> None:
+    (photos / "attributes.csv").write_text(f"image,mood\n{IMAGES[0]},1\n")
+    with pytest.raises(UserError) as caught:
+        fetch("folder", path="my photos", attributes="attributes.csv")
+    assert str(caught.value) == (
+        f"{photos}/attributes.csv: wanted a row for each image, found none for {IMAGES[1]!r} and 2 more; add it, with "
+        "this path, or move the image away"
+    )
+    assert contents(project.raw) == before
+    assert contents(project.downloads / "folder") == {}
+
+
 def test_two_runs_of_a_folder_give_the_same_bytes_wherever_it_stands(
     fetch: Fetch, project: Paths, photos: Path
 ) -> None:
@@ -528,7 +555,7 @@ def test_files_of_an_earlier_source_do_not_survive(fetch: Fetch, project: Paths,
     for changes, expected in (
         ({"source": "folder", "path": str(photos)}, {f"images/{name}" for name in IMAGES}),
         ({"source": "folder", "path": str(archive)}, {"photos.zip"}),
-        ({"source": "mnist", "mirrors": [str(mnist)]}, set(MNIST)),
+        ({"source": "mnist", "mirrors": mnist}, set(MNIST)),
         ({"source": "digits"}, {"digits.csv.gz"}),
     ):
         fetch(**changes)
@@ -576,7 +603,7 @@ def test_a_disk_that_is_full_for_the_raw_data_is_named_and_what_arrived_is_kept(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    configure("mnist", mirrors=[str(mnist)])
+    configure("mnist", mirrors=mnist)
     fill_the_disk("data/.partial-raw/t10k-images", monkeypatch)
     message = run_command("download", monkeypatch, capsys).splitlines()[-1]
     target = project.raw.with_name(".partial-raw") / MNIST[0]
@@ -594,7 +621,7 @@ def test_a_disk_that_is_full_for_a_file_on_its_way_is_named_and_the_file_removed
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    configure("mnist", mirrors=[str(mnist)])
+    configure("mnist", mirrors=mnist)
 
     def fail(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

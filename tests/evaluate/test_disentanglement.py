@@ -193,7 +193,7 @@ def test_without_being_asked_nothing_is_measured_or_said() -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"factors": False}, "wanted images with known factors, as of sprites and dsprites"),
+        ({"factors": False}, "wanted images with known factors, as of sprites, dsprites and a folder with attributes"),
         ({"images": 29}, "wanted 30 images at least, found 29"),
     ],
 )

@@ -71,13 +71,14 @@ def stage(mnist_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Stage:
     """A model of MNIST, trained for a few seconds."""
     root = tmp_path_factory.mktemp("independent")
     paths, params = Paths(root, root), copy.deepcopy(SMALL)
-    params["download"] |= {"source": "mnist", "mirrors": [str(mnist_files)]}
+    params["download"]["source"] = "mnist"
     for section, values in CHANGES.items():
         change(params[section], values)
     with paths.params.open("w", encoding="utf-8") as file:
         YAML().dump(params, file)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", "off")
+        patch.setenv("REPARAM_MIRRORS", mnist_files.as_uri())
         for run in (download.run, preprocess.run, train.run, evaluate.run):
             run(load_config(paths.params), paths)
     weights = load_file(paths.model / "weights.safetensors")

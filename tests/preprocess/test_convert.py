@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from reparam.config import PreprocessConfig
+from reparam.data.images import Pixels, fit, fit_arrays
 from reparam.data.sources.folder import ImageFiles
 from reparam.data.sources.raw import ImageArrays
 from reparam.errors import UserError
 from reparam.preprocess import convert as module
 from reparam.preprocess.convert import Shape, common_shape, convert, none_readable, refuse_unreadable
-from reparam.preprocess.images import Pixels, fit, fit_arrays
 
 RANDOM = np.random.default_rng(0)
 SETTINGS: dict[str, Any] = {

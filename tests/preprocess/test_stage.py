@@ -51,9 +51,11 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def prepare(project: Paths, params: dict[str, Any], write_params: Callable[[dict[str, Any]], None]) -> Prepare:
     """Run `download` of a folder, or of the digits, and `preprocess` with changed parameters; return the card."""
 
-    def run(folder: Path | None = None, **changes: Any) -> Any:
+    def run(folder: Path | None = None, label: str | None = None, **changes: Any) -> Any:
         if folder is not None:
-            change(params["download"], {"source": "folder", "path": str(folder)})
+            table = "attributes.csv" if (folder / "attributes.csv").exists() else None
+            values = {"source": "folder", "path": str(folder), "attributes": table, "label": label}
+            change(params["download"], values)
         params["preprocess"] |= changes
         write_params(params)
         config = load_config(project.params)
@@ -64,7 +66,7 @@ def prepare(project: Paths, params: dict[str, Any], write_params: Callable[[dict
     return run
 
 
-def prepare_at(root: Path, source: dict[str, Any], **changes: Any) -> Path:
+def prepare_at(root: Path, source: dict[str, Any], mirror: str = "", **changes: Any) -> Path:
     """Run both stages in a working copy of its own, with worker processes where images are decoded."""
     params = copy.deepcopy(SMALL)
     change(params["download"], source)
@@ -73,6 +75,7 @@ def prepare_at(root: Path, source: dict[str, Any], **changes: Any) -> Path:
     paths = Paths(root, root)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", "off")
+        patch.setenv("REPARAM_MIRRORS", mirror)
         patch.delenv("REPARAM_WORKERS", raising=False)
         download.run(config, paths)
         preprocess.run(config, paths)
@@ -314,6 +317,81 @@ def test_raw_data_that_is_not_there_is_missed(project: Paths) -> None:
         preprocess.run(load_config(project.params), project)
     assert str(caught.value) == f"{project.raw}/manifest.json: not found; run `dvc repro download` first"
     assert nothing_is_left(project)
+
+
+# ---- a table of attributes
+
+
+KINDS = ("images", "labels", "factors")
+FACTS = [{"name": "tens", "size": 3, "is_ordered": True}, {"name": "parity", "size": 2, "is_ordered": False}]
+
+
+def draw_numbers(folder: Path, paths: dict[int, str]) -> Path:
+    """Flat images of some values, and a table that says of each the tens and whether it is even or odd."""
+    draw_flat(folder, {path: value for value, path in paths.items()})
+    rows = [f"{path},{value // 10},{'odd' if value % 2 else 'even'}\n" for value, path in paths.items()]
+    (folder / "attributes.csv").write_text("image,tens,parity\n" + "".join(rows))
+    return folder
+
+
+def facts_of_numbers(directory: Path, split: SplitName) -> list[tuple[int, int, list[int]]]:
+    """The value, the label and the factors of each image of a split."""
+    found = store.read_split(directory, split)
+    assert found.factors is not None
+    assert found.factors.dtype == np.int32
+    values = found.images.min((1, 2, 3)).tolist()
+    return list(zip(values, found.labels.tolist(), found.factors.tolist(), strict=True))
+
+
+def test_the_card_of_a_table_is_complete_and_the_arrays_hold_its_values(project: Paths, prepare: Prepare) -> None:
+    places = {3: "train/c.png", 12: "train/a.png", 21: "train/b.png", 20: "val/a.png", 10: "test/a.png"}
+    card = prepare(draw_numbers(project.root / "photos", places), label="parity", binarization="none")
+    stored = json.loads((project.processed / "card.json").read_text())
+    assert stored["options"] == {"attributes": "attributes.csv", "label": "parity"}
+    assert stored["classes"] == ["even", "odd"]
+    assert stored["factors"] == FACTS
+    assert stored["splits"] == {
+        name: {
+            "count": sum(classes.values()),
+            "classes": classes,
+            **{f"{kind}_sha256": sha256(project.processed / f"{name}-{kind}.npy") for kind in KINDS},
+        }
+        for name, classes in {"train": {"even": 1, "odd": 2}, "validation": {"even": 1}, "test": {"even": 1}}.items()
+    }
+    assert card == DataCard.read(project.processed / "card.json", "preprocess")
+    found = {name: facts_of_numbers(project.processed, name) for name in SPLITS}
+    assert found == {
+        "train": [(12, 0, [1, 0]), (21, 1, [2, 1]), (3, 1, [0, 1])],
+        "validation": [(20, 0, [2, 0])],
+        "test": [(10, 0, [1, 0])],
+    }
+
+
+@pytest.mark.parametrize("label", ["parity", "tens"])
+def test_a_split_that_is_drawn_keeps_labels_and_factors_with_their_images(
+    label: str, project: Paths, prepare: Prepare
+) -> None:
+    folder = draw_numbers(project.root / "photos", {value: f"{value:02}.png" for value in range(30)})
+    card = prepare(folder, label, test=7, validation=5, binarization="none")
+    assert (card.classes, counts(card)) == (("even", "odd") if label == "parity" else ("0", "1", "2"), [18, 5, 7])
+    found = [facts for name in SPLITS for facts in facts_of_numbers(project.processed, name)]
+    chosen = ["tens", "parity"].index(label)
+    assert sorted(found) == [(value, (value // 10, value % 2)[chosen], [value // 10, value % 2]) for value in range(30)]
+    first = contents(project.processed)
+    prepare(folder, label)
+    assert contents(project.processed) == first
+
+
+def test_images_that_are_left_out_take_their_factors_along(project: Paths, prepare: Prepare) -> None:
+    folder = draw_numbers(project.root / "photos", {value: f"{value:02}.png" for value in range(30)})
+    for name in ("04.png", "05.png"):
+        (folder / name).write_bytes(b"")
+    settings = {"test": 3, "validation": 3, "on_error": "skip", "classes": ["odd"], "binarization": "none"}
+    card = prepare(folder, "parity", **settings)
+    assert (card.classes, card.skipped) == (("odd",), {"05.png": NO_IMAGE})
+    assert [fact.model_dump() for fact in card.factors] == FACTS  # numbers mean the same as without a choice of classes
+    found = [facts for name in SPLITS for facts in facts_of_numbers(project.processed, name)]
+    assert sorted(found) == [(value, 0, [value // 10, 1]) for value in range(1, 30, 2) if value != 5]
 
 
 # ---- published splits, and splits that are drawn
@@ -785,7 +863,7 @@ def test_a_small_mnist_keeps_its_published_test_set(project: Paths, monkeypatch:
 
     mirror = project.root / "mirror"
     monkeypatch.setattr(datasets.MNIST, "resources", write_mnist(mirror))
-    directory = prepare_at(project.root, {"source": "mnist", "mirrors": ["mirror"]}, validation=10)
+    directory = prepare_at(project.root, {"source": "mnist"}, "mirror", validation=10)
     card = store.read_card(directory)
     assert card.classes == tuple(datasets.MNIST.classes)
     assert counts(card) == [30, 10, 10]
@@ -801,7 +879,7 @@ def test_a_small_mnist_keeps_its_published_test_set(project: Paths, monkeypatch:
 @pytest.fixture(scope="module")
 def mnist(mnist_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The store of the real MNIST."""
-    return prepare_at(tmp_path_factory.mktemp("mnist"), {"source": "mnist", "mirrors": [str(mnist_files)]})
+    return prepare_at(tmp_path_factory.mktemp("mnist"), {"source": "mnist"}, mnist_files.as_uri())
 
 
 def test_the_real_mnist_takes_no_more_than_its_pixels_and_one_percent(mnist: Path) -> None:

@@ -231,9 +231,9 @@ def test_a_signal_in_validation_leaves_a_checkpoint_of_the_whole_epoch(tmp_path:
     training = new_training(tmp_path / "killed")
     inner = training.trainer.score
 
-    def score(images: Tensor, generator: torch.Generator) -> Totals:
+    def score(images: Tensor) -> Totals:
         signal.raise_signal(signal.SIGTERM)
-        return inner(images, generator)
+        return inner(images)
 
     training.trainer.score = score
     with pytest.raises(SystemExit):

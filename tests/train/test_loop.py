@@ -1,6 +1,7 @@
 import json
 import math
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,18 @@ import torch
 from conftest import small_section
 from some_cards import image_facts
 from torch import Tensor
-from training import CPU, FakeTrainer, Training, model_config, objective_config, spoil, terms, train_config
+from training import (
+    CPU,
+    GREY,
+    FakeTrainer,
+    Training,
+    model_config,
+    objective_config,
+    small_trainer,
+    spoil,
+    terms,
+    train_config,
+)
 
 from reparam.config import TrainConfig
 from reparam.data.batches import Batches
@@ -20,12 +32,13 @@ from reparam.data.store import Images
 from reparam.errors import NonFiniteError
 from reparam.models.build import build_model
 from reparam.runtime import make_deterministic
+from reparam.train.distributed import ALONE, World
 from reparam.train.keeper import Keeper
-from reparam.train.loop import Data
+from reparam.train.loop import Data, validate
 from reparam.train.loss import Loss
 from reparam.train.record import Record
 from reparam.train.rollback import Rollback
-from reparam.train.sums import Metrics, Totals
+from reparam.train.sums import Metrics, Sums, Totals
 from reparam.train.trainer import Trainer
 
 
@@ -55,7 +68,7 @@ class Script(FakeTrainer):
         self.elbos = iter(elbos or [])
         self.logged: list[tuple[int, Metrics]] = []
 
-    def score(self, images: Tensor, generator: torch.Generator) -> Totals:
+    def score(self, images: Tensor) -> Totals:
         assert not torch.is_grad_enabled()
         elbo = next(self.elbos, None)
         more = {} if elbo is None else {"elbo": torch.full((len(images),), elbo)}
@@ -142,7 +155,7 @@ def test_without_validation_every_epoch_is_trained_and_the_last_weights_are_kept
 
 def test_a_score_is_the_mean_over_images_and_no_mean_of_batch_means() -> None:
     class Ragged(FakeTrainer):
-        def score(self, images: Tensor, generator: torch.Generator) -> Totals:
+        def score(self, images: Tensor) -> Totals:
             return Totals.of(terms(*[1.0 if len(images) == 4 else 11.0] * len(images)))
 
     record = Training(Ragged(settings(epochs=1))).fit(Data(black(4), black(10)))
@@ -167,9 +180,9 @@ def test_training_shuffles_anew_in_every_epoch_and_validation_keeps_the_order() 
             self.trained_images.extend(images.flatten().tolist())
             return super().trained(images)
 
-        def score(self, images: Tensor, generator: torch.Generator) -> Totals:
+        def score(self, images: Tensor) -> Totals:
             self.scored_images.extend(images.flatten().tolist())
-            return super().score(images, generator)
+            return super().score(images)
 
     torch.manual_seed(0)
     looking = Looking(settings(epochs=2), epoch_images=100)
@@ -263,9 +276,9 @@ class Tape(FakeTrainer):
         self.seen.append(numbers.tolist())
         return Totals.of({"loss": numbers / 7, "kl": numbers.float().square()})
 
-    def score(self, images: Tensor, generator: torch.Generator) -> Totals:
+    def score(self, images: Tensor) -> Totals:
         self.scored += 1
-        return super().score(images, generator)
+        return super().score(images)
 
 
 def test_a_keeper_is_asked_after_every_step() -> None:
@@ -381,10 +394,9 @@ def deterministic() -> Iterator[None]:
 class Drawing(Trainer):
     """A trainer whose scores draw random numbers of their own."""
 
-    def score(self, images: Tensor, generator: torch.Generator) -> Totals:
+    def score(self, images: Tensor) -> Totals:
         torch.rand(3)
-        torch.rand(2, generator=generator)
-        return super().score(images, generator)
+        return super().score(images)
 
 
 def train(
@@ -455,24 +467,45 @@ def test_what_validation_draws_does_not_change_training(digits: Images) -> None:
 
 def test_validation_sees_the_same_draws_in_every_epoch_whatever_training_drew() -> None:
     class Drawing(FakeTrainer):
-        def score(self, images: Tensor, generator: torch.Generator) -> Totals:
-            drawn.append((torch.rand(()).item(), torch.rand((), generator=generator).item()))
-            return super().score(images, generator)
+        def score(self, images: Tensor) -> Totals:
+            drawn.append(torch.rand(()).item())
+            return super().score(images)
 
-    def draw(validation_seed: int, training_seed: int) -> list[tuple[float, float]]:
+    def draw(validation_seed: int, training_seed: int) -> list[float]:
         drawn.clear()
         torch.manual_seed(training_seed)
         training = Training(Drawing(settings(epochs=3, seed=validation_seed)))
         training.fit(Data(black(4), black(8)))  # two batches of validation
         return drawn.copy()
 
-    drawn: list[tuple[float, float]] = []
+    drawn: list[float] = []
     first = draw(0, training_seed=1)
     assert first[0:2] == first[2:4] == first[4:6]
-    for stream in (0, 1):  # of the model, and of the pixels
-        assert first[0][stream] != first[1][stream]
-        assert draw(1, training_seed=1)[0][stream] != first[0][stream]
+    assert first[0] != first[1]
+    assert draw(1, training_seed=1)[0] != first[0]
     assert draw(0, training_seed=2) == first
+
+
+class OneOf(World):
+    """One of several processes, which returns what it has for the sum of all."""
+
+    def total(self, values: Tensor) -> Tensor:
+        return values
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])  # batches of 4, 4 and 2 images; the last two of five processes get none
+def test_processes_share_the_batches_of_validation_and_find_together_what_one_finds(size: int) -> None:
+    def found(world: World) -> Sums:
+        training = Training(small_trainer())
+        training.trainer.world = world
+        quiet: Any = SimpleNamespace(ends_validation=lambda: False, after_validation=lambda: None)
+        return validate(training.state, Batches(GREY, 4, CPU), training.trainer.config, quiet)
+
+    alone, parts = found(ALONE), [found(OneOf(rank, size)) for rank in range(size)]
+    assert alone.images == len(GREY) == sum(part.images for part in parts)
+    assert [part.images for part in parts] == {2: [6, 4], 3: [4, 4, 2], 5: [4, 4, 2, 0, 0]}[size]
+    torch.testing.assert_close(sum(part.totals for part in parts), alone.totals, rtol=1e-14, atol=0)
+    assert {tuple(part.names) for part in parts} == {tuple(alone.names)}
 
 
 @pytest.mark.usefixtures("deterministic")

@@ -161,7 +161,6 @@ def test_an_epoch_waits_at_its_ends_only(on_nonfinite: str, is_resident: bool, m
     of_an_epoch = {
         "Sums.means: numbers": 2,  # of training and validation
         "Trainer.check: number": 1,
-        "Pixels.forward: cpu to cuda": 1,  # the draw of the pixels that are held out
         **({"Batches.visit: cpu to cuda": 2} if is_resident else {}),  # the orders
     }
     assert Counter(gpu.waits) == {place: 2 * count for place, count in of_an_epoch.items()}

@@ -14,6 +14,7 @@ from reparam.files import require, rerun, sha256, to_json, write_json
 
 CARD = "card.json"  # in a directory that a stage writes
 MANIFEST = "manifest.json"
+SHORT = 12  # digits of a hash that distinguish files and models where people read them
 LARGEST_IMAGE = 10**8  # numbers: a batch of a single one takes gigabytes in a network
 
 
@@ -93,7 +94,9 @@ class SealedCard(Card):
         sealed = super().parse(content)
         card = sealed.model_copy(update={"checksum": None})
         if sealed.checksum != card.digest:
-            raise ValueError(f"checksum: wanted {card.digest}, as of the other values, found {sealed.checksum}")
+            raise ValueError(
+                f"checksum: wanted {card.digest}, as of the other values, found {sealed.checksum or 'none'}"
+            )
         return card
 
     def write(self, path: Path) -> None:
@@ -106,6 +109,9 @@ class FileFacts(Card):
 
     sha256: Hash
     bytes: Annotated[int, Field(ge=0, lt=2**53)]  # what every reader of JSON knows exactly
+
+    def __str__(self) -> str:
+        return f"{self.bytes:,} bytes of SHA-256 {self.sha256[:SHORT]}"
 
     @classmethod
     def of(cls, path: Path) -> Self:
@@ -126,13 +132,23 @@ def facts_of(content: bytes) -> FileFacts:
     return FileFacts(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
 
 
+def check_file(name: str, files: Files, found: FileFacts, made_by: str) -> None:
+    """See that a file is the one that the card of the stage `made_by` describes by this name.
+
+    Raises: ValueError.
+    """
+    if found != (wanted := files.get(name, "no such file")):
+        raise ValueError(f"wanted {wanted} (as {made_by} wrote it), found {found}")
+
+
 def require_file(directory: Path, name: str, files: Files, made_by: str) -> None:
-    """See that a file is there, and is the one that the card of the stage `made_by` describes by this name.
+    """See that a file is there, and check it as `check_file` does.
 
     Raises: MissingInputError, DamagedInputError.
     """
     path = directory / name
     require(path, made_by)
-    wanted, found = files.get(name, "none"), FileFacts.of(path)
-    if found != wanted:
-        raise DamagedInputError(f"{path}: wanted {wanted} (as {made_by} wrote it), found {found}; {rerun(made_by)}")
+    try:
+        check_file(name, files, FileFacts.of(path), made_by)
+    except ValueError as error:
+        raise DamagedInputError(f"{path}: {error}; {rerun(made_by)}") from None

@@ -1,8 +1,8 @@
 """The cards of data: as it was delivered, and as it was processed."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from reparam.cards.card import Card, Files, Hash, SealedCard, Shape, UnitFloat
 from reparam.config.section import Count, KeyOf, MaybeCount
@@ -43,11 +43,14 @@ class ImageFacts(Card):
         """Whether no grey value is stored."""
         return self.binarization in ("threshold", "static")
 
-    @model_validator(mode="after")
-    def _has_a_value_for_each_channel(self) -> Self:
-        if {len(self.scaling.shift), len(self.scaling.scale)} != {self.shape[0]}:
-            raise ValueError(f"scaling.shift and scaling.scale of {self.shape[0]} channels")
-        return self
+    @field_validator("shape")
+    @classmethod
+    def _has_channels_that_are_scaled(cls, shape: tuple[int, int, int], info: ValidationInfo) -> tuple[int, int, int]:
+        if scaling := info.data.get("scaling"):  # missing where it is wrong itself
+            shifts, scales = len(scaling.shift), len(scaling.scale)
+            if not shifts == scales == shape[0]:
+                raise ValueError(f"as many channels as scaling.shift and scaling.scale have ({shifts} and {scales})")
+        return shape
 
 
 class FactorFacts(Card):

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from reparam.cards.card import Card, Files, Hash, Number, SealedCard, Side, UnitFloat, facts_of
+from reparam.cards.card import Card, Files, Hash, Number, SealedCard, Side, UnitFloat, check_file, facts_of
 from reparam.cards.data import ImageFacts, SplitName
 from reparam.cards.model import CardOfResult, Metrics, ModelCard, ModelLineage
 from reparam.config import EvaluateConfig, flatten
@@ -117,9 +117,7 @@ class EvaluationCard(CardOfResult, SealedCard):
 
         Raises: ValueError if it is not that of the evaluation.
         """
-        wanted, found = self.files.get(name, "none"), facts_of(content)
-        if found != wanted:
-            raise ValueError(f"wanted {wanted} (as evaluate wrote it), found {found}")
+        check_file(name, self.files, facts_of(content), "evaluate")
         return content
 
     def is_of(self, model: ModelCard) -> bool:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PlainValidator, PositiveFloat, PositiveInt
 
 from reparam.cards.card import Card, Files, Hash, Number, Shape
 from reparam.cards.data import Binarization, Scaling
@@ -11,6 +11,17 @@ from reparam.config.export import ExportConfig
 from reparam.config.section import Count, KeyOf
 
 GreyPixels = Literal["keep", "threshold"]
+
+
+def _check_size(size: object) -> Literal["batch"] | int:
+    if size == "batch":
+        return "batch"
+    if type(size) is not int or size < 1:
+        raise ValueError("'batch' or a whole number above 0")
+    return size
+
+
+Size = Annotated[Literal["batch"] | int, PlainValidator(_check_size)]  # a union would put its types into messages
 
 
 class ExportLineage(ModelLineage):
@@ -33,7 +44,7 @@ class TensorFacts(Card):
 
     name: str
     dtype: Literal["uint8", "int64", "float32"]
-    shape: tuple[Literal["batch"] | PositiveInt, ...]
+    shape: tuple[Size, ...]
     range: tuple[float | None, float | None]  # the lowest and highest value; null: no bound
     unit: str
     meaning: str

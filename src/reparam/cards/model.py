@@ -8,13 +8,11 @@ from typing import Annotated, Self
 
 from pydantic import ConfigDict, Field
 
-from reparam.cards.card import Card, DirectoryHash, Hash, Number, SealedCard
+from reparam.cards.card import SHORT, Card, DirectoryHash, Hash, Number, SealedCard
 from reparam.cards.data import ImageFacts
 from reparam.config import Config, ModelConfig, ObjectiveConfig, TrainConfig, params_hash
 from reparam.config.section import Count
 from reparam.errors import NonFiniteError, StaleInputError
-
-SHORT = 12  # digits of a hash that distinguish models where people read them
 
 
 class TrainedParams(Card):
@@ -57,7 +55,7 @@ class ModelCard(TrainedParams, SealedCard):
     classes: tuple[str, ...]  # of the labels that a conditional model is given, by their numbers; of others: none
     latent_size: Count  # numbers that describe an image, all layers together
     latent_shape: tuple[Count, ...]  # (latent_size,), or (C, H, W) of latents that are an image
-    has_prior: bool  # whether decoded draws from N(0, I) are samples of the model
+    has_prior: bool  # whether decoded draws from the model's prior are samples of it
     is_density: bool  # whether the likelihood is one of these pixels
     has_elbo: bool  # whether that and codes with a distribution give a bound on log p(x)
     is_discrete: bool  # whether it is a probability of the 256 grey values

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from reparam import track
+from reparam.cards.card import SHORT
 from reparam.cards.evaluation import EvaluationCard
-from reparam.cards.model import SHORT
 from reparam.compare.experiment import SAMPLES, Experiment, checked, read_scores
 from reparam.errors import TrackingError, UserError
 from reparam.metrics import ERROR, describe

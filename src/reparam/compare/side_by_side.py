@@ -16,8 +16,8 @@ from reparam.errors import TrackingError, UserError
 from reparam.figures.curves import plot_losses
 from reparam.figures.style import png
 from reparam.files import whole_file
+from reparam.pages.layout import environment
 from reparam.paths import Paths
-from reparam.report.page import environment
 
 TEMPLATE = Path(__file__).with_name("comparison.html")
 STYLES = {"better": "green", "worse": "red", "within noise": "dim"}
@@ -155,7 +155,7 @@ def _difference(cell: Cell) -> Text:
 
 
 def render(comparison: Comparison) -> str:
-    """Fill the template, which extends that of the report; everything in it is escaped."""
+    """Fill the template; everything in it is escaped."""
     made = environment(TEMPLATE.parent)
     made.globals["spell"] = spell
     trained = [experiment for experiment in comparison.experiments if experiment.losses]

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from reparam.config.section import KeyOf, Section, Strings
+from reparam.config.section import KeyOf, Section
 
 
 class EmnistConfig(Section):
@@ -18,15 +18,18 @@ class FolderConfig(Section):
     path: str | None
     """A directory tree of images, or a .zip or .tar of one; a relative path starts at the root of the repository."""
 
+    attributes: str | None
+    """A CSV file in it: a header, then the path of an image and its attributes, which become factors of variation."""
+
+    label: str | None
+    """Column of that file whose values are the classes; null takes folders for classes."""
+
 
 class DownloadConfig(Section):
-    """The data set to fetch, and places to fetch it from."""
+    """The data set to fetch."""
 
     source: Annotated[str, KeyOf("SOURCES", "data/sources/registry.py")]
     """Data set to fetch."""
-
-    mirrors: Strings
-    """Places to try before the published addresses: directories, or file://, http:// and https:// addresses."""
 
     emnist: EmnistConfig
     """For source emnist."""

@@ -20,11 +20,11 @@ from reparam.config.section import Section, describe_problem, describe_type, sho
 from reparam.config.train import TrainConfig
 from reparam.config.yaml import read_yaml
 from reparam.errors import ParamsError
-from reparam.redact import parameter_without_secrets
 
 Location = tuple[int | str, ...]
 LISTED = 50  # problems: a person mends these first
 SHIPPED = Path(__file__).with_name("params.yaml")  # the defaults
+MOVED = {"download.mirrors": "REPARAM_MIRRORS", "train.pictures_every": "REPARAM_PICTURES_EVERY"}  # from params.yaml
 
 
 class Config(Section):
@@ -69,14 +69,14 @@ def check_config(values: Any, name: str) -> Config:
 
 
 def flatten(values: Section | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Name every parameter by its dotted path and spell it as params.yaml does, to be shown: without credentials."""
+    """Name every parameter by its dotted path, and spell it as params.yaml does."""
     flat: dict[str, Any] = {}
     for name, value in values.items() if isinstance(values, Mapping) else values:
         path = f"{prefix}{name}"
         if isinstance(value, Section | Mapping):
             flat |= flatten(value, f"{path}.")
         else:
-            flat[path] = parameter_without_secrets(list(value) if isinstance(value, tuple) else value)
+            flat[path] = list(value) if isinstance(value, tuple) else value
     return flat
 
 
@@ -119,7 +119,9 @@ def close_paths(path: str) -> list[str]:
 
 
 def hint(path: str, otherwise: str) -> str:
-    """Ask whether a parameter is meant that is spelt alike."""
+    """Ask whether a parameter is meant that is spelt alike, or name the variable that took the place of a parameter."""
+    if path in MOVED:
+        return f"set {MOVED[path]} in the environment instead"
     close = " or ".join(map(repr, close_paths(path)))
     return f"did you mean {close}?" if close else otherwise
 

@@ -1,8 +1,6 @@
 """Section `preprocess`."""
 
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from reparam.config.section import Count, MaybeShare, Section, Seed, Share, Side, Strings
 
@@ -19,7 +17,7 @@ class PreprocessConfig(Section):
     channels: Literal[1, 3]
     """Channels of each pixel: grey, or red, green and blue."""
 
-    classes: Annotated[Strings, Field(min_length=1)] | None
+    classes: Strings | None
     """Names of the classes to keep; null keeps all."""
 
     validation: MaybeShare

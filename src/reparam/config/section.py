@@ -131,7 +131,7 @@ NotNegative = Annotated[float, Field(ge=0), SANE]
 Widths = Annotated[tuple[Width, ...], Field(strict=False, min_length=1), FEW]
 MaybeWidths = Annotated[tuple[Width, ...], Field(strict=False), FEW]
 Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1), FEW]
-Strings = Annotated[tuple[str, ...], Field(strict=False)]
+Strings = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 
 LONGEST = 200  # characters of a value that a message shows
 TYPES = {
@@ -168,9 +168,8 @@ def shorten(text: str) -> str:
 
 def describe_problem(problem: Any) -> str:
     """Describe a mistake that pydantic found in one line: `field: wanted this, found that`."""
-    path, found, context = ".".join(map(str, problem["loc"])), repr(problem["input"]), problem.get("ctx", {})
-    where = f"{path}: " if path else ""
-    found = shorten(found)
+    path, context = ".".join(str(part) for part in problem["loc"] if part != "[key]"), problem.get("ctx", {})
+    where, found = f"{path}: " if path else "", shorten(repr(problem["input"]))
     match problem["type"]:
         case "missing":
             return f"{where}missing"

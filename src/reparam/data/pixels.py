@@ -20,6 +20,7 @@ class Pixels(nn.Module):
 
     def __init__(self, images: ImageFacts) -> None:
         super().__init__()
+        self.binarization = images.binarization
         self.is_drawn = images.binarization == "dynamic"
         for name, values in (("shift", images.scaling.shift), ("scale", images.scaling.scale)):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)

@@ -20,6 +20,7 @@ from reparam.cards.data import (
     SplitFacts,
     SplitName,
 )
+from reparam.config import flatten
 from reparam.errors import DamagedInputError, StaleInputError
 from reparam.files import rerun, sha256
 
@@ -100,8 +101,9 @@ def read_card_of(directory: Path, trained_on: ImageFacts, card_sha256: str) -> D
     Raises: MissingInputError, DamagedInputError, StaleInputError.
     """
     card = read_card(directory)
-    for name in ImageFacts.model_fields:
-        _require_equal(f"{directory}: {name}", getattr(trained_on, name), getattr(card, name))
+    wanted, found = (flatten(facts.model_dump(mode="json")) for facts in (trained_on, card.images))
+    for name, value in wanted.items():
+        _require_equal(f"{directory}: {name}", value, found[name])
     _require_equal(f"{directory / CARD}: checksum", card_sha256, card.digest)
     return card
 

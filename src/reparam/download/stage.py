@@ -8,7 +8,7 @@ from filelock import FileLock
 
 from reparam import track
 from reparam.cards.card import MANIFEST
-from reparam.config import Config, DownloadConfig, flatten
+from reparam.config import Config, flatten
 from reparam.data.sources import registry as sources
 from reparam.files import dvc_hash, whole_directory
 from reparam.paths import Paths
@@ -25,7 +25,8 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
     with FileLock(f"{arriving}.lock"):
         with whole_directory(paths.raw) as directory:
             arriving.mkdir(exist_ok=True)  # not before the lock, whose last holder removed it
-            sources.download(_with_more_mirrors(config.download), paths.shared, arriving)
+            mirrors = os.environ.get("REPARAM_MIRRORS", "").split()
+            sources.download(config.download, paths.shared, arriving, mirrors)
             _copy_files(arriving, directory)
             card = sources.write_manifest(config.download, directory)
         shutil.rmtree(arriving)
@@ -34,12 +35,6 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
         sizes = [file.bytes for file in card.files.values()]
         run.log_metrics({"files": len(sizes), "bytes": sum(sizes)})
         run.log_files([paths.raw / MANIFEST])
-
-
-def _with_more_mirrors(config: DownloadConfig) -> DownloadConfig:
-    # From the environment, because what belongs to a machine and changes no result has no place in params.yaml.
-    more = os.environ.get("REPARAM_MIRRORS", "").split()
-    return config.model_copy(update={"mirrors": (*more, *config.mirrors)})
 
 
 def _copy_files(source: Path, target: Path) -> None:

@@ -201,7 +201,7 @@ def _disentangled(subject: Subject, findings: Findings) -> None:
     coded, settings = subject.coded, subject.settings.disentanglement
     reason = None
     if coded is None:
-        reason = "wanted images with known factors, as of sprites and dsprites"
+        reason = "wanted images with known factors, as of sprites, dsprites and a folder with attributes"
     elif len(coded.codes) < FEWEST:
         reason = f"wanted {FEWEST} images at least, found {len(coded.codes)}"
     if coded is None or reason:

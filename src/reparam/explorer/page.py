@@ -13,7 +13,7 @@ import numpy as np
 from reparam.client.bundle import GOLDEN, Bundle
 from reparam.errors import UserError
 from reparam.explorer import graph
-from reparam.policy import policy
+from reparam.pages.policy import policy
 
 HERE = Path(__file__).parent
 SCRIPTS = ("network.js", "code.js", "image.js", "walks.js")

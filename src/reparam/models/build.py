@@ -158,8 +158,9 @@ def _hierarchical(parts: Parts, config: HierarchicalConfig) -> HierarchicalVAE:
             features.append(body)
             encoders.append(Linear(width, 2 * size))
     priors = [network.between((above, *reversed(hidden), 2 * below)) for below, above in pairs]
-    layers = (features, encoders, priors)
-    return HierarchicalVAE(layers, parts.decoder(), parts.likelihood, sizes, parts.shape, parts.condition)
+    return HierarchicalVAE(
+        features, encoders, priors, parts.decoder(), parts.likelihood, sizes, parts.shape, parts.condition
+    )
 
 
 def _fsq(parts: Parts, config: FsqConfig) -> Quantized:
@@ -205,9 +206,15 @@ def _quantized(parts: Parts, quantizer: Quantizer, name: str) -> Quantized:
             f"params.yaml: model.latent: wanted a multiple of {quantizer.dimensions} ({name}), because each code has "
             f"this many numbers, found {parts.latent}"
         )
-    encoder, decoder = parts.network.encoder(parts.shape, parts.latent), parts.decoder()
-    facts = (parts.shape, parts.latent_shape, parts.condition)
-    return Quantized(encoder, decoder, parts.likelihood, quantizer, *facts)
+    return Quantized(
+        parts.network.encoder(parts.shape, parts.latent),
+        parts.decoder(),
+        parts.likelihood,
+        quantizer,
+        parts.shape,
+        parts.latent_shape,
+        parts.condition,
+    )
 
 
 @dataclass(frozen=True)

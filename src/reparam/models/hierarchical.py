@@ -38,7 +38,9 @@ class HierarchicalVAE(LatentModel):
 
     def __init__(
         self,
-        networks: tuple[Sequence[nn.Module], Sequence[nn.Module], Sequence[nn.Module]],
+        features: Sequence[nn.Module],
+        encoders: Sequence[nn.Module],
+        priors: Sequence[nn.Module],
         decoder: nn.Module,
         likelihood: Likelihood,
         sizes: Sequence[int],
@@ -46,8 +48,9 @@ class HierarchicalVAE(LatentModel):
         condition: Condition | None = None,
     ) -> None:
         super().__init__()
-        # Priors: of z_1 given z_2, of z_2 given z_3, ...; the last layer's is standard normal.
-        self.features, self.encoders, self.priors = map(nn.ModuleList, networks)
+        self.features = nn.ModuleList(features)
+        self.encoders = nn.ModuleList(encoders)
+        self.priors = nn.ModuleList(priors)  # of z_1 given z_2, of z_2 given z_3, ...; the last layer's is N(0, I)
         self.decoder = decoder
         self.likelihood = likelihood
         self.sizes = list(sizes)  # D_1, ..., D_L

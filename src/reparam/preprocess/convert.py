@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.progress import track
 
 from reparam.config import PreprocessConfig
+from reparam.data.images import UnreadableImageError, decode, fit, fit_arrays
 from reparam.data.sources.folder import ImageFiles
 from reparam.data.sources.raw import ImageArrays, Pixels
 from reparam.errors import UserError
-from reparam.preprocess.images import UnreadableImageError, decode, fit, fit_arrays
 from reparam.threads import cores
 
 CHUNK = 256  # images a worker takes at once: the work outweighs handing it over, and the bar still moves

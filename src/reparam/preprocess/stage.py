@@ -13,7 +13,7 @@ from reparam.config import Config, PreprocessConfig, flatten
 from reparam.data import store
 from reparam.data.sources import registry as sources
 from reparam.data.sources.folder import ImageFiles
-from reparam.data.sources.raw import ImageArrays, Raw
+from reparam.data.sources.raw import Raw
 from reparam.files import dvc_hash, scratch_directory, whole_directory
 from reparam.paths import Paths
 from reparam.preprocess import convert, splits
@@ -52,7 +52,7 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
 
 
 def _write_arrays(raw: Raw, settings: PreprocessConfig, directory: Path) -> dict[str, str]:
-    """Write images and labels of each split; return the names of unreadable images with the reason."""
+    """Write images, labels and factors of each split; return the names of unreadable images with the reason."""
     parts = splits.assign(raw, settings)
     numbers = splits.class_numbers(raw.classes, settings.classes)
     published, rows = parts["train"]
@@ -72,10 +72,11 @@ def _write_arrays(raw: Raw, settings: PreprocessConfig, directory: Path) -> dict
                 raise convert.none_readable(name, named)
             skipped |= named
         store.binarize(images, settings.binarization, (settings.seed, store.SPLITS.index(name)))
-        labels = [numbers[int(collection.labels[row])] for row in rows if row not in unreadable]
+        readable = rows[~np.isin(rows, list(unreadable))]
+        labels = [numbers[int(collection.labels[row])] for row in readable]
         np.save(directory / f"{name}-labels.npy", np.asarray(labels, np.int32))
-        if isinstance(collection, ImageArrays) and collection.factors is not None:
-            np.save(directory / f"{name}-factors.npy", collection.factors[rows].astype(np.int32))
+        if collection.factors is not None:
+            np.save(directory / f"{name}-factors.npy", collection.factors[readable].astype(np.int32))
     if settings.on_error == "fail":
         convert.refuse_unreadable(skipped)
     elif skipped:

@@ -1,14 +1,10 @@
 """Metrics and figures -> one HTML page that opens from disk without a network."""
 
-import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from reparam.cards.data import DataCard
 from reparam.cards.evaluation import EvaluationCard, EvaluationMetrics
@@ -16,7 +12,7 @@ from reparam.cards.export import ExportCard, ExportMetrics
 from reparam.cards.model import ModelCard
 from reparam.config import Config, Section, flatten
 from reparam.metrics import ERROR, GROUPS, Metric, members
-from reparam.policy import policy
+from reparam.pages.layout import environment
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 FEW = 3  # classes that a title names, at most
@@ -94,26 +90,11 @@ class Number(NamedTuple):
     text: str
 
 
-def environment(*directories: Path) -> Environment:
-    """Make what fills templates: of these directories, and that of the page; everything in them is escaped."""
-    made = Environment(
-        loader=FileSystemLoader([*directories, TEMPLATE.parent]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    made.filters["png"] = _data_uri
-    made.filters["policy"] = policy
-    return made
-
-
 def render(page: Page) -> str:
     """Fill the template."""
     has_tiles = {"grid_tiles", "traversal_tiles"} <= set(page.pictures)
     return (
-        environment()
+        environment(TEMPLATE.parent)
         .get_template(TEMPLATE.name)
         .render(
             page=page,
@@ -192,12 +173,8 @@ def _images_of(metric: Metric, page: Page) -> int:
     return page.evaluation.images
 
 
-def _data_uri(picture: bytes) -> Markup:
-    return Markup("data:image/png;base64,") + base64.b64encode(picture).decode()
-
-
 def _params_file(section: Section, indent: str = "") -> str:
-    """Spell parameters as a params.yaml, without credentials; every JSON value is a YAML one."""
+    """Spell parameters as a params.yaml; every JSON value is a YAML one."""
     lines, blocks, values = [], section.blocks(), flatten(section)
     for name in type(section).model_fields:
         if name in blocks:

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from reparam.data.images import MODES
 from reparam.errors import UserError
-from reparam.preprocess.images import MODES
 
 PLAIN = ("1", "L", "P", "RGB")  # 8 bits or fewer, and nothing to see through
 

@@ -11,8 +11,8 @@ from pydantic import BaseModel, Field, StrictInt
 
 from reparam.client import Client
 from reparam.client.labels import as_input, number_of
+from reparam.data.images import MODES
 from reparam.errors import UserError
-from reparam.preprocess.images import MODES
 from reparam.serve import pictures, protocol
 from reparam.serve.answers import Json, aside, check_finite, to_png
 from reparam.serve.batches import Arrays, Batches

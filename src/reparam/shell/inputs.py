@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from reparam.arrays import map_array
+from reparam.data.images import MODES, UnreadableImageError, decode, fit
 from reparam.data.sources.folder import find_images
 from reparam.errors import DamagedInputError, UserError
 from reparam.files import refuse_special
-from reparam.preprocess.images import MODES, UnreadableImageError, decode, fit
 
 Images = npt.NDArray[np.uint8]  # (B, H, W, C)
 Shape = tuple[int, int, int]  # (H, W, C)

@@ -7,8 +7,7 @@ from reparam.config import Config
 from reparam.data.batches import Batches
 from reparam.data.pixels import Pixels
 from reparam.models.build import build_model, start_at_mean
-from reparam.models.likelihoods import is_density
-from reparam.train.checks import check_parts
+from reparam.train.checks import check_monitor, check_parts
 from reparam.train.distributed import ALONE, World
 from reparam.train.loss import Loss
 from reparam.train.memory import check_memory
@@ -36,6 +35,6 @@ def build_trainer(
     pixels, perceptual, wanted = pixels.to(training.device), None, config.objective.perceptual
     if wanted.weight:
         perceptual = Perceptual.load(wanted, pixels, data.shape)
-    has_elbo = model.has_elbo(is_density=is_density(model.likelihood, data.binarization))
-    loss = Loss(model, pixels, config.objective, perceptual, has_elbo=has_elbo).to(training.device)
+    loss = Loss(model, pixels, config.objective, perceptual).to(training.device)
+    check_monitor(loss, config.train)
     return Trainer(loss, config.train, len(training), world)

@@ -6,9 +6,9 @@ from reparam.cards.data import DataCard, ImageFacts
 from reparam.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
 from reparam.errors import ParamsError
 from reparam.models.build import AnyModel
-from reparam.models.likelihoods import is_density
 from reparam.models.quantized import Quantized
 from reparam.objectives import OBJECTIVES
+from reparam.train.loss import Loss
 
 
 def check_parts(model: AnyModel, config: Config, data: ImageFacts, *, images: int, processes: int = 1) -> None:
@@ -20,7 +20,6 @@ def check_parts(model: AnyModel, config: Config, data: ImageFacts, *, images: in
     _check_pixels(model, config.model, data)
     _check_batches(model, config, images, processes)
     _check_codebook(model, config.model, processes)
-    _check_monitor(model, config.train, data)
     _check_penalties(config)
 
 
@@ -36,7 +35,7 @@ def condition_classes(config: ModelConfig, data: DataCard) -> tuple[str, ...]:
         raise ParamsError(
             f"params.yaml: model.condition: wanted 'none' with training images of one class alone ({found}), found "
             f"{config.condition!r}; set download.source to data with labels: digits, mnist_5k, a set of "
-            "torchvision, or a folder with a folder for each class"
+            "torchvision, or a folder with a folder for each class or with download.folder.label"
         )
     return data.classes
 
@@ -85,10 +84,13 @@ def _check_codebook(model: AnyModel, config: ModelConfig, processes: int) -> Non
         )
 
 
-def _check_monitor(model: AnyModel, config: TrainConfig, data: ImageFacts) -> None:
-    has_density = is_density(model.likelihood, data.binarization)
-    if config.monitor == "elbo" and not model.has_elbo(is_density=has_density):
-        kind = "a Bernoulli likelihood of grey pixels" if model.stochastic_layers else "an autoencoder"
+def check_monitor(loss: Loss, config: TrainConfig) -> None:
+    """Refuse to choose the best epoch by an ELBO that there is not.
+
+    Raises: ParamsError.
+    """
+    if config.monitor == "elbo" and not loss.has_elbo:
+        kind = "a Bernoulli likelihood of grey pixels" if loss.model.stochastic_layers else "an autoencoder"
         raise ParamsError(f"params.yaml: train.monitor: wanted 'loss' with {kind}, which has no ELBO, found 'elbo'")
 
 

@@ -78,6 +78,15 @@ class World:
         """Take our part of a batch; all of it, if it has fewer rows than processes. Shapes: (N,) -> (n,)."""
         return rows[self.rank :: self.size] if len(rows) >= self.size else rows
 
+    def deal(self, images: int, batch_size: int) -> tuple[list[int], Tensor]:
+        """Deal out whole batches of all images in order; return the numbers of ours, and their rows. Shapes: -> (n,).
+
+        A process that gets none receives the first one as well, so that it has terms to add up, as those of no images.
+        """
+        batches = torch.split(torch.arange(images), batch_size) if images else ()
+        numbers = list(range(self.rank, len(batches), self.size)) or list(range(len(batches)))[:1]
+        return numbers, torch.cat([torch.arange(0), *(batches[number] for number in numbers)])
+
     def weight(self, images: int, of_all: int) -> float:
         """Weigh the mean over a part so that the average over processes is the mean over all images of the batch."""
         return images * self.size / (of_all if of_all >= self.size else of_all * self.size)

@@ -48,7 +48,7 @@ def fit(
         for batch in data.training.with_labels(epoch.left(before), trainer.world.share):
             epoch.sums.add(trainer.step(*batch))
             keeper.after_step()
-        held_out = _validate(state, data.validation, config, keeper)
+        held_out = validate(state, data.validation, config, keeper)
         try:
             row = {"epoch": float(number), **epoch.sums.over(trainer.world).means("train", number)}
             row |= held_out.means("validation", number) if held_out.images else {}
@@ -66,17 +66,19 @@ def fit(
         rollback.remember()
 
 
-def _validate(state: State, validation: Batches, config: TrainConfig, keeper: Keeper) -> Sums:
-    sums = Sums(state.trainer.device)
-    # The same draws every epoch, so that epochs differ by their weights alone.
-    generator = torch.Generator().manual_seed(config.seed)
-    with random_stream(config.seed, "validation"), torch.no_grad():
-        for images, *labels in validation.with_labels(torch.arange(len(validation))):
-            if keeper.ends_validation():
-                break
-            sums.add(state.trainer.score(images, generator, *labels))
-    keeper.after_validation()  # outside the random stream, whose state is not that of training
-    return sums
+def validate(state: State, validation: Batches, config: TrainConfig, keeper: Keeper) -> Sums:
+    """Score the held-out images; each of several processes takes whole batches, as an objective may need them."""
+    trainer, sums = state.trainer, Sums(state.trainer.device)
+    numbers, own = trainer.world.deal(len(validation), validation.batch_size)
+    for number, batch in zip(numbers, validation.with_labels(own), strict=True):
+        if keeper.ends_validation():
+            break
+        # The same draws in every epoch, so that epochs differ by their weights alone, and for every process.
+        with random_stream(config.seed, f"validation {number}"), torch.no_grad():
+            found = trainer.score(*batch)
+        sums.add(found if number % trainer.world.size == trainer.world.rank else found.of_nothing())
+    keeper.after_validation()
+    return sums.over(trainer.world)
 
 
 def _to_minimise(row: Metrics, monitor: str) -> float:

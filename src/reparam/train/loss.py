@@ -11,35 +11,29 @@ from reparam.data.pixels import Pixels
 from reparam.models.build import AnyModel
 from reparam.models.draw import Model
 from reparam.models.given import given
-from reparam.objectives import OBJECTIVES, Setting, Terms, alone
+from reparam.models.likelihoods import is_density
+from reparam.objectives import OBJECTIVES, Setting, Terms, alone, has_prior
 from reparam.train.perceptual import Charged, Perceptual
 
 
 class Loss(nn.Module):
-    """The loss as one module, so that DDP and torch.compile wrap all of it.
-
-    Where the model has no ELBO of these pixels (`has_elbo`), the terms have none.
-    """
+    """The loss as one module, so that DDP and torch.compile wrap all of it."""
 
     epoch: Tensor  # (): epochs trained so far, a fraction within one; on the device, where schedules read it
     black: Tensor  # (C, 1, 1): what the model sees of a black pixel
     white: Tensor
 
     def __init__(
-        self,
-        model: AnyModel,
-        pixels: Pixels,
-        config: ObjectiveConfig,
-        perceptual: Perceptual | None = None,
-        *,
-        has_elbo: bool = True,
+        self, model: AnyModel, pixels: Pixels, config: ObjectiveConfig, perceptual: Perceptual | None = None
     ) -> None:
         super().__init__()
         self.model = model
         self.perceptual = perceptual
         self.pixels = pixels
         self.config = config
-        self.has_elbo = has_elbo
+        self.is_density = is_density(model.likelihood, pixels.binarization)
+        self.has_elbo = model.has_elbo(is_density=self.is_density)  # otherwise the terms have none
+        self.has_prior = has_prior(model, config.name)
         self.objective = OBJECTIVES[config.name].terms
         self.register_buffer("epoch", torch.zeros((), device=pixels.shift.device), persistent=False)
         for name, value in (("black", 0.0), ("white", 1.0)):
@@ -58,12 +52,11 @@ class Loss(nn.Module):
         """
         return self._terms(given(self.model, labels), self.pixels(images), self.epoch, gather)
 
-    def score(self, images: Tensor, generator: torch.Generator, labels: Tensor | None = None) -> Terms:
+    def score(self, images: Tensor, labels: Tensor | None = None) -> Terms:
         """Return the loss terms of a held-out batch, with every schedule at its end, so that epochs can be compared."""
         self.eval()
         try:
-            x = self.pixels(images, generator)
-            return self._terms(given(self.model, labels), x, torch.full_like(self.epoch, torch.inf))
+            return self._terms(given(self.model, labels), self.pixels(images), torch.full_like(self.epoch, torch.inf))
         finally:
             self.train()
 

@@ -10,9 +10,9 @@ import torch
 from rich.console import Console
 
 from reparam import logged, track
-from reparam.cards.card import CARD
+from reparam.cards.card import CARD, SHORT
 from reparam.cards.data import DataCard, SplitName
-from reparam.cards.model import SHORT, ModelCard, TrainedParams, TrainingLineage, TrainingMetrics
+from reparam.cards.model import ModelCard, TrainedParams, TrainingLineage, TrainingMetrics
 from reparam.config import Config, TrainConfig, params_hash
 from reparam.data import store
 from reparam.data.batches import Batches
@@ -22,9 +22,7 @@ from reparam.lineage import source_hash
 from reparam.logged.epochs import EpochLog
 from reparam.logged.filmstrip import Filmstrip, epochs_between_pictures
 from reparam.models.build import KINDS
-from reparam.models.likelihoods import is_density
 from reparam.models.storage import save_weights
-from reparam.objectives import has_prior
 from reparam.paths import Paths
 from reparam.progress import progress
 from reparam.runtime import computing_in, make_deterministic, pick_device
@@ -111,7 +109,7 @@ def _train(state: State, data: Data, config: TrainConfig, checkpoints: Checkpoin
         display.run,
         config.seed,
         every=epochs_between_pictures(),
-        has_prior=has_prior(trainer.model, trainer.loss.config.name),
+        has_prior=trainer.loss.has_prior,
     )
     with keeper.stop.listening(), progress(config.epochs, console) as show:
         epoch_log = EpochLog(
@@ -156,20 +154,19 @@ def _identity(config: Config, data_hash: str, place: torch.device, world: World)
 
 def _write_model(directory: Path, config: Config, data: DataCard, data_hash: str, state: State) -> ModelCard:
     """Write weights and card, and return the card."""
-    params, model, record = TrainedParams.of(config), state.trainer.model, state.record
-    has_density = is_density(model.likelihood, data.binarization)
+    params, loss, record = TrainedParams.of(config), state.trainer.loss, state.record
     with whole_directory(directory) as written:
         card = ModelCard(
             **dict(params),
             data=data.images,
             kind_title=KINDS[config.model.kind].title,
             classes=condition_classes(config.model, data),
-            latent_size=model.latent_size,
-            latent_shape=model.latent_shape,
-            has_prior=has_prior(model, config.objective.name),
-            is_density=has_density,
-            has_elbo=model.has_elbo(is_density=has_density),
-            is_discrete=model.likelihood.is_discrete,
+            latent_size=loss.model.latent_size,
+            latent_shape=loss.model.latent_shape,
+            has_prior=loss.has_prior,
+            is_density=loss.is_density,
+            has_elbo=loss.has_elbo,
+            is_discrete=loss.model.likelihood.is_discrete,
             best_epoch=record.best_epoch,
             epochs=len(record.history),
             lineage=TrainingLineage(

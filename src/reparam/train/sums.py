@@ -23,6 +23,10 @@ class Totals(NamedTuple):
         """Sum terms of images. Shapes: each (B,)."""
         return cls(summed(terms), len(terms["loss"]))
 
+    def of_nothing(self) -> "Totals":
+        """Return the same terms of no images."""
+        return Totals({name: torch.zeros_like(total) for name, total in self.terms.items()}, 0)
+
 
 def summed(terms: Terms) -> Terms:
     """Sum each term over images. Shapes: (B,) -> ()."""
@@ -79,7 +83,7 @@ class Sums:
 
     def over(self, world: World) -> "Sums":
         """Add up what all processes saw."""
-        if world.size == 1:
+        if world.size == 1 or not self.names:
             return self
         numbers = torch.cat([self.totals, self.totals.new_tensor([self.images])])
         *totals, images = world.total(numbers).unbind()

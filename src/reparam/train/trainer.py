@@ -62,18 +62,17 @@ class Trainer:
         self.loss.begin(epoch)
         terms = self._update(images, *labels)
         self.images += of_all
-        if of_all >= self.world.size or self.world.is_first:
-            return Totals(terms, len(images))
-        # All processes had the whole batch, and one counts it.
-        return Totals({name: torch.zeros_like(total) for name, total in terms.items()}, 0)
+        found = Totals(terms, len(images))
+        # Of a batch with fewer images than processes, all had the whole, and one counts it.
+        return found if of_all >= self.world.size or self.world.is_first else found.of_nothing()
 
     def slow_down(self, factor: float) -> None:
         """Multiply the learning rates of the schedule by a factor from now on."""
         self.rate_factor = factor
 
-    def score(self, images: Tensor, generator: torch.Generator, *labels: Tensor) -> Totals:
+    def score(self, images: Tensor, *labels: Tensor) -> Totals:
         """Return the loss terms of a held-out batch. Shapes: (B, C, H, W) uint8, (B,) int64."""
-        return Totals.of(self._kept().score(images, generator, *labels))
+        return Totals.of(self._kept().score(images, *labels))
 
     def schedules(self) -> Metrics:
         """Return the learning rate and the weight of the KL at an epoch's last step."""

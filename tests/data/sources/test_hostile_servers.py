@@ -21,7 +21,7 @@ from reparam.errors import UserError
 BODY = random.Random(0).randbytes(200_000)
 HALF = len(BODY) // 2
 MD5 = f"md5:{hashlib.md5(BODY).hexdigest()}"
-REMEDY = "set download.mirrors in params.yaml to a directory or server that holds it"
+REMEDY = "set REPARAM_MIRRORS to a directory or server that holds it"
 LATER = f"run again to go on from there, set REPARAM_DOWNLOAD_SECONDS to more seconds, or {REMEDY}"
 UNFINISHED = "not finished when the time was up"
 NO_ADDRESS = "wanted http:// or https://, found that it, a redirect or a proxy has no such address"

@@ -86,8 +86,8 @@ def test_omniglot_is_read_upright_from_a_mirror_without_a_checksum(tmp_path: Pat
     (tmp_path / "mirror").mkdir()
     (tmp_path / "raw").mkdir()
     scipy.io.savemat(tmp_path / "mirror/chardata.mat", arrays_)
-    config = small_section("download", source="omniglot", mirrors=["mirror"])
-    download(config, tmp_path, tmp_path / "raw")
+    config = small_section("download", source="omniglot")
+    download(config, tmp_path, tmp_path / "raw", ["mirror"])
     write_manifest(config, tmp_path / "raw")
     card, raw = read(tmp_path / "raw", tmp_path)
     assert list(card.files) == ["chardata.mat"]

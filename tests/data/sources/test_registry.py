@@ -66,8 +66,16 @@ def test_a_mirror_stands_where_the_project_or_the_user_is_at_home(
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: SimpleNamespace(origin=f"{tmp_path}/none/x.py"))
     raw.rename(tmp_path / "mirror")
     raw.mkdir()
-    download(settings("digits", mirrors=[mirror.format(base=tmp_path)]), tmp_path, raw)
+    download(settings("digits"), tmp_path, raw, [mirror.format(base=tmp_path)])
     assert (raw / "digits.csv.gz").read_bytes() == (tmp_path / "mirror/digits.csv.gz").read_bytes()
+
+
+def test_the_home_of_nobody_is_a_mirror_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: SimpleNamespace(origin=f"{tmp_path}/none/x.py"))
+    with pytest.raises(UserError) as caught:
+        download(settings("digits"), tmp_path, tmp_path / "raw", ["~no such user"])
+    line = str(caught.value).splitlines()[1]
+    assert line == f"  {tmp_path}/~no such user/digits.csv.gz: No such file or directory"
 
 
 def test_the_digits_are_those_of_scikit_learn(raw: Path, scratch: Path) -> None:
@@ -116,7 +124,7 @@ def test_a_file_that_differs_from_the_published_one_is_refused(tmp_path: Path, m
         f"digits.csv.gz ({wanted}): no source gives this file\n"
         f"  {address.as_uri()}: wrong checksum: wanted {wanted}, "
         "found sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad\n"
-        "set download.mirrors in params.yaml to a directory or server that holds it"
+        "set REPARAM_MIRRORS to a directory or server that holds it"
     )
     assert list(directory.iterdir()) == []
 
@@ -173,8 +181,27 @@ def test_a_folder_must_be_named(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("path", ["/data/attributes.csv", "../attributes.csv", "tables/../../attributes.csv"])
+def test_attributes_must_be_in_the_folder(path: str, tmp_path: Path) -> None:
+    with pytest.raises(ParamsError) as caught:
+        download(settings("folder", path="photos", attributes=path), tmp_path, tmp_path)
+    assert str(caught.value) == (
+        "params.yaml: download.folder.attributes: wanted the path of a CSV file in download.folder.path, which starts "
+        f"there, found {path!r}; put the file into the folder"
+    )
+
+
+def test_a_label_without_attributes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError) as caught:
+        download(settings("folder", path="photos", label="hair"), tmp_path, tmp_path)
+    assert str(caught.value) == (
+        "params.yaml: download.folder.attributes: wanted the CSV file with the column of download.folder.label 'hair', "
+        "found null; name the file, or set the label to null"
+    )
+
+
 def test_the_block_of_another_source_is_ignored(tmp_path: Path) -> None:
-    config = settings("digits", path="nowhere", variant="letters")
+    config = settings("digits", path="nowhere", variant="letters", attributes="../a.csv", label="x")
     download(config, tmp_path, tmp_path)
     assert write_manifest(config, tmp_path).options == {}
     assert write_manifest(settings("emnist", variant="letters"), tmp_path).options == {"variant": "letters"}
@@ -188,6 +215,8 @@ def test_every_source_says_what_it_is_and_on_what_terms() -> None:
     assert [name for name in SOURCES if name in ours] == ours
     assert all(source.title and source.licence for source in SOURCES.values())
     assert [name for name in ours if SOURCES[name].options] == ["emnist"]
+    optional = {name: SOURCES[name].optional for name in ours if SOURCES[name].optional}
+    assert optional == {"folder": ("attributes", "label")}
 
 
 # Folders of images

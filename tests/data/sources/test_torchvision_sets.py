@@ -136,7 +136,7 @@ def test_celeba_says_that_it_cannot_be_fetched(directory: Path, tmp_path: Path) 
     assert str(caught.value) == (
         "img_align_celeba.zip (md5:00d2c5bc6d35e252742224ab0c1e8fcb): no source gives this file\n"
         "  no mirror is set, and no address is published\n"
-        "set download.mirrors in params.yaml to a directory or server that holds it"
+        "set REPARAM_MIRRORS to a directory or server that holds it"
     )
 
 
@@ -365,8 +365,8 @@ def mnist(mnist_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Raw:
     base = tmp_path_factory.mktemp("mnist")
     for name in ("raw", "scratch"):
         (base / name).mkdir()
-    config = small_section("download", source="mnist", mirrors=[str(mnist_files)])
-    sources.download(config, base, base / "raw")
+    config = small_section("download", source="mnist")
+    sources.download(config, base, base / "raw", [str(mnist_files)])
     sources.write_manifest(config, base / "raw")
     return sources.read(base / "raw", base / "scratch")[1]
 

@@ -6,6 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from reparam.errors import UserError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
@@ -25,15 +28,22 @@ class ImageFiles:
     names: tuple[str, ...]  # posix paths relative to `root`
     labels: tuple[int, ...]  # for each name, its index in `classes`
     classes: tuple[str, ...]
+    factors: npt.NDArray[np.int64] | None = None  # (N, F): of variation, where known
 
 
-def list_splits(root: Path) -> dict[str, ImageFiles]:
+def list_splits(root: Path, *, has_class_folders: bool = True) -> dict[str, ImageFiles]:
     """Find the images of each split that was published, with the same classes in all; without one, all images as "all".
 
     A published split is a folder `train` with any of `val`, `validation` and `test`, in small or capital letters. A
-    folder `train` on its own holds all images; beside folders of other names, it is a class like them.
+    folder `train` on its own holds all images; beside folders of other names, it is a class like them. Without class
+    folders, all images are of one class, wherever they lie.
     Raises: UserError if there are no images, or folders do not say what belongs where.
     """
+    return _label(_find_splits(root), has_class_folders=has_class_folders)
+
+
+def _find_splits(root: Path) -> dict[str, tuple[Path, list[str]]]:
+    """Return the folder of each split, and the names of images in it."""
     names = find_images(root)
     folders = {
         folder: SPLIT_FOLDERS[folder.lower()]
@@ -42,7 +52,7 @@ def list_splits(root: Path) -> dict[str, ImageFiles]:
     }
     beside = [name for name in names if _first(name) not in folders]
     if "train" not in folders.values() or (len(folders) == 1 and beside):
-        return _label({ALL: (root, names)})
+        return {ALL: (root, names)}
     listing = ", ".join(folders)
     if beside:
         raise UserError(
@@ -56,11 +66,11 @@ def list_splits(root: Path) -> dict[str, ImageFiles]:
         for folder, split in folders.items()
     }
     if len(parts) == 1:
-        return _label({ALL: parts["train"]})
-    return _label({split: parts[split] for split in ("train", "validation", "test") if split in parts})
+        return {ALL: parts["train"]}
+    return {split: parts[split] for split in ("train", "validation", "test") if split in parts}
 
 
-def _label(parts: Mapping[str, tuple[Path, list[str]]]) -> dict[str, ImageFiles]:
+def _label(parts: Mapping[str, tuple[Path, list[str]]], *, has_class_folders: bool) -> dict[str, ImageFiles]:
     """Number the classes of all parts together, so that a number means the same in each."""
     for root, names in parts.values():
         if not names:
@@ -68,6 +78,10 @@ def _label(parts: Mapping[str, tuple[Path, list[str]]]) -> dict[str, ImageFiles]
                 f"{root}: found no images, wanted files that end in {', '.join(EXTENSIONS)}; hidden files, and links "
                 "to folders or out of this one, do not count"
             )
+    if not has_class_folders:
+        return {
+            part: ImageFiles(root, tuple(names), (0,) * len(names), (ALL,)) for part, (root, names) in parts.items()
+        }
     places = [(root / name, "/" in name) for root, names in parts.values() for name in names]
     with_folder, without = ([path for path, found in places if found is wanted] for wanted in (True, False))
     if with_folder and without:

