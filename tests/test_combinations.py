@@ -37,6 +37,10 @@ IMAGES = black_and_white(4, 1, 8, 8)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+def test_every_kind_is_combined_with_the_rest() -> None:
+    assert {changes["kind"] for changes in KINDS.values()} == set(build.KINDS)
+
+
 def test_the_objectives_that_we_ship_are_defined_for_the_models_of_their_publications() -> None:
     with_prior, without = {"vae", "bottom_up", "top_down"}, {"autoencoder", "fsq", "vq"}
     kinds = {
