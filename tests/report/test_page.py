@@ -51,7 +51,7 @@ EXPORTED = ("decoder.onnx", "encoder.onnx")
 EMPTY = facts_of(b"")
 EVIL = '<script>alert("x")</script>'
 PREFIX = "data:image/png;base64,"
-VOID = {"meta", "link", "img", "br", "hr", "input"}
+VOID = {"meta", "link", "img", "br", "wbr", "hr", "input"}
 NAMES = [picture.name for group in PICTURES.values() for picture in group]
 
 

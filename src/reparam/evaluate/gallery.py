@@ -96,7 +96,7 @@ def _samples(subject: Subject) -> Figure:
     with random_stream(subject.settings.seed, "samples"):
         start = subject.codes(SAMPLES_PER_SIDE**2)
     title = f"Decoder means of draws from {subject.sampler.origin}"
-    labels = "; as many of each label as in the split" if subject.data.is_conditional else ""
+    labels = "\nas many of each label as in the split" if subject.data.is_conditional else ""
     return plot_grid(subject.decode(start, subject.proportional(len(start))), SAMPLES_PER_SIDE, f"{title}{labels}")
 
 
