@@ -51,7 +51,7 @@ EXPORTED = ("decoder.onnx", "encoder.onnx")
 EMPTY = facts_of(b"")
 EVIL = '<script>alert("x")</script>'
 PREFIX = "data:image/png;base64,"
-VOID = {"meta", "link", "img", "br", "wbr", "hr", "input"}
+VOID = {"meta", "link", "img", "br", "hr", "input"}
 NAMES = [picture.name for group in PICTURES.values() for picture in group]
 
 
@@ -66,7 +66,7 @@ class Outline(HTMLParser):
         self.stray: list[str] = []
         self.open: list[str] = []
         self.scripts: list[str] = []
-        self.feed(text)
+        self.feed(text.replace("<wbr>", ""))  # within words
         self.close()
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
