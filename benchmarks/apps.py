@@ -23,7 +23,6 @@ import torch
 from results import table, write_section
 from ruamel.yaml import YAML
 
-from reparam.cards.model import ModelCard
 from reparam.client import Client
 from reparam.data.pixels import Pixels
 from reparam.export.onnx import DecoderGraph, EncoderGraph
@@ -87,7 +86,7 @@ def _train(network: str, root: Path) -> Paths:
 
 
 def _inference(network: str, paths: Paths, rounds: int) -> list[list[str]]:
-    model, card = load_model(paths.model, torch.device("cpu")), ModelCard.read(paths.model / "card.json", "train")
+    model, card = load_model(paths.model, torch.device("cpu"))
     client = Client(paths.onnx, "cpu", threads=1)
     rng, pixels, rows = np.random.default_rng(0), Pixels(card.data), []
     for batch in BATCHES:

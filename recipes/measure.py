@@ -161,7 +161,7 @@ def _measure_codes(paths: Paths, config: Config) -> dict[str, Any]:
     """Measure reconstruction under noise, the spread of codes, and how fast they change with the image."""
     place = pick_device(os.environ.get("REPARAM_DEVICE", "auto"))
     card = store.read_card(paths.processed)
-    model = load_model(paths.model, place)
+    model, _ = load_model(paths.model, place)
     data = Batches(store.read_split(paths.processed, "test").images, config.evaluate.batch_size, place)
     pixels = Pixels(card).to(place)
     black, white = (pixels.scaled(torch.full((1, 1, 1), value, device=place)) for value in (0.0, 1.0))

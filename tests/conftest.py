@@ -1,6 +1,7 @@
 """Fixtures of the whole suite: a small params.yaml, and working copies before and after the pipeline ran."""
 
 import copy
+import importlib
 import io
 import json
 import os
@@ -17,7 +18,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from reparam import lineage
-from reparam.config import Config
+from reparam.config import Config, load_config
 from reparam.config import yaml as params_yaml
 from reparam.paths import Paths
 
@@ -55,7 +56,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "evaluate": {"elbo_samples": 2, "nll_samples": 4, "grid": {"steps": 3, "plane": "dimensions"}},
     "report": {"title": "A small model"},
 }
-SMALL: dict[str, dict[str, Any]] = YAML(typ="safe").load(Path(__file__).parents[1] / "params.yaml")
+ROOT = Path(__file__).parents[1]
+SMALL: dict[str, dict[str, Any]] = YAML(typ="safe").load(ROOT / "params.yaml")
 
 
 def change(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
@@ -192,21 +194,12 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None
 
 def run_all(root: Path, params: dict[str, Any]) -> Paths:
     """Run every stage in this process, without tracking."""
-    # Here and not above, so that tests of light modules need not wait for torch.
-    from reparam.config import load_config
-    from reparam.download import stage as download
-    from reparam.evaluate import stage as evaluate
-    from reparam.export import stage as export
-    from reparam.preprocess import stage as preprocess
-    from reparam.report import stage as report
-    from reparam.train import stage as train
-
     paths = Paths(root, root)
     _write(paths.params, params)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", "off")
-        for stage in (download, preprocess, train, evaluate, export, report):
-            stage.run(load_config(paths.params), paths)
+        for name in YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]:
+            importlib.import_module(f"reparam.{name}.stage").run(load_config(paths.params), paths)
     return paths
 
 

@@ -27,7 +27,7 @@ UPPER_OFFSET = torch.tensor([0.4, -0.6, 0.2], dtype=torch.float64)
 UPPER_VARIANCE = torch.tensor([0.5, 1.5, 0.8], dtype=torch.float64)
 
 
-class LinearGaussian:
+class LinearGaussian(nn.Module):
     """z ~ N(0, I), x | z ~ N(z, I), so x ~ N(0, 2 I) and z | x ~ N(x / 2, I / 2).
 
     Each pixel has its own latent; q(z|x) = N(slope * x, variance), by default the posterior itself.
@@ -37,6 +37,7 @@ class LinearGaussian:
     likelihood = SimpleNamespace(outputs=1)
 
     def __init__(self, slope: float = 0.5, variance: float = 0.5) -> None:
+        super().__init__()
         self.slope = slope
         self.variance = variance
 

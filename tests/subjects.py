@@ -25,6 +25,14 @@ GREY = image_facts("none")
 PLOTS = YAML(typ="safe").load(Path(__file__).parents[1] / "dvc.yaml")["plots"]
 ALWAYS_DRAWN = [Path(plot).stem for plot in PLOTS if isinstance(plot, str)]
 
+# Names of metrics, by what has them; a new one goes to where it belongs.
+POSTERIOR = {"kl"}  # every model with a posterior
+DENSITY = {"elbo", "reconstruction", "nll"} | POSTERIOR  # and with a density of the pixels
+LATENTS = {"mutual_information", "marginal_kl", "total_correlation"}  # one layer of latents with a posterior
+LABELS = {"knn_accuracy", "probe_accuracy"}
+GENERATED = {f"pca_{name}" for name in ("precision", "recall", "density", "coverage", "frechet")}
+COUNTS = {"active_units", "images"}  # every model; numbers without an error
+
 
 def settings(**changes: Any) -> EvaluateConfig:
     """The section `evaluate` of little work, which measures neither generated images nor annealing."""
@@ -60,7 +68,8 @@ def some_data(
     """The data of a subject, trained on the same images unless others are given; classes are named by their numbers."""
     classes = [str(number) for number in range(scored.labels.max() + 1)]
     none = Split(scored.images[:0], scored.labels[:0])
-    return Data(scored, train or scored, validation or none, classes, Pixels(card), is_density, card.is_black_and_white)
+    splits = (scored, train or scored, validation or none)
+    return Data(*splits, classes, Pixels(card), is_density, card.is_black_and_white, batch_size=4)
 
 
 def some_scores(images: int, latent: int, **changes: Sequence[float] | Tensor) -> Scores:

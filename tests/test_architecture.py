@@ -24,6 +24,7 @@ from reparam.paths import Paths
 REPOSITORY = Path(__file__).parents[1]
 SOURCE = REPOSITORY / "src"
 PACKAGE = SOURCE / "reparam"
+STAGES = tuple(YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"])
 
 # A module imports from the rows above its own, and inside its own part; never from another part in its row.
 LAYERS = (
@@ -45,7 +46,7 @@ LAYERS = (
     ("cards",),
     ("data", "models", "track", "client"),
     ("objectives", "figures", "logged", "explorer"),
-    ("download", "preprocess", "train", "evaluate", "export", "report"),
+    STAGES,
     ("clean", "compare", "gradients", "launch", "recipes", "serve", "shell", "summary"),
     ("experiments", "project", "promote", "sweep"),
     ("doctor",),
@@ -55,7 +56,6 @@ LAYERS = (
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-STAGES = tuple(YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"])
 # What a working copy holds that no stage writes: the user's parameters, and what commands around the stages write.
 OUTSIDE = {"params.yaml", "dvc.yaml", ".reparam.yaml", ".locks", "recipes", "reports/gradients", "reports/compare.html"}
 OUTSIDE |= {"reports/sweeps"}
@@ -135,8 +135,8 @@ def test_files_have_350_lines_at_most_and_functions_50() -> None:
         assert (name, len(source.splitlines()) > 350, long) == (name, False, [])
 
 
-def test_the_pipeline_has_150_lines_at_most() -> None:
-    assert len((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8").splitlines()) <= 150
+def test_the_pipeline_has_25_lines_a_stage_at_most() -> None:  # 150 of six
+    assert len((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8").splitlines()) <= 25 * len(STAGES)
 
 
 def test_tracking_alone_imports_mlflow() -> None:
@@ -192,7 +192,7 @@ NEEDED = {
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_loads_only_what_it_needs(stage: str, finished: Project) -> None:
     loaded = finished.modules(stage)
-    assert (HEAVY | {COMPILER}) & loaded == NEEDED[stage]
+    assert (HEAVY | {COMPILER}) & loaded == NEEDED.get(stage, set())
 
 
 def test_the_client_loads_where_nothing_else_is_installed() -> None:

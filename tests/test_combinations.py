@@ -18,11 +18,13 @@ from training import (
 from reparam.config import ObjectiveConfig
 from reparam.data.pixels import Pixels
 from reparam.errors import ParamsError
+from reparam.models import build
 from reparam.models.build import AnyModel, build_model
 from reparam.models.given import given
 from reparam.models.likelihoods import LIKELIHOODS, Gaussian
 from reparam.models.networks import NETWORKS
-from reparam.models.priors import PRIORS
+from reparam.models.priors import PRIORS, Standard
+from reparam.models.quantized import Quantized
 from reparam.objectives import OBJECTIVES
 from reparam.train.checks import check_fit, check_parts
 from reparam.train.loss import Loss
@@ -33,6 +35,32 @@ IMAGES = black_and_white(4, 1, 8, 8)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_every_kind_is_combined_with_the_rest() -> None:
+    assert {changes["kind"] for changes in KINDS.values()} == set(build.KINDS)
+
+
+def test_the_objectives_that_we_ship_are_defined_for_the_models_of_their_publications() -> None:
+    with_prior, without = {"vae", "bottom_up", "top_down"}, {"autoencoder", "fsq", "vq"}
+    kinds = {
+        "reconstruction": {"vae", *without},
+        "denoising": with_prior | without,
+        "sparse": {"autoencoder", "vae"},
+        "contractive": {"autoencoder", "vae"},
+        "elbo": with_prior,
+        "capacity": with_prior,
+        "beta_tc": {"vae"},
+        "mmd": {"autoencoder", "vae"},
+        "iwae": with_prior,
+        "dreg": {"vae"},
+        "reinforce": with_prior,
+    }
+    assert {name: {kind for kind in KINDS if (kind, name) not in REFUSED} for name in kinds} == kinds
+    assert {name for name in kinds if name in NEEDS_INDEPENDENT_LATENTS} == {"reconstruction", "beta_tc"}
+    assert {name for name in kinds if OBJECTIVES[name].has_own_gradient} == {"dreg", "reinforce"}
+    assert {name for name in kinds if OBJECTIVES[name].has_jacobian} == {"contractive"}
+    assert {name for name in kinds if OBJECTIVES[name].matches_prior} == {"mmd"}
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -91,7 +119,7 @@ def test_every_prior_is_learned_or_refused(kind: str, prior: str, objective: str
         return
 
     model = build_model(config, IMAGES.shape[1:])
-    if objective in NEEDS_INDEPENDENT_LATENTS:
+    if objective in NEEDS_INDEPENDENT_LATENTS and not model.prior.is_independent:
         message = rf"^params\.yaml: model\.prior: wanted 'standard' with .* '{objective}', found '{prior}'$"
         with pytest.raises(ParamsError, match=message):
             check_fit(model, config, wanted)
@@ -121,6 +149,36 @@ def test_what_a_learned_prior_cannot_have_is_refused() -> None:
         ParamsError, match=r"^params\.yaml: preprocess\.scaling: wanted 'unit' with model\.prior 'vamp'"
     ):
         check_parts(model, whole, scaled, images=100)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_kind_says_what_its_models_are(name: str) -> None:
+    config = model_config(**KINDS[name] | SIZES)
+    model, kind = build_model(config, IMAGES.shape[1:]), build.KINDS[config.kind]
+    assert kind.layers[0] <= model.stochastic_layers <= kind.layers[1]
+    assert kind.has_smooth_code is not isinstance(model, Quantized)
+
+
+def test_a_refusal_names_every_kind_that_the_objective_goes_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(build.KINDS, "pyramid", build.Kind("A new one", build.KINDS["vae"].build, (3, 4)))
+    for objective, wanted in (("elbo", "'vae' or 'hierarchical' or 'pyramid'"), ("beta_tc", "'vae'")):
+        config = model_config(kind="autoencoder")
+        with pytest.raises(ParamsError, match=rf"^params\.yaml: model\.kind: wanted {wanted} with objective"):
+            check_fit(build_model(config, IMAGES.shape[1:]), config, objective_config(name=objective))
+
+
+def test_a_refusal_names_every_prior_that_would_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Independent(Standard):
+        is_standard = False
+
+    monkeypatch.setitem(PRIORS, "shifted", Independent)
+    config = model_config(prior="mixture")
+    with pytest.raises(
+        ParamsError, match=r"^params\.yaml: model\.prior: wanted 'standard' or 'shifted' with objective"
+    ):
+        check_fit(build_model(config, IMAGES.shape[1:]), config, objective_config(name="beta_tc"))
+    with pytest.raises(ParamsError, match=r"^params\.yaml: model\.prior: wanted 'standard' with model\.kind 'fsq'"):
+        build_model(model_config(**KINDS["fsq"] | SIZES | {"prior": "mixture"}), IMAGES.shape[1:])
 
 
 def train_two_steps(model: AnyModel, wanted: ObjectiveConfig, *labels: Tensor) -> None:

@@ -8,36 +8,73 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+import fake_gpu
 import numpy as np
 import pytest
 from conftest import SMALL, change
 from ruamel.yaml import YAML
 
-from reparam.recipes import merge
-
 ROOT = Path(__file__).parents[1]
 SOURCE = "src/reparam/"
 # The only files that each example touches.
 FILES = {
-    "A likelihood": ["models/likelihoods.py"],
+    "A likelihood": ["models/likelihoods.py", "tests/models/test_likelihoods.py"],
     "A prior": ["models/priors.py"],
     "An objective with a parameter": ["objectives.py", "config/objective.py", "config/params.yaml"],
     "A network": ["models/networks.py"],
-    "A data set": ["data/sources/registry.py"],
-    "An optimizer or a schedule": ["train/optimizers.py", "train/optimizers.py"],
+    "A data set": ["data/sources/registry.py", "docs/reference/data.md"],
+    "An optimizer or a schedule": ["train/optimizers.py", "tests/train/test_optimizers.py", "train/optimizers.py"],
     "A sampler": ["evaluate/samplers.py"],
-    "To add a metric or a figure": ["evaluate/measures.py", "metrics.py"],
+    "To add a metric or a figure": ["evaluate/measures.py", "metrics.py", "tests/subjects.py"],
 }
 STAGE = "To add a stage"
-FILES_OF_STAGE = ["config/count.py", "config/load.py", "config/params.yaml", "count/stage.py", "cli.py"]
+FILES_OF_STAGE = [
+    *("paths.py", "config/count.py", "config/load.py", "config/params.yaml", "count/__init__.py", "count/stage.py"),
+    *("cli.py", "dvc.yaml"),
+]
 LONGEST = 15  # lines of an example in one file
-BLOCK = re.compile(rf"```(?:python|yaml)\n# ({SOURCE}\S+|dvc\.yaml)\n(.*?)```", re.DOTALL)
+BLOCK = re.compile(r"```(?:python|yaml|md)\n# ((?:src/|tests/|docs/|dvc\.yaml)\S*)\n(.*?)```", re.DOTALL)
 ENTRY = re.compile(r'(.*?)^(\w+)(?:\["(\w+)"\])? = \{\.\.\., (.*)\}$', re.DOTALL | re.MULTILINE)
 MEMBER = re.compile(r"(.*?)^(?:class|def) (\w+)[^\n]*:\n    \.\.\.\n(.*)", re.DOTALL | re.MULTILINE)
+# What was added, and a choice that we ship of which the same is tested.
+LIKE = {
+    "continuous_logistic": "gaussian_per_pixel",
+    "scale_mixture": "vamp",
+    "blend": "iwae",
+    "nesterov": "adamax",
+    "encoded": "frequencies",
+}
+# Tests that run over what can be chosen.
+OVER_CHOICES = [
+    *(f"models/test_{name}.py" for name in ("build", "likelihoods", "priors", "samples")),
+    *("test_combinations.py", "test_fake_gpu.py", "test_objectives.py"),
+    *(f"train/test_{name}.py" for name in ("loss", "on_fake_gpu", "optimizers", "perceptual", "trainer")),
+    *("evaluate/test_gallery.py", "evaluate/test_on_fake_gpu.py"),
+]
+NO_GPU, NO_CUDA_BUILD = "torch finds no CUDA GPU", fake_gpu.needs_cuda_build.kwargs["reason"]
+EXPORTED = "tests/export/test_onnx.py::test_every_model_is_exported_as_torch_computes_it"
+# Tests that hold what is there as a whole: lists of names, the layers, the pipeline.
+OF_THE_WHOLE = [
+    "test_architecture.py",
+    "config",
+    "data/sources/test_registry.py",
+    "evaluate/test_measures.py",
+    "evaluate/test_stage.py::test_grey_pixels_under_a_bernoulli_have_neither_elbo_nor_nll",
+    "evaluate/test_stage.py::test_the_same_seed_writes_the_same_bytes_and_another_seed_other_numbers",
+    "models/test_likelihoods.py::test_every_likelihood_has_its_reference",
+    "train/test_optimizers.py::test_every_optimizer_has_a_reference",
+    "test_docs.py::test_the_table_of_data_sets_has_every_source_with_its_licence",
+    "test_lineage.py",
+    "test_pipeline.py::test_repro_leaves_every_output_and_nothing_to_do",
+    "test_pipeline.py::test_the_stages_without_dvc_give_the_same_bytes_elsewhere",
+    "test_project.py",
+]
 # All in one process, without the time that it takes to render figures.
 RUN = """
 import sys
@@ -64,10 +101,24 @@ def follow(title: str, root: Path) -> None:
             path.write_text(code, encoding="utf-8")
         elif path.suffix == ".yaml":
             values = YAML().load(path)
-            merge(values, YAML(typ="safe").load(code))
+            add(values, YAML(typ="safe").load(code))
             YAML().dump(values, path)
+        elif path.suffix == ".md":
+            table, gap, rest = path.read_text(encoding="utf-8").partition("|\n\n")
+            path.write_text(f"{table}|\n{code}{gap[2:]}{rest}", encoding="utf-8")
         else:
             path.write_text(edited(path.read_text(encoding="utf-8"), code), encoding="utf-8")
+
+
+def add(values: dict[str, Any], more: dict[str, Any]) -> None:
+    """Add parameters or stages to those of a file, and to a list what stands behind its three dots."""
+    for name, value in more.items():
+        if isinstance(value, dict):
+            add(values.setdefault(name, {}), value)
+        elif isinstance(value, list) and value[:1] == ["..."]:
+            values[name] += value[1:]
+        else:
+            values[name] = value
 
 
 def edited(text: str, code: str) -> str:
@@ -108,10 +159,12 @@ def place(text: str, line: int, column: int = 0) -> int:
 def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project to which all examples were added."""
     root = tmp_path_factory.mktemp("extended")
-    for name in ("src", "docs"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "_build"))
-    for name in ("params.yaml", "dvc.yaml"):
-        shutil.copy(ROOT / name, root)
+    no = shutil.ignore_patterns("__pycache__", "_build", "cache", "tmp", "config.local")
+    for name in ("src", "docs", "tests", "recipes", ".dvc"):
+        shutil.copytree(ROOT / name, root / name, ignore=no)
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, root)
     for title in (*FILES, STAGE):
         follow(title, root)
     random = np.random.default_rng(0)
@@ -128,19 +181,19 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(root: Path, *arguments: str) -> str:
-    """Run Python on the copy."""
-    settings = {"PYTHONPATH": str(root / "src"), "MLFLOW_TRACKING_URI": "off", "REPARAM_MIRRORS": "mirror"}
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=root, env=os.environ | settings, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+def run(root: Path, *arguments: str, at: Path | None = None) -> str:
+    """Run Python on the copy, in its own directory or in that of a project."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment |= {"PYTHONPATH": str(root / "src"), "MLFLOW_TRACKING_URI": "off"}
+    environment |= {"REPARAM_MIRRORS": str(root / "mirror")}
+    done = subprocess.run([sys.executable, *arguments], cwd=at or root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 @pytest.mark.parametrize("title", [*FILES, STAGE])
 def test_an_example_touches_as_few_files_as_it_says_with_as_few_lines(title: str) -> None:
-    wanted = ["paths.py", *FILES_OF_STAGE, "dvc.yaml"] if title == STAGE else FILES[title]
+    wanted = FILES_OF_STAGE if title == STAGE else FILES[title]
     assert [file.removeprefix(SOURCE) for file, _ in example(title)] == wanted
     for _, code in example(title):
         assert len([line for line in code.splitlines() if line]) < LONGEST
@@ -153,7 +206,7 @@ def test_what_was_added_is_documented_everywhere(extended: Path) -> None:
     comments = " ".join(params.replace("#", " ").split())  # which are broken where a line is full
     assert "| mine: Data set to fetch." in comments
     reference = (extended / "docs/reference/parameters.md").read_text(encoding="utf-8")
-    choices = ("student_t", "scale_mixture", "blend", "affine", "mine", "nesterov", "inverse_root", "encoded")
+    choices = ("continuous_logistic", "scale_mixture", "blend", "affine", "mine", "nesterov", "inverse_root", "encoded")
     for name in (*(f"`{choice}`" for choice in choices), "### `objective.blend`", "## `count`"):
         assert name in reference, name
     assert "| `squared_kl` | Squared KL | nats² | lower |" in (extended / "docs/reference/metrics.md").read_text(
@@ -163,28 +216,40 @@ def test_what_was_added_is_documented_everywhere(extended: Path) -> None:
     assert "a number (at least 0 and at most 1)" in run(extended, "-m", "reparam", "params", "objective.blend.share")
 
 
-def test_what_was_added_runs(extended: Path) -> None:
+def test_what_was_added_runs(extended: Path, tmp_path: Path) -> None:
     params = YAML().load(extended / "params.yaml")
-    for section, values in SMALL.items():
-        merge(params[section], values)
-    params["download"]["source"] = "mine"
+    add(params, SMALL)
+    change(params["download"], {"source": "mine"})
     change(params["preprocess"], {"binarization": "none"})
-    change(params["model"], {"likelihood": "student_t", "prior": "scale_mixture", "network": "affine"})
+    change(params["model"], {"likelihood": "continuous_logistic", "prior": "scale_mixture", "network": "affine"})
     change(params["objective"], {"name": "blend", "samples": 2, "share": 0.25})
     change(params["train"], {"optimizer": "nesterov", "schedule": "inverse_root"})
     change(params["evaluate"], {"sampler": "encoded"})
-    YAML().dump(params, extended / "params.yaml")
-    run(extended, "-c", RUN, "download", "preprocess", "train", "evaluate", "count")
-    card = json.loads((extended / "models/vae/card.json").read_text())
+    YAML().dump(params, tmp_path / "params.yaml")
+    stages = ("download", "preprocess", "train", "evaluate", "export", "report", "count")
+    run(extended, "-c", RUN, *stages, at=tmp_path)
+    card = json.loads((tmp_path / "models/vae/card.json").read_text())
     assert card["data"]["source"] == "mine"
     assert card["objective"]["blend"] == {"share": 0.25}
     assert card["epochs"] == 2
-    evaluation = extended / "reports/evaluation"
+    evaluation = tmp_path / "reports/evaluation"
     metrics = json.loads((evaluation / "metrics.json").read_text())
     with np.load(evaluation / "scores.npz") as scores:
         assert metrics["squared_kl"] == pytest.approx(np.square(scores["kl"]).mean(), rel=1e-3)
     assert json.loads((evaluation / "card.json").read_text())["sampled_from"] == "encoded training images"
-    assert json.loads((extended / "reports/counts.json").read_text()) == {"cat": 4, "dog": 4}
+    assert json.loads((tmp_path / "reports/counts.json").read_text()) == {"cat": 4, "dog": 4}
+    assert (tmp_path / "models/onnx/score.onnx").exists()
+    assert 0 <= json.loads((tmp_path / "reports/export/metrics.json").read_text())["score_max_error"] < 1e-3
+    with np.load(tmp_path / "models/onnx/prior.npz") as prior:
+        np.testing.assert_allclose(np.exp(prior["log_variances"]), [[1.0] * 3, [9.0] * 3], rtol=1e-6)
+    readme = (tmp_path / "models/onnx/README.md").read_text()
+    assert "affine, likelihood continuous_logistic, objective blend." in readme
+    page = (tmp_path / "reports/index.html").read_text()
+    assert "<h3>Squared KL</h3>" in page
+    assert "drawn from encoded training images.</p>" in page
+    chosen = {"source": "mine", "likelihood": "continuous_logistic", "prior": "scale_mixture", "optimizer": "nesterov"}
+    for name, value in chosen.items():
+        assert f'<tr><th scope="row">{name}</th><td>{value}</td></tr>' in page
 
 
 def test_the_stage_that_was_added_depends_on_what_it_imports(extended: Path) -> None:
@@ -196,3 +261,46 @@ def test_the_stage_that_was_added_depends_on_what_it_imports(extended: Path) -> 
     followed = [Path(file) for file in run(extended, "-c", code).split()]
     assert [file for file in followed if not any(file.is_relative_to(path) for path in listed)] == []
     assert [path for path in listed if not any(file.is_relative_to(path) for file in followed)] == []
+
+
+def outcome(root: Path, *arguments: str) -> dict[str, str]:
+    """Run tests of the copy, none of which may fail: each with the reason why it was skipped, or "" if it passed."""
+    report = root / "junit.xml"
+    run(root, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *arguments)
+    found = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        skipped = case.find("skipped")
+        name = f"{case.attrib['classname'].replace('.', '/')}.py::{case.attrib['name']}"
+        found[name] = "" if skipped is None else skipped.attrib["message"]
+    return found
+
+
+def with_choice(name: str, tests: Iterable[str]) -> Counter[str]:
+    """Count the tests of each function that have a choice among their parameters."""
+    parts = (test.partition("[") for test in tests)
+    return Counter(function for function, _, parameters in parts if name in re.split(r"\W", parameters))
+
+
+@pytest.mark.slow
+def test_the_tests_over_choices_pick_up_what_was_added(extended: Path) -> None:
+    files = [f"tests/{name}" for name in OVER_CHOICES]
+    found = outcome(extended, "-k", " or ".join((*LIKE, "affine")), *files, EXPORTED)
+    assert set(found.values()) <= {"", NO_GPU, NO_CUDA_BUILD}
+    assert found.pop(f"{EXPORTED}[continuous_logistic]") == ""  # those we ship share their lines with networks
+    listed = run(extended, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", *files).splitlines()
+    for new, ours in LIKE.items():
+        assert with_choice(new, found) == with_choice(ours, listed) != {}, new
+    # Networks take turns, so that how often each has its turn differs by one or two.
+    assert set(with_choice("affine", found)) == set(with_choice("resnet", listed)) != set()
+
+
+@pytest.mark.slow
+def test_the_tests_of_the_whole_pass_with_what_was_added(extended: Path) -> None:
+    subprocess.run(["git", "init", "--quiet"], cwd=extended, check=True)
+    found = outcome(extended, *(f"tests/{name}" for name in OF_THE_WHOLE))
+    assert set(found.values()) == {""}
+    of_stages = [
+        {test.partition("[")[0] for test in found if "test_architecture" in test and test.endswith(f"[{stage}]")}
+        for stage in ("count", "preprocess")
+    ]
+    assert of_stages[0] == of_stages[1] != set()

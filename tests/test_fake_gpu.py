@@ -12,6 +12,7 @@ from training import KINDS, NEEDS_INDEPENDENT_LATENTS, REFUSED, SIZES, black_and
 
 from reparam.models.likelihoods import LIKELIHOODS
 from reparam.models.networks import NETWORKS
+from reparam.models.priors import PRIORS
 from reparam.objectives import OBJECTIVES, Terms
 from reparam.train.loss import Loss
 
@@ -67,9 +68,9 @@ def test_gradients_keep_to_their_device_and_wait_for_nothing(
 
 
 @pytest.mark.parametrize("objective", [name for name in OBJECTIVES if name not in NEEDS_INDEPENDENT_LATENTS])
-@pytest.mark.parametrize("prior", ["mixture", "vamp"])
+@pytest.mark.parametrize("prior", [name for name in PRIORS if name != "standard"])
 @pytest.mark.parametrize("device", [META, pytest.param(GPU, marks=needs_cuda_build)], ids=str)
-def test_learned_priors_keep_to_their_device_and_wait_for_nothing(
+def test_other_priors_keep_to_their_device_and_wait_for_nothing(
     device: torch.device, prior: str, objective: str
 ) -> None:
     loss = small_loss(KINDS["vae"] | FEW | {"prior": prior}, {"name": objective, "samples": 2}, IMAGES.shape[1:])

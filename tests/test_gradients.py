@@ -76,7 +76,5 @@ def test_an_autoencoder_is_refused(
         stage.run(config, project)
     with pytest.raises(ParamsError) as error:
         gradients.run(config, project)
-    assert str(error.value) == (
-        "gradients: wanted a model with a posterior, found an autoencoder, which draws no samples"
-    )
+    assert str(error.value) == "gradients: wanted a model with a posterior, found one without, which draws no samples"
     assert not project.gradients.exists()

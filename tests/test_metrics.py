@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from conftest import small_section
 
+from reparam.cards.evaluation import Details
 from reparam.config import flatten
 from reparam.metrics import ERROR, GROUPS, HEADLINE, METRICS, describe, is_better, members, reference
 from reparam.paths import Paths
@@ -36,6 +37,15 @@ def test_a_description_is_complete(name: str) -> None:
     assert f"{-1.23456:z{metric.form}}"
     assert set(metric.depends) - {"data"} <= set(flatten(small_section("evaluate")))
     assert f"| `{name}` | {metric.title} |" in reference()
+
+
+def test_numbers_of_fewer_images_say_where_their_number_is() -> None:
+    named = {metric.facts for metric in METRICS.values() if metric.facts}
+    assert named == {"annealed", "disentanglement", "generated"} <= set(Details.model_fields)
+    settings = {"annealed": "annealing", "disentanglement": "disentanglement", "generated": "generated"}
+    for name, metric in METRICS.items():
+        limits = {setting.split(".")[0] for setting in metric.depends if setting.endswith(".images")}
+        assert limits == ({settings[metric.facts]} if metric.facts else set()), name
 
 
 def test_the_layers_of_a_hierarchy_are_described_by_their_number() -> None:

@@ -81,7 +81,8 @@ def test_its_stages_are_those_of_the_clone_with_the_hash_of_their_source_in_the_
 def test_dvc_reads_the_graph(made: Path) -> None:
     with Repo(str(made)) as repo:
         edges = {(before.name, after.name) for after, before in repo.index.graph.edges}
-    assert edges == {
+    ours = {"download", "preprocess", "train", "evaluate", "export", "report"}
+    assert {edge for edge in edges if ours.issuperset(edge)} == {
         ("download", "preprocess"),
         ("preprocess", "train"),
         *((before, after) for after in ("evaluate", "export") for before in ("preprocess", "train")),
@@ -179,7 +180,7 @@ def test_an_update_records_the_source_and_adds_parameters_that_are_new(old: Path
 
 
 def test_an_update_refuses_parameters_that_are_no_longer_known(old: Paths) -> None:
-    old.params.write_text(old.params.read_text() + "  subtitle: none\n")
+    old.params.write_text(old.params.read_text().replace("\nreport:\n", "\nreport:\n  subtitle: none\n"))
     before = old.installation.read_bytes()
     with pytest.raises(ParamsError, match=r"report\.subtitle: unknown parameter, found 'none'; did you mean"):
         projects.update(old)

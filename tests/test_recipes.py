@@ -741,7 +741,7 @@ def test_codes_are_measured_in_units_that_do_not_depend_on_their_size(
         stage.run(config, project)
     found = MEASURE._measure_codes(project, config)
 
-    model = load_model(project.model, torch.device("cpu"))
+    model, _ = load_model(project.model, torch.device("cpu"))
     images = store.read_split(project.processed, "test").images
     x = Pixels(store.read_card(project.processed))(torch.from_numpy(images.copy()))
     with torch.no_grad():

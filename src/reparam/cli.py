@@ -210,7 +210,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _stage(name: str) -> "Iterator[tuple[Config, Paths, Tracker]]":
     """Read what a stage needs; meanwhile no other process runs it in this working copy.
 
-    What tracks is started first, because it loads MLflow while the stage loads torch.
+    The recorder is started first, because it loads MLflow while the stage loads torch.
     """
     gc.disable()  # until `_begin`: imports leave no garbage, and to search their objects takes a third of a second
     try:
@@ -226,7 +226,7 @@ def _stage(name: str) -> "Iterator[tuple[Config, Paths, Tracker]]":
 
 
 def _begin() -> None:
-    """From now on, search for garbage, and let a request to end close the MLflow run and remove what is half-written.
+    """From now on, search for garbage, and let a request to end close the MLflow run and remove half-written files.
 
     Earlier there is nothing to close, and libraries that are being imported could swallow the exception.
     """

@@ -56,7 +56,7 @@ def run(paths: Paths, sort: str = "", *, all_commits: bool = False) -> None:
     columns, left_out = _fit([*_params(ordered), *_metrics(ordered, barred)], ordered, width)
     if left_out:
         notes.append(
-            f"{', '.join(left_out)}: not shown, for want of space; `reparam compare A B` shows all that differ"
+            f"{', '.join(left_out)}: not shown, because the line is full; `reparam compare A B` shows all that differ"
         )
     _show(console, columns, ordered)
     for note in [*notes, "* best; `reparam compare A B` says whether two differ by more than noise"]:

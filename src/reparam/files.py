@@ -42,7 +42,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _alone(partial: Path, path: Path) -> Iterator[None]:
-    """Hold a file that is written, if there are locks, so that two processes never mix their bytes.
+    """Lock a file while it is written, if there are locks, so that two processes never mix their bytes.
 
     Raises: OSError if another process writes it.
     """
@@ -69,7 +69,7 @@ def refuse_special(path: Path) -> None:
 def whole_directory(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a directory to fill; it takes the place of `path` when the block ends without an error.
 
-    Without `durable`, files may still be on their way to the disk: for what does not outlive the process.
+    Without `durable`, files may not be on the disk yet: enough for files that need not outlive the process.
     """
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "is a file, wanted a directory; move it away", str(path))
@@ -84,7 +84,7 @@ def whole_directory(path: Path, *, durable: bool = True) -> Iterator[Path]:
         _swap(path, partial, old)
     except OSError as error:
         if error.errno:
-            error.filename = error.filename or str(path)  # which the system does not name when a disk is full
+            error.filename = error.filename or str(path)  # the system does not name the file when a disk is full
         raise
     finally:
         _remove(partial)
@@ -92,7 +92,7 @@ def whole_directory(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def scratch_directory(beside: Path) -> Iterator[Path]:
-    """Yield an empty directory that goes when the block ends; what a killed process left of it goes first."""
+    """Yield an empty directory and remove it when the block ends; first remove what a killed process left of it."""
     scratch = beside.with_name(f".partial-scratch-{beside.name}")
     _remove(scratch)
     scratch.mkdir(parents=True)
@@ -114,7 +114,7 @@ def to_json(value: Any) -> str:
 
 
 def parse_table(text: str, *columns: str) -> list[dict[str, float]]:
-    """Read rows of numbers, written as CSV; a row lacks what is blank in it.
+    """Read rows of numbers, written as CSV; a row lacks the columns that are blank in it.
 
     Raises: ValueError if there is no row, or a row lacks one of these columns, or has anything but finite numbers.
     """

@@ -36,9 +36,9 @@ def run(config: Config, paths: Paths, device: str = "auto") -> Noise:
     """Measure how noisy the encoder's gradient is under each estimator, on test images."""
     place = pick_device(device)
     make_deterministic(config.evaluate.seed)
-    model = load_model(paths.model, place)
+    model, _ = load_model(paths.model, place)
     if not model.stochastic_layers:
-        raise ParamsError("gradients: wanted a model with a posterior, found an autoencoder, which draws no samples")
+        raise ParamsError("gradients: wanted a model with a posterior, found one without, which draws no samples")
     if model.condition.size:
         raise ParamsError("gradients: wanted model.condition 'none', found a conditional model")
     images = store.read_split(paths.processed, "test").images[:IMAGES]
@@ -90,8 +90,8 @@ ESTIMATORS: dict[str, Estimator] = {
 def noise_to_signal(model: Model, weights: Sequence[Tensor], x: Tensor, repeats: int) -> Noise:
     """Measure the variance of each estimator of the ELBO's gradient, over the squared norm of that gradient.
 
-    The variances of all encoder weights are summed; the gradient is the mean over the batch and, as all are unbiased,
-    over the repeats of the least noisy one at most samples. Shapes: x (B, C, H, W).
+    The variances of all encoder weights are summed; the gradient is the mean over the batch and over the repeats of the
+    least noisy estimator with most samples: all are unbiased. Shapes: x (B, C, H, W).
     """
     variances: Noise = {}
     for name, estimator in ESTIMATORS.items():

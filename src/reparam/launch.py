@@ -60,9 +60,9 @@ def run() -> NoReturn:
 
 
 def record(message: str, *, is_mistake: bool) -> bool:
-    """Leave the message of a process that fails to the one that started it; return whether that one shows it.
+    """Hand the message of a failing process to the process that started it; return whether the latter will show it.
 
-    Where the processes are started again, nobody else shows it. `is_mistake` of the user.
+    If processes are started again, it will not. `is_mistake`: whether the user can mend it.
     """
     if not is_rank():
         return False

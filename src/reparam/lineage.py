@@ -28,7 +28,8 @@ WITHOUT_EFFECT = (
 
 
 def source_files(stage: str) -> list[Path]:
-    """Follow the imports of a stage through this package, those inside functions included, to what can change outputs.
+    """Follow the imports of a stage through this package, also those in functions, to the files that can change
+    outputs.
 
     A template with the name of a module, beside it, counts as part of it. Empty `__init__` files do not count.
     """

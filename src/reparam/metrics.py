@@ -18,7 +18,8 @@ class Metric:
     applies: str = ""  # which models and settings have it; "": all
     depends: tuple[str, ...] = ()  # parameters of `evaluate` that change what is measured; "data": the training images
     split: str = ""  # whose images it is measured on, where that is not `evaluate.split`
-    is_likelihood: bool = False  # whether likelihoods of grey values and of real numbers give it other meanings
+    is_likelihood: bool = False  # whether values under discrete and continuous likelihoods cannot be compared
+    facts: str = ""  # the field of the evaluation's details with the number of images, if not all were measured
 
 
 likelihood = partial(Metric, applies="a posterior, a prior and a density of the pixels", is_likelihood=True)
@@ -28,6 +29,7 @@ labels = partial(Metric, unit="share", form=".3f", applies="two classes or more,
 annealed = partial(
     Metric,
     applies="`evaluate.annealing.images` above 0",
+    facts="annealed",
     depends=("annealing.images", "annealing.chains", "annealing.steps"),
 )
 generated = partial(
@@ -35,6 +37,7 @@ generated = partial(
     unit="share",
     form=".3f",
     applies="`evaluate.generated.images` above 0",
+    facts="generated",
     depends=("data", "generated.images", "generated.components", "neighbours"),
 )
 disentangled = partial(
@@ -43,10 +46,11 @@ disentangled = partial(
     unit="share",
     form=".3f",
     applies="`evaluate.disentanglement.images` above 0, and images with known factors",
+    facts="disentanglement",
     depends=("disentanglement.images", "disentanglement.codes"),
 )
 reconstructed = partial(Metric, best="higher", applies="`preprocess.binarization` none")
-exported = partial(Metric, form=".1e", unit="")
+exported = partial(Metric, text="Largest difference between onnxruntime and torch.", best="lower", form=".1e", unit="")
 count = partial(Metric, unit="images", form=".0f")
 
 GROUPS: dict[str, dict[str, Metric]] = {
@@ -207,7 +211,12 @@ GROUPS: dict[str, dict[str, Metric]] = {
     "Generation": {
         "pca_precision": generated("Precision", "Share of generated images that look real.", "higher"),
         "pca_recall": generated("Recall", "Share of real images that could have been generated.", "higher"),
-        "pca_density": generated("Density", "How many real images a generated one is near to.", "1", unit=""),
+        "pca_density": generated(
+            "Density",
+            "Real images near a generated one, divided by the number expected of real ones; about 1 is best.",
+            "1",
+            unit="",
+        ),
         "pca_coverage": generated("Coverage", "Share of real images that have a generated one near them.", "higher"),
         "pca_frechet": generated(
             "Fréchet distance",
@@ -219,18 +228,10 @@ GROUPS: dict[str, dict[str, Metric]] = {
         ),
     },
     "Export": {
-        "encoder_max_error": exported("Encoder parity", "Largest difference between onnxruntime and torch.", "lower"),
-        "decoder_max_error": exported("Decoder parity", "Largest difference between onnxruntime and torch.", "lower"),
-        "decoder_max_grey_levels": exported(
-            "Decoder parity of images",
-            "Largest difference between onnxruntime and torch.",
-            "lower",
-            unit="grey levels",
-            form=".0f",
-        ),
-        "score_max_error": exported(
-            "Score parity", "Largest difference between onnxruntime and torch.", "lower", unit="nats"
-        ),
+        "encoder_max_error": exported("Encoder parity"),
+        "decoder_max_error": exported("Decoder parity"),
+        "decoder_max_grey_levels": exported("Decoder parity of images", unit="grey levels", form=".0f"),
+        "score_max_error": exported("Score parity", unit="nats"),
         "served_elbo": likelihood(
             "Served ELBO",
             "ELBO when the exported encoder sees grey images of the test split instead of what training saw.",

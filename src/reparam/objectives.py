@@ -10,13 +10,13 @@ from torch import Tensor
 from reparam.config import ObjectiveConfig
 from reparam.models.draw import Draw, Layer, Model, gaussian_log_prob
 
-# Each term has shape (B,), in nats per image; `loss` is what the optimizer lowers. What belongs to a batch as a whole
-# (a penalty on batch means, say) is the same number for each of its images.
+# Each term has shape (B,), in nats per image; `loss` is what the optimizer lowers. A term of the whole batch, such as a
+# penalty on batch means, is the same number for each of its images.
 Terms = dict[str, Tensor]
 
 
 def alone(rows: Tensor) -> Tensor:
-    """Return rows as they are: where one process has the whole batch."""
+    """Return rows unchanged, if one process has the whole batch."""
     return rows
 
 
@@ -27,7 +27,7 @@ class Setting:
     epoch: Tensor  # scalar: epochs done, a fraction within one; infinite where schedules are to be at their end
     black: Tensor  # (C, 1, 1) values of a black and of a white pixel, as the model sees them
     white: Tensor
-    # Gathers the rows of all processes, of which each has a part of the batch: (b, ...) -> (B, ...).
+    # Gathers the rows of all processes; each process has a part of the batch: (b, ...) -> (B, ...).
     gather: Callable[[Tensor], Tensor] = alone
 
 
@@ -104,7 +104,8 @@ def beta_tc(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) 
 
 
 def mmd(model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> Terms:
-    """Charge for an aggregate posterior unlike the prior; beta = 0 leaves only that (MMD-VAE), beta > 0 is InfoVAE.
+    """Charge for an aggregate posterior unlike the prior; beta = 0 leaves only this charge (MMD-VAE), beta > 0 is
+    InfoVAE.
 
     Source: Zhao et al. 2019, eq. 6.
     """
@@ -133,7 +134,7 @@ def dreg(model: Model, x: Tensor, config: ObjectiveConfig, _setting: Setting) ->
     share = log_w.detach().softmax(0)
     z = draw.layers[0].z
     if z.requires_grad:
-        # The decoder's gradient has the shares once, the encoder's, which comes through z, twice.
+        # The decoder's gradient has the shares once. The encoder's gradient comes through z, and has them twice.
         z.register_hook(  # type: ignore[no-untyped-call]
             lambda gradient: share[..., None] * gradient
         )
@@ -213,7 +214,8 @@ def aggregate_posterior(layer: Layer, gather: Callable[[Tensor], Tensor] = alone
     """Estimate log q(z), and log q(z_d) of each dimension, by the mixture of the whole batch's own posteriors.
 
     The minibatch-weighted estimate of Chen et al. 2018, app. C.1, is smaller by the logarithm of the number of training
-    images. It has the same gradient, but gives a mutual information above the KL. Here, that is at most log B.
+    images. It has the same gradient, but its mutual information exceeds the KL. Here, the mutual information is at most
+    log B.
     Shapes: -> (K, b), (K, b, D).
     """
     mean, log_variance = gather(layer.mean), gather(layer.log_variance)  # (B, D)
@@ -274,9 +276,9 @@ class Objective:
     terms: Callable[[Model, Tensor, ObjectiveConfig, Setting], Terms]
     layers: tuple[int, float] = (0, math.inf)  # of latents with a posterior: at least, at most
     matches_prior: bool = False  # whether it pulls codes that have no posterior to the prior
-    has_any_prior: bool = True  # or else one whose dimensions are independent
-    has_any_code: bool = True  # or else one that changes smoothly with the image: not entries of a codebook
-    has_own_gradient: bool = False  # whether the encoder's gradient is another one than that of the loss
+    has_any_prior: bool = True  # otherwise only one with independent dimensions
+    has_any_code: bool = True  # otherwise only one that changes smoothly with the image: not entries of a codebook
+    has_own_gradient: bool = False  # whether the encoder is not trained by the gradient of the loss
     has_jacobian: bool = False  # whether the loss is made of derivatives of an image's code by its pixels
 
 

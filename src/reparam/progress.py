@@ -53,7 +53,7 @@ def counting(title: str, total: int, console: Console | None = None) -> Iterator
 
 
 def note_epoch(metrics: Mapping[str, float]) -> None:
-    """Add the metrics of an epoch, a line of JSON, to the file that a program watches which started the training."""
+    """Append the metrics of an epoch, a line of JSON, to a file that another program watches."""
     if path := os.environ.get("REPARAM_EPOCHS"):
         with Path(path).open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
@@ -68,7 +68,7 @@ class _Lines:
         self.start = self.said = time.monotonic()
 
     def advance(self, count: int) -> None:
-        """Count work that is done, and print a line where the last one is long ago."""
+        """Count finished work, and print a line if the last one is old."""
         self.done += count
         now = time.monotonic()
         if now - self.said >= SECONDS_BETWEEN_LINES:

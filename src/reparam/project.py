@@ -65,7 +65,7 @@ def update(paths: Paths) -> list[Path]:
 
 
 def check(paths: Paths, stage: str) -> None:
-    """Raise StaleInputError if the source of a stage is not the one that DVC compares."""
+    """Raise StaleInputError if the source of a stage has another hash than the one that DVC compares."""
     if not paths.installation.exists():  # a clone, where DVC compares the source itself
         return
     values = read_yaml(paths.installation)
@@ -130,13 +130,13 @@ def _start_version_control(directory: Path) -> None:
 
 
 def _add_lines(path: Path, lines: Iterable[str]) -> None:
-    # As bytes of any encoding, which stay as they are.
+    # As bytes, because the encoding is unknown and must not change.
     own = os.fsdecode(path.read_bytes()).splitlines() if path.exists() else []
     with whole_file(path) as partial:
         partial.write_bytes(os.fsencode("\n".join([*own, *(line for line in lines if line not in own), ""])))
 
 
 def _write(files: Mapping[Path, str]) -> list[Path]:
-    """Write files, and return them and those that were there and differ, which get other names."""
+    """Write files; different files of the same names get other names. Return the written and the renamed ones."""
     written = [(path, recipes.place(text, path)) for path, text in files.items()]
     return [path for pair in written for path in pair if path]

@@ -67,7 +67,7 @@ def _find(paths: Paths) -> Candidates:
 
 
 def _verdict(candidates: Candidates, champion: int, wanted: int, metric: str, paths: Paths) -> str:
-    """Compare two versions image by image where their evaluations allow it. Raises: UserError."""
+    """Compare two versions, image by image if their evaluations allow it. Raises: UserError."""
     runs = [candidates.versions[number].run_id for number in (champion, wanted)]
     first, other = (read_run(run, paths) for run in runs)
     if first is None or other is None:

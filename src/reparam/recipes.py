@@ -32,7 +32,7 @@ def names(folder: Path) -> list[str]:
 
 
 def header(folder: Path, name: str) -> str:
-    """Return the comments on top of a recipe: where it is from, what was published, what was measured."""
+    """Return the comments on top of a recipe: its source, the published number, the measured number."""
     lines = _text(folder, name).splitlines(keepends=True)
     return "".join(itertools.takewhile(lambda line: line.startswith("#"), lines))
 
@@ -56,7 +56,7 @@ def complete(folder: Path, name: str) -> dict[str, Any]:
 
 
 def read(folder: Path, name: str, changes: Mapping[str, Any] | None = None) -> Config:
-    """Read a recipe, with other values of some parameters, which `changes` names by their paths.
+    """Read a recipe, with the new values in `changes`, by the paths of parameters.
 
     Raises: ParamsError if there is no such recipe or parameter, or a value is wrong.
     """
@@ -85,7 +85,7 @@ def renewed(path: Path) -> str:
     """
     changes = _changes(path)
     text = path.read_text(encoding="utf-8")
-    own, separator, _ = text.partition("\n\n")[0].partition("\n#\n")  # of a recipe: where it is from
+    own, separator, _ = text.partition("\n\n")[0].partition("\n#\n")  # the comments on top of a recipe
     values: dict[str, Any] = YAML().load(SHIPPED)
     merge(values, changes)
     check_config(values, str(path))
@@ -93,7 +93,7 @@ def renewed(path: Path) -> str:
 
 
 def place(text: str, path: Path) -> Path | None:
-    """Write a params file. One that is there and differs is kept beside it; return where."""
+    """Write a params file. If another one is there, keep it beside the new one, and return its path."""
     refuse_special(path)
     kept = None
     if path.exists() and path.read_bytes() != text.encode():

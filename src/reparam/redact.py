@@ -10,14 +10,14 @@ from types import TracebackType
 from typing import Any, TextIO
 from urllib.parse import unquote
 
-LOCAL = ("file:", "sqlite:///")  # what follows is a path, in which @ and ? are plain characters
+LOCAL = ("file:", "sqlite:///")  # a path follows; in it, @ and ? are plain characters
 SHORTEST = 4  # characters of a value in a query that is hidden wherever it appears: `retries=1` is no secret
 
 
 def without_secrets(address: str) -> str:
     """Hide user, password and query of an address; a path stays as it is."""
     if "://" not in address:
-        return re.sub(r"^[^/]*:.*@", "***@", address)  # user:password@host, of which the scheme was forgotten
+        return re.sub(r"^[^/]*:.*@", "***@", address)  # user:password@host without a scheme
     if address.lower().startswith(LOCAL):
         return address
     # Up to the last @, because a password with an unquoted / or ? is printed neither.
@@ -67,7 +67,7 @@ def redacted_output() -> Iterator[None]:
         with redirect_stdout(_Redacted(sys.stdout)), redirect_stderr(_Redacted(sys.stderr)):
             yield
     except Exception:
-        sys.excepthook = _print_redacted  # Python prints what nobody catches, when this block is over
+        sys.excepthook = _print_redacted  # Python prints an exception that nobody catches after this block
         raise
 
 

@@ -10,7 +10,7 @@ import torch
 from reparam import gpus
 from reparam.errors import UserError
 
-# Most numbers that are held at once, for example a decoder's outputs for samples that are only scored. It bounds
+# Largest count of numbers held at once, for example of a decoder's outputs for samples that are only scored. It bounds
 # memory; at this size (64 MB) the CPU is already busy.
 NUMBERS_AT_ONCE = 1 << 24
 
@@ -18,7 +18,7 @@ NUMBERS_AT_ONCE = 1 << 24
 def pick_device(name: str) -> torch.device:
     """Resolve `auto`, `cpu` or `cuda`; `auto` takes the GPU when there is one."""
     if name != "cpu":
-        gpus.take_one(torch.cuda.device_count())  # which does not start CUDA, so that the choice takes effect
+        gpus.take_one(torch.cuda.device_count())  # this does not start CUDA, so that the choice takes effect
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise UserError(
@@ -32,7 +32,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def make_deterministic(seed: int, *, kernels: bool = True) -> None:
-    """Seed torch and, with `kernels`, refuse those whose result depends on scheduling.
+    """Seed torch and, with `kernels`, refuse kernels whose result depends on scheduling.
 
     Two settings that cost time and change no result are turned off.
     """
@@ -60,7 +60,7 @@ def set_precision(name: str) -> None:
 
 @contextmanager
 def computing_in(precision: str) -> Iterator[None]:
-    """Compute in a precision, and leave full precision to what comes after in the same process."""
+    """Compute in a precision, then return to full precision for later work in the same process."""
     set_precision(precision)
     try:
         yield
@@ -72,8 +72,8 @@ def computing_in(precision: str) -> Iterator[None]:
 def random_stream(seed: int, purpose: str) -> Iterator[None]:
     """Run a block on a random stream of its own, and leave the surrounding stream as it was.
 
-    The stream depends on seed and purpose alone: validation or a figure can be added or left out, and training draws
-    the same numbers.
+    The stream depends on seed and purpose alone: training draws the same numbers, with or without validation or a
+    figure.
     """
     digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
     with torch.random.fork_rng(range(torch.cuda.device_count())):

@@ -35,7 +35,7 @@ def show(paths: Paths) -> None:
         table.add_row(metric.title, *(row.get(column, "") for column in columns), metric.unit)
     console = Console()
     console.print(table)
-    if "bce" in metrics and "kl" in metrics:  # of grey pixels, what papers print as a loss
+    if "bce" in metrics and "kl" in metrics:  # of grey pixels: papers print this sum as a loss
         console.print(f"sum           cross-entropy + KL {metrics['bce'] + metrics['kl']:.2f} nats per image")
     error = max(parity.encoder_max_error, parity.decoder_max_error)
     console.print(f"ONNX parity   largest difference from torch {error:.1e}")

@@ -1,4 +1,4 @@
-"""Choose how threads wait; OpenMP reads it when torch is loaded, so it is decided before. Count cores."""
+"""Choose how threads wait, before torch is loaded and OpenMP reads the choice. Count cores."""
 
 import os
 import statistics
@@ -14,7 +14,7 @@ _spin_by_choice = False
 
 
 class OthersCompute(SystemExit):
-    """Training left a checkpoint and ended, to go on in a process whose waiting threads sleep."""
+    """Training left a checkpoint and ended; started again, it goes on with waiting threads that sleep."""
 
 
 def choose_wait_policy(directory: Path, system: Path = Path("/"), *, computes: bool = True) -> None:
@@ -22,7 +22,7 @@ def choose_wait_policy(directory: Path, system: Path = Path("/"), *, computes: b
 
     On a quiet machine, spinning nearly halves the time of an epoch; beside others it makes it several times as long.
     OpenMP's default, to spin for a while and then sleep, is slow as well. The results are the same.
-    If this process computes little itself, `computes` is false, and threads sleep.
+    Pass `computes=False` for a process that computes little: its threads sleep.
     """
     global _spin_by_choice  # noqa: PLW0603  # a fact of this process, as the environment is
     has_company = _may_run_side_by_side(directory) or (system / "dev/nvidia0").exists() or _is_busy(1, QUICK, system)

@@ -1,4 +1,4 @@
-"""The commands around the stages, and what the commands of stages share with them."""
+"""The commands around the stages, and functions that they share with the commands of stages."""
 
 import textwrap
 from contextlib import suppress

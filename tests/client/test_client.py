@@ -101,7 +101,7 @@ def test_an_autoencoder_has_no_prior_to_sample_from(code: Exported) -> None:
     with pytest.raises(UserError) as error:
         Client(code.directory).sample(3, seed=0)
     assert str(error.value) == (
-        "sample: wanted a model with a prior, found an autoencoder; decode codes of your own instead"
+        "sample: wanted a model with a prior, found one without; decode codes of your own instead"
     )
 
 

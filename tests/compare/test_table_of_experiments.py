@@ -79,7 +79,7 @@ def test_parameters_for_which_there_is_no_space_are_named_below(printed: Callabl
     assert max(map(len, lines[:3])) <= 160
     assert "parameter_0_of_many" in lines[0]
     assert lines[-2].endswith(
-        "model.parameter_11_of_many: not shown, for want of space; `reparam compare A B` shows all that differ"
+        "model.parameter_11_of_many: not shown, because the line is full; `reparam compare A B` shows all that differ"
     )
 
 

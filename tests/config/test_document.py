@@ -122,7 +122,8 @@ def test_a_parameter_is_explained_with_its_value_its_type_and_its_meaning(projec
     assert explain(load_config(project.params), "train.average") == (
         "train.average: 0.0 (default: 0.98)\n"
         "    a number (at least 0 and below 1)\n"
-        "    Decay of a moving average of the weights, which is then scored and kept; 0 keeps the weights themselves.\n"
+        "    Decay of a moving average of the weights: this average is scored and kept; 0 keeps the weights "
+        "themselves.\n"
         "    After a change, `dvc repro` runs train and what depends on it."
     )
 
@@ -133,11 +134,11 @@ def test_a_value_that_is_the_default_is_said_to_be_it(project: Paths) -> None:
 
 
 @pytest.mark.parametrize("section", Config.model_fields)
-def test_the_stage_that_reads_a_parameter_is_the_first_of_the_pipeline_that_depends_on_it(
+def test_the_stage_of_a_parameter_is_that_of_its_section_or_the_first_that_depends_on_it(
     section: str, project: Paths
 ) -> None:
     stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
-    first = next(name for name, stage in stages.items() if section in stage["params"])
+    first = section if section in stages else next(name for name in stages if section in stages[name]["params"])
     name = next(path for path in paths_of() if path.startswith(f"{section}."))
     assert f"`dvc repro` runs {first} and" in explain(load_config(project.params), name)
 

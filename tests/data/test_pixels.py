@@ -288,7 +288,7 @@ def test_exported_graphs_take_and_give_pixels_whatever_scale_the_model_sees(
     shift, scale = (np.float32(getattr(card.scaling, name)) for name in ("shift", "scale"))
     assert kind == card.scaling.kind
     assert not np.array_equal(shift, np.zeros(3))
-    model = load_model(exported.paths.model, torch.device("cpu"))
+    model, _ = load_model(exported.paths.model, torch.device("cpu"))
 
     latents = 2 * np.random.default_rng(1).standard_normal((200, LATENT), dtype=np.float32)
     found, mean = run(exported.directory / "decoder.onnx", latents)

@@ -9,7 +9,7 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 
 from reparam.errors import NonFiniteError
 from reparam.evaluate import annealing
-from reparam.evaluate.annealing import Annealed, Joint, Path, concatenate, image_chunks, sigmoid_schedule
+from reparam.evaluate.annealing import Annealed, Joint, Schedule, concatenate, image_chunks, sigmoid_schedule
 from reparam.evaluate.importance import importance
 from reparam.models.draw import Components
 from reparam.models.latent import each_sample
@@ -18,8 +18,8 @@ from reparam.models.vae import VAE
 from reparam.runtime import random_stream
 
 LogLikelihood = Callable[[Tensor], Tensor]
-SHORT = Path(temperatures=20, leapfrog=3)
-LONG = Path(temperatures=300, leapfrog=3)
+SHORT = Schedule(temperatures=20, leapfrog=3)
+LONG = Schedule(temperatures=300, leapfrog=3)
 
 
 @pytest.fixture(autouse=True)
@@ -32,15 +32,15 @@ def prior(chains: int, images: int, latent: int) -> Tensor:
     return torch.randn(chains, images, latent, dtype=torch.float64)
 
 
-def annealed_log_likelihood(log_likelihood: LogLikelihood, start: Tensor, path: Path) -> Annealed:
+def annealed_log_likelihood(log_likelihood: LogLikelihood, start: Tensor, schedule: Schedule) -> Annealed:
     """Anneal from N(0, I)."""
-    return annealing.annealed_log_likelihood(Joint(StandardNormal(start.shape[-1]), log_likelihood), start, path)
+    return annealing.annealed_log_likelihood(Joint(StandardNormal(start.shape[-1]), log_likelihood), start, schedule)
 
 
-def reverse_log_likelihood(log_likelihood: LogLikelihood, exact: Tensor, chains: int, path: Path) -> Annealed:
+def reverse_log_likelihood(log_likelihood: LogLikelihood, exact: Tensor, chains: int, schedule: Schedule) -> Annealed:
     """Anneal back to N(0, I)."""
     joint = Joint(StandardNormal(exact.shape[-1]), log_likelihood)
-    return annealing.reverse_log_likelihood(joint, exact, chains, path)
+    return annealing.reverse_log_likelihood(joint, exact, chains, schedule)
 
 
 def linear_likelihood(x: Tensor) -> LogLikelihood:
@@ -100,24 +100,24 @@ def test_the_estimate_is_the_exact_log_likelihood_of_a_linear_gaussian_model() -
     assert found.effective_chains.min().item() > 20
 
 
-@pytest.mark.parametrize("path", [Path(1, 1), Path(5, 3), Path(60, 2)])
-def test_the_mean_weight_is_the_likelihood_for_any_path(path: Path) -> None:
+@pytest.mark.parametrize("schedule", [Schedule(1, 1), Schedule(5, 3), Schedule(60, 2)])
+def test_the_mean_weight_is_the_likelihood_for_any_schedule(schedule: Schedule) -> None:
     # And for a single chain, which would show if step sizes depended on it; 4000 images, all the same.
     images = 4_000
     x = torch.tensor([2.0, -1.0, 1.0, 0.5], dtype=torch.float64).expand(images, 4).unflatten(1, SHAPE)
-    found = annealed_log_likelihood(linear_likelihood(x), prior(1, images, 3), path)
+    found = annealed_log_likelihood(linear_likelihood(x), prior(1, images, 3), schedule)
     ratio = (found.log_px - linear_evidence(x)).exp()
     assert abs(ratio.mean().item() - 1) < 4 * standard_error(ratio)
     assert standard_error(ratio) < 0.05
 
 
 def test_the_mean_inverse_weight_is_the_inverse_likelihood() -> None:
-    images, path = 4_000, Path(60, 2)
+    images, schedule = 4_000, Schedule(60, 2)
     image = torch.tensor([2.0, -1.0, 1.0, 0.5], dtype=torch.float64)
     covariance = (torch.eye(3, dtype=torch.float64) + LOADINGS.T @ LOADINGS / SIGMA**2).inverse()
     posterior = MultivariateNormal(covariance @ LOADINGS.T @ (image - OFFSET) / SIGMA**2, covariance)
     x = image.expand(images, 4).unflatten(1, SHAPE)
-    found = reverse_log_likelihood(linear_likelihood(x), posterior.sample((images,)), 1, path)
+    found = reverse_log_likelihood(linear_likelihood(x), posterior.sample((images,)), 1, schedule)
     ratio = (linear_evidence(x) - found.log_px).exp()
     assert abs(ratio.mean().item() - 1) < 4 * standard_error(ratio)
     assert standard_error(ratio) < 0.05
@@ -126,7 +126,7 @@ def test_the_mean_inverse_weight_is_the_inverse_likelihood() -> None:
 def test_without_a_path_the_estimate_is_importance_sampling_from_the_prior() -> None:
     _, x = linear_images(4)
     log_likelihood, start = linear_likelihood(x), prior(50, 4, 3)
-    found = annealed_log_likelihood(log_likelihood, start, Path(1, 3))
+    found = annealed_log_likelihood(log_likelihood, start, Schedule(1, 3))
     log_px = log_likelihood(start).detach()
     torch.testing.assert_close(found.log_px, log_px.logsumexp(0) - math.log(50))
     weights = log_px.softmax(0)
@@ -136,7 +136,7 @@ def test_without_a_path_the_estimate_is_importance_sampling_from_the_prior() -> 
 
 def test_without_a_path_the_way_back_is_the_likelihood_of_the_exact_latent() -> None:
     z, x = linear_images(4)
-    found = reverse_log_likelihood(linear_likelihood(x), z, 5, Path(1, 3))
+    found = reverse_log_likelihood(linear_likelihood(x), z, 5, Schedule(1, 3))
     torch.testing.assert_close(found.log_px, linear_likelihood(x)(z[None])[0].detach())
     assert found.effective_chains.tolist() == pytest.approx([5.0] * 4)
 
@@ -147,9 +147,9 @@ def test_without_a_path_the_way_back_is_the_likelihood_of_the_exact_latent() -> 
 def test_both_directions_bracket_the_likelihood_and_more_temperatures_bring_them_together() -> None:
     z, x = linear_images(300)
     exact, gaps = linear_evidence(x), []
-    for path in (Path(5, 3), Path(25, 3), Path(125, 3)):
-        lower = annealed_log_likelihood(linear_likelihood(x), prior(4, 300, 3), path).log_px - exact
-        upper = reverse_log_likelihood(linear_likelihood(x), z, 4, path).log_px - exact
+    for schedule in (Schedule(5, 3), Schedule(25, 3), Schedule(125, 3)):
+        lower = annealed_log_likelihood(linear_likelihood(x), prior(4, 300, 3), schedule).log_px - exact
+        upper = reverse_log_likelihood(linear_likelihood(x), z, 4, schedule).log_px - exact
         assert lower.mean().item() < 2 * standard_error(lower)
         assert upper.mean().item() > -2 * standard_error(upper)
         gaps.append((upper - lower).mean().item())
@@ -162,12 +162,12 @@ def test_both_directions_bracket_the_likelihood_and_more_temperatures_bring_them
 def test_a_model_without_closed_form_is_bracketed_within_a_tenth_of_a_nat() -> None:
     model = Binary()
     z, x = model.images(50)
-    path = Path(temperatures=400, leapfrog=4)
-    lower = annealed_log_likelihood(model.likelihood(x), prior(8, 50, 10), path)
-    upper = reverse_log_likelihood(model.likelihood(x), z, 8, path)
+    schedule = Schedule(temperatures=400, leapfrog=4)
+    lower = annealed_log_likelihood(model.likelihood(x), prior(8, 50, 10), schedule)
+    upper = reverse_log_likelihood(model.likelihood(x), z, 8, schedule)
     gap = upper.log_px - lower.log_px
     assert -3 * standard_error(gap) < gap.mean().item() < 0.1
-    coarse = annealed_log_likelihood(model.likelihood(x), prior(8, 50, 10), Path(10, 4)).log_px
+    coarse = annealed_log_likelihood(model.likelihood(x), prior(8, 50, 10), Schedule(10, 4)).log_px
     assert coarse.mean().item() < lower.log_px.mean().item() - 0.5  # short of it, there is something to bracket
     for found in (lower, upper):
         assert 0.5 < found.acceptance.min().item() <= found.acceptance.max().item() < 0.9
@@ -190,11 +190,11 @@ def test_a_mode_that_the_encoder_does_not_know_is_found() -> None:
     missed = log_w.logsumexp(0).item() - math.log(10_000)
     assert missed == pytest.approx(exact - math.log(2), abs=0.05)
 
-    found = annealed_log_likelihood(likelihood, prior(500, 1, 1), Path(100, 3))
+    found = annealed_log_likelihood(likelihood, prior(500, 1, 1), Schedule(100, 3))
     assert found.log_px.item() == pytest.approx(exact, abs=0.1)
 
 
-# The path
+# The schedule
 
 
 def test_the_schedule_is_a_sigmoid_from_prior_to_posterior() -> None:
@@ -215,11 +215,11 @@ def test_step_sizes_are_those_that_each_image_needs(sigma: float) -> None:
     scale = sigma * torch.tensor([[1.0], [0.5]], dtype=torch.float64)
     x = torch.zeros(2, 3, dtype=torch.float64)
     joint = Joint(StandardNormal(3), lambda z: Normal(z, scale).log_prob(x).sum(-1))
-    steps = annealing._scout(joint, x, sigmoid_schedule(200), Path(200, 3))
+    steps = annealing._scout(joint, x, sigmoid_schedule(200), Schedule(200, 3))
     assert len(steps) == 199
     assert (steps[-1][0] / steps[-1][1]).item() == pytest.approx(2, rel=0.4)
     assert 0.5 < (steps[-1][0] / sigma).item() < 2.5  # a Gaussian's leapfrog is unstable beyond 2 sigma
-    found = annealed_log_likelihood(lambda z: Normal(z, scale).log_prob(x).sum(-1), prior(16, 2, 3), Path(200, 3))
+    found = annealed_log_likelihood(lambda z: Normal(z, scale).log_prob(x).sum(-1), prior(16, 2, 3), Schedule(200, 3))
     assert 0.5 < found.acceptance.min().item() <= found.acceptance.max().item() < 0.9
 
 
@@ -231,12 +231,12 @@ def test_every_move_has_its_step_size(temperatures: int) -> None:
         moves.append(len(z))
         return -z.square().sum(-1)
 
-    path = Path(temperatures, 2)
-    annealed_log_likelihood(log_likelihood, prior(7, 1, 1), path)
+    schedule = Schedule(temperatures, 2)
+    annealed_log_likelihood(log_likelihood, prior(7, 1, 1), schedule)
     assert moves.count(7) == 1 + 2 * (temperatures - 1)
     stops = math.ceil((temperatures - 1) / math.ceil(temperatures / annealing.VISITS))
     assert moves.count(annealing.SCOUTS) == 1 + 2 * stops
-    assert len(moves) == annealing.evaluations(path)
+    assert len(moves) == annealing.evaluations(schedule)
 
 
 def test_moves_keep_the_distribution() -> None:
@@ -263,10 +263,10 @@ def test_latents_of_no_finite_likelihood_are_never_taken(bad: float) -> None:
     def log_likelihood(z: Tensor) -> Tensor:
         return torch.where(z > -1, 0 * z, bad * z.abs()).sum(-1)
 
-    found = annealed_log_likelihood(log_likelihood, prior(4_000, 1, 1), Path(10, 3))
+    found = annealed_log_likelihood(log_likelihood, prior(4_000, 1, 1), Schedule(10, 3))
     assert found.log_px.item() == pytest.approx(math.log(0.8413), abs=0.05)
     assert 0 < found.acceptance.item() < 1
-    back = reverse_log_likelihood(log_likelihood, torch.zeros(1, 1), 100, Path(10, 3))
+    back = reverse_log_likelihood(log_likelihood, torch.zeros(1, 1), 100, Schedule(10, 3))
     assert back.log_px.item() == pytest.approx(0, abs=1e-12)
 
 
@@ -274,7 +274,7 @@ def test_gradients_without_end_do_not_spoil_the_chains() -> None:
     def log_likelihood(z: Tensor) -> Tensor:
         return torch.where(z.abs() < 2, -1e30 * z.square().clamp_max(1e-30), -math.inf).sum(-1)
 
-    found = annealed_log_likelihood(log_likelihood, torch.randn(200, 3, 2), Path(10, 5))
+    found = annealed_log_likelihood(log_likelihood, torch.randn(200, 3, 2), Schedule(10, 5))
     assert found.log_px.isfinite().all()
 
 
@@ -352,7 +352,7 @@ def test_cutting_changes_the_estimates_by_their_noise_alone(monkeypatch: pytest.
     _, x = linear_images(20)
     monkeypatch.setattr(annealing, "NUMBERS_AT_ONCE", 7 * 64 * 4)
     parts = [
-        annealed_log_likelihood(linear_likelihood(part), prior(64, len(part), 3), Path(150, 3))
+        annealed_log_likelihood(linear_likelihood(part), prior(64, len(part), 3), Schedule(150, 3))
         for part in image_chunks(x, chains=64, outputs=1)
     ]
     found = concatenate(parts)
@@ -366,7 +366,7 @@ def test_cutting_changes_the_estimates_by_their_noise_alone(monkeypatch: pytest.
 def test_chains_stay_on_the_device_of_their_start() -> None:
     x = torch.zeros(2, 3, device="cuda")
     found = annealed_log_likelihood(
-        lambda z: Normal(z, 0.5).log_prob(x).sum(-1), torch.randn(64, 2, 3, device="cuda"), Path(100, 3)
+        lambda z: Normal(z, 0.5).log_prob(x).sum(-1), torch.randn(64, 2, 3, device="cuda"), Schedule(100, 3)
     )
     assert found.log_px.device.type == "cuda"
     wanted = Normal(0.0, 1.25**0.5).log_prob(torch.zeros(3, dtype=torch.float64)).sum().item()
@@ -400,5 +400,5 @@ def test_chains_and_importance_samples_know_the_prior_of_the_model() -> None:
     assert (lower - exact).abs().mean().item() < 0.2
     assert -0.02 < (upper - lower).mean().item() < 0.2
     # The posterior of the standard prior is another one, but wide enough to weigh.
-    nll = importance(model, x, 20_000).nll
+    nll = importance(model, [(x,)], 20_000).nll
     assert (nll + exact).abs().mean().item() < 0.1

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from reparam.cards.data import ImageFacts
 from reparam.config import EvaluateConfig
+from reparam.data.batches import Batches
+from reparam.data.store import Images
 from reparam.evaluate import gallery, walks
 from reparam.evaluate.samplers import SAMPLERS
 from reparam.evaluate.subject import Subject
@@ -255,8 +257,7 @@ def test_names_of_classes_change_no_draw() -> None:
 
 def test_the_principal_plane_spans_standard_deviations_along_the_principal_components() -> None:
     means = torch.tensor([[1.0, 5.0, 0.0], [1.0, -3.0, 0.0], [2.0, 1.0, 0.0], [0.0, 1.0, 0.0]], dtype=torch.float64)
-    frame = walks.Frame(torch.zeros(3), torch.ones(3), "no unit of components", "0")
-    plane = walks.plane("principal", means, torch.ones(3), frame)
+    plane = walks.principal_components(means).plane
     torch.testing.assert_close(plane.origin, torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64))
     wanted = torch.tensor([[0.0, 8**0.5, 0.0], [0.5**0.5, 0.0, 0.0]], dtype=torch.float64)
     torch.testing.assert_close(plane.directions, wanted)
@@ -267,9 +268,9 @@ def test_the_principal_plane_spans_standard_deviations_along_the_principal_compo
 
 def test_the_grid_and_the_scatter_share_the_principal_plane() -> None:
     subject = subject_of([0, 1, 2], [1.0] * 4, config=with_plane("principal"))
-    pictures, means = gallery.draw(subject), subject.scores.means
+    pictures, means = gallery.draw(subject), subject.means
     points = np.asarray(pictures["latent_scatter"].axes[0].collections[0].get_offsets())
-    np.testing.assert_allclose(points, walks.plane_of_components(means).coordinates(means).numpy())
+    np.testing.assert_allclose(points, walks.principal_components(means).plane.coordinates(means).numpy())
     for name in ("latent_grid", "latent_scatter"):
         [axes] = pictures[name].axes
         assert axes.get_xlabel() == "component 1  (standard deviations of posterior means)"
@@ -441,7 +442,8 @@ def test_tiles_are_the_decoded_images_edge_to_edge(plane: str) -> None:
     grid, moved = (pixels(pictures[name]) for name in gallery.TILES)
     assert grid.shape == (3 * 2, 3 * 3)
     assert moved.shape == (2 * 2, 21 * 3)
-    z = walks.plane(plane, subject.scores.means, subject.scores.latent_kl, subject.frame).latents(3, 2.0)
+    chosen = walks.plane_of_dimensions(subject.scores.latent_kl, subject.frame)
+    z = (chosen if plane == "dimensions" else walks.principal_components(subject.means).plane).latents(3, 2.0)
     along = torch.zeros(21, 3)
     along[:, 2] = torch.linspace(-2, 2, 21)
     with torch.no_grad():
@@ -480,11 +482,27 @@ def test_images_of_three_channels_are_drawn_and_cut_in_colour() -> None:
     assert pixels(tiles["grid_tiles"]).shape == (6, 9, 3)
 
 
+def test_images_go_to_the_device_once_and_components_are_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied, found, components = list[int](), list[int](), walks.principal_components
+
+    class Counted(Batches):
+        def __init__(self, images: Images, *rest: Any) -> None:
+            copied.append(len(images))
+            super().__init__(images, *rest)
+
+    monkeypatch.setattr("reparam.evaluate.subject.Batches", Counted)
+    monkeypatch.setattr(walks, "principal_components", lambda means: found.append(len(means)) or components(means))
+    subject = Subject.scored(some_model(), some_data(some_split([0, 1, 2, 0])), with_plane("principal"))
+    assert {"components", "latent_grid", "latent_scatter"} <= set(gallery.draw(subject))
+    gallery.tiles(subject)
+    assert (copied, found) == ([4], [4])
+
+
 def test_principal_components_of_many_dimensions_are_those_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     means = torch.randn(5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    variances, directions = walks.principal_components(means)
+    known = walks.principal_components(means)
     monkeypatch.setattr(walks, "MANY", 7)
-    found, few = walks.principal_components(means)
-    torch.testing.assert_close(found, variances[:5])
-    torch.testing.assert_close(few[:4], directions[:4])  # five images vary in four directions
-    assert few.shape == (5, 8)
+    found = walks.principal_components(means)
+    torch.testing.assert_close(found.variances, known.variances[:5])
+    torch.testing.assert_close(found.directions[:4], known.directions[:4])  # five images vary in four directions
+    assert found.directions.shape == (5, 8)

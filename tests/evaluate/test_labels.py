@@ -12,6 +12,7 @@ from torch import Tensor
 
 from reparam.data.store import Split
 from reparam.evaluate import gallery
+from reparam.evaluate.fidelity import fidelity
 from reparam.evaluate.importance import importance
 from reparam.evaluate.measures import measure
 from reparam.evaluate.samplers import draw_codes
@@ -23,10 +24,10 @@ LABELS = [2, 0, 1, 2, 2, 1, 0, 2]
 PARTS = {"annealing": {"images": 3, "steps": 3, "chains": 2}, "generated": {"images": 8}}
 
 
-def some_model(**changes: Any) -> AnyModel:
+def some_model(shape: tuple[int, ...] = SHAPE, **changes: Any) -> AnyModel:
     torch.manual_seed(0)
     small = {"condition": "label", "size": 2, "hidden": [5], "latent": 3, "upper": [2], "upper_hidden": [4]}
-    model = build_model(small_section("model", **small | changes), SHAPE, classes=3).eval()
+    model = build_model(small_section("model", **small | changes), shape, classes=3).eval()
     torch.nn.init.normal_(model.condition.image)  # type: ignore[union-attr]
     return model.requires_grad_(False)
 
@@ -49,9 +50,9 @@ def test_scores_of_images_follow_their_labels() -> None:
 
 def test_importance_sampling_cuts_labels_as_it_cuts_images(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x, labels = some_model(), torch.from_numpy(some_images(8)).float() / 255, torch.tensor(LABELS)
-    whole = importance(model, x, 1000, labels=labels).nll
+    whole = importance(model, [(x, labels)], 1000).nll
     monkeypatch.setattr("reparam.evaluate.importance.MEMORY", {"cpu": 1})  # one image at a time
-    torch.testing.assert_close(importance(model, x, 1000, labels=labels).nll, whole, rtol=0, atol=0.1)
+    torch.testing.assert_close(importance(model, [(x, labels)], 1000).nll, whole, rtol=0, atol=0.1)
 
 
 def test_labels_are_as_often_as_in_the_split_and_the_usual_one_is_the_most_frequent() -> None:
@@ -61,14 +62,39 @@ def test_labels_are_as_often_as_in_the_split_and_the_usual_one_is_the_most_frequ
     assert found.usual == 2
     assert found.with_usual == ", with label 2"
     z = torch.zeros(2, 3)
-    np.testing.assert_array_equal(found.decode(z), found.decode(z, np.array([2, 2])))
-    assert (found.decode(z) != found.decode(z, np.array([0, 1]))).any()
+    np.testing.assert_array_equal(found.decode_usual(z), found.decode(z, np.array([2, 2])))
+    assert (found.decode_usual(z) != found.decode(z, np.array([0, 1]))).any()
+
+
+def test_reconstructions_are_compared_that_have_the_label_of_their_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape, labels = (1, 11, 11), np.array([0, 0, 0, 1, 2], np.int32)
+    model, brightness = some_model(shape), 0.2 * labels[:, None, None, None]
+    images = np.broadcast_to(np.rint(255 * brightness).astype(np.uint8), (5, *shape)).copy()
+
+    def decode(_z: Tensor, its: Tensor) -> Tensor:
+        return (0.2 * its + 0.1)[:, None, None, None].expand(-1, *shape)
+
+    monkeypatch.setattr(model, "decode", decode)
+    found = fidelity(subject(model, Split(images, labels)))
+    assert found["psnr"].tolist() == pytest.approx([20.0] * 5, abs=1e-4)  # all are 0.1 too bright
+    similar = [1e-4 / 0.0101, (0.12 + 1e-4) / (0.13 + 1e-4), (0.4 + 1e-4) / (0.41 + 1e-4)]
+    assert found["ssim"].tolist() == pytest.approx([similar[label] for label in labels], abs=1e-4)
+
+
+def test_the_noise_of_an_untrained_conditional_model_has_these_signal_to_noise_ratios() -> None:
+    model, split = some_model(), some_split([0, 0, 0, 1, 2])
+    x, labels = torch.from_numpy(split.images).float() / 255, torch.tensor([0, 0, 0, 1, 2])
+    told = given(model, labels)
+    errors = (told.decode(told.posterior(x)[0]) - x).square().mean((1, 2, 3))
+    found = fidelity(subject(model, split))["psnr"]
+    torch.testing.assert_close(found, -10 * errors.log10().double())
+    assert found.tolist() == pytest.approx([11.0059, 10.8462, 8.8141, 11.8166, 8.1740], abs=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["autoencoder", "vae", "hierarchical"])
 def test_all_is_drawn_and_measured_of_a_conditional_model(kind: str) -> None:
     found = subject(some_model(kind=kind, likelihood="gaussian_per_pixel"), sampler="mixture", **PARTS)
-    measured = measure(found, outliers=some_images(2))
+    measured = measure(found, outliers=some_split([0, 0]))
     assert measured.not_measured["accuracy"] == "not measured: the encoder receives the label that would be guessed"
     assert "outliers" in measured.not_measured
     assert "auroc" not in measured.metrics
@@ -109,7 +135,7 @@ def test_codes_are_drawn_of_images_with_their_labels() -> None:
     model = some_model(kind="autoencoder")
     data = replace(some_data(some_split(LABELS)), is_conditional=True)
     torch.manual_seed(1)
-    codes = draw_codes(model, data.view(data.train, 3))
+    codes = draw_codes(model, data.view(data.train))
     torch.manual_seed(1)
     order = torch.randperm(8)
     x = torch.from_numpy(data.train.images).float() / 255

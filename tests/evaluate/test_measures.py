@@ -5,9 +5,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import subjects
 import torch
 from some_cards import image_facts
-from subjects import GREY, settings, some_data, some_images, some_model, some_split, with_errors
+from subjects import (
+    COUNTS,
+    DENSITY,
+    GREY,
+    LATENTS,
+    POSTERIOR,
+    settings,
+    some_data,
+    some_images,
+    some_model,
+    some_split,
+    with_errors,
+)
 from torch import Tensor
 
 from reparam.cards.data import ImageFacts
@@ -32,11 +45,9 @@ from reparam.runtime import random_stream
 SHAPE = (1, 4, 4)
 SCALED = image_facts("dynamic", shift=0.5, scale=0.25)
 
-COUNTS = {"active_units", "images"}
-LIKELIHOOD = with_errors({"elbo", "reconstruction", "kl", "nll"}) | COUNTS | {"nll_effective_samples"}
-LATENTS = {"mutual_information", "marginal_kl", "total_correlation"}
-LABELS = with_errors({"knn_accuracy", "probe_accuracy"})
-GENERATED = with_errors({f"pca_{name}" for name in ("precision", "recall", "density", "coverage", "frechet")})
+LIKELIHOOD = with_errors(DENSITY) | COUNTS | {"nll_effective_samples"}
+LABELS = with_errors(subjects.LABELS)
+GENERATED = with_errors(subjects.GENERATED)
 OUTLIERS = with_errors({"auroc"})
 ANNEALED = with_errors({"ais_nll", "ais_minus_nll", "ais_gap"})
 REASON = "not measured: this model has no likelihood of these pixels"
@@ -82,8 +93,9 @@ def measured(subject: Subject) -> Findings:
     return measure(subject, some_outliers())
 
 
-def some_outliers() -> Images:
-    return np.random.default_rng(5).integers(0, 256, (200, *SHAPE), dtype=np.uint8)
+def some_outliers() -> Split:
+    images = np.random.default_rng(5).integers(0, 256, (200, *SHAPE), dtype=np.uint8)
+    return Split(images, np.zeros(200, np.int32))
 
 
 def assert_the_reason_is_given(found: Findings) -> None:
@@ -121,7 +133,7 @@ def test_the_mutual_information_of_a_hierarchy_is_not_measured_but_all_else_is(i
 def test_without_a_density_nothing_that_needs_a_likelihood_is_measured(kind: str) -> None:
     found = measured(subject_of(model_of(kind=kind), card=GREY, is_density=False))
     latents = LATENTS if kind == "vae" else {"kl_layer_1", "kl_layer_2"}
-    assert set(found.metrics) == with_errors({"bce", "kl", "psnr"} | latents) | COUNTS | LABELS | GENERATED
+    assert set(found.metrics) == with_errors({"bce", "psnr"} | POSTERIOR | latents) | COUNTS | LABELS | GENERATED
     assert found.outlier_nll is None
     assert_the_reason_is_given(found)
 
@@ -171,9 +183,9 @@ def test_a_single_image_is_measured_as_far_as_it_goes() -> None:
 @pytest.mark.parametrize(
     ("kind", "is_density", "names"),
     [
-        ("vae", True, {"elbo", "reconstruction", "kl", "nll"}),
-        ("hierarchical", True, {"elbo", "reconstruction", "kl", "nll", "kl_layer_1", "kl_layer_2"}),
-        ("vae", False, {"bce", "kl"}),
+        ("vae", True, DENSITY),
+        ("hierarchical", True, DENSITY | {"kl_layer_1", "kl_layer_2"}),
+        ("vae", False, {"bce"} | POSTERIOR),
         ("autoencoder", True, {"reconstruction"}),
         ("autoencoder", False, {"bce"}),
     ],
@@ -284,7 +296,7 @@ def test_the_validation_split_is_scored_like_the_other_one_without_an_nll(
     assert set(found.metrics) == set(alone.metrics) | with_errors(validated)
     assert alone.metrics.items() <= found.metrics.items()  # nothing else is drawn otherwise
     with random_stream(subject.settings.seed, "validation"):
-        scores = score(model, subject.view(held_out.images), subject.settings, with_nll=False)
+        scores = score(model, subject.data.view(held_out), subject.settings, with_nll=False)
     assert scores.nll.isnan().all()
     wanted = {"elbo": -(scores.reconstruction + scores.kl), "kl": scores.kl}
     for name in names:
@@ -345,10 +357,10 @@ def test_no_more_images_are_generated_than_there_are_originals() -> None:
 
 def test_outliers_are_told_from_the_scored_images_by_their_nll() -> None:
     subject = subject_of(model_of(scale=1.5), card=GREY, nll_samples=200)
-    found, outliers = measured(subject), some_outliers()[np.arange(90) * 200 // 90]
+    found, outliers = measured(subject), some_outliers().images[np.arange(90) * 200 // 90]
     assert found.outlier_nll is not None
     torch.manual_seed(1)
-    other = importance(subject.model, torch.from_numpy(outliers) / 255, 200).nll  # with noise of its own
+    other = importance(subject.model, [(torch.from_numpy(outliers) / 255,)], 200).nll  # with noise of its own
     difference = found.outlier_nll - other
     assert standard_error(difference) < 0.1
     assert abs(difference.mean().item()) < 4 * standard_error(difference)

@@ -10,12 +10,13 @@ from torch import Tensor
 from training import KINDS
 
 from reparam.evaluate import gallery, measures
-from reparam.evaluate.annealing import Joint, Path, annealed_log_likelihood
+from reparam.evaluate.annealing import Joint, Schedule, annealed_log_likelihood
 from reparam.evaluate.samplers import draw_codes
 from reparam.evaluate.subject import Subject
 from reparam.models import logistic
 from reparam.models.build import AnyModel
 from reparam.models.likelihoods import LIKELIHOODS
+from reparam.models.priors import PRIORS
 
 pytestmark = needs_cuda_build
 SHAPE = (1, 4, 4)
@@ -26,7 +27,7 @@ SETTINGS = settings(precision="bf16", generated={"images": 4}, **LITTLE)
 
 
 def model_of(kind: str, likelihood: str = "gaussian_per_pixel") -> AnyModel:
-    changes = {"prior": kind} if kind == "vamp" else KINDS[kind]
+    changes = {"prior": kind} if kind in PRIORS else KINDS[kind]
     return some_model(SHAPE, **changes, latent=LATENT, likelihood=likelihood).requires_grad_(False)
 
 
@@ -47,7 +48,8 @@ def test_scoring_waits_for_the_draw_of_pixels_and_at_last_for_its_results(kind: 
     assert gpu.waits[: len(of_batches)] == of_batches
 
 
-@pytest.mark.parametrize("kind", ["autoencoder", "top_down", "vamp"])  # of codes, of distributions, of a learned prior
+# Of codes, of distributions, and with each prior that `top_down` has not.
+@pytest.mark.parametrize("kind", ["autoencoder", "top_down", *(name for name in PRIORS if name != "standard")])
 def test_measures_and_figures_keep_to_their_devices(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measures, "LEAPFROG", 1)
     # What the CPU makes of numbers, of which there are none.
@@ -59,7 +61,7 @@ def test_measures_and_figures_keep_to_their_devices(kind: str, monkeypatch: pyte
     with fake_gpu():
         model, _ = model.to(GPU), data.pixels.to(GPU)
         subject = Subject.scored(model, data, SETTINGS)
-        found = measures.measure(subject, IMAGES.images).metrics.keys() | gallery.draw(subject).keys()
+        found = measures.measure(subject, IMAGES).metrics.keys() | gallery.draw(subject).keys()
         gallery.tiles(subject)
         assert draw_codes(model, subject.images).device.type == "cuda"
     assert {"pca_precision", "interpolation", "sigma"} <= found
@@ -76,7 +78,9 @@ def test_chains_wait_for_nothing() -> None:
 
         start = torch.randn(2, 3, LATENT, device=GPU)
         with gpu.never_waits():
-            found = annealed_log_likelihood(Joint(model.prior, log_likelihood), start, Path(temperatures=2, leapfrog=2))
+            found = annealed_log_likelihood(
+                Joint(model.prior, log_likelihood), start, Schedule(temperatures=2, leapfrog=2)
+            )
     assert {values.device.type for values in vars(found).values()} == {"cuda"}
 
 

@@ -19,7 +19,6 @@ SHAPE = (1, 2, 3)
 LATENT = 2
 IMAGES = torch.rand(3, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 every_prior = pytest.mark.parametrize("name", PRIORS)
-every_mixture = pytest.mark.parametrize("name", ["mixture", "vamp"])
 SIDE, REACH = 801, 20.0  # of the grid that integrals are taken on
 
 
@@ -39,6 +38,9 @@ def some_vae(prior: str, components: int = 3, **changes: Any) -> VAE:
 
 def some_prior(name: str, components: int = 3) -> Prior:
     return some_vae(name, components).prior
+
+
+every_mixture = pytest.mark.parametrize("name", [name for name in PRIORS if some_prior(name).components() is not None])
 
 
 def grid() -> tuple[Tensor, float]:
@@ -92,9 +94,9 @@ def test_the_kl_of_every_prior_is_that_of_quadrature(name: str) -> None:
         assert draw.kl[:, number].mean().item() == pytest.approx(wanted, abs=5 * error if name != "standard" else 1e-6)
 
 
-@every_prior
+@every_mixture
 @torch.no_grad()
-def test_every_prior_is_the_mixture_of_its_components(name: str) -> None:
+def test_a_mixture_is_that_of_its_components(name: str) -> None:
     prior, z = some_prior(name), grid()[0][::997]
     found = prior.components()
     assert found is not None

@@ -35,7 +35,8 @@ def read_card(directory: Path) -> ModelCard:
 
 
 def test_a_loaded_model_computes_what_the_saved_one_did(stored: VAE, tmp_path: Path) -> None:
-    loaded, x = load_model(tmp_path, CPU), torch.rand(4, *SHAPE)
+    (loaded, card), x = load_model(tmp_path, CPU), torch.rand(4, *SHAPE)
+    assert card == read_card(tmp_path)
     assert torch.equal(loaded.posterior(x)[0], stored.posterior(x)[0])
     assert torch.equal(loaded.decode(torch.ones(1, 2)), stored.decode(torch.ones(1, 2)))
     assert not loaded.training

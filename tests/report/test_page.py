@@ -38,6 +38,7 @@ from reparam.errors import DamagedInputError, MissingInputError, StaleInputError
 from reparam.figures.curves import plot_training
 from reparam.figures.images import plot_contact_sheet
 from reparam.files import to_json
+from reparam.metrics import GROUPS, METRICS, Metric
 from reparam.paths import Paths
 from reparam.report import stage as report
 from reparam.report.page import PICTURES, Page, render
@@ -65,7 +66,7 @@ class Outline(HTMLParser):
         self.stray: list[str] = []
         self.open: list[str] = []
         self.scripts: list[str] = []
-        self.feed(text.replace("<wbr>", ""))  # where a long name may break
+        self.feed(text.replace("<wbr>", ""))  # within words
         self.close()
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
@@ -306,6 +307,14 @@ def test_a_single_image_has_no_error(page: Page) -> None:
     text = Outline(render(replace(page, metrics=metrics, evaluation=one, parity=export_metrics()))).text
     assert "ELBO -20.13 Lower bound" in text
     assert not re.search(r"± \d", text)
+
+
+def test_a_new_group_of_metrics_is_on_the_page(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    metric = Metric("Surprise", "How unusual an image is.")
+    monkeypatch.setitem(GROUPS, "Novelty", {"surprise": metric})
+    monkeypatch.setitem(METRICS, "surprise", metric)
+    metrics = evaluation_metrics(values={**EVALUATED, "surprise": 1.5})
+    assert "Novelty Surprise 1.50 How unusual an image is." in Outline(render(replace(page, metrics=metrics))).text
 
 
 def test_groups_without_a_number_are_left_out(page: Page) -> None:

@@ -118,7 +118,9 @@ def test_an_autoencoder_cannot_be_chosen_by_its_elbo(run: Train, project: Paths)
     message = refusal(
         run, project, model={"kind": "autoencoder"}, objective={"name": "reconstruction"}, train={"monitor": "elbo"}
     )
-    assert message == ("params.yaml: train.monitor: wanted 'loss' with an autoencoder, which has no ELBO, found 'elbo'")
+    assert message == (
+        "params.yaml: train.monitor: wanted 'loss' with a model without a posterior, which has no ELBO, found 'elbo'"
+    )
 
 
 @pytest.mark.parametrize(
@@ -134,6 +136,7 @@ def test_an_autoencoder_cannot_be_chosen_by_its_elbo(run: Train, project: Paths)
         ("sparse", "hierarchical", "'autoencoder' or 'vae'"),
         ("contractive", "hierarchical", "'autoencoder' or 'vae'"),
         ("mmd", "hierarchical", "'autoencoder' or 'vae'"),
+        ("reconstruction", "hierarchical", "'autoencoder' or 'vae' or 'fsq' or 'vq'"),
     ],
 )
 def test_an_objective_that_a_model_has_not_is_refused(

@@ -31,7 +31,7 @@ def _check_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
     return shape
 
 
-Number = Annotated[float | int, PlainValidator(_check_number)]  # which stays whole where it is
+Number = Annotated[float | int, PlainValidator(_check_number)]  # a whole number stays whole
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 DirectoryHash = Annotated[str, Field(pattern=r"^[0-9a-f]{32}\.dir$")]  # as `dvc.lock` has it
 UnitFloat = Annotated[float, Field(ge=0, le=1)]
@@ -73,7 +73,7 @@ class Card(BaseModel):
 
     @property
     def digest(self) -> str:
-        """Return the SHA-256 of its values: that of its file, unless that is sealed."""
+        """Return the SHA-256 of its values; it is that of the file, unless the card is sealed."""
         return hashlib.sha256(to_json(self._content()).encode()).hexdigest()
 
     def _content(self) -> dict[str, Any]:
@@ -81,13 +81,13 @@ class Card(BaseModel):
 
 
 class SealedCard(Card):
-    """A card whose file holds its digest, so that an edited one is found; the next card also holds the digest."""
+    """A card whose file holds its digest, so that an edit is noticed; the next card also holds the digest."""
 
     checksum: Hash | None = None  # of the other values; in the file alone
 
     @classmethod
     def parse(cls, content: bytes) -> Self:
-        """Check the content of a file, and that its checksum is that of its values.
+        """Read the content of a file, and check that its checksum is that of its values.
 
         Raises: ValueError that says what differs.
         """
@@ -108,7 +108,7 @@ class FileFacts(Card):
     """The facts that identify a file."""
 
     sha256: Hash
-    bytes: Annotated[int, Field(ge=0, lt=2**53)]  # what every reader of JSON knows exactly
+    bytes: Annotated[int, Field(ge=0, lt=2**53)]  # the largest whole number that every reader of JSON keeps exact
 
     def __str__(self) -> str:
         return f"{self.bytes:,} bytes of SHA-256 {self.sha256[:SHORT]}"
@@ -133,7 +133,7 @@ def facts_of(content: bytes) -> FileFacts:
 
 
 def check_file(name: str, files: Files, found: FileFacts, made_by: str) -> None:
-    """See that a file is the one that the card of the stage `made_by` describes by this name.
+    """Check a file against its facts on the card of the stage `made_by`.
 
     Raises: ValueError.
     """

@@ -46,7 +46,7 @@ class ImageFacts(Card):
     @field_validator("shape")
     @classmethod
     def _has_channels_that_are_scaled(cls, shape: tuple[int, int, int], info: ValidationInfo) -> tuple[int, int, int]:
-        if scaling := info.data.get("scaling"):  # missing where it is wrong itself
+        if scaling := info.data.get("scaling"):  # missing if it is wrong itself
             shifts, scales = len(scaling.shift), len(scaling.scale)
             if not shifts == scales == shape[0]:
                 raise ValueError(f"as many channels as scaling.shift and scaling.scale have ({shifts} and {scales})")

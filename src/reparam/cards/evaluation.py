@@ -33,7 +33,7 @@ class MutualInformationFacts(Card):
 class GeneratedFacts(Card):
     images: Count
     components: Count
-    training_images: dict[str, float]  # the same metrics of as many training images: what no model need surpass
+    training_images: dict[str, float]  # the same metrics of as many training images: no model need be better
 
 
 class AnnealingFacts(Card):
@@ -89,7 +89,7 @@ class TraversalTiles(Card):
 
 
 class Tiles(Card):
-    """The layout of the tiles of latent grid and traversals, by which a page cuts them up."""
+    """The layout of the tiles of latent grid and traversals: a page cuts up the two figures by it."""
 
     image: tuple[Side, Side]  # (H, W)
     range: PositiveFloat
@@ -129,7 +129,7 @@ class EvaluationCard(CardOfResult, SealedCard):
     def conditions(self) -> dict[str, Any]:
         """Return the conditions of metrics by the names in `Metric.depends`: images, and parameters of `evaluate`.
 
-        The images of a split are known by `<split>_sha256`, those that were scored by `images_sha256`.
+        The images of a split have the name `<split>_sha256`, those that were scored `images_sha256`.
         """
         scaling = tuple(zip(self.data.scaling.shift, self.data.scaling.scale, strict=True))
         images = {f"{split}_sha256": digest for split, digest in self.images_sha256.items()}

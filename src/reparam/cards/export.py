@@ -112,8 +112,8 @@ class CodeFacts(Card):
     images: PositiveInt
     mean: tuple[float, ...]
     deviation: tuple[Number, ...]  # over images; near 0: the dimension says nothing of them
-    # 1 / standard deviation of all numbers in posterior samples of all images, which diffusion models multiply latents
-    # by (Rombach et al. 2022, app. G); null: they never vary
+    # 1 / standard deviation of all numbers in posterior samples of all images; null: they never vary. Diffusion models
+    # multiply latents by it (Rombach et al. 2022, app. G).
     scale_factor: PositiveFloat | None
 
 
@@ -133,7 +133,7 @@ class ExportCard(ExportedModel):
 
     opset: Count
     ir_version: PositiveInt
-    oldest_onnxruntime: str  # of the releases that were tried with this opset
+    oldest_onnxruntime: str  # oldest release that ran the files, of those tried with this opset
     graphs: dict[str, GraphFacts]
     parity: dict[str, Number]  # largest differences between onnxruntime and torch
     variants: dict[str, VariantFacts]

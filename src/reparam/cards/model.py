@@ -52,12 +52,12 @@ class ModelCard(TrainedParams, SealedCard):
 
     data: ImageFacts
     kind_title: str  # what pages call `model.kind`
-    classes: tuple[str, ...]  # of the labels that a conditional model is given, by their numbers; of others: none
+    classes: tuple[str, ...]  # names of the labels of a conditional model, by their numbers; of other models: none
     latent_size: Count  # numbers that describe an image, all layers together
     latent_shape: tuple[Count, ...]  # (latent_size,), or (C, H, W) of latents that are an image
     has_prior: bool  # whether decoded draws from the model's prior are samples of it
     is_density: bool  # whether the likelihood is one of these pixels
-    has_elbo: bool  # whether that and codes with a distribution give a bound on log p(x)
+    has_elbo: bool  # whether it has a bound on log p(x): a density, and codes with a distribution
     is_discrete: bool  # whether it is a probability of the 256 grey values
     best_epoch: Count
     epochs: Count
@@ -135,7 +135,7 @@ def require_finite(values: Mapping[str, float]) -> None:
 
 
 class Metrics(Result):
-    """Numbers by name, of the model with these weights: those that there always are, and others."""
+    """Numbers of the model with these weights, by name: some that are always there, and others."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Number] = Field(init=False)

@@ -177,7 +177,7 @@ def _check(facts: dict[str, Any], path: Path) -> dict[str, Any]:
         remedy = "upgrade reparam" if newer else "run `dvc repro export`, or take the reparam that exported it"
         raise DamagedInputError(f"{path}: wanted a model of format {FORMAT}, found one of format {found}; {remedy}")
     try:
-        facts.setdefault("latent_shape", [facts["latent_size"]])  # older exports have no other
+        facts.setdefault("latent_shape", [facts["latent_size"]])  # missing in the first exports of format 4
         sizes = (*facts["image"]["shape"], facts["latent_size"], *facts["latent_shape"])
         makes_sense = len(facts["image"]["shape"]) == 3 and all(type(size) is int and size > 0 for size in sizes)
         makes_sense = makes_sense and math.prod(facts["latent_shape"]) == facts["latent_size"]

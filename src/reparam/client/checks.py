@@ -26,7 +26,7 @@ def checked_latents(latents: npt.ArrayLike, shape: tuple[int, ...]) -> Floats:
 
     Raises: UserError.
     """
-    # For one image, checks are most of what the client adds to the graph: so the usual array passes by them.
+    # For one image, checks take most of the time that the client adds to the graph, so a usual array skips them.
     if type(latents) is np.ndarray and latents.dtype == np.float32 and latents.shape[1:] == shape:
         found = latents
     else:

@@ -24,18 +24,18 @@ from reparam.client.runtime import Runtime
 from reparam.client.scores import Scores
 from reparam.errors import DamagedInputError, MissingInputError, UserError
 
-# Numbers of images at once, unless `batch` says otherwise. Measured: 100,000 digits take 3 MB instead of 1.6 GB for
-# what is between the layers, and less time, because it stays in the caches.
+# Numbers of images at once, unless `batch` says otherwise. Measured with 100,000 digits: values between the layers take
+# 3 MB instead of 1.6 GB, and less time, because they stay in the caches.
 NUMBERS = 1 << 18
 
 
 class Client:
     """An exported model: a folder with its graphs and manifest, or a single graph.
 
-    D, the shape of latents, is `latent_shape`: their number or, where they are an image, channels, height and width.
-    Latents that are given may be rows of numbers all the same.
+    D is `latent_shape`, the shape of latents: their number or, if they are an image, channels, height and width. Rows
+    of numbers are accepted in either case.
 
-    It may be used by several threads at once, and be sent to other processes, which open the files again.
+    Several threads may use a client at once. If it is sent to another process, that opens the files again.
 
     Units: images in grey levels 0..255; latents as drawn from the prior, which is N(0, 1) in each dimension unless
     `metadata["prior"]` says otherwise; scores in nats per image.
@@ -47,7 +47,8 @@ class Client:
         """Open the graphs, after their checksums were compared with those of the manifest.
 
         `device` is `cpu`, `cuda`, or `auto`: CUDA where it works. `threads` are those of one call, by default one for
-        each core. `batch` is how many images are computed at once, at most; by default as many as stay in the caches.
+        each core. `batch` is the largest number of images that are computed at once; by default as many as stay in the
+        caches.
 
         Raises: UserError if files are missing, damaged, of two exports or of a newer format, or if the device
         cannot be used.
@@ -109,7 +110,7 @@ class Client:
         vectors of codes, whose numbers `encode_codes` returns. A conditional model needs labels, one for each image or
         one for all, with all images and codes.
 
-        Raises: UserError if images are not uint8 of the model's size, or labels none that it knows.
+        Raises: UserError if images are not uint8 of the model's size, or a label is unknown.
         """
         wanted = [name for name in self.outputs("encoder") if name != "codes"]
         found = self._checked("encode", images)
@@ -152,8 +153,8 @@ class Client:
     ) -> Images:
         """Return the mean images of latents, or of codes, as grey levels. Shapes: (B, D) or (B, P) -> (B, H, W, C).
 
-        Raises: UserError if latents are not finite numbers of the model's size, or labels none that it knows, and
-        for codes as `vectors` does.
+        Raises: UserError if latents are not finite numbers of the model's size, or a label is unknown, and for codes as
+        `vectors` does.
         """
         if codes is not None and latents is None:
             latents, codes = self.vectors(codes), None
@@ -187,12 +188,10 @@ class Client:
 
         `temperature` scales the noise in the draws: below 1, images are more typical and vary less.
 
-        Raises: UserError if the model is an autoencoder, which has no prior, or has one of another kind.
+        Raises: UserError if the model has no prior, or one that no app can draw from.
         """
         if not self.metadata["has_prior"]:
-            raise UserError(
-                "sample: wanted a model with a prior, found an autoencoder; decode codes of your own instead"
-            )
+            raise UserError("sample: wanted a model with a prior, found one without; decode codes of your own instead")
         if self.metadata["prior"] is None:
             raise UserError(
                 "sample: wanted a prior that is normal or a mixture, found another; decode latents of your own"
@@ -262,7 +261,7 @@ class Client:
         for start in range(0, count, self.batch):
             rows = slice(start, start + self.batch)
             part = session.run(outputs, {name: values[rows] for name, values in inputs.items()})
-            # Put in place at once: parts that are joined in the end would take the memory twice.
+            # Put in place at once: to join parts in the end would take twice the memory.
             whole = whole or [np.empty((count, *values.shape[1:]), values.dtype) for values in part]
             for target, values in zip(whole, part, strict=True):
                 target[rows] = values

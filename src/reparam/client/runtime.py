@@ -25,7 +25,7 @@ class Runtime:
     threads: int | None
 
     def __post_init__(self) -> None:
-        """Refuse what onnxruntime would take for something else."""
+        """Refuse values that onnxruntime would misread."""
         if self.device not in DEVICES:
             raise UserError(f"device: wanted one of {', '.join(DEVICES)}, found {self.device!r}")
         if self.threads is not None and not (type(self.threads) is int and self.threads > 0):
@@ -79,13 +79,13 @@ def _packages() -> list[str]:
 
 
 def repair(*packages: str) -> str:
-    """Say how to leave one package of onnxruntime whole: one of these."""
+    """Say how to get one whole package of onnxruntime: one of these."""
     installs = " or ".join(f"`pip install {package}`" for package in packages)
     return f"run `pip uninstall --yes {' '.join(PACKAGES)}`, then {installs}"
 
 
 def _load() -> Any:
-    """Import onnxruntime here, because it takes as long as all the rest, and to say what to do where it is broken."""
+    """Import onnxruntime: here, because it takes as long as all the rest. If it is broken, say what to do."""
     try:
         import onnxruntime
 

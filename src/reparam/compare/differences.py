@@ -30,7 +30,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Cell:
-    """A metric of one experiment, or of several seeds; `difference` is None for the first, and where it has none."""
+    """A metric of one experiment, or of several seeds; `difference` is None for the first, or if a value is missing."""
 
     value: float | None
     error: float | None
@@ -107,7 +107,7 @@ def find_obstacles(first: Experiment, other: Experiment) -> dict[str, list[str]]
 
 
 def _images_of(name: str) -> tuple[str, ...]:
-    """Name the conditions that say on which images a metric was measured."""
+    """Name the conditions that identify the images that a metric was measured on."""
     metric = describe(name)
     images = (f"{metric.split}_sha256",) if metric and metric.split else ("split", "images_sha256")
     return (*images, "binarization")
@@ -149,8 +149,7 @@ def _cell(name: str, first: Experiment, other: Experiment, is_barred: bool) -> C
 def _pairs(name: str, first: Experiment, other: Experiment) -> npt.NDArray[np.float64] | None:
     """Return the differences of a metric on each image; None unless both were measured on the same images.
 
-    An image that is hard for one model is hard for the other: as of independent images, the error would be far too
-    large.
+    An image that is hard for one model is hard for the other: an error as of independent images would be far too large.
     """
     images = [[experiment.conditions.get(key) for key in _images_of(name)] for experiment in (first, other)]
     ours, theirs = (experiment.scores.get(name) for experiment in (first, other))
@@ -219,7 +218,7 @@ def _seed_row(
 
 
 def _on_seeds(experiments: Sequence[Experiment], groups: Sequence[Sequence[int]]) -> Iterator[str]:
-    """Say of which parameters the spread between seeds is known."""
+    """Say what verdicts are about, and name the experiments whose spread between seeds is unknown."""
     yield "A verdict on single experiments is about their weights: another seed gives other weights."
     single = [experiments[group[0]].name for group in groups if len(group) == 1]
     if single:

@@ -103,7 +103,7 @@ class Files:
         training = self.result_of(weights, paths.training_metrics, TrainingMetrics.parse)
         weights = weights or (training.weights if training else None)
         card = self.result_of(weights, paths.evaluation_card, EvaluationCard.parse)
-        weights = weights or (card.made_of if card else None)  # at least, results are of one model
+        weights = weights or (card.made_of if card else None)  # then all results are at least of one model
         metrics, figure = paths.evaluation_metrics, paths.figures / SAMPLES
         evaluation = self.result_of(weights, metrics, checked(card, metrics.name, EvaluationMetrics.parse))
         export = self.result_of(weights, paths.export_metrics, ExportMetrics.parse)
@@ -128,7 +128,7 @@ class Files:
             conditions=card.conditions if card else {},
             losses=losses,
             loss_split=split,
-            samples=samples if card else None,  # without it, nobody knows of which model they are
+            samples=samples if card else None,  # without it, nobody knows which model these results are of
             scores=scores or {} if card else {},
             notes=tuple(self.notes),
         )
@@ -149,7 +149,7 @@ class Files:
         return value
 
     def result_of(self, weights: str | None, path: Path, parse: Callable[[bytes], R]) -> R | None:
-        """Read the result of the model with these weights; withhold, and note, that of another model."""
+        """Read a result of the model with these weights; withhold that of another model, and note it."""
         result = self.get(path, parse)
         if not result or not weights or result.made_of == weights:
             return result

@@ -18,17 +18,17 @@ class GeneratedConfig(Section):
     """Block `generated`."""
 
     images: MaybeCount
-    """Generated images, which are compared with as many real ones; 0 compares none."""
+    """Number of generated images, and of real images that they are compared with; 0 compares none."""
 
     components: Width
-    """Principal components of the pixels of training images, in which images are compared."""
+    """Number of principal components of the pixels of training images; images are compared in these."""
 
 
 class AnnealingConfig(Section):
     """Block `annealing`."""
 
     images: MaybeCount
-    """Images whose NLL is checked, which is slow; 0 checks none."""
+    """Number of images whose NLL is checked, a slow check; 0 checks none."""
 
     chains: Count
     """Chains per image."""
@@ -41,13 +41,13 @@ class DisentanglementConfig(Section):
     """Block `disentanglement`."""
 
     images: MaybeCount
-    """Images of which latents are compared with the factors that they were drawn from, at most; 0 compares none."""
+    """Largest number of images whose latents are compared with their factors; 0 compares none."""
 
     codes: Literal["mean", "sample"]
     """Latents of an image: the mean of its posterior, or a draw from it."""
 
     bins: Annotated[int, Field(ge=2, le=1000)]
-    """Bins of equal width that a latent is put into for the mutual information gap. Source: Locatello et al. 2019."""
+    """Bins of equal width for each latent in the mutual information gap. Source: Locatello et al. 2019."""
 
 
 class GridConfig(Section):
@@ -92,7 +92,8 @@ class EvaluateConfig(Section):
     """Nearest neighbours, for the accuracy of classes and for precision, recall, density and coverage."""
 
     outliers: str | None
-    """A data/processed of other images, which the NLL should distinguish from the scored ones; null measures none."""
+    """Path of a data/processed with other images, to measure how well the NLL distinguishes them; null measures
+    nothing."""
 
     sampler: Annotated[str, KeyOf("SAMPLERS", "evaluate/samplers.py")]
     """Distribution of latents that images are generated from."""

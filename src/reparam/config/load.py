@@ -104,7 +104,7 @@ def paths_of(section: type[Section] = Config, prefix: str = "", *, blocks: bool 
 
 
 def close_paths(path: str) -> list[str]:
-    """Guess which parameters an unknown path means: those of the same name elsewhere, otherwise one spelt alike."""
+    """Guess the parameters that an unknown path means: those of the same name elsewhere, otherwise a similar one."""
     parent, _, name = path.rpartition(".")
     section = path.split(".")[0]
     known = sorted(paths_of(blocks=True), key=lambda other: other.split(".")[0] != section)  # its own section first
@@ -119,7 +119,7 @@ def close_paths(path: str) -> list[str]:
 
 
 def hint(path: str, otherwise: str) -> str:
-    """Ask whether a parameter is meant that is spelt alike, or name the variable that took the place of a parameter."""
+    """Suggest a parameter of similar spelling, or name the environment variable that replaced a parameter."""
     if path in MOVED:
         return f"set {MOVED[path]} in the environment instead"
     close = " or ".join(map(repr, close_paths(path)))

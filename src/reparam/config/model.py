@@ -53,14 +53,15 @@ class ResnetConfig(Section):
     """Residual blocks at each resolution. Source: He et al. 2016."""
 
     groups: Width
-    """Groups of channels that are normalised together, a divisor of all channels. Source: Wu & He 2018."""
+    """Number of groups of channels for the normalisation; it must divide each number of channels. Source: Wu & He
+    2018."""
 
     attention: bool
     """Whether each pixel of the lowest resolution attends to all others there."""
 
     latent_channels: Width | None
-    """Channels of latents that are an image of the lowest resolution, with model.latent null; null makes latents a
-    vector, of model.latent dimensions."""
+    """Channels of the latents: they are then an image of the lowest resolution, and model.latent must be null. Null:
+    the latents are a vector of model.latent dimensions."""
 
 
 class AutoencoderConfig(Section):
@@ -101,13 +102,14 @@ class VqConfig(Section):
     """Numbers of each vector. The latents are several vectors in a row."""
 
     decay: Decay
-    """Share that the running averages of the codebook keep at each step. Source: van den Oord et al. 2017, app. A.1."""
+    """Decay of the running averages that make the codebook. Source: van den Oord et al. 2017, app. A.1."""
 
     commitment: NotNegative
-    """Weight of the squared distance of vectors to those of their codes. Source: van den Oord et al. 2017, eq. 3."""
+    """Weight of the squared distance between the encoder's vectors and those of their codes. Source: van den Oord et
+    al. 2017, eq. 3."""
 
     restart: Decay
-    """Share of the mean use of codes below which a code starts anew, at a vector of the batch; 0.0: none does.
+    """A code that is used less than this share of the mean starts anew at a vector of the batch; 0.0: none does.
     Source: Dhariwal et al. 2020, sec. 3.1."""
 
 
@@ -150,7 +152,8 @@ class VampConfig(Section):
     """Block `vamp`."""
 
     components: Width
-    """Pseudo-inputs: images that are learned, whose posteriors are mixed. Source: Tomczak & Welling 2018, sec. 3."""
+    """Number of pseudo-inputs, that is learned images; their posteriors are mixed. Source: Tomczak & Welling 2018, sec.
+    3."""
 
     grey: Annotated[float, Field(ge=0, le=1)]
     """Mean of their pixels before training, from black (0) to white (1): best that of the data."""
@@ -175,7 +178,7 @@ class ModelConfig(Section):
 
     latent: Width | None
     """Latent dimensions; for a hierarchy, those of the layer next to the image. Null if resnet.latent_channels is set,
-    from which they follow."""
+    because they follow from it."""
 
     network: Annotated[str, KeyOf("NETWORKS", "models/networks.py")]
     """Layers of encoder and decoder."""

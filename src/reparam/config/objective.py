@@ -82,15 +82,16 @@ class ObjectiveConfig(Section):
     """Posterior samples per image and step; for iwae and dreg, K of the bound."""
 
     beta: NotNegative
-    """Weight of the KL, or of that part of it which the objective is about; 1 for the ELBO. Ignored by objectives
-    whose loss has no such weight."""
+    """Weight of the KL, or of the part of the KL that the objective is about; 1 for the ELBO. Objectives without such a
+    weight ignore it."""
 
     kl: Literal["analytic", "monte_carlo"]
-    """How the KL is computed: in closed form if there is one, or from samples. Ignored by objectives whose loss does
-    not have the KL as a whole."""
+    """How the KL is computed: in closed form if there is one, or from samples. Objectives without the whole KL in their
+    loss ignore it."""
 
     free_bits: NotNegative
-    """Uncharged KL of each latent dimension, in nats, as a batch mean. Ignored by objectives that ignore kl."""
+    """KL of each latent dimension that costs nothing, in nats, as a batch mean. Objectives that ignore kl ignore it,
+    too."""
 
     warmup: Literal["none", "linear", "cyclic"]
     """How beta rises from 0. Source: Bowman et al. 2016, sec. 3.1 (linear); Fu et al. 2019, sec. 4 (cyclic)."""

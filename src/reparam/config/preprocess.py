@@ -21,13 +21,14 @@ class PreprocessConfig(Section):
     """Names of the classes to keep; null keeps all."""
 
     validation: MaybeShare
-    """Share or number of training images that choose when training stops; 0 trains on all, up to the last epoch."""
+    """Share or number of training images held out to decide when training stops; 0 trains on all, up to the last
+    epoch."""
 
     test: Share
     """Share or number of all images that `evaluate` scores; ignored if the source publishes a test split."""
 
     limit: Count | None
-    """Images in each split, at most, for quick trials; null keeps all."""
+    """Largest number of images in each split, for quick trials; null keeps all."""
 
     binarization: Literal["none", "threshold", "static", "dynamic"]
     """How grey pixels become black or white: at the middle, drawn once, or drawn anew at each visit from the grey."""

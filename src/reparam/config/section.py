@@ -33,7 +33,7 @@ class Section(BaseModel):
     )
 
     def arguments(self, choice: str) -> tuple["Section", ...]:
-        """Return the block of a choice, as the arguments that the choice is built with: none if it has no block."""
+        """Return the block of a choice as a 1-tuple, or an empty tuple if it has none."""
         block = getattr(self, choice, None)
         return (block,) if isinstance(block, Section) else ()
 
@@ -46,9 +46,9 @@ class Section(BaseModel):
 
 @dataclass(frozen=True)
 class KeyOf:
-    """Accept the keys of a dict in another module, which is read as text: importing it would import torch.
+    """Accept the keys of a dict in another module, read as text, because importing it would import torch.
 
-    So the names are in that dict alone, and a wrong one is still listed with all other mistakes.
+    So the names are written in that dict alone, and a wrong name is still reported together with all other mistakes.
     """
 
     table: str
@@ -82,7 +82,7 @@ def _keys(table: str, module: str) -> list[str]:
 
 
 def _at_most(most: int, unit: str = "") -> AfterValidator:
-    """Keep arithmetic from overflowing, and a slip from running for ever; beyond all sense, and so not documented."""
+    """Refuse absurd values, which would overflow or run for ever. These limits are not documented."""
 
     def check(value: Any) -> Any:
         if (len(value) if isinstance(value, tuple) else value) > most:

@@ -65,10 +65,10 @@ class TrainConfig(Section):
     """Epochs, at most."""
 
     patience: Count
-    """Epochs without a better validation score after which training stops."""
+    """Training stops after this many epochs without a better validation score."""
 
     min_delta: NotNegative
-    """Nats by which a score must be better to count as better."""
+    """Smallest improvement of the score that counts, in nats."""
 
     monitor: Literal["loss", "elbo"]
     """Validation score that chooses the kept epoch: the objective with all schedules at their end, or the ELBO."""
@@ -89,10 +89,10 @@ class TrainConfig(Section):
     """Epochs over which the learning rate rises, from nearly 0."""
 
     clip_norm: Positive | None
-    """Norm that longer gradients are cut to; null leaves them as they are."""
+    """Largest norm of the gradient: a longer one is shortened to it; null sets no limit."""
 
     average: Decay
-    """Decay of a moving average of the weights, which is then scored and kept; 0 keeps the weights themselves."""
+    """Decay of a moving average of the weights: this average is scored and kept; 0 keeps the weights themselves."""
 
     on_nonfinite: Literal["stop", "rollback"]
     """After a loss that is not finite: stop, or return to the last good epoch with half the learning rate."""
@@ -110,7 +110,7 @@ class TrainConfig(Section):
     """On a GPU, whether steps are replayed from a CUDA graph."""
 
     deterministic: bool
-    """On a GPU, whether only kernels run whose result is the same each time."""
+    """On a GPU, whether to run only kernels that give the same result each time."""
 
     adam: AdamConfig
     """For optimizer adam."""

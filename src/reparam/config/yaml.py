@@ -72,7 +72,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def _refuse_what_is_not_plain(yaml: YAML, text: str) -> None:
-    """Refuse references, which can grow without end, tags, and nesting that no parameter needs."""
+    """Refuse tags, deep nesting, and references, which can expand without end."""
     depth = 0
     for event in yaml.parse(text):
         depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)

@@ -15,7 +15,7 @@ from torch import Tensor
 from reparam.data.store import Images, Labels
 from reparam.errors import UserError
 
-RESIDENT_FRACTION = 0.5  # of the free memory that images may take to stay on the device: the rest is the model's
+RESIDENT_FRACTION = 0.5  # of the free memory of a device: images may take this share, the model has the rest
 READ_AHEAD = 3  # batches
 
 
@@ -25,7 +25,7 @@ class Batches:
     The images stay on the device if they fit into a share of its free memory (REPARAM_RESIDENT_FRACTION); otherwise a
     thread reads them ahead from the memory map. The batches are the same either way.
 
-    With labels, for a conditional model, `with_labels` yields those of each batch beside it.
+    With labels (for a conditional model), `with_labels` yields each batch together with its labels.
     """
 
     def __init__(self, images: Images, batch_size: int, device: torch.device, labels: Labels | None = None) -> None:
@@ -57,7 +57,7 @@ class Batches:
     def with_labels(
         self, order: Tensor, share: Callable[[Tensor], Tensor] = lambda rows: rows
     ) -> Iterator[tuple[Tensor, ...]]:
-        """Yield the images that `visit` yields, with their labels if there are labels, (B,) int64."""
+        """Yield the batches of `visit`, each with its labels (B,) int64 if there are labels."""
         if self.labels is None:
             yield from ((images,) for images in self.visit(order, share))
             return
@@ -124,7 +124,7 @@ def _fits(size: int, device: torch.device) -> bool:
 
 
 def _available_memory() -> int:
-    """Return the bytes that processes can get, if possible with those that the system would free for them."""
+    """Return the bytes that processes can get, if possible including those that the system would free for them."""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))

@@ -29,8 +29,8 @@ UPRIGHT = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
-LONGEST = 8  # times the shorter side: what `fit` resizes of a strip, because the square comes from its middle
-# The first five are what 120,000 files damaged at random raised in Pillow 13, the others what its issues report.
+LONGEST = 8  # times the shorter side: `fit` resizes only so much of a strip, because the square comes from its middle
+# Pillow 13 raised the first five for 120,000 files damaged at random; its issues report the others.
 DAMAGE = (
     OSError,
     SyntaxError,
@@ -49,7 +49,7 @@ class UnreadableImageError(Exception):
     """A file holds no whole image; the caller decides between failing and skipping."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(path, reason)  # as `args`, which is what travels between processes
+        super().__init__(path, reason)  # as `args`, because only these travel between processes
         self.path = path
         self.reason = reason
 
@@ -60,7 +60,7 @@ class UnreadableImageError(Exception):
 def decode(path: Path, channels: int) -> Image.Image:
     """Read the first frame of an image file as the eye sees it: upright, and transparency on white.
 
-    White, because that is what most viewers show behind it. Colour profiles are ignored, as in torchvision.
+    White, because most viewers show it behind transparent images. Colour profiles are ignored, as in torchvision.
     Raises: UnreadableImageError.
     """
     mode = MODES[channels]
@@ -96,7 +96,7 @@ def fit(image: Image.Image, size: int) -> Pixels:
 
 
 def fit_arrays(images: Pixels, size: int | None, channels: int) -> Pixels:
-    """Do to arrays what `decode` and `fit` do to files; images that fit already are returned as they are.
+    """Convert arrays as `decode` and `fit` convert files; images that already fit are returned unchanged.
 
     Shapes: (N, 1 or 3, H, W) -> (N, channels, size, size), or (N, channels, H, W) without a size.
     """
@@ -146,7 +146,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:
-    # Always by way of RGB, so that grey is the ITU-R 601 luma of what would be read in colour.
+    # Always by way of RGB, so that grey is the ITU-R 601 luma of the colours.
     return image if image.mode == mode else image.convert("RGB").convert(mode)
 
 

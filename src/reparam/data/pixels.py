@@ -9,7 +9,7 @@ from reparam.cards.data import ImageFacts
 
 
 class Pixels(nn.Module):
-    """The first layer of whatever trains or scores: draws black and white under `dynamic`, then shifts and scales.
+    """The first layer in training and scoring: draws black and white under `dynamic`, then shifts and scales.
 
     A model sees (pixel - shift) / scale of each channel, with pixels in [0, 1].
     Source: Salakhutdinov & Murray 2008, sec. 4: grey values as probabilities of white.

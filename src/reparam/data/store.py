@@ -44,7 +44,7 @@ class Split:
 
 
 def binarize(path: Path, how: str, seed: tuple[int, ...]) -> None:
-    """Make the pixels of a `.npy` file black or white once and for all, where `how` says so.
+    """Make the pixels of a `.npy` file black or white once and for all, if `how` asks for it.
 
     `dynamic` keeps the grey values, because training draws from them anew at each visit.
     """
@@ -59,7 +59,7 @@ def binarize(path: Path, how: str, seed: tuple[int, ...]) -> None:
 
 @dataclass(frozen=True)
 class Origin:
-    """The facts that arrays do not hold themselves; the fields are those of the card."""
+    """The facts that the arrays lack; the fields are those of the card."""
 
     source: str
     options: dict[str, str]

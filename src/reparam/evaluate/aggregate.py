@@ -64,7 +64,7 @@ def aggregate(mean: Tensor, log_variance: Tensor, z: Tensor, prior: Prior, limit
         shared += (log_joint - log_product) / len(z)
     numbers, own = dict[str, float](), kl[rows]
     numbers["kl"], numbers["kl_se"] = kl.mean().item(), standard_error(kl).item()
-    # The KL of all images, less what those in the rows say.
+    # Mutual information and marginal KL add up to the KL of all images, not of the rows alone.
     for name, known, rest in (
         ("mutual_information", 0.0, information),
         ("marginal_kl", numbers["kl"] - own.mean().item(), own - information),
@@ -111,7 +111,7 @@ def collapsed(kl_per_dim: Tensor, variance_of_mean: Tensor, threshold: float) ->
     """Return the dimensions whose posterior is the prior, whatever the image.
 
     Their mean varies over images by no more than `threshold` (Burda et al. 2016), and their KL is below
-    COLLAPSED_KL: one that says something of images by its variance alone is in use.
+    COLLAPSED_KL: a dimension whose mean is constant but whose variance depends on the image is in use.
     Shapes: (D,), (D,). Units: KL in nats.
     """
     is_still = (variance_of_mean <= threshold) & (kl_per_dim <= COLLAPSED_KL)

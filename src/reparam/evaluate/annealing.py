@@ -12,20 +12,20 @@ from reparam.errors import NonFiniteError
 from reparam.models.draw import Prior, standard_normal_log_prob
 from reparam.runtime import NUMBERS_AT_ONCE
 
-# Separate chains, the scouts, find the step sizes. If a chain influenced its own step size, it would no longer leave
-# f_t invariant, and the bounds would not hold (with one chain that adapts as fast, the mean of p(x) was 7 to 10 % too
+# Separate chains, the scouts, find the step sizes. A chain that influenced its own step size would not leave f_t
+# invariant, and the bounds would not hold (with one chain that adapts as fast, the mean of p(x) was 7 to 10 % too
 # high).
 SCOUTS = 4
-VISITS = 200  # temperatures at which they stop, at most: chains that stop at 1000 then accept 0.71 on average
-TARGET = 0.65  # acceptance that they are after (Neal 2011, sec. 5.4.4; Wu et al. 2017, code)
+VISITS = 200  # temperatures at which scouts stop, at most; chains of 1000 temperatures then accept 0.71 on average
+TARGET = 0.65  # acceptance that step sizes are tuned to (Neal 2011, sec. 5.4.4; Wu et al. 2017, code)
 GAIN = 0.5  # of log step size, per acceptance beyond the target
 STEPS = (1e-4, 1.0)  # bounds of step sizes; beyond 2 the leapfrog is unstable even under the prior alone
 FIRST_STEP = 0.5  # near the prior, which is where scouts start
 # Share of a step size that varies from move to move: a whole number of turns would lead back to the start (Neal 2011,
 # sec. 5.4.2). It about halves the gap between the bounds of the linear Gaussian model of the tests.
 JITTER = 0.2
-# Bound of gradients: far beyond any that helps, and its square is finite in float32. Leapfrog steps are reversible
-# whatever drives them, so that it costs no exactness.
+# Bound of gradients, whose square is finite in float32; no useful gradient is as large. Leapfrog steps are reversible
+# under any force, so the bounds on log p(x) still hold.
 STEEPEST = 1e12
 
 
@@ -38,11 +38,11 @@ class Joint:
 
 
 @dataclass(frozen=True)
-class Path:
+class Schedule:
     """The way of chains from the prior to the posterior, through f_t(z) = p(z) p(x|z)^beta_t."""
 
-    temperatures: int  # T: distributions after the prior, of which the last is the posterior
-    leapfrog: int  # steps of each transition, and gradients that it takes
+    temperatures: int  # T: distributions after the prior; the last one is the posterior
+    leapfrog: int  # steps of each transition, each with a gradient
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Annealed:
     acceptance: Tensor  # mean over chains and transitions; NaN without any (T = 1)
 
 
-def annealed_log_likelihood(joint: Joint, start: Tensor, path: Path) -> Annealed:
+def annealed_log_likelihood(joint: Joint, start: Tensor, schedule: Schedule) -> Annealed:
     """Estimate log p(x) from draws of the prior, led to the posterior; a lower bound in expectation, exact as T grows.
 
     The mean of its exponential is p(x) for any T. Draws from torch's generator; weights of the model receive no
@@ -62,24 +62,24 @@ def annealed_log_likelihood(joint: Joint, start: Tensor, path: Path) -> Annealed
     Shapes: start (C, B, D), drawn from the prior. Units: nats.
     Source: Neal 2001, sec. 2; Wu et al. 2017.
     """
-    betas = sigmoid_schedule(path.temperatures)
-    steps = _scout(joint, start[0], betas, path)
-    return _weigh(*_anneal(joint, start, betas, steps, path.leapfrog))
+    betas = sigmoid_schedule(schedule.temperatures)
+    steps = _scout(joint, start[0], betas, schedule)
+    return _weigh(*_anneal(joint, start, betas, steps, schedule.leapfrog))
 
 
-def reverse_log_likelihood(joint: Joint, exact: Tensor, chains: int, path: Path) -> Annealed:
+def reverse_log_likelihood(joint: Joint, exact: Tensor, chains: int, schedule: Schedule) -> Annealed:
     """Estimate log p(x) from a draw of the posterior, led to the prior; an upper bound in expectation.
 
-    Exact as T grows. Only where x was drawn from the model is such a draw known: the z that x was drawn with, where
-    all chains start. Draws from torch's generator.
+    Exact as T grows. Such a draw is known only if x was drawn from the model: it is the z of x, and all chains start
+    there. Draws from torch's generator.
     Shapes: exact (B, D). Units: nats.
     Raises: NonFiniteError if log p(x|z) is not finite, so that x was not drawn from this model with this z.
     Source: Grosse et al. 2015; Wu et al. 2017.
     """
-    betas = sigmoid_schedule(path.temperatures)
-    steps = _scout(joint, exact, betas, path)
+    betas = sigmoid_schedule(schedule.temperatures)
+    steps = _scout(joint, exact, betas, schedule)
     start = exact.expand(chains, -1, -1)
-    log_w, acceptance = _anneal(joint, start, betas[::-1], steps[::-1], path.leapfrog)
+    log_w, acceptance = _anneal(joint, start, betas[::-1], steps[::-1], schedule.leapfrog)
     # Impossible latents have infinite weight on the way back; chains that start at possible ones never get there.
     impossible = int(log_w.isposinf().any(0).sum())
     if impossible:
@@ -101,10 +101,10 @@ def sigmoid_schedule(temperatures: int, delta: float = 4.0) -> list[float]:
     return betas
 
 
-def evaluations(path: Path) -> int:
+def evaluations(schedule: Schedule) -> int:
     """Count how often one estimate computes log p(x|z)."""
-    scouted = len(sigmoid_schedule(path.temperatures)[1 : -1 : _stride(path)])
-    return 2 + (scouted + path.temperatures - 1) * path.leapfrog
+    scouted = len(sigmoid_schedule(schedule.temperatures)[1 : -1 : _stride(schedule)])
+    return 2 + (scouted + schedule.temperatures - 1) * schedule.leapfrog
 
 
 def image_chunks(x: Tensor, chains: int, outputs: int) -> Iterator[Tensor]:
@@ -134,23 +134,23 @@ class _Place:
     pull: Tensor  # its slope, in z
 
 
-def _scout(joint: Joint, like: Tensor, betas: Sequence[float], path: Path) -> list[Tensor]:
+def _scout(joint: Joint, like: Tensor, betas: Sequence[float], schedule: Schedule) -> list[Tensor]:
     """Find step sizes, image by image, on a way of its own from the prior.
 
     Shapes: like (B, D) -> T - 1 times (B, 1), one between each two weights.
     """
     here = _look(joint, joint.prior.sample(like.expand(SCOUTS, *like.shape)))
     step, found = torch.full_like(like[:, :1], FIRST_STEP), []
-    stride = _stride(path)
+    stride = _stride(schedule)
     for beta in betas[1:-1:stride]:
-        here, acceptance = _move(joint, here, beta, step, path.leapfrog)
+        here, acceptance = _move(joint, here, beta, step, schedule.leapfrog)
         step = (step * (GAIN * (acceptance - TARGET)).exp()[:, None].to(step.dtype)).clamp(*STEPS)
         found += [step] * stride
     return found[: len(betas) - 2]
 
 
-def _stride(path: Path) -> int:
-    return math.ceil(path.temperatures / VISITS)
+def _stride(schedule: Schedule) -> int:
+    return math.ceil(schedule.temperatures / VISITS)
 
 
 def _anneal(

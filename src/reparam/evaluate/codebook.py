@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-RARELY = 0.1  # of the codes: a model that uses fewer wastes three bits of each code, or more
+RARELY = 0.1  # share of the codes: a model that uses fewer wastes three bits or more of each code
 
 
 def codebook_use(codes: Tensor, size: int) -> dict[str, float]:
@@ -26,7 +26,7 @@ def codebook_use(codes: Tensor, size: int) -> dict[str, float]:
 
 
 def codebook_collapse(codes: Tensor, size: int) -> list[str]:
-    """Warn where few codes are in use, though there are images enough for all. Shapes: codes (N, P)."""
+    """Warn if few codes are in use although there are enough images for all. Shapes: codes (N, P)."""
     used = int((torch.bincount(codes.flatten()) > 0).sum())
     if used >= RARELY * size or codes.numel() < size:
         return []

@@ -14,10 +14,8 @@ import numpy.typing as npt
 from reparam.cards.data import FactorFacts
 
 Array = npt.NDArray[np.float64]
-LEARNED = (
-    2 / 3
-)  # of the images, from which classifiers learn; the rest are guessed (Locatello et al. 2019: 10,000 of 15,000)
-TREES = 100  # of a boosted classifier, for each value of a factor: the number that scikit-learn takes
+LEARNED = 2 / 3  # share of images that classifiers learn from (Locatello et al. 2019: 10,000 of 15,000)
+TREES = 100  # of a boosted classifier, for each value of a factor, as by default in scikit-learn
 FIXED = 64  # images that share a factor (Locatello et al. 2019)
 VOTES = (10_000, 5_000)  # such groups, to learn from and to guess (Locatello et al. 2019)
 AT_ONCE = 1_000  # groups
@@ -56,9 +54,10 @@ def disentanglement(coded: Coded, bins: int, rng: np.random.Generator) -> dict[s
 
 
 def mutual_information(coded: Coded, bins: int) -> Array:
-    """Return the mutual information of each latent and factor, over the entropy of the factor; 0 where it is constant.
+    """Return the mutual information of each latent and factor, over the entropy of the factor.
 
-    A latent is put into `bins` of equal width from its least to its largest value. Shapes: -> (D, F).
+    It is 0 if the factor is constant. A latent is put into `bins` of equal width from its least to its largest value.
+    Shapes: -> (D, F).
     """
     found = np.zeros((coded.codes.shape[1], len(coded.facts)))
     for d, values in enumerate(coded.codes.T):
@@ -81,17 +80,17 @@ def _entropy(probabilities: Array) -> float:
 
 def gap(scores: Array) -> float:
     """Average, over factors, how far the best latent is ahead of the second best. Shapes: (D, F)."""
-    ranked = np.sort(np.vstack([scores, np.zeros_like(scores[:1])]), 0)  # of a single latent, the second best says 0
+    ranked = np.sort(np.vstack([scores, np.zeros_like(scores[:1])]), 0)  # of a single latent, the second best has 0
     return float((ranked[-1] - ranked[-2]).mean())
 
 
 def sap(coded: Coded) -> Array:
     """Return how well each latent alone predicts each factor.
 
-    Of an ordered factor: the squared correlation. Of another: the balanced accuracy of classes between thresholds, as
-    many as a decision tree with a leaf for each class finds in images that it learns from, on the others.
+    For an ordered factor, the squared correlation. For any other, the balanced accuracy of thresholds: those of a
+    decision tree with as many leaves as the factor has values, learned from some images and measured on the others.
     Shapes: -> (D, F).
-    Source: Kumar et al. 2018, sec. 3, whose thresholds are fitted to the very images that are guessed.
+    Source: Kumar et al. 2018, sec. 3, who fit the thresholds to the images that they guess.
     """
     from sklearn.metrics import recall_score
     from sklearn.tree import DecisionTreeClassifier
@@ -163,7 +162,7 @@ def weigh(importance: Array) -> tuple[float, float]:
 
 
 def _concentration(importance: Array) -> Array:
-    """Return 1 where all of a row is in one place, 0 where it is spread evenly. Shapes: (n, m) -> (n,)."""
+    """Return 1 for a row with one number that is not 0, 0 for a row of equal ones. Shapes: (n, m) -> (n,)."""
     sums = importance.sum(1, keepdims=True)
     shares = np.divide(importance, sums, out=np.full_like(importance, 1 / importance.shape[1]), where=sums > 0)
     most = np.log(importance.shape[1])
@@ -174,7 +173,7 @@ def factor_vae_score(coded: Coded, rng: np.random.Generator) -> float:
     """Guess the factor that a group of images shares, from the latent with the smallest variance in the group.
 
     Variances are relative to those over all images. The guess for a latent is the factor with most votes; the score is
-    the share of other votes that are guessed right. Groups are drawn from the images that are here, with replacement.
+    the share of other votes that are guessed right. Groups are drawn with replacement.
     Source: Kim & Mnih 2018, sec. 4; votes as many as in Locatello et al. 2019.
     """
     variances = coded.codes.var(0)
@@ -188,7 +187,7 @@ def factor_vae_score(coded: Coded, rng: np.random.Generator) -> float:
 
 
 def _votes(scaled: Array, coded: Coded, count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Count, for each factor, how often which latent varied least while it was fixed. Shapes: -> (F, D)."""
+    """Count how often each latent varied least while a factor was fixed. Shapes: -> (F, D)."""
     votes = np.zeros((len(coded.facts), scaled.shape[1]), np.int64)
     orders = [np.argsort(values, kind="stable") for values in coded.factors.T]
     places = [np.searchsorted(v[o], v) for v, o in zip(coded.factors.T, orders, strict=True)]

@@ -18,13 +18,14 @@ def fidelity(subject: Subject) -> dict[str, Tensor]:
 
     Shapes: (N,) each.
     """
-    images, measures = subject.data.scored.images, {"psnr": signal_to_noise, "ssim": structural_similarity}
+    images, labels = subject.data.scored.images, subject.data.scored.labels
+    measures = {"psnr": signal_to_noise, "ssim": structural_similarity}
     if min(images.shape[2:]) < WINDOW:
         del measures["ssim"]
     found: dict[str, list[Tensor]] = {name: [] for name in measures}
     for rows in torch.split(torch.arange(len(images)), AT_ONCE):
         original = torch.from_numpy(images[rows.numpy()].astype(np.float32) / 255)
-        decoded = torch.from_numpy(subject.decode(subject.means[rows]))
+        decoded = torch.from_numpy(subject.decode(subject.means[rows], labels[rows.numpy()]))
         for name, measure in measures.items():
             found[name].append(measure(decoded, original).double())
     return {name: torch.cat(values) for name, values in found.items()}

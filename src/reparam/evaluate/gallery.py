@@ -30,8 +30,8 @@ from reparam.runtime import random_stream
 RECONSTRUCTIONS = 10  # images, one of each class first
 EXTREMES = 10  # images at either end
 SAMPLES_PER_SIDE = 7
-DIMENSIONS = 12  # of the latents, that are walked along or compared with the prior, at most
-STEPS = 11  # of a walk
+DIMENSIONS = 12  # of the latents, at most, that figures walk along or compare with the prior
+STEPS = 11  # of a walk through latent space
 FINE_STEPS = 21  # of a walk under a slider
 PRIOR_SAMPLES = 20_000
 PAIRS = 6  # of images that are joined by a walk
@@ -65,13 +65,13 @@ def draw(subject: Subject) -> dict[str, Figure]:
 
 @torch.no_grad()
 def tiles(subject: Subject) -> tuple[dict[str, bytes], Tiles]:
-    """Draw latent grid and traversals without axes or margins, one pixel of an image a pixel, for a page to cut up.
+    """Draw latent grid and traversals for a page to cut up: without axes, margins or rescaling.
 
     Return PNGs under the names of TILES, and what they show.
     """
     limit, steps, walked = subject.settings.grid.range, subject.settings.grid.steps, _walked(subject)
-    grid = subject.decode(subject.plane.latents(steps, limit))
-    moved = subject.decode(walks.traverse(subject.frame, walked, FINE_STEPS, limit))
+    grid = subject.decode_usual(subject.plane.latents(steps, limit))
+    moved = subject.decode_usual(walks.traverse(subject.frame, walked, FINE_STEPS, limit))
     pictures = (pixel_png(tile(grid, steps, 0)), pixel_png(tile(moved, FINE_STEPS, 0)))
     facts = Tiles(
         image=grid.shape[2:],
@@ -112,7 +112,7 @@ def _classes(subject: Subject) -> Figure:
 
 def _latent_grid(subject: Subject) -> Figure:
     grid, labels = subject.settings.grid, axis_labels(subject.plane.names, subject.plane.unit)
-    images = subject.decode(subject.plane.latents(grid.steps, grid.range))
+    images = subject.decode_usual(subject.plane.latents(grid.steps, grid.range))
     title = {
         "dimensions": f"Decoder mean; the other latent dimensions are {subject.frame.middle}",
         "principal": "Decoder mean along two principal components",
@@ -144,7 +144,7 @@ def _traversals(subject: Subject) -> Figure:
         f"Decoder mean along one latent dimension at a time; the others are {subject.frame.middle}{subject.with_usual}"
     )
     rows = [subject.name_and_use(number) for number in walked]
-    return plot_table(subject.decode(z), rows, columns, title, subject.frame.unit)
+    return plot_table(subject.decode_usual(z), rows, columns, title, subject.frame.unit)
 
 
 def _interpolation(subject: Subject) -> Figure:
@@ -161,9 +161,8 @@ def _interpolation(subject: Subject) -> Figure:
 
 
 def _components(subject: Subject) -> Figure:
-    variances, _ = walks.principal_components(subject.means)
-    points = walks.plane_of_components(subject.means).coordinates(subject.means)
-    return plot_components(variances.numpy(), points.numpy(), subject.labels)
+    points = subject.components.plane.coordinates(subject.means)
+    return plot_components(subject.components.variances.numpy(), points.numpy(), subject.labels)
 
 
 def _aggregate(subject: Subject) -> Figure:

@@ -1,7 +1,7 @@
 """Importance sampling of log p(x): the NLL, the bounds on the way to it, and how many samples really counted."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,15 +37,16 @@ def levels(samples: int) -> list[int]:
 
 @torch.no_grad()
 def importance(
-    model: AnyModel, x: Tensor, samples: int, advance: Advance = ignore, labels: Tensor | None = None
+    model: AnyModel, batches: Iterable[tuple[Tensor, ...]], samples: int, advance: Advance = ignore
 ) -> Importance:
     """Estimate -log p(x) with samples of the posterior; an upper bound in expectation, exact as K grows.
 
     Sums are streamed: memory stays near MEMORY for any K, unless one sample of one image needs more. `advance` gets
-    the number of samples that are done, again and again. With labels, p(x) is p(x|y).
-    Shapes: x (B, C, H, W), labels (B,). Source: Burda et al. 2016, eq. 8; Kong 1992 for the effective sample size.
+    the number of samples that were drawn since it was last called. With labels, p(x) is p(x|y).
+    Shapes: images (B, C, H, W), and labels (B,) of a conditional model, in each batch.
+    Source: Burda et al. 2016, eq. 8; Kong 1992 for the effective sample size.
     """
-    parts = [importance_of(chunk.model, chunk, samples, advance) for chunk in chunks(model, x, labels)]
+    parts = [importance_of(chunk, samples, advance) for chunk in chunks(model, batches)]
     return Importance(
         torch.cat([part.nll for part in parts]),
         torch.cat([part.bounds for part in parts], 1),
@@ -63,23 +64,28 @@ class Chunk:
     model: Model  # with their labels bound, if it is conditional
 
 
-def chunks(model: AnyModel, x: Tensor, labels: Tensor | None = None) -> Iterator[Chunk]:
-    """Cut a batch into images of which one sample each fits into MEMORY, or single ones. Shapes: x (B, C, H, W)."""
-    at_once = MEMORY[x.device.type] // bytes_per_draw(model, x, labels)
-    size = max(1, at_once)
-    for start in range(0, max(1, len(x)), size):
-        part = slice(start, start + size)
-        its = given(model, None if labels is None else labels[part])
-        yield Chunk(x[part], its.encode(x[part]), at_once, its)
+def chunks(model: AnyModel, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[Chunk]:
+    """Cut batches into images of which one sample each fits into MEMORY, or single ones.
+
+    The first batch shows how much memory a sample takes: all images have the same shape.
+    Shapes: images (B, C, H, W), and labels (B,) of a conditional model, in each batch.
+    """
+    at_once = 0
+    for x, *labels in batches:
+        at_once = at_once or max(1, MEMORY[x.device.type] // bytes_per_draw(model, x, *labels))
+        for start in range(0, len(x), at_once):
+            part = slice(start, start + at_once)
+            its = given(model, labels[0][part] if labels else None)
+            yield Chunk(x[part], its.encode(x[part]), at_once, its)
 
 
 @torch.no_grad()
-def importance_of(model: Model, chunk: Chunk, samples: int, advance: Advance = ignore) -> Importance:
-    """Do what `importance` does with images that are encoded already."""
+def importance_of(chunk: Chunk, samples: int, advance: Advance) -> Importance:
+    """Estimate -log p(x) of images that are encoded already, as `importance` does."""
     total = torch.full((len(chunk.x),), -math.inf, dtype=torch.float64, device=chunk.x.device)
     squares, bounds, seen = total.clone(), [], 0
     for level in levels(samples):
-        for draw in draws(model, chunk, level - seen):
+        for draw in draws(chunk, level - seen):
             log_w = log_weights(draw).double()  # (k, B)
             total = torch.logaddexp(total, log_w.logsumexp(0))
             squares = torch.logaddexp(squares, (2 * log_w).logsumexp(0))
@@ -89,28 +95,30 @@ def importance_of(model: Model, chunk: Chunk, samples: int, advance: Advance = i
     return Importance(math.log(samples) - total, torch.stack(bounds), (2 * total - squares).exp())
 
 
-def draws(model: Model, chunk: Chunk, samples: int) -> Iterator[Draw]:
+def draws(chunk: Chunk, samples: int) -> Iterator[Draw]:
     """Draw samples of each image, as many together as fit into MEMORY, or one of each."""
     each = max(1, chunk.at_once // len(chunk.x))
     for start in range(0, samples, each):
-        yield model.draw_from(chunk.encoded, chunk.x, min(each, samples - start))
+        yield chunk.model.draw_from(chunk.encoded, chunk.x, min(each, samples - start))
 
 
 def bytes_per_draw(model: AnyModel, x: Tensor, labels: Tensor | None = None) -> int:
-    """Estimate what one sample of one image takes: the widest layer, or the likelihood, whatever is more."""
+    """Estimate the memory of one sample of one image: that of the widest layer, or of the likelihood if it is more.
+
+    Shapes: x (B, C, H, W), labels (B,), of which the first row is used.
+    """
     widest = 0
 
     def note(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal widest
         widest = max(widest, 4 * (output.numel() + sum(value.numel() for value in inputs)))
 
-    if isinstance(model, nn.Module):
-        leaves = [module for module in model.modules() if not list(module.children())]
-        hooks = [leaf.register_forward_hook(note) for leaf in leaves]
-        with torch.random.fork_rng(range(torch.cuda.device_count())), torch.no_grad():
-            given(model, None if labels is None else labels[:1]).draw(x[:1], x[:1], 1)
-        for hook in hooks:
-            hook.remove()
+    leaves = [module for module in model.modules() if not list(module.children())]
+    hooks = [leaf.register_forward_hook(note) for leaf in leaves]
+    with torch.random.fork_rng(range(torch.cuda.device_count())), torch.no_grad():
+        given(model, None if labels is None else labels[:1]).draw(x[:1], x[:1], 1)
+    for hook in hooks:
+        hook.remove()
     return max(widest, BYTES_PER_NUMBER * x[0].numel() * model.likelihood.outputs)
 
 

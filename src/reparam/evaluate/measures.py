@@ -15,12 +15,12 @@ from reparam.cards.evaluation import (
     MutualInformationFacts,
     OutlierFacts,
 )
-from reparam.data.store import Images, Labels
+from reparam.data.store import Labels, Split
 from reparam.evaluate.aggregate import aggregate, collapse_message, collapsed
 from reparam.evaluate.annealing import (
     Annealed,
     Joint,
-    Path,
+    Schedule,
     annealed_log_likelihood,
     concatenate,
     evaluations,
@@ -38,24 +38,24 @@ from reparam.evaluate.sample_quality import fit_projection, grey, pca_quality, s
 from reparam.evaluate.scoring import scoring_in
 from reparam.evaluate.subject import Subject
 from reparam.evaluate.view import evenly_spaced
-from reparam.metrics import VALIDATION
+from reparam.metrics import VALIDATED, VALIDATION
 from reparam.models.quantized import Quantized
 from reparam.progress import counting
 from reparam.runtime import random_stream
 
-MIXED = 2_500  # images whose posteriors are mixed: the time is quadratic, and grows with the dimensions:
-MIXED_NUMBERS = MIXED**2 * 128  # of all pairs, at most
-DRAWN = 4  # samples of each of these posteriors
+MIXED = 2_500  # images whose posteriors are mixed, at most: the time grows with their square
+MIXED_NUMBERS = MIXED**2 * 128  # pairs of them times latent dimensions, at most
+DRAWN = 4  # samples of each posterior
 LEARNED_FROM = 10_000  # images that classifiers learn from
 ENCODED = 256  # images whose codes are looked up together
 LEAPFROG = 10  # steps of each transition of annealed importance sampling
-FEWEST = 30  # images that scores of disentanglement are learned from and guessed
+FEWEST = 30  # images that scores of disentanglement need
 FEW = 10  # effective samples: the estimate of a logarithm is then off by some 0.05 nats
-SATURATED = 0.9  # of log N: beyond this share, mutual information is mostly its bound
-LOW_COVERAGE = 0.5  # of what equally many real images reach: good models of the recipes cover 0.7 to 0.95
+SATURATED = 0.9  # share of log N, its maximum, beyond which mutual information is not to be trusted
+LOW_COVERAGE = 0.5  # share of the coverage of equally many real images; good models of the recipes reach 0.7 to 0.95
 
 
-def measure(subject: Subject, outliers: Images | None) -> Findings:
+def measure(subject: Subject, outliers: Split | None) -> Findings:
     """Measure all that the settings ask for, each on a random stream of its own.
 
     `outliers` are images that the NLL should distinguish from the scored ones.
@@ -65,15 +65,15 @@ def measure(subject: Subject, outliers: Images | None) -> Findings:
         with random_stream(settings.seed, name):
             function(subject, findings)
     if outliers is not None and subject.data.is_conditional:
-        findings.not_measured["outliers"] = "not measured: a conditional model has p(x|y) alone, and outliers no label"
+        findings.leave_out("outliers", "not measured: a conditional model has p(x|y) alone, and outliers no label")
     elif outliers is not None and subject.has_elbo:
         with random_stream(settings.seed, "outliers"):
             _outliers(subject, findings, outliers)
     if not subject.has_elbo:
-        asked = {"outliers": outliers is not None, "annealed": settings.annealing.images > 0}
-        reason = "not measured: this model has no likelihood of these pixels"
-        findings.not_measured |= {name: reason for name, is_asked in asked.items() if is_asked}
-        findings.warnings += [f"{name}: {reason}" for name, is_asked in asked.items() if is_asked]
+        for name, is_asked in {"outliers": outliers is not None, "annealed": settings.annealing.images > 0}.items():
+            if is_asked:
+                reason = "not measured: this model has no likelihood of these pixels"
+                findings.leave_out(name, reason, is_warned_of=True)
     return findings
 
 
@@ -104,8 +104,8 @@ def _likelihood(subject: Subject, findings: Findings) -> None:
     if len(scores.layer_sizes) > 1:
         for number, values in enumerate(scores.layer_kl.unbind(1), start=1):
             findings.add_mean(f"kl_layer_{number}", values)
-    findings.metrics["active_units"] = int(subject.active.sum())
-    findings.metrics["images"] = len(scores.kl)
+    findings.add("active_units", int(subject.active.sum()))
+    findings.add("images", len(scores.kl))
 
 
 def _of_images(subject: Subject) -> dict[str, Tensor]:
@@ -117,9 +117,11 @@ def _of_images(subject: Subject) -> dict[str, Tensor]:
 
 
 def _validation(subject: Subject, findings: Findings) -> None:
-    """Score the validation split as well, by which experiments are chosen: the test split must not choose."""
-    for name, values in _of_images(subject.on_validation()).items():
-        findings.add_mean(f"{name}{VALIDATION}", values)
+    """Score the validation split as well: experiments are chosen by it, because the test split must not choose."""
+    scores = _of_images(subject.on_validation())
+    for name in VALIDATED:
+        if name in scores:
+            findings.add_mean(f"{name}{VALIDATION}", scores[name])
 
 
 def _nll(subject: Subject, findings: Findings) -> None:
@@ -129,13 +131,15 @@ def _nll(subject: Subject, findings: Findings) -> None:
     if subject.model.likelihood.is_discrete:
         findings.add_mean("bits_per_dim", scores.nll / (math.log(2) * subject.data.scored.images[0].size))
     effective = scores.effective.median().item()
-    findings.metrics["nll_effective_samples"] = round(effective, 1)
-    findings.facts["bounds"] = tuple(
-        Bound(samples=samples, bound=round(bound, 4), bound_se=round(error, 4))
-        for samples, bound, error in zip(*read_curve(scores.bounds, count), strict=True)
+    findings.add("nll_effective_samples", round(effective, 1))
+    findings.note(
+        bounds=tuple(
+            Bound(samples=samples, bound=round(bound, 4), bound_se=round(error, 4))
+            for samples, bound, error in zip(*read_curve(scores.bounds, count), strict=True)
+        )
     )
     if effective < FEW:
-        findings.warnings.append(
+        findings.warn(
             f"nll has only {effective:.1f} effective samples of {count:,} in the median image, so it is too high; "
             "raise evaluate.nll_samples"
         )
@@ -146,10 +150,10 @@ def _latents(subject: Subject, findings: Findings) -> None:
     scores = subject.scores
     if subject.is_code or len(scores.means) < 2:
         return  # a single image does not vary
-    kl = scores.latent_kl.nan_to_num(0.0)  # where dimensions have none of their own, their means alone say what is used
+    kl = scores.latent_kl.nan_to_num(0.0)  # NaN: dimensions have no KL each, so the variances of means decide alone
     still = collapsed(kl, scores.latent_variance, subject.settings.active_variance)
-    message = collapse_message(still, subject.model.latent_size)
-    findings.warnings += [message] if message else []
+    if message := collapse_message(still, subject.model.latent_size):
+        findings.warn(message)
     if subject.model.stochastic_layers > 1:
         return  # below the top of a hierarchy, posteriors are no Gaussians of their own
     noise = torch.randn(DRAWN, *scores.means.shape, dtype=scores.means.dtype)
@@ -158,9 +162,9 @@ def _latents(subject: Subject, findings: Findings) -> None:
     found = aggregate(scores.means, scores.log_variances, z, subject.model.prior, mixed)
     for name in ("mutual_information", "marginal_kl", "total_correlation"):
         findings.add(name, getattr(found, name), getattr(found, f"{name}_se"))
-    findings.facts["mutual_information"] = MutualInformationFacts(bound=round(found.bound, 4), images=found.images)
+    findings.note(mutual_information=MutualInformationFacts(bound=round(found.bound, 4), images=found.images))
     if found.mutual_information > SATURATED * found.bound:
-        findings.warnings.append(
+        findings.warn(
             f"mutual_information is {found.mutual_information:.2f} nats, close to its maximum log N = {found.bound:.2f}"
             ": it is too low, and marginal_kl and total_correlation are too high by as much; evaluate more images"
         )
@@ -173,27 +177,26 @@ def _codebook(subject: Subject, findings: Findings) -> None:
     codes = torch.cat([model.codes(part.to(subject.images.device)).cpu() for part in parts])
     for name, value in codebook_use(codes, model.quantizer.size).items():
         findings.add(name, value)
-    findings.warnings += codebook_collapse(codes, model.quantizer.size)
+    findings.warn(*codebook_collapse(codes, model.quantizer.size))
 
 
 def _labels(subject: Subject, findings: Findings) -> None:
-    """Guess labels from codes, if there are labels and the scored images are not the training images."""
+    """Guess labels from codes, if there are several labels and the scored images are not the training images."""
     train, scored = subject.data.train, subject.data.scored
     if subject.settings.split == "train" or len(np.unique(train.labels)) < 2:
         return
     if subject.data.is_conditional:
-        findings.not_measured["accuracy"] = "not measured: the encoder receives the label that would be guessed"
+        findings.leave_out("accuracy", "not measured: the encoder receives the label that would be guessed")
         return
-    rows = evenly_spaced(len(train.labels), LEARNED_FROM).numpy()
-    known = Labelled(subject.encode(train.images[rows]), train.labels[rows])
+    learned = _thinned(train, LEARNED_FROM)
+    known = Labelled(subject.encode(learned), learned.labels)
     found = probe(known, Labelled(subject.scores.means, scored.labels), subject.settings.neighbours)
     if isinstance(found, str):
-        findings.not_measured["accuracy"] = found
+        findings.leave_out("accuracy", found)
         return
     for name, is_right in (("knn", found.knn), ("probe", found.linear)):
         share = is_right.double().mean().item()
-        findings.add(f"{name}_accuracy", share, math.sqrt(share * (1 - share) / len(is_right)))
-        findings.of_images[f"{name}_accuracy"] = is_right
+        findings.add(f"{name}_accuracy", share, math.sqrt(share * (1 - share) / len(is_right)), is_right)
 
 
 def _disentangled(subject: Subject, findings: Findings) -> None:
@@ -205,82 +208,84 @@ def _disentangled(subject: Subject, findings: Findings) -> None:
     elif len(coded.codes) < FEWEST:
         reason = f"wanted {FEWEST} images at least, found {len(coded.codes)}"
     if coded is None or reason:
-        findings.not_measured["disentanglement"] = f"not measured: {reason}"
-        findings.warnings.append(f"disentanglement: not measured: {reason}")
+        findings.leave_out("disentanglement", f"not measured: {reason}", is_warned_of=True)
         return
     for name, value in disentanglement(coded, settings.bins, np.random.default_rng(subject.settings.seed)).items():
         findings.add(name, value)
-    findings.facts["disentanglement"] = DisentanglementFacts(
-        images=len(coded.codes), codes=settings.codes, bins=settings.bins
-    )
+    facts = DisentanglementFacts(images=len(coded.codes), codes=settings.codes, bins=settings.bins)
+    findings.note(disentanglement=facts)
 
 
 def _fidelity(subject: Subject, findings: Findings) -> None:
-    """Compare images with their reconstructions, if the model sees the images as they are stored."""
+    """Compare images with their reconstructions."""
     for name, values in fidelity(subject).items():
         findings.add_mean(name, values)
 
 
 @torch.no_grad()
 def _generated(subject: Subject, findings: Findings) -> None:
-    """Compare generated images with scored ones, and training images with the same: equally many, if there are."""
-    settings, scored, train = subject.settings, subject.data.scored.images, subject.data.train.images
-    count = min(len(scored), settings.generated.images)
-    if count < 2 or len(train) < 2:
+    """Compare generated images with scored ones, and for reference equally many training images with them."""
+    settings, scored, train = subject.settings, subject.data.scored, subject.data.train
+    count = min(len(scored.images), settings.generated.images)
+    if count < 2 or len(train.images) < 2:
         return
-    project = fit_projection(train, settings.generated.components)
-    real, known = (project(grey(images[evenly_spaced(len(images), count).numpy()])) for images in (scored, train))
+    project = fit_projection(train.images, settings.generated.components)
+    real, known = (project(grey(_thinned(split, count).images)) for split in (scored, train))
     fake = project(subject.generate(count))
     found, errors = (function(real, fake, settings.neighbours) for function in (pca_quality, standard_errors))
     for name, value in found.items():
         findings.add(name, value, errors.get(name))
     floor = {name: round(value, 4) for name, value in pca_quality(real, known, settings.neighbours).items()}
-    findings.facts["generated"] = GeneratedFacts(images=count, components=project.axes.shape[1], training_images=floor)
-    # As many real images would cover 1 - 2^-k: each of k neighbours comes from either set (Naeem et al. 2020).
+    facts = GeneratedFacts(images=count, components=project.axes.shape[1], training_images=floor)
+    findings.note(generated=facts)
+    # Equally many real images would cover 1 - 2^-k: each of k neighbours comes from either set (Naeem et al. 2020).
     if found["pca_coverage"] < LOW_COVERAGE * (1 - 0.5**settings.neighbours):
-        findings.warnings.append(
+        findings.warn(
             f"generated images come near only {found['pca_coverage']:.0%} of the real ones (pca_coverage): they vary "
             "too little, or look unlike them; pca_precision and pca_density may be high all the same"
         )
 
 
-def _outliers(subject: Subject, findings: Findings, outliers: Images) -> None:
+def _outliers(subject: Subject, findings: Findings, outliers: Split) -> None:
     """Measure how well the NLL distinguishes other images from those of the split."""
-    settings = subject.settings
-    rows = evenly_spaced(len(outliers), len(subject.scores.nll)).numpy()
-    seen = subject.view(outliers[rows]).seen(settings.seed)
+    settings, outliers = subject.settings, _thinned(outliers, len(subject.scores.nll))
+    seen = subject.data.view(outliers).with_labels(settings.seed)
     with (
         scoring_in(settings.precision, subject.images.device),
-        counting("scoring outliers", len(rows) * settings.nll_samples) as advance,
+        counting("scoring outliers", len(outliers.labels) * settings.nll_samples) as advance,
     ):
-        nll = torch.cat([importance(subject.model, x, settings.nll_samples, advance).nll.cpu() for x in seen])
-    findings.outlier_nll = nll
-    findings.add("auroc", *auroc(subject.scores.nll, nll))
-    findings.facts["outliers"] = OutlierFacts(images=len(rows), nll=round(nll.mean().item(), 4))
+        nll = importance(subject.model, seen, settings.nll_samples, advance).nll.cpu()
+    findings.add_outliers(nll, *auroc(subject.scores.nll, nll))
+    findings.note(outliers=OutlierFacts(images=len(nll), nll=round(nll.mean().item(), 4)))
+
+
+def _thinned(split: Split, limit: int) -> Split:
+    """Return `limit` images of a split at most, at equal distances, with their labels."""
+    rows = evenly_spaced(len(split.labels), limit).numpy()
+    return Split(split.images[rows], split.labels[rows])
 
 
 def _annealed(subject: Subject, findings: Findings) -> None:
-    """Check the NLL by chains from the prior; bracket log p(x) where the posterior is known, on simulated images."""
+    """Check the NLL by chains from the prior, and bracket log p(x) of images that were drawn with known latents."""
     model, settings = subject.model, subject.settings
     rows = evenly_spaced(len(subject.images), settings.annealing.images)
     generator = torch.Generator().manual_seed(settings.seed)
     x = subject.data.pixels(subject.images.batches.take(rows), generator)
     numbers = subject.data.scored.labels[rows.numpy()]
     forward = _anneal(subject, x, numbers)
-    labels, size = subject.as_labels(numbers), settings.batch_size
-    rows_at_once = [slice(start, start + size) for start in range(0, len(x), size)]
-    parts = [(some, None if labels is None else labels[some]) for some in rows_at_once]
+    labels = subject.as_labels(numbers)
+    columns = [torch.split(column, settings.batch_size) for column in (x, labels) if column is not None]
     with counting("scoring annealed images", len(x) * settings.nll_samples) as advance:
-        weighed = [importance(model, x[some], settings.nll_samples, advance, its).nll.cpu() for some, its in parts]
+        weighed = importance(model, zip(*columns, strict=True), settings.nll_samples, advance).nll.cpu()
     findings.add_mean("ais_nll", -forward.log_px)
-    findings.add_mean("ais_minus_nll", -forward.log_px.cpu() - torch.cat(weighed))
+    findings.add_mean("ais_minus_nll", -forward.log_px.cpu() - weighed)
     with torch.no_grad():
         exact = model.prior.sample(torch.empty(len(rows), subject.model.latent_size)).to(x.device)
         simulated = model.likelihood.sample(subject.given(numbers).output(exact))
     lower, upper = _anneal(subject, simulated, numbers), _anneal(subject, simulated, numbers, exact)
     findings.add_mean("ais_gap", upper.log_px - lower.log_px)
     acceptance = forward.acceptance.mean().item()  # NaN where a single step leaves nothing to move
-    findings.facts["annealed"] = AnnealingFacts(
+    facts = AnnealingFacts(
         images=len(rows),
         chains=settings.annealing.chains,
         steps=settings.annealing.steps,
@@ -288,16 +293,17 @@ def _annealed(subject: Subject, findings: Findings) -> None:
         acceptance=None if math.isnan(acceptance) else round(acceptance, 3),
         effective_chains=round(forward.effective_chains.median().item(), 1),
     )
+    findings.note(annealed=facts)
 
 
 def _anneal(subject: Subject, x: Tensor, numbers: Labels, exact: Tensor | None = None) -> Annealed:
-    """Run chains for each image; backwards, from an exact posterior sample, if there is one.
+    """Run chains for each image: from the prior, or from an exact posterior sample, if there is one, back to it.
 
     Shapes: `numbers` (B,) of the labels of images.
     """
     model, settings, found, done = subject.model, subject.settings.annealing, [], 0
-    path = Path(settings.steps, LEAPFROG)
-    with counting("annealing" if exact is None else "annealing back", len(x) * evaluations(path)) as advance:
+    schedule = Schedule(settings.steps, LEAPFROG)
+    with counting("annealing" if exact is None else "annealing back", len(x) * evaluations(schedule)) as advance:
         for part in image_chunks(x, settings.chains, model.likelihood.outputs):
             its = numbers[done : done + len(part)]
 
@@ -310,9 +316,9 @@ def _anneal(subject: Subject, x: Tensor, numbers: Labels, exact: Tensor | None =
             joint = Joint(model.prior, log_likelihood)
             if exact is None:
                 like = torch.empty(settings.chains, len(part), subject.model.latent_size)
-                found.append(annealed_log_likelihood(joint, model.prior.sample(like).to(x.device), path))
+                found.append(annealed_log_likelihood(joint, model.prior.sample(like).to(x.device), schedule))
             else:
                 start = exact[done : done + len(part)]
-                found.append(reverse_log_likelihood(joint, start, settings.chains, path))
+                found.append(reverse_log_likelihood(joint, start, settings.chains, schedule))
             done += len(part)
     return concatenate(found)

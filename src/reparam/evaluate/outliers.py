@@ -33,8 +33,8 @@ def auroc(inside: Tensor, outside: Tensor) -> tuple[float, float]:
     return area, math.sqrt(max(0.0, variance) / pairs)
 
 
-def read_outliers(directory: Path, data_card: DataCard) -> store.Images:
-    """Read the test images of another `data/processed`, which must look like those of the model.
+def read_outliers(directory: Path, data_card: DataCard) -> store.Split:
+    """Read the test split of another `data/processed`, whose images must look like those of the model.
 
     Raises: ParamsError.
     """
@@ -59,7 +59,7 @@ def read_outliers(directory: Path, data_card: DataCard) -> store.Images:
             f"(binarization {card.binarization!r}) in {directory}; preprocess them with preprocess.binarization "
             f"{data_card.binarization!r}"
         )
-    images = store.read_split(directory, "test").images
-    if not len(images):
+    split = store.read_split(directory, "test")
+    if not len(split.images):
         raise ParamsError(f"params.yaml: evaluate.outliers: wanted a test split with images, found none in {directory}")
-    return images
+    return split

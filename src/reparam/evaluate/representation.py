@@ -13,7 +13,7 @@ from reparam.data.store import Labels
 
 Vector = npt.NDArray[np.float64]
 
-# When the fit of the probe ends, as in scikit-learn; only the iterations are more: 10,000 codes of 64 numbers took 59.
+# Where the fit of the probe ends: as in scikit-learn, with more iterations (10,000 codes of 64 numbers took 59).
 LIMITS = {"maxiter": 200, "gtol": 1e-4, "ftol": 64 * np.finfo(float).eps, "maxls": 50}
 
 
@@ -69,7 +69,7 @@ def _guess_nearest(known: Tensor, labels: Labels, found: Tensor, neighbours: int
 def _guess_linearly(known: Tensor, labels: Labels, found: Tensor) -> Labels:
     """Fit a multinomial logistic regression to codes of mean 0 and variance 1, with scikit-learn's penalty (C = 1).
 
-    Written out, because to import scikit-learn takes longer than all else that this stage computes of small data.
+    Not by scikit-learn itself: to import it takes longer than the whole stage on small data.
     """
     from scipy.optimize import minimize  # a third of a second, for this function alone
 

@@ -14,11 +14,11 @@ from reparam.evaluate.view import evenly_spaced
 from reparam.evaluate.walks import principal_components
 
 LEARNED_FROM = 10_000  # images
-EXACT = 1_000  # numbers of an image up to which all components are found, in half a second
-# Beyond, Halko et al. 2011, algorithm 4.4: with these, the first 50 components of CIFAR-10's size take two seconds.
+EXACT = 1_000  # numbers of an image, at most, for an exact decomposition, which then takes half a second
+# Of larger images, Halko et al. 2011, algorithm 4.4; the first 50 components of CIFAR-10's size take two seconds.
 OVERSAMPLED, ITERATIONS = 10, 7
-RESAMPLES = 20  # of images, for standard errors that are off by a sixth themselves
-RESAMPLED = 400  # images of a kind in each, at most, so that errors take as long whatever the number of images
+RESAMPLES = 20  # for each standard error, which is then off by a sixth itself
+RESAMPLED = 400  # images of a kind in each, at most: more images then take no more time
 
 
 def grey(images: Images) -> Tensor:
@@ -28,7 +28,7 @@ def grey(images: Images) -> Tensor:
 
 @dataclass(frozen=True)
 class Projection:
-    """Principal components of pixels, not whitened: distances are those of images, without what is left out."""
+    """Principal components of pixels, not whitened: distances are those of the projected images."""
 
     mean: Tensor  # (C*H*W,)
     axes: Tensor  # (C*H*W, F)
@@ -51,7 +51,7 @@ def fit_projection(images: Images, components: int) -> Projection:
     pixels = grey(images[rows.numpy()]).flatten(1).double()
     count = min(components, numbers, len(rows) - 1)
     if numbers <= EXACT:
-        axes = principal_components(pixels)[1].T
+        axes = principal_components(pixels).directions.T
     else:
         with runtime.random_stream(0, "projection"):
             axes = torch.pca_lowrank(pixels, min(count + OVERSAMPLED, len(rows)), niter=ITERATIONS)[2]
@@ -61,10 +61,9 @@ def fit_projection(images: Images, components: int) -> Projection:
 def pca_quality(real: Tensor, fake: Tensor, neighbours: int) -> dict[str, float]:
     """Compare features of real and of generated images, as a `Projection` returns them.
 
-    precision: the fraction of generated images that look real; recall: of real ones that could have been generated;
-    density and coverage: the same with less weight on outliers; density may exceed 1. All are higher-is-better, and
-    comparable only between equal numbers of images. frechet: lower is better. Nothing if there are fewer than two
-    images of a kind. Shapes: (N, F), (M, F).
+    Density and coverage are precision and recall with less weight on outliers. All numbers are comparable only between
+    equal numbers of images; `metrics.py` says what they mean and which values are best. There are none with fewer than
+    two images of a kind. Shapes: (N, F), (M, F).
     """
     if min(len(real), len(fake)) < 2:
         return {}
@@ -92,9 +91,9 @@ def standard_errors(real: Tensor, fake: Tensor, neighbours: int) -> dict[str, fl
 
 
 def neighbourhoods(real: Tensor, fake: Tensor, neighbours: int) -> dict[str, float]:
-    """Return precision, recall, density and coverage: who lies in whose ball, which reaches its k-th nearest neighbour.
+    """Return precision, recall, density and coverage, by balls from each image to its k-th nearest neighbour.
 
-    k is smaller where there are fewer images. Shapes: (N, F), (M, F), N and M > 1.
+    k is at most the number of other images of a kind. Shapes: (N, F), (M, F), N and M > 1.
     Source: Kynkaanniemi et al. 2019, eq. 1 and 2; Naeem et al. 2020, sec. 3.2.
     """
     real, fake = real.double(), fake.double()
@@ -127,14 +126,14 @@ def _distances(rows: Tensor, columns: Tensor) -> Iterator[tuple[slice, Tensor]]:
     at_once = max(1, runtime.NUMBERS_AT_ONCE // len(columns))
     for start in range(0, len(rows), at_once):
         part = slice(start, start + at_once)
-        # Not by a matrix product: a point at the rim of a ball, as that which sets its radius, must stay there.
+        # Not by a matrix product, whose rounding could move the neighbour that sets a radius out of the ball.
         yield part, torch.cdist(rows[part], columns, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def frechet(real: Tensor, fake: Tensor) -> float:
     """Return the squared Frechet distance of the Gaussians with the features' means and covariances.
 
-    Too large by what few images leave uncertain, and rank-deficient with fewer images than features.
+    With few images it is too large; with fewer images than features the covariances are singular.
     Shapes: (N, F), (M, F), N and M > 1. Units: those of the features, squared.
     Source: Heusel et al. 2017, eq. 6 (Dowson & Landau 1982).
     """

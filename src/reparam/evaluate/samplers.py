@@ -32,7 +32,7 @@ def mixture(count: int, _known: Prior, codes: Callable[[], Tensor], config: Mixt
     found = codes().double().cpu().numpy()
     seed = int(torch.randint(2**31, ()))
     with warnings.catch_warnings():
-        # Equal codes, as of a collapsed model, and a last digit that still moves are no reason not to draw.
+        # Codes of a collapsed model are equal, and the last digits of a fit may not settle: both are good enough.
         warnings.simplefilter("ignore", ConvergenceWarning)
         fitted = GaussianMixture(min(config.components, len(found)), random_state=seed, reg_covar=1e-4)
         fitted.fit(found if len(found) > 1 else found.repeat(2, 0))  # scikit-learn wants two rows at least
@@ -41,7 +41,7 @@ def mixture(count: int, _known: Prior, codes: Callable[[], Tensor], config: Mixt
 
 
 def frequencies(count: int, _known: Prior, codes: Callable[[], Tensor]) -> Tensor:
-    """Draw what training images have at each position, position by position: codes by how often they are there.
+    """Draw the code of each position on its own, as often as training images have it there.
 
     Shapes: codes() (N, P) or (N, P, d) -> (count, P) or (count, P, d).
     """

@@ -11,7 +11,7 @@ from reparam.config import EvaluateConfig
 from reparam.evaluate.importance import Chunk, chunks, draws, importance_of
 from reparam.evaluate.view import View
 from reparam.models.build import AnyModel
-from reparam.models.draw import Model, standard_error
+from reparam.models.draw import standard_error
 from reparam.progress import Advance, counting
 from reparam.runtime import computing_in
 
@@ -24,15 +24,14 @@ class Scores:
     kl: Tensor  # (N,)
     nll: Tensor  # (N,) importance-sampled estimate of -log p(x); NaN if there is no likelihood of these pixels
     bounds: Tensor  # (N, L) lower bounds on log p(x) of the first samples, as many as `importance.levels` says
-    effective: Tensor  # (N,) samples that the NLL rests on
-    latent_kl: (
-        Tensor  # (D,) mean over images, layer by layer, that next to the image first; NaN without one of their own
-    )
+    effective: Tensor  # (N,) effective number of importance samples of the NLL
+    # (D,), layer by layer from the image up: mean over images; NaN where a layer has only a KL as a whole
+    latent_kl: Tensor
     latent_kl_error: Tensor  # (D,) its standard error over images
     layer_kl: Tensor  # (N, L) KL of each image, layer by layer
-    latent_variance: Tensor  # (D,) variance over images of the posterior mean, as `latent_kl`
+    latent_variance: Tensor  # (D,) variance over images of the posterior mean, in the order of `latent_kl`
     means: Tensor  # (N, D) posterior means, as `decode` takes them
-    log_variances: Tensor  # (N, D) of the posterior, likewise; of a code: -inf
+    log_variances: Tensor  # (N, D) of the posterior; -inf if images have codes without a distribution
     layer_sizes: tuple[int, ...]  # D of each layer of latents
 
 
@@ -40,19 +39,20 @@ class Scores:
 def score(model: AnyModel, data: View, config: EvaluateConfig, *, with_nll: bool = True) -> Scores:
     """Score every image of a split, drawing from torch's generator.
 
-    A hierarchy takes two samples at least: the mean of a layer depends on samples of others, and one cannot separate
-    their noise from what images change.
+    A hierarchy takes two samples at least: the mean of a layer depends on samples of other layers, and a single sample
+    does not separate their noise from the differences between images.
     """
     elbo_samples = max(config.elbo_samples, 2 if model.stochastic_layers > 1 else 1)
     nll_samples = config.nll_samples if with_nll else 0
     parts: list[tuple[Tensor, ...]] = []
-    with counting("scoring images", len(data) * (elbo_samples + nll_samples)) as advance:
-        for batch in data.with_labels(config.seed):
-            with scoring_in(config.precision, data.device):
-                for chunk in chunks(model, *batch):
-                    expectations, sizes = _expectations(chunk.model, chunk, elbo_samples, advance)
-                    likelihoods = _likelihoods(chunk.model, chunk, nll_samples, advance)
-                    parts.append((*expectations, *likelihoods, *chunk.model.posterior_of(chunk.encoded)))
+    with (
+        scoring_in(config.precision, data.device),
+        counting("scoring images", len(data) * (elbo_samples + nll_samples)) as advance,
+    ):
+        for chunk in chunks(model, data.with_labels(config.seed)):
+            expectations, sizes = _expectations(chunk, elbo_samples, advance)
+            likelihoods = _likelihoods(chunk, nll_samples, advance)
+            parts.append((*expectations, *likelihoods, *chunk.model.posterior_of(chunk.encoded)))
     columns = (torch.cat(part).double().cpu() for part in zip(*parts, strict=True))
     reconstruction, kl, latent_kl, expected, noise, nll, bounds, effective, means, log_variances = columns
     # The population variance, as an activity statistic of this very split, and 0 for a single image.
@@ -82,16 +82,15 @@ def scoring_in(precision: str, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _expectations(
-    model: Model, chunk: Chunk, samples: int, advance: Advance
-) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """Average over posterior samples: -log p(x|z), KL, KL and mean of each dimension, variance of the latter average.
+def _expectations(chunk: Chunk, samples: int, advance: Advance) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """Average over posterior samples: -log p(x|z), the KL, and for each dimension its KL and its mean.
 
-    In a hierarchy, the mean of a layer depends on the samples of other layers: the noise of its average would count as
-    variance over images. (With one sample it is unknown, and assumed to be 0.) Also return the sizes of layers.
+    Also return the variance of that average mean, which is noise, and the sizes of layers. In a hierarchy, the mean of
+    a layer depends on samples of other layers, so the noise would count as variance over images. With a single sample
+    the noise is unknown, and taken as 0.
     """
     sums: tuple[Tensor, ...] = ()
-    for draw in draws(model, chunk, samples):
+    for draw in draws(chunk, samples):
         # Given the samples of the layers that it depends on, the mean of a layer is known without noise.
         means = torch.cat([layer.mean.expand_as(layer.z) for layer in draw.layers], -1).double()
         each = [torch.full_like(layer.z, torch.nan) if layer.kl is None else layer.kl for layer in draw.layers]
@@ -105,10 +104,10 @@ def _expectations(
     return (*averages, noise), sizes
 
 
-def _likelihoods(model: Model, chunk: Chunk, samples: int, advance: Advance) -> tuple[Tensor, Tensor, Tensor]:
+def _likelihoods(chunk: Chunk, samples: int, advance: Advance) -> tuple[Tensor, Tensor, Tensor]:
     """Estimate -log p(x), lower bounds and effective samples, or NaN without samples. Shapes: -> (B,), (B, L), (B,)."""
     if not samples:
         nothing = torch.full((len(chunk.x),), torch.nan)
         return nothing, nothing[:, None], nothing
-    found = importance_of(model, chunk, samples, advance)
+    found = importance_of(chunk, samples, advance)
     return found.nll, found.bounds.T, found.effective

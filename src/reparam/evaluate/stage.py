@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from reparam import logged, track
-from reparam.cards.card import CARD, FileFacts, Files
+from reparam.cards.card import FileFacts, Files
 from reparam.cards.data import DataCard, SplitName
 from reparam.cards.evaluation import EvaluationCard, EvaluationLineage, EvaluationMetrics, Tiles
 from reparam.cards.model import Metrics, ModelCard
@@ -42,11 +42,11 @@ def run(config: Config, paths: Paths, device: str = "auto", tracker: track.Track
     settings, place = config.evaluate, pick_device(device)
     tracker = tracker or track.connect(paths)
     make_deterministic(settings.seed)
-    model = load_model(paths.model, place).requires_grad_(False)  # nothing here trains
-    model_card = ModelCard.read(paths.model / CARD, "train")
+    model, model_card = load_model(paths.model, place)
+    model.requires_grad_(False)  # nothing here trains
     data_card = store.read_card_of(paths.processed, model_card.data, model_card.lineage.data_card_sha256)
     _check_sampler(model_card, settings)
-    data = _read_data(paths, data_card, model_card, settings.split, place)
+    data = _read_data(paths, data_card, model_card, settings, place)
     outliers = None if settings.outliers is None else read_outliers(Path(settings.outliers), data_card)
     tracker.ready()
     with tracker.child_run("evaluate", dict(model_card.lineage)) as run:
@@ -73,28 +73,31 @@ def run(config: Config, paths: Paths, device: str = "auto", tracker: track.Track
         logged.evaluation(run, model_card, paths)
 
 
-def _read_data(paths: Paths, data: DataCard, model: ModelCard, split: SplitName, place: torch.device) -> Data:
+def _read_data(paths: Paths, data: DataCard, model: ModelCard, settings: EvaluateConfig, place: torch.device) -> Data:
+    names = dict.fromkeys((settings.split, "train", "validation"))
+    splits = {name: store.read_split(paths.processed, name) for name in names}
+    _require_images(settings.split, splits[settings.split])
+    _require_images("train", splits["train"])
     return Data(
-        scored=_read_split(paths, split),
-        train=_read_split(paths, "train"),
-        validation=store.read_split(paths.processed, "validation"),
+        scored=splits[settings.split],
+        train=splits["train"],
+        validation=splits["validation"],
         classes=data.classes,
         pixels=Pixels(data).to(place),
         is_density=model.is_density,
         is_black_and_white=data.is_black_and_white,
+        batch_size=settings.batch_size,
         factors=data.factors,
         is_conditional=bool(model.classes),
     )
 
 
-def _read_split(paths: Paths, name: SplitName) -> store.Split:
-    split = store.read_split(paths.processed, name)
+def _require_images(name: SplitName, split: store.Split) -> None:
     if not len(split.images):
         raise ParamsError(
             f"params.yaml: evaluate.split: wanted a split with images, found {name!r}, which has none; choose another, "
             "or give it a share under preprocess"
         )
-    return split
 
 
 def _check_sampler(model: ModelCard, settings: EvaluateConfig) -> None:

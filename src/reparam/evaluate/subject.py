@@ -15,7 +15,7 @@ from reparam.cards.data import FactorFacts
 from reparam.config import EvaluateConfig
 from reparam.data.batches import Batches
 from reparam.data.pixels import Pixels
-from reparam.data.store import Images, Split
+from reparam.data.store import Split
 from reparam.evaluate import walks
 from reparam.evaluate.disentanglement import Coded
 from reparam.evaluate.samplers import SAMPLERS, Sampler, draw_codes
@@ -43,15 +43,21 @@ class Data:
     validation: Split  # perhaps of no images
     classes: Sequence[str]  # the name of each label
     pixels: Pixels  # on the model's device
-    is_density: bool  # whether the model's likelihood is one of these pixels
+    is_density: bool  # whether the model's likelihood is a density of these pixels
     is_black_and_white: bool  # whether no grey value is stored
+    batch_size: int
     factors: Sequence[FactorFacts] | None = None  # the factors of variation, if they are known
     is_conditional: bool = False  # whether the model receives labels
 
-    def view(self, split: Split, batch_size: int) -> View:
+    @cached_property
+    def images(self) -> View:
+        """The scored images."""
+        return self.view(self.scored)
+
+    def view(self, split: Split) -> View:
         """Show images as the model sees them, with their labels if the model is conditional."""
         labels = split.labels if self.is_conditional else None
-        return View(Batches(split.images, batch_size, self.pixels.shift.device, labels), self.pixels)
+        return View(Batches(split.images, self.batch_size, self.pixels.shift.device, labels), self.pixels)
 
 
 @dataclass(frozen=True)
@@ -66,9 +72,8 @@ class Subject:
     @classmethod
     def scored(cls, model: AnyModel, data: Data, settings: EvaluateConfig) -> Self:
         """Score a model on the images of a split."""
-        view = data.view(data.scored, settings.batch_size)
         with random_stream(settings.seed, "score"):
-            scores = score(model, view, settings, with_nll=model.has_elbo(is_density=data.is_density))
+            scores = score(model, data.images, settings, with_nll=model.has_elbo(is_density=data.is_density))
         return cls(model, data, settings, scores)
 
     def on_validation(self) -> Self:
@@ -76,8 +81,7 @@ class Subject:
         if self.settings.split == "validation":
             return self
         data = replace(self.data, scored=self.data.validation)
-        scores = score(self.model, data.view(data.scored, self.settings.batch_size), self.settings, with_nll=False)
-        return replace(self, data=data, scores=scores)
+        return replace(self, data=data, scores=score(self.model, data.images, self.settings, with_nll=False))
 
     @property
     def is_code(self) -> bool:
@@ -89,9 +93,9 @@ class Subject:
         """Whether there is a bound on log p(x), and so an NLL."""
         return self.model.has_elbo(is_density=self.data.is_density)
 
-    @cached_property
+    @property
     def images(self) -> View:
-        return self.data.view(self.data.scored, self.settings.batch_size)
+        return self.data.images
 
     @cached_property
     def labels(self) -> Labels:
@@ -108,7 +112,7 @@ class Subject:
 
     @cached_property
     def coded(self) -> Coded | None:
-        """Return codes and factors of some images at random, where that is asked for and factors are known."""
+        """Return codes and factors of random images, if these are asked for and the factors are known."""
         settings, factors = self.settings.disentanglement, self.data.scored.factors
         if not settings.images or factors is None or self.data.factors is None:
             return None
@@ -127,7 +131,7 @@ class Subject:
 
     @property
     def use(self) -> Tensor:
-        """Return how much each latent dimension says of an image: its KL, or the variance of its mean. Shapes: (D,)."""
+        """Return the use of each latent dimension: its KL, or the variance of its mean over images. Shapes: (D,)."""
         return self.scores.latent_kl if self.has_latent_kl else self.scores.latent_variance
 
     @property
@@ -137,7 +141,7 @@ class Subject:
 
     @cached_property
     def frame(self) -> walks.Frame:
-        """Where the latents are, and how wide: as the prior says, or the codes of the images."""
+        """The middle and the width of the latents: those of the prior, or without a prior those of the codes."""
         if self.is_code:
             middle, scale = self.means.mean(0), self.means.std(0, correction=0)
             return walks.Frame(middle, scale, "standard deviations of the code", "at their mean")
@@ -147,17 +151,20 @@ class Subject:
 
     @cached_property
     def plane(self) -> walks.Plane:
-        return walks.plane(self.settings.grid.plane, self.means, self.use, self.frame)
+        """The plane through latent space that figures show."""
+        is_principal = self.settings.grid.plane == "principal"
+        return self.components.plane if is_principal else walks.plane_of_dimensions(self.use, self.frame)
 
-    def view(self, images: Images) -> View:
-        """Show other images, of whatever class, as the model sees those of the split."""
-        return View(Batches(images, self.settings.batch_size, self.images.device), self.data.pixels)
+    @cached_property
+    def components(self) -> walks.Components:
+        """The principal components of posterior means."""
+        return walks.principal_components(self.means)
 
     @torch.no_grad()
-    def encode(self, images: Images) -> Tensor:
-        """Return posterior means of images. Shapes: (N, C, H, W) -> (N, D)."""
-        seen = self.view(images).seen(self.settings.seed)
-        return torch.cat([self.model.posterior(x)[0].cpu() for x in seen])
+    def encode(self, split: Split) -> Tensor:
+        """Return posterior means of the images of a split. Shapes: -> (N, D)."""
+        seen = self.data.view(split).with_labels(self.settings.seed)
+        return torch.cat([self.model.posterior(*batch)[0].cpu() for batch in seen])
 
     @property
     def sampler(self) -> Sampler:
@@ -170,8 +177,8 @@ class Subject:
         model = self.model if self.sampler.needs_entries and isinstance(self.model, Quantized) else None
 
         def codes() -> Tensor:
-            # A view copies the images to the device: only where the sampler asks for codes.
-            found = draw_codes(self.model, self.data.view(self.data.train, self.settings.batch_size))
+            # A view copies the images to the device, so it is made only if the sampler asks for codes.
+            found = draw_codes(self.model, self.data.view(self.data.train))
             return model.split(found) if model else found
 
         drawn = self.sampler.draw(count, self.model.prior, codes, *block)
@@ -185,12 +192,15 @@ class Subject:
         means = torch.from_numpy(self.decode(self.codes(count), self.proportional(count)))
         return torch.bernoulli(means) if self.data.is_black_and_white else means
 
-    def decode(self, z: Tensor, numbers: Rows | None = None) -> Pictures:
-        """Decode latents, or the nearest that a codebook has; with these labels, or all with the usual one.
+    def decode_usual(self, z: Tensor) -> Pictures:
+        """Decode latents that belong to no image, all with the usual label. Shapes: (n, D) -> (n, C, H, W)."""
+        return self.decode(z, np.full(len(z), self.usual))
 
-        Shapes: (n, D), (n,) -> (n, C, H, W).
+    def decode(self, z: Tensor, numbers: Rows) -> Pictures:
+        """Decode latents, or the nearest that a codebook has, each with its label.
+
+        A model that is not conditional ignores the labels. Shapes: (n, D), (n,) -> (n, C, H, W).
         """
-        numbers = np.full(len(z), self.usual) if numbers is None else numbers
         rows = [slice(start, start + AT_ONCE) for start in range(0, max(1, len(z)), AT_ONCE)]
         latents = z.float().to(self.images.device)
         latents = self.model.nearest(latents) if isinstance(self.model, Quantized) else latents
@@ -250,7 +260,7 @@ class Subject:
         return torch.stack([found[row] for row in rows.tolist()])
 
     def reconstruct(self, rows: Rows, pixels: Tensor) -> dict[str, Pictures]:
-        """Name images as they are stored, as the model sees them where that differs, and reconstructed."""
+        """Return images by name: as they are stored, as the model sees them if that differs, and reconstructed."""
         reconstructed = self.decode(self.of(rows).posterior(pixels)[0], self.data.scored.labels[rows])
         seen = {"as seen": self.shown(pixels)} if self.data.pixels.is_drawn else {}
         return {"original": self.stored(rows), **seen, "reconstruction": reconstructed}
@@ -288,12 +298,12 @@ class Subject:
         return [literal(str(label)) if self.is_labelled else "" for label in self.labels[rows].tolist()]
 
     def name_and_use(self, dimension: int) -> str:
-        """Name a latent dimension, and say how much it says of an image."""
+        """Name a latent dimension, and its use."""
         unit = "nats" if self.has_latent_kl else "variance"
         return f"{indexed(f'z{dimension}')}: {float(self.use[dimension]):.2f} {unit}"
 
     def draws(self) -> AbstractContextManager[None]:
-        """Start a stream of random numbers: each figure has it from its beginning, whatever else is drawn."""
+        """Start the random stream of figures, from its beginning for each figure, so that no figure changes another."""
         return random_stream(self.settings.seed, "figures")
 
     def _taken(self, rows: Rows) -> Tensor:

@@ -1,4 +1,4 @@
-"""Images of a split, as they are stored and as the model sees them, and which to take where all would take too long."""
+"""Images of a split, as they are stored and as the model sees them, and evenly spaced ones if there are too many."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,13 +1,12 @@
 """Choose latents to decode for figures: planes, traversals and straight lines."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MANY = 1_000  # dimensions, of whose pairs a matrix is still quick to take apart: the time grows with their cube
+MANY = 1_000  # dimensions whose covariance is still quick to decompose: the time grows with their cube
 
 
 @dataclass(frozen=True)
@@ -51,27 +50,31 @@ def plane_of_dimensions(use: Tensor, frame: Frame) -> Plane:
     return Plane(frame.origin, directions, (first, second), frame.unit)
 
 
-def plane_of_components(means: Tensor) -> Plane:
-    """Take the first two principal components of posterior means, through their mean. Shapes: (N, D)."""
-    variances, components = principal_components(means)
-    directions = torch.zeros(2, means.shape[1], dtype=torch.float64)
-    directions[: len(components)] = components[:2] * variances[:2, None].sqrt()
-    names = ("component 1", "component 2" if len(components) > 1 else "")
-    return Plane(means.double().mean(0), directions, names, "standard deviations of posterior means")
+@dataclass(frozen=True)
+class Components:
+    """Principal components, largest variance first, in float64."""
+
+    mean: Tensor  # (D,)
+    variances: Tensor  # (D,), or (N,) of N points of very many dimensions
+    directions: Tensor  # (D, D), or (N, D): a row of length 1 each, or 0 if it has no variance
+
+    @property
+    def plane(self) -> Plane:
+        """The plane of the first two, through the mean."""
+        directions = torch.zeros(2, len(self.mean), dtype=torch.float64)
+        directions[: len(self.directions)] = self.directions[:2] * self.variances[:2, None].sqrt()
+        names = ("component 1", "component 2" if len(self.directions) > 1 else "")
+        return Plane(self.mean, directions, names, "standard deviations of posterior means")
 
 
-def principal_components(means: Tensor) -> tuple[Tensor, Tensor]:
-    """Return variances and unit directions, largest first; with more than MANY dimensions, at most one for each image.
-
-    Shapes: (N, D) -> (D,), (D, D), one direction a row; or (N,), (N, D).
-    """
-    centred = means.double() - means.double().mean(0)
-    if centred.shape[1] > max(MANY, len(centred)):
-        variances, columns = torch.linalg.eigh(centred @ centred.T / len(means))
-        rows = F.normalize(columns.T @ centred)  # those of no variance are 0
-        return variances.flip(0).clamp_min(0), _pointing_up(rows.flip(0))
-    variances, columns = torch.linalg.eigh(centred.T @ centred / len(means))
-    return variances.flip(0).clamp_min(0), _pointing_up(columns.T.flip(0))
+def principal_components(points: Tensor) -> Components:
+    """Find the principal components; with more than MANY dimensions, at most one for each point. Shapes: (N, D)."""
+    mean = points.double().mean(0)
+    centred = points.double() - mean
+    is_wide = centred.shape[1] > max(MANY, len(centred))
+    variances, columns = torch.linalg.eigh((centred @ centred.T if is_wide else centred.T @ centred) / len(points))
+    rows = F.normalize(columns.T @ centred) if is_wide else columns.T
+    return Components(mean, variances.flip(0).clamp_min(0), _pointing_up(rows.flip(0)))
 
 
 def _pointing_up(directions: Tensor) -> Tensor:
@@ -113,8 +116,3 @@ def by_use(use: Tensor) -> list[int]:
     """Rank dimensions, largest first, equal ones by their number."""
     ranked: list[int] = torch.argsort(use, descending=True, stable=True).tolist()
     return ranked
-
-
-def plane(kind: Literal["dimensions", "principal"], means: Tensor, use: Tensor, frame: Frame) -> Plane:
-    """Choose the plane that is shown. Shapes: means (N, D), use (D,)."""
-    return plane_of_components(means) if kind == "principal" else plane_of_dimensions(use, frame)

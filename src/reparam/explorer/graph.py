@@ -19,7 +19,7 @@ NODE, INITIALIZER, OUTPUT = 1, 5, 12  # of a graph
 INPUTS, OUTPUTS, OPERATOR, ATTRIBUTE = 1, 2, 4, 5  # of a node
 KIND = 20  # of an attribute
 DIMENSIONS, TYPE, NAME, RAW = 1, 2, 8, 9  # of a tensor
-KINDS: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 7: np.dtype("<i8")}  # of numbers in a tensor
+DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 7: np.dtype("<i8")}  # of numbers in a tensor
 
 Fields = dict[int, list[Any]]
 
@@ -46,7 +46,7 @@ def _describe(graph: Fields) -> dict[str, Any]:
     constants, weights = dict[str, Any](), list[bytes]()
     start = 0
     for tensor in map(_fields, graph[INITIALIZER]):
-        shape, values = _numbers(tensor[DIMENSIONS]), np.frombuffer(tensor[RAW][0], KINDS[tensor[TYPE][0]])
+        shape, values = _numbers(tensor[DIMENSIONS]), np.frombuffer(tensor[RAW][0], DTYPES[tensor[TYPE][0]])
         if values.dtype.kind == "i":  # shapes and axes
             constants[_text(tensor[NAME])] = {"shape": shape, "values": values.tolist()}
         else:

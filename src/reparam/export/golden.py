@@ -14,7 +14,7 @@ from reparam.export.verify import run_torch
 
 GOLDEN = "golden.npz"
 TESTS = "tests"
-TOLERANCES = {"rtol": 1e-4, "atol": 1e-5}  # as ONNX's test runner reads them: others compute in another order
+RUNNER_TOLERANCES = {"rtol": 1e-4, "atol": 1e-5}  # as ONNX's test runner reads them: others compute in another order
 
 Array = npt.NDArray[Any]
 Cases = dict[str, tuple[dict[str, Array], dict[str, Array]]]  # inputs and outputs of each graph, by name
@@ -44,10 +44,10 @@ def write_golden(graphs: Mapping[str, Graph], directory: Path, images: Mapping[s
 
 
 def _write_test(directory: Path, inputs: dict[str, Array], outputs: dict[str, Array]) -> None:
-    """Write a test as ONNX's runners take it, which want the graph beside it as `model.onnx`."""
+    """Write a test in the form of ONNX's runners, which want the graph beside it as `model.onnx`."""
     data = directory / "test_data_set_0"
     data.mkdir(parents=True)
-    (directory / "data.json").write_text(json.dumps(TOLERANCES) + "\n", encoding="utf-8")
+    (directory / "data.json").write_text(json.dumps(RUNNER_TOLERANCES) + "\n", encoding="utf-8")
     for kind, arrays in (("input", inputs), ("output", outputs)):
         for number, (name, array) in enumerate(arrays.items()):
             tensor = onnx.numpy_helper.from_array(np.ascontiguousarray(array), name)

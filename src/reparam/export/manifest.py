@@ -104,7 +104,7 @@ def write_prior(prior: Prior, path: Path) -> None:
 
 
 def score(runtime: Runtime, path: Path, given: Arrays, epsilon: Array) -> Array:
-    """Score images, each at one posterior sample: with zeros, at its mean.
+    """Score images, each at one posterior sample; an epsilon of zeros is the posterior mean.
 
     Shapes: given images (N, H, W, C), and labels (N,) if there are any; epsilon (N, *latent_shape) -> (N,).
     Units: nats, lower is better.
@@ -117,11 +117,11 @@ def score(runtime: Runtime, path: Path, given: Arrays, epsilon: Array) -> Array:
 
 
 def describe_codes(runtime: Runtime, path: Path, outputs: Sequence[str], given: Arrays) -> CodeFacts:
-    """Return where the codes of images lie, which shows the dimensions that vary most.
+    """Return mean and spread of the codes of images, to show which dimensions vary most.
 
     `outputs` are those of the encoder: mean and, of a posterior, log variance. Shapes: as in `score`.
     """
-    outputs = [name for name in outputs if name != CODES]  # numbers of entries have no scale
+    outputs = [name for name in outputs if name != CODES]  # the numbers of codebook entries have no scale
     parts = [
         runtime.run(path, {name: values[rows] for name, values in given.items()}, outputs)
         for rows in _parts(given["images"])

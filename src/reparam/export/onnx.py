@@ -140,7 +140,7 @@ class AllGraphs(nn.Module):
         super().__init__()
         self.graphs = tuple(graphs.values())
         self.model, self.pixels = self.graphs[0].model, self.graphs[0].pixels  # so that weights have one name each
-        # Labels are inputs of each graph alone: one for all would make the batch of the decoder that of images.
+        # Each graph has its own input of labels: a shared one would tie the batch of the decoder to that of images.
         self.inputs = [
             [f"{name}_{tensor.name}" if tensor.name == LABEL else tensor.name for tensor in graph.facts.inputs]
             for name, graph in graphs.items()
@@ -192,7 +192,7 @@ def _codes(model: Quantized) -> TensorFacts:
 
 
 def _label(model: AnyModel) -> tuple[TensorFacts, ...]:
-    """Describe the input of a conditional model that others lack."""
+    """Describe the input that only conditional models have."""
     if not isinstance(model.condition, Label):
         return ()
     facts = _tensor(LABEL, (), "", "class of an image, as `classes` of the manifest numbers them")

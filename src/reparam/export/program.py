@@ -1,4 +1,4 @@
-"""From torch modules to `.onnx` files: one trace, cut in pieces, without what runtimes stumble over."""
+"""From torch modules to `.onnx` files: one trace, cut in pieces, without parts that some runtimes cannot read."""
 
 import gc
 import logging
@@ -35,7 +35,7 @@ def export_what_can_be(
 
 def export_graphs(graphs: Mapping[str, Graph], opset: int, metadata: Mapping[str, str], directory: Path) -> None:
     """Write `<name>.onnx` of each graph, with its own weights alone."""
-    # Exported as one graph and cut up, because most of the time goes into what the exporter does once for each.
+    # Exported as one graph and cut up, because most work of the exporter is the same for any graph.
     names = {name: [f"{name}_{output}" for output in graph.outputs] for name, graph in graphs.items()}
     together = AllGraphs(graphs).eval()
     whole = Extractor(_export(together, [output for each in names.values() for output in each], opset))
@@ -80,7 +80,7 @@ def _export(whole: AllGraphs, outputs: list[str], opset: int) -> Any:
 
 
 def _rename(model: Any, names: Mapping[str, str]) -> None:
-    """Give inputs and outputs the names that were promised, and each first dimension that of the batch."""
+    """Give inputs and outputs their promised names, and call each first dimension `batch`."""
     for values in (value for node in model.graph.node for value in (node.input, node.output)):
         values[:] = [names.get(value, value) for value in values]
     for value in (*model.graph.input, *model.graph.output):
@@ -92,7 +92,7 @@ def _rename(model: Any, names: Mapping[str, str]) -> None:
 def clean(model: Any) -> None:
     """Remove what no runtime needs: types of intermediate values, and the notes of the exporter."""
     model.ir_version = lowest_ir_version(model.opset_import[0].version)
-    # Types of what is between inputs and outputs: a quantiser infers them anew, and stumbles over old ones.
+    # Types of intermediate values: a quantiser infers them anew, and fails on old ones.
     del model.graph.value_info[:]
     # The exporter's notes on our source files: absolute paths would make the bytes depend on the directory.
     graph = model.graph

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from reparam import logged, track
-from reparam.cards.card import CARD, MANIFEST, FileFacts
+from reparam.cards.card import MANIFEST, FileFacts
 from reparam.cards.export import ExportCard, ExportedModel, ExportMetrics, GreyPixels
-from reparam.cards.model import ModelCard
 from reparam.config import Config, ExportConfig, flatten
 from reparam.data import store
 from reparam.data.pixels import Pixels
@@ -45,7 +44,7 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
     settings = config.export
     tracker = tracker or track.connect(paths)
     make_deterministic(0)
-    model, card = load_model(paths.model, torch.device("cpu")), ModelCard.read(paths.model / CARD, "train")
+    model, card = load_model(paths.model, torch.device("cpu"))
     data = store.read_card_of(paths.processed, card.data, card.lineage.data_card_sha256)  # which refuses other data
     pixels = Pixels(card.data)
     graphs = onnx.graphs_of(model, pixels, settings.grey_pixels, has_elbo=card.has_elbo)
@@ -137,9 +136,9 @@ def serving_skew(
 ) -> dict[str, float]:
     """Measure the cost of encoding grey images, as apps do, if training encoded random binarizations of them.
 
-    `served_elbo` scores binarized images under a posterior that saw them as the exported encoder does;
-    `served_elbo_loss` is its loss against a posterior that saw the binarized images themselves, on the same
-    draws. The standard errors, under `<name>_se`, are those of means over images: of the loss, image by image.
+    `served_elbo` scores binarized images under the posterior of the exported encoder, which sees grey images.
+    `served_elbo_loss` is its loss against the posterior of the binarized images themselves, on the same draws.
+    `<name>_se` are standard errors of means over images; that of the loss is of differences image by image.
     Shapes: images (N, C, H, W), label (N,). Units: nats per image.
     """
     grey = torch.from_numpy(images.astype(np.float32) / 255)

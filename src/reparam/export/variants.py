@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 SHIPPED = ("encoder", "decoder")  # the score is also copied, but only to measure the loss
 # Largest difference from the float32 graphs, times the largest absolute value where that exceeds 1.
-TOLERANCES = {"int8": 0.2, "fp16": 0.005}
+VARIANT_TOLERANCES = {"int8": 0.2, "fp16": 0.005}
 LEAST_RATIO = 1.8  # of sizes: a copy that is hardly smaller is not worth a second file
 MOST_NATS = 0.5  # of the ELBO
 FEW = 64  # numbers: a cast of fewer takes more room than it saves
@@ -52,7 +52,7 @@ class Original:
 
 
 def write_variants(kinds: Iterable[str], original: Original, opset: int) -> dict[str, VariantFacts]:
-    """Write `<name>.<kind>.onnx` beside the graphs where it pays; return what was found of every kind.
+    """Write `<name>.<kind>.onnx` beside the graphs if it pays; return the findings for every kind.
 
     Raises: ParityError if onnxruntime cannot run a copy.
     """
@@ -82,7 +82,7 @@ def _measure(kind: str, original: Original, made: Mapping[str, Path]) -> Variant
     ratio = sum((original.directory / f"{name}.onnx").stat().st_size for name in SHIPPED) / size
     error = max_error(original, made)
     change = elbo_change(original, made["score"]) if "score" in made else 0.0
-    tolerance = TOLERANCES[kind]
+    tolerance = VARIANT_TOLERANCES[kind]
     lost = [
         f"wanted {what}, found {found:.3g}"
         for what, found, is_good in (
@@ -119,7 +119,7 @@ def max_error(original: Original, made: Mapping[str, Path]) -> float:
 def elbo_change(original: Original, score: Path) -> float:
     """Return by how much a copy of the score raises the ELBO of the test split, on the same posterior noise.
 
-    The score has the weights of encoder and decoder, and no tensors of weights but these. Units: nats per image.
+    The score has the weights of encoder and decoder, and no other tensors of weights. Units: nats per image.
     """
     size = original.graphs["decoder"].facts.inputs[0].row
     epsilon = np.random.default_rng(0).standard_normal((len(original.images), *size), dtype=np.float32)
@@ -137,7 +137,7 @@ def _quantize(source: Path, target: Path) -> None:
 
     model = onnx.load(source)
     kept = [(entry.key, entry.value) for entry in model.metadata_props]
-    # Or it would advise, as a warning, to optimise the graph first, for one runtime on one machine.
+    # Otherwise it warns that the graph should be optimised first, which would fit one runtime on one machine.
     model.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
     # Of 7 bits: sums of products of 8 saturate on processors without VNNI, which would give other numbers than here.
     # Source: onnxruntime, "Quantize ONNX models", on U8S8 and reduce_range.
@@ -157,7 +157,7 @@ def _halve(source: Path, target: Path) -> None:
         if values.dtype == np.float32 and values.size >= FEW:
             name, half = tensor.name, f"{tensor.name}_fp16"
             casts.append(onnx.helper.make_node("Cast", [half], [name], name=f"{half}_cast", to=onnx.TensorProto.FLOAT))
-            with np.errstate(over="ignore"):  # infinity makes a difference that is seen
+            with np.errstate(over="ignore"):  # an infinite weight shows as a difference
                 tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), half))
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]

@@ -27,7 +27,7 @@ Array = npt.NDArray[Any]
 
 
 def check_graph(path: Path, graph: Graph, opset: int) -> None:
-    """Run the ONNX checker, and hold the file to the promised opset, format, inputs and outputs.
+    """Run the ONNX checker, and compare the file with the promised opset, format, inputs and outputs.
 
     Raises: ParityError.
     """

@@ -93,7 +93,7 @@ def everything(config: Config, paths: Paths, tracker: Tracker) -> bool:
 
 
 def _require_results(model: ModelCard, paths: Paths) -> None:
-    """Refuse to log a part: a second try would find the training, and leave it without the rest."""
+    """Refuse to log only a part: a second try would find the training, and not log the rest."""
     TrainingMetrics.read_of(model, paths.training_metrics, "train")
     EvaluationMetrics.read_of(model, paths.evaluation_metrics, "evaluate")
     evaluated = EvaluationCard.read_of(model, paths.evaluation_card, "evaluate")

@@ -21,7 +21,7 @@ class EpochLog:
         *,
         is_first: bool,
     ) -> None:
-        """`known` are the epochs that the tracking store has already; `is_first` is for the first of the processes."""
+        """`known` are the epochs that the tracking store has already; `is_first`: this is the first process."""
         self.run = run
         self.show = show
         self.show_picture = show_picture

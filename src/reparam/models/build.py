@@ -23,7 +23,7 @@ from reparam.models.quantized import Quantized, Quantizer
 from reparam.models.vae import VAE
 
 AnyModel = Autoencoder | VAE | HierarchicalVAE
-MOST_CODES = 1 << 16  # of all combinations of levels: exported as a table, and more than anybody trains
+MOST_CODES = 1 << 16  # combinations of levels: they are exported as a table, and nobody trains so many
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,9 @@ def build_model(config: ModelConfig, shape: tuple[int, ...], classes: int = 0) -
     Raises: ParamsError if the networks cannot have images of that size, or the kind no such prior.
     """
     likelihood, prior = config.likelihood, config.prior
-    if prior != "standard" and config.kind != "vae":
-        raise ParamsError(
-            f"params.yaml: model.prior: wanted 'standard' with model.kind {config.kind!r}, found {prior!r}"
-        )
+    if not (KINDS[config.kind].has_any_prior or PRIORS[prior].is_standard):
+        wanted = " or ".join(repr(name) for name, found in PRIORS.items() if found.is_standard)
+        raise ParamsError(f"params.yaml: model.prior: wanted {wanted} with model.kind {config.kind!r}, found {prior!r}")
     network = NETWORKS[config.network](*config.arguments(config.network))
     parts = Parts(
         network,
@@ -219,16 +218,19 @@ def _quantized(parts: Parts, quantizer: Quantizer, name: str) -> Quantized:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of model: what pages call it, and how it is built of its parts and, if it has one, its block."""
+    """A kind of model, and the choices that it goes with."""
 
-    title: str
-    build: Callable[..., AnyModel]
+    title: str  # on pages
+    build: Callable[..., AnyModel]  # from `Parts` and, if it has parameters, their block
+    layers: tuple[float, float]  # of latents with a posterior: at least, at most
+    has_any_prior: bool = False  # otherwise only N(0, I)
+    has_smooth_code: bool = True  # whether the code changes smoothly with the image: not entries of a codebook
 
 
 KINDS: dict[str, Kind] = {
-    "autoencoder": Kind("Autoencoder", _autoencoder),
-    "vae": Kind("Variational autoencoder", _vae),
-    "hierarchical": Kind("Hierarchical variational autoencoder", _hierarchical),
-    "fsq": Kind("Autoencoder with finite scalar quantization", _fsq),
-    "vq": Kind("Vector-quantized autoencoder", _vq),
+    "autoencoder": Kind("Autoencoder", _autoencoder, (0, 0)),
+    "vae": Kind("Variational autoencoder", _vae, (1, 1), has_any_prior=True),
+    "hierarchical": Kind("Hierarchical variational autoencoder", _hierarchical, (2, math.inf)),
+    "fsq": Kind("Autoencoder with finite scalar quantization", _fsq, (0, 0), has_smooth_code=False),
+    "vq": Kind("Vector-quantized autoencoder", _vq, (0, 0), has_smooth_code=False),
 }

@@ -15,7 +15,7 @@ Estimator = Literal["pathwise", "stopped", "score"]
 
 
 Gaussian = tuple[Tensor, Tensor]  # mean and log variance
-Encoded = Sequence[Gaussian]  # the output of an encoder: it depends on the image alone, and a posterior needs no more
+Encoded = Sequence[Gaussian]  # the output of an encoder, made from the image alone: all that a posterior needs
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Draw:
     kl: Tensor  # KL(q(z|x) || p(z)): in closed form if there is one, otherwise log_qz - log_pz
     layers: tuple[Layer, ...] = ()  # the latents, the layer next to the image first; their sums are the three above
     auxiliary: Tensor | None = None  # (B,) a further loss of the model, which each objective adds
-    output: Tensor | None = None  # (K, B, P*C, H, W) of the decoder, of which log_px is
+    output: Tensor | None = None  # (K, B, P*C, H, W) output of the decoder, from which log_px is computed
 
     @classmethod
     def of(cls, log_px: Tensor, *layers: Layer, auxiliary: Tensor | None = None) -> "Draw":
@@ -123,7 +123,7 @@ class Likelihood(Protocol):
     outputs: int  # P
     needs_binary: bool  # whether it is a probability of black and white pixels only
     needs_unit: bool  # whether pixels must lie in [0, 1]
-    is_discrete: bool  # whether it is a probability of the 256 grey values, so that bits per dimension are true
+    is_discrete: bool  # whether it is a probability of the 256 grey values, as bits per dimension need
 
     @property
     def sigma(self) -> float | None:
@@ -159,8 +159,8 @@ class Prior(Protocol):
 
     size: int  # D
     is_standard: bool  # whether it is N(0, I)
-    is_independent: bool  # whether dimensions are, so that each has a density and a KL of its own
-    is_of_images: bool  # whether it is made of images, which lie in [0, 1] and pass through the encoder
+    is_independent: bool  # whether dimensions are independent: each then has its own density and KL
+    is_of_images: bool  # whether it learns images, which lie in [0, 1] and pass through the encoder
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Return the log density of all dimensions together. Shapes: (..., D) -> (...). Units: nats."""
@@ -181,10 +181,10 @@ class Prior(Protocol):
         """Return mean and standard deviation of each dimension, in float64 on the CPU. Shapes: -> (D,), (D,)."""
 
     def components(self) -> Components | None:
-        """Return the prior as a mixture of Gaussians, from which an app can draw; None if it is none."""
+        """Return the prior as a mixture of Gaussians, so that apps can draw from it; None if it is no such mixture."""
 
     def settled(self) -> "Prior":
-        """Return a copy for a model that is no longer trained, with everything computed that depends on its weights."""
+        """Return a copy for a model that is no longer trained, with all values that depend on its weights computed."""
 
 
 def standard_error(values: Tensor) -> Tensor:
@@ -200,7 +200,7 @@ LOG_VARIANCE = (-40.0, 20.0)
 
 
 def halves(output: Tensor) -> tuple[Tensor, Tensor]:
-    """Read mean and log variance off a network's output, the latter bounded so that its exponential cannot overflow.
+    """Split a network's output into mean and log variance, bounded so that its exponential cannot overflow.
 
     Beyond the bounds the gradient is that of an unbounded value, so that a KL leads back.
     Shapes: (..., 2D) -> (..., D) twice.

@@ -32,8 +32,8 @@ class HierarchicalVAE(LatentModel):
     carries features of the image up, encoders[l] turns them into a Gaussian of z_l, which is merged with the prior of
     z_l by their precisions (Sonderby et al. 2016, eq. 17). All but features put out mean and log variance side by side.
 
-    `posterior` and `decode` use latents in units of their prior, (z_l - mean_l) / sigma_l, side by side: those
-    are standard normal and independent, so that apps, figures and samplers need not know of layers.
+    `posterior` and `decode` use latents in units of their prior, (z_l - mean_l) / sigma_l, side by side. In these units
+    latents are standard normal and independent, so that apps, figures and samplers need not know of layers.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class HierarchicalVAE(LatentModel):
         return replace(Draw.of(self.likelihood.log_prob(output, target), *layers), output=output)
 
     def layers(self, encoded: Encoded, noise: Tensor, estimator: Estimator = "pathwise") -> list[Layer]:
-        """Sample the posterior with the given noise of all layers, that next to the image first.
+        """Sample the posterior with the given noise of all layers, beginning with the layer next to the image.
 
         Shapes: noise (K, B, D_1 + ... + D_L), or without K, which fields then lack.
         """

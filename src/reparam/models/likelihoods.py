@@ -23,8 +23,9 @@ SMALL = 1.0
 class _LogBernoulli(torch.autograd.Function):
     """Sum over pixels of target * output - log(1 + exp(output)), to float32's error of such a sum.
 
-    On a CPU, logarithms pixel by pixel take longer than the matrix product before them. Here one is taken of the
-    product of many 1 + exp(-|output|): between 1 and 2 each, so that FACTORS of them stay within float32.
+    On a CPU, logarithms pixel by pixel take longer than the matrix product before them. Here, many 1 + exp(-|output|)
+    share one logarithm, that of their product. Each lies between 1 and 2, so the product of FACTORS stays within
+    float32.
     """
 
     @staticmethod
@@ -121,7 +122,7 @@ class ContinuousBernoulli:
 
 
 class Located:
-    """Independent pixels around a mean, which is the first (or only) output of each, behind a link."""
+    """Independent pixels around a mean: the first (or only) output of each pixel, passed through a link."""
 
     outputs = 1
     needs_binary = False
@@ -226,7 +227,7 @@ class Laplace(Located):
         return drawn
 
 
-class Linear:
+class Identity:
     """The mean is the output itself."""
 
     is_unit = False
@@ -254,19 +255,19 @@ class Sigmoid:
         return mean.clamp(CLIP, 1 - CLIP).logit()
 
 
-LINKS: dict[str, type[Linear] | type[Sigmoid]] = {"linear": Linear, "sigmoid": Sigmoid}
+LINKS: dict[str, type[Identity] | type[Sigmoid]] = {"linear": Identity, "sigmoid": Sigmoid}
 
 
 def is_density(likelihood: Likelihood, binarization: str) -> bool:
     """Return whether the likelihood is a density of these pixels: a Bernoulli of grey ones is only a cross-entropy.
 
-    On black and white pixels all others would have no bound: a density can grow without end at two points.
+    On black and white pixels all other likelihoods would have no bound: a density can grow without end at two points.
     """
     return likelihood.needs_binary == (binarization != "none")
 
 
 def _away_from_zero(values: Tensor) -> Tensor:
-    # What `where` does not choose still has a gradient, and infinity times 0 is NaN.
+    # The values that `where` does not choose still have a gradient, and infinity times 0 is NaN.
     return values.clamp_min(SMALL / 4)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 # both use all of it, nothing was measured.)
 HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 IS_FASTER = HAS_ONEDNN and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-WORTH_IT = 1 << 22  # multiplications; below, both take as long, and oneDNN longer to be called
+WORTH_IT = 1 << 22  # multiplications; smaller products take equally long, but oneDNN takes longer to call
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
@@ -51,7 +51,7 @@ class Product(torch.autograd.Function):
 
 
 class Linear(nn.Linear):
-    """As torch's, and as exact. Shapes: (..., inputs) -> (..., outputs)."""
+    """Compute the same as torch's layer, as exactly. Shapes: (..., inputs) -> (..., outputs)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map the last dimension."""

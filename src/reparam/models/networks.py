@@ -26,12 +26,12 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class Network(ABC):
-    """A kind of layers, of which all networks of a model are built. Shapes: `shape` is (C, H, W).
+    """A kind of layers, from which all networks of a model are built. Shapes: `shape` is (C, H, W).
 
     Raises: ParamsError if it cannot have images of that size.
     """
 
-    latents_by = ""  # the parameter that says how many channels latents have; with null, or without one, none do
+    latents_by = ""  # the parameter for the channels of latents; if it is null or missing, latents are a vector
 
     @abstractmethod
     def features(self, shape: tuple[int, ...]) -> tuple[nn.Sequential, int]:
@@ -225,7 +225,8 @@ def initialise(module: nn.Module, init: str) -> None:
 
 
 def set_output_bias(decoder: nn.Module, mean: Tensor, output_of: Callable[[Tensor], Tensor]) -> None:
-    """Make the bias of the last layer put out `mean`; that of a convolution, one per channel, its mean over pixels.
+    """Let the bias of the last layer put out `mean`; a convolution has a bias per channel, which puts out the mean over
+    pixels.
 
     Shapes: `mean` (C, H, W).
     """

@@ -2,8 +2,8 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,13 @@ class StandardNormal:
         return self
 
 
+class Standard(StandardNormal):
+    """N(0, I) of a model's latents."""
+
+    def __init__(self, latents: Latents) -> None:
+        super().__init__(latents.size)
+
+
 class GaussianMixture(nn.Module):
     """The base of mixtures of Gaussians with independent dimensions; they differ in `components`."""
 
@@ -76,10 +83,10 @@ class GaussianMixture(nn.Module):
     def log_prob(self, z: Tensor) -> Tensor:
         """Return the joint log density. Shapes: (..., D) -> (...). Units: nats."""
         found = self.components()
-        if torch.compiler.is_exporting():  # whose runtimes, as those of browsers, need not have float64
+        if torch.compiler.is_exporting():  # some runtimes of ONNX, as in browsers, lack float64
             each = gaussian_log_prob(z[..., None, :], found.means, found.log_variances).sum(-1)
             return (each + found.log_weights).logsumexp(-1)
-        # By two products, which need not hold C x D numbers for each sample. In float64, because they cancel.
+        # By two products, to avoid C x D numbers for each sample; in float64, because terms of them cancel.
         # On the device of z, because evaluation also scores latents on the CPU.
         parts = (found.means, found.log_variances, found.log_weights)
         means, log_variances, log_weights = (values.to(z.device, torch.float64) for values in parts)
@@ -152,9 +159,9 @@ class Mixture(GaussianMixture):
 
 
 class Vamp(GaussianMixture):
-    """The posteriors of images that are learned, all with the same weight.
+    """A mixture of the posteriors of learned images, all with the same weight.
 
-    Source: Tomczak & Welling 2018, eq. 9; their code for how pseudo-inputs start, and are cut to [0, 1].
+    Source: Tomczak & Welling 2018, eq. 9; their code for the start of pseudo-inputs and their bounds.
     """
 
     is_of_images = True
@@ -164,15 +171,21 @@ class Vamp(GaussianMixture):
         self.pseudo_inputs = nn.Parameter(
             config.grey + config.deviation * torch.randn(config.components, *latents.shape)
         )
-        self._encoder = (latents.encoder,)  # in a tuple, because its weights are listed as those of the model
+        self._encoder = (latents.encoder,)  # in a tuple, so that its weights are not listed twice
 
     def components(self) -> Components:
         means, log_variances = halves(self._encoder[0](self.pseudo_inputs.clamp(0, 1)))
         return Components(means, log_variances, means.new_full((len(means),), -math.log(len(means))))
 
 
-PRIORS: dict[str, Callable[..., Prior]] = {
-    "standard": lambda latents: StandardNormal(latents.size),
-    "mixture": Mixture,
-    "vamp": Vamp,
-}
+class PriorClass(Protocol):
+    """A class of priors, whose attributes are known before one is built."""
+
+    is_standard: bool
+    is_independent: bool
+
+    def __call__(self, *parts: Any, **_: Any) -> Prior:
+        """Build a prior from `Latents` and, if it has parameters, their block."""
+
+
+PRIORS: dict[str, PriorClass] = {"standard": Standard, "mixture": Mixture, "vamp": Vamp}

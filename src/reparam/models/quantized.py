@@ -31,14 +31,14 @@ class Quantizer(Protocol):
         """Return the vectors of codes. Shapes: (B, P, d), unchanged."""
 
     def codes(self, vectors: Tensor) -> Tensor:
-        """Return the numbers of vectors of codes; of others, those of the nearest. Shapes: (..., d) -> (...), int64."""
+        """Return the number of each vector's code, or of the nearest code. Shapes: (..., d) -> (...), int64."""
 
     def vectors(self) -> Tensor:
         """Return the vectors of all codes, by their number. Shapes: -> (C, d)."""
 
 
 class Quantized(Autoencoder):
-    """An encoder to P vectors, each of which a codebook replaces by an entry, and a decoder of these.
+    """An encoder to P vectors, a codebook that replaces each vector by an entry, and a decoder of the entries.
 
     Its latents are the vectors of P codes, one after the other, D = P d, or an image (d, h, w) with a code at each
     pixel. It has no distribution of codes.
@@ -82,7 +82,7 @@ class Quantized(Autoencoder):
         return replace(draw, auxiliary=self.quantizer.commitment * (z - vectors.detach()).square().sum(1))
 
     def split(self, z: Tensor) -> Tensor:
-        """Tell positions apart. Shapes: (B, D) -> (B, P, d)."""
+        """Cut latents into the vectors of positions. Shapes: (B, D) -> (B, P, d)."""
         if len(self.latent_shape) > 1:
             return torch.unflatten(z, 1, (self.quantizer.dimensions, self.positions)).mT
         return torch.unflatten(z, 1, (self.positions, self.quantizer.dimensions))

@@ -58,7 +58,7 @@ class FiniteScalars(nn.Module):
 
 
 class LearnedCodes(nn.Module):
-    """Vectors that follow, as running averages, the vectors of encoders that are nearest to them.
+    """Vectors that are running averages of the encoder's vectors nearest to them.
 
     Source: van den Oord et al. 2017, app. A.1.
     """
@@ -96,9 +96,9 @@ class LearnedCodes(nn.Module):
 
 
 class Averages(Codebook):  # type: ignore[misc]
-    """A codebook with its running averages, none of whose steps waits for the device.
+    """A codebook with its running averages, which never waits for the device.
 
-    The library's own asks at each step whether it was initialised, and whether there are dead codes.
+    The library's own codebook waits at each step, to ask whether it was initialised and whether codes are dead.
     """
 
     cluster_size: Tensor  # (1, C) running average of how many vectors of a batch have a code

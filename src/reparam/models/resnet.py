@@ -11,8 +11,8 @@ from reparam.config.model import ResnetConfig
 class Stem(nn.Conv2d):
     """A convolution of images, laid out channel by channel.
 
-    Where the channels of a pixel lie side by side, as apps send images, torch's group norm loses digits: outputs of a
-    trained network were off by 1e-4 instead of 3e-6, which is more than an exported graph may differ by.
+    If the channels of a pixel lie side by side, as in images from apps, torch's group norm loses digits: outputs of a
+    trained network were off by 1e-4 instead of 3e-6. An exported graph may not be off by so much.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ class Stem(nn.Conv2d):
 
 
 class Residual(nn.Module):
-    """Add to an image what two convolutions make of it, each behind norm and activation.
+    """Add to an image the output of two convolutions, each after norm and activation.
 
     Source: He et al. 2016 (identity mappings), fig. 4 (e); Esser et al. 2021, table 7, for norm and activation.
     """

@@ -23,8 +23,8 @@ def save_weights(directory: Path, weights: dict[str, torch.Tensor]) -> str:
     return sha256(directory / WEIGHTS)
 
 
-def load_model(directory: Path, device: torch.device) -> AnyModel:
-    """Rebuild a trained model from its card and weights, ready for evaluation.
+def load_model(directory: Path, device: torch.device) -> tuple[AnyModel, ModelCard]:
+    """Rebuild a trained model from its card and weights, ready for evaluation; also return the card.
 
     Raises: MissingInputError, DamagedInputError if the weights are not those that the card names.
     """
@@ -53,7 +53,7 @@ def load_model(directory: Path, device: torch.device) -> AnyModel:
             )
     model = build_model(card.model, card.data.shape, len(card.classes))
     model.load_state_dict(weights)
-    return model.settled().to(device)
+    return model.settled().to(device), card
 
 
 def _compare(wanted: Tensor | None, found: Tensor | None) -> str | None:

@@ -54,7 +54,7 @@ def draw_noise(encoded: Encoded, samples: int, size: int) -> Tensor:
 
 
 def sample_gaussian(mean: Tensor, log_variance: Tensor, noise: Tensor, estimator: Estimator) -> tuple[Tensor, Tensor]:
-    """Shift and scale noise to N(mean, exp(log_variance)), and say how likely that was, in each dimension.
+    """Shift and scale noise to N(mean, exp(log_variance)), and return the log density of the result in each dimension.
 
     Shapes: (B, D) or, sampled below, (K, B, D) twice, and (K, B, D) -> (K, B, D) twice; or all (B, D).
     """

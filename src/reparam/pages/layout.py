@@ -1,4 +1,4 @@
-"""What fills the templates of pages that open from disk without a network, and the layout that they share."""
+"""The environment for templates of pages that open from disk without a network, and their common layout."""
 
 import base64
 from pathlib import Path
@@ -10,7 +10,7 @@ from reparam.pages.policy import policy
 
 
 def environment(directory: Path) -> Environment:
-    """Make what fills the templates of a directory, which extend `layout.html`; everything in them is escaped."""
+    """Make the environment for the templates of a directory: they extend `layout.html`, and values are escaped."""
     made = Environment(
         loader=FileSystemLoader([directory, Path(__file__).parent]),
         autoescape=True,

@@ -127,7 +127,8 @@ def _decode_files(files: ImageFiles, rows: Rows, shape: Shape, path: Path) -> di
                 unreadable |= failed
     except BrokenProcessPool:
         raise UserError(
-            "preprocess: a process that decodes images was killed, probably for its memory; set REPARAM_WORKERS=1"
+            "preprocess: a process that decodes images was killed, probably because memory ran out; set "
+            "REPARAM_WORKERS=1"
         ) from None
     return unreadable
 

@@ -15,11 +15,11 @@ Rows = npt.NDArray[np.int64]  # (N,)
 
 
 def assign(raw: Raw, config: PreprocessConfig) -> dict[SplitName, tuple[str, Rows]]:
-    """Name, for each of our splits, the published split and the rows of it, in rising order.
+    """Name, for each of our splits, the published split and its rows in that, in rising order.
 
     A published test or validation split is kept; a missing split is drawn at random from the other images.
     A validation share of 0 asks for an empty split.
-    Raises: UserError if a class is unknown or a split would be empty against the parameters.
+    Raises: UserError if a class is unknown or a split is empty that the parameters ask for.
     """
     rng = np.random.default_rng(config.seed)
     kept = list(class_numbers(raw.classes, config.classes))
@@ -42,7 +42,7 @@ def assign(raw: Raw, config: PreprocessConfig) -> dict[SplitName, tuple[str, Row
 
 
 def _count(name: SplitName, share: float | int, left: int) -> int:
-    """Return how many of the images that are left a share is. Raises: UserError if a fraction is less than one."""
+    """Turn a share of the remaining images into a number. Raises: UserError if a fraction is less than one."""
     count = share if isinstance(share, int) else round(left * share)
     if share and left and not count:
         raise UserError(
@@ -52,7 +52,7 @@ def _count(name: SplitName, share: float | int, left: int) -> int:
 
 
 def _why_empty(name: SplitName, pools: Mapping[str, Rows], shares: Mapping[SplitName, float | int]) -> str:
-    """Name the parameter that leaves a split empty; `shares` are those that are in force."""
+    """Name the parameter that leaves a split empty; `shares` are the ones that apply."""
     pool = pools.get(name, pools["all" if "all" in pools else "train"])
     if not len(pool):
         return (
@@ -64,7 +64,7 @@ def _why_empty(name: SplitName, pools: Mapping[str, Rows], shares: Mapping[Split
 
 
 def class_numbers(classes: Sequence[str], wanted: Sequence[str] | None) -> Mapping[int, int]:
-    """Map the label of each class to keep to its new number, in the order of the source.
+    """Map the label of each kept class to its new number, in the order of the source.
 
     Raises: UserError that lists the classes there are.
     """

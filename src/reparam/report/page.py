@@ -11,20 +11,12 @@ from reparam.cards.evaluation import EvaluationCard, EvaluationMetrics
 from reparam.cards.export import ExportCard, ExportMetrics
 from reparam.cards.model import ModelCard
 from reparam.config import Config, Section, flatten
-from reparam.metrics import ERROR, Metric, members
+from reparam.metrics import ERROR, GROUPS, Metric, members
 from reparam.pages.layout import environment
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 FEW = 3  # classes that a title names, at most
-GROUPS = (
-    "Likelihood",
-    "Fidelity",
-    "Latents",
-    "Representation",
-    "Disentanglement",
-    "Generation",
-    "Export",
-)  # of metrics
+ELSEWHERE = ("Training", "Data")  # groups of metrics that other parts of the page show
 
 
 class Picture(NamedTuple):
@@ -42,7 +34,9 @@ PICTURES = {
         Picture("training_curves", "Training", "The dotted line marks the epoch whose weights were kept.", True),
         Picture("bounds", "Bound on log p(x)", "Flat at its right end: more samples would change little."),
         Picture(
-            "outliers", "Other data", "Apart: the likelihood distinguishes images of another kind from those it knows."
+            "outliers",
+            "Other data",
+            "If the two histograms are apart, the likelihood recognises images of another kind.",
         ),
         Picture("latent_use", "Latent use", "How much information about the image each latent dimension has."),
     ),
@@ -64,7 +58,12 @@ PICTURES = {
             True,
         ),
         Picture("interpolation", "Interpolation", "From one image to another, through latent space.", True),
-        Picture("components", "Principal components", "Few tall bars: images fill few directions of it.", True),
+        Picture(
+            "components",
+            "Principal components",
+            "If only few bars are tall, the codes use few directions of the latent space.",
+            True,
+        ),
         Picture(
             "aggregate",
             "Aggregate posterior",
@@ -145,13 +144,17 @@ def _captions(page: Page) -> dict[str, str]:
 
 def _numbers(page: Page) -> dict[str, list[Number]]:
     values = page.metrics.values | page.parity.values
-    return {group: [_number(name, metric, values, page) for name, metric in members(group, values)] for group in GROUPS}
+    return {
+        group: [_number(name, metric, values, page) for name, metric in members(group, values)]
+        for group in GROUPS
+        if group not in ELSEWHERE
+    }
 
 
 def _number(name: str, metric: Metric, values: Mapping[str, float], page: Page) -> Number:
-    """Spell a metric; that of a single image has an error of 0, which is not known."""
+    """Spell a metric. The error of a single image is not known, so the 0 that stands for it is not shown."""
     images, error, beside = _images_of(metric, page), values.get(f"{name}{ERROR}"), ""
-    if name == "active_units":
+    if metric.unit == "dimensions":
         beside = f"of {page.model.latent_size}"
     elif error is not None and images > 1:
         beside = f"± {error:{metric.form}}"
@@ -166,15 +169,8 @@ def _images_of(metric: Metric, page: Page) -> int:
     """Return the number of images that a metric was measured on."""
     if metric.split:
         return page.data.counts[metric.split]
-    details = page.evaluation.details
-    for setting, facts in (
-        ("annealing.images", details.annealed),
-        ("generated.images", details.generated),
-        ("disentanglement.images", details.disentanglement),
-    ):
-        if facts and setting in metric.depends:
-            return facts.images
-    return page.evaluation.images
+    facts = getattr(page.evaluation.details, metric.facts) if metric.facts else None
+    return facts.images if facts else page.evaluation.images
 
 
 def _params_file(section: Section, indent: str = "") -> str:

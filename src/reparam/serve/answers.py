@@ -39,7 +39,7 @@ async def aside(size: int, work: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def check_finite(outputs: dict[str, npt.NDArray[Any]]) -> None:
-    """Refuse what JSON cannot say.
+    """Refuse numbers that JSON cannot express.
 
     Raises: UserError if an output of the model is NaN or infinity.
     """

@@ -16,10 +16,10 @@ from reparam.errors import UserError
 from reparam.serve import answers
 from reparam.serve.batches import Arrays
 
-KINDS: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "INT64": np.dtype("<i8"), "FP32": np.dtype("<f4")}
+DTYPES: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "INT64": np.dtype("<i8"), "FP32": np.dtype("<f4")}
 NAMES = {"tensor(uint8)": "UINT8", "tensor(int64)": "INT64", "tensor(float)": "FP32"}  # by those of onnxruntime
 Body = TypeVar("Body", bound=BaseModel)
-HEADER = "Inference-Header-Content-Length"  # how many bytes of a body are JSON, where binary tensors follow
+HEADER = "Inference-Header-Content-Length"  # the number of bytes of JSON before binary tensors
 
 
 class TensorParameters(BaseModel):
@@ -125,7 +125,7 @@ def _array(tensor: Tensor, binary: bytes | None, facts: dict[str, Any], rows: in
         raise UserError(f"{where}: wanted shape {shape}, found {tensor.shape}")
     if not 1 <= tensor.shape[0] <= rows:
         raise UserError(f"{where}: wanted 1 to {rows} rows, found {tensor.shape[0]}")
-    kind, count = KINDS[tensor.datatype], math.prod(tensor.shape)
+    kind, count = DTYPES[tensor.datatype], math.prod(tensor.shape)
     if binary is None:
         return numbers(tensor.data, tensor.datatype, tensor.shape, where)
     if len(binary) != count * kind.itemsize:
@@ -151,7 +151,7 @@ def numbers(data: Any, kind: str, shape: list[int], where: str) -> npt.NDArray[A
         raise UserError(f"{where}: wanted whole numbers from 0 to 255, found others")
     if kind == "INT64" and values.dtype.kind == "f":
         raise UserError(f"{where}: wanted whole numbers, found others")
-    return values.astype(KINDS[kind]).reshape(shape)
+    return values.astype(DTYPES[kind]).reshape(shape)
 
 
 def _checked(values: npt.NDArray[Any], where: str) -> npt.NDArray[Any]:
@@ -175,7 +175,7 @@ def wanted_outputs(request: Request, kinds: dict[str, str]) -> dict[str, bool]:
 
 def answer(facts: dict[str, Any], found: Arrays, wanted: dict[str, bool]) -> Response:
     """Answer with outputs; `facts` are those of the whole answer."""
-    kinds = {kind: name for name, kind in KINDS.items()}
+    kinds = {kind: name for name, kind in DTYPES.items()}
     outputs, binary = [], []
     for name, is_binary in wanted.items():
         values = found[name]

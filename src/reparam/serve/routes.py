@@ -124,7 +124,7 @@ class Routes:
         if body.count > self.limits.rows:
             raise UserError(f"count: wanted 1 to {self.limits.rows}, found {body.count}")
         if not self.client.metadata["has_prior"]:
-            raise UserError("sample: wanted a model with a prior, found an autoencoder; use /decode")
+            raise UserError("sample: wanted a model with a prior, found one without; use /decode")
         latents = self.client.sample_latents(body.count, body.seed, body.temperature)
         label = as_input("sample", body.label, self.client.classes, body.count)
         return await self._pictures({"latents": latents.astype(np.float32), **label}, png)
@@ -176,7 +176,7 @@ class Routes:
         return protocol.numbers(given, kind, [len(given), *row], where)
 
     async def _pictures(self, given: Arrays, png: bool) -> Response:
-        """Decode latents, with their labels if there are any; images among these are left aside."""
+        """Decode latents, with their labels if there are any; images among the inputs are ignored."""
         inputs = {name: values for name, values in given.items() if name != "images"}
         images = (await self._run("decoder", **inputs))["images"]
         if not png:

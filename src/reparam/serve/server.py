@@ -40,7 +40,7 @@ def listen(host: str, port: int) -> socket.socket:
     Raises: UserError if that is not possible.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With the protocol, by which asyncio knows that it may send small packets at once: 40 ms a request otherwise.
+    # The protocol is named, because asyncio otherwise does not send small packets at once: 40 ms a request.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -34,7 +34,7 @@ class Cluster:
             import ray
         except ImportError:
             raise UserError("--ray: needs ray; run `pip install 'reparam[ray]'`") from None
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it remarks upon itself
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray prints remarks about itself
         try:
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -44,10 +44,7 @@ class Cluster:
             ) from None
 
     def computed(self, client: Client, images: Collection, span: range, compute: Compute) -> Results:
-        """Compute batches as `computed` does, several at once.
-
-        Raises: UserError if a worker did.
-        """
+        """Compute batches as `computed` does, several at once. Raises: UserError if a worker raised one."""
         from ray import data
 
         if not span:

@@ -1,4 +1,4 @@
-"""Proof that a model is the one that was exported, and that this machine computes what torch computed."""
+"""Check that a model is unchanged since its export, and that this machine computes the same as torch did."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +10,10 @@ from reparam.client import Client
 from reparam.client.bundle import EXPORT, GOLDEN, MANIFEST, Bundle
 from reparam.errors import DamagedInputError, ParityError, UserError
 
-TOLERANCE = 1e-5  # times the largest absolute value where that exceeds 1: what `reparam export` holds the graphs to
+TOLERANCE = 1e-5  # times the largest absolute value where that exceeds 1, as in `reparam export`
 GREY_LEVELS = 1
 INPUTS = {"encoder": ("images",), "decoder": ("latents",), "score": ("images", "epsilon")}
-# How golden.npz names an output, where it is not by the output's own name.
+# Names of outputs in golden.npz that differ from those of the graphs.
 NAMES = {"decoder": {"images": "decoded_images", "mean": "decoded_mean"}}
 
 
@@ -37,7 +37,7 @@ def verify(path: Path) -> Iterator[str]:
 
 
 def _tolerance(bundle: Bundle) -> float:
-    """Return what graphs are held to: a variant, `encoder.int8.onnx` say, to what its export allowed."""
+    """Return the tolerance of a graph; a variant, such as `encoder.int8.onnx`, has the one of its export."""
     variants = (bundle.manifest or {}).get("variants", {})
     kind = Path(bundle.names[0]).stem.rpartition(".")[2]
     return float(variants[kind]["tolerance"]) if kind in variants else TOLERANCE

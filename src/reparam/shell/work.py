@@ -24,7 +24,7 @@ def info(client: Client) -> list[str]:
     facts = client.metadata
     priors = {"standard normal": "of the prior N(0, 1) each", "gaussian mixture": "of a prior that is a mixture"}
     prior = priors.get(facts["prior"], "of a prior of another kind")
-    prior = prior if facts["has_prior"] else "of an autoencoder, which has no prior"
+    prior = prior if facts["has_prior"] else "without a prior"
     files = facts.get("files", {})
     sizes = [f"{role} {files[name]['bytes'] / MB:.1f} MB" if (name := f"{role}.onnx") in files else role
              for role in client.graphs]  # fmt: skip
@@ -128,7 +128,7 @@ def encode(client: Client, images: Collection, output: Path | None, place: Place
 def score(client: Client, images: Collection, output: Path | None, place: Place, samples: int, label: str = "") -> None:
     """Write the negative ELBO of each image, and its parts."""
     span = span_of(place.shard, len(images), client.batch)
-    client.outputs("score")  # or a table without rows would be printed before it is found missing
+    client.outputs("score")  # checked first, so that no empty table is printed before the error
     with outputs.table(output, Score.columns, len(span)) as write, counting("score", len(span)) as advance:
         for batch, values in place.computed(client, images, span, Score(samples, _label_number(client, label))):
             write(batch, values)
@@ -167,7 +167,7 @@ def sample(client: Client, count: int, seed: int, temperature: float, output: Pa
 
 
 def _label_number(client: Client, label: str) -> int | None:
-    """Return the number of the class that all images are of."""
+    """Return the number of the class of all images."""
     return number_of(label, client.classes) if label or client.classes else None
 
 

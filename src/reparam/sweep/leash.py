@@ -1,7 +1,7 @@
 """Run a command that ends when its owner does: on a signal, a crash, or because the owner wants it.
 
-The owner holds the other end of our input. When that closes, the whole process group of the command is asked to end,
-then told, then killed. This file is also the program that does so, and needs nothing but Python.
+The owner holds the other end of our input. When that closes, the whole process group of the command gets SIGINT, then
+SIGTERM, then SIGKILL. This file is also the program that sends them; it needs nothing but Python.
 """
 
 import os
@@ -17,7 +17,7 @@ from typing import IO
 PATIENCE = 15.0  # seconds for each of the signals; a training saves a checkpoint after the running step
 # SIGINT first: DVC removes its copy of the project, and a training keeps a checkpoint.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
-LONGEST = PATIENCE * len(SIGNALS)  # that a command outlives its owner
+LONGEST = PATIENCE * len(SIGNALS)  # seconds that a command can outlive its owner
 
 
 class Leashed:
@@ -51,7 +51,7 @@ class Leashed:
 
 
 def main() -> None:
-    """Run the command of the arguments, and exit as it does."""
+    """Run the command in the arguments, and exit with its code."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # not ignored, which the command would inherit
     command = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, process_group=0)

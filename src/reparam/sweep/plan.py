@@ -46,7 +46,7 @@ class Choices:
 
 
 class Range(Section):
-    """A parameter that takes a number between two; whole ones where both ends and the parameter are whole numbers."""
+    """A parameter that takes a number between two: a whole number, if both ends and the parameter are whole numbers."""
 
     low: float | int
     high: float | int
@@ -75,7 +75,7 @@ class Range(Section):
         return trial.suggest_float(path, self.low, high, log=self.log, step=self.step)
 
     def problem(self, *, as_grid: bool) -> str:
-        """Describe what is wrong with the numbers, apart from the parameter that they are for."""
+        """Describe what is wrong with the numbers in themselves, whatever parameter they are for."""
         if self.low > self.high:
             return f"wanted low at most high, found {self.low} and {self.high}"
         if self.log and (self.low <= 0 or self.step is not None):
@@ -165,7 +165,7 @@ class Plan:
 
 
 def read_plan(path: Path, params: Path, trials: int | None = None) -> Plan:
-    """Read sweep.yaml beside params.yaml; `trials` goes before the number in the file.
+    """Read sweep.yaml beside params.yaml; `trials` replaces the number in the file.
 
     Raises: ParamsError that lists all that is wrong, before a trial starts.
     """
@@ -197,7 +197,7 @@ def read_plan(path: Path, params: Path, trials: int | None = None) -> Plan:
 
 
 def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy nested parameters with other values of some, named by their dotted paths, which exist."""
+    """Copy nested parameters, with new values for some. These are named by dotted paths, and exist."""
     copy = json.loads(json.dumps(values))
     for path, value in changes.items():
         *blocks, name = path.split(".")

@@ -46,7 +46,7 @@ class Study:
 
     @property
     def is_over(self) -> bool:
-        """Whether all trials have ended; those of workers that died are handed on."""
+        """Whether all trials have ended; trials of dead workers are handed on."""
         with _quiet():
             optuna.storages.fail_stale_trials(self.optuna)
         return self.left == 0 and not any(trial.state == TrialState.RUNNING for trial in self.trials)

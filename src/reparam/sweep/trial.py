@@ -20,7 +20,7 @@ from reparam.paths import Paths
 from reparam.sweep.leash import Leashed
 from reparam.sweep.plan import Plan
 
-# It waits for other processes of DVC, of which a sweep has several.
+# The option lets DVC wait for other processes of DVC; a sweep has several.
 DVC = (sys.executable, "-m", "dvc", "--wait-for-lock")
 BEGUN = "Reproducing experiment '"  # DVC prints this once it has taken the experiment from its stash
 SECONDS = 0.2  # between two looks at a trial
@@ -32,7 +32,7 @@ class TrialError(Exception):
 
 @dataclass(frozen=True)
 class Experiment:
-    """The experiment of a trial, and the files that it is watched by."""
+    """The experiment of a trial, and the files that show its progress."""
 
     plan: Plan
     paths: Paths
@@ -100,7 +100,7 @@ class Experiment:
 def run(experiment: Experiment, trial: optuna.Trial, values: Mapping[str, Any], begun: Callable[[], None]) -> float:
     """Run a trial and return its metric; `begun` is called when others may begin theirs.
 
-    Raises: TrialError; optuna.TrialPruned if others were better after as many epochs.
+    Raises: TrialError; optuna.TrialPruned if others were better after the same number of epochs.
     """
     experiment.log.parent.mkdir(parents=True, exist_ok=True)
     experiment.epochs.unlink(missing_ok=True)
@@ -125,7 +125,7 @@ def _attempt(
 ) -> int | None:
     """Run the command to its end, and return its exit code; None if another process took the experiment.
 
-    DVC puts experiments down in one place before it runs them, and a process takes whatever is there until nothing is.
+    DVC stores queued experiments in one stash, and each `dvc exp run` runs everything in it.
     So processes begin one after the other, and one that has done its own experiment must not begin another's.
     """
     with experiment.log.open("wb") as output, experiment.log.open(encoding="utf-8", errors="replace") as log:

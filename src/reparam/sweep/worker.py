@@ -25,7 +25,7 @@ SECONDS = 2.0  # between two looks at the trials of others
 
 
 def gate(paths: Paths) -> FileLock:
-    """Return the lock under which a trial begins, and under which the project is as the user left it.
+    """Return the lock that guards the project: hold it to begin a trial, or to see the project as the user left it.
 
     DVC changes params.yaml for a moment, to take a copy of the project with the parameters of an experiment.
     """
@@ -100,7 +100,7 @@ def _line(study: Study, trial: FrozenTrial) -> str:
 
 
 def interruptible() -> None:
-    """Let both requests to end reach the trial that runs, so that it is handed on."""
+    """Let SIGINT and SIGTERM reach the running trial, so that it is handed on."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
 

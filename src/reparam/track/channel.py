@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from reparam.errors import TrackingError
 from reparam.paths import Paths
-from reparam.track.meeting import TOLD, Meeting
+from reparam.track.meeting import ASKED_FOR, Meeting
 from reparam.track.spool import Call
 
 ANSWER_SECONDS = 60.0  # for one answer; MLflow itself gives up on a server after 10 s
@@ -62,7 +62,7 @@ class Recorder:
         self._meeting = Meeting.of(paths)
         self._connection = self._meeting.find(paths)
         self._lines = self._connection.makefile("rw", encoding="utf-8")
-        own = {name: os.environ[name] for name in TOLD if name in os.environ}
+        own = {name: os.environ[name] for name in ASKED_FOR if name in os.environ}
         self._lines.write(json.dumps(own) + "\n")
         weakref.finalize(self, _close, self._connection, self._lines)
 
@@ -106,6 +106,6 @@ def _size(call: Call) -> int:
 
 
 def _close(connection: socket.socket, lines: TextIO) -> None:
-    # Everything was answered, or nobody waits for it any more; a call that was never sent breaks the pipe.
+    # Every call was answered, or nobody waits for its answer; the pipe breaks if a call was never sent.
     with suppress(OSError), connection:
         lines.close()

@@ -25,7 +25,7 @@ from reparam.paths import Paths
 from reparam.track.store import address
 
 PER_STAGE = ("DVC_", "REPARAM_", "PYTEST_")  # beginnings of variables that may differ from stage to stage
-TOLD = ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "REPARAM_PARENT_RUN")  # those of them that a recorder asks for
+ASKED_FOR = ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "REPARAM_PARENT_RUN")  # a recorder asks for these
 PER_SHELL = ("_", "SHLVL", "PWD", "OLDPWD")
 
 
@@ -39,7 +39,7 @@ class Meeting:
 
     @classmethod
     def of(cls, paths: Paths) -> "Meeting":
-        """Name the place by all that a recorder must not mix up. Raises: UserError."""
+        """Name the place by everything that a recorder must not mix up. Raises: UserError."""
         idle_seconds()
         environment = {
             name: value
@@ -65,12 +65,12 @@ class Meeting:
             return self._dial()
 
     def kill(self) -> None:
-        """End the recorder, which does not answer."""
+        """End a recorder that does not answer."""
         with suppress(OSError, ValueError):
             os.kill(int(self.number.read_text(encoding="ascii")), signal.SIGKILL)
 
     def leave(self) -> None:
-        """Remove what names the recorder, which ends."""
+        """Remove the files that name the recorder, because it ends."""
         for path in (self.socket, self.number, self.log):
             path.unlink(missing_ok=True)
 

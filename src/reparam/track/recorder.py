@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def answer(store: Store, call: Call, environment: Mapping[str, str]) -> Any:
-    """Do what a call of a stage asks for, whose environment this is. Raises: TrackingError."""
+    """Do what a call asks for, in the environment of its stage. Raises: TrackingError."""
     runs = Runs(store, environment)
     match call:
         case {"call": "ready"}:
@@ -85,7 +85,7 @@ def _load_mlflow(uri: str) -> None:
 
 
 def _serve(stage: socket.socket, paths: Paths) -> None:
-    """Answer each line of a stage by a line; the first line is the part of its environment that only it has."""
+    """Answer each line of a stage with a line; the first line has its own part of the environment."""
     lines, answers = stage.makefile("r", encoding="utf-8"), stage.makefile("w", encoding="utf-8")
     with stage, lines, answers, suppress(OSError):  # the stage was killed and takes no answer
         environment, store = json.loads(lines.readline() or "{}"), None

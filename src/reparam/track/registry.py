@@ -11,14 +11,14 @@ from reparam.cards.card import MANIFEST, FileFacts
 from reparam.track.spool import Call
 
 BUNDLE_TAG = "reparam.manifest_sha256"
-LOGGED = "models:/"  # what the source of a version begins with; its `model_id` is not kept by every store
-SERVED = "encoder.onnx"  # the graph of the folder that `mlflow models serve` answers with
+LOGGED = "models:/"  # beginning of the source of a version; not every store keeps its `model_id`
+SERVED = "encoder.onnx"  # the graph that `mlflow models serve` runs
 
 
 def register(client: Any, call: Call) -> None:
     """Store a folder once, and link it from the run that exported it and from the training run.
 
-    Its files are those that apps take home, beside those that MLflow adds to load the encoder.
+    It holds the files for apps, and those that MLflow adds to load the encoder.
     """
     import mlflow
     from mlflow.entities import LoggedModelOutput
@@ -39,7 +39,7 @@ def register(client: Any, call: Call) -> None:
 
 
 def registered_name(experiment: str, data: str) -> str:
-    """Name the registered model of which all models of some data are versions."""
+    """Name the registered model that has all models of some data as its versions."""
     return f"{experiment}-{data}"
 
 

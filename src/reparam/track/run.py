@@ -38,7 +38,7 @@ class Run:
         self._send({"call": "tags", "run": self.run_id, "values": dict(tags)})
 
     def log_metrics(self, metrics: Mapping[str, float], epoch: int = 0, group: str = "") -> None:
-        """Keep metrics for the next call, at most one in FLUSH_SECONDS: each costs a transaction or a request.
+        """Collect metrics for one call every FLUSH_SECONDS at most: each call costs a transaction or a request.
 
         MLflow shows each `group` as a section of charts.
         """

@@ -23,7 +23,7 @@ class Spool:
         self.lock = FileLock(directory / f"{run_id}.lock")
 
     def add(self, call: Call) -> None:
-        """Append a call; what it names under `path` is copied, because the next run will overwrite it."""
+        """Append a call; the file that it names under `path` is copied, because the next run will overwrite it."""
         self.calls.parent.mkdir(parents=True, exist_ok=True)
         with self.lock:
             if "path" in call:

@@ -1,4 +1,4 @@
-"""A tracking store: its address, its creation, and what it says when it cannot be used."""
+"""A tracking store: its address, its creation, and the messages when it cannot be used."""
 
 import logging
 import os
@@ -81,7 +81,8 @@ def open_store(paths: Paths) -> Store:
 
 
 def connect_to_read(paths: Paths) -> Store | None:
-    """Open the store as `open_store` does, but never make one: None if tracking is off or nothing was tracked yet.
+    """Open the store as `open_store` does, but never create one: return None if tracking is off or nothing was tracked
+    yet.
 
     Raises: TrackingError, within seconds, when the store cannot be used.
     """

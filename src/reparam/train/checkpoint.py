@@ -1,4 +1,4 @@
-"""Training state on disk, so that a killed training goes on as if nothing had been."""
+"""Training state on disk, so that a killed training goes on as if nothing had happened."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def holding(checkpoints: "Checkpoints", world: World) -> Iterator[bool]:
-    """Hold the checkpoints; yield whether they are ours, and not those of another training of the same."""
+    """Hold the checkpoints; yield whether we hold them, and not another training of the same model."""
     with ExitStack() as stack:
         is_ours = torch.ones((), dtype=torch.int64)
         if world.is_first:
@@ -67,7 +67,7 @@ class Checkpoints:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes that train the same away, where the file system has locks.
+        """Keep out other processes that train the same model, if the file system has locks.
 
         Raises: Timeout if another one was here first.
         """
@@ -91,10 +91,10 @@ class Checkpoints:
             lock.release()
 
     def clear(self) -> None:
-        """Remove all of them, and what held them: training is done."""
+        """Remove all checkpoints and their lock: training is done."""
         for path in (*self._paths(), self._run, self._lock):
             path.unlink(missing_ok=True)
-        with suppress(OSError):  # not empty: others train, or there is something that is not ours
+        with suppress(OSError):  # not empty: others train, or there are files that are not ours
             self.directory.rmdir()
             self.directory.parent.rmdir()
 

@@ -1,13 +1,16 @@
 """Check that model, objective, data and schedule go together."""
 
+from typing import get_args
+
 from torch import nn
 
 from reparam.cards.data import DataCard, ImageFacts
 from reparam.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
 from reparam.errors import ParamsError
-from reparam.models.build import AnyModel
+from reparam.models.build import KINDS, AnyModel, Kind
+from reparam.models.priors import PRIORS
 from reparam.models.quantized import Quantized
-from reparam.objectives import OBJECTIVES
+from reparam.objectives import OBJECTIVES, Objective
 from reparam.train.loss import Loss
 
 
@@ -24,7 +27,7 @@ def check_parts(model: AnyModel, config: Config, data: ImageFacts, *, images: in
 
 
 def condition_classes(config: ModelConfig, data: DataCard) -> tuple[str, ...]:
-    """Return the classes of a conditional model: all that there are; none for another model.
+    """Return the classes of a conditional model, that is all classes; none for another model.
 
     Raises: ParamsError if images have no labels.
     """
@@ -90,7 +93,9 @@ def check_monitor(loss: Loss, config: TrainConfig) -> None:
     Raises: ParamsError.
     """
     if config.monitor == "elbo" and not loss.has_elbo:
-        kind = "a Bernoulli likelihood of grey pixels" if loss.model.stochastic_layers else "an autoencoder"
+        kind = (
+            "a Bernoulli likelihood of grey pixels" if loss.model.stochastic_layers else "a model without a posterior"
+        )
         raise ParamsError(f"params.yaml: train.monitor: wanted 'loss' with {kind}, which has no ELBO, found 'elbo'")
 
 
@@ -105,7 +110,7 @@ def _check_penalties(config: Config) -> None:
     if OBJECTIVES[objective.name].has_jacobian and config.train.compile:
         raise ParamsError(
             f"params.yaml: train.compile: wanted false with objective.name {objective.name!r}, whose penalty is a "
-            "derivative already and torch.compile takes no second one, found true"
+            "derivative: torch.compile supports no second derivative, found true"
         )
     noise = objective.denoising
     if objective.name == "denoising" and noise.noise != "gaussian" and noise.level > 1:
@@ -120,11 +125,11 @@ def check_fit(model: AnyModel, config: ModelConfig, objective: ObjectiveConfig) 
 
     Raises: ParamsError.
     """
-    least, most = OBJECTIVES[objective.name].layers
-    has_code = OBJECTIVES[objective.name].has_any_code or not isinstance(model, Quantized)
+    chosen = OBJECTIVES[objective.name]
+    least, most = chosen.layers
+    has_code = chosen.has_any_code or KINDS[config.kind].has_smooth_code
     if not (has_code and least <= model.stochastic_layers <= most):
-        kinds = {0: "'autoencoder'", 1: "'vae'", 2: "'hierarchical'"}
-        wanted = " or ".join(kind for layers, kind in kinds.items() if least <= layers <= most)
+        wanted = " or ".join(repr(name) for name, kind in KINDS.items() if _fits(kind, chosen))
         raise ParamsError(
             f"params.yaml: model.kind: wanted {wanted} with objective.name {objective.name!r}, found {config.kind!r}"
         )
@@ -142,11 +147,16 @@ def check_fit(model: AnyModel, config: ModelConfig, objective: ObjectiveConfig) 
         )
 
 
+def _fits(kind: Kind, objective: Objective) -> bool:
+    has_code = objective.has_any_code or kind.has_smooth_code
+    return has_code and kind.layers[0] <= objective.layers[1] and objective.layers[0] <= kind.layers[1]
+
+
 def _check_prior(model: AnyModel, config: ModelConfig, objective: ObjectiveConfig) -> None:
     if not OBJECTIVES[objective.name].has_any_prior and not model.prior.is_independent:
+        wanted = " or ".join(repr(name) for name, prior in PRIORS.items() if prior.is_independent)
         raise ParamsError(
-            f"params.yaml: model.prior: wanted 'standard' with objective.name {objective.name!r}, found "
-            f"{config.prior!r}"
+            f"params.yaml: model.prior: wanted {wanted} with objective.name {objective.name!r}, found {config.prior!r}"
         )
     if objective.free_bits and not model.prior.is_independent:
         raise ParamsError(
@@ -162,9 +172,11 @@ def _check_prior(model: AnyModel, config: ModelConfig, objective: ObjectiveConfi
 
 
 def _batch_norm(config: ModelConfig) -> tuple[str, str, str]:
-    """Return the parameter by which there is batch norm, in words what else it can be, and its value."""
-    if any("norm" in type(block).model_fields for block in config.arguments(config.network)):
-        return f"model.{config.network}.norm", "'none' or 'layer'", "'batch'"
+    """Return the parameter that asks for batch norm, its other values in words, and its value."""
+    for block in config.arguments(config.network):
+        if norm := type(block).model_fields.get("norm"):
+            others = " or ".join(repr(name) for name in get_args(norm.annotation) if name != "batch")
+            return f"model.{config.network}.norm", others, "'batch'"
     return "model.network", "one without batch norm", repr(config.network)
 
 

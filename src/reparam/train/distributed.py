@@ -35,8 +35,8 @@ class World:
         """Let backward passes average the gradients of all processes, and start from the weights of the first."""
         if self.size == 1:
             return module
-        # The option keeps the order in which gradients are added up: otherwise it changes after the first step, and a
-        # training that goes on from a checkpoint has other rounding than one that was never interrupted.
+        # The option keeps the order in which gradients are added up: otherwise the order changes after the first step,
+        # and a resumed training rounds differently than an uninterrupted one.
         return DistributedDataParallel(module, find_unused_parameters=True)
 
     def agree(self, values: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class World:
         return values.tolist()
 
     def collect(self, value: Any) -> list[Any]:
-        """Return the values of all processes, of whatever type, by their rank, to the first one; none to the others."""
+        """Return the values of all processes, of any type and by rank, in the first process; nothing in the others."""
         if self.size == 1:
             return [value]
         values = [None] * self.size if self.is_first else None
@@ -79,9 +79,9 @@ class World:
         return rows[self.rank :: self.size] if len(rows) >= self.size else rows
 
     def deal(self, images: int, batch_size: int) -> tuple[list[int], Tensor]:
-        """Deal out whole batches of all images in order; return the numbers of ours, and their rows. Shapes: -> (n,).
+        """Deal out whole batches of all images in order; return numbers and rows of our batches. Shapes: -> (n,).
 
-        A process that gets none receives the first one as well, so that it has terms to add up, as those of no images.
+        A process without a batch also receives the first one: it needs terms to add up, as terms of no images.
         """
         batches = torch.split(torch.arange(images), batch_size) if images else ()
         numbers = list(range(self.rank, len(batches), self.size)) or list(range(len(batches)))[:1]
@@ -97,7 +97,7 @@ ALONE = World()
 
 @dataclass(frozen=True)
 class SharedBatch:
-    """A batch with this number of images, of which each process has the part that `World.share` gives."""
+    """A batch with this number of images; each process has the part that `World.share` gives it."""
 
     world: World
     images: int

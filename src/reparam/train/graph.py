@@ -14,10 +14,10 @@ Batch = tuple[Tensor, ...]
 class Replayed:
     """A function of one batch that is captured once, at a batch of the usual size, and replayed from then on.
 
-    A batch is one tensor or several, the first of which says how large it is.
+    A batch is one tensor or several; the length of the first one is its size.
 
-    Batches of another size (the ragged last one) run as usual. What the function returns is valid until the next call.
-    Whatever it reads or writes on the device must stay where it is; whatever it reads on the host is fixed.
+    Batches of another size (the ragged last one) run as usual. A result is valid until the next call. Tensors that the
+    function reads or writes on the device must stay where they are; values that it reads on the host are fixed.
     Source: the documentation of torch, "CUDA semantics", section on CUDA graphs.
     """
 
@@ -51,7 +51,7 @@ class Replayed:
         return graph
 
     def _on_a_side_stream(self, batch: Batch) -> Tensors:
-        """Run as usual, where nothing else runs, as captures want it before they record."""
+        """Run as usual, but on a stream of its own: captures need that before they record."""
         current = torch.cuda.current_stream()
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(current)

@@ -13,13 +13,13 @@ from reparam.train.rollback import Rollback
 from reparam.train.signals import StopRequest
 from reparam.train.state import Shared, State
 
-CHECKPOINT_SECONDS = 60.0  # what a kill may cost; a checkpoint itself takes milliseconds
+CHECKPOINT_SECONDS = 60.0  # a kill may cost this much work; a checkpoint takes milliseconds
 
 log = logging.getLogger(__name__)
 
 
 class Keeper:
-    """Keeps checkpoints of a training, at most one in `seconds`; without `checkpoints`, none."""
+    """Keeps checkpoints of a training, at most one every `seconds`; none if `checkpoints` is None."""
 
     def __init__(
         self, state: State, rollback: Rollback, stop: StopRequest, checkpoints: Checkpoints | None, seconds: float
@@ -35,7 +35,7 @@ class Keeper:
     def resume(self) -> bool:
         """Go on from the newest checkpoint; say whether there was one."""
         world = self.state.trainer.world
-        # The first process alone writes them, so it alone may have them: the others can be on machines of their own.
+        # Only the first process writes checkpoints, and the others may be on machines that do not have them.
         saved = world.agree_on(self.checkpoints.read() if self.checkpoints and world.is_first else None)
         if saved is None:
             return False
@@ -45,9 +45,10 @@ class Keeper:
         return True
 
     def after_step(self) -> None:
-        """Save a checkpoint when it is time, or when somebody asked training to end; then end it.
+        """Save a checkpoint when it is due or after a signal.
 
-        Where others have begun to compute, end as well, to go on from the checkpoint beside them.
+        End after a signal, and also when other processes compute: training then restarts from the checkpoint with
+        sleeping threads.
         """
         if self._pace.is_due():
             self._save_or_end()
@@ -57,7 +58,7 @@ class Keeper:
         return bool(self.stop) and self.state.trainer.world.size == 1
 
     def after_validation(self) -> None:
-        """End training where somebody asked for it meanwhile."""
+        """End training if a signal came meanwhile."""
         if self.stop or self.state.trainer.world.size > 1:
             self._save_or_end()
 

@@ -18,7 +18,7 @@ from reparam.train.sums import Metrics, Sums
 
 
 class Data(NamedTuple):
-    """The training images, and those held out to choose the best epoch: perhaps none."""
+    """The training images, and held-out images (perhaps none) to choose the best epoch."""
 
     training: Batches
     validation: Batches
@@ -34,8 +34,8 @@ def fit(
 ) -> None:
     """Train from `state` on, until the validation score has not improved for `patience` epochs.
 
-    Without validation images all epochs are trained and the last is the best. The device is waited for at the end of an
-    epoch only.
+    Without validation images all epochs are trained and the last is the best. The CPU waits for the device only at the
+    end of an epoch.
 
     Raises: NonFiniteError.
     """
@@ -67,7 +67,7 @@ def fit(
 
 
 def validate(state: State, validation: Batches, config: TrainConfig, keeper: Keeper) -> Sums:
-    """Score the held-out images; each of several processes takes whole batches, as an objective may need them."""
+    """Score the held-out images; several processes share out whole batches, as an objective may need a whole one."""
     trainer, sums = state.trainer, Sums(state.trainer.device)
     numbers, own = trainer.world.deal(len(validation), validation.batch_size)
     for number, batch in zip(numbers, validation.with_labels(own), strict=True):
@@ -86,7 +86,7 @@ def _to_minimise(row: Metrics, monitor: str) -> float:
     if "validation_loss" not in row:
         return math.nan
     score = -row["validation_elbo"] if monitor == "elbo" else row["validation_loss"]
-    if not math.isfinite(score):  # of an ELBO, which the loss need not contain
+    if not math.isfinite(score):  # of an ELBO: the loss need not contain it
         raise NonFiniteError(
             f"train: the validation {monitor} is no longer finite at epoch {row['epoch']:.0f} (found "
             f"{row[f'validation_{monitor}']}); set train.monitor to loss in params.yaml, or lower train.learning_rate"

@@ -40,7 +40,7 @@ class Loss(nn.Module):
             self.register_buffer(name, pixels.scaled(torch.full_like(pixels.shift, value)), persistent=False)
 
     def begin(self, epoch: float) -> None:
-        """Set how many epochs are trained, which schedules depend on."""
+        """Set the number of trained epochs, on which schedules depend."""
         self.epoch.fill_(epoch)
 
     def forward(

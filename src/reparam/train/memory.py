@@ -22,9 +22,9 @@ BYTES_PER_NUMBER = 4 * 6  # that a layer puts out: itself, its activation and no
 
 
 def check_memory(config: Config, data: ImageFacts, training: Batches, classes: int = 0) -> None:
-    """Refuse a training whose weights and gradients, or one of whose steps, this machine's memory cannot hold.
+    """Refuse a training if this machine's memory cannot hold its weights and gradients, or one of its steps.
 
-    It counts no more than what is surely needed, so what passes may still run out of memory.
+    It counts only what is surely needed, so an accepted training may still run out of memory.
 
     Raises: ParamsError.
     """
@@ -56,7 +56,7 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def _most(model: nn.Module, shape: tuple[int, ...], images: int) -> int:
-    """Return an upper bound of what a step keeps. Units: bytes.
+    """Return an upper bound of the memory that a step keeps. Units: bytes.
 
     The exact count takes two seconds, because torch then loads much of itself. It is skipped if this bound fits.
     """

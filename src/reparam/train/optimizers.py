@@ -86,7 +86,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 }
 
 
-# Factors of the learning rate, given the share of all epochs that is done, and how many are done.
+# Factors of the learning rate, given the share of all epochs that are done, and their number.
 
 
 def constant(_share: float, _epoch: float) -> float:

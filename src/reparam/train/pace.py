@@ -4,7 +4,7 @@ import time
 
 from reparam.train.distributed import World
 
-SECONDS = 1.0  # between two questions, each of which costs the exchange of a few numbers
+SECONDS = 1.0  # between two questions; each costs the exchange of a few numbers
 
 
 class Pace:
@@ -22,7 +22,7 @@ class Pace:
         return self.world.size == 1 or self._left <= 0
 
     def ask(self, *, wants_to_save: bool, signal: int) -> tuple[bool, int]:
-        """Return whether the first process wants to save, and the signal that any of them got."""
+        """Return whether the first process wants to save, and a signal that any process received."""
         if self.world.size == 1:
             return wants_to_save, signal
         now, is_first = time.monotonic(), self.world.is_first

@@ -37,7 +37,8 @@ class Perceptual:
 
         Raises: ParamsError.
         """
-        with random_stream(0, "perceptual"):  # or its weights, which are replaced, would change what training draws
+        # Otherwise its first weights, soon replaced, would change the draws of training.
+        with random_stream(0, "perceptual"):
             network = _network(config)
         try:
             network(torch.zeros(1, 3, *shape[1:]), torch.zeros(1, 3, *shape[1:]))
@@ -60,7 +61,7 @@ class Perceptual:
 
     def _seen(self, values: Tensor) -> Tensor:
         """Scale pixels to [-1, 1], in three channels. Shapes: (..., C, H, W) -> (..., 3, H, W)."""
-        # Not cut to that range, beyond which there would be no gradient.
+        # Not cut to that range: beyond it there would be no gradient.
         images = 2 * (values * self.pixels.scale + self.pixels.shift) - 1
         return images.expand(*images.shape[:-3], 3, *images.shape[-2:])
 
@@ -90,8 +91,9 @@ def _network(config: PerceptualConfig) -> Any:
             f"{WHERE}.weight: needs lpips; run `pip install 'reparam[perceptual]'`, or set it to 0.0"
         ) from None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # torchvision's, of how lpips calls it
-        network = lpips.LPIPS(net=config.network, pnet_rand=True, verbose=False)  # random, where it would download
+        warnings.simplefilter("ignore", UserWarning)  # torchvision warns of how lpips calls it
+        # Random weights, because others would be downloaded.
+        network = lpips.LPIPS(net=config.network, pnet_rand=True, verbose=False)
     if config.weights is None:
         raise ParamsError(f"{WHERE}.weights: wanted a file of weights with a weight of {config.weight}, found null")
     try:

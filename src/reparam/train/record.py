@@ -11,7 +11,7 @@ from reparam.train.sums import Metrics
 
 
 class Record:
-    """Metrics of every epoch, and the score and weights of the best; early stopping is read off it."""
+    """Metrics of every epoch, and the score and weights of the best one; it shows when to stop early."""
 
     def __init__(self) -> None:
         self.history: list[Metrics] = []
@@ -20,7 +20,7 @@ class Record:
         self.best_weights: dict[str, Tensor] = {}
 
     def is_over(self, config: TrainConfig) -> bool:
-        """Return whether all epochs are done, or the last ones brought nothing better."""
+        """Return whether all epochs are done, or the last ones brought no improvement."""
         epochs = len(self.history)
         is_validated = bool(epochs) and "validation_loss" in self.history[-1]
         return epochs >= config.epochs or (is_validated and epochs - self.best_epoch >= config.patience)

@@ -21,7 +21,8 @@ class StopRequest:
         """Note the first signal; end the process at once on a second one."""
 
         def note(number: int, _frame: FrameType | None) -> None:
-            if self.signal and "LOCAL_RANK" not in os.environ:  # torchrun passes on what all may have got already
+            # torchrun passes on a signal that its processes may have received already.
+            if self.signal and "LOCAL_RANK" not in os.environ:
                 raise SystemExit(128 + number)
             self.signal = number
 

@@ -22,13 +22,13 @@ class Stateful(Protocol):
 
 
 class Shared(Stateful, Protocol):
-    """A part of which several processes have different state, of which the first writes all."""
+    """A part whose state differs between processes; the first process writes all of it."""
 
     def own_part(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Take from a state what differs between processes, on the CPU."""
+        """Return the part of a state that differs between processes, on the CPU."""
 
     def with_own_part(self, state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-        """Put what a process has of its own into the state of the first one."""
+        """Put the part of one process into the state of the first one."""
 
 
 class Epoch:
@@ -80,7 +80,7 @@ class RandomStreams:
 
 
 class State:
-    """A training: the trainer, the running epoch, what it leaves behind, and the random streams."""
+    """A training: the trainer, the running epoch, the record, and the random streams."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
@@ -112,7 +112,7 @@ class State:
             torch.manual_seed(trainer.config.seed + trainer.world.rank)
 
     def own_part(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Take what differs between processes: noise, and what each summed."""
+        """Return what differs between processes: the random numbers and the sums."""
         sums = state["epoch"]["sums"]
         return {"sums": {**sums, "totals": sums["totals"].cpu()}, "random": state["random"]}
 

@@ -46,7 +46,7 @@ class Sums:
         self.names: list[str] = []
         # (terms + 1,), float64; the last counts steps since the loss ceased to be finite.
         self.totals = torch.zeros(0, dtype=torch.float64, device=self.device)
-        self.images = 0  # that the totals are of; of several processes, each sums its own
+        self.images = 0  # in the totals; each of several processes counts its own
         self.steps = 0
 
     def add(self, batch: Totals) -> None:

@@ -63,7 +63,7 @@ class Trainer:
         terms = self._update(images, *labels)
         self.images += of_all
         found = Totals(terms, len(images))
-        # Of a batch with fewer images than processes, all had the whole, and one counts it.
+        # If a batch has fewer images than processes, each process had the whole batch, so only the first one counts it.
         return found if of_all >= self.world.size or self.world.is_first else found.of_nothing()
 
     def slow_down(self, factor: float) -> None:
@@ -158,7 +158,7 @@ class Trainer:
     def _average(self, averaged: Loss) -> None:
         """Move the averaged weights towards those in training; the first step's are the first average.
 
-        (torch's AveragedModel copies a number to the device at every step, for which a CUDA graph cannot wait.)
+        (torch's AveragedModel copies a number to the device at every step, and a CUDA graph cannot wait for that.)
         """
         nearer = 1 - self.config.average if self.images else 1.0
         for average, weight in zip(averaged.parameters(), self.loss.parameters(), strict=True):

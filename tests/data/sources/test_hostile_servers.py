@@ -24,7 +24,7 @@ MD5 = f"md5:{hashlib.md5(BODY).hexdigest()}"
 REMEDY = "set REPARAM_MIRRORS to a directory or server that holds it"
 LATER = f"run again to go on from there, set REPARAM_DOWNLOAD_SECONDS to more seconds, or {REMEDY}"
 UNFINISHED = "not finished when the time was up"
-NO_ADDRESS = "wanted http:// or https://, found that it, a redirect or a proxy has no such address"
+NO_ADDRESS = "wanted http:// or https://, found another scheme in it, a redirect or a proxy"
 
 # `requests` leaves the connection of a redirect that leads to no address to the collector of garbage.
 pytestmark = pytest.mark.filterwarnings("ignore:.*socket.socket:pytest.PytestUnraisableExceptionWarning")

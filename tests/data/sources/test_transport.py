@@ -30,7 +30,7 @@ OTHER = bytes(len(BODY))
 OTHER_MD5 = f"md5:{hashlib.md5(OTHER).hexdigest()}"
 IMAGES = RemoteFile("images.gz", MD5, ())
 REMEDY = "set REPARAM_MIRRORS to a directory or server that holds it"
-NO_ADDRESS = "wanted http:// or https://, found that it, a redirect or a proxy has no such address"
+NO_ADDRESS = "wanted http:// or https://, found another scheme in it, a redirect or a proxy"
 MISMATCH = f"wrong checksum: wanted {MD5}, found {OTHER_MD5}"
 
 

@@ -28,8 +28,8 @@ MODES = {0: None, stat.S_IFREG: None, stat.S_IFDIR: None, stat.S_IFLNK: "a symbo
 def unpack(archive: Path, directory: Path) -> None:
     """Unpack a .zip or .tar archive into `directory`, whose former content it replaces.
 
-    Links and special files are refused, not skipped: a picture left out would be missed in silence, and a link is how
-    members got past the filter of `tarfile` (CVE-2025-4517).
+    Links and special files are refused, not skipped: nobody would notice a picture that was left out, and links got
+    members past the filter of `tarfile` (CVE-2025-4517).
     Raises: UserError that names the member; DamagedInputError.
     """
     assert directory not in archive.parents
@@ -42,12 +42,12 @@ def unpack(archive: Path, directory: Path) -> None:
             _unpack_tar(archive, mode, partial) if mode else _unpack_zip(archive, partial)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
         raise _damaged(archive, error) from None
-    except RuntimeError as error:  # zipfile, of compressions and encryptions that it does not know
+    except RuntimeError as error:  # zipfile, if it does not know a compression or encryption
         raise UserError(f"{archive}: cannot be unpacked ({error}); pack the files anew") from None
     except OSError as error:
-        if error.errno is None:  # not of the system: gzip and bz2, of damaged data
+        if error.errno is None:  # not of the system: gzip and bz2 raise it for damaged data
             raise _damaged(archive, error) from None
-        error.filename = error.filename or str(directory)  # which the system does not name when a disk is full
+        error.filename = error.filename or str(directory)  # the system does not name the file when a disk is full
         raise
 
 
@@ -68,7 +68,7 @@ def _unpack_tar(archive: Path, mode: TarMode, directory: Path) -> None:
 
 
 def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
-    # Not by `extract`: its filter, which keeps it from owners and modes, is missing before Python 3.11.4.
+    # Not by `extract`: before Python 3.11.4 it lacks the filter that ignores owners and modes.
     if member.isdir():
         target.mkdir(parents=True, exist_ok=True)
         return

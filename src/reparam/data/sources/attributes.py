@@ -15,12 +15,12 @@ from reparam.data.sources.folder import ImageFiles
 from reparam.data.sources.raw import Factors, Raw
 from reparam.errors import UserError
 
-MOST = 1_000  # values of a column: beyond, it is a measurement or a name, and no category
+MOST = 1_000  # values of a column: one with more is a measurement or a name, and no category
 WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 
 
 def describe(splits: Mapping[str, ImageFiles], base: Path, table: str, label: str | None) -> Raw:
-    """Add attributes to images: those of a CSV file in the folder `base`, where also the paths in it start.
+    """Add the attributes in a CSV file to images. The file is in the folder `base`; the paths in it start there, too.
 
     Values are numbered from 0, in the order of numbers if all are whole numbers, otherwise of text. Those of the column
     `label`, if it is not None, are the classes. Rows of images that are not there are ignored.
@@ -92,7 +92,7 @@ def _columns(where: str, header: Sequence[str]) -> list[str]:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield rows that are not empty, and where each stands."""
+    """Yield the place of each row that is not empty, and the row."""
     with path.open("rb") as file:
         rows = csv.reader((line.decode("utf-8-sig") for line in file), strict=True)  # -sig: spreadsheets write a mark
         try:

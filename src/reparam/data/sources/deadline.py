@@ -33,7 +33,7 @@ class Deadline:
             raise LateError("not finished when the time was up")
 
     def run(self, work: Callable[[], None]) -> None:
-        """Do some work, and leave it behind when the time is up: in a thread, because reads cannot be interrupted.
+        """Do some work in a thread, and abandon it when the time is up, because reads cannot be interrupted.
 
         Raises: LateError, and what the work raises.
         """
@@ -45,7 +45,7 @@ class Deadline:
             wait([done], timeout=self._end - time.monotonic())
         finally:
             if not done.done():
-                self._end = -math.inf  # Ctrl-C ends it, too: what is left behind stops at its next check
+                self._end = -math.inf  # Ctrl-C abandons the work, too: it stops at its next check
         if not done.done():
             self.check()
         done.result()

@@ -6,7 +6,7 @@ class SourceError(Exception):
 
 
 class TransientError(SourceError):
-    """A source may give the file yet, after as many seconds as it asks for."""
+    """A source may still give the file, after the seconds that it asks for."""
 
     def __init__(self, message: str, seconds: float = 0) -> None:
         super().__init__(message)

@@ -18,7 +18,7 @@ ALL = "all"  # the class of images without class folders, and the split of image
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Image files below `root`, in an order that neither the locale nor the file system changes.
+    """Image files below `root`, in an order that depends neither on the locale nor on the file system.
 
     A name is spelled as on disk. A class is spelled in the Unicode form NFC, so that it is the same one in every split
     and on every system.
@@ -32,12 +32,12 @@ class ImageFiles:
 
 
 def list_splits(root: Path, *, has_class_folders: bool = True) -> dict[str, ImageFiles]:
-    """Find the images of each split that was published, with the same classes in all; without one, all images as "all".
+    """Find the images of each published split, with the same classes in all; without one, all images as "all".
 
     A published split is a folder `train` with any of `val`, `validation` and `test`, in small or capital letters. A
     folder `train` on its own holds all images; beside folders of other names, it is a class like them. Without class
     folders, all images are of one class, wherever they lie.
-    Raises: UserError if there are no images, or folders do not say what belongs where.
+    Raises: UserError if there are no images, or if the class or split of an image is unclear.
     """
     return _label(_find_splits(root), has_class_folders=has_class_folders)
 

@@ -17,7 +17,7 @@ MOST_BYTES = 1 << 32  # of a file: three times CelebA, the largest one; a body w
 
 @dataclass(frozen=True)
 class Part:
-    """A file that grows, with what limits and shows its growth."""
+    """A growing file, with its limits and its progress display."""
 
     path: Path
     deadline: Deadline
@@ -28,7 +28,8 @@ class Part:
         return self.path.stat().st_size if self.path.exists() else 0
 
     def write(self, blocks: Iterable[bytes], kept: int, missing: int | None) -> None:
-        """Write blocks after the first `kept` bytes: 0, or all that there are. `missing` more are announced.
+        """Write blocks after the first `kept` bytes: all bytes that there are, or 0. The source announced `missing`
+        more.
 
         Raises: LateError; SourceError if there are more than MOST_BYTES; OSError if the disk is full.
         """
@@ -47,7 +48,7 @@ class Part:
                     self.meter.advance(len(block))
         except OSError as error:
             self.path.unlink(missing_ok=True)  # the room is needed more than the part
-            error.filename = str(self.path)  # which the system does not name when a disk is full
+            error.filename = str(self.path)  # the system does not name the file when a disk is full
             raise
 
     def _check_room(self, room: int, found: str) -> None:

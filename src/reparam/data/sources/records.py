@@ -87,7 +87,7 @@ def _read_matlab(path: Path) -> dict[str, Any]:
             found: dict[str, Any] = reader.submit(_load_matlab, path).result()
         except BrokenProcessPool:
             raise _damaged(path, "a file of MATLAB 5", "one that cannot be read") from None
-        except Exception as error:  # scipy raises what it happens upon
+        except Exception as error:  # scipy raises errors of many types
             raise _damaged(path, "a file of MATLAB 5", f"none ({error})") from error
     return found
 

@@ -33,9 +33,9 @@ Fetch = Callable[[DownloadConfig, Path, Sequence[str]], None]
 class Source:
     """A data set: `fetch` fills a directory with the files as delivered, from mirrors; `read` makes images of them.
 
-    `read` is given the directory of files, an empty scratch directory that lives until the images are processed, and
-    by name those parameters of the data set's block in section `download` that are listed in `options`, and in
-    `optional` if they are not null.
+    `read` gets the directory of files and an empty scratch directory, which stays until the images are processed. It
+    also gets, by name, parameters of the data set's block in section `download`: all in `options`, and those in
+    `optional` that are not null.
     """
 
     title: str
@@ -166,13 +166,13 @@ def _read_table(directory: Path, _scratch: Path, *, side: int, white: int) -> Ra
 
 
 def _fetch_folder(config: DownloadConfig, directory: Path, _mirrors: Sequence[str]) -> None:
-    # Copied from the start each time: what a killed run left may be of another folder.
+    # Copied from the start each time: a killed run may have left files of another folder.
     shutil.rmtree(directory)
     directory.mkdir()
     path = Path(str(config.folder.path))
     if path.is_dir():
         chosen = SOURCES["folder"].chosen(config)
-        _list_folder(path, **chosen)  # which refuses here what could not be read later
+        _list_folder(path, **chosen)  # refuses early what could not be read later
         names = find_images(path)
         if table := chosen.get("attributes"):
             names.append((_base(path, table) / table).relative_to(path).as_posix())
@@ -208,12 +208,12 @@ def _list_folder(root: Path, attributes: str | None = None, label: str | None = 
 
 
 def _base(root: Path, table: str) -> Path:
-    """Return the folder that a table is in: `root`, or that inside which is put around everything."""
+    """Return the folder of a table: `root`, or the only folder in it, which contains everything."""
     return root if (root / table).is_file() else _without_wrapping(root)
 
 
 def _without_wrapping(root: Path) -> Path:
-    """Step into the one folder that is often put around everything, unless its images lie in it directly."""
+    """Return the only folder in `root`, which archives often put around everything, or `root` if images lie in it."""
     names = [name.split("/") for name in find_images(root)]
     is_wrapped = bool(names) and len({parts[0] for parts in names}) == 1 and all(len(parts) > 2 for parts in names)
     return root / names[0][0] if is_wrapped else root

@@ -63,7 +63,7 @@ def _sprite(shape: int, scale: int, rotation: int, x: int, y: int) -> npt.NDArra
 
 
 def read_sprites(directory: Path, scratch: Path, *, name: str) -> Raw:
-    """Read a file in the format of dSprites, without what it pickles; a sprite is labelled with its shape.
+    """Read a file in the format of dSprites, except its pickled part; the label of a sprite is its shape.
 
     Raises: DamagedInputError.
     """
@@ -77,7 +77,7 @@ def read_sprites(directory: Path, scratch: Path, *, name: str) -> Raw:
 
 
 def _read(path: Path, scratch: Path) -> Raw:
-    # numpy refuses to unpickle, and leaves a file open that is no archive, where it opened it.
+    # numpy refuses to unpickle. It would leave a file open that it opened itself and that is no archive.
     with path.open("rb") as file, np.load(file) as arrays:
         missing = {"imgs", "latents_classes"} - set(arrays.files)
         if missing:

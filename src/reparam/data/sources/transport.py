@@ -1,4 +1,4 @@
-"""Downloads that can be trusted: they get their name once their checksum is right, and end within a time."""
+"""Verified downloads: a file gets its name after its checksum was verified, and each download has a time limit."""
 
 import hashlib
 import stat
@@ -89,7 +89,7 @@ def _sources(file: RemoteFile, mirrors: Sequence[str]) -> Iterator[str]:
 
 def _obtain(file: RemoteFile, source: str, part: Part) -> None:
     """Fill `part` with the verified file."""
-    for _ in range(2):  # the second time from zero, where the first may have failed for what came before or was missing
+    for _ in range(2):  # the second time from zero, if old or missing bytes may explain a wrong checksum
         is_unsure = _transfer(source, part)
         found = file.checksum_of(part.path)
         if found == file.checksum:
@@ -101,7 +101,7 @@ def _obtain(file: RemoteFile, source: str, part: Part) -> None:
 
 
 def _transfer(source: str, part: Part) -> bool:
-    """Fill `part` from one source; return whether earlier bytes were kept, or its end is unsure."""
+    """Fill `part` from one source; return whether earlier bytes were kept, or its end is uncertain."""
     scheme, separator, rest = source.partition("://")
     if not separator:
         return _copy(Path(source), part)

@@ -51,7 +51,7 @@ def _request(url: str, part: Part) -> bool:
     try:
         with _ask(url, present) as response:
             if present and response.status_code == 416:
-                return True  # nothing is missing, or the part is none of this file: the checksum will show it
+                return True  # nothing is missing, or the part belongs to another file: the checksum will show it
             _check_status(response, present)
             kept = present if response.status_code == 206 else 0
             length = response.raw.length_remaining
@@ -73,12 +73,10 @@ def _ask(url: str, present: int) -> requests.Response:
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={present}-"} if present else {})
     try:
         return requests.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS))
-    except requests.exceptions.InvalidHeader:  # which is a ValueError, but says nothing of the address
+    except requests.exceptions.InvalidHeader:  # a ValueError, but its cause is not the address
         raise
     except ValueError:  # of requests, urllib3, and Python's own modules for addresses and encodings
-        raise SourceError(
-            "wanted http:// or https://, found that it, a redirect or a proxy has no such address"
-        ) from None
+        raise SourceError("wanted http:// or https://, found another scheme in it, a redirect or a proxy") from None
 
 
 def _receive(raw: Any, length: int | None) -> Iterator[bytes]:
