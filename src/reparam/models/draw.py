@@ -214,13 +214,9 @@ class _Bounded(torch.autograd.Function):
     """A log variance within its bounds, with the gradient of an unbounded one."""
 
     @staticmethod
-    def forward(log_variance: Tensor) -> Tensor:
+    def forward(_ctx: Any, log_variance: Tensor) -> Tensor:  # with `setup_context`, each call would inspect signatures
         """Clip. Shapes: unchanged."""
         return log_variance.clamp(*LOG_VARIANCE)
-
-    @staticmethod
-    def setup_context(_ctx: Any, _inputs: tuple[Tensor], _output: Tensor) -> None:
-        """Keep nothing."""
 
     @staticmethod
     def backward(_ctx: Any, gradient: Tensor) -> Tensor:
