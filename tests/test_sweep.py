@@ -86,7 +86,7 @@ def test_a_study_ends_although_one_of_its_two_processes_is_killed(project: Proje
     assert set(done) <= {run.data.tags["dvc.experiment"] for run in below.values()} | {f"width-{repeated.number}"}
 
     best = max(done, key=lambda name: done[name].value or 0.0)
-    assert f"best: {best}, on " in logs[0].read_text()
+    assert f"best: {best} (on " in logs[0].read_text()
     project(f"dvc exp apply {best}")
     assert project.metrics("evaluation")["elbo_validation"] == pytest.approx(done[best].value)
     assert (project.root / "reports/sweeps/width/importance.png").exists()
