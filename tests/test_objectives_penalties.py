@@ -67,7 +67,7 @@ def test_the_contractive_penalty_is_the_squared_norm_of_the_jacobian(kind: str, 
     model, x = some_model(kind, network), some_images(4)
     wanted = []
     for image in x:
-        jacobian = torch.func.jacrev(lambda pixels: model.posterior(pixels[None])[0][0])(image)
+        jacobian = torch.autograd.functional.jacobian(lambda pixels: model.posterior(pixels[None])[0][0], image)
         assert jacobian.shape == (3, *SHAPE)
         wanted.append(jacobian.square().sum())
     found = squared_jacobian_norm(model, x)
