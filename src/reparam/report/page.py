@@ -152,7 +152,7 @@ def _numbers(page: Page) -> dict[str, list[Number]]:
 
 
 def _number(name: str, metric: Metric, values: Mapping[str, float], page: Page) -> Number:
-    """Spell a metric. The error of a single image is not known, so the 0 that stands for it is not shown."""
+    """Spell a metric. The error of a single image is unknown: its 0 is not shown."""
     images, error, beside = _images_of(metric, page), values.get(f"{name}{ERROR}"), ""
     if metric.unit == "dimensions":
         beside = f"of {page.model.latent_size}"

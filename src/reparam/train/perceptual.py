@@ -77,6 +77,7 @@ class Charged:
         return getattr(self._model, name)
 
     def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
+        """Draw as the model does, and charge for the distance. Shapes: x and target (B, C, H, W)."""
         draw = self._model.draw(x, target, samples, estimator)
         assert draw.output is not None
         charge = self._perceptual(self._model.likelihood.mean(draw.output), target).mean(0)
