@@ -191,8 +191,9 @@ def test_embed_yields_the_codes_of_any_number_of_images(exported: Exported) -> N
         (np.zeros((4, 5, 3), np.uint8), "uint8 (1, 4, 5, 3)"),
         (np.zeros((4, 6, 3), np.float64), "float64 (1, 4, 6, 3)"),
         (np.zeros((1, 4, 6, 3), np.uint8), "uint8 (1, 1, 4, 6, 3)"),
+        ([[0], [0, 1]], "no array"),
     ],
-    ids=["size", "floats", "a batch"],
+    ids=["size", "floats", "a batch", "lines of two lengths"],
 )
 def test_embed_refuses_one_bad_image_among_good_ones(image: np.ndarray, found: str, client: Client) -> None:
     with pytest.raises(UserError) as error:
@@ -231,6 +232,9 @@ def test_latents_that_are_not_finite_numbers_are_refused(latents: list, message:
         ({"seed": -1}, "wanted a seed of 0 or more, found -1"),
         ({"temperature": -1}, "wanted a temperature of 0 or more, found -1"),
         ({"temperature": np.nan}, "wanted a temperature of 0 or more, found nan"),
+        ({"temperature": np.inf}, "wanted a temperature of 0 or more, found inf"),
+        ({"temperature": "0.5"}, "wanted a temperature of 0 or more, found '0.5'"),
+        ({"temperature": 10**400}, f"wanted a temperature of 0 or more, found 1{'0' * 400}"),
         ({"label": 3}, "wanted no label, because the model was trained without, found 3"),
     ],
     ids=str,
@@ -254,8 +258,10 @@ def test_an_interpolation_without_steps_is_refused(exported: Exported, client: C
         (np.zeros((2, 3, 4, 6), np.uint8), "uint8 (2, 3, 4, 6)"),
         (np.zeros((4, 6, 3), np.uint8), "uint8 (4, 6, 3)"),
         ([[1, 2]], "int64 (1, 2)"),
+        ([[1], [1, 2]], "no array"),
+        (None, "object ()"),
     ],
-    ids=["floats", "channels first", "no batch", "a list"],
+    ids=["floats", "channels first", "no batch", "a list", "lines of two lengths", "nothing"],
 )
 def test_images_of_another_kind_are_refused(images: np.ndarray, found: str, client: Client) -> None:
     with pytest.raises(UserError) as error:
@@ -274,7 +280,7 @@ def test_latents_of_another_size_are_refused(shape: tuple[int, ...], method: str
 def test_an_interpolation_between_images_of_two_sizes_is_refused(exported: Exported, client: Client) -> None:
     with pytest.raises(UserError) as error:
         client.interpolate(exported.images[0], exported.images[0, :2], steps=3)
-    assert str(error.value) == "encode: wanted uint8 images of shape (B, 4, 6, 3), found uint8 (1, 2, 6, 3)"
+    assert str(error.value) == "interpolate: wanted uint8 images of shape (B, 4, 6, 3), found uint8 (1, 2, 6, 3)"
 
 
 # Without torch

@@ -110,6 +110,7 @@ def test_images_of_several_labels_are_those_of_each(client: Client, conditional:
         ([0, 1], "sample: wanted one label, a whole number, or 3 of them, found int64 (2,)"),
         (1.0, "sample: wanted one label, a whole number, or 3 of them, found float64 ()"),
         (True, "sample: wanted one label, a whole number, or 3 of them, found bool ()"),
+        ([[0], [0, 1]], "sample: wanted one label, a whole number, or 3 of them, found no array"),
     ],
 )
 def test_labels_that_the_model_does_not_know_are_refused(client: Client, label: object, message: str) -> None:
