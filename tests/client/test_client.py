@@ -287,6 +287,7 @@ def test_an_interpolation_between_images_of_two_sizes_is_refused(exported: Expor
 
 
 ALONE = """
+import os
 import sys
 from pathlib import Path
 import numpy as np
@@ -324,6 +325,13 @@ check(client.reconstruct(golden["images"]), golden["decoded_images"])
 assert client.sample(3, seed=0).shape == (3, *client.image_shape)
 assert client.interpolate(*golden["images"][:2], steps=4).shape == (4, *client.image_shape)
 
+# The programs of its README, and those of the page for app developers.
+os.chdir(directory)
+exec(Path("README.md").read_text().split("```python")[1].split("```")[0], {})
+os.chdir(directory.parents[1])
+for program in Path(sys.argv[2]).read_text().split("```python")[1:]:
+    exec(program.split("```")[0], {})
+
 unwanted = {"torch", "torchvision", "mlflow", "onnx", "dvc", "pydantic", "matplotlib"} & set(sys.modules)
 assert not unwanted, unwanted
 print("agrees")
@@ -339,8 +347,9 @@ def test_numpy_and_onnxruntime_alone_run_the_exported_files(exported: Exported, 
     assert not {"torch", "onnx", "pydantic", "reparam"} & set(installed)
 
     source = Path(reparam.__file__).parents[1]
+    page = source.parent / "docs/how-to/app.md"
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1"}
     result = subprocess.run(
-        [python, "-c", ALONE, exported.directory], env=environment, capture_output=True, text=True, check=False
+        [python, "-c", ALONE, exported.directory, page], env=environment, capture_output=True, text=True, check=False
     )
     assert (result.returncode, result.stdout.strip()) == (0, "agrees"), result.stderr

@@ -153,14 +153,8 @@ def test_the_golden_answers_are_told_the_labels_of_the_split(conditional: Export
     assert "decoder, mean" in "".join(verify(conditional.directory))
 
 
-def test_the_python_snippet_of_the_page_tells_labels(conditional: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(conditional.directory)
-    found: dict[str, np.ndarray] = {}
-    exec(conditional.snippet("python"), found)
-    np.testing.assert_allclose(found["mean"], found["golden"]["mean"], rtol=1e-5, atol=1e-5)
-    assert found["generated"].shape == (16, 4, 6, 3)
-    found["golden"].close()  # type: ignore[attr-defined]
-    assert "a whole number from 0 to 2" in conditional.readme()
+def test_the_page_says_which_labels_there_are(conditional: Exported) -> None:
+    assert "each graph has an input `label`, for each image a whole number from 0 to 2" in conditional.readme()
 
 
 def test_mlflow_is_told_of_the_label(conditional: Exported) -> None:
