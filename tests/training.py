@@ -18,10 +18,10 @@ from torch import Tensor
 from reparam.config import ModelConfig, ObjectiveConfig, TrainConfig
 from reparam.data.batches import Batches
 from reparam.data.pixels import Pixels
+from reparam.distributed import ALONE
 from reparam.models.build import build_model
 from reparam.objectives import OBJECTIVES, Terms
 from reparam.train.checkpoint import Checkpoints
-from reparam.train.distributed import ALONE
 from reparam.train.keeper import Keeper
 from reparam.train.loop import Data, fit
 from reparam.train.loss import Loss

@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from reparam.config import load_config
+from reparam.distributed import ALONE, World, joined
 from reparam.download import stage as download
 from reparam.errors import UserError
 from reparam.paths import Paths
 from reparam.preprocess import stage as preprocess
 from reparam.train import stage as train
-from reparam.train.distributed import ALONE, World, joined
 
 # No noise anywhere, so that two processes that share a batch must do what one does.
 NOISELESS: dict[str, dict[str, Any]] = {
@@ -197,7 +197,7 @@ from reparam.data.batches import Batches
 from reparam.paths import Paths
 from reparam.runtime import make_deterministic
 from reparam.train.build import build_trainer
-from reparam.train.distributed import joined
+from reparam.distributed import joined
 
 def train(rank):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}

@@ -29,10 +29,10 @@ from reparam.data.pixels import Pixels
 from reparam.data.sources import registry as sources
 from reparam.data.sources.raw import ImageArrays
 from reparam.data.store import Images
+from reparam.distributed import ALONE, World
 from reparam.errors import NonFiniteError
 from reparam.models.build import build_model
 from reparam.runtime import make_deterministic
-from reparam.train.distributed import ALONE, World
 from reparam.train.keeper import Keeper
 from reparam.train.loop import Data, validate
 from reparam.train.loss import Loss

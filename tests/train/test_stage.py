@@ -18,6 +18,7 @@ from reparam.cards.model import ModelCard, TrainingMetrics
 from reparam.config import Config, Section, flatten, load_config
 from reparam.data import store
 from reparam.data.store import SPLITS
+from reparam.distributed import ALONE
 from reparam.errors import NonFiniteError, ParamsError, UserError
 from reparam.files import sha256
 from reparam.objectives import Terms
@@ -25,7 +26,6 @@ from reparam.paths import Paths
 from reparam.track import Tracker
 from reparam.train import stage as train
 from reparam.train.checkpoint import Checkpoints
-from reparam.train.distributed import ALONE
 from reparam.train.loss import Loss
 from reparam.train.sums import Totals
 from reparam.train.trainer import Trainer

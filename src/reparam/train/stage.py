@@ -16,6 +16,7 @@ from reparam.cards.model import ModelCard, TrainedParams, TrainingLineage, Train
 from reparam.config import Config, TrainConfig, params_hash
 from reparam.data import store
 from reparam.data.batches import Batches
+from reparam.distributed import World, joined
 from reparam.errors import StaleInputError
 from reparam.files import dvc_hash, require_writable, whole_directory, whole_file
 from reparam.lineage import source_hash
@@ -29,7 +30,6 @@ from reparam.runtime import computing_in, make_deterministic, pick_device
 from reparam.train.build import build_trainer
 from reparam.train.checkpoint import Checkpoints, holding
 from reparam.train.checks import condition_classes
-from reparam.train.distributed import World, joined
 from reparam.train.keeper import Keeper, seconds_between_checkpoints
 from reparam.train.loop import Data, fit
 from reparam.train.record import Record
