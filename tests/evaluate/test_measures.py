@@ -25,6 +25,7 @@ from torch import Tensor
 
 from reparam.cards.data import ImageFacts
 from reparam.cards.evaluation import GeneratedFacts, MutualInformationFacts, OutlierFacts
+from reparam.data.batches import Batch
 from reparam.data.store import Images, Split
 from reparam.errors import NonFiniteError
 from reparam.evaluate import gallery, measures
@@ -360,7 +361,7 @@ def test_outliers_are_told_from_the_scored_images_by_their_nll() -> None:
     found, outliers = measured(subject), some_outliers().images[np.arange(90) * 200 // 90]
     assert found.outlier_nll is not None
     torch.manual_seed(1)
-    other = importance(subject.model, [(torch.from_numpy(outliers) / 255,)], 200).nll  # with noise of its own
+    other = importance(subject.model, [Batch(torch.from_numpy(outliers) / 255)], 200).nll  # with noise of its own
     difference = found.outlier_nll - other
     assert standard_error(difference) < 0.1
     assert abs(difference.mean().item()) < 4 * standard_error(difference)

@@ -210,7 +210,7 @@ def train(rank):
         data = Batches(images, config.train.batch_size, device)
         trainer = build_trainer(config, card, data, world)
         for batch in data.visit(world.agree(torch.randperm(len(images))), world.share):
-            trainer.step(batch)
+            trainer.step(*batch)
             for what in ("data", "grad"):
                 mine = torch.cat([getattr(weight, what).flatten() for weight in trainer.loss.parameters()])
                 everyone = [torch.empty_like(mine) for _ in range(world.size)]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from reparam.config import EvaluateConfig
+from reparam.data.batches import View
 from reparam.evaluate.importance import Chunk, chunks, draws, importance_of
-from reparam.evaluate.view import View
 from reparam.models.build import AnyModel
 from reparam.models.draw import standard_error
 from reparam.progress import Advance, counting
@@ -49,7 +49,7 @@ def score(model: AnyModel, data: View, config: EvaluateConfig, *, with_nll: bool
         scoring_in(config.precision, data.device),
         counting("scoring images", len(data) * (elbo_samples + nll_samples)) as advance,
     ):
-        for chunk in chunks(model, data.with_labels(config.seed)):
+        for chunk in chunks(model, data.seen(config.seed)):
             expectations, sizes = _expectations(chunk, elbo_samples, advance)
             likelihoods = _likelihoods(chunk, nll_samples, advance)
             parts.append((*expectations, *likelihoods, *chunk.model.posterior_of(chunk.encoded)))
