@@ -85,8 +85,8 @@ def exchange(objective: str, size: int, batch: int) -> Counter[str]:
         trainer = build_trainer(config, facts, images, world)
         with counted(sent, size) as hook:
             trainer._wrapped.register_comm_hook(None, hook)
-            (rows,) = images.visit(torch.arange(batch), world.share)
-            trainer.step(rows)
+            [part] = images.visit(torch.arange(batch), world.share)
+            trainer.step(*part)
             in_step = Counter(sent)
             world.agree(torch.randperm(CELEBA))  # the order of images
             return in_step + Counter({"order": sent["broadcast"] - in_step["broadcast"]})

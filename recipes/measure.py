@@ -31,7 +31,7 @@ from reparam import recipes
 from reparam.cards.evaluation import EvaluationMetrics
 from reparam.config import Config
 from reparam.data import store
-from reparam.data.batches import Batches
+from reparam.data.batches import Batches, View
 from reparam.data.pixels import Pixels
 from reparam.download import stage as download
 from reparam.errors import UserError
@@ -170,7 +170,7 @@ def _measure_codes(paths: Paths, config: Config) -> dict[str, Any]:
     codes: list[torch.Tensor] = []
     norms: list[torch.Tensor] = []
     with random_stream(0, "codes"), torch.no_grad():
-        for x in pixels.of(data.in_order(), 0):
+        for x, _ in View(data, pixels).seen(0):
             codes.append(model.posterior(x)[0])
             if sum(len(part) for part in norms) < CODES_FOR_JACOBIAN:
                 norms.append(squared_jacobian_norm(model, x))

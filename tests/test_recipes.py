@@ -168,7 +168,7 @@ def test_a_recipe_trains(name: str) -> None:
     loss = some_loss(config, data)
     before = {key: weight.detach().clone() for key, weight in loss.named_parameters()}
     trainer = Trainer(loss, config.train, len(data))
-    for images in data.visit(torch.randperm(len(data))):
+    for images, _ in data.visit(torch.randperm(len(data))):
         assert images.shape == (4, *shape(config))
         assert all(values.isfinite().all() for values in trainer.step(images).terms.values())
     assert [key for key, weight in loss.named_parameters() if torch.equal(weight, before[key])] == []
@@ -356,7 +356,7 @@ def drawn(name: str) -> tuple[Loss, Tensor, dict[str, Tensor], tuple[Tensor, Ten
     config = recipe(name)
     data = some_data(config, images=6, batch_size=6)
     loss = some_loss(config, data)
-    [images] = data.in_order()
+    [(images, _)] = data.in_order()
     x = loss.pixels(images)
     torch.manual_seed(5)
     terms = loss(images)

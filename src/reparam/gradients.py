@@ -12,7 +12,7 @@ from torch import Tensor
 
 from reparam.config import Config
 from reparam.data import store
-from reparam.data.batches import Batches
+from reparam.data.batches import Batches, View
 from reparam.data.pixels import Pixels
 from reparam.errors import ParamsError
 from reparam.figures.images import plot_gradient_noise
@@ -43,7 +43,7 @@ def run(config: Config, paths: Paths, device: str = "auto") -> Noise:
         raise ParamsError("gradients: wanted model.condition 'none', found a conditional model")
     images = store.read_split(paths.processed, "test").images[:IMAGES]
     pixels = Pixels(store.read_card(paths.processed)).to(place)
-    [x] = pixels.of(Batches(images, IMAGES, place).in_order(), config.evaluate.seed)
+    [(x, _)] = View(Batches(images, IMAGES, place), pixels).seen(config.evaluate.seed)
     weights = [weight for name, weight in model.named_parameters() if name.startswith(("encoder", "feature"))]
     with random_stream(config.evaluate.seed, "gradients"):
         noise = noise_to_signal(model, weights, x, REPEATS)

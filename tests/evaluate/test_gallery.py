@@ -392,7 +392,7 @@ def test_extremes_are_the_best_and_the_worst_with_their_nats(images: int, count:
 def test_extremes_show_the_very_draw_that_was_scored() -> None:
     subject = subject_of([0] * 9, [2.0, 1.0])
     best, _worst = gallery.draw(subject)["extremes"].axes
-    seen = torch.cat(list(subject.images.seen(SETTINGS.seed)))[subject.scores.reconstruction.argsort()[:4]]
+    seen = torch.cat([x for x, _ in subject.images.seen(SETTINGS.seed)])[subject.scores.reconstruction.argsort()[:4]]
     with torch.no_grad():
         decoded = subject.model.decode(subject.model.posterior(seen)[0])
     canvas = np.asarray(best.images[0].get_array())

@@ -10,6 +10,7 @@ from conftest import small_section
 from subjects import SHAPE, settings, some_data, some_images, some_split
 from torch import Tensor
 
+from reparam.data.batches import Batch
 from reparam.data.store import Split
 from reparam.evaluate import gallery
 from reparam.evaluate.fidelity import fidelity
@@ -50,9 +51,9 @@ def test_scores_of_images_follow_their_labels() -> None:
 
 def test_importance_sampling_cuts_labels_as_it_cuts_images(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x, labels = some_model(), torch.from_numpy(some_images(8)).float() / 255, torch.tensor(LABELS)
-    whole = importance(model, [(x, labels)], 1000).nll
+    whole = importance(model, [Batch(x, labels)], 1000).nll
     monkeypatch.setattr("reparam.evaluate.importance.MEMORY", {"cpu": 1})  # one image at a time
-    torch.testing.assert_close(importance(model, [(x, labels)], 1000).nll, whole, rtol=0, atol=0.1)
+    torch.testing.assert_close(importance(model, [Batch(x, labels)], 1000).nll, whole, rtol=0, atol=0.1)
 
 
 def test_labels_are_as_often_as_in_the_split_and_the_usual_one_is_the_most_frequent() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from reparam.config.model import LabelConfig
+from reparam.data.batches import Batch
 from reparam.errors import ParamsError
 from reparam.evaluate.importance import importance
 from reparam.models import build
@@ -128,10 +129,10 @@ def test_the_log_likelihood_given_a_label_is_that_of_a_linear_gaussian_model() -
     x, labels = torch.randn(6, *SHAPE, dtype=torch.float64), torch.tensor([0, 1, 1, 0, 1, 0])
     covariance = LOADINGS @ LOADINGS.T + SIGMA**2 * torch.eye(4, dtype=torch.float64)
     exact = MultivariateNormal(OFFSET + shifts[labels], covariance).log_prob(x.flatten(1))
-    found = importance(model, [(x, labels)], 3)  # the posterior is exact, so that any number of samples is
+    found = importance(model, [Batch(x, labels)], 3)  # the posterior is exact, so that any number of samples is
     torch.testing.assert_close(-found.nll, exact)
     torch.testing.assert_close(found.effective, torch.full((6,), 3.0, dtype=torch.float64))
-    assert not torch.isclose(importance(model, [(x, 1 - labels)], 3).nll, -exact).any()
+    assert not torch.isclose(importance(model, [Batch(x, 1 - labels)], 3).nll, -exact).any()
 
 
 def test_an_untrained_encoder_sees_the_image_alone() -> None:

@@ -100,7 +100,7 @@ def test_a_step_that_waits_cannot_be_captured() -> None:
 def look_at(batches: Batches) -> None:
     """Read GREY, batch by batch, in all ways that there are."""
     for found in (batches.visit(torch.randperm(len(GREY))), batches.in_order()):
-        shapes = [(images.device.type, tuple(images.shape)) for images in found]
+        shapes = [(images.device.type, tuple(images.shape)) for images, _ in found]
         assert shapes == [("cuda", (size, 1, 4, 4)) for size in (4, 4, 2)]
     assert batches.mean().device.type == "cuda"
 

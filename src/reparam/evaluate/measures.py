@@ -15,6 +15,7 @@ from reparam.cards.evaluation import (
     MutualInformationFacts,
     OutlierFacts,
 )
+from reparam.data.batches import evenly_spaced
 from reparam.data.store import Labels, Split
 from reparam.evaluate.aggregate import aggregate, collapse_message, collapsed
 from reparam.evaluate.annealing import (
@@ -37,7 +38,6 @@ from reparam.evaluate.representation import Labelled, probe
 from reparam.evaluate.sample_quality import fit_projection, grey, pca_quality, standard_errors
 from reparam.evaluate.scoring import scoring_in
 from reparam.evaluate.subject import Subject
-from reparam.evaluate.view import evenly_spaced
 from reparam.metrics import VALIDATED, VALIDATION
 from reparam.models.quantized import Quantized
 from reparam.progress import counting
@@ -249,7 +249,7 @@ def _generated(subject: Subject, findings: Findings) -> None:
 def _outliers(subject: Subject, findings: Findings, outliers: Split) -> None:
     """Measure how well the NLL distinguishes other images from those of the split."""
     settings, outliers = subject.settings, _thinned(outliers, len(subject.scores.nll))
-    seen = subject.data.view(outliers).with_labels(settings.seed)
+    seen = subject.data.view(outliers).seen(settings.seed)
     with (
         scoring_in(settings.precision, subject.images.device),
         counting("scoring outliers", len(outliers.labels) * settings.nll_samples) as advance,
@@ -269,16 +269,10 @@ def _annealed(subject: Subject, findings: Findings) -> None:
     """Check the NLL by chains from the prior, and bracket log p(x) of images that were drawn with known latents."""
     model, settings = subject.model, subject.settings
     rows = evenly_spaced(len(subject.images), settings.annealing.images)
-    generator = torch.Generator().manual_seed(settings.seed)
-    x = subject.data.pixels(subject.images.batches.take(rows), generator)
-    numbers = subject.data.scored.labels[rows.numpy()]
+    x, numbers = subject.seen(rows.numpy()), subject.data.scored.labels[rows.numpy()]
     forward = _anneal(subject, x, numbers)
-    labels = subject.as_labels(numbers)
-    columns = [torch.split(column, settings.batch_size) for column in (x, labels) if column is not None]
-    with counting("scoring annealed images", len(x) * settings.nll_samples) as advance:
-        weighed = importance(model, zip(*columns, strict=True), settings.nll_samples, advance).nll.cpu()
     findings.add_mean("ais_nll", -forward.log_px)
-    findings.add_mean("ais_minus_nll", -forward.log_px.cpu() - weighed)
+    findings.add_mean("ais_minus_nll", -forward.log_px.cpu() - subject.scores.nll[rows])
     with torch.no_grad():
         exact = model.prior.sample(torch.empty(len(rows), subject.model.latent_size)).to(x.device)
         simulated = model.likelihood.sample(subject.given(numbers).output(exact))

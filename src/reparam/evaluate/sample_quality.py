@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from reparam import runtime
+from reparam.data.batches import evenly_spaced
 from reparam.data.store import Images
-from reparam.evaluate.view import evenly_spaced
 from reparam.evaluate.walks import principal_components
 
 LEARNED_FROM = 10_000  # images

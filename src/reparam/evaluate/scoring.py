@@ -9,9 +9,9 @@ from rich.console import Console
 from torch import Tensor
 
 from reparam.config import EvaluateConfig
+from reparam.data.batches import Batch, View
 from reparam.distributed import ALONE, World
 from reparam.evaluate.importance import Chunk, chunks, draws, importance_of
-from reparam.evaluate.view import View
 from reparam.models.build import AnyModel
 from reparam.models.draw import standard_error
 from reparam.progress import Advance, counting
@@ -88,9 +88,9 @@ def score(
     )
 
 
-def _dealt(data: View, numbers: set[int], seed: int, purpose: str) -> Iterator[tuple[Tensor, ...]]:
+def _dealt(data: View, numbers: set[int], seed: int, purpose: str) -> Iterator[Batch]:
     """Yield the batches with these numbers; what is drawn for one is the same, whichever process does it."""
-    for number, batch in enumerate(data.with_labels(seed)):  # all of them, because pixels are drawn in order
+    for number, batch in enumerate(data.seen(seed)):  # all of them, because pixels are drawn in order
         if number in numbers:
             with random_stream(seed, f"{purpose} {number}"):
                 yield batch

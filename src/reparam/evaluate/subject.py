@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reparam.cards.data import FactorFacts
 from reparam.config import EvaluateConfig
-from reparam.data.batches import Batches
+from reparam.data.batches import Batches, View
 from reparam.data.pixels import Pixels
 from reparam.data.store import Split
 from reparam.distributed import ALONE, World
@@ -21,7 +21,6 @@ from reparam.evaluate import walks
 from reparam.evaluate.disentanglement import Coded
 from reparam.evaluate.samplers import SAMPLERS, Sampler, draw_codes
 from reparam.evaluate.scoring import Scores, score
-from reparam.evaluate.view import View
 from reparam.figures.style import indexed, literal
 from reparam.models.build import AnyModel
 from reparam.models.draw import Model
@@ -164,7 +163,7 @@ class Subject:
     @torch.no_grad()
     def encode(self, split: Split) -> Tensor:
         """Return posterior means of the images of a split. Shapes: -> (N, D)."""
-        seen = self.data.view(split).with_labels(self.settings.seed)
+        seen = self.data.view(split).seen(self.settings.seed)
         return torch.cat([self.model.posterior(*batch)[0].cpu() for batch in seen])
 
     @property
@@ -255,7 +254,7 @@ class Subject:
         if not self.data.pixels.is_drawn:
             return self.drawn(rows)
         found, position = dict[int, Tensor](), 0
-        for x in self.images.seen(self.settings.seed):
+        for x, _ in self.images.seen(self.settings.seed):
             found |= {row: x[row - position] for row in rows.tolist() if position <= row < position + len(x)}
             position += len(x)
         return torch.stack([found[row] for row in rows.tolist()])

@@ -41,8 +41,8 @@ def check_memory(config: Config, data: ImageFacts, training: Batches, classes: i
     if weights + _most(model, data.shape, batch * config.objective.samples) <= memory:
         return
     loss = Loss(model, Pixels(data).to(META), config.objective)
-    labels = [torch.empty(batch, dtype=torch.int64, device=META)] if classes else []
-    step = _bytes_of_step(loss, torch.empty((batch, *data.shape), dtype=torch.uint8, device=META), *labels)
+    labels = torch.empty(batch, dtype=torch.int64, device=META) if classes else None
+    step = _bytes_of_step(loss, torch.empty((batch, *data.shape), dtype=torch.uint8, device=META), labels)
     if weights + step > memory:
         raise ParamsError(
             f"params.yaml: train.batch_size: wanted a step that fits into {memory / GIB:,.1f} GiB of memory, found "
@@ -64,7 +64,7 @@ def _most(model: nn.Module, shape: tuple[int, ...], images: int) -> int:
     return images * channels * math.prod(shape[1:]) * BYTES_PER_NUMBER
 
 
-def _bytes_of_step(loss: nn.Module, *batch: Tensor) -> int:
+def _bytes_of_step(loss: nn.Module, images: Tensor, labels: Tensor | None) -> int:
     """Count what the forward pass keeps for the backward pass."""
     kept = dict[int, int]()
 
@@ -73,7 +73,7 @@ def _bytes_of_step(loss: nn.Module, *batch: Tensor) -> int:
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        terms = loss(*batch)
+        terms = loss(images, labels)
     del terms
     return sum(kept.values())
 
