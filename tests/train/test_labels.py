@@ -17,7 +17,7 @@ from reparam.distributed import World
 from reparam.errors import ParamsError
 from reparam.logged.filmstrip import Filmstrip
 from reparam.models.build import build_model
-from reparam.models.draw import Model
+from reparam.models.model import Model
 from reparam.objectives import Terms
 from reparam.track.run import NoRun
 from reparam.train.build import build_trainer

@@ -23,8 +23,7 @@ from reparam.evaluate.samplers import SAMPLERS, Sampler, draw_codes
 from reparam.evaluate.scoring import Scores, score
 from reparam.figures.style import indexed, literal
 from reparam.models.build import AnyModel
-from reparam.models.draw import Model
-from reparam.models.given import given
+from reparam.models.model import Model
 from reparam.models.quantized import Quantized
 from reparam.runtime import random_stream
 
@@ -208,7 +207,7 @@ class Subject:
 
     def given(self, numbers: Rows) -> Model:
         """Return the model of images with these labels. Shapes: (n,)."""
-        return given(self.model, self.as_labels(numbers))
+        return Model(self.model, self.as_labels(numbers))
 
     def as_labels(self, numbers: Rows) -> Tensor | None:
         """Return labels as a conditional model takes them; None for any other model. Shapes: (n,)."""
