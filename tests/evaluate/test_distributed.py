@@ -51,7 +51,7 @@ def trained(project: Paths, params: dict[str, Any]) -> Paths:
     """A working copy with a trained model and 101 images to score: 4 batches of 25 and one of 1."""
     change(params["preprocess"], {"limit": 101})
     change(params["train"], {"epochs": 1})
-    change(params["evaluate"], {"batch_size": 25})
+    change(params["evaluate"], {"batch_size": 25, "outliers": "data/processed"})
     with project.params.open("w") as file:
         YAML().dump(params, file)
     config = load_config(project.params)

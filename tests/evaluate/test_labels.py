@@ -107,7 +107,8 @@ def test_all_is_drawn_and_measured_of_a_conditional_model(kind: str) -> None:
 def test_annealing_finds_the_likelihood_given_the_label() -> None:
     model = some_model(likelihood="gaussian", sigma=0.7)
     measured = measure(subject(model, annealing={"images": 8, "steps": 100, "chains": 20}, nll_samples=2000), None)
-    assert abs(measured.metrics["ais_minus_nll"]) < 0.02
+    # Image by image: other labels change the NLL by 0.26 and more, but hardly its mean.
+    assert measured.of_images["ais_minus_nll"].abs().mean().item() < 0.08
 
 
 def test_the_figure_of_classes_has_a_row_of_each_with_the_same_latents(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """Score a trained model: ELBO, reconstruction, KL, log-likelihood, use of the latents."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -61,7 +61,7 @@ def score(
         scoring_in(config.precision, data.device),
         counting("scoring images", len(rows) * (elbo_samples + nll_samples), console) as advance,
     ):
-        for chunk in chunks(model, _dealt(data, set(numbers), config.seed, purpose)):
+        for chunk in chunks(model, dealt(data, numbers, purpose, config)):
             expectations, sizes = _expectations(chunk, elbo_samples, advance)
             likelihoods = _likelihoods(chunk, nll_samples, advance)
             parts.append((*expectations, *likelihoods, *chunk.model.posterior_of(chunk.encoded)))
@@ -88,11 +88,12 @@ def score(
     )
 
 
-def _dealt(data: View, numbers: set[int], seed: int, purpose: str) -> Iterator[Batch]:
+def dealt(data: View, numbers: Sequence[int], purpose: str, config: EvaluateConfig) -> Iterator[Batch]:
     """Yield the batches with these numbers; what is drawn for one is the same, whichever process does it."""
-    for number, batch in enumerate(data.seen(seed)):  # all of them, because pixels are drawn in order
-        if number in numbers:
-            with random_stream(seed, f"{purpose} {number}"):
+    wanted = set(numbers)
+    for number, batch in enumerate(data.seen(config.seed)):  # all of them, because pixels are drawn in order
+        if number in wanted:
+            with random_stream(config.seed, f"{purpose} {number}"):
                 yield batch
 
 

@@ -62,8 +62,9 @@ def run(config: Config, paths: Paths, device: str = "auto", tracker: track.Track
         with tracker.child_run("evaluate", dict(model_card.lineage)) as run:
             run.log_params(flatten(settings, "evaluate."))
             subject = Subject.scored(model, data, settings, world)
+            findings = measure(subject, outliers, world)
             if world.is_first:
-                _write(paths, subject, measure(subject, outliers), data_card, model_card)
+                _write(paths, subject, findings, data_card, model_card)
                 logged.evaluation(run, model_card, paths)
 
 
