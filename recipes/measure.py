@@ -80,7 +80,7 @@ def main(
     shutil.rmtree(figures, ignore_errors=True)
     if photographs or scenes:
         budget |= {"download.source": "folder", "download.folder.path": PHOTOGRAPHS if photographs else SCENES}
-    origin = _origin(recipe, budget)  # before the runs: who edits the source meanwhile does not change what runs
+    origin = origin_of(recipe, budget)  # before the runs: who edits the source meanwhile does not change what runs
     runs = []
     with tempfile.TemporaryDirectory(prefix="reparam-") as scratch:
         for change, number in product(swept, seed):
@@ -94,7 +94,7 @@ def main(
     write_json(HERE / "results" / f"{recipe}.json", result)
 
 
-def _origin(recipe: str, budget: dict[str, Any]) -> dict[str, Any]:
+def origin_of(recipe: str, budget: dict[str, Any]) -> dict[str, Any]:
     """Say of which source, parameters and torch a result is; a `+` after the commit: of changes that are in none."""
     found = [
         subprocess.run(["git", *words, *SOURCES], cwd=HERE.parent, capture_output=True, text=True, check=False)
