@@ -535,6 +535,18 @@ def test_a_row_is_stale_where_source_or_parameters_differ(changed: dict[str, str
     assert row_of(write(folder, measured), "vamp-vae")[-1] == wanted
 
 
+def test_a_row_is_not_stale_where_a_short_run_gives_the_same_numbers(folder: Path) -> None:
+    today = ORIGINS.determined_by(FOLDER, "vamp-vae", {})
+    origin = ORIGIN | {"determined_by": today | {"train": "f" * 64}}
+    for confirmed, wanted in (
+        (today, "0123456, torch 2.9.0; fedcba9 gives the same numbers in a short run"),
+        (today | {"train": "0" * 64}, "stale since 0123456, torch 2.9.0: train"),
+    ):
+        found = {"commit": "fedcba9876543210", "torch": "2.9.0", "determined_by": confirmed}
+        measured = result("vamp-vae", run(0, {"nll": 84.4})) | {"origin": origin, "confirmed": found}
+        assert row_of(write(folder, measured), "vamp-vae")[-1] == wanted
+
+
 def test_a_row_with_a_parameter_that_is_there_no_longer_is_stale(folder: Path) -> None:
     origin = {"commit": "0123456789abcdef+", "torch": "2.9.0", "determined_by": {}}
     measured = result("vamp-vae", run(0, {"nll": 90.0}), budget={"train.magic": 3}) | {"origin": origin}
