@@ -171,7 +171,9 @@ def _origin(name: str, result: dict[str, Any]) -> str:
         today = determined_by(HERE, name, result["budget"])
     except ParamsError:  # of a parameter that is there no longer
         today = {"parameters": ""}
-    changed = [part for part, digest in today.items() if origin["determined_by"].get(part) != digest]
+    evaluated = result.get("evaluated", origin)["determined_by"].get("evaluate")
+    known = origin["determined_by"] | {"evaluate": evaluated}
+    changed = [part for part, digest in today.items() if known.get(part) != digest]
     confirmed = result.get("confirmed")
     if changed and confirmed and confirmed["determined_by"] == today:
         return f"{place}; {str(confirmed['commit'])[:7]} gives the same numbers in a short run"
