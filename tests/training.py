@@ -121,7 +121,7 @@ class FakeTrainer:
     def slow_down(self, factor: float) -> None:
         self.rate_factor = factor
 
-    def step(self, images: Tensor) -> Totals:
+    def step(self, images: Tensor, labels: Tensor | None = None) -> Totals:
         self.images += len(images)
         self.weight += 1  # in place, as an optimizer does
         return self.trained(images)
@@ -129,7 +129,7 @@ class FakeTrainer:
     def trained(self, images: Tensor) -> Totals:
         return Totals.of(terms(*[0.0] * len(images)))
 
-    def score(self, images: Tensor) -> Totals:
+    def score(self, images: Tensor, labels: Tensor | None = None) -> Totals:
         return Totals.of(terms(*[1.0] * len(images)))
 
     def schedules(self) -> Metrics:

@@ -116,7 +116,7 @@ def _check_sampler(model: ModelCard, settings: EvaluateConfig) -> None:
     if SAMPLERS[settings.sampler].needs_prior and not model.has_prior:
         others = " or ".join(repr(name) for name, sampler in SAMPLERS.items() if not sampler.needs_prior)
         raise ParamsError(
-            f"params.yaml: evaluate.sampler: wanted {others} with an autoencoder, whose codes know no prior, found "
+            f"params.yaml: evaluate.sampler: wanted {others} with this model, which was trained without a prior, found "
             f"{settings.sampler!r}; then `dvc repro` goes on from the trained model"
         )
 
