@@ -264,11 +264,13 @@ class Subject:
         seen = {"as seen": self.shown(pixels)} if self.data.pixels.is_drawn else {}
         return {"original": self.stored(rows), **seen, "reconstruction": reconstructed}
 
-    def one_of_each_class(self, count: int) -> Rows:
-        """Pick rows to show: the first of each class, then the first of the rest. Shapes: -> (<= count,)."""
-        first = np.unique(self.labels, return_index=True)[1]
-        rest = np.setdiff1d(np.arange(len(self.labels)), first)
-        chosen = np.concatenate([first, rest])[:count]
+    def some_of_each_class(self, count: int) -> Rows:
+        """Pick rows to show, the first of each class, as many of each as there are. Shapes: -> (<= count,)."""
+        order = np.argsort(self.labels, kind="stable")
+        _, starts, sizes = np.unique(self.labels[order], return_index=True, return_counts=True)
+        turns = np.empty_like(order)
+        turns[order] = np.arange(len(order)) - np.repeat(starts, sizes)
+        chosen = np.lexsort((self.labels, turns))[:count]
         return chosen[np.argsort(self.labels[chosen], kind="stable")]
 
     def pairs(self, count: int) -> tuple[Rows, Rows]:
