@@ -31,8 +31,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from reparam import recipes
 from reparam.cards.data import ImageFacts, Scaling
 from reparam.data.batches import Batches
+from reparam.distributed import World
 from reparam.train.build import build_trainer
-from reparam.train.distributed import World
 
 ROOT = Path(__file__).parent.parent
 PROCESSES = (2, 8, 64, 1024)
@@ -85,8 +85,8 @@ def exchange(objective: str, size: int, batch: int) -> Counter[str]:
         trainer = build_trainer(config, facts, images, world)
         with counted(sent, size) as hook:
             trainer._wrapped.register_comm_hook(None, hook)
-            (rows,) = images.visit(torch.arange(batch), world.share)
-            trainer.step(rows)
+            [part] = images.visit(torch.arange(batch), world.share)
+            trainer.step(*part)
             in_step = Counter(sent)
             world.agree(torch.randperm(CELEBA))  # the order of images
             return in_step + Counter({"order": sent["broadcast"] - in_step["broadcast"]})

@@ -145,6 +145,7 @@ def _work(way: str, weights: str, arguments: argparse.Namespace) -> None:
 
 
 def _ours(model: Any, way: str, samples: int) -> Callable[[Tensor], Tensor]:
+    from reparam.data.batches import Batch
     from reparam.evaluate.importance import importance
     from reparam.runtime import set_precision
 
@@ -152,7 +153,7 @@ def _ours(model: Any, way: str, samples: int) -> Callable[[Tensor], Tensor]:
 
     def score(images: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=WAYS[way] == "bf16"):
-            return importance(model, ((x,) for x in torch.split(images, BATCH)), samples).nll
+            return importance(model, map(Batch, torch.split(images, BATCH)), samples).nll
 
     return score
 

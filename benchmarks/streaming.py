@@ -89,10 +89,10 @@ def _work(path: str, fraction: str) -> None:
     facts = ImageFacts(source="mnist", binarization="none", scaling=scaling, shape=(1, 28, 28))
     trainer = build_trainer(config, facts, data)
     for batch in data.visit(torch.arange(min(len(data), WARM_UP * config.train.batch_size))):
-        trainer.step(batch)
+        trainer.step(*batch)
     start, sums = time.perf_counter(), Sums(data.device)
     for batch in data.visit(torch.randperm(len(data))):
-        sums.add(trainer.step(batch))
+        sums.add(trainer.step(*batch))
     sums.means("train", 1)
     seconds = time.perf_counter() - start
     status = Path("/proc/self/status").read_text(encoding="utf-8")

@@ -258,8 +258,8 @@ def _our_way(model: str, way: str, mnist: Path, _scratch: Path) -> Epoch:
 
     def epoch() -> tuple[float, float]:
         sums = Sums(DEVICE)
-        for images in data.visit(torch.randperm(len(data))):
-            sums.add(trainer.step(images))
+        for batch in data.visit(torch.randperm(len(data))):
+            sums.add(trainer.step(*batch))
         return sums.means("train", 1)["train_loss"], flops
 
     return epoch

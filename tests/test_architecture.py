@@ -31,6 +31,7 @@ LAYERS = (
     ("errors", "gpus", "redact", "metrics"),
     (
         "config",
+        "distributed",
         "arrays",
         "environment",
         "paths",

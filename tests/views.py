@@ -4,10 +4,9 @@ from typing import Any
 
 import torch
 
-from reparam.data.batches import Batches
+from reparam.data.batches import Batches, View
 from reparam.data.pixels import Pixels
 from reparam.data.store import Images
-from reparam.evaluate.view import View
 
 
 def view_of(images: Images, card: dict[str, Any], batch_size: int = 4) -> View:

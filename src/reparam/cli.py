@@ -114,6 +114,8 @@ def evaluate(device: DeviceOption = Device.auto) -> None:
     Reads params.yaml, data/processed and models/vae.
     Writes reports/evaluation.
     """
+    if launch.is_wanted():
+        launch.run()
     with _stage("evaluate") as (config, paths, tracker):
         from reparam.evaluate import stage as evaluate
 

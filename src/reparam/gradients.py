@@ -12,13 +12,13 @@ from torch import Tensor
 
 from reparam.config import Config
 from reparam.data import store
-from reparam.data.batches import Batches
+from reparam.data.batches import Batches, View
 from reparam.data.pixels import Pixels
 from reparam.errors import ParamsError
 from reparam.figures.images import plot_gradient_noise
 from reparam.figures.style import png
 from reparam.files import whole_directory, write_json
-from reparam.models.draw import Model
+from reparam.models.model import Model
 from reparam.models.storage import load_model
 from reparam.objectives import leave_one_out, log_weights
 from reparam.paths import Paths
@@ -43,10 +43,10 @@ def run(config: Config, paths: Paths, device: str = "auto") -> Noise:
         raise ParamsError("gradients: wanted model.condition 'none', found a conditional model")
     images = store.read_split(paths.processed, "test").images[:IMAGES]
     pixels = Pixels(store.read_card(paths.processed)).to(place)
-    [x] = pixels.of(Batches(images, IMAGES, place).in_order(), config.evaluate.seed)
+    [(x, _)] = View(Batches(images, IMAGES, place), pixels).seen(config.evaluate.seed)
     weights = [weight for name, weight in model.named_parameters() if name.startswith(("encoder", "feature"))]
     with random_stream(config.evaluate.seed, "gradients"):
-        noise = noise_to_signal(model, weights, x, REPEATS)
+        noise = noise_to_signal(Model(model), weights, x, REPEATS)
     with whole_directory(paths.gradients) as directory:
         write_json(directory / "noise.json", {"images": len(x), "repeats": REPEATS, "variance_over_square": noise})
         (directory / "noise.png").write_bytes(png(plot_gradient_noise(noise)))

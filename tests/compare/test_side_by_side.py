@@ -99,7 +99,7 @@ def test_the_page_is_self_contained_and_shares_the_style_of_the_report() -> None
     assert html.count("prefers-color-scheme: dark") == 2
     assert html.count("<style>") == 1
     assert "--paper: #0d1117" in html
-    assert html.count("<table>") == html.count('<div class="card scroll">\n    <table>') == 2
+    assert html.count("<table>") == html.count('<div class="card sheet">\n    <table>') == 2
 
 
 def test_everything_on_the_page_is_escaped() -> None:

@@ -3,9 +3,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from reparam.data.batches import Batches
+from reparam.data.batches import Batch, Batches
 from reparam.errors import UserError
 
 CPU = torch.device("cpu")
@@ -13,26 +12,26 @@ CPU = torch.device("cpu")
 NUMBERED = np.broadcast_to(10 * np.arange(10, dtype=np.uint8).reshape(-1, 1, 1, 1), (10, 1, 2, 2)).copy()
 
 
-def numbers(batches: list[Tensor]) -> list[int]:
+def numbers(batches: list[Batch]) -> list[int]:
     """Which images of NUMBERED these are."""
-    return [value // 10 for batch in batches for value in batch[:, 0, 0, 0].tolist()]
+    return [value // 10 for images, _ in batches for value in images[:, 0, 0, 0].tolist()]
 
 
-def shuffled(data: Batches) -> Iterator[Tensor]:
+def shuffled(data: Batches) -> Iterator[Batch]:
     """One epoch of training."""
     return data.visit(torch.randperm(len(data)))
 
 
 def test_batches_are_the_images_as_they_are_stored() -> None:
     images = np.random.default_rng(0).integers(0, 256, (7, 3, 4, 5), dtype=np.uint8)
-    found = torch.cat(list(Batches(images, 4, CPU).in_order()))
+    found = torch.cat([batch.images for batch in Batches(images, 4, CPU).in_order()])
     assert found.dtype == torch.uint8
     np.testing.assert_array_equal(found.numpy(), images)
 
 
 def test_in_order_keeps_the_order_and_ends_with_what_is_left() -> None:
     batches = list(Batches(NUMBERED, 4, CPU).in_order())
-    assert [tuple(batch.shape) for batch in batches] == [(4, 1, 2, 2), (4, 1, 2, 2), (2, 1, 2, 2)]
+    assert [tuple(batch.images.shape) for batch in batches] == [(4, 1, 2, 2), (4, 1, 2, 2), (2, 1, 2, 2)]
     assert numbers(batches) == list(range(10))
 
 
@@ -40,7 +39,7 @@ def test_a_visit_follows_the_order_it_is_given_and_draws_none() -> None:
     data = Batches(NUMBERED, 4, CPU)
     before = torch.get_rng_state()
     batches = list(data.visit(torch.tensor([7, 1, 9, 0, 4])))
-    assert [len(batch) for batch in batches] == [4, 1]
+    assert [len(batch.images) for batch in batches] == [4, 1]
     assert numbers(batches) == [7, 1, 9, 0, 4]
     assert torch.equal(torch.get_rng_state(), before)
     assert list(data.visit(torch.tensor([], dtype=torch.int64))) == []
@@ -56,7 +55,7 @@ def test_the_rest_of_an_order_is_cut_into_the_batches_that_the_whole_is_cut_into
 
 
 def test_some_rows_are_taken_in_the_order_they_are_asked_for() -> None:
-    assert numbers([Batches(NUMBERED, 4, CPU).take(torch.tensor([8, 8, 0, 3, 1]))]) == [8, 8, 0, 3, 1]
+    assert numbers([Batch(Batches(NUMBERED, 4, CPU).take(torch.tensor([8, 8, 0, 3, 1])))]) == [8, 8, 0, 3, 1]
 
 
 def test_shuffled_visits_each_image_once_and_each_time_in_another_order() -> None:
@@ -64,7 +63,7 @@ def test_shuffled_visits_each_image_once_and_each_time_in_another_order() -> Non
     data = Batches(NUMBERED, 4, CPU)
     epochs = [list(shuffled(data)) for _ in range(2)]
     for batches in epochs:
-        assert [len(batch) for batch in batches] == [4, 4, 2]
+        assert [len(batch.images) for batch in batches] == [4, 4, 2]
         assert sorted(numbers(batches)) == list(range(10))
     assert numbers(epochs[0]) != numbers(epochs[1])
     torch.manual_seed(0)
@@ -75,8 +74,8 @@ def test_shuffled_visits_each_image_once_and_each_time_in_another_order() -> Non
 def test_every_batch_size_covers_the_split(batch_size: int, sizes: list[int]) -> None:
     data = Batches(NUMBERED, batch_size, CPU)
     assert len(data) == 10
-    assert [len(batch) for batch in shuffled(data)] == sizes
-    assert [len(batch) for batch in data.in_order()] == sizes
+    assert [len(batch.images) for batch in shuffled(data)] == sizes
+    assert [len(batch.images) for batch in data.in_order()] == sizes
 
 
 def test_a_split_without_images_has_no_batches() -> None:
@@ -123,8 +122,9 @@ def test_images_that_are_read_ahead_are_those_that_are_resident(
         monkeypatch.setenv("REPARAM_RESIDENT_FRACTION", fraction)
         data = Batches(NUMBERED, batch_size, CPU)
         assert data.is_resident == (fraction == "1")
-        visits = [*data.visit(order), *data.visit(order[4:]), *data.visit(order, lambda rows: rows[1::2])]
-        seen.append([*visits, *data.in_order(), data.take(order[:3]), data.mean()])
+        visits = [data.visit(order), data.visit(order[4:]), data.visit(order, lambda rows: rows[1::2]), data.in_order()]
+        images = [batch.images for visit in visits for batch in visit]
+        seen.append([*images, data.take(order[:3]), data.mean()])
     assert len(seen[0]) == len(seen[1])
     for resident, read in zip(*seen, strict=True):
         assert resident.dtype == read.dtype
@@ -159,6 +159,6 @@ def test_a_share_of_memory_that_is_none_is_refused(text: str, monkeypatch: pytes
 def test_batches_lie_on_the_gpu(fraction: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REPARAM_RESIDENT_FRACTION", fraction)
     data, order = Batches(NUMBERED, 4, torch.device("cuda")), torch.tensor([3, 8, 1, 0, 9, 2, 6, 7, 5, 4])
-    batches = [*data.visit(order), data.take(order)]
-    assert {(batch.device.type, batch.dtype) for batch in batches} == {("cuda", torch.uint8)}
+    batches = [*data.visit(order), Batch(data.take(order))]
+    assert {(images.device.type, images.dtype) for images, _ in batches} == {("cuda", torch.uint8)}
     assert numbers(batches) == order.tolist() * 2

@@ -14,7 +14,7 @@ from torch import Tensor
 from reparam.cards.data import DataCard, Scaling
 from reparam.cards.export import ExportMetrics
 from reparam.data import store
-from reparam.data.batches import Batches
+from reparam.data.batches import Batches, View
 from reparam.data.pixels import Pixels
 from reparam.data.store import SPLITS
 from reparam.models.likelihoods import LIKELIHOODS
@@ -214,9 +214,9 @@ def test_held_out_pixels_are_one_draw_whatever_the_model_draws_and_however_they_
 
     def seen(batch_size: int, seed: int, noise: int) -> Tensor:
         batches = []
-        for batch in pixels.of(Batches(images, batch_size, CPU).in_order(), seed):
+        for x, _ in View(Batches(images, batch_size, CPU), pixels).seen(seed):
             torch.randn(noise)  # as a model does between batches
-            batches.append(batch)
+            batches.append(x)
         return torch.cat(batches)
 
     once = seen(50, seed=0, noise=0)
@@ -237,16 +237,15 @@ def test_what_the_model_sees_is_the_same_of_images_that_are_read_ahead(
         monkeypatch.setenv("REPARAM_RESIDENT_FRACTION", fraction)
         data = Batches(images, 4, CPU)
         torch.manual_seed(0)
-        seen.append(
-            [*map(pixels, data.visit(order)), *map(pixels, data.visit(order[4:])), *pixels.of(data.in_order(), 3)]
-        )
+        visits = [pixels(images) for visit in (order, order[4:]) for images, _ in data.visit(visit)]
+        seen.append([*visits, *(x for x, _ in View(data, pixels).seen(3))])
     assert all(torch.equal(*pair) for pair in zip(*seen, strict=True))
 
 
 @pytest.mark.parametrize("binarization", ["none", "dynamic"])
 def test_a_split_without_images_is_never_seen(binarization: str) -> None:
     data = Batches(np.zeros((0, 1, 2, 2), np.uint8), 4, CPU)
-    assert list(Pixels(image_facts(binarization)).of(data.in_order(), 0)) == []
+    assert list(View(data, Pixels(image_facts(binarization))).seen(0)) == []
 
 
 # In exported graphs

@@ -6,48 +6,52 @@ import pytest
 import torch
 from conftest import small_section
 from linear_gaussian import LinearGaussian
-from torch import Tensor, nn
+from torch import Tensor
 
+from reparam.data.batches import Batch
 from reparam.evaluate.importance import BYTES_PER_NUMBER, MEMORY, bytes_per_draw, importance, levels, read_curve
 from reparam.models.build import AnyModel, build_model
 from reparam.models.draw import Draw, Encoded, Estimator
+from reparam.models.latent import LatentModel
+from reparam.models.priors import StandardNormal
 
 
-class Prescribed(nn.Module):
+class Prescribed(LatentModel):
     """A model whose importance weights are read off one long table, (all samples, B), in order."""
 
     stochastic_layers = 1
-    likelihood = SimpleNamespace(outputs=1)
+    likelihood, prior = SimpleNamespace(outputs=1), StandardNormal(1)
 
     def __init__(self, log_w: Tensor) -> None:
         super().__init__()
         self.log_w = log_w
         self.asked: list[int] = []
 
-    def encode(self, x: Tensor) -> Encoded:
+    def encode(self, x: Tensor, labels: Tensor | None = None) -> Encoded:
         return []
 
-    def draw_from(self, encoded: Encoded, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
+    def draw_from(
+        self,
+        encoded: Encoded,
+        target: Tensor,
+        samples: int,
+        estimator: Estimator = "pathwise",
+        labels: Tensor | None = None,
+    ) -> Draw:
         start = sum(self.asked)
         self.asked.append(samples)
         log_w = self.log_w[start : start + samples]
         return Draw(log_w - 3, torch.full_like(log_w, 1.0), torch.full_like(log_w, -2.0), torch.zeros_like(log_w))
 
-    def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
+    def draw(self, *_: object, **_labels: object) -> Draw:
         return Draw(*torch.zeros(4, 1, 1))
-
-    def posterior_of(self, encoded: Encoded) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
-
-    def decode(self, z: Tensor) -> Tensor:
-        raise NotImplementedError
 
 
 @pytest.mark.parametrize("samples", [1, 10])
 def test_nll_is_exact_when_q_is_the_posterior(samples: int) -> None:
     torch.manual_seed(0)
     model, x = LinearGaussian(), torch.linspace(-3, 3, 8).reshape(4, 1, 1, 2)
-    found = importance(model, [(x,)], samples)
+    found = importance(model, [Batch(x)], samples)
     exact = model.log_evidence(x).double()
     torch.testing.assert_close(found.nll, -exact, rtol=0, atol=1e-5)
     torch.testing.assert_close(found.bounds, exact.expand(len(levels(samples)), 4), rtol=0, atol=1e-5)
@@ -59,7 +63,7 @@ def test_nll_converges_to_the_exact_one_when_q_is_not_the_posterior() -> None:
     model, x = LinearGaussian(slope=0.4, variance=0.7), torch.linspace(-2, 2, 8).reshape(4, 1, 1, 2)
     exact = -model.log_evidence(x).double()
     assert (-model.expected_elbo(x) - exact).min().item() > 0.05  # q is visibly not the posterior
-    coarse, fine = ((importance(model, [(x,)], samples).nll - exact).abs().max().item() for samples in (1, 50_000))
+    coarse, fine = ((importance(model, [Batch(x)], samples).nll - exact).abs().max().item() for samples in (1, 50_000))
     assert coarse > 0.1
     assert fine < 0.01
 
@@ -67,7 +71,7 @@ def test_nll_converges_to_the_exact_one_when_q_is_not_the_posterior() -> None:
 def test_bounds_rise_to_the_log_likelihood_on_average() -> None:
     torch.manual_seed(0)
     model, x = LinearGaussian(slope=0.4, variance=0.7), torch.linspace(-2, 2, 8).reshape(4, 1, 1, 2)
-    bounds = torch.stack([importance(model, [(x,)], 100).bounds for _ in range(200)]).mean((0, 2))
+    bounds = torch.stack([importance(model, [Batch(x)], 100).bounds for _ in range(200)]).mean((0, 2))
     assert bounds[:4].diff().min().item() > 0
     assert bounds[0].item() == pytest.approx(model.expected_elbo(x).mean().item(), abs=0.1)
     assert bounds[-1].item() == pytest.approx(model.log_evidence(x).mean().item(), abs=0.02)
@@ -75,7 +79,7 @@ def test_bounds_rise_to_the_log_likelihood_on_average() -> None:
 
 def test_everything_is_read_off_the_weights() -> None:
     log_w = torch.tensor([[1.0, 2.0], [3.0, 6.0], [5.0, 1.0]]).log()
-    found = importance(Prescribed(log_w), [(torch.zeros(2, 1, 1, 1),)], 3)
+    found = importance(Prescribed(log_w), [Batch(torch.zeros(2, 1, 1, 1))], 3)
     torch.testing.assert_close(found.nll, -torch.tensor([3.0, 3.0]).double().log(), rtol=1e-6, atol=0)
     # Of the first sample, the first two, and all.
     wanted = torch.tensor([[1.0, 2.0], [2.0, 4.0], [3.0, 3.0]]).double().log()
@@ -85,7 +89,7 @@ def test_everything_is_read_off_the_weights() -> None:
 
 def test_one_sample_that_outweighs_the_rest_is_one_effective_sample() -> None:
     log_w = torch.tensor([[0.0, 5.0], [-90.0, 5.0], [-80.0, 5.0], [-99.0, 5.0]])
-    found = importance(Prescribed(log_w), [(torch.zeros(2, 1, 1, 1),)], 4)
+    found = importance(Prescribed(log_w), [Batch(torch.zeros(2, 1, 1, 1))], 4)
     torch.testing.assert_close(found.effective, torch.tensor([1.0, 4.0]).double(), rtol=1e-12, atol=0)
 
 
@@ -99,7 +103,7 @@ def test_drawing_in_chunks_changes_nothing(
     log_w = 5 * torch.randn(11, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 90
     model = Prescribed(log_w)
     monkeypatch.setitem(MEMORY, "cpu", numbers_at_once * BYTES_PER_NUMBER)
-    found = importance(model, [(torch.zeros(4, 1, 1, 1),)], 11)
+    found = importance(model, [Batch(torch.zeros(4, 1, 1, 1))], 11)
     assert model.asked == asked
     torch.testing.assert_close(found.nll, math.log(11) - log_w.logsumexp(0))
     torch.testing.assert_close(found.bounds[3], log_w[:10].logsumexp(0) - math.log(10))
@@ -125,10 +129,10 @@ def test_images_take_turns_where_one_sample_of_each_is_too_much(monkeypatch: pyt
     model, rows = some_model(hidden=500), list[int]()
     model.decoder.register_forward_hook(lambda _module, inputs, _output: rows.append(len(inputs[0])))
     x = torch.rand(5, 1, 2, 3).round()
-    whole = importance(model, [(x,)], 1000)
+    whole = importance(model, [Batch(x)], 1000)
     rows.clear()
     monkeypatch.setitem(MEMORY, "cpu", 2 * 4 * 1000)
-    found = importance(model, [(x,)], 1000)
+    found = importance(model, [Batch(x)], 1000)
     assert max(rows) == 2
     assert found.bounds.shape == (len(levels(1000)), 5)
     torch.testing.assert_close(found.nll, whole.nll, rtol=0, atol=0.05)
@@ -143,7 +147,7 @@ def test_images_are_encoded_once_whatever_the_number_of_samples(
     x = torch.rand(5, 1, 2, 3).round()
     monkeypatch.setitem(MEMORY, "cpu", 10 * bytes_per_draw(model, x))
     first.register_forward_hook(lambda _module, inputs, _output: encoded.append(len(inputs[0])))
-    importance(model, [(x,), (x[:3],), (x,)], 100)
+    importance(model, [Batch(x), Batch(x[:3]), Batch(x)], 100)
     assert encoded == [1, 5, 3, 5]  # one image to measure what a draw takes, then all
 
 
@@ -164,7 +168,7 @@ def test_to_draw_is_to_encode_and_to_draw_from_that(kind: str) -> None:
 
 @pytest.mark.parametrize("log_weight", [-1e4, 1e4])
 def test_nll_is_finite_where_the_weights_are_not(log_weight: float) -> None:
-    found = importance(Prescribed(torch.full((6, 1), log_weight)), [(torch.zeros(1, 1, 1, 1),)], 6)
+    found = importance(Prescribed(torch.full((6, 1), log_weight)), [Batch(torch.zeros(1, 1, 1, 1))], 6)
     assert found.nll.tolist() == [pytest.approx(-log_weight, rel=1e-12)]
     assert found.effective.tolist() == [pytest.approx(6.0)]
 

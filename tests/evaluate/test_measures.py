@@ -25,6 +25,7 @@ from torch import Tensor
 
 from reparam.cards.data import ImageFacts
 from reparam.cards.evaluation import GeneratedFacts, MutualInformationFacts, OutlierFacts
+from reparam.data.batches import Batch
 from reparam.data.store import Images, Split
 from reparam.errors import NonFiniteError
 from reparam.evaluate import gallery, measures
@@ -295,8 +296,7 @@ def test_the_validation_split_is_scored_like_the_other_one_without_an_nll(
     validated = {f"{name}_validation" for name in names}
     assert set(found.metrics) == set(alone.metrics) | with_errors(validated)
     assert alone.metrics.items() <= found.metrics.items()  # nothing else is drawn otherwise
-    with random_stream(subject.settings.seed, "validation"):
-        scores = score(model, subject.data.view(held_out), subject.settings, with_nll=False)
+    scores = score(model, subject.data.view(held_out), subject.settings, "validation", with_nll=False)
     assert scores.nll.isnan().all()
     wanted = {"elbo": -(scores.reconstruction + scores.kl), "kl": scores.kl}
     for name in names:
@@ -360,7 +360,7 @@ def test_outliers_are_told_from_the_scored_images_by_their_nll() -> None:
     found, outliers = measured(subject), some_outliers().images[np.arange(90) * 200 // 90]
     assert found.outlier_nll is not None
     torch.manual_seed(1)
-    other = importance(subject.model, [(torch.from_numpy(outliers) / 255,)], 200).nll  # with noise of its own
+    other = importance(subject.model, [Batch(torch.from_numpy(outliers) / 255)], 200).nll  # with noise of its own
     difference = found.outlier_nll - other
     assert standard_error(difference) < 0.1
     assert abs(difference.mean().item()) < 4 * standard_error(difference)

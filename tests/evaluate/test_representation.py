@@ -6,9 +6,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
+from reparam.data.batches import evenly_spaced
 from reparam.evaluate import representation
 from reparam.evaluate.representation import Labelled, probe
-from reparam.evaluate.view import evenly_spaced
 
 
 def labelled(codes: list[list[float]], labels: list[int]) -> Labelled:

@@ -10,9 +10,9 @@ from torch import Tensor
 from views import view_of
 
 from reparam.config.evaluate import MixtureConfig
+from reparam.data.batches import View
 from reparam.evaluate import samplers
 from reparam.evaluate.samplers import draw_codes, mixture, prior
-from reparam.evaluate.view import View
 from reparam.models.build import AnyModel, build_model
 from reparam.models.priors import StandardNormal
 
@@ -109,7 +109,7 @@ def test_codes_that_are_all_the_same_are_drawn_again() -> None:
 def test_the_codes_of_an_autoencoder_are_its_codes_exactly() -> None:
     model, data = some_model(kind="autoencoder"), some_data(11)
     with torch.no_grad():
-        wanted = torch.cat([model.posterior(x)[0] for x in data.seen(0)])
+        wanted = torch.cat([model.posterior(x)[0] for x, _ in data.seen(0)])
     found = seeded(lambda: draw_codes(model, data))
     assert not found.requires_grad
     # In another order, which changes the last digit of a product.
@@ -117,7 +117,7 @@ def test_the_codes_of_an_autoencoder_are_its_codes_exactly() -> None:
 
 
 def test_the_codes_of_a_vae_are_draws_of_its_posterior() -> None:
-    model, [x] = some_model(), some_data(1).seen(0)
+    model, [(x, _)] = some_model(), some_data(1).seen(0)
     grey = some_data(1).batches.take(torch.arange(1)).numpy()
     data = view_of(np.repeat(grey, 4_000, 0), image_facts("none"), 500)
     with torch.no_grad():

@@ -77,6 +77,7 @@ def test_the_page_is_used_by_hand(exported: Exported, tmp_path: Path) -> None:
         render(exported.directory),
         """
         const start = { code: list(code), sliders: list(sliders.map(slider => slider.input.value)) };
+        const names = Array.from(element("sliders").querySelectorAll("label > :first-child"), name => name.textContent);
         tiles("examples")[2].click();
         const example = { code: list(code), image: shown("image"), decoded: shown("decoded") };
         sliders[0].input.value = 1.5;
@@ -100,7 +101,7 @@ def test_the_page_is_used_by_hand(exported: Exported, tmp_path: Path) -> None:
         press("image", "ArrowRight");
         press("image", " ");
         const drawn = list(image), place = element("brush-place").textContent;
-        return { start, example, slid, moved, half, cold, drawn, place, codeOfDrawn: list(code) };
+        return { start, names, example, slid, moved, half, cold, drawn, place, codeOfDrawn: list(code) };
         """,
         tmp_path,
     )
@@ -110,6 +111,7 @@ def test_the_page_is_used_by_hand(exported: Exported, tmp_path: Path) -> None:
     np.testing.assert_array_equal(seen(found["example"]["image"]), golden[2])
     assert np.abs(seen(found["example"]["decoded"]) - client.reconstruct(golden[2:3])[0].astype(int)).max() <= 1
     order = np.argsort(-np.array(client.metadata["codes"]["deviation"]), kind="stable")
+    assert found["names"] == [f"z{index}" for index in order]
     assert found["slid"] == {"moved": 1.5, "rest": pytest.approx(codes[2][order[1]], abs=1e-5)}
     np.testing.assert_allclose(found["moved"], [1.5 + 6 / 40, codes[2][order[1]] + 6 / 40], atol=1e-5)
     np.testing.assert_allclose(found["half"], np.array(found["moved"]) / 2, atol=1e-6)

@@ -16,7 +16,7 @@ from reparam.client import Client
 from reparam.client.labels import number_of
 from reparam.errors import UserError
 from reparam.explorer.page import render
-from reparam.models.given import given
+from reparam.models.model import Model
 from reparam.serve.routes import Limits
 from reparam.shell import work
 from reparam.shell.verify import verify
@@ -53,7 +53,7 @@ def test_each_graph_takes_a_label_of_each_image(conditional: Exported, client: C
 @pytest.mark.parametrize("label", range(len(CLASSES)))
 @torch.no_grad()
 def test_each_label_has_the_outputs_that_torch_gives_it(conditional: Exported, client: Client, label: int) -> None:
-    images, model = conditional.images[:5], given(conditional.model, torch.full((5,), label))
+    images, model = conditional.images[:5], Model(conditional.model, torch.full((5,), label))
     x = torch_images(images)
     mean, log_variance = client.encode(images, label)
     for found, wanted in zip((mean, log_variance), model.posterior(x), strict=True):

@@ -13,10 +13,9 @@ from exported_model import Exported, prepare, run_stage
 from some_cards import small_config
 
 from reparam.cards.export import ExportCard
-from reparam.data.batches import Batches
+from reparam.data.batches import Batches, View
 from reparam.data.store import read_card
 from reparam.evaluate.scoring import Scores, score
-from reparam.evaluate.view import View
 from reparam.export.manifest import QUANTILES, summarize
 
 pytest_plugins = ["fixtures_export"]

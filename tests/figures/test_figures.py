@@ -127,10 +127,22 @@ def test_a_png_has_room_for_every_label_and_no_more() -> None:
         plot_training(some_history(3), 2),
         plot_aggregate(names),
         plot_components(points[0], points, np.arange(3)),
+        plot_losses({"first": {1: 3.0, 2: 2.0}, "second": {1: 4.0, 2: 1.0}}, "validation loss"),
+        plot_bounds([1, 10, 100], [-3.0, -2.0, -1.5], [0.1, 0.1, 0.1]),
+        plot_outliers(points[0], points[1], 0.9),
     ):
         ink = (pixels(png(figure))[..., :3] < 0.95).any(-1)
         for lines in (ink, ink[::-1], ink.T, ink.T[::-1]):
             assert int(lines.any(1).argmax()) in range(13, 32)  # 0.08 inches are 16 pixels
+
+
+def test_rows_of_densities_have_a_label_each_that_covers_no_title() -> None:
+    figure = plot_aggregate({f"z{number}: 1.00 nats": np.zeros(9) for number in range(8)})
+    png(figure)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["density", "", "", ""] * 2
+    labels = [axes.yaxis.label for axes in figure.axes[::4]]
+    titles = [axes._left_title.get_window_extent() for axes in figure.axes]  # type: ignore[attr-defined]
+    assert not any(label.get_window_extent().overlaps(title) for label in labels for title in titles)
 
 
 def test_the_style_does_not_leak() -> None:

@@ -112,7 +112,7 @@ def test_codes_do_not_collapse_on_digits(kind: str) -> None:
     data = Batches(images, 64, torch.device("cpu"))
     for _ in range(20):
         for batch in data.visit(torch.randperm(len(images))):
-            trainer.step(batch)
+            trainer.step(*batch)
     with torch.no_grad():
         codes = loss.model.codes(loss.model.eval().posterior(torch.from_numpy(images) / 255)[0])
     assert len(codes.unique()) / 64 > {"fsq": 0.9, "vq": 0.7}[kind]

@@ -13,15 +13,15 @@ from training import CPU, GREY, Killed, Training, equal, model_config, objective
 from reparam.cards.data import SplitFacts
 from reparam.data.batches import Batches
 from reparam.data.pixels import Pixels
+from reparam.distributed import World
 from reparam.errors import ParamsError
 from reparam.logged.filmstrip import Filmstrip
 from reparam.models.build import build_model
-from reparam.models.draw import Model
+from reparam.models.model import Model
 from reparam.objectives import Terms
 from reparam.track.run import NoRun
 from reparam.train.build import build_trainer
 from reparam.train.checks import condition_classes
-from reparam.train.distributed import World
 from reparam.train.loop import Data
 from reparam.train.loss import Loss
 from reparam.train.trainer import Trainer
@@ -49,16 +49,16 @@ def trainer(**changes: Any) -> Trainer:
 def test_labels_are_those_of_the_images_in_any_order(fraction: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REPARAM_RESIDENT_FRACTION", fraction)
     order = torch.tensor([7, 2, 9, 0, 1])
-    batches = list(labelled(batch_size=2).with_labels(order))
+    batches = list(labelled(batch_size=2).visit(order))
     assert [len(labels) for _, labels in batches] == [2, 2, 1]
     assert torch.equal(torch.cat([labels for _, labels in batches]), torch.from_numpy(LABELS).long()[order])
     assert torch.equal(torch.cat([images for images, _ in batches]), torch.from_numpy(GREY)[order])
-    assert [len(batch) for batch in Batches(GREY, 4, CPU).with_labels(order)] == [1, 1]
+    assert [labels for _, labels in Batches(GREY, 4, CPU).visit(order)] == [None, None]
 
 
 def test_processes_share_the_labels_of_their_images() -> None:
     for rank in range(2):
-        [(images, labels)] = labelled(batch_size=5).with_labels(torch.arange(5), World(rank, 2).share)
+        [(images, labels)] = labelled(batch_size=5).visit(torch.arange(5), World(rank, 2).share)
         assert torch.equal(images, torch.from_numpy(GREY)[:5][rank::2])
         assert torch.equal(labels, torch.from_numpy(LABELS).long()[:5][rank::2])
 

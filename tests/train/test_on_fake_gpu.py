@@ -16,12 +16,12 @@ from training import GREY, KINDS, SIZES, Training, black_and_white, small_loss, 
 
 from reparam.config import Config
 from reparam.data.batches import Batches
+from reparam.distributed import World
 from reparam.logged.filmstrip import Filmstrip
 from reparam.models.build import build_model
 from reparam.objectives import Terms, has_prior
 from reparam.track.run import NoRun
 from reparam.train import build, trainer
-from reparam.train.distributed import World
 from reparam.train.graph import WARM_UP
 from reparam.train.loop import Data
 from reparam.train.optimizers import OPTIMIZERS
@@ -100,7 +100,7 @@ def test_a_step_that_waits_cannot_be_captured() -> None:
 def look_at(batches: Batches) -> None:
     """Read GREY, batch by batch, in all ways that there are."""
     for found in (batches.visit(torch.randperm(len(GREY))), batches.in_order()):
-        shapes = [(images.device.type, tuple(images.shape)) for images in found]
+        shapes = [(images.device.type, tuple(images.shape)) for images, _ in found]
         assert shapes == [("cuda", (size, 1, 4, 4)) for size in (4, 4, 2)]
     assert batches.mean().device.type == "cuda"
 

@@ -15,7 +15,7 @@ from reparam.data.batches import Batches
 from reparam.data.pixels import Pixels
 from reparam.errors import NonFiniteError
 from reparam.models.build import build_model
-from reparam.models.draw import Model
+from reparam.models.model import Model
 from reparam.objectives import OBJECTIVES, Setting, Terms
 from reparam.train.checkpoint import Checkpoints
 from reparam.train.loss import Loss
@@ -434,14 +434,14 @@ def test_a_step_never_waits_for_a_gpu(cuda_graph: bool) -> None:
     config = settings(cuda_graph=cuda_graph, batch_size=4, schedule="cosine", average=0.5, clip_norm=1.0)
     trainer = Trainer(loss_with(binarization="dynamic").cuda(), config, epoch_images=42)
     sums = Sums(data.device)
-    for images in data.in_order():  # warming up, and capturing
-        sums.add(trainer.step(images))
+    for batch in data.in_order():  # warming up, and capturing
+        sums.add(trainer.step(*batch))
     epoch = data.visit(torch.randperm(42))
     parts = [next(epoch)]  # the order goes to the device once, at the start
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for images in (*parts, *epoch):
-            sums.add(trainer.step(images))
+        for batch in (*parts, *epoch):
+            sums.add(trainer.step(*batch))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert sums.images == 84

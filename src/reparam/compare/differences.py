@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev, variance
@@ -97,13 +98,18 @@ def find_obstacles(first: Experiment, other: Experiment) -> dict[str, list[str]]
     for key, barred in depending.items():
         theirs, ours = (experiment.conditions.get(key, "not known") for experiment in (other, first))
         if theirs != ours or key not in other.conditions:
-            found[f"{key} is {theirs}, that of {first.name} is {ours}"] = barred
+            found[f"{key} is {_brief(theirs)}, that of {first.name} is {_brief(ours)}"] = barred
     # Likelihoods of the 256 grey values are probabilities, at most 1; those of real numbers are densities.
     if {experiment.conditions.get("is_discrete") for experiment in (other, first)} == {True, False}:
         kinds = [experiment.params.get("model.likelihood") for experiment in (other, first)]
         reason = f"the likelihood is {kinds[0]}, that of {first.name} is {kinds[1]}: only one is of the 256 grey values"
         found[reason] = likelihoods
     return {reason: barred for reason, barred in found.items() if barred}
+
+
+def _brief(condition: object) -> str:
+    """Shorten a hash to what tells two apart."""
+    return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{24,}\b", r"\1", str(condition))
 
 
 def _images_of(name: str) -> tuple[str, ...]:

@@ -6,17 +6,27 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from reparam.data.pixels import Pixels
 from reparam.data.store import Images, Labels
 from reparam.errors import UserError
 
 RESIDENT_FRACTION = 0.5  # of the free memory of a device: images may take this share, the model has the rest
 READ_AHEAD = 3  # batches
+
+
+class Batch(NamedTuple):
+    """Images, and their labels if there are labels."""
+
+    images: Tensor  # (B, C, H, W): uint8 as they are stored, or float32 as the model sees them
+    labels: Tensor | None = None  # (B,) int64
 
 
 class Batches:
@@ -25,7 +35,7 @@ class Batches:
     The images stay on the device if they fit into a share of its free memory (REPARAM_RESIDENT_FRACTION); otherwise a
     thread reads them ahead from the memory map. The batches are the same either way.
 
-    With labels (for a conditional model), `with_labels` yields each batch together with its labels.
+    With labels (for a conditional model), each batch has the labels of its images.
     """
 
     def __init__(self, images: Images, batch_size: int, device: torch.device, labels: Labels | None = None) -> None:
@@ -45,27 +55,22 @@ class Batches:
         """Whether the images stay on the device."""
         return self._resident is not None
 
-    def visit(self, order: Tensor, share: Callable[[Tensor], Tensor] = lambda rows: rows) -> Iterator[Tensor]:
+    def visit(self, order: Tensor, share: Callable[[Tensor], Tensor] = lambda rows: rows) -> Iterator[Batch]:
         """Yield the images of some rows in the given order; `share` takes a part of the rows of each batch.
 
-        Shapes: (N,) -> (B, C, H, W) uint8 each.
+        Shapes: (N,).
         """
         # One transfer of the whole order instead of one per batch.
         order = order.to(self.device) if self.is_resident else order
-        yield from self._read(map(share, self._cut(order)))
-
-    def with_labels(
-        self, order: Tensor, share: Callable[[Tensor], Tensor] = lambda rows: rows
-    ) -> Iterator[tuple[Tensor, ...]]:
-        """Yield the batches of `visit`, each with its labels (B,) int64 if there are labels."""
+        images = self._read(map(share, self._cut(order)))
         if self.labels is None:
-            yield from ((images,) for images in self.visit(order, share))
-            return
-        rows = map(share, self._cut(order.to(self.device)))
-        yield from zip(self.visit(order, share), map(self.labels.__getitem__, rows), strict=True)
+            yield from map(Batch, images)
+        else:
+            rows = map(share, self._cut(order.to(self.device)))
+            yield from map(Batch, images, map(self.labels.__getitem__, rows))
 
-    def in_order(self) -> Iterator[Tensor]:
-        """Yield every image once, in the order of the store. Shapes: (B, C, H, W) uint8 each."""
+    def in_order(self) -> Iterator[Batch]:
+        """Yield every image once, in the order of the store."""
         yield from self.visit(torch.arange(len(self)))
 
     def take(self, rows: Tensor) -> Tensor:
@@ -81,7 +86,7 @@ class Batches:
     def mean(self) -> Tensor:
         """Return the mean of all images, with pixels in [0, 1]. Shapes: (C, H, W)."""
         total = torch.zeros(self._mapped.shape[1:], dtype=torch.float64, device=self.device)
-        for images in self.in_order():
+        for images, _ in self.in_order():
             total += images.double().sum(0)
         return (total / len(self) / 255).float()
 
@@ -102,6 +107,38 @@ class Batches:
                 images = waiting.popleft().result()
                 waiting.extend(reader.submit(self.take, rows) for rows in itertools.islice(rest, 1))
                 yield images
+
+
+@dataclass(frozen=True)
+class View:
+    """Images of a split, and what the model sees of them."""
+
+    batches: Batches
+    pixels: Pixels
+
+    def __len__(self) -> int:
+        """Count images."""
+        return len(self.batches)
+
+    @property
+    def device(self) -> torch.device:
+        return self.batches.device
+
+    def seen(self, seed: int) -> Iterator[Batch]:
+        """Yield what the model sees of every image, in the order of the store.
+
+        Each draw is a function of the seed and the image's place alone: neither the model, nor the batch size, nor the
+        device changes the scored images.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for images, labels in self.batches.in_order():
+            yield Batch(self.pixels(images, generator), labels)
+
+
+def evenly_spaced(count: int, limit: int) -> Tensor:
+    """Return all of `count` rows, or `limit` of them at equal distances. Shapes: -> (min(count, limit),)."""
+    kept = min(count, limit)
+    return torch.arange(kept) * count // kept if kept else torch.arange(0)
 
 
 def _fits(size: int, device: torch.device) -> bool:

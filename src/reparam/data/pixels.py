@@ -1,7 +1,5 @@
 """Turn grey images into the input of a model, and back."""
 
-from collections.abc import Iterable, Iterator
-
 import torch
 from torch import Tensor, nn
 
@@ -45,13 +43,3 @@ class Pixels(nn.Module):
     def unscaled(self, values: Tensor) -> Tensor:
         """Return pixels in [0, 1]. Shapes: (..., C, H, W), unchanged."""
         return (values * self.scale + self.shift).clamp(0, 1)
-
-    def of(self, batches: Iterable[Tensor], seed: int) -> Iterator[Tensor]:
-        """Yield the batches of a split as the model sees them.
-
-        Each draw is a function of the seed and the image's place alone: neither the model, nor the batch size, nor the
-        device changes the scored images. Shapes: (B, C, H, W) uint8, unchanged -> float32.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        for images in batches:
-            yield self(images, generator)

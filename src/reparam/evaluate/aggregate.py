@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from reparam import runtime
-from reparam.evaluate.view import evenly_spaced
+from reparam.data.batches import evenly_spaced
 from reparam.models.draw import Prior, gaussian_log_prob, standard_error
 
 # The KL of a dimension bounds its information about the image: a collapsed one has less than a seventh of a bit.

@@ -27,7 +27,7 @@ from reparam.figures.latents import (
 from reparam.figures.style import indexed, literal
 from reparam.runtime import random_stream
 
-RECONSTRUCTIONS = 10  # images, one of each class first
+RECONSTRUCTIONS = 10  # images, as many of each class
 EXTREMES = 10  # images at either end
 SAMPLES_PER_SIDE = 7
 DIMENSIONS = 12  # of the latents, at most, that figures walk along or compare with the prior
@@ -88,7 +88,7 @@ def tiles(subject: Subject) -> tuple[dict[str, bytes], Tiles]:
 
 
 def _reconstructions(subject: Subject) -> Figure:
-    rows = subject.one_of_each_class(RECONSTRUCTIONS)
+    rows = subject.some_of_each_class(RECONSTRUCTIONS)
     return plot_rows(subject.reconstruct(rows, subject.drawn(rows)), subject.names(rows))
 
 
@@ -194,7 +194,7 @@ def _extremes(subject: Subject) -> Figure:
 
 
 def _sigma(subject: Subject) -> Figure:
-    rows = subject.one_of_each_class(RECONSTRUCTIONS)
+    rows = subject.some_of_each_class(RECONSTRUCTIONS)
     model = subject.of(rows)
     pixels = subject.drawn(rows)
     deviations = model.likelihood.deviation(model.output(model.posterior(pixels)[0])) * subject.data.pixels.scale

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from reparam.data.batches import Batch
 from reparam.models.build import AnyModel
-from reparam.models.draw import Draw, Encoded, Model, standard_error
-from reparam.models.given import given
+from reparam.models.draw import Draw, Encoded, standard_error
+from reparam.models.model import Model
 from reparam.objectives import log_weights
 from reparam.progress import Advance, ignore
 
@@ -36,14 +37,11 @@ def levels(samples: int) -> list[int]:
 
 
 @torch.no_grad()
-def importance(
-    model: AnyModel, batches: Iterable[tuple[Tensor, ...]], samples: int, advance: Advance = ignore
-) -> Importance:
+def importance(model: AnyModel, batches: Iterable[Batch], samples: int, advance: Advance = ignore) -> Importance:
     """Estimate -log p(x) with samples of the posterior; an upper bound in expectation, exact as K grows.
 
     Sums are streamed: memory stays near MEMORY for any K, unless one sample of one image needs more. `advance` gets
     the number of samples that were drawn since it was last called. With labels, p(x) is p(x|y).
-    Shapes: images (B, C, H, W), and labels (B,) of a conditional model, in each batch.
     Source: Burda et al. 2016, eq. 8; Kong 1992 for the effective sample size.
     """
     parts = [importance_of(chunk, samples, advance) for chunk in chunks(model, batches)]
@@ -64,18 +62,17 @@ class Chunk:
     model: Model  # with their labels bound, if it is conditional
 
 
-def chunks(model: AnyModel, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[Chunk]:
+def chunks(model: AnyModel, batches: Iterable[Batch]) -> Iterator[Chunk]:
     """Cut batches into images of which one sample each fits into MEMORY, or single ones.
 
     The first batch shows how much memory a sample takes: all images have the same shape.
-    Shapes: images (B, C, H, W), and labels (B,) of a conditional model, in each batch.
     """
     at_once = 0
-    for x, *labels in batches:
-        at_once = at_once or max(1, MEMORY[x.device.type] // bytes_per_draw(model, x, *labels))
+    for x, labels in batches:
+        at_once = at_once or max(1, MEMORY[x.device.type] // bytes_per_draw(model, x, labels))
         for start in range(0, len(x), at_once):
             part = slice(start, start + at_once)
-            its = given(model, labels[0][part] if labels else None)
+            its = Model(model, None if labels is None else labels[part])
             yield Chunk(x[part], its.encode(x[part]), at_once, its)
 
 
@@ -116,7 +113,7 @@ def bytes_per_draw(model: AnyModel, x: Tensor, labels: Tensor | None = None) -> 
     leaves = [module for module in model.modules() if not list(module.children())]
     hooks = [leaf.register_forward_hook(note) for leaf in leaves]
     with torch.random.fork_rng(range(torch.cuda.device_count())), torch.no_grad():
-        given(model, None if labels is None else labels[:1]).draw(x[:1], x[:1], 1)
+        model.draw(x[:1], x[:1], 1, labels=None if labels is None else labels[:1])
     for hook in hooks:
         hook.remove()
     return max(widest, BYTES_PER_NUMBER * x[0].numel() * model.likelihood.outputs)

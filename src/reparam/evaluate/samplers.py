@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from reparam.config.evaluate import MixtureConfig
-from reparam.evaluate.view import View
+from reparam.data.batches import View
 from reparam.models.build import AnyModel
 from reparam.models.draw import Prior
 
@@ -55,8 +55,8 @@ def draw_codes(model: AnyModel, data: View) -> Tensor:
     """Draw one code each of up to CODES images, chosen at random. Shapes: -> (N, D)."""
     return torch.cat(
         [
-            model.sample_posterior(data.pixels(images), *labels)
-            for images, *labels in data.batches.with_labels(torch.randperm(len(data))[:CODES])
+            model.sample_posterior(data.pixels(images), labels)
+            for images, labels in data.batches.visit(torch.randperm(len(data))[:CODES])
         ]
     )
 

@@ -13,18 +13,17 @@ from torch import Tensor
 
 from reparam.cards.data import FactorFacts
 from reparam.config import EvaluateConfig
-from reparam.data.batches import Batches
+from reparam.data.batches import Batches, View
 from reparam.data.pixels import Pixels
 from reparam.data.store import Split
+from reparam.distributed import ALONE, World
 from reparam.evaluate import walks
 from reparam.evaluate.disentanglement import Coded
 from reparam.evaluate.samplers import SAMPLERS, Sampler, draw_codes
 from reparam.evaluate.scoring import Scores, score
-from reparam.evaluate.view import View
 from reparam.figures.style import indexed, literal
 from reparam.models.build import AnyModel
-from reparam.models.draw import Model
-from reparam.models.given import given
+from reparam.models.model import Model
 from reparam.models.quantized import Quantized
 from reparam.runtime import random_stream
 
@@ -70,18 +69,18 @@ class Subject:
     scores: Scores
 
     @classmethod
-    def scored(cls, model: AnyModel, data: Data, settings: EvaluateConfig) -> Self:
-        """Score a model on the images of a split."""
-        with random_stream(settings.seed, "score"):
-            scores = score(model, data.images, settings, with_nll=model.has_elbo(is_density=data.is_density))
-        return cls(model, data, settings, scores)
+    def scored(cls, model: AnyModel, data: Data, settings: EvaluateConfig, world: World = ALONE) -> Self:
+        """Score a model on the images of a split, which several processes share; the first has all scores."""
+        with_nll = model.has_elbo(is_density=data.is_density)
+        return cls(model, data, settings, score(model, data.images, settings, world=world, with_nll=with_nll))
 
     def on_validation(self) -> Self:
         """Score the model on the validation split in the same way, without the NLL."""
         if self.settings.split == "validation":
             return self
         data = replace(self.data, scored=self.data.validation)
-        return replace(self, data=data, scores=score(self.model, data.images, self.settings, with_nll=False))
+        scores = score(self.model, data.images, self.settings, "validation", with_nll=False)
+        return replace(self, data=data, scores=scores)
 
     @property
     def is_code(self) -> bool:
@@ -163,7 +162,7 @@ class Subject:
     @torch.no_grad()
     def encode(self, split: Split) -> Tensor:
         """Return posterior means of the images of a split. Shapes: -> (N, D)."""
-        seen = self.data.view(split).with_labels(self.settings.seed)
+        seen = self.data.view(split).seen(self.settings.seed)
         return torch.cat([self.model.posterior(*batch)[0].cpu() for batch in seen])
 
     @property
@@ -208,7 +207,7 @@ class Subject:
 
     def given(self, numbers: Rows) -> Model:
         """Return the model of images with these labels. Shapes: (n,)."""
-        return given(self.model, self.as_labels(numbers))
+        return Model(self.model, self.as_labels(numbers))
 
     def as_labels(self, numbers: Rows) -> Tensor | None:
         """Return labels as a conditional model takes them; None for any other model. Shapes: (n,)."""
@@ -254,7 +253,7 @@ class Subject:
         if not self.data.pixels.is_drawn:
             return self.drawn(rows)
         found, position = dict[int, Tensor](), 0
-        for x in self.images.seen(self.settings.seed):
+        for x, _ in self.images.seen(self.settings.seed):
             found |= {row: x[row - position] for row in rows.tolist() if position <= row < position + len(x)}
             position += len(x)
         return torch.stack([found[row] for row in rows.tolist()])
@@ -265,11 +264,13 @@ class Subject:
         seen = {"as seen": self.shown(pixels)} if self.data.pixels.is_drawn else {}
         return {"original": self.stored(rows), **seen, "reconstruction": reconstructed}
 
-    def one_of_each_class(self, count: int) -> Rows:
-        """Pick rows to show: the first of each class, then the first of the rest. Shapes: -> (<= count,)."""
-        first = np.unique(self.labels, return_index=True)[1]
-        rest = np.setdiff1d(np.arange(len(self.labels)), first)
-        chosen = np.concatenate([first, rest])[:count]
+    def some_of_each_class(self, count: int) -> Rows:
+        """Pick rows to show, the first of each class, as many of each as there are. Shapes: -> (<= count,)."""
+        order = np.argsort(self.labels, kind="stable")
+        _, starts, sizes = np.unique(self.labels[order], return_index=True, return_counts=True)
+        turns = np.empty_like(order)
+        turns[order] = np.arange(len(order)) - np.repeat(starts, sizes)
+        chosen = np.lexsort((self.labels, turns))[:count]
         return chosen[np.argsort(self.labels[chosen], kind="stable")]
 
     def pairs(self, count: int) -> tuple[Rows, Rows]:

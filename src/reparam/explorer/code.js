@@ -98,7 +98,7 @@ function see(pixels) {
 const sliders = dimensions.map(({ index, middle, reach, deviation }) => {
   const label = document.createElement("label"), name = document.createElement("span"), note = document.createElement("span");
   const input = document.createElement("input"), value = document.createElement("output");
-  name.textContent = `z${index + 1}`;
+  name.textContent = `z${index}`;
   note.textContent = deviation === null ? "" : `varies by ${spell(deviation)}`;
   note.className = "soft";
   Object.assign(input, { type: "range", min: middle - reach, max: middle + reach, step: reach / 300 });
@@ -117,7 +117,7 @@ const sliders = dimensions.map(({ index, middle, reach, deviation }) => {
 
 const axes = ["across", "up"].map((id, i) => {
   const select = element(id);
-  for (const { index } of dimensions) select.add(new Option(`z${index + 1}`, index));
+  for (const { index } of dimensions) select.add(new Option(`z${index}`, index));
   select.selectedIndex = Math.min(i, dimensions.length - 1);
   select.addEventListener("change", () => { showPlace(); drawMapSoon(); });
   return () => dimensions[select.selectedIndex];
@@ -127,7 +127,7 @@ const share = ({ index, middle, reach }) => clamp((code[index] - middle) / (2 * 
 function showPlace() {
   const [across, up] = axes.map(axis => axis());
   Object.assign(element("cursor").style, { left: `${100 * share(across)}%`, top: `${100 - 100 * share(up)}%` });
-  element("place").textContent = [across, up].map(({ index }) => `z${index + 1} = ${spell(code[index])}`).join(", ");
+  element("place").textContent = [across, up].map(({ index }) => `z${index} = ${spell(code[index])}`).join(", ");
 }
 
 function moveTo(right, above) {

@@ -98,8 +98,8 @@ def plot_outliers(usual: Array, unusual: Array, auroc: float) -> Figure:
 def plot_losses(losses: Mapping[str, Mapping[int, float]], what: str) -> Figure:
     """Plot the loss of each experiment, by name and epoch. Units: nats per image."""
     with style():
-        figure = Figure(figsize=(9.2, 3.6), layout="constrained")
-        axes = figure.subplots()
+        figure = Figure(figsize=(8.4, 3.1))
+        axes = figure.subplots(gridspec_kw=WIDE)
         for number, (name, curve) in enumerate(losses.items()):
             axes.plot(
                 list(curve),

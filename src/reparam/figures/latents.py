@@ -138,11 +138,12 @@ def plot_aggregate(samples: Mapping[str, Array], prior: Array | None = None) -> 
             plot.set_title(name)
             plot.set_yticks([])
             plot.spines["left"].set_visible(False)
+        for plot in panels[: len(samples) : columns]:
+            plot.set_ylabel("density")
         for plot in panels[max(0, len(samples) - columns) : len(samples)]:
             plot.tick_params(labelbottom=True)
         panels[0].legend(handlelength=1, fontsize=7, loc="upper left", borderaxespad=0)
         figure.supxlabel("z (prior standard deviations)" if prior is None else "z", fontsize=9)
-        figure.supylabel("density", fontsize=9)
         return figure
 
 

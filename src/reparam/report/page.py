@@ -114,7 +114,7 @@ def render(page: Page) -> str:
                 if (shown := [picture for picture in group if picture.name in page.pictures])
             },
             tiles=page.evaluation.tiles.model_dump() if has_tiles else None,
-            sections={name: flatten(section) for name, section in page.config},
+            sections={name: _spelled(section) for name, section in page.config},
             params_file=_params_file(page.config),
         )
     )
@@ -171,6 +171,12 @@ def _images_of(metric: Metric, page: Page) -> int:
         return page.data.counts[metric.split]
     facts = getattr(page.evaluation.details, metric.facts) if metric.facts else None
     return facts.images if facts else page.evaluation.images
+
+
+def _spelled(section: Section) -> dict[str, str]:
+    """Spell parameters as params.yaml does, without quotes."""
+    values = flatten(section)
+    return {name: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for name, v in values.items()}
 
 
 def _params_file(section: Section, indent: str = "") -> str:

@@ -45,7 +45,7 @@ def fit(
         start = time.perf_counter()
         if epoch.order is None:
             epoch.begin(trainer.world.agree(torch.randperm(len(data.training))))
-        for batch in data.training.with_labels(epoch.left(before), trainer.world.share):
+        for batch in data.training.visit(epoch.left(before), trainer.world.share):
             epoch.sums.add(trainer.step(*batch))
             keeper.after_step()
         held_out = validate(state, data.validation, config, keeper)
@@ -70,7 +70,7 @@ def validate(state: State, validation: Batches, config: TrainConfig, keeper: Kee
     """Score the held-out images; several processes share out whole batches, as an objective may need a whole one."""
     trainer, sums = state.trainer, Sums(state.trainer.device)
     numbers, own = trainer.world.deal(len(validation), validation.batch_size)
-    for number, batch in zip(numbers, validation.with_labels(own), strict=True):
+    for number, batch in zip(numbers, validation.visit(own), strict=True):
         if keeper.ends_validation():
             break
         # The same draws in every epoch, so that epochs differ by their weights alone, and for every process.

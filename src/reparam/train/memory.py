@@ -18,7 +18,7 @@ from reparam.train.loss import Loss
 
 META = torch.device("meta")
 GIB = 2**30
-BYTES_PER_NUMBER = 4 * 6  # that a layer puts out: itself, its activation and normalisation
+BYTES_PER_OUTPUT = 4 * 6  # of each number that a layer puts out: itself, its activation and normalisation
 
 
 def check_memory(config: Config, data: ImageFacts, training: Batches, classes: int = 0) -> None:
@@ -41,8 +41,8 @@ def check_memory(config: Config, data: ImageFacts, training: Batches, classes: i
     if weights + _most(model, data.shape, batch * config.objective.samples) <= memory:
         return
     loss = Loss(model, Pixels(data).to(META), config.objective)
-    labels = [torch.empty(batch, dtype=torch.int64, device=META)] if classes else []
-    step = _bytes_of_step(loss, torch.empty((batch, *data.shape), dtype=torch.uint8, device=META), *labels)
+    labels = torch.empty(batch, dtype=torch.int64, device=META) if classes else None
+    step = _bytes_of_step(loss, torch.empty((batch, *data.shape), dtype=torch.uint8, device=META), labels)
     if weights + step > memory:
         raise ParamsError(
             f"params.yaml: train.batch_size: wanted a step that fits into {memory / GIB:,.1f} GiB of memory, found "
@@ -61,10 +61,10 @@ def _most(model: nn.Module, shape: tuple[int, ...], images: int) -> int:
     The exact count takes two seconds, because torch then loads much of itself. It is skipped if this bound fits.
     """
     channels = sum(max(weight.shape[:2]) for weight in model.parameters() if weight.dim() > 1)
-    return images * channels * math.prod(shape[1:]) * BYTES_PER_NUMBER
+    return images * channels * math.prod(shape[1:]) * BYTES_PER_OUTPUT
 
 
-def _bytes_of_step(loss: nn.Module, *batch: Tensor) -> int:
+def _bytes_of_step(loss: nn.Module, images: Tensor, labels: Tensor | None) -> int:
     """Count what the forward pass keeps for the backward pass."""
     kept = dict[int, int]()
 
@@ -73,7 +73,7 @@ def _bytes_of_step(loss: nn.Module, *batch: Tensor) -> int:
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        terms = loss(*batch)
+        terms = loss(images, labels)
     del terms
     return sum(kept.values())
 

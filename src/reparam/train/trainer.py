@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from reparam.config import TrainConfig
+from reparam.distributed import ALONE, SharedBatch, World
 from reparam.errors import NonFiniteError
 from reparam.models.build import AnyModel
 from reparam.objectives import Terms, alone, beta_at
-from reparam.train.distributed import ALONE, SharedBatch, World
 from reparam.train.graph import Replayed
 from reparam.train.loss import Loss
 from reparam.train.optimizers import build_optimizer, let_capture, rate_at
 from reparam.train.sums import Metrics, Totals, summed
 
-Step = Callable[..., Terms]  # of images and, where the model is conditional, their labels
+Step = Callable[[Tensor, Tensor | None], Terms]  # of images, and of their labels if the model is conditional
 
 
 class Trainer:
@@ -51,7 +51,7 @@ class Trainer:
         """The model that is scored and kept."""
         return self._kept().model
 
-    def step(self, images: Tensor, *labels: Tensor) -> Totals:
+    def step(self, images: Tensor, labels: Tensor | None = None) -> Totals:
         """Lower the loss on a batch; the terms that are returned are valid until the next step.
 
         Shapes: (B, C, H, W) uint8, (B,) int64, the part of the batch that this process has.
@@ -60,7 +60,7 @@ class Trainer:
         epoch, after = self.images / self.epoch_images, (self.images + of_all) / self.epoch_images
         self._set_rate(self.rate_factor * rate_at(self.config, epoch, after))
         self.loss.begin(epoch)
-        terms = self._update(images, *labels)
+        terms = self._update(images, labels)
         self.images += of_all
         found = Totals(terms, len(images))
         # If a batch has fewer images than processes, each process had the whole batch, so only the first one counts it.
@@ -70,9 +70,9 @@ class Trainer:
         """Multiply the learning rates of the schedule by a factor from now on."""
         self.rate_factor = factor
 
-    def score(self, images: Tensor, *labels: Tensor) -> Totals:
+    def score(self, images: Tensor, labels: Tensor | None = None) -> Totals:
         """Return the loss terms of a held-out batch. Shapes: (B, C, H, W) uint8, (B,) int64."""
-        return Totals.of(self._kept().score(images, *labels))
+        return Totals.of(self._kept().score(images, labels))
 
     def schedules(self) -> Metrics:
         """Return the learning rate and the weight of the KL at an epoch's last step."""
@@ -144,9 +144,9 @@ class Trainer:
     def _fresh_update(self) -> Step:
         return Replayed(self._update_now, self.config.batch_size) if self._is_replayed else self._update_now
 
-    def _update_now(self, *batch: Tensor) -> Terms:
+    def _update_now(self, images: Tensor, labels: Tensor | None = None) -> Terms:
         """Change the weights by one step. All that a CUDA graph replays is in here."""
-        terms = self._fill_gradients(*batch)
+        terms = self._fill_gradients(images, labels)
         if self.config.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.loss.parameters(), self.config.clip_norm)
         self.optimizer.step()
@@ -166,20 +166,20 @@ class Trainer:
         for kept, value in zip(averaged.buffers(), self.loss.buffers(), strict=True):
             kept.copy_(value)
 
-    def _backward(self, images: Tensor, *labels: Tensor) -> Terms:
+    def _backward(self, images: Tensor, labels: Tensor | None) -> Terms:
         """Fill the weights' gradients."""
         self.optimizer.zero_grad()
         of_all = self._of_all(images)
         gather = SharedBatch(self.world, of_all).gather if self.world.size > 1 else alone
         with self._precision(images):
-            terms = self._wrapped(images, *labels, gather=gather)
+            terms = self._wrapped(images, labels, gather=gather)
         torch.autograd.backward(terms["loss"].mean() * self.world.weight(len(images), of_all))
         return summed({name: values.detach() for name, values in terms.items()})
 
-    def _traceable_backward(self, images: Tensor, *labels: Tensor) -> Terms:
+    def _traceable_backward(self, images: Tensor, labels: Tensor | None) -> Terms:
         """Fill the weights' gradients by operations that torch.compile captures as one graph."""
         with self._precision(images):
-            terms = self.loss(images, *labels)
+            terms = self.loss(images, labels)
         weights = list(self.loss.parameters())
         gradients = torch.autograd.grad(terms["loss"].mean(), weights, materialize_grads=True)
         with torch.no_grad():
