@@ -18,7 +18,7 @@ from conftest import CHANGES
 from dvc_project import Project, project_in
 from ruamel.yaml import YAML
 
-from reparam import launch
+from reparam.commands import launch
 from reparam.errors import UserError
 
 TWO = "torchrun --nproc-per-node 2"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from training import Training, black_and_white, equal, kill_after, result_of, small_data, small_trainer
 
-from reparam.threads import OthersCompute
+from reparam.machine.threads import OthersCompute
 from reparam.train import keeper as keeper_module
 from reparam.train.checkpoint import Checkpoints
 from reparam.train.sums import Totals
