@@ -20,7 +20,8 @@ from reparam.data.pixels import Pixels
 from reparam.data.store import SPLITS
 from reparam.export import stage as export
 from reparam.export.onnx import Graph, graphs_of
-from reparam.models.build import AnyModel, build_model
+from reparam.models.build import build_model
+from reparam.models.latent import LatentModel
 from reparam.models.likelihoods import is_density
 from reparam.models.storage import save_weights
 from reparam.objectives import has_prior
@@ -41,7 +42,7 @@ class Exported:
     """What went into the stage `export`; what came out stands in `paths`."""
 
     paths: Paths
-    model: AnyModel
+    model: LatentModel
     pixels: Pixels
     images: store.Images  # the test split, (N, H, W, C)
 

@@ -17,7 +17,8 @@ from reparam.data.pixels import Pixels
 from reparam.data.store import Images, Split
 from reparam.evaluate.scoring import Scores
 from reparam.evaluate.subject import Data, Subject
-from reparam.models.build import AnyModel, build_model
+from reparam.models.build import build_model
+from reparam.models.latent import LatentModel
 
 SHAPE = (1, 2, 3)
 GREY = image_facts("none")
@@ -40,7 +41,7 @@ def settings(**changes: Any) -> EvaluateConfig:
     return small_section("evaluate", **small | changes)
 
 
-def some_model(shape: tuple[int, ...] = SHAPE, **changes: Any) -> AnyModel:
+def some_model(shape: tuple[int, ...] = SHAPE, **changes: Any) -> LatentModel:
     """An untrained model, always with the same weights; of a hierarchy, two layers."""
     small = {"hidden": [5], "latent": 3, "upper": [2], "upper_hidden": [4]}
     torch.manual_seed(0)
@@ -93,7 +94,7 @@ def some_scores(images: int, latent: int, **changes: Sequence[float] | Tensor) -
     return Scores(**tensors, layer_sizes=(latent,))
 
 
-def scored(model: AnyModel, data: Data, **changes: Any) -> Subject:
+def scored(model: LatentModel, data: Data, **changes: Any) -> Subject:
     """A subject with the scores that the model really has."""
     return Subject.scored(model, data, settings(**changes))
 

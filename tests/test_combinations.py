@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from reparam.models.given import given
 from some_cards import image_facts, small_config
 from torch import Tensor
 from training import (
@@ -19,8 +20,8 @@ from reparam.config import ObjectiveConfig
 from reparam.data.pixels import Pixels
 from reparam.errors import ParamsError
 from reparam.models import build
-from reparam.models.build import AnyModel, build_model
-from reparam.models.given import given
+from reparam.models.build import build_model
+from reparam.models.latent import LatentModel
 from reparam.models.likelihoods import LIKELIHOODS, Gaussian
 from reparam.models.networks import NETWORKS
 from reparam.models.priors import PRIORS, Standard
@@ -181,7 +182,7 @@ def test_a_refusal_names_every_prior_that_would_do(monkeypatch: pytest.MonkeyPat
         build_model(model_config(**KINDS["fsq"] | SIZES | {"prior": "mixture"}), IMAGES.shape[1:])
 
 
-def train_two_steps(model: AnyModel, wanted: ObjectiveConfig, *labels: Tensor) -> None:
+def train_two_steps(model: LatentModel, wanted: ObjectiveConfig, *labels: Tensor) -> None:
     """Take two steps, all of whose numbers must be finite, and see that weights have moved."""
     loss = Loss(model, Pixels(image_facts("none")), wanted)
     trainer = Trainer(loss, TRAIN, epoch_images=100)

@@ -7,12 +7,13 @@ from torch import Tensor
 
 from reparam.commands import gradients
 from reparam.commands.gradients import ESTIMATORS, _gradients, _moments, noise_to_signal
-from reparam.models.build import AnyModel, build_model
+from reparam.models.build import build_model
+from reparam.models.latent import LatentModel
 
 SHAPE = (1, 2, 2)
 
 
-def some_model(**changes: Any) -> AnyModel:
+def some_model(**changes: Any) -> LatentModel:
     torch.manual_seed(0)
     small = {"hidden": [3], "latent": 2, "upper": [1], "upper_hidden": [2], "activation": "tanh"}
     return build_model(small_section("model", **small | changes), SHAPE)
@@ -22,7 +23,7 @@ def some_images() -> Tensor:
     return torch.bernoulli(torch.full((4, *SHAPE), 0.5), generator=torch.Generator().manual_seed(1))
 
 
-def encoder_weights(model: AnyModel) -> list[Tensor]:
+def encoder_weights(model: LatentModel) -> list[Tensor]:
     return [weight for name, weight in model.named_parameters() if name.startswith(("encoder", "feature"))]
 
 

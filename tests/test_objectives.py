@@ -9,8 +9,9 @@ from linear_gaussian import LinearGaussian
 from torch import Tensor
 from torch.distributions import Normal
 
-from reparam.models.build import AnyModel, build_model
+from reparam.models.build import build_model
 from reparam.models.draw import Draw, Estimator, Layer
+from reparam.models.latent import LatentModel
 from reparam.models.priors import StandardNormal
 from reparam.objectives import OBJECTIVES, Setting, Terms, aggregate_posterior
 
@@ -61,7 +62,7 @@ def minimise(name: str, model: Any, x: Tensor | None = None, epoch: float = math
     return OBJECTIVES[name].terms(model, torch.zeros(2, *IMAGE) if x is None else x, config, setting)
 
 
-def small_model(**changes: Any) -> AnyModel:
+def small_model(**changes: Any) -> LatentModel:
     small = {"hidden": (3,), "activation": "tanh", "latent": 2, "upper": (3,), "upper_hidden": (4,)}
     return build_model(small_section("model", **small | changes), IMAGE)
 

@@ -82,14 +82,14 @@ class World:
     def deal(self, images: int, batch_size: int) -> tuple[list[int], Tensor]:
         """Deal out whole batches of all images in order; return numbers and rows of our batches. Shapes: -> (n,).
 
-        A process without a batch also receives the first one: it needs terms to add up, as terms of no images.
+        A process without a batch also receives the first one, whose terms then count for no images.
         """
         batches = torch.split(torch.arange(images), batch_size) if images else ()
         numbers = list(range(self.rank, len(batches), self.size)) or list(range(len(batches)))[:1]
         return numbers, torch.cat([torch.arange(0), *(batches[number] for number in numbers)])
 
     def put_together(self, rows: Tensor, columns: Sequence[Tensor]) -> list[Tensor]:
-        """Return columns of all images in the first process, and in the others those of their own, as they are.
+        """Return, in the first process, columns of all images, and in the others the columns unchanged.
 
         `rows` are those that `deal` gave us. Shapes: (n,), (n, ...) each -> (N, ...) each, on the CPU.
         """

@@ -23,7 +23,7 @@ from reparam.evaluate.samplers import SAMPLERS
 from reparam.evaluate.subject import Subject
 from reparam.figures.images import plot_contact_sheet, tile
 from reparam.figures.style import indexed, png
-from reparam.models.build import AnyModel
+from reparam.models.latent import LatentModel
 from reparam.report import page as report
 from reparam.runtime import random_stream
 
@@ -39,7 +39,7 @@ def subject_of(
     labels: list[int],
     kl: list[float],
     card: ImageFacts = DRAWN,
-    model: AnyModel | None = None,
+    model: LatentModel | None = None,
     config: EvaluateConfig = SETTINGS,
     **changes: Sequence[float] | Tensor,
 ) -> Subject:
@@ -61,7 +61,7 @@ def draw(*arguments: Any) -> dict[str, Figure]:
     return gallery.draw(subject_of(*arguments))
 
 
-def decoded_by(model: AnyModel) -> list[Tensor]:
+def decoded_by(model: LatentModel) -> list[Tensor]:
     """Collect what the decoder is asked to decode."""
     found = list[Tensor]()
     model.decoder.register_forward_hook(lambda _module, inputs, _output: found.append(inputs[0]))

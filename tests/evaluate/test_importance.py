@@ -10,7 +10,7 @@ from torch import Tensor
 
 from reparam.data.batches import Batch
 from reparam.evaluate.importance import BYTES_PER_NUMBER, MEMORY, bytes_per_draw, importance, levels, read_curve
-from reparam.models.build import AnyModel, build_model
+from reparam.models.build import build_model
 from reparam.models.draw import Draw, Encoded, Estimator
 from reparam.models.latent import LatentModel
 from reparam.models.priors import StandardNormal
@@ -110,7 +110,7 @@ def test_drawing_in_chunks_changes_nothing(
     torch.testing.assert_close(found.effective, log_w.softmax(0).square().sum(0).reciprocal())
 
 
-def some_model(hidden: int, **changes: Any) -> AnyModel:
+def some_model(hidden: int, **changes: Any) -> LatentModel:
     torch.manual_seed(0)
     changes = {"hidden": [hidden], "latent": 2, "likelihood": "bernoulli"} | changes
     return build_model(small_section("model", **changes), (1, 2, 3)).eval()

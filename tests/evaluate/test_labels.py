@@ -18,14 +18,15 @@ from reparam.evaluate.importance import importance
 from reparam.evaluate.measures import measure
 from reparam.evaluate.samplers import draw_codes
 from reparam.evaluate.subject import Subject
-from reparam.models.build import AnyModel, build_model
+from reparam.models.build import build_model
+from reparam.models.latent import LatentModel
 from reparam.models.model import Model
 
 LABELS = [2, 0, 1, 2, 2, 1, 0, 2]
 PARTS = {"annealing": {"images": 3, "steps": 3, "chains": 2}, "generated": {"images": 8}}
 
 
-def some_model(shape: tuple[int, ...] = SHAPE, **changes: Any) -> AnyModel:
+def some_model(shape: tuple[int, ...] = SHAPE, **changes: Any) -> LatentModel:
     torch.manual_seed(0)
     small = {"condition": "label", "size": 2, "hidden": [5], "latent": 3, "upper": [2], "upper_hidden": [4]}
     model = build_model(small_section("model", **small | changes), shape, classes=3).eval()
@@ -33,7 +34,7 @@ def some_model(shape: tuple[int, ...] = SHAPE, **changes: Any) -> AnyModel:
     return model.requires_grad_(False)
 
 
-def subject(model: AnyModel, split: Split | None = None, **changes: Any) -> Subject:
+def subject(model: LatentModel, split: Split | None = None, **changes: Any) -> Subject:
     data = replace(some_data(split or some_split(LABELS)), is_conditional=True)
     return Subject.scored(model, data, settings(**{"nll_samples": 5} | changes))
 

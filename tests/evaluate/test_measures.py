@@ -39,8 +39,9 @@ from reparam.evaluate.sample_quality import fit_projection, pca_quality
 from reparam.evaluate.scoring import score
 from reparam.evaluate.subject import Subject
 from reparam.metrics import describe
-from reparam.models.build import AnyModel, start_at_mean
+from reparam.models.build import start_at_mean
 from reparam.models.draw import standard_error
+from reparam.models.latent import LatentModel
 from reparam.runtime import random_stream
 
 SHAPE = (1, 4, 4)
@@ -54,7 +55,7 @@ ANNEALED = with_errors({"ais_nll", "ais_minus_nll", "ais_gap"})
 REASON = "not measured: this model has no likelihood of these pixels"
 
 
-def model_of(scale: float = 3.0, **changes: Any) -> AnyModel:
+def model_of(scale: float = 3.0, **changes: Any) -> LatentModel:
     """An untrained model, whose latents nevertheless depend on the image."""
     model = some_model(SHAPE, **{"hidden": [6], "upper_hidden": [5]} | changes)
     with torch.no_grad():
@@ -74,7 +75,7 @@ def two_kinds(count: int, seed: int) -> Split:
 
 
 def subject_of(
-    model: AnyModel,
+    model: LatentModel,
     images: Split | None = None,
     card: ImageFacts = SCALED,
     *,

@@ -14,7 +14,7 @@ from reparam.evaluate.annealing import Joint, Schedule, annealed_log_likelihood
 from reparam.evaluate.samplers import draw_codes
 from reparam.evaluate.subject import Subject
 from reparam.models import logistic
-from reparam.models.build import AnyModel
+from reparam.models.latent import LatentModel
 from reparam.models.likelihoods import LIKELIHOODS
 from reparam.models.priors import PRIORS
 
@@ -26,7 +26,7 @@ LITTLE = {"elbo_samples": 1, "nll_samples": 2, "annealing": {"images": 2, "chain
 SETTINGS = settings(precision="bf16", generated={"images": 4}, **LITTLE)
 
 
-def model_of(kind: str, likelihood: str = "gaussian_per_pixel") -> AnyModel:
+def model_of(kind: str, likelihood: str = "gaussian_per_pixel") -> LatentModel:
     changes = {"prior": kind} if kind in PRIORS else KINDS[kind]
     return some_model(SHAPE, **changes, latent=LATENT, likelihood=likelihood).requires_grad_(False)
 

@@ -13,7 +13,8 @@ from reparam.config.evaluate import MixtureConfig
 from reparam.data.batches import View
 from reparam.evaluate import samplers
 from reparam.evaluate.samplers import draw_codes, mixture, prior
-from reparam.models.build import AnyModel, build_model
+from reparam.models.build import build_model
+from reparam.models.latent import LatentModel
 from reparam.models.priors import StandardNormal
 
 SHAPE = (1, 2, 3)
@@ -30,7 +31,7 @@ def two_clusters(first: int, second: int) -> Callable[[], Tensor]:
     return lambda: torch.cat([left, right])
 
 
-def some_model(**changes: Any) -> AnyModel:
+def some_model(**changes: Any) -> LatentModel:
     torch.manual_seed(0)
     small = {"hidden": [5], "latent": 3, "upper": [2], "upper_hidden": [4]}
     return build_model(small_section("model", **small | changes), SHAPE).eval()

@@ -12,7 +12,8 @@ from reparam.data.batches import Batches
 from reparam.data.pixels import Pixels
 from reparam.errors import UserError
 from reparam.logged.filmstrip import COLUMNS, Filmstrip, epochs_between_pictures
-from reparam.models.build import AnyModel, build_model
+from reparam.models.build import build_model
+from reparam.models.latent import LatentModel
 from reparam.track.run import NoRun
 
 PIXELS = Pixels(image_facts("none"))
@@ -30,7 +31,7 @@ class Album(NoRun):
         self.pictures[name] = imread(io.BytesIO(content))
 
 
-def some_model(**changes: Any) -> AnyModel:
+def some_model(**changes: Any) -> LatentModel:
     torch.manual_seed(0)
     return build_model(small_section("model", **{"hidden": [5], "latent": 2} | changes), SHAPE)
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from reparam.config import ModelConfig
 from reparam.errors import ParamsError
 from reparam.models.autoencoder import Autoencoder
-from reparam.models.build import AnyModel, build_model, start_at_mean
+from reparam.models.build import build_model, start_at_mean
 from reparam.models.hierarchical import HierarchicalVAE
+from reparam.models.latent import LatentModel
 from reparam.models.likelihoods import LIKELIHOODS
 from reparam.models.networks import NETWORKS
 from reparam.models.ranges import CLIP
@@ -34,7 +35,7 @@ def config(**changes: Any) -> ModelConfig:
     return small_section("model", **small | changes)
 
 
-def build(shape: tuple[int, ...] = SHAPE, seed: int = 0, **changes: Any) -> AnyModel:
+def build(shape: tuple[int, ...] = SHAPE, seed: int = 0, **changes: Any) -> LatentModel:
     torch.manual_seed(seed)
     return build_model(config(**changes), shape)
 
@@ -186,7 +187,7 @@ def test_images_that_convolutions_cannot_have_are_refused(kind: str) -> None:
         build((1, 6, 8), kind=kind, network="conv")
 
 
-def untrained_mean(model: AnyModel) -> Tensor:
+def untrained_mean(model: LatentModel) -> Tensor:
     """The mean image of a decoder that ignores its input."""
     layers = [layer for layer in model.decoder.modules() if isinstance(layer, nn.Linear | nn.ConvTranspose2d)]
     nn.init.zeros_(layers[-1].weight)

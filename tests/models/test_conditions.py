@@ -13,9 +13,9 @@ from reparam.config.model import LabelConfig
 from reparam.data.batches import Batch
 from reparam.errors import ParamsError
 from reparam.evaluate.importance import importance
-from reparam.models import build
-from reparam.models.build import AnyModel, build_model
+from reparam.models.build import build_model
 from reparam.models.conditions import Label
+from reparam.models.latent import LatentModel
 from reparam.models.model import Model
 from reparam.models.vae import VAE
 
@@ -30,7 +30,7 @@ KINDS: dict[str, dict[str, Any]] = {
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-def conditional(network: str = "mlp", **changes: Any) -> AnyModel:
+def conditional(network: str = "mlp", **changes: Any) -> LatentModel:
     """A model that was told labels long enough for them to matter, in double precision."""
     small = {"condition": "label", "size": SIZE, "latent": LATENT, "network": network, "activation": "tanh"}
     small |= {"hidden": (6,), "channels": (4,), "upper": (2,), "upper_hidden": (4,)}
@@ -44,7 +44,7 @@ def some_images(count: int) -> Tensor:
     return torch.rand((count, *IMAGE), dtype=torch.float64, generator=torch.Generator().manual_seed(1)).round()
 
 
-def of_class(model: AnyModel, label: int) -> VAE:
+def of_class(model: LatentModel, label: int) -> VAE:
     """The model of one class alone, told nothing: what it would be told is in the biases of its first layers."""
     assert isinstance(model.condition, Label)
     alone = build_model(small_section("model", latent=LATENT, hidden=(6,), activation="tanh"), IMAGE).double().eval()
@@ -150,15 +150,6 @@ def test_labels_add_their_numbers_and_as_many_inputs_of_the_decoder() -> None:
     )
     sizes = [sum(weight.numel() for weight in model.parameters()) for model in (told, untold)]
     assert sizes[0] - sizes[1] == CLASSES * SIZE + SIZE * 8 + SIZE * 6
-
-
-def test_a_kind_that_knows_of_no_labels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Other(nn.Module):
-        pass
-
-    monkeypatch.setitem(build.KINDS, "vae", build.Kind("Other", lambda _: Other(), (1, 1)))
-    with pytest.raises(ParamsError, match=r"^params\.yaml: model\.condition: wanted 'none' with model\.kind 'vae'"):
-        build_model(small_section("model", condition="label"), IMAGE, CLASSES)
 
 
 def test_latents_that_are_an_image_are_told_nothing() -> None:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from reparam.config.model import ModelConfig
 from reparam.errors import ParamsError
 from reparam.models.autoencoder import Autoencoder
-from reparam.models.build import AnyModel, build_model, start_at_mean
+from reparam.models.build import build_model, start_at_mean
 from reparam.models.draw import gaussian_log_prob, standard_normal_log_prob
+from reparam.models.latent import LatentModel
 from reparam.models.resnet import Attention, Residual
 from reparam.models.vae import VAE
 
@@ -27,12 +28,12 @@ def config(**changes: Any) -> ModelConfig:
     return small_section("model", network="resnet", resnet=resnet, **changes)
 
 
-def build(shape: tuple[int, ...] = SHAPE, **changes: Any) -> AnyModel:
+def build(shape: tuple[int, ...] = SHAPE, **changes: Any) -> LatentModel:
     torch.manual_seed(0)
     return build_model(config(**changes), shape)
 
 
-def spatial(**changes: Any) -> AnyModel:
+def spatial(**changes: Any) -> LatentModel:
     return build(latent_channels=SPATIAL[0], latent=None, **changes)
 
 

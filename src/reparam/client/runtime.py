@@ -103,7 +103,7 @@ def _load() -> Any:
 
 
 def _problem_of_cuda(onnxruntime: Any) -> str:
-    """Say why CUDA cannot be used. Asked for in vain, onnxruntime would print red lines and use the CPU."""
+    """Say why CUDA cannot be used: if it were requested, onnxruntime would print errors and use the CPU."""
     if CUDA not in onnxruntime.get_available_providers():
         both = " (both packages are installed, and the last one overwrote the other)" if installed_twice() else ""
         return f"an onnxruntime without it{both}; {repair('onnxruntime-gpu')}"

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from reparam.data.batches import Batch
-from reparam.models.build import AnyModel
 from reparam.models.draw import Draw, Encoded, standard_error
+from reparam.models.latent import LatentModel
 from reparam.models.model import Model
 from reparam.objectives import log_weights
 from reparam.progress import Advance, ignore
@@ -37,7 +37,7 @@ def levels(samples: int) -> list[int]:
 
 
 @torch.no_grad()
-def importance(model: AnyModel, batches: Iterable[Batch], samples: int, advance: Advance = ignore) -> Importance:
+def importance(model: LatentModel, batches: Iterable[Batch], samples: int, advance: Advance = ignore) -> Importance:
     """Estimate -log p(x) with samples of the posterior; an upper bound in expectation, exact as K grows.
 
     Sums are streamed: memory stays near MEMORY for any K, unless one sample of one image needs more. `advance` gets
@@ -62,7 +62,7 @@ class Chunk:
     model: Model  # with their labels bound, if it is conditional
 
 
-def chunks(model: AnyModel, batches: Iterable[Batch]) -> Iterator[Chunk]:
+def chunks(model: LatentModel, batches: Iterable[Batch]) -> Iterator[Chunk]:
     """Cut batches into images of which one sample each fits into MEMORY, or single ones.
 
     The first batch shows how much memory a sample takes: all images have the same shape.
@@ -99,7 +99,7 @@ def draws(chunk: Chunk, samples: int) -> Iterator[Draw]:
         yield chunk.model.draw_from(chunk.encoded, chunk.x, min(each, samples - start))
 
 
-def bytes_per_draw(model: AnyModel, x: Tensor, labels: Tensor | None = None) -> int:
+def bytes_per_draw(model: LatentModel, x: Tensor, labels: Tensor | None = None) -> int:
     """Estimate the memory of one sample of one image: that of the widest layer, or of the likelihood if it is more.
 
     Shapes: x (B, C, H, W), labels (B,), of which the first row is used.

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from reparam.config.evaluate import MixtureConfig
 from reparam.data.batches import View
-from reparam.models.build import AnyModel
 from reparam.models.draw import Prior
+from reparam.models.latent import LatentModel
 
 CODES = 10_000  # at most, because a mixture of tens of Gaussians needs no more
 
@@ -51,7 +51,7 @@ def frequencies(count: int, _known: Prior, codes: Callable[[], Tensor]) -> Tenso
 
 
 @torch.no_grad()
-def draw_codes(model: AnyModel, data: View) -> Tensor:
+def draw_codes(model: LatentModel, data: View) -> Tensor:
     """Draw one code each of up to CODES images, chosen at random. Shapes: -> (N, D)."""
     return torch.cat(
         [

@@ -12,8 +12,8 @@ from reparam.config import EvaluateConfig
 from reparam.data.batches import Batch, View
 from reparam.distributed import ALONE, World
 from reparam.evaluate.importance import Chunk, chunks, draws, importance_of
-from reparam.models.build import AnyModel
 from reparam.models.draw import standard_error
+from reparam.models.latent import LatentModel
 from reparam.progress import Advance, counting
 from reparam.runtime import computing_in, random_stream
 
@@ -39,7 +39,7 @@ class Scores:
 
 @torch.no_grad()
 def score(
-    model: AnyModel,
+    model: LatentModel,
     data: View,
     config: EvaluateConfig,
     purpose: str = "score",

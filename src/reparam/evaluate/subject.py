@@ -22,7 +22,7 @@ from reparam.evaluate.disentanglement import Coded
 from reparam.evaluate.samplers import SAMPLERS, Sampler, draw_codes
 from reparam.evaluate.scoring import Scores, score
 from reparam.figures.style import indexed, literal
-from reparam.models.build import AnyModel
+from reparam.models.latent import LatentModel
 from reparam.models.model import Model
 from reparam.models.quantized import Quantized
 from reparam.runtime import random_stream
@@ -63,13 +63,13 @@ class Data:
 class Subject:
     """A model, the images that it was scored on, and its scores: every measure and figure is a function of it."""
 
-    model: AnyModel
+    model: LatentModel
     data: Data
     settings: EvaluateConfig
     scores: Scores
 
     @classmethod
-    def scored(cls, model: AnyModel, data: Data, settings: EvaluateConfig, world: World = ALONE) -> Self:
+    def scored(cls, model: LatentModel, data: Data, settings: EvaluateConfig, world: World = ALONE) -> Self:
         """Score a model on the images of a split, which several processes share; the first has all scores."""
         with_nll = model.has_elbo(is_density=data.is_density)
         return cls(model, data, settings, score(model, data.images, settings, world=world, with_nll=with_nll))

@@ -22,8 +22,8 @@ from reparam.cards.model import ModelCard, TrainedParams
 from reparam.export.onnx import CODES
 from reparam.export.runtime import Runtime
 from reparam.lineage import source_hash
-from reparam.models.build import AnyModel
 from reparam.models.draw import Prior
+from reparam.models.latent import LatentModel
 from reparam.models.quantized import Quantized
 
 # The oldest release that ran the files of an opset. Tried were 1.15.0 (the first for Python 3.11), 1.17.0, 1.18.0,
@@ -43,7 +43,7 @@ Array = npt.NDArray[Any]
 Arrays = dict[str, Array]  # by the names of inputs
 
 
-def describe(model: AnyModel, card: ModelCard, data: DataCard, grey_pixels: GreyPixels) -> ExportedModel:
+def describe(model: LatentModel, card: ModelCard, data: DataCard, grey_pixels: GreyPixels) -> ExportedModel:
     """Collect what does not depend on the files, and the way back to the parameters."""
     channels, height, width = card.data.shape
     return ExportedModel(
@@ -77,14 +77,14 @@ def _name(prior: Prior) -> Literal["standard normal", "gaussian mixture"] | None
     return "gaussian mixture" if prior.components() else None
 
 
-def _codebook(model: AnyModel) -> CodebookFacts | None:
+def _codebook(model: LatentModel) -> CodebookFacts | None:
     if not isinstance(model, Quantized):
         return None
     quantizer = model.quantizer
     return CodebookFacts(codes=quantizer.size, positions=model.positions, dimensions=quantizer.dimensions)
 
 
-def write_codebook(model: AnyModel, path: Path) -> None:
+def write_codebook(model: LatentModel, path: Path) -> None:
     """Write the vectors of codes, by their numbers. Shapes: vectors (C, d) float32."""
     assert isinstance(model, Quantized)
     with path.open("wb") as file:

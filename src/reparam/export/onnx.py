@@ -8,11 +8,10 @@ from torch import Tensor, nn
 
 from reparam.cards.export import GraphFacts, TensorFacts
 from reparam.data.pixels import Pixels
-from reparam.models.autoencoder import Autoencoder
-from reparam.models.build import AnyModel
 from reparam.models.conditions import Label
 from reparam.models.draw import Draw
 from reparam.models.hierarchical import HierarchicalVAE
+from reparam.models.latent import LatentModel
 from reparam.models.quantized import Quantized
 from reparam.models.vae import VAE
 
@@ -26,7 +25,7 @@ LABEL = "label"
 class Graph(nn.Module):
     """A function of tensors whose first dimension is the batch, in the order of `facts`."""
 
-    def __init__(self, model: AnyModel, pixels: Pixels, facts: GraphFacts) -> None:
+    def __init__(self, model: LatentModel, pixels: Pixels, facts: GraphFacts) -> None:
         super().__init__()
         self.model = model
         self.pixels = pixels
@@ -53,7 +52,7 @@ class EncoderGraph(Graph):
     Shapes: -> (B, D) each, or (B, C, H, W) if latents are an image, as in all graphs; codes (B, P) int64.
     """
 
-    def __init__(self, model: AnyModel, pixels: Pixels, grey_pixels: str) -> None:
+    def __init__(self, model: LatentModel, pixels: Pixels, grey_pixels: str) -> None:
         unit = _unit(model)
         mean = _tensor("mean", model.latent_shape, unit, "mean of q(z|x), the code of an image")
         unit = f"log of squared {DEVIATIONS}" if unit == DEVIATIONS else ""
@@ -81,7 +80,7 @@ class EncoderGraph(Graph):
 class DecoderGraph(Graph):
     """Latents, shaped as the encoder's mean -> images as uint8 and their float means in [0, 1], both (B, H, W, C)."""
 
-    def __init__(self, model: AnyModel, pixels: Pixels) -> None:
+    def __init__(self, model: LatentModel, pixels: Pixels) -> None:
         latents = _tensor("latents", model.latent_shape, _unit(model), "codes to decode")
         outputs = (_images(model, "the mean in grey levels"), _mean("mean", model))
         super().__init__(model, pixels, GraphFacts(inputs=(latents, *_label(model)), outputs=outputs))
@@ -123,12 +122,12 @@ class ScoreGraph(Graph):
         return self.served_mean(output), -draw.log_px, draw.kl
 
 
-def graphs_of(model: AnyModel, pixels: Pixels, grey_pixels: str, *, has_elbo: bool) -> dict[str, Graph]:
+def graphs_of(model: LatentModel, pixels: Pixels, grey_pixels: str, *, has_elbo: bool) -> dict[str, Graph]:
     """Return the graphs of a model by name; a score only where the likelihood is a density of such pixels."""
     encoder = EncoderGraph(model, pixels, grey_pixels)
     graphs: dict[str, Graph] = {"encoder": encoder, "decoder": DecoderGraph(model, pixels)}
     if has_elbo:
-        assert not isinstance(model, Autoencoder)
+        assert isinstance(model, VAE | HierarchicalVAE)
         graphs["score"] = ScoreGraph(model, encoder)
     return graphs
 
@@ -161,13 +160,13 @@ def serve(grey: Tensor, grey_pixels: str) -> Tensor:
     return (grey >= 0.5).to(grey.dtype) if grey_pixels == "threshold" else grey
 
 
-def _unit(model: AnyModel) -> str:
+def _unit(model: LatentModel) -> str:
     if isinstance(model, Quantized):
         return TABLE
     return DEVIATIONS if model.prior.is_standard else OWN_UNIT
 
 
-def _images(model: AnyModel, meaning: str) -> TensorFacts:
+def _images(model: LatentModel, meaning: str) -> TensorFacts:
     channels, *sides = model.shape
     return TensorFacts(
         name="images",
@@ -191,7 +190,7 @@ def _codes(model: Quantized) -> TensorFacts:
     )
 
 
-def _label(model: AnyModel) -> tuple[TensorFacts, ...]:
+def _label(model: LatentModel) -> tuple[TensorFacts, ...]:
     """Describe the input that only conditional models have."""
     if not isinstance(model.condition, Label):
         return ()
@@ -200,7 +199,7 @@ def _label(model: AnyModel) -> tuple[TensorFacts, ...]:
     return (facts.model_copy(update={"dtype": "int64", "range": (0.0, float(most))}),)
 
 
-def _mean(name: str, model: AnyModel) -> TensorFacts:
+def _mean(name: str, model: LatentModel) -> TensorFacts:
     channels, *sides = model.shape
     facts = _tensor(name, (*sides, channels), "from black to white", "mean of p(x|z)")
     return facts.model_copy(update={"range": (0.0, 1.0)})

@@ -20,8 +20,8 @@ from reparam.data.pixels import Pixels
 from reparam.export import golden, manifest, onnx, program, readme, triton, variants, verify
 from reparam.export.runtime import Runtime
 from reparam.files import whole_directory
-from reparam.models.build import AnyModel
 from reparam.models.draw import standard_error
+from reparam.models.latent import LatentModel
 from reparam.models.storage import load_model
 from reparam.paths import Paths
 from reparam.runtime import NUMBERS_AT_ONCE, make_deterministic, random_stream
@@ -131,7 +131,7 @@ def _write_descriptions(card: ExportCard, directory: Path) -> None:
 
 @torch.no_grad()
 def serving_skew(
-    model: AnyModel, images: store.Images, pixels: Pixels, grey_pixels: GreyPixels, label: Array | None = None
+    model: LatentModel, images: store.Images, pixels: Pixels, grey_pixels: GreyPixels, label: Array | None = None
 ) -> dict[str, float]:
     """Measure the cost of encoding grey images, as apps do, if training encoded random binarizations of them.
 

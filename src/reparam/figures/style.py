@@ -63,7 +63,7 @@ def png(figure: Figure) -> bytes:
 
 
 def indexed(name: str) -> str:
-    """Write the number in the name of a latent, z7, below the line; matplotlib's formulas take ten times as long."""
+    """Write the number in the name of a latent, z7, as a subscript: matplotlib's formulas take ten times as long."""
     return name.translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from reparam.data.batches import Batches
 from reparam.data.pixels import Pixels
 from reparam.errors import UserError
-from reparam.models.build import AnyModel
+from reparam.models.latent import LatentModel
 from reparam.models.model import Model
 from reparam.track import Run
 
@@ -47,7 +47,7 @@ class Filmstrip:
         self.every = every
         self.has_prior = has_prior
 
-    def show(self, model: AnyModel, epoch: int) -> None:
+    def show(self, model: LatentModel, epoch: int) -> None:
         """Log the picture of an epoch, if it is one of the regular epochs."""
         if not self.every or epoch % self.every:
             return
@@ -61,7 +61,7 @@ class Filmstrip:
         self.run.log_picture(f"filmstrip/epoch-{epoch:04}.png", picture.getvalue())
 
     @torch.no_grad()
-    def _rows(self, model: AnyModel) -> list[Tensor]:
+    def _rows(self, model: LatentModel) -> list[Tensor]:
         """Return images, reconstructions and, if there is a prior, samples. Shapes: each (COLUMNS, C, H, W).
 
         A conditional model draws its samples with the labels of the images above.

@@ -15,6 +15,7 @@ from reparam.models.autoencoder import Autoencoder
 from reparam.models.conditions import Condition, Label, Unconditional
 from reparam.models.draw import Likelihood, Prior
 from reparam.models.hierarchical import HierarchicalVAE
+from reparam.models.latent import LatentModel
 from reparam.models.likelihoods import LIKELIHOODS
 from reparam.models.linear import Linear
 from reparam.models.networks import NETWORKS, Network
@@ -22,7 +23,6 @@ from reparam.models.priors import PRIORS, Latents, StandardNormal
 from reparam.models.quantized import Quantized, Quantizer
 from reparam.models.vae import VAE
 
-AnyModel = Autoencoder | VAE | HierarchicalVAE
 MOST_CODES = 1 << 16  # combinations of levels: they are exported as a table, and nobody trains so many
 
 
@@ -47,7 +47,7 @@ class Parts:
         return self.network.decoder(self.latent + self.condition.size, (channels * self.likelihood.outputs, *sides))
 
 
-def build_model(config: ModelConfig, shape: tuple[int, ...], classes: int = 0) -> AnyModel:
+def build_model(config: ModelConfig, shape: tuple[int, ...], classes: int = 0) -> LatentModel:
     """Build a model with fresh weights from torch's generator. Shapes: `shape` is (C, H, W).
 
     `classes` is the number of labels of a conditional model.
@@ -110,7 +110,7 @@ def _latent_shape(config: ModelConfig, network: Network, shape: tuple[int, ...])
     return of_network
 
 
-def start_at_mean(model: AnyModel, mean: Tensor) -> None:
+def start_at_mean(model: LatentModel, mean: Tensor) -> None:
     """Let the output bias alone put out the mean training image; convolutions, its mean per channel.
 
     Shapes: `mean` (C, H, W).
@@ -217,7 +217,7 @@ class Kind:
     """A kind of model, and the choices that it goes with."""
 
     title: str  # on pages
-    build: Callable[..., AnyModel]  # from `Parts` and, if it has parameters, their block
+    build: Callable[..., LatentModel]  # from `Parts` and, if it has parameters, their block
     layers: tuple[float, float]  # of latents with a posterior: at least, at most
     has_any_prior: bool = False  # otherwise only N(0, I)
     has_smooth_code: bool = True  # whether the code changes smoothly with the image: not entries of a codebook

@@ -17,7 +17,10 @@ class LatentModel(nn.Module):
     likelihood: Likelihood
     prior: Prior
     condition: Condition
-    stochastic_layers: int
+    stochastic_layers: int  # of latents with a posterior; 0: a deterministic code, no log-likelihood
+    latent_size: int  # D, of all layers together
+    latent_shape: tuple[int, ...]  # (D,), or (C, H, W) with C * H * W = D: what apps see of a vector of latents
+    shape: tuple[int, ...]  # (C, H, W) of images
 
     def has_elbo(self, *, is_density: bool) -> bool:
         """Return whether there is a bound on log p(x): the likelihood is a density, and codes have a distribution."""
@@ -51,6 +54,10 @@ class LatentModel(nn.Module):
     @abstractmethod
     def posterior_of(self, encoded: Encoded) -> Gaussian:
         """Return mean and log variance of q(z|x) for encoded images. Shapes: -> (B, D), (B, D)."""
+
+    @abstractmethod
+    def sample_posterior(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Draw latents of each image, as `decode` takes them. Shapes: (B, C, H, W) -> (B, D)."""
 
     def draw(
         self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise", labels: Tensor | None = None

@@ -16,7 +16,7 @@ from reparam.models.ranges import CLIP, LOG_SIGMA, bound, invert, unbound
 
 PIXELS = (-3, -2, -1)
 FACTORS = 112  # 2 ** 112 is within float32; a seventh of MNIST's pixels
-# Of the continuous Bernoulli: below, its series are exact to float32, while the closed forms lose digits as 1 / output.
+# Outputs of the continuous Bernoulli that are smaller use a series, exact to float32: closed forms lose digits there.
 SMALL = 1.0
 
 

@@ -5,15 +5,18 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from reparam.models.build import AnyModel
 from reparam.models.draw import Draw, Encoded, Estimator, Gaussian
+from reparam.models.latent import LatentModel
 
 
 class Model:
     """p(x|y) and q(z|x, y) of images whose labels are known, or p(x) and q(z|x) of a model that has no condition."""
 
     def __init__(
-        self, module: AnyModel, labels: Tensor | None = None, charge: Callable[[Tensor, Tensor], Tensor] | None = None
+        self,
+        module: LatentModel,
+        labels: Tensor | None = None,
+        charge: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         """Bind the labels, (B,) int64, and perhaps a charge for mean images, (K, B, C, H, W), which each `draw` adds.
 

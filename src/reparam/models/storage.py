@@ -12,7 +12,8 @@ from reparam.cards.card import CARD
 from reparam.cards.model import ModelCard
 from reparam.errors import DamagedInputError
 from reparam.files import require, rerun, sha256
-from reparam.models.build import AnyModel, build_model
+from reparam.models.build import build_model
+from reparam.models.latent import LatentModel
 
 WEIGHTS = "weights.safetensors"
 
@@ -24,7 +25,7 @@ def save_weights(directory: Path, weights: dict[str, torch.Tensor]) -> str:
     return sha256(directory / WEIGHTS)
 
 
-def load_model(directory: Path, device: torch.device) -> tuple[AnyModel, ModelCard]:
+def load_model(directory: Path, device: torch.device) -> tuple[LatentModel, ModelCard]:
     """Rebuild a trained model from its card and weights, ready for evaluation; also return the card.
 
     Raises: MissingInputError, DamagedInputError.
@@ -33,7 +34,7 @@ def load_model(directory: Path, device: torch.device) -> tuple[AnyModel, ModelCa
     return rebuild(card, weights, device), card
 
 
-def rebuild(card: ModelCard, weights: Mapping[str, Tensor], device: torch.device) -> AnyModel:
+def rebuild(card: ModelCard, weights: Mapping[str, Tensor], device: torch.device) -> LatentModel:
     """Make a model of what `read_model` read."""
     model = build_model(card.model, card.data.shape, len(card.classes))
     model.load_state_dict(weights)

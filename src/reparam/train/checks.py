@@ -7,14 +7,15 @@ from torch import nn
 from reparam.cards.data import DataCard, ImageFacts
 from reparam.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
 from reparam.errors import ParamsError
-from reparam.models.build import KINDS, AnyModel, Kind
+from reparam.models.build import KINDS, Kind
+from reparam.models.latent import LatentModel
 from reparam.models.priors import PRIORS
 from reparam.models.quantized import Quantized
 from reparam.objectives import OBJECTIVES, Objective
 from reparam.train.loss import Loss
 
 
-def check_parts(model: AnyModel, config: Config, data: ImageFacts, *, images: int, processes: int = 1) -> None:
+def check_parts(model: LatentModel, config: Config, data: ImageFacts, *, images: int, processes: int = 1) -> None:
     """Refuse parts that do not go together, with this number of training images and processes.
 
     Raises: ParamsError.
@@ -43,7 +44,7 @@ def condition_classes(config: ModelConfig, data: DataCard) -> tuple[str, ...]:
     return data.classes
 
 
-def _check_pixels(model: AnyModel, config: ModelConfig, data: ImageFacts) -> None:
+def _check_pixels(model: LatentModel, config: ModelConfig, data: ImageFacts) -> None:
     kind = data.scaling.kind
     if kind != "unit" and model.likelihood.needs_unit:
         settings = "".join(f" ({block})" for block in config.arguments(config.likelihood))
@@ -63,7 +64,7 @@ def _check_pixels(model: AnyModel, config: ModelConfig, data: ImageFacts) -> Non
         )
 
 
-def _check_batches(model: AnyModel, config: Config, images: int, processes: int) -> None:
+def _check_batches(model: LatentModel, config: Config, images: int, processes: int) -> None:
     if not has_batch_norm(model):
         return
     size, (name, wanted, found) = config.train.batch_size, _batch_norm(config.model)
@@ -79,7 +80,7 @@ def _check_batches(model: AnyModel, config: Config, images: int, processes: int)
         )
 
 
-def _check_codebook(model: AnyModel, config: ModelConfig, processes: int) -> None:
+def _check_codebook(model: LatentModel, config: ModelConfig, processes: int) -> None:
     if processes > 1 and isinstance(model, Quantized) and model.quantizer.is_learned:
         raise ParamsError(
             "params.yaml: model.kind: wanted 'fsq' or another without a learned codebook where several processes "
@@ -120,7 +121,7 @@ def _check_penalties(config: Config) -> None:
         )
 
 
-def check_fit(model: AnyModel, config: ModelConfig, objective: ObjectiveConfig) -> None:
+def check_fit(model: LatentModel, config: ModelConfig, objective: ObjectiveConfig) -> None:
     """Refuse a model that the objective is not defined for.
 
     Raises: ParamsError.
@@ -152,7 +153,7 @@ def _fits(kind: Kind, objective: Objective) -> bool:
     return has_code and kind.layers[0] <= objective.layers[1] and objective.layers[0] <= kind.layers[1]
 
 
-def _check_prior(model: AnyModel, config: ModelConfig, objective: ObjectiveConfig) -> None:
+def _check_prior(model: LatentModel, config: ModelConfig, objective: ObjectiveConfig) -> None:
     if not OBJECTIVES[objective.name].has_any_prior and not model.prior.is_independent:
         wanted = " or ".join(repr(name) for name, prior in PRIORS.items() if prior.is_independent)
         raise ParamsError(
@@ -180,6 +181,6 @@ def _batch_norm(config: ModelConfig) -> tuple[str, str, str]:
     return "model.network", "one without batch norm", repr(config.network)
 
 
-def has_batch_norm(model: AnyModel) -> bool:
+def has_batch_norm(model: LatentModel) -> bool:
     """Return whether, in training, the outputs of an image depend on the other images of the batch."""
     return any(isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) for layer in model.modules())

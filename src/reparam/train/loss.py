@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from reparam.config import ObjectiveConfig
 from reparam.data.pixels import Pixels
-from reparam.models.build import AnyModel
+from reparam.models.latent import LatentModel
 from reparam.models.likelihoods import is_density
 from reparam.models.model import Model
 from reparam.objectives import OBJECTIVES, Setting, Terms, alone, has_prior
@@ -22,7 +22,7 @@ class Loss(nn.Module):
     white: Tensor
 
     def __init__(
-        self, model: AnyModel, pixels: Pixels, config: ObjectiveConfig, perceptual: Perceptual | None = None
+        self, model: LatentModel, pixels: Pixels, config: ObjectiveConfig, perceptual: Perceptual | None = None
     ) -> None:
         super().__init__()
         self.model = model

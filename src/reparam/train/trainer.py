@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from reparam.config import TrainConfig
 from reparam.distributed import ALONE, SharedBatch, World
 from reparam.errors import NonFiniteError
-from reparam.models.build import AnyModel
+from reparam.models.latent import LatentModel
 from reparam.objectives import Terms, alone, beta_at
 from reparam.train.graph import Replayed
 from reparam.train.loss import Loss
@@ -47,7 +47,7 @@ class Trainer:
         return self.loss.epoch.device
 
     @property
-    def model(self) -> AnyModel:
+    def model(self) -> LatentModel:
         """The model that is scored and kept."""
         return self._kept().model
 
