@@ -27,12 +27,12 @@ from reparam.export.verify import run_torch
 from reparam.shell import commands
 
 pytest_plugins = ["fixtures_export"]
-INT8, FP16 = ["encoder.int8.onnx", "decoder.int8.onnx"], ["encoder.fp16.onnx", "decoder.fp16.onnx"]
+INT8, STATIC, FP16 = ([f"{name}.{kind}.onnx" for name in ("encoder", "decoder")] for kind in MAKERS)
 
 
 def export(root: Path, **changes: Any) -> Exported:
     prepared = prepare(root, **changes)
-    run_stage(prepared.paths, variants=["int8", "fp16"])
+    run_stage(prepared.paths, variants=list(MAKERS))
     return prepared
 
 
@@ -56,7 +56,7 @@ def original(exported: Exported, tmp_path: Path) -> Iterator[Original]:
     for name in exported.graphs():
         shutil.copy(exported.directory / f"{name}.onnx", directory)
     with tempfile.TemporaryDirectory() as scratch, Runtime(Path(scratch)) as runtime:
-        yield Original(exported.graphs(), directory, exported.images, runtime)
+        yield Original(exported.graphs(), directory, runtime, {"images": exported.images})
 
 
 def facts(exported: Exported) -> dict[str, VariantFacts]:
@@ -110,10 +110,11 @@ def test_the_change_of_the_elbo_is_that_of_rounded_weights(wide: Exported) -> No
 def test_without_a_score_size_and_parity_decide(kept: Exported) -> None:
     assert {kind: (each.elbo_change, each.lost) for kind, each in facts(kept).items()} == {
         "int8": (None, None),
+        "int8_static": (None, None),
         "fp16": (None, None),
     }
     assert facts(kept)["int8"].size_ratio > 3
-    assert files(kept.directory) == {*INT8, *FP16}
+    assert files(kept.directory) == {*INT8, *STATIC, *FP16}
 
 
 def test_a_small_model_gains_too_little(original: Original, caplog: pytest.LogCaptureFixture) -> None:
@@ -128,7 +129,7 @@ def test_a_small_model_gains_too_little(original: Original, caplog: pytest.LogCa
 
 
 def test_numbers_that_are_not_finite_are_refused(original: Original, monkeypatch: pytest.MonkeyPatch) -> None:
-    def spoil(source: Path, target: Path) -> None:
+    def spoil(source: Path, target: Path, _calibration: Any) -> None:
         model = onnx.load(source)
         for tensor in model.graph.initializer:
             values = onnx.numpy_helper.to_array(tensor)
@@ -162,37 +163,38 @@ def test_a_variant_that_does_not_run_ends_the_export(original: Original) -> None
 
 def test_the_order_of_variants_makes_no_other_export(kept: Exported) -> None:
     card = export_card(variants=facts(kept))
-    assert card.is_with(small_section("export", variants=["fp16", "int8"]))
+    assert card.is_with(small_section("export", variants=["fp16", "int8_static", "int8"]))
     assert not card.is_with(small_section("export", variants=["fp16"]))
 
 
 # What they are
 
 
-@pytest.mark.parametrize("name", [*INT8, *FP16])
+@pytest.mark.parametrize("name", [*INT8, *STATIC, *FP16])
 def test_a_variant_has_the_facts_of_its_original_and_small_weights(name: str, kept: Exported) -> None:
     role, kind, _ = name.split(".")
     before, after = onnx.load(kept.directory / f"{role}.onnx"), onnx.load(kept.directory / name)
     assert after.metadata_props == before.metadata_props
     assert (after.producer_name, after.ir_version, len(after.graph.value_info)) == ("reparam", 9, 0)
     large = [tensor for tensor in after.graph.initializer if onnx.numpy_helper.to_array(tensor).size > 256]
-    wanted = {"int8": onnx.TensorProto.INT8, "fp16": onnx.TensorProto.FLOAT16}[kind]
+    wanted = onnx.TensorProto.FLOAT16 if kind == "fp16" else onnx.TensorProto.INT8
     assert [tensor.data_type for tensor in large] == [wanted] * 2
-    kinds = {node.op_type for node in after.graph.node}
-    assert ("MatMulInteger" in kinds, "Gemm" in kinds) == ((True, False) if kind == "int8" else (False, True))
+    kinds = {"MatMulInteger", "QuantizeLinear", "Gemm"} & {node.op_type for node in after.graph.node}
+    assert kinds == {"int8": {"MatMulInteger"}, "int8_static": {"QuantizeLinear", "Gemm"}, "fp16": {"Gemm"}}[kind]
 
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_equal_graphs_make_equal_variants(kind: str, exported: Exported, tmp_path: Path) -> None:
+    inputs = {"images": exported.images, "epsilon": np.ones((len(exported.images), LATENT), np.float32)}
     for name in ("first", "second"):
-        MAKERS[kind](exported.directory / "score.onnx", tmp_path / name)
+        MAKERS[kind](exported.directory / "score.onnx", tmp_path / name, inputs)
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
 
 
 # Using them
 
 
-@pytest.mark.parametrize(("kind", "tolerance"), [("int8", 0.2), ("fp16", 0.005)])
+@pytest.mark.parametrize(("kind", "tolerance"), [("int8", 0.2), ("int8_static", 0.2), ("fp16", 0.005)])
 def test_the_client_opens_a_variant_and_the_folder_as_before(kind: str, tolerance: float, kept: Exported) -> None:
     whole, small = Client(kept.directory), Client(kept.directory / f"encoder.{kind}.onnx")
     assert (whole.graphs, small.graphs) == (("encoder", "decoder"), ("encoder",))
@@ -213,9 +215,9 @@ def test_bench_compares_variants_with_their_original(kept: Exported, monkeypatch
     monkeypatch.setattr("reparam.shell.bench.SECONDS", 0)
     head, *lines = reparam_model("bench", "--model", str(kept.directory)).splitlines()
     assert head.split() == ["call", "batch", "ms", "images/s", "speed"]
-    titles = [name + kind for name in ("encode", "decode") for kind in ("", " int8", " fp16")]
-    assert [line[:12].rstrip() for line in lines] == titles * 2
-    assert [line.split()[-1] for line in lines[::3]] == ["1.00x"] * 4
+    titles = [name + kind for name in ("encode", "decode") for kind in ("", " int8", " int8_static", " fp16")]
+    assert [line[:18].rstrip() for line in lines] == titles * 2
+    assert [line.split()[-1] for line in lines[::4]] == ["1.00x"] * 4
 
 
 def test_verify_holds_a_variant_to_its_own_tolerance(kept: Exported, tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ class ExportConfig(Section):
     grey_pixels: Literal["keep", "threshold"]
     """Treatment of pixels between black and white by the exported encoder."""
 
-    variants: Annotated[tuple[Literal["int8", "fp16"], ...], Field(strict=False, max_length=2)]
-    """Copies with weights of 8 bits (those of fully connected layers) or 16 (all), written where they pay."""
+    variants: Annotated[tuple[Literal["int8", "int8_static", "fp16"], ...], Field(strict=False, max_length=3)]
+    """Copies with weights of 8 bits (int8: of fully connected layers; int8_static: also of convolutions) or 16 (fp16:
+    all), written where they pay."""
 
     triton: bool
     """Whether the graphs are also written as a model repository of Triton Inference Server."""

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from reparam.runtime import NUMBERS_AT_ONCE, make_deterministic, random_stream
 PRIOR = "prior.npz"
 CODEBOOK = "codebook.npz"
 GOLDEN_IMAGES = 8
+CALIBRATION_IMAGES = 256  # of the training split, evenly spaced
 SKEW_BATCH = 128  # images at once, at most
 SKEW_SAMPLES = 16  # posterior samples per image; enough to see differences of a hundredth of a nat
 
@@ -54,27 +55,37 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
         run.log_params(flatten(settings, "export."))
         facts = manifest.describe(model, card, data, settings.grey_pixels)
         with whole_directory(paths.onnx) as directory:
-            inputs = {"images": np.ascontiguousarray(split.images.transpose(0, 2, 3, 1))}  # (N, H, W, C)
-            inputs |= {"label": split.labels.astype(np.int64)} if card.classes else {}
-            metrics = _write_bundle(graphs, facts, settings, inputs, directory)
+            splits = {"test": _inputs(split, card.classes)}
+            if variants.STATIC in settings.variants:
+                train = store.read_split(paths.processed, "train")
+                rows = np.linspace(0, len(train.images) - 1, min(CALIBRATION_IMAGES, len(train.images))).astype(int)
+                splits["train"] = _inputs(train, card.classes, rows)
+            metrics = _write_bundle(graphs, facts, settings, splits, directory)
         # Under `threshold` and `static` the grey values, which an app would send, are not stored.
         if not card.data.is_black_and_white and card.has_elbo:
-            metrics |= serving_skew(model, split.images, pixels, settings.grey_pixels, inputs.get("label"))
+            metrics |= serving_skew(model, split.images, pixels, settings.grey_pixels, splits["test"].get("label"))
         ExportMetrics.of(card.lineage, metrics).write(paths.export_metrics)
         logged.export(run, card, paths)
+
+
+def _inputs(split: store.Split, classes: Sequence[str], rows: Any = slice(None)) -> dict[str, Array]:
+    """Return what an app gives the graphs. Shapes: images (N, H, W, C), and label (N,) if there are classes."""
+    images = np.ascontiguousarray(split.images[rows].transpose(0, 2, 3, 1))
+    return {"images": images} | ({"label": split.labels[rows].astype(np.int64)} if classes else {})
 
 
 def _write_bundle(
     graphs: Mapping[str, onnx.Graph],
     facts: ExportedModel,
     settings: ExportConfig,
-    inputs: dict[str, Array],
+    splits: Mapping[str, dict[str, Array]],
     directory: Path,
 ) -> dict[str, float]:
     """Write and verify all files of a model; return the parity.
 
-    Shapes: inputs images (N, H, W, C), and label (N,) if the model is conditional.
+    Splits are as `_inputs` returns them: test, and for a variant that needs calibration, some of train.
     """
+    inputs = splits["test"]
     images = inputs["images"]
     metadata = {"reparam": json.dumps(facts.model_dump(mode="json"), sort_keys=True)}
     with tempfile.TemporaryDirectory() as scratch, Runtime(Path(scratch)) as runtime:
@@ -87,7 +98,7 @@ def _write_bundle(
             zeros = np.zeros((len(images), *facts.latent_shape), np.float32)
             scores = manifest.summarize(manifest.score(runtime, directory / "score.onnx", inputs, zeros))
         codes = manifest.describe_codes(runtime, directory / "encoder.onnx", graphs["encoder"].outputs, inputs)
-        original = variants.Original(graphs, directory, images, runtime, inputs.get("label"))
+        original = variants.Original(graphs, directory, runtime, **splits)
         tried = variants.write_variants(settings.variants, original, settings.opset)
     _write_arrays(graphs, facts, inputs, directory)
     if settings.triton:

@@ -4,7 +4,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,16 @@ import onnx
 
 from reparam.cards.export import VariantFacts
 from reparam.errors import ParityError
-from reparam.export import manifest, program, verify
+from reparam.export import manifest, quantize, verify
 from reparam.export.onnx import Graph
 from reparam.export.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
+STATIC = "int8_static"  # which alone needs images of the training split
 SHIPPED = ("encoder", "decoder")  # the score is also copied, but only to measure the loss
 # Largest difference from the float32 graphs, times the largest absolute value where that exceeds 1.
-VARIANT_TOLERANCES = {"int8": 0.2, "fp16": 0.005}
+VARIANT_TOLERANCES = {"int8": 0.2, STATIC: 0.2, "fp16": 0.005}
 LEAST_RATIO = 1.8  # of sizes: a copy that is hardly smaller is not worth a second file
 MOST_NATS = 0.5  # of the ELBO
 FEW = 64  # numbers: a cast of fewer takes more room than it saves
@@ -32,18 +33,16 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Original:
-    """Float32 graphs, the directory of their files, and the test split: images (N, H, W, C), and perhaps label (N,)."""
+    """Float32 graphs, the directory of their files, and inputs: the test split, and some of the training split.
+
+    Shapes: images (N, H, W, C), and label (N,) if the model is conditional.
+    """
 
     graphs: Mapping[str, Graph]
     directory: Path
-    images: Array
     runtime: Runtime
-    label: Array | None = None
-
-    @property
-    def inputs(self) -> dict[str, Array]:
-        """The test split by the names of inputs."""
-        return {"images": self.images} | ({} if self.label is None else {"label": self.label})
+    test: dict[str, Array]
+    train: Mapping[str, Array] = field(default_factory=dict)  # for int8_static alone
 
     def run(self, path: Path, name: str, inputs: Mapping[str, Array]) -> list[Array]:
         """Compute the float outputs of a graph or of a copy of it."""
@@ -62,8 +61,9 @@ def write_variants(kinds: Iterable[str], original: Original, opset: int) -> dict
 def _write_variant(kind: str, original: Original, opset: int) -> VariantFacts:
     with tempfile.TemporaryDirectory() as scratch:
         made = {name: Path(scratch) / f"{name}.{kind}.onnx" for name in original.graphs}
+        calibration = _calibration(original) if kind == STATIC else {}
         for name, path in made.items():
-            MAKERS[kind](original.directory / f"{name}.onnx", path)
+            MAKERS[kind](original.directory / f"{name}.onnx", path, calibration.get(name, {}))
             verify.check_graph(path, original.graphs[name], opset)
         try:
             facts = _measure(kind, original, made)
@@ -75,6 +75,19 @@ def _write_variant(kind: str, original: Original, opset: int) -> VariantFacts:
             for name in SHIPPED:
                 shutil.copy(made[name], original.directory)
     return facts
+
+
+def _calibration(original: Original) -> dict[str, dict[str, Array]]:
+    """Return inputs of each graph: training images and their codes, and the extremes of the parity check."""
+    codes = original.run(original.directory / "encoder.onnx", "encoder", original.train)[0]
+    noise = np.random.default_rng(0).standard_normal(codes.shape, dtype=np.float32)
+    values = {**original.train, "latents": codes, "epsilon": noise}
+    return {
+        name: {
+            tensor.name: np.concatenate([values[tensor.name], verify.extremes(tensor)]) for tensor in graph.facts.inputs
+        }
+        for name, graph in original.graphs.items()
+    }
 
 
 def _measure(kind: str, original: Original, made: Mapping[str, Path]) -> VariantFacts:
@@ -109,7 +122,7 @@ def max_error(original: Original, made: Mapping[str, Path]) -> float:
     """
     errors = []
     for name in SHIPPED:
-        for _, inputs in verify.cases(original.graphs[name], original.images, seed=0):
+        for _, inputs in verify.cases(original.graphs[name], original.test["images"], seed=0):
             wanted = original.run(original.directory / f"{name}.onnx", name, inputs)
             for one, other in zip(wanted, original.run(made[name], name, inputs), strict=True):
                 errors.append(np.abs(one - other).max() / max(1.0, np.abs(one).max()))
@@ -122,34 +135,15 @@ def elbo_change(original: Original, score: Path) -> float:
     The score has the weights of encoder and decoder, and no other tensors of weights. Units: nats per image.
     """
     size = original.graphs["decoder"].facts.inputs[0].row
-    epsilon = np.random.default_rng(0).standard_normal((len(original.images), *size), dtype=np.float32)
+    epsilon = np.random.default_rng(0).standard_normal((len(original.test["images"]), *size), dtype=np.float32)
     before, after = (
-        manifest.score(original.runtime, path, original.inputs, epsilon)
+        manifest.score(original.runtime, path, original.test, epsilon)
         for path in (original.directory / "score.onnx", score)
     )
     return float((before - after).mean())
 
 
-def _quantize(source: Path, target: Path) -> None:
-    """Store the weights of matrix products as 8-bit integers; their inputs are rounded as they come."""
-    # Not above: the module takes long to import, and only this function needs it.
-    from onnxruntime.quantization import quantize_dynamic
-
-    model = onnx.load(source)
-    kept = [(entry.key, entry.value) for entry in model.metadata_props]
-    # Otherwise it warns that the graph should be optimised first, which would fit one runtime on one machine.
-    model.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
-    # Of 7 bits: sums of products of 8 saturate on processors without VNNI, which would give other numbers than here.
-    # Source: onnxruntime, "Quantize ONNX models", on U8S8 and reduce_range.
-    quantize_dynamic(model, target, op_types_to_quantize=["MatMul", "Gemm"], reduce_range=True)
-    model = onnx.load(target)
-    program.clean(model)
-    for key, value in kept:
-        model.metadata_props.add(key=key, value=value)
-    onnx.save(model, target)
-
-
-def _halve(source: Path, target: Path) -> None:
+def _halve(source: Path, target: Path, _calibration: Mapping[str, Array]) -> None:
     """Store weights as float16, from which the graph makes float32: it runs wherever the original does, as fast."""
     model, casts = onnx.load(source), []
     for tensor in model.graph.initializer:
@@ -165,4 +159,8 @@ def _halve(source: Path, target: Path) -> None:
     onnx.save(model, target)
 
 
-MAKERS: Mapping[str, Callable[[Path, Path], None]] = {"int8": _quantize, "fp16": _halve}
+MAKERS: Mapping[str, Callable[[Path, Path, Mapping[str, Array]], None]] = {
+    "int8": quantize.as_it_runs,
+    STATIC: quantize.in_advance,
+    "fp16": _halve,
+}

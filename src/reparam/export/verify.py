@@ -125,7 +125,7 @@ def cases(graph: Graph, images: Array, seed: int) -> Iterator[tuple[str, dict[st
                 for tensor in graph.facts.inputs
             },
         )
-    yield EXTREMES, {tensor.name: _extremes(tensor) for tensor in graph.facts.inputs}
+    yield EXTREMES, {tensor.name: extremes(tensor) for tensor in graph.facts.inputs}
 
 
 def _drawn(tensor: TensorFacts, size: int, rng: np.random.Generator) -> Array:
@@ -135,7 +135,7 @@ def _drawn(tensor: TensorFacts, size: int, rng: np.random.Generator) -> Array:
     return rng.standard_normal((size, *tensor.row), dtype=np.float32)
 
 
-def _extremes(tensor: TensorFacts) -> Array:
+def extremes(tensor: TensorFacts) -> Array:
     """Return the lowest and the highest sensible values of an input. Shapes: (2, ...)."""
     low, high = (-EXTREME, EXTREME) if tensor.dtype == "float32" else tensor.range
     return np.stack([np.full(tensor.row, value, tensor.dtype) for value in (low, high)])

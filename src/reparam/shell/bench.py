@@ -23,7 +23,7 @@ def bench(model: Path, open_client: Callable[[Path], Client]) -> Iterator[str]:
         kind for kind, facts in client.metadata.get("variants", {}).items() if model.is_dir() and not facts["lost"]
     ]
     rng = np.random.default_rng(0)
-    yield f"{'call':<12} {'batch':>6} {'ms':>10} {'images/s':>12}{'  speed' if kinds else ''}"
+    yield f"{'call':<18} {'batch':>6} {'ms':>10} {'images/s':>12}{'  speed' if kinds else ''}"
     for batch in BATCHES:
         images = rng.integers(0, 256, (batch, *client.image_shape), dtype=np.uint8)
         latents = rng.standard_normal((batch, client.latent_size), dtype=np.float32)
@@ -42,7 +42,7 @@ def bench(model: Path, open_client: Callable[[Path], Client]) -> Iterator[str]:
                 )
                 for title, its in seconds.items():
                     speed = f" {seconds[name] / its:>5.2f}x" if kinds else ""
-                    yield f"{title:<12} {batch:>6} {its * 1000:>10.3f} {batch / its:>12,.0f}{speed}"
+                    yield f"{title:<18} {batch:>6} {its * 1000:>10.3f} {batch / its:>12,.0f}{speed}"
 
 
 def _medians(calls: Mapping[str, Callable[[Any], Any]], values: Any) -> dict[str, float]:
