@@ -1,5 +1,6 @@
 """Smaller copies of encoder and decoder: what they are, what they cost, and when they are kept."""
 
+import itertools
 import json
 import logging
 import shutil
@@ -15,6 +16,7 @@ import pytest
 from conftest import small_section
 from exported_model import LATENT, OPSET, Exported, prepare, run_stage
 from some_cards import export_card
+from torch import nn
 from typer.testing import CliRunner
 
 from reparam.cards.export import ExportCard, VariantFacts
@@ -28,6 +30,9 @@ from reparam.shell import commands
 
 pytest_plugins = ["fixtures_export"]
 INT8, STATIC, FP16 = ([f"{name}.{kind}.onnx" for name in ("encoder", "decoder")] for kind in MAKERS)
+
+FLOAT = ["BatchNormalization", "Relu"]
+CONVOLUTIONAL = {"network": "conv", "channels": [32], "hidden": [256], "norm": "batch", "activation": "relu"}
 
 
 def export(root: Path, **changes: Any) -> Exported:
@@ -46,6 +51,12 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """An autoencoder, which has no ELBO, with all its variants; not to be changed."""
     return export(tmp_path_factory.mktemp("kept"), hidden=[256], kind="autoencoder")
+
+
+@pytest.fixture(scope="module")
+def convolutional(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """An autoencoder with a convolution, its normalisation and a ReLU, and its variants; not to be changed."""
+    return export(tmp_path_factory.mktemp("convolutional"), kind="autoencoder", **CONVOLUTIONAL)
 
 
 @pytest.fixture
@@ -189,6 +200,97 @@ def test_equal_graphs_make_equal_variants(kind: str, exported: Exported, tmp_pat
     for name in ("first", "second"):
         MAKERS[kind](exported.directory / "score.onnx", tmp_path / name, inputs)
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+
+
+# With integers in convolutions
+
+
+def test_a_convolution_and_its_normalisation_become_one_of_seven_bits(tmp_path: Path) -> None:
+    prepared = prepare(tmp_path, **CONVOLUTIONAL)
+    run_stage(prepared.paths)
+    whole = prepared.directory / "encoder.onnx"
+    MAKERS["int8_static"](whole, tmp_path / "small.onnx", {"images": prepared.images[:20]})
+    before, graph = onnx.load(whole).graph, onnx.load(tmp_path / "small.onnx").graph
+    assert [node.op_type for node in before.node if node.op_type in FLOAT] == FLOAT * 2
+    # What is left is that of the fully connected layer, whose output is not rounded.
+    assert [node.op_type for node in graph.node if node.op_type in FLOAT] == FLOAT
+
+    makers = {output: node for node in graph.node for output in node.output}
+    arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    [conv] = [node for node in graph.node if node.op_type == "Conv"]
+    _, step, zero = makers[conv.input[0]].input
+    assert (arrays[step], arrays[zero]) == (pytest.approx(1 / 255), 0)  # so that no pixel is rounded
+    weights, scale, _ = (arrays[name] for name in makers[conv.input[1]].input)
+    assert (weights.dtype, np.abs(weights).max(axis=(1, 2, 3)).tolist()) == (np.int8, [64] * 32)
+
+    layer, norm = next(
+        (layer, norm)
+        for layer, norm in itertools.pairwise(prepared.model.modules())
+        if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+    )
+    assert norm.running_var is not None
+    factor = norm.weight / (norm.running_var + norm.eps).sqrt()
+    wanted = (layer.weight * factor[:, None, None, None]).detach().numpy() / scale[:, None, None, None]
+    assert 0.45 < np.abs(weights - wanted).max() < 0.501
+
+
+def test_it_is_kept_and_its_answers_depend_on_no_other_image(convolutional: Exported) -> None:
+    found = facts(convolutional)["int8_static"]
+    assert (found.lost, found.tolerance) == (None, 0.2)
+    assert found.max_error is not None
+    assert 0 < found.max_error < 0.1
+    client = Client(convolutional.directory / "encoder.int8_static.onnx")
+    together, alone = client.encode(convolutional.images)[0], client.encode(convolutional.images[:1])[0]
+    np.testing.assert_allclose(together[:1], alone, rtol=1e-6)
+
+
+def test_it_is_calibrated_on_training_images_their_codes_and_extremes(original: Original, tmp_path: Path) -> None:
+    seen = {}
+
+    def remember(source: Path, target: Path, calibration: Any) -> None:
+        seen[source.stem] = calibration
+        shutil.copy(source, target)
+
+    images = original.test["images"][5:8]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MAKERS, "int8_static", remember)  # type: ignore[arg-type]
+        write_variants(["int8_static"], replace(original, train={"images": images}), OPSET)
+    codes = original.run(original.directory / "encoder.onnx", "encoder", {"images": images})[0]
+    assert {name: list(inputs) for name, inputs in seen.items()} == {
+        "encoder": ["images"],
+        "decoder": ["latents"],
+        "score": ["images", "epsilon"],
+    }
+    for name in ("encoder", "score"):
+        np.testing.assert_array_equal(seen[name]["images"][:3], images)
+        assert [np.unique(image).tolist() for image in seen[name]["images"][3:]] == [[0], [255]]
+    np.testing.assert_array_equal(seen["decoder"]["latents"], [*codes, [-6] * LATENT, [6] * LATENT])
+    noise = np.random.default_rng(0).standard_normal((3, LATENT), dtype=np.float32)
+    np.testing.assert_array_equal(seen["score"]["epsilon"], [*noise, [-6] * LATENT, [6] * LATENT])
+
+
+def test_two_exports_have_equal_bytes(convolutional: Exported) -> None:
+    before = {path: path.read_bytes() for path in convolutional.directory.glob("*.int8_static.onnx")}
+    assert len(before) == 2
+    run_stage(convolutional.paths, variants=list(MAKERS))
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_model_that_is_told_labels_is_calibrated_with_them(tmp_path: Path) -> None:
+    told = prepare(tmp_path, condition="label", size=2, kind="autoencoder", hidden=[512])
+    run_stage(told.paths, variants=["int8_static"])
+    assert facts(told)["int8_static"].lost is None
+    assert files(told.directory) == set(STATIC)
+
+
+def test_a_codebook_is_refused_because_a_code_jumps_to_another(tmp_path: Path) -> None:
+    codes = prepare(tmp_path, "none", kind="vq", latent=6, codes=9, dimensions=3, likelihood="gaussian", hidden=[512])
+    run_stage(codes.paths, variants=["int8_static"])
+    found = facts(codes)["int8_static"]
+    assert found.lost == (
+        f"wanted a difference from float32 of at most 0.2 times the scale, found {found.max_error:.3g}"
+    )
+    assert files(codes.directory) == set()
 
 
 # Using them
