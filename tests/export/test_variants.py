@@ -283,6 +283,13 @@ def test_a_model_that_is_told_labels_is_calibrated_with_them(tmp_path: Path) -> 
     assert files(told.directory) == set(STATIC)
 
 
+@pytest.mark.parametrize(("kinds", "oldest"), [(["int8"], "1.23.0"), (["int8_static"], "1.24.1")])
+def test_with_opset_23_it_needs_a_newer_runtime(kinds: list[str], oldest: str, tmp_path: Path) -> None:
+    wide = prepare(tmp_path, kind="autoencoder", hidden=[256])
+    run_stage(wide.paths, variants=kinds, opset=23)
+    assert ExportCard.read(wide.directory / "manifest.json", "export").oldest_onnxruntime == oldest
+
+
 def test_a_codebook_is_refused_because_a_code_jumps_to_another(tmp_path: Path) -> None:
     codes = prepare(tmp_path, "none", kind="vq", latent=6, codes=9, dimensions=3, likelihood="gaussian", hidden=[512])
     run_stage(codes.paths, variants=["int8_static"])

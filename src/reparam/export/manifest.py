@@ -36,6 +36,8 @@ OLDEST_ONNXRUNTIME: Mapping[int, str] = {
     22: "1.22.0",
     23: "1.23.0",
 }
+# The same for files with a variant `int8_static`: 1.23.0 lacks QuantizeLinear of opset 23.
+OLDEST_OF_STATIC = {**OLDEST_ONNXRUNTIME, 23: "1.24.1"}
 QUANTILES = (1, 5, 25, 50, 75, 95, 99)  # percent
 NUMBERS = 1 << 24  # pixels that are scored at once, at most
 

@@ -103,11 +103,13 @@ def _write_bundle(
     _write_arrays(graphs, facts, inputs, directory)
     if settings.triton:
         triton.write_repository({name: graph.facts for name, graph in graphs.items()}, directory)
+    has_static = variants.STATIC in tried and not tried[variants.STATIC].lost
+    oldest = manifest.OLDEST_OF_STATIC if has_static else manifest.OLDEST_ONNXRUNTIME
     card = ExportCard(
         **dict(facts),
         opset=settings.opset,
         ir_version=program.lowest_ir_version(settings.opset),
-        oldest_onnxruntime=manifest.OLDEST_ONNXRUNTIME[settings.opset],
+        oldest_onnxruntime=oldest[settings.opset],
         graphs={name: graph.facts for name, graph in graphs.items()},
         parity=parity,
         variants=tried,
