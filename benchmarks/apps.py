@@ -3,10 +3,12 @@
     python benchmarks/apps.py [--rounds 200]
 
 All ways are in one process and take turns with every call, so that a noisy machine is noisy for all; a ratio is the
-median over the rounds of the ratios within each. Models are trained for one epoch, because speed is all that counts.
+median over the rounds of the ratios within each. Models are trained for one epoch on few images, because speed is all
+that counts.
 """
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -30,8 +32,9 @@ from reparam.models.storage import load_model
 from reparam.paths import Paths
 
 ROOT = Path(__file__).parent.parent
-NETWORKS = ("mlp", "conv")
+NETWORKS = ("mlp", "conv", "resnet")
 BATCHES = (1, 256)
+IMAGES = 500  # of each split
 WARM = 5  # calls before the first that counts
 STARTS = 7  # of a process
 CALLS = 100  # on a schedule
@@ -64,6 +67,11 @@ def main() -> None:
             table(["graph, images", "torch", "torch.compile", "onnxruntime", "client over onnxruntime"], rows),
             f"Medians of {STARTS} processes, in turns:",
             table(["start of a process", "ms"], _starts(models["mlp"].onnx)),
+            "Encoder and decoder together:",
+            table(
+                ["network", "files", "kB", "change of the ELBO, nats"],
+                [row for network, paths in models.items() for row in _sizes(network, paths.onnx)],
+            ),
             f"CPU time of this process for a call of 8 images every {1000 * EVERY:.0f} ms, the MLP:",
             table(["session", "ms CPU", "ms waited"], _spinning(models["mlp"].onnx)),
         ]
@@ -76,7 +84,9 @@ def _train(network: str, root: Path) -> Paths:
     yaml = YAML()
     params = yaml.load(ROOT / "params.yaml")
     params["model"]["network"] = network
+    params["preprocess"]["limit"] = IMAGES
     params["train"]["epochs"] = 1
+    params["export"]["variants"] = ["int8", "fp16"]
     yaml.dump(params, root / "params.yaml")
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "MLFLOW_TRACKING_URI": "off"}
     for stage in ("download", "preprocess", "train", "export"):
@@ -157,7 +167,30 @@ def _starts(onnx: Path) -> list[list[str]]:
             start = time.perf_counter()
             subprocess.run([sys.executable, "-c", program.format(onnx)], env=environment, check=True)
             seconds[name].append(time.perf_counter() - start)
+        seconds.setdefault("`reparam serve`, until it listens", []).append(_start_of_service(onnx, environment))
     return [[name, f"{1000 * statistics.median(found):.0f}"] for name, found in seconds.items()]
+
+
+def _start_of_service(onnx: Path, environment: dict[str, str]) -> float:
+    command = [sys.executable, "-m", "reparam", "serve", "--model", str(onnx), "--port", "0"]
+    start = time.perf_counter()
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as service:
+        assert service.stdout is not None
+        assert service.stdout.readline().startswith("http://")
+        seconds = time.perf_counter() - start
+        service.terminate()
+    return seconds
+
+
+def _sizes(network: str, onnx: Path) -> list[list[str]]:
+    manifest = json.loads((onnx / "manifest.json").read_text())
+    whole = sum(manifest["files"][f"{name}.onnx"]["bytes"] for name in ("encoder", "decoder"))
+    rows = [[network, "float32", f"{whole / 1000:,.0f}", ""]]
+    for kind, facts in manifest["variants"].items():
+        size = f"{facts['bytes'] / 1000:,.0f} ({facts['size_ratio']} x smaller)"
+        change = "" if facts["elbo_change"] is None else f"{facts['elbo_change']:+.4f}"
+        rows.append([network, f"{kind}, not written" if facts["lost"] else kind, size, change])
+    return rows
 
 
 def _spinning(onnx: Path) -> list[list[str]]:

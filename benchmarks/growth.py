@@ -31,8 +31,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from reparam import recipes
 from reparam.cards.data import ImageFacts, Scaling
 from reparam.data.batches import Batches
+from reparam.distributed import World
 from reparam.train.build import build_trainer
-from reparam.train.distributed import World
 
 ROOT = Path(__file__).parent.parent
 PROCESSES = (2, 8, 64, 1024)

@@ -17,7 +17,7 @@ COMMANDS = """\
 
 `reparam COMMAND --help` prints the same. Everything that determines a result is a [parameter](parameters.md) and no
 option. `make docs` writes this page from `src/reparam/cli.py`,
-`tools.py`, `apps.py` and `shell/commands.py`.
+`commands/tools.py`, `commands/apps.py` and `shell/commands.py`.
 """
 
 

@@ -5,11 +5,14 @@
 
     python recipes/measure.py vamp-vae --work runs/vamp-vae    # a long one: killed, the same command goes on
 
+With --work, models that are trained already are only evaluated again, with today's source.
+
 Each run goes through the stages `download` to `evaluate` in a directory of its own. What determines the result and the
 result itself go to results/<recipe>.json, the pictures of the first run to figures/<recipe>/.
 """
 
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -28,7 +31,9 @@ from ruamel.yaml import YAML
 from sklearn.datasets import load_sample_image
 
 from reparam import recipes
+from reparam.cards.card import CARD
 from reparam.cards.evaluation import EvaluationMetrics
+from reparam.cards.model import ModelCard
 from reparam.config import Config
 from reparam.data import store
 from reparam.data.batches import Batches, View
@@ -80,21 +85,25 @@ def main(
     shutil.rmtree(figures, ignore_errors=True)
     if photographs or scenes:
         budget |= {"download.source": "folder", "download.folder.path": PHOTOGRAPHS if photographs else SCENES}
-    origin = _origin(recipe, budget)  # before the runs: who edits the source meanwhile does not change what runs
+    origin = origin_of(recipe, budget)  # before the runs: who edits the source meanwhile does not change what runs
     runs = []
+    sources = set[str]()  # hashes of those that trained
     with tempfile.TemporaryDirectory(prefix="reparam-") as scratch:
         for change, number in product(swept, seed):
             variant = Variant(recipe, {**budget, **change, "train.seed": number})
             paths = Paths((work or Path(scratch)).absolute() / str(len(runs)), HERE.parent)
             found = _run(variant, paths, figures if not runs else None, codes)
             runs.append({**found, "seed": number, "swept": change})
+            sources.add(ModelCard.read(paths.model / CARD, "train").lineage.code_sha256)
     place = pick_device(os.environ.get("REPARAM_DEVICE", "auto"))
     device = torch.cuda.get_device_name(place) if place.type == "cuda" else "CPU"
-    result = {"recipe": recipe, "budget": budget, "device": device, "origin": origin, "runs": runs}
-    write_json(HERE / "results" / f"{recipe}.json", result)
+    path = HERE / "results" / f"{recipe}.json"
+    trained = _origin_of_training(path, sources, origin)
+    origins = {"origin": trained} if trained == origin else {"origin": trained, "evaluated": origin}
+    write_json(path, {"recipe": recipe, "budget": budget, "device": device, **origins, "runs": runs})
 
 
-def _origin(recipe: str, budget: dict[str, Any]) -> dict[str, Any]:
+def origin_of(recipe: str, budget: dict[str, Any]) -> dict[str, Any]:
     """Say of which source, parameters and torch a result is; a `+` after the commit: of changes that are in none."""
     found = [
         subprocess.run(["git", *words, *SOURCES], cwd=HERE.parent, capture_output=True, text=True, check=False)
@@ -103,6 +112,15 @@ def _origin(recipe: str, budget: dict[str, Any]) -> dict[str, Any]:
     commit = found[0].stdout.split("\n")[0] + "+" * bool(found[1].stdout) if found[0].returncode == 0 else None
     hashes = determined_by(HERE, recipe, budget)
     return {"commit": commit, "torch": torch.__version__, "determined_by": hashes}
+
+
+def _origin_of_training(path: Path, sources: set[str], today: dict[str, Any]) -> dict[str, Any]:
+    """Return the origin of models: today's, or if they were trained before, that of the result that knows them."""
+    known = [json.loads(path.read_text(encoding="utf-8")).get("origin")] if path.exists() else []
+    for origin in (today, *known):
+        if origin and sources == {origin["determined_by"]["train"]}:
+            return dict(origin)
+    raise UserError(f"{path}: wanted models that today's source trained, or one result's, found others; empty --work")
 
 
 def _run(variant: Variant, paths: Paths, figures: Path | None, codes: bool) -> dict[str, Any]:

@@ -61,7 +61,8 @@ def main() -> None:
         "± is the standard deviation over seeds if there are several. The budget is what was changed in the",
         "recipe's file; nothing else was. A row passes whose mean is within the tolerance of the published number; one",
         "of fewer epochs than the recipe's has no verdict. A row is stale where parameters, or the source of a stage",
-        "that changes results, differ from those that it was measured with.",
+        "that changes results, differ from those that it was measured with; unless `confirm.py` found that a short run",
+        "of today's source gives the same numbers, to the last digit, as one of the source that measured the row.",
         "",
         f"| {' | '.join(COLUMNS)} |",
         "|---" * len(COLUMNS) + "|",
@@ -170,7 +171,12 @@ def _origin(name: str, result: dict[str, Any]) -> str:
         today = determined_by(HERE, name, result["budget"])
     except ParamsError:  # of a parameter that is there no longer
         today = {"parameters": ""}
-    changed = [part for part, digest in today.items() if origin["determined_by"].get(part) != digest]
+    evaluated = result.get("evaluated", origin)["determined_by"].get("evaluate")
+    known = origin["determined_by"] | {"evaluate": evaluated}
+    changed = [part for part, digest in today.items() if known.get(part) != digest]
+    confirmed = result.get("confirmed")
+    if changed and confirmed and confirmed["determined_by"] == today:
+        return f"{place}; {str(confirmed['commit'])[:7]} gives the same numbers in a short run"
     return f"stale since {place}: {', '.join(changed)}" if changed else place
 
 

@@ -23,11 +23,32 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
     yield from _export(tmp_path_factory, "code", kind="autoencoder")
 
 
+@pytest.fixture(scope="session")
+def hierarchical(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
+    """The same of a model with two layers of latents; not to be changed."""
+    yield from _export(tmp_path_factory, "hierarchical", "none", kind="hierarchical", likelihood="laplace")
+
+
+CODEBOOK = {"latent": 6, "levels": [4, 5, 3], "codes": 9, "dimensions": 3, "likelihood": "gaussian"}
+
+
+@pytest.fixture(scope="session")
+def fsq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
+    """The same of a model whose codes are entries of a fixed codebook; not to be changed."""
+    yield from _export(tmp_path_factory, "fsq", "none", kind="fsq", **CODEBOOK)
+
+
+@pytest.fixture(scope="session")
+def vq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
+    """The same of one with a learned codebook; not to be changed."""
+    yield from _export(tmp_path_factory, "vq", "none", kind="vq", **CODEBOOK)
+
+
 @pytest.fixture(scope="session", params=["fsq", "vq"])
-def quantized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
-    """The same of a model whose codes are entries of a codebook; not to be changed."""
-    changes = {"kind": request.param, "latent": 6, "levels": [4, 5, 3], "codes": 9, "dimensions": 3}
-    yield from _export(tmp_path_factory, request.param, "none", likelihood="gaussian", **changes)
+def quantized(request: pytest.FixtureRequest) -> Exported:
+    """Both of them, one after the other; not to be changed."""
+    found: Exported = request.getfixturevalue(request.param)
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -44,14 +65,23 @@ def conditional(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
     yield from _export(tmp_path_factory, "conditional", condition="label", size=2)
 
 
-@pytest.fixture(scope="session", params=["fsq", "vq"])
-def quantized_conditional(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Exported]:
+@pytest.fixture(scope="session")
+def fsq_conditional(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
     """The same of a model with a codebook that is told labels; not to be changed."""
-    changes = {"kind": request.param, "latent": 6, "levels": [4, 5, 3], "codes": 9, "dimensions": 3, "size": 2}
-    name = f"{request.param}-conditional"
-    yield from _export(tmp_path_factory, name, "none", likelihood="gaussian", condition="label", **changes)
+    yield from _export(tmp_path_factory, "fsq-conditional", "none", kind="fsq", condition="label", size=2, **CODEBOOK)
+
+
+@pytest.fixture(scope="session")
+def vq_conditional(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
+    """The same of one with a learned codebook; not to be changed."""
+    yield from _export(tmp_path_factory, "vq-conditional", "none", kind="vq", condition="label", size=2, **CODEBOOK)
+
+
+@pytest.fixture(scope="session", params=["fsq_conditional", "vq_conditional"])
+def quantized_conditional(request: pytest.FixtureRequest) -> Exported:
+    """Both of them, one after the other; not to be changed."""
+    found: Exported = request.getfixturevalue(request.param)
+    return found
 
 
 @pytest.fixture(scope="session", params=["mixture", "vamp"])
@@ -66,6 +96,18 @@ def image_of_latents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Expor
     """The same of a model whose latents are an image, 3 x 2 x 3; not to be changed."""
     network = {"network": "resnet", "channels": [4, 6], "latent_channels": 3, "latent": None}
     yield from _export(tmp_path_factory, "image", "none", likelihood="laplace", **network)
+
+
+@pytest.fixture(
+    params=[
+        *("exported", "code", "hierarchical", "image_of_latents", "conditional"),
+        *("fsq", "vq", "codes_of_pixels", "fsq_conditional", "vq_conditional"),
+    ]
+)
+def files(request: pytest.FixtureRequest) -> Exported:
+    """Those of each kind of model that a README has words of its own for; not to be changed."""
+    found: Exported = request.getfixturevalue(request.param)
+    return found
 
 
 def _export(

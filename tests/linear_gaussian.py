@@ -11,6 +11,7 @@ from reparam.config.model import GaussianConfig
 from reparam.models import likelihoods
 from reparam.models.draw import Draw, Encoded, Estimator, Layer
 from reparam.models.hierarchical import HierarchicalVAE
+from reparam.models.latent import LatentModel
 from reparam.models.priors import StandardNormal
 from reparam.models.vae import VAE
 
@@ -27,38 +28,36 @@ UPPER_OFFSET = torch.tensor([0.4, -0.6, 0.2], dtype=torch.float64)
 UPPER_VARIANCE = torch.tensor([0.5, 1.5, 0.8], dtype=torch.float64)
 
 
-class LinearGaussian(nn.Module):
+class LinearGaussian(LatentModel):
     """z ~ N(0, I), x | z ~ N(z, I), so x ~ N(0, 2 I) and z | x ~ N(x / 2, I / 2).
 
     Each pixel has its own latent; q(z|x) = N(slope * x, variance), by default the posterior itself.
     """
 
     stochastic_layers = 1
-    likelihood = SimpleNamespace(outputs=1)
+    likelihood, prior = SimpleNamespace(outputs=1), StandardNormal(2)
 
     def __init__(self, slope: float = 0.5, variance: float = 0.5) -> None:
         super().__init__()
         self.slope = slope
         self.variance = variance
 
-    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean = self.slope * x.flatten(1)
-        return mean, torch.full_like(mean, self.variance).log()
-
     def posterior_of(self, encoded: Encoded) -> tuple[Tensor, Tensor]:
         [layer] = encoded
         return layer
 
-    def decode(self, z: Tensor) -> Tensor:
-        return z[:, None, None, :]  # (N, D) -> (N, 1, 1, D)
+    def encode(self, x: Tensor, labels: Tensor | None = None) -> Encoded:
+        mean = self.slope * x.flatten(1)
+        return [(mean, torch.full_like(mean, self.variance).log())]
 
-    def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
-        return self.draw_from(self.encode(x), target, samples)
-
-    def encode(self, x: Tensor) -> Encoded:
-        return [self.posterior(x)]
-
-    def draw_from(self, encoded: Encoded, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
+    def draw_from(
+        self,
+        encoded: Encoded,
+        target: Tensor,
+        samples: int,
+        estimator: Estimator = "pathwise",
+        labels: Tensor | None = None,
+    ) -> Draw:
         [(mean, log_variance)] = encoded
         q, prior = Normal(mean, (0.5 * log_variance).exp()), Normal(torch.zeros_like(mean), 1.0)
         z = q.sample((samples,))  # (K, B, D)

@@ -15,21 +15,22 @@ import pytest
 import torch
 from some_cards import PARITY, evaluation_card, evaluation_metrics, export_metrics
 
-from reparam import cli, summary, track
+from reparam import cli, track
 from reparam.cards.card import FileFacts
 from reparam.cards.model import ModelCard
+from reparam.commands import summary
 from reparam.config import load_config
 from reparam.download import stage as download
 from reparam.evaluate import stage as evaluate
 from reparam.export import stage as export
 from reparam.lineage import package_hash
-from reparam.locks import held
+from reparam.machine.locks import held
+from reparam.machine.threads import OthersCompute
+from reparam.machine.versions import version
 from reparam.paths import Paths
 from reparam.preprocess import stage as preprocess
 from reparam.report import stage as report
-from reparam.threads import OthersCompute
 from reparam.train import stage as train
-from reparam.versions import version
 
 SOURCE = Path(__file__).parents[1] / "src"
 STAGES = {
@@ -230,7 +231,7 @@ def test_a_mistake_shows_no_traceback_in_a_real_process(project: Paths) -> None:
 def test_a_command_whose_libraries_are_not_installed_says_what_to_install(
     project: Paths, reparam: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "reparam.locks")
+    monkeypatch.delitem(sys.modules, "reparam.machine.locks")
     monkeypatch.setitem(sys.modules, "filelock", None)  # as if it were not there
     assert reparam("train") == (1, "error: train: needs filelock; run `pip install 'reparam[pipeline]'`\n")
 

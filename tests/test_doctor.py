@@ -14,9 +14,9 @@ import onnxruntime
 import pytest
 from experiments import type_in
 
-from reparam import doctor
-from reparam import project as projects
-from reparam.doctor import Finding
+from reparam.commands import doctor
+from reparam.commands import project as projects
+from reparam.commands.doctor import Finding
 from reparam.paths import Paths
 
 DEAD = 2**22 + 1  # beyond the largest number of a process

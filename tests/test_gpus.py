@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from reparam import gpus
+from reparam.machine import gpus
 
 
 @pytest.fixture(autouse=True)

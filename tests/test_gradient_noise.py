@@ -5,8 +5,8 @@ import torch
 from conftest import small_section
 from torch import Tensor
 
-from reparam import gradients
-from reparam.gradients import ESTIMATORS, _gradients, _moments, noise_to_signal
+from reparam.commands import gradients
+from reparam.commands.gradients import ESTIMATORS, _gradients, _moments, noise_to_signal
 from reparam.models.build import AnyModel, build_model
 
 SHAPE = (1, 2, 2)

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from reparam import gradients
-from reparam import gradients as estimators
+from reparam.commands import gradients
+from reparam.commands import gradients as estimators
 from reparam.config import load_config
 from reparam.download import stage as download
 from reparam.errors import ParamsError

@@ -18,7 +18,7 @@ from conftest import CHANGES
 from dvc_project import Project, project_in
 from ruamel.yaml import YAML
 
-from reparam import launch
+from reparam.commands import launch
 from reparam.errors import UserError
 
 TWO = "torchrun --nproc-per-node 2"
@@ -209,7 +209,7 @@ def test_an_elastic_restart_goes_on_from_the_checkpoint_to_the_same_bytes(traini
 
 
 @pytest.mark.slow
-def test_two_machines_train_together_where_both_have_the_same_data(
+def test_two_machines_train_and_evaluate_together_where_both_have_the_same_data(
     trainings: Callable[..., Trainings], tmp_path: Path
 ) -> None:
     one = trainings()
@@ -219,13 +219,13 @@ def test_two_machines_train_together_where_both_have_the_same_data(
     other(f"cp {one.project.root}/dvc.lock .")
     other("dvc checkout --quiet data/raw data/processed")
 
-    def train_on_both(command: str) -> list[tuple[int, str]]:
+    def run_on_both(stage: str, command: str) -> list[tuple[int, str]]:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         launch = f"torchrun --nnodes 2 --nproc-per-node 1 --master-addr 127.0.0.1 --master-port {port} --node-rank"
         first = one.start(command, REPARAM_LAUNCH=f"{launch} 0")
         second = subprocess.Popen(
-            ["python", "-m", "reparam", "train"],
+            ["python", "-m", "reparam", stage],
             cwd=other.root,
             env={**other.environment, "PYTHONPATH": "src", "REPARAM_LAUNCH": f"{launch} 1"},
             stdout=subprocess.PIPE,
@@ -234,16 +234,24 @@ def test_two_machines_train_together_where_both_have_the_same_data(
         )
         return [one.finish(first), (second.wait(60), second.communicate()[0])]
 
-    (code, said), (other_code, other_said) = train_on_both("dvc repro train")
+    (code, said), (other_code, other_said) = run_on_both("train", "dvc repro train")
     assert (code, other_code) == (0, 0), said + other_said
     assert said.count("epoch 3/3") == 1
     assert (one.project.root / "models/vae/weights.safetensors").exists()
     assert not (other.root / "models/vae").exists()
 
+    (code, said), (other_code, other_said) = run_on_both("evaluate", "dvc repro evaluate")
+    assert (code, other_code) == (0, 0), said + other_said
+    assert not (other.root / "reports/evaluation/card.json").exists()
+    wanted = one.project.hashes()
+    one.project.environment.pop("REPARAM_LAUNCH")
+    one.project("dvc repro --quiet --single-item --force evaluate")
+    assert one.project.hashes() == wanted  # of both machines, and of one process
+
     params = YAML().load(other.root / "params.yaml")
     params["preprocess"]["limit"] = 1000
     YAML().dump(params, other.root / "params.yaml")
     other("python -m reparam preprocess")
-    found = train_on_both("python -m reparam train")
+    found = run_on_both("train", "python -m reparam train")
     assert [code for code, _ in found] == [1, 1]
     assert "wanted the data of the first process (card " in "".join(said for _, said in found)

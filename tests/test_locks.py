@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from reparam.errors import BusyError
-from reparam.locks import held
+from reparam.machine.locks import held
 
 SOURCE = str(Path(__file__).parents[1] / "src")
-HOLD = "import sys, time; from pathlib import Path; from reparam.locks import held\n"
+HOLD = "import sys, time; from pathlib import Path; from reparam.machine.locks import held\n"
 HOLD += "with held(Path(sys.argv[1]), 'train'): print('held', flush=True); time.sleep(60)"
 
 

@@ -14,8 +14,8 @@ from dvc_project import Project
 from experiments import type_in
 from ruamel.yaml import YAML
 
-from reparam import project as projects
 from reparam.cards.model import ModelCard
+from reparam.commands import project as projects
 from reparam.config import load_config
 from reparam.config.load import SHIPPED
 from reparam.errors import ParamsError, StaleInputError, UserError

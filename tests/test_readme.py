@@ -11,7 +11,7 @@ from dvc_project import Project, finished, project
 from ruamel.yaml import YAML
 from test_docs import code, lines_of_shell
 
-from reparam import summary
+from reparam.commands import summary
 from reparam.paths import Paths
 
 README = Path(__file__).parents[1] / "README.md"

@@ -27,7 +27,7 @@ from reparam.data import store
 from reparam.data.batches import Batches
 from reparam.data.pixels import Pixels
 from reparam.download import stage as download
-from reparam.errors import ParamsError
+from reparam.errors import ParamsError, UserError
 from reparam.evaluate.measures import measure
 from reparam.evaluate.subject import Subject
 from reparam.lineage import source_hash
@@ -535,6 +535,18 @@ def test_a_row_is_stale_where_source_or_parameters_differ(changed: dict[str, str
     assert row_of(write(folder, measured), "vamp-vae")[-1] == wanted
 
 
+def test_a_row_is_not_stale_where_a_short_run_gives_the_same_numbers(folder: Path) -> None:
+    today = ORIGINS.determined_by(FOLDER, "vamp-vae", {})
+    origin = ORIGIN | {"determined_by": today | {"train": "f" * 64}}
+    for confirmed, wanted in (
+        (today, "0123456, torch 2.9.0; fedcba9 gives the same numbers in a short run"),
+        (today | {"train": "0" * 64}, "stale since 0123456, torch 2.9.0: train"),
+    ):
+        found = {"commit": "fedcba9876543210", "torch": "2.9.0", "determined_by": confirmed}
+        measured = result("vamp-vae", run(0, {"nll": 84.4})) | {"origin": origin, "confirmed": found}
+        assert row_of(write(folder, measured), "vamp-vae")[-1] == wanted
+
+
 def test_a_row_with_a_parameter_that_is_there_no_longer_is_stale(folder: Path) -> None:
     origin = {"commit": "0123456789abcdef+", "torch": "2.9.0", "determined_by": {}}
     measured = result("vamp-vae", run(0, {"nll": 90.0}), budget={"train.magic": 3}) | {"origin": origin}
@@ -712,6 +724,38 @@ def test_a_measurement_holds_a_run_for_each_value_and_seed_and_can_be_repeated(t
     assert measure([0], "objective.beta=0.5")["runs"] == first["runs"][:1]
     assert {path.name: path.read_bytes() for path in (tiny / "figures/tiny").iterdir()} == pictures
     assert (tiny / "tiny.yaml").read_bytes() == before
+
+
+def test_models_that_were_trained_before_are_evaluated_again_and_keep_their_origin(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure() -> dict[str, Any]:
+        work = tmp_path / "work"
+        MEASURE.main("tiny", seed=[0], set_=["train.epochs=1"], sweep="", codes=False, work=work)
+        return read(tiny)
+
+    first = measure()
+    monkeypatch.setattr(MEASURE.train, "run", None)  # must not be called
+    assert measure() == first
+
+    later = first["origin"]["determined_by"] | {"train": "f" * 64, "evaluate": "f" * 64}
+    monkeypatch.setattr(MEASURE, "determined_by", lambda *_: later)
+    again = measure()
+    assert (again["origin"], again["runs"]) == (first["origin"], first["runs"])
+    assert again["evaluated"]["determined_by"] == later
+
+    (tiny / "results/tiny.json").unlink()
+    with pytest.raises(UserError, match="wanted models that today's source trained, or one result's, found others"):
+        measure()
+
+
+def test_a_row_whose_models_were_evaluated_again_is_not_stale_by_its_evaluation(folder: Path) -> None:
+    today = ORIGINS.determined_by(FOLDER, "vamp-vae", {})
+    origins = {"origin": ORIGIN | {"determined_by": today | {"evaluate": "f" * 64}}}
+    measured = result("vamp-vae", run(0, {"nll": 84.4})) | origins
+    assert row_of(write(folder, measured), "vamp-vae")[-1] == "stale since 0123456, torch 2.9.0: evaluate"
+    measured["evaluated"] = {"commit": "fedcba9876543210", "torch": "2.9.0", "determined_by": today}
+    assert row_of(write(folder, measured), "vamp-vae")[-1] == "0123456, torch 2.9.0"
 
 
 def test_a_parameter_that_there_is_not_is_refused(tiny: Path) -> None:

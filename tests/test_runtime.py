@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from reparam import gpus, runtime
+from reparam import runtime
 from reparam.errors import UserError
+from reparam.machine import gpus
 from reparam.runtime import make_deterministic, pick_device, random_stream, set_precision
 
 SOURCE = str(Path(runtime.__file__).parents[1])  # what a fresh interpreter should import, too

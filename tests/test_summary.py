@@ -6,8 +6,8 @@ import pytest
 from conftest import small_section
 from some_cards import EVALUATED, PARITY, evaluation_card, evaluation_metrics, export_metrics, hash_of, model_card
 
-from reparam import summary
 from reparam.cards.card import FileFacts
+from reparam.commands import summary
 from reparam.errors import DamagedInputError, MissingInputError, StaleInputError
 from reparam.paths import Paths
 

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from reparam import threads
-from reparam.threads import choose_wait_policy, others_came
+from reparam.machine import threads
+from reparam.machine.threads import choose_wait_policy, others_came
 
 
 @pytest.fixture(autouse=True)

@@ -18,10 +18,10 @@ from torch import Tensor
 from reparam.config import ModelConfig, ObjectiveConfig, TrainConfig
 from reparam.data.batches import Batches
 from reparam.data.pixels import Pixels
+from reparam.distributed import ALONE
 from reparam.models.build import build_model
 from reparam.objectives import OBJECTIVES, Terms
 from reparam.train.checkpoint import Checkpoints
-from reparam.train.distributed import ALONE
 from reparam.train.keeper import Keeper
 from reparam.train.loop import Data, fit
 from reparam.train.loss import Loss
@@ -121,7 +121,7 @@ class FakeTrainer:
     def slow_down(self, factor: float) -> None:
         self.rate_factor = factor
 
-    def step(self, images: Tensor) -> Totals:
+    def step(self, images: Tensor, labels: Tensor | None = None) -> Totals:
         self.images += len(images)
         self.weight += 1  # in place, as an optimizer does
         return self.trained(images)
@@ -129,7 +129,7 @@ class FakeTrainer:
     def trained(self, images: Tensor) -> Totals:
         return Totals.of(terms(*[0.0] * len(images)))
 
-    def score(self, images: Tensor) -> Totals:
+    def score(self, images: Tensor, labels: Tensor | None = None) -> Totals:
         return Totals.of(terms(*[1.0] * len(images)))
 
     def schedules(self) -> Metrics:

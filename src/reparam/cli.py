@@ -1,4 +1,4 @@
-"""The command line: one thin command per stage, and those of `tools.py` and `apps.py` around them.
+"""The command line: one thin command per stage, and those of `commands/` around them.
 
 Torch is imported by the stage that runs, and MLflow by a process beside it, so `--help` answers at once.
 """
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from reparam import apps, launch, tools
+from reparam.commands import apps, launch, tools
+from reparam.commands.tools import Device, DeviceOption
 from reparam.errors import UserError
+from reparam.machine.threads import OthersCompute, choose_wait_policy, start_again
 from reparam.redact import redacted_output
 from reparam.shell import commands as model
-from reparam.threads import OthersCompute, choose_wait_policy, start_again
-from reparam.tools import Device, DeviceOption
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +40,7 @@ app.add_typer(model.app, name="model", rich_help_panel=apps.PANEL)
 def _print_version(is_wanted: bool) -> None:
     if is_wanted:
         from reparam.lineage import package_hash
-        from reparam.versions import version
+        from reparam.machine.versions import version
 
         print(f"reparam {version()} (source {package_hash()[:12]})")
         raise typer.Exit
@@ -114,6 +114,8 @@ def evaluate(device: DeviceOption = Device.auto) -> None:
     Reads params.yaml, data/processed and models/vae.
     Writes reports/evaluation.
     """
+    if launch.is_wanted():
+        launch.run()
     with _stage("evaluate") as (config, paths, tracker):
         from reparam.evaluate import stage as evaluate
 
@@ -214,8 +216,9 @@ def _stage(name: str) -> "Iterator[tuple[Config, Paths, Tracker]]":
     """
     gc.disable()  # until `_begin`: imports leave no garbage, and to search their objects takes a third of a second
     try:
-        from reparam import project, track
-        from reparam.locks import held
+        from reparam import track
+        from reparam.commands import project
+        from reparam.machine.locks import held
 
         config, paths = tools.inputs()
         project.check(paths, name)

@@ -14,16 +14,13 @@ WITHOUT_EFFECT = (
     "arrays",
     "cli",
     "config",
-    "environment",
     "errors",
-    "gpus",
     "logged",
+    "machine",
     "paths",
     "progress",
     "redact",
-    "threads",
     "track",
-    "versions",
 )
 
 

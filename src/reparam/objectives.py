@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from reparam.config import ObjectiveConfig
-from reparam.models.draw import Draw, Layer, Model, gaussian_log_prob
+from reparam.models.draw import Draw, Layer, gaussian_log_prob
+from reparam.models.latent import LatentModel
+from reparam.models.model import Model
 
 # Each term has shape (B,), in nats per image; `loss` is what the optimizer lowers. A term of the whole batch, such as a
 # penalty on batch means, is the same number for each of its images.
@@ -310,6 +312,6 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-def has_prior(model: Model, objective: str) -> bool:
+def has_prior(model: LatentModel, objective: str) -> bool:
     """Return whether decoded draws from the prior are samples of a model that was trained with this objective."""
     return model.stochastic_layers > 0 or OBJECTIVES[objective].matches_prior

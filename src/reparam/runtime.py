@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
-from reparam import gpus
 from reparam.errors import UserError
+from reparam.machine import gpus
 
 # Largest count of numbers held at once, for example of a decoder's outputs for samples that are only scored. It bounds
 # memory; at this size (64 MB) the CPU is already busy.

@@ -104,9 +104,15 @@ def test_a_manifest_of_another_export_is_refused(copy: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "nonsense"], ids=repr)
+@pytest.mark.parametrize("content", ["", "{", "[]", "nonsense", "[" * 100_000], ids=lambda content: content[:8])
 def test_what_is_no_manifest_is_refused(content: str, copy: Path) -> None:
     (copy / "manifest.json").write_text(content)
+    assert refusal(copy) == f"{copy / 'manifest.json'}: not the manifest of an export; {AGAIN}"
+
+
+def test_a_folder_is_no_manifest(copy: Path) -> None:
+    (copy / "manifest.json").unlink()
+    (copy / "manifest.json").mkdir()
     assert refusal(copy) == f"{copy / 'manifest.json'}: not the manifest of an export; {AGAIN}"
 
 
@@ -126,24 +132,29 @@ def test_a_manifest_that_does_not_list_its_files_is_refused(change: Callable[[di
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("name", "change"),
     [
-        lambda manifest: manifest.pop("image"),
-        lambda manifest: manifest.pop("latent_size"),
-        lambda manifest: manifest["image"].update(shape=[4, 6]),
-        lambda manifest: manifest["image"].update(shape=[4, 6, 0]),
-        lambda manifest: manifest.update(latent_size="2"),
-        lambda manifest: manifest.update(has_prior=1),
-        lambda manifest: manifest.update(prior="uniform"),
+        ("image.shape", lambda manifest: manifest.pop("image")),
+        ("image.shape", lambda manifest: manifest["image"].update(shape=[4, 6])),
+        ("image.shape", lambda manifest: manifest["image"].update(shape=[4, 6, 0])),
+        ("image.shape", lambda manifest: manifest["image"].update(shape={"4": 4, "6": 6, "3": 3})),
+        ("latent_size, latent_shape", lambda manifest: manifest.pop("latent_size")),
+        ("latent_size, latent_shape", lambda manifest: manifest.update(latent_size="2")),
+        ("latent_shape", lambda manifest: manifest.update(latent_shape=[3])),
+        ("has_prior", lambda manifest: manifest.update(has_prior=1)),
+        ("prior", lambda manifest: manifest.update(prior="uniform")),
+        ("kind, source or likelihood", lambda manifest: manifest.pop("kind")),
+        ("classes", lambda manifest: manifest.update(classes=5)),
+        ("codebook", lambda manifest: manifest.update(codebook={"positions": 0})),
+        ("scores", lambda manifest: manifest.update(scores=3)),
+        ("variants", lambda manifest: manifest.update(variants=["int8"])),
     ],
-    ids=["no image", "no latents", "two sides", "no channels", "text", "a number", "another prior"],
 )
-def test_a_manifest_without_what_the_client_must_know_is_refused(change: Callable[[dict], object], copy: Path) -> None:
+def test_a_manifest_without_what_the_client_must_know_is_refused(
+    name: str, change: Callable[[dict], object], copy: Path
+) -> None:
     change_manifest(copy, change)
-    assert refusal(copy) == (
-        f"{copy / 'manifest.json'}: image.shape, latent_size, latent_shape, has_prior or prior are missing or make no "
-        f"sense; {AGAIN}"
-    )
+    assert refusal(copy) == f"{copy / 'manifest.json'}: {name}: missing or without sense; {AGAIN}"
 
 
 @pytest.mark.parametrize(
@@ -199,6 +210,13 @@ def test_a_single_graph_beside_its_manifest_is_checked(copy: Path) -> None:
     assert refusal(copy / "decoder.onnx").startswith(f"{copy / 'decoder.onnx'}: wanted ")
 
 
+def test_a_single_graph_that_the_manifest_beside_it_does_not_list_is_refused(copy: Path) -> None:
+    shutil.copy(copy / "decoder.onnx", copy / "changed.onnx")  # or a changed one would need another name only
+    assert refusal(copy / "changed.onnx") == (
+        f"{copy / 'changed.onnx'}: manifest.json does not list it, so it is of another export; {AGAIN}"
+    )
+
+
 def test_graphs_of_two_exports_are_refused(copy: Path, code: Exported) -> None:
     (copy / "manifest.json").unlink()
     (copy / "score.onnx").unlink(missing_ok=True)
@@ -222,7 +240,7 @@ def test_what_onnxruntime_cannot_open_is_refused(name: str, damage: Callable[[by
     assert " cannot open it: " in found
 
 
-@pytest.mark.parametrize("value", [None, "", "[1]", "nonsense"], ids=repr)
+@pytest.mark.parametrize("value", [None, "", "[1]", "nonsense", "[" * 100_000], ids=lambda value: str(value)[:8])
 def test_a_graph_of_someone_else_is_refused(value: str | None, copy: Path) -> None:
     graph = onnx.load(copy / "decoder.onnx")
     del graph.metadata_props[:]

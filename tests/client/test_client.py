@@ -191,8 +191,9 @@ def test_embed_yields_the_codes_of_any_number_of_images(exported: Exported) -> N
         (np.zeros((4, 5, 3), np.uint8), "uint8 (1, 4, 5, 3)"),
         (np.zeros((4, 6, 3), np.float64), "float64 (1, 4, 6, 3)"),
         (np.zeros((1, 4, 6, 3), np.uint8), "uint8 (1, 1, 4, 6, 3)"),
+        ([[0], [0, 1]], "no array"),
     ],
-    ids=["size", "floats", "a batch"],
+    ids=["size", "floats", "a batch", "lines of two lengths"],
 )
 def test_embed_refuses_one_bad_image_among_good_ones(image: np.ndarray, found: str, client: Client) -> None:
     with pytest.raises(UserError) as error:
@@ -231,6 +232,9 @@ def test_latents_that_are_not_finite_numbers_are_refused(latents: list, message:
         ({"seed": -1}, "wanted a seed of 0 or more, found -1"),
         ({"temperature": -1}, "wanted a temperature of 0 or more, found -1"),
         ({"temperature": np.nan}, "wanted a temperature of 0 or more, found nan"),
+        ({"temperature": np.inf}, "wanted a temperature of 0 or more, found inf"),
+        ({"temperature": "0.5"}, "wanted a temperature of 0 or more, found '0.5'"),
+        ({"temperature": 10**400}, f"wanted a temperature of 0 or more, found 1{'0' * 400}"),
         ({"label": 3}, "wanted no label, because the model was trained without, found 3"),
     ],
     ids=str,
@@ -254,8 +258,10 @@ def test_an_interpolation_without_steps_is_refused(exported: Exported, client: C
         (np.zeros((2, 3, 4, 6), np.uint8), "uint8 (2, 3, 4, 6)"),
         (np.zeros((4, 6, 3), np.uint8), "uint8 (4, 6, 3)"),
         ([[1, 2]], "int64 (1, 2)"),
+        ([[1], [1, 2]], "no array"),
+        (None, "object ()"),
     ],
-    ids=["floats", "channels first", "no batch", "a list"],
+    ids=["floats", "channels first", "no batch", "a list", "lines of two lengths", "nothing"],
 )
 def test_images_of_another_kind_are_refused(images: np.ndarray, found: str, client: Client) -> None:
     with pytest.raises(UserError) as error:
@@ -274,13 +280,14 @@ def test_latents_of_another_size_are_refused(shape: tuple[int, ...], method: str
 def test_an_interpolation_between_images_of_two_sizes_is_refused(exported: Exported, client: Client) -> None:
     with pytest.raises(UserError) as error:
         client.interpolate(exported.images[0], exported.images[0, :2], steps=3)
-    assert str(error.value) == "encode: wanted uint8 images of shape (B, 4, 6, 3), found uint8 (1, 2, 6, 3)"
+    assert str(error.value) == "interpolate: wanted uint8 images of shape (B, 4, 6, 3), found uint8 (1, 2, 6, 3)"
 
 
 # Without torch
 
 
 ALONE = """
+import os
 import sys
 from pathlib import Path
 import numpy as np
@@ -318,6 +325,13 @@ check(client.reconstruct(golden["images"]), golden["decoded_images"])
 assert client.sample(3, seed=0).shape == (3, *client.image_shape)
 assert client.interpolate(*golden["images"][:2], steps=4).shape == (4, *client.image_shape)
 
+# The programs of its README, and those of the page for app developers.
+os.chdir(directory)
+exec(Path("README.md").read_text().split("```python")[1].split("```")[0], {})
+os.chdir(directory.parents[1])
+for program in Path(sys.argv[2]).read_text().split("```python")[1:]:
+    exec(program.split("```")[0], {})
+
 unwanted = {"torch", "torchvision", "mlflow", "onnx", "dvc", "pydantic", "matplotlib"} & set(sys.modules)
 assert not unwanted, unwanted
 print("agrees")
@@ -333,8 +347,9 @@ def test_numpy_and_onnxruntime_alone_run_the_exported_files(exported: Exported, 
     assert not {"torch", "onnx", "pydantic", "reparam"} & set(installed)
 
     source = Path(reparam.__file__).parents[1]
+    page = source.parent / "docs/how-to/app.md"
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1"}
     result = subprocess.run(
-        [python, "-c", ALONE, exported.directory], env=environment, capture_output=True, text=True, check=False
+        [python, "-c", ALONE, exported.directory, page], env=environment, capture_output=True, text=True, check=False
     )
     assert (result.returncode, result.stdout.strip()) == (0, "agrees"), result.stderr

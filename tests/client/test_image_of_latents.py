@@ -65,16 +65,6 @@ def test_samples_interpolations_and_scores_are_those_of_the_model(client: Client
     assert client.score(images, samples=2).kl.shape == (40,)
 
 
-def test_the_program_of_the_model_card_runs(image_of_latents: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (image_of_latents.directory / "README.md").read_text(encoding="utf-8")
-    monkeypatch.chdir(image_of_latents.directory)
-    names: dict[str, np.ndarray] = {}
-    exec(text.split("```python\n")[1].split("```")[0], names)
-    assert (names["latents"].shape, names["generated"].shape) == ((16, *SHAPE), (16, 4, 6, 3))
-    assert "Encodes images as 3 x 2 x 3 numbers" in text
-    assert "std::array<int64_t, 4> shape{1, 3, 2, 3};" in text
-
-
 def test_codes_in_a_file_are_rows_that_can_be_decoded_again(
     client: Client, image_of_latents: Exported, tmp_path: Path
 ) -> None:

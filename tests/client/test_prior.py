@@ -95,6 +95,14 @@ def test_a_prior_that_is_damaged_or_missing_is_refused_when_it_is_needed(copy: P
     assert client.decode(np.zeros((1, LATENT))).shape == (1, 4, 6, 3)
 
 
+def test_a_prior_that_is_missing_beside_graphs_without_a_manifest_is_named(copy: Path) -> None:
+    (copy / "manifest.json").unlink()
+    (copy / "prior.npz").unlink()
+    with pytest.raises(MissingInputError) as error:
+        Client(copy).sample(1, seed=0)
+    assert str(error.value).startswith(f"{copy / 'prior.npz'}: not found; run ")
+
+
 def test_a_prior_that_apps_cannot_draw_from_is_refused(copy: Path) -> None:
     client = Client(copy)
     client.metadata["prior"] = None

@@ -116,8 +116,9 @@ def test_a_provider_that_gives_up_is_not_replaced_in_silence(
     ("options", "message"),
     [
         ({"device": "gpu"}, "device: wanted one of auto, cpu, cuda, found 'gpu'"),
-        ({"threads": 0}, "threads: wanted a whole number above 0, or None for all cores, found 0"),
-        ({"threads": True}, "threads: wanted a whole number above 0, or None for all cores, found True"),
+        ({"threads": 0}, "threads: wanted a whole number from 1 to 1024, or None for all cores, found 0"),
+        ({"threads": 1025}, "threads: wanted a whole number from 1 to 1024, or None for all cores, found 1025"),
+        ({"threads": True}, "threads: wanted a whole number from 1 to 1024, or None for all cores, found True"),
         ({"batch": 0}, "batch: wanted a whole number above 0, found 0"),
     ],
     ids=str,

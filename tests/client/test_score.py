@@ -39,6 +39,23 @@ def test_scores_do_not_depend_on_how_many_images_are_computed_at_once(
     np.testing.assert_allclose(found.negative_elbo, wanted.negative_elbo, rtol=1e-6)
 
 
+def test_so_do_scores_of_so_many_samples_that_their_noise_comes_in_parts(
+    exported: Exported, scored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = Client(scored).score(exported.images, samples=9)
+    monkeypatch.setattr("reparam.client.client.NOISE", 4 * 9 * NOISE)
+    client, sizes = Client(scored), []
+    run = client.run
+    monkeypatch.setattr(
+        client, "run", lambda *names, **inputs: sizes.append(len(inputs["images"])) or run(*names, **inputs)
+    )
+    found = client.score(exported.images, samples=9)
+    assert sizes == [4] * (40 // 4 * 9)
+    np.testing.assert_allclose(found.negative_elbo, wanted.negative_elbo, rtol=1e-6)
+    monkeypatch.setattr("reparam.client.client.NOISE", 1)  # less than the noise of an image
+    np.testing.assert_allclose(client.score(exported.images, samples=9).kl, wanted.kl, rtol=1e-6)
+
+
 def test_a_seed_gives_the_same_draws_again(exported: Exported, scored: Path) -> None:
     client = Client(scored)
     first, again, other, sequence = (client.score(exported.images, seed=seed) for seed in (1, 1, 2, (1, 2)))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from experiments import CONDITIONS, experiment
 
-from reparam import experiments as table
+from reparam.commands import experiments as table
 from reparam.compare.experiment import Experiment
 from reparam.errors import UserError
 from reparam.paths import Paths

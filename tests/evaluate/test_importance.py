@@ -6,42 +6,45 @@ import pytest
 import torch
 from conftest import small_section
 from linear_gaussian import LinearGaussian
-from torch import Tensor, nn
+from torch import Tensor
 
 from reparam.data.batches import Batch
 from reparam.evaluate.importance import BYTES_PER_NUMBER, MEMORY, bytes_per_draw, importance, levels, read_curve
 from reparam.models.build import AnyModel, build_model
 from reparam.models.draw import Draw, Encoded, Estimator
+from reparam.models.latent import LatentModel
+from reparam.models.priors import StandardNormal
 
 
-class Prescribed(nn.Module):
+class Prescribed(LatentModel):
     """A model whose importance weights are read off one long table, (all samples, B), in order."""
 
     stochastic_layers = 1
-    likelihood = SimpleNamespace(outputs=1)
+    likelihood, prior = SimpleNamespace(outputs=1), StandardNormal(1)
 
     def __init__(self, log_w: Tensor) -> None:
         super().__init__()
         self.log_w = log_w
         self.asked: list[int] = []
 
-    def encode(self, x: Tensor) -> Encoded:
+    def encode(self, x: Tensor, labels: Tensor | None = None) -> Encoded:
         return []
 
-    def draw_from(self, encoded: Encoded, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
+    def draw_from(
+        self,
+        encoded: Encoded,
+        target: Tensor,
+        samples: int,
+        estimator: Estimator = "pathwise",
+        labels: Tensor | None = None,
+    ) -> Draw:
         start = sum(self.asked)
         self.asked.append(samples)
         log_w = self.log_w[start : start + samples]
         return Draw(log_w - 3, torch.full_like(log_w, 1.0), torch.full_like(log_w, -2.0), torch.zeros_like(log_w))
 
-    def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
+    def draw(self, *_: object, **_labels: object) -> Draw:
         return Draw(*torch.zeros(4, 1, 1))
-
-    def posterior_of(self, encoded: Encoded) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
-
-    def decode(self, z: Tensor) -> Tensor:
-        raise NotImplementedError
 
 
 @pytest.mark.parametrize("samples", [1, 10])

@@ -19,7 +19,7 @@ from reparam.evaluate.measures import measure
 from reparam.evaluate.samplers import draw_codes
 from reparam.evaluate.subject import Subject
 from reparam.models.build import AnyModel, build_model
-from reparam.models.given import given
+from reparam.models.model import Model
 
 LABELS = [2, 0, 1, 2, 2, 1, 0, 2]
 PARTS = {"annealing": {"images": 3, "steps": 3, "chains": 2}, "generated": {"images": 8}}
@@ -42,7 +42,7 @@ def test_scores_of_images_follow_their_labels() -> None:
     model, split = some_model(), some_split(LABELS)
     found = subject(model)
     x = torch.from_numpy(split.images).float() / 255
-    mean, log_variance = given(model, torch.tensor(LABELS)).posterior(x)
+    mean, log_variance = Model(model, torch.tensor(LABELS)).posterior(x)
     torch.testing.assert_close(found.scores.means, mean.detach().double())
     torch.testing.assert_close(found.scores.log_variances, log_variance.detach().double())
     others = subject(model, Split(split.images, np.array([2, 0, 1, 2, 2, 1, 0, 1], np.int32)))
@@ -85,7 +85,7 @@ def test_reconstructions_are_compared_that_have_the_label_of_their_image(monkeyp
 def test_the_noise_of_an_untrained_conditional_model_has_these_signal_to_noise_ratios() -> None:
     model, split = some_model(), some_split([0, 0, 0, 1, 2])
     x, labels = torch.from_numpy(split.images).float() / 255, torch.tensor([0, 0, 0, 1, 2])
-    told = given(model, labels)
+    told = Model(model, labels)
     errors = (told.decode(told.posterior(x)[0]) - x).square().mean((1, 2, 3))
     found = fidelity(subject(model, split))["psnr"]
     torch.testing.assert_close(found, -10 * errors.log10().double())
@@ -107,7 +107,8 @@ def test_all_is_drawn_and_measured_of_a_conditional_model(kind: str) -> None:
 def test_annealing_finds_the_likelihood_given_the_label() -> None:
     model = some_model(likelihood="gaussian", sigma=0.7)
     measured = measure(subject(model, annealing={"images": 8, "steps": 100, "chains": 20}, nll_samples=2000), None)
-    assert abs(measured.metrics["ais_minus_nll"]) < 0.02
+    # Image by image: other labels change the NLL by 0.26 and more, but hardly its mean.
+    assert measured.of_images["ais_minus_nll"].abs().mean().item() < 0.08
 
 
 def test_the_figure_of_classes_has_a_row_of_each_with_the_same_latents(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,4 +141,4 @@ def test_codes_are_drawn_of_images_with_their_labels() -> None:
     torch.manual_seed(1)
     order = torch.randperm(8)
     x = torch.from_numpy(data.train.images).float() / 255
-    torch.testing.assert_close(codes, given(model, torch.tensor(LABELS)).posterior(x)[0].detach()[order])
+    torch.testing.assert_close(codes, Model(model, torch.tensor(LABELS)).posterior(x)[0].detach()[order])

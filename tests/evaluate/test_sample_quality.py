@@ -190,7 +190,7 @@ def test_evenly_spaced_images_are_fitted_where_there_are_very_many(bound: str, m
     if bound == "memory":
         monkeypatch.setattr(runtime, "NUMBERS_AT_ONCE", 30 * 16)
     else:
-        monkeypatch.setattr(sample_quality, "LEARNED_FROM", 30)
+        monkeypatch.setattr(sample_quality, "PROJECTED", 30)
     bounded = fit_projection(pictures, 3)
     monkeypatch.undo()
     third = fit_projection(pictures[::3], 3)

@@ -302,7 +302,9 @@ class SquaredDistance:
         self.cost = cost
         self.asked: list[tuple[Tensor, Tensor, float]] = []
 
-    def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
+    def draw(
+        self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise", labels: Tensor | None = None
+    ) -> Draw:
         self.asked.append((x, target, torch.rand(()).item()))
         distance = (x - target).square().sum((1, 2, 3)).expand(samples, -1)
         log_px = -distance - self.cost * target.sum((1, 2, 3))

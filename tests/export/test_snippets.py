@@ -30,12 +30,6 @@ IMAGE = 1  # of the golden ones; its label is not 0
 HEADERS = "Plugins/iOS~/onnxruntime.xcframework/ios-arm64/onnxruntime.framework/Headers"
 
 
-@pytest.fixture(params=["exported", "image_of_latents", "conditional"])
-def files(request: pytest.FixtureRequest) -> Exported:
-    found: Exported = request.getfixturevalue(request.param)
-    return found
-
-
 @pytest.fixture(scope="session")
 def onnxruntime(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package for Unity, which has the sources of the C# library, the C++ headers and the compiled library."""
@@ -116,7 +110,7 @@ def test_the_javascript_program_runs_in_a_browser(version: str, exported: Export
 def test_the_cpp_program_compiles_and_runs(files: Exported, onnxruntime: Path, tmp_path: Path) -> None:
     if not shutil.which("g++"):
         pytest.skip("needs g++")
-    text = files.snippet("cpp").replace("latents{}", f"latents{{{listed(golden(files, 'latents'), 'f')}}}")
+    text = files.snippet("cpp").replace("pixels{}", f"pixels{{{listed(golden(files, 'images'))}}}")
     (tmp_path / "program.cpp").write_text(text.replace("label{}", f"label{{{label(files)}}}"))
     libraries = onnxruntime / "Plugins/Linux/x64"
     flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{onnxruntime / HEADERS}"]
@@ -141,9 +135,7 @@ def compiler(onnxruntime: Path, tmp_path_factory: pytest.TempPathFactory) -> csh
 def test_the_csharp_program_compiles_and_runs(
     files: Exported, compiler: csharp.CSharp, onnxruntime: Path, tmp_path: Path
 ) -> None:
-    text = files.snippet("csharp").replace(
-        f"new float[{len(golden(files, 'latents'))}]", f"new[] {{ {listed(golden(files, 'latents'), 'f')} }}"
-    )
+    text = files.snippet("csharp").replace("new byte[72]", f"new byte[] {{ {listed(golden(files, 'images'))} }}")
     (tmp_path / "program.cs").write_text(text.replace("new long[1]", f"new[] {{ {label(files)}L }}"))
     compiler.compile("program", tmp_path / "program.cs")
     check_images(compiler.run(files.directory, onnxruntime / "Plugins/Linux/x64"), files)

@@ -16,7 +16,7 @@ from reparam.evaluate.importance import importance
 from reparam.models import build
 from reparam.models.build import AnyModel, build_model
 from reparam.models.conditions import Label
-from reparam.models.given import given
+from reparam.models.model import Model
 from reparam.models.vae import VAE
 
 CLASSES, SIZE, LATENT = 3, 2, 3
@@ -63,7 +63,7 @@ def of_class(model: AnyModel, label: int) -> VAE:
 def test_the_elbo_given_a_label_is_that_of_a_model_of_this_class_alone(label: int) -> None:
     model, x = conditional(), some_images(5)
     draws = []
-    for each in (given(model, torch.full((5,), label)), of_class(model, label)):
+    for each in (Model(model, torch.full((5,), label)), of_class(model, label)):
         torch.manual_seed(2)
         draws.append(each.draw(x, 1 - x, 4))
     for name in ("log_px", "log_pz", "log_qz", "kl"):
@@ -75,12 +75,12 @@ def test_the_elbo_given_a_label_is_that_of_a_model_of_this_class_alone(label: in
 def test_rows_follow_their_labels(kind: str, network: str) -> None:
     model, x, labels = conditional(network, **KINDS[kind]), some_images(4), torch.tensor([0, 1, 2, 1])
     order = torch.tensor([2, 0, 3, 1])
-    told, ordered = given(model, labels), given(model, labels[order])
+    told, ordered = Model(model, labels), Model(model, labels[order])
     mean = told.posterior(x)[0]
     torch.testing.assert_close(ordered.posterior(x[order])[0], mean[order])
     torch.testing.assert_close(ordered.decode(mean[order]), told.decode(mean)[order])
     for number, label in enumerate(labels):
-        alone = given(model, label[None])
+        alone = Model(model, label[None])
         torch.testing.assert_close(alone.posterior(x[[number]])[0], mean[[number]])
         torch.testing.assert_close(alone.output(mean[[number]]), told.output(mean)[[number]])
 
@@ -89,7 +89,7 @@ def test_rows_follow_their_labels(kind: str, network: str) -> None:
 @pytest.mark.parametrize("network", ["mlp", "conv"])
 def test_another_label_changes_the_images_that_have_it_and_no_others(kind: str, network: str) -> None:
     model, x = conditional(network, **KINDS[kind]), some_images(3)
-    first, second = (given(model, torch.tensor(labels)) for labels in ([0, 1, 2], [0, 2, 2]))
+    first, second = (Model(model, torch.tensor(labels)) for labels in ([0, 1, 2], [0, 2, 2]))
     z = first.posterior(x)[0]
     for before, after in ((z, second.posterior(x)[0]), (first.output(z), second.output(z))):
         assert torch.equal(before[[0, 2]], after[[0, 2]])
@@ -99,19 +99,19 @@ def test_another_label_changes_the_images_that_have_it_and_no_others(kind: str, 
 @every_kind
 def test_names_of_classes_mean_nothing(kind: str) -> None:
     model, x, labels = conditional(**KINDS[kind]), some_images(3), torch.tensor([0, 1, 1])
-    wanted = given(model, labels).posterior(x)[0]
+    wanted = Model(model, labels).posterior(x)[0]
     renamed = torch.tensor([2, 0, 1])  # 0 is called 2 now, 1 is called 0, 2 is called 1
     assert isinstance(model.condition, Label)
     with torch.no_grad():
         model.condition.numbers.weight[renamed] = model.condition.numbers.weight.clone()
-    assert torch.equal(given(model, renamed[labels]).posterior(x)[0], wanted)
+    assert torch.equal(Model(model, renamed[labels]).posterior(x)[0], wanted)
 
 
 @pytest.mark.parametrize("kind", ["vae", "bottom_up", "top_down"])
 def test_each_sample_of_an_image_has_the_label_of_the_image(kind: str) -> None:
     model, x, labels = conditional(**KINDS[kind]), some_images(3), torch.tensor([0, 1, 2])
     torch.manual_seed(0)
-    draw = given(model, labels).draw(x, x, 5)
+    draw = Model(model, labels).draw(x, x, 5)
     for number, z in enumerate(draw.layers[0].z):
         log_px = model.likelihood.log_prob(model.output_at(z, labels), x)
         torch.testing.assert_close(draw.log_px[number], log_px)
@@ -172,10 +172,10 @@ def test_latents_that_are_an_image_are_told_nothing() -> None:
 @pytest.mark.parametrize("changes", [{"kind": "fsq", "levels": (8, 8)}, {"kind": "vq", "codes": 30, "dimensions": 2}])
 def test_the_decoder_of_codes_is_told_labels_and_codes_are_those_of_the_labelled_image(changes: dict[str, Any]) -> None:
     model, x, labels = conditional(latent=4, **changes), some_images(3), torch.tensor([0, 1, 2])
-    codes = given(model, labels).posterior(x)[0]
+    codes = Model(model, labels).posterior(x)[0]
     seen = model.condition.on_image(x, labels)
     assert torch.equal(codes, model.joined(model.quantizer.quantized(model.split(model.encoder(seen)))))
-    draw = given(model, labels).draw(x, x, 1)
-    assert torch.equal(draw.log_px[0], model.likelihood.log_prob(given(model, labels).output(codes), x))
-    others = given(model, labels.roll(1)).output(codes)
-    assert not torch.isclose(others, given(model, labels).output(codes)).any()
+    draw = Model(model, labels).draw(x, x, 1)
+    assert torch.equal(draw.log_px[0], model.likelihood.log_prob(Model(model, labels).output(codes), x))
+    others = Model(model, labels.roll(1)).output(codes)
+    assert not torch.isclose(others, Model(model, labels).output(codes)).any()

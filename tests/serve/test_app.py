@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -48,6 +49,38 @@ def test_a_large_body_is_refused_before_it_is_read(service: Service) -> None:
         413,
         "wanted a body of at most 200000 bytes, found 300012",
     )
+
+
+def sent(service: Service, *headers: str, body: bytes = b"") -> bytes:
+    """Send a request to encode as bytes, and go away; its answer, if there is one."""
+    host, _, port = service.address.removeprefix("http://").partition(":")
+    lines = ["POST /encode HTTP/1.1", f"Host: {host}", "Connection: close", *headers, "", ""]
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall("\r\n".join(lines).encode() + body)
+        connection.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: connection.recv(1 << 16), b""))
+
+
+@pytest.mark.parametrize("headers", [[], ["Content-Length: 2"]], ids=["alone", "beside a length"])
+def test_a_body_in_chunks_whose_size_nobody_knows_is_refused(headers: list[str], service: Service) -> None:
+    answer = sent(service, *headers, "Transfer-Encoding: chunked", body=b"2\r\n{}\r\n0\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 411 ")
+    assert answer.endswith(b'{"error":"wanted the header Content-Length, and no Transfer-Encoding"}')
+
+
+def requests_to_encode(service: Service, status: int) -> float:
+    start = f'reparam_requests_total{{route="/encode",status="{status}"}} '
+    lines = service.get("/metrics").text.splitlines()
+    return sum(float(line.removeprefix(start)) for line in lines if line.startswith(start))
+
+
+def test_who_goes_away_within_a_body_is_no_error_of_the_server(service: Service) -> None:
+    before = requests_to_encode(service, 400)
+    sent(service, "Content-Length: 100", body=b"{")
+    deadline = time.monotonic() + 10
+    while requests_to_encode(service, 400) == before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert (requests_to_encode(service, 400), requests_to_encode(service, 500)) == (before + 1, 0)
 
 
 def test_with_a_token_only_health_is_open(exported: Exported) -> None:

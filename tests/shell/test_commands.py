@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from reparam import cli
 from reparam.client import Client
 from reparam.errors import UserError
-from reparam.shell import commands
+from reparam.shell import commands, work
 
 pytest_plugins = ["fixtures_export"]
 
@@ -122,6 +122,15 @@ def test_sample_writes_what_the_client_samples(model: Client) -> None:
     np.testing.assert_array_equal(np.load("samples.npy"), model.sample(5, 3, 0.5))
     run("sample", "--output", "none.npy", "--count", 0)
     assert np.load("none.npy").shape == (0, 4, 6, 3)
+
+
+def test_many_samples_are_decoded_some_at_a_time(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, decoded = Client(exported.directory, device="cpu", batch=3), []
+    decode = client.decode
+    monkeypatch.setattr(client, "decode", lambda latents, label: decoded.append(len(latents)) or decode(latents, label))
+    work.sample(client, 8, 3, 0.5, Path("samples.npy"))
+    assert decoded == [3, 3, 2]
+    np.testing.assert_array_equal(np.load("samples.npy"), Client(exported.directory, device="cpu").sample(8, 3, 0.5))
 
 
 def test_a_picture_has_all_images_side_by_side(model: Client) -> None:

@@ -11,8 +11,8 @@ from experiments import PICTURE
 from in_process import InProcess
 from some_cards import evaluation_card, export_card, model_card
 
-from reparam import promote
 from reparam.cards.card import FileFacts
+from reparam.commands import promote
 from reparam.errors import UserError
 from reparam.paths import Paths
 from reparam.track import WEIGHTS_TAG

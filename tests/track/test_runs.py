@@ -8,11 +8,11 @@ from in_process import DATA, InProcess
 from mlflow.exceptions import MlflowException
 
 from reparam.errors import TrackingError
+from reparam.machine.versions import versions
 from reparam.paths import Paths
 from reparam.track import DATA_TAG, EXPERIMENT_TAG, PARAMS_TAG, STAGE_TAG, WEIGHTS_TAG, connect, replay
 from reparam.track.runs import Runs
 from reparam.track.spool import Spool
-from reparam.versions import versions
 
 # ---- the training run
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from training import CPU, small_loss, train_config
 
-from reparam.train.distributed import joined
+from reparam.distributed import joined
 from reparam.train.trainer import Trainer
 
 VAE = {"kind": "vae", "likelihood": "gaussian", "hidden": (8,), "latent": 3}

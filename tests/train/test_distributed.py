@@ -16,11 +16,9 @@ from torch import Tensor
 
 from reparam.config import load_config
 from reparam.download import stage as download
-from reparam.errors import UserError
 from reparam.paths import Paths
 from reparam.preprocess import stage as preprocess
 from reparam.train import stage as train
-from reparam.train.distributed import ALONE, World, joined
 
 # No noise anywhere, so that two processes that share a batch must do what one does.
 NOISELESS: dict[str, dict[str, Any]] = {
@@ -29,42 +27,6 @@ NOISELESS: dict[str, dict[str, Any]] = {
     "objective": {"name": "reconstruction"},
     "train": {"batch_size": 25, "epochs": 3, "schedule": "cosine"},  # 101 = 4 * 25 + 1: fewer images than processes
 }
-
-
-@pytest.mark.parametrize(
-    ("variables", "problem"),
-    [({"WORLD_SIZE": "2"}, "variable RANK expected"), ({"WORLD_SIZE": "x", "RANK": "0"}, "invalid literal for int")],
-)
-def test_variables_that_torchrun_did_not_set_are_refused(
-    variables: dict[str, str], problem: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    with (
-        pytest.raises(UserError, match=rf"^WORLD_SIZE: wanted it set by torchrun, .* found: .*{problem}.*; start the"),
-        joined(torch.device("cpu")),
-    ):
-        pass
-
-
-@pytest.mark.parametrize("size", [1, 2, 3])
-@pytest.mark.parametrize("images", [1, 2, 3, 7, 12])
-def test_the_average_over_processes_is_the_mean_over_images(images: int, size: int) -> None:
-    rows, values = torch.arange(images), torch.randn(images, dtype=torch.float64)
-    worlds = [World(rank, size) for rank in range(size)]
-    parts = [world.share(rows) for world in worlds]
-    weighted = [values[part].mean() * w.weight(len(part), images) for w, part in zip(worlds, parts, strict=True)]
-    torch.testing.assert_close(torch.stack(weighted).mean(), values.mean())
-    if images >= size:
-        assert sorted(torch.cat(parts).tolist()) == rows.tolist()  # every image once
-
-
-def test_alone_everything_is_what_it_was() -> None:
-    rows = torch.arange(5)
-    assert ALONE.share(rows) is rows or ALONE.share(rows).tolist() == rows.tolist()
-    assert ALONE.weight(5, 5) == 1.0
-    assert ALONE.total(rows) is rows
-    assert ALONE.agree(rows) is rows
 
 
 @pytest.fixture
@@ -114,14 +76,14 @@ from reparam.train.trainer import Trainer
 
 steps, step = 0, Trainer.step
 
-def die(trainer, images):
+def die(trainer, *batch):
     global steps
     steps += 1
     if steps == 1:
         sys.stdout.write(f"{torch.initial_seed()}\\n")  # `print` would write the end of the line apart
     if steps == 8:  # two steps into the second of three epochs
         raise SystemExit(7)
-    return step(trainer, images)
+    return step(trainer, *batch)
 
 Trainer.step = die
 paths = Paths.here()
@@ -197,7 +159,7 @@ from reparam.data.batches import Batches
 from reparam.paths import Paths
 from reparam.runtime import make_deterministic
 from reparam.train.build import build_trainer
-from reparam.train.distributed import joined
+from reparam.distributed import joined
 
 def train(rank):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}

@@ -48,7 +48,7 @@ def test_batches_of_the_usual_size_are_replayed_after_a_warm_up_and_others_run_a
 def test_a_captured_function_computes_what_it_did() -> None:
     weight = torch.ones(2, device="cuda")
 
-    def step(x: Tensor) -> dict[str, Tensor]:
+    def step(x: Tensor, _labels: Tensor | None) -> dict[str, Tensor]:
         weight.add_(x.mean(0))
         return {"weight": weight.clone()}
 

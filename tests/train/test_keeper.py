@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from training import Training, black_and_white, equal, kill_after, result_of, small_data, small_trainer
 
-from reparam.threads import OthersCompute
+from reparam.machine.threads import OthersCompute
 from reparam.train import keeper as keeper_module
 from reparam.train.checkpoint import Checkpoints
 from reparam.train.sums import Totals
@@ -204,7 +204,7 @@ def test_a_signal_ends_training_after_the_running_step_with_a_checkpoint(number:
     training, steps = new_training(tmp_path), 0
     inner = training.trainer.step
 
-    def step(images: Tensor) -> Totals:
+    def step(images: Tensor, labels: Tensor | None = None) -> Totals:
         nonlocal steps
         steps += 1
         if steps == 5:
@@ -231,7 +231,7 @@ def test_a_signal_in_validation_leaves_a_checkpoint_of_the_whole_epoch(tmp_path:
     training = new_training(tmp_path / "killed")
     inner = training.trainer.score
 
-    def score(images: Tensor) -> Totals:
+    def score(images: Tensor, labels: Tensor | None = None) -> Totals:
         signal.raise_signal(signal.SIGTERM)
         return inner(images)
 

@@ -13,15 +13,15 @@ from training import CPU, GREY, Killed, Training, equal, model_config, objective
 from reparam.cards.data import SplitFacts
 from reparam.data.batches import Batches
 from reparam.data.pixels import Pixels
+from reparam.distributed import World
 from reparam.errors import ParamsError
 from reparam.logged.filmstrip import Filmstrip
 from reparam.models.build import build_model
-from reparam.models.draw import Model
+from reparam.models.model import Model
 from reparam.objectives import Terms
 from reparam.track.run import NoRun
 from reparam.train.build import build_trainer
 from reparam.train.checks import condition_classes
-from reparam.train.distributed import World
 from reparam.train.loop import Data
 from reparam.train.loss import Loss
 from reparam.train.trainer import Trainer

@@ -29,10 +29,10 @@ from reparam.data.pixels import Pixels
 from reparam.data.sources import registry as sources
 from reparam.data.sources.raw import ImageArrays
 from reparam.data.store import Images
+from reparam.distributed import ALONE, World
 from reparam.errors import NonFiniteError
 from reparam.models.build import build_model
 from reparam.runtime import make_deterministic
-from reparam.train.distributed import ALONE, World
 from reparam.train.keeper import Keeper
 from reparam.train.loop import Data, validate
 from reparam.train.loss import Loss
@@ -68,7 +68,7 @@ class Script(FakeTrainer):
         self.elbos = iter(elbos or [])
         self.logged: list[tuple[int, Metrics]] = []
 
-    def score(self, images: Tensor) -> Totals:
+    def score(self, images: Tensor, labels: Tensor | None = None) -> Totals:
         assert not torch.is_grad_enabled()
         elbo = next(self.elbos, None)
         more = {} if elbo is None else {"elbo": torch.full((len(images),), elbo)}
@@ -155,7 +155,7 @@ def test_without_validation_every_epoch_is_trained_and_the_last_weights_are_kept
 
 def test_a_score_is_the_mean_over_images_and_no_mean_of_batch_means() -> None:
     class Ragged(FakeTrainer):
-        def score(self, images: Tensor) -> Totals:
+        def score(self, images: Tensor, labels: Tensor | None = None) -> Totals:
             return Totals.of(terms(*[1.0 if len(images) == 4 else 11.0] * len(images)))
 
     record = Training(Ragged(settings(epochs=1))).fit(Data(black(4), black(10)))
@@ -180,7 +180,7 @@ def test_training_shuffles_anew_in_every_epoch_and_validation_keeps_the_order() 
             self.trained_images.extend(images.flatten().tolist())
             return super().trained(images)
 
-        def score(self, images: Tensor) -> Totals:
+        def score(self, images: Tensor, labels: Tensor | None = None) -> Totals:
             self.scored_images.extend(images.flatten().tolist())
             return super().score(images)
 
@@ -276,7 +276,7 @@ class Tape(FakeTrainer):
         self.seen.append(numbers.tolist())
         return Totals.of({"loss": numbers / 7, "kl": numbers.float().square()})
 
-    def score(self, images: Tensor) -> Totals:
+    def score(self, images: Tensor, labels: Tensor | None = None) -> Totals:
         self.scored += 1
         return super().score(images)
 
@@ -394,7 +394,7 @@ def deterministic() -> Iterator[None]:
 class Drawing(Trainer):
     """A trainer whose scores draw random numbers of their own."""
 
-    def score(self, images: Tensor) -> Totals:
+    def score(self, images: Tensor, labels: Tensor | None = None) -> Totals:
         torch.rand(3)
         return super().score(images)
 
@@ -467,7 +467,7 @@ def test_what_validation_draws_does_not_change_training(digits: Images) -> None:
 
 def test_validation_sees_the_same_draws_in_every_epoch_whatever_training_drew() -> None:
     class Drawing(FakeTrainer):
-        def score(self, images: Tensor) -> Totals:
+        def score(self, images: Tensor, labels: Tensor | None = None) -> Totals:
             drawn.append(torch.rand(()).item())
             return super().score(images)
 
@@ -511,7 +511,7 @@ def test_processes_share_the_batches_of_validation_and_find_together_what_one_fi
 @pytest.mark.usefixtures("deterministic")
 def test_a_loss_that_explodes_in_real_training_names_epoch_and_step() -> None:
     class Exploding(Trainer):
-        def step(self, images: Tensor) -> Totals:
+        def step(self, images: Tensor, labels: Tensor | None = None) -> Totals:
             if self.images == 16:  # before the second step of the second epoch
                 spoil(self)
             return super().step(images)

@@ -16,12 +16,12 @@ from training import GREY, KINDS, SIZES, Training, black_and_white, small_loss, 
 
 from reparam.config import Config
 from reparam.data.batches import Batches
+from reparam.distributed import World
 from reparam.logged.filmstrip import Filmstrip
 from reparam.models.build import build_model
 from reparam.objectives import Terms, has_prior
 from reparam.track.run import NoRun
 from reparam.train import build, trainer
-from reparam.train.distributed import World
 from reparam.train.graph import WARM_UP
 from reparam.train.loop import Data
 from reparam.train.optimizers import OPTIMIZERS

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from reparam.train.distributed import ALONE, World
+from reparam.distributed import ALONE, World
 from reparam.train.pace import Pace
 
 

@@ -26,7 +26,7 @@ class Spoiled(Trainer):
         self.epoch = epoch
         self.factors: list[float] = []
 
-    def step(self, images: Tensor) -> Totals:
+    def step(self, images: Tensor, labels: Tensor | None = None) -> Totals:
         is_last = self.images >= len(GREY) * self.epoch - 2  # of the epoch's three steps
         self.factors.append(self.rate_factor)
         if is_last and self.rate_factor >= self.too_large:

@@ -18,6 +18,7 @@ from reparam.cards.model import ModelCard, TrainingMetrics
 from reparam.config import Config, Section, flatten, load_config
 from reparam.data import store
 from reparam.data.store import SPLITS
+from reparam.distributed import ALONE
 from reparam.errors import NonFiniteError, ParamsError, UserError
 from reparam.files import sha256
 from reparam.objectives import Terms
@@ -25,7 +26,6 @@ from reparam.paths import Paths
 from reparam.track import Tracker
 from reparam.train import stage as train
 from reparam.train.checkpoint import Checkpoints
-from reparam.train.distributed import ALONE
 from reparam.train.loss import Loss
 from reparam.train.sums import Totals
 from reparam.train.trainer import Trainer
@@ -185,7 +185,7 @@ def test_the_weights_on_disk_are_those_of_the_best_epoch_and_not_of_the_last(
 ) -> None:
     seen: list[dict[str, Tensor]] = []
 
-    def score(self: Loss, images: Tensor) -> Terms:
+    def score(self: Loss, images: Tensor, labels: Tensor | None = None) -> Terms:
         seen.append({name: tensor.clone() for name, tensor in self.model.state_dict().items()})
         loss = torch.full((len(images),), [3.0, 1.0, 2.0, 4.0][len(seen) - 1])
         return {"loss": loss, "elbo": -loss}
@@ -291,9 +291,9 @@ def test_training_computes_in_its_precision_and_leaves_full_precision_to_the_nex
     seen = set()
     step = Trainer.step
 
-    def look(self: Trainer, images: Tensor) -> Totals:
+    def look(self: Trainer, images: Tensor, labels: Tensor | None = None) -> Totals:
         seen.add(torch.get_float32_matmul_precision())
-        return step(self, images)
+        return step(self, images, labels)
 
     monkeypatch.setattr(Trainer, "step", look)
     run(train={"epochs": 1, "precision": precision})
@@ -353,7 +353,7 @@ def outputs(project: Paths) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in paths}
 
 
-def not_finite(_trainer: Trainer, images: Tensor) -> Totals:
+def not_finite(_trainer: Trainer, images: Tensor, labels: Tensor | None = None) -> Totals:
     """What a step gives whose loss is NaN."""
     return Totals.of({"loss": torch.full((len(images),), math.nan)})
 
@@ -366,12 +366,12 @@ def interrupt(config: Config, project: Paths, steps: int, monkeypatch: pytest.Mo
     """Train with a checkpoint after every step, until so many are done."""
     done, step = 0, Trainer.step
 
-    def count(self: Trainer, images: Tensor) -> Totals:
+    def count(self: Trainer, images: Tensor, labels: Tensor | None = None) -> Totals:
         nonlocal done
         done += 1
         if done > steps:
             raise Killed
-        return step(self, images)
+        return step(self, images, labels)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", count)
@@ -394,10 +394,10 @@ def test_a_rerun_goes_on_where_training_was_interrupted_and_leaves_the_same_byte
     (directory,) = {path.parent for path in checkpoints(project)}
     trained, step = 0, Trainer.step
 
-    def count(self: Trainer, images: Tensor) -> Totals:
+    def count(self: Trainer, images: Tensor, labels: Tensor | None = None) -> Totals:
         nonlocal trained
         trained += 1
-        return step(self, images)
+        return step(self, images, labels)
 
     monkeypatch.setattr(Trainer, "step", count)
     train.run(config, project, "cpu")
@@ -472,10 +472,10 @@ def test_a_rate_that_is_too_high_is_mended_by_rolling_back(
 ) -> None:
     step = Trainer.step
 
-    def diverge(self: Trainer, images: Tensor) -> Totals:
+    def diverge(self: Trainer, images: Tensor, labels: Tensor | None = None) -> Totals:
         if self.rate_factor == 1 and self.images >= 24 * epoch:
             spoil(self)
-        return step(self, images)
+        return step(self, images, labels)
 
     monkeypatch.setattr(Trainer, "step", diverge)
     with caplog.at_level(logging.WARNING):

@@ -9,8 +9,8 @@ import pytest
 import torch
 from training import FakeTrainer, Training, equal, kill_after, small_data, small_trainer, train_config
 
+from reparam.distributed import World
 from reparam.train.checkpoint import Checkpoints
-from reparam.train.distributed import World
 from reparam.train.state import State
 from reparam.train.sums import Totals
 

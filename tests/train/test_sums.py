@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from training import CPU, equal, terms
 
+from reparam.distributed import ALONE, World
 from reparam.errors import NonFiniteError
 from reparam.objectives import Terms
-from reparam.train.distributed import ALONE, World
 from reparam.train.sums import Sums, Totals
 
 

@@ -15,7 +15,7 @@ from reparam.data.batches import Batches
 from reparam.data.pixels import Pixels
 from reparam.errors import NonFiniteError
 from reparam.models.build import build_model
-from reparam.models.draw import Model
+from reparam.models.model import Model
 from reparam.objectives import OBJECTIVES, Setting, Terms
 from reparam.train.checkpoint import Checkpoints
 from reparam.train.loss import Loss

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,16 +79,17 @@ class Bundle:
         return self.manifest["files"] if self.manifest else {}
 
     def read(self, name: str) -> bytes:
-        """Return the content of a file; if the manifest lists the file, check its checksum.
+        """Return the content of a file; if there is a manifest, the file has the checksum that stands in it.
 
         Raises: MissingInputError, DamagedInputError.
         """
-        path = self.directory / name
+        path, facts = self.directory / name, self.files.get(name)
         if not path.is_file():
-            raise MissingInputError(f"{path}: not found, but {MANIFEST} lists it; {EXPORT}")
+            raise MissingInputError(f"{path}: not found{f', but {MANIFEST} lists it' if facts else ''}; {EXPORT}")
+        if self.manifest and not facts:
+            raise DamagedInputError(f"{path}: {MANIFEST} does not list it, so it is of another export; {EXPORT}")
         content = path.read_bytes()
-        if name in self.files:
-            facts = self.files[name]
+        if facts:
             if len(content) != facts["bytes"]:
                 raise DamagedInputError(f"{path}: wanted {facts['bytes']} bytes, found {len(content)}; {EXPORT}")
             if hashlib.sha256(content).hexdigest() != facts["sha256"]:
@@ -136,7 +138,7 @@ class Bundle:
         """
         try:
             said = dict(json.loads(metadata["reparam"]))
-        except (KeyError, ValueError, TypeError):
+        except (KeyError, ValueError, TypeError, RecursionError):
             raise DamagedInputError(
                 f"{path}: not exported by reparam, its metadata are missing; run `dvc repro export`"
             ) from None
@@ -154,7 +156,7 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
         return None
     try:
         manifest = json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError, IsADirectoryError):
         manifest = None
     if not isinstance(manifest, dict) or not _lists_files(_check(manifest, path)):
         raise DamagedInputError(f"{path}: not the manifest of an export; {EXPORT}")
@@ -176,19 +178,40 @@ def _check(facts: dict[str, Any], path: Path) -> dict[str, Any]:
         newer = isinstance(found, int) and found > FORMAT
         remedy = "upgrade reparam" if newer else "run `dvc repro export`, or take the reparam that exported it"
         raise DamagedInputError(f"{path}: wanted a model of format {FORMAT}, found one of format {found}; {remedy}")
-    try:
-        facts.setdefault("latent_shape", [facts["latent_size"]])  # missing in the first exports of format 4
-        sizes = (*facts["image"]["shape"], facts["latent_size"], *facts["latent_shape"])
-        makes_sense = len(facts["image"]["shape"]) == 3 and all(type(size) is int and size > 0 for size in sizes)
-        makes_sense = makes_sense and math.prod(facts["latent_shape"]) == facts["latent_size"]
-        makes_sense = makes_sense and type(facts["has_prior"]) is bool and facts["prior"] in PRIORS
-    except (LookupError, TypeError):
-        makes_sense = False
-    if not makes_sense:
-        raise DamagedInputError(
-            f"{path}: image.shape, latent_size, latent_shape, has_prior or prior are missing or make no sense; {EXPORT}"
-        )
+    facts.setdefault("latent_shape", [facts.get("latent_size")])  # missing in the first exports of format 4
+    if wrong := [name for name, makes_sense in SENSE.items() if not _holds(makes_sense, facts)]:
+        raise DamagedInputError(f"{path}: {', '.join(wrong)}: missing or without sense; {EXPORT}")
     return facts
+
+
+def _holds(makes_sense: Callable[[dict[str, Any]], bool], facts: dict[str, Any]) -> bool:
+    try:
+        return makes_sense(facts)
+    except (LookupError, TypeError, AttributeError):
+        return False
+
+
+def _are_sizes(sizes: Any) -> bool:
+    return isinstance(sizes, list) and all(type(size) is int and size > 0 for size in sizes)
+
+
+# What the client and its commands read of the facts of a model. The last ones are missing in graphs without a manifest.
+SENSE: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "image.shape": lambda facts: _are_sizes(facts["image"]["shape"]) and len(facts["image"]["shape"]) == 3,
+    "latent_size": lambda facts: _are_sizes([facts["latent_size"]]),
+    "latent_shape": lambda facts: (
+        _are_sizes(facts["latent_shape"]) and math.prod(facts["latent_shape"]) == facts["latent_size"]
+    ),
+    "has_prior": lambda facts: type(facts["has_prior"]) is bool,
+    "prior": lambda facts: facts["prior"] in PRIORS,
+    "kind, source or likelihood": lambda facts: all(
+        type(facts[key]) is str for key in ("kind", "source", "likelihood")
+    ),
+    "classes": lambda facts: all(type(name) is str for name in facts.get("classes", [])),
+    "codebook": lambda facts: not facts.get("codebook") or _are_sizes([facts["codebook"]["positions"]]),
+    "scores": lambda facts: not facts.get("scores") or isinstance(facts["scores"]["quantiles"], dict),
+    "variants": lambda facts: all({"lost", "tolerance"} <= set(kind) for kind in facts.get("variants", {}).values()),
+}
 
 
 def role_of(path: Path, session: Any) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,22 @@ Images = npt.NDArray[np.uint8]  # (B, H, W, C)
 Floats = npt.NDArray[np.float32]
 
 
-def checked_images(what: str, images: Images, shape: tuple[int, ...]) -> Images:
+def as_array(values: npt.ArrayLike, wanted: str) -> npt.NDArray[Any]:
+    """Return values as an array. Raises: UserError with what was wanted, if rows have different lengths."""
+    try:
+        return np.asarray(values)
+    except ValueError:
+        raise UserError(f"{wanted}, found no array") from None
+
+
+def checked_images(what: str, images: npt.ArrayLike, shape: tuple[int, ...]) -> Images:
     """Return images of a shape (H, W, C). Raises: UserError."""
-    found = np.asarray(images)
+    if type(images) is np.ndarray and images.dtype == np.uint8 and images.shape[1:] == shape:
+        return images
+    wanted = f"{what}: wanted uint8 images of shape {_spelled(shape)}"
+    found = as_array(images, wanted)
     if found.dtype != np.uint8 or found.shape[1:] != shape:
-        raise UserError(f"{what}: wanted uint8 images of shape {_spelled(shape)}, found {found.dtype} {found.shape}")
+        raise UserError(f"{wanted}, found {found.dtype} {found.shape}")
     return found
 
 
@@ -41,10 +53,7 @@ def checked_latents(latents: npt.ArrayLike, shape: tuple[int, ...]) -> Floats:
 
 def _reshaped(latents: npt.ArrayLike, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     shapes = (shape, (math.prod(shape),))
-    try:
-        given = np.asarray(latents)
-    except ValueError:  # rows of different lengths
-        raise UserError(f"decode: wanted latents of shape {_either(shapes)}, found no array") from None
+    given = as_array(latents, f"decode: wanted latents of shape {_either(shapes)}")
     if given.dtype.kind not in "iuf":
         raise UserError(f"decode: wanted latents that are numbers, found {given.dtype}")
     if given.shape[1:] not in shapes:
@@ -57,6 +66,17 @@ def checked_count(what: str, of: str, count: int, least: int) -> int:
     if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < least:
         raise UserError(f"{what}: wanted {least} or more {of}, found {count!r}")
     return int(count)
+
+
+def checked_temperature(temperature: float) -> float:
+    """Return a finite number of 0 or more. Raises: UserError."""
+    try:
+        found = float(temperature) if isinstance(temperature, Real) else math.nan
+    except OverflowError:  # of a whole number
+        found = math.inf
+    if not 0 <= found < math.inf:
+        raise UserError(f"sample: wanted a temperature of 0 or more, found {temperature!r}")
+    return found
 
 
 def generator(what: str, seed: int | Sequence[int]) -> np.random.Generator:

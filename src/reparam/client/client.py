@@ -17,7 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from reparam.client.bundle import Bundle, Mixture, role_of
-from reparam.client.checks import Floats, Images, checked_count, checked_images, checked_latents, generator
+from reparam.client.checks import (
+    Floats,
+    Images,
+    checked_count,
+    checked_images,
+    checked_latents,
+    checked_temperature,
+    generator,
+)
 from reparam.client.codes import vectors_of
 from reparam.client.labels import Labels, as_input
 from reparam.client.runtime import Runtime
@@ -27,6 +35,7 @@ from reparam.errors import DamagedInputError, MissingInputError, UserError
 # Numbers of images at once, unless `batch` says otherwise. Measured with 100,000 digits: values between the layers take
 # 3 MB instead of 1.6 GB, and less time, because they stay in the caches.
 NUMBERS = 1 << 18
+NOISE = 1 << 24  # numbers that are drawn at once for scores, except for a single image: 64 MB
 
 
 class Client:
@@ -145,7 +154,7 @@ class Client:
         rest = iter(images)
         while some := list(itertools.islice(rest, self.batch)):
             for image in some:
-                self._checked("embed", np.asarray(image)[None])
+                self._checked("embed", [image])
             yield self.encode(np.stack(some), label)[0]
 
     def decode(
@@ -196,8 +205,7 @@ class Client:
             raise UserError(
                 "sample: wanted a prior that is normal or a mixture, found another; decode latents of your own"
             )
-        if not (math.isfinite(temperature) and temperature >= 0):
-            raise UserError(f"sample: wanted a temperature of 0 or more, found {temperature}")
+        temperature = checked_temperature(temperature)
         rng, count = generator("sample", seed), checked_count("sample", "images", n, 0)
         if self.metadata["prior"] == "gaussian mixture":
             return self._prior.sample(rng, count, temperature).reshape(count, *self.latent_shape)
@@ -208,7 +216,7 @@ class Client:
 
         Shapes: (H, W, C) twice -> (steps, H, W, C).
         """
-        ends = (self.encode(np.asarray(image)[None], label)[0] for image in (first, second))
+        ends = (self.encode(self._checked("interpolate", [image]), label)[0] for image in (first, second))
         start, end = (latents.reshape(1, -1) for latents in ends)  # (1, D)
         share = np.linspace(0, 1, checked_count("interpolate", "steps", steps, 1))[:, None]
         return self.decode(start * (1 - share) + end * share, label)
@@ -230,12 +238,15 @@ class Client:
         (row,) = (value.shape[1:] for value in self._graph("score").get_inputs() if value.name == "epsilon")
         outputs, parts = ["negative_log_likelihood", "kl"], []
         inputs = {"images": found, **self._label("score", labels, len(found))}
-        for rows in _split(len(found), self.batch):
+        for rows in _split(len(found), max(1, min(self.batch, NOISE // (max(1, samples) * math.prod(row))))):
             some = {name: values[rows] for name, values in inputs.items()}
-            noise = rng.standard_normal((len(some["images"]), samples, *row), dtype=np.float32)
-            noise = noise if samples else np.zeros((len(some["images"]), 1, *row), np.float32)
-            draws = [self.run("score", outputs, epsilon=each, **some) for each in noise.swapaxes(0, 1)]
-            parts.append(np.mean(draws, axis=0, dtype=np.float64))  # (2, b)
+            count = len(some["images"])
+            noise = rng.standard_normal((count, samples, *row), dtype=np.float32)
+            noise = noise if samples else np.zeros((count, 1, *row), np.float32)
+            total = np.zeros((2, count))
+            for epsilon in noise.swapaxes(0, 1):
+                total += self.run("score", outputs, epsilon=epsilon, **some)
+            parts.append(total / noise.shape[1])
         return Scores(*np.concatenate(parts, axis=1))
 
     def outputs(self, graph: str) -> tuple[str, ...]:
@@ -253,7 +264,7 @@ class Client:
         Without names of `outputs`, it returns all. Use it for work of your own, such as draws of your own.
         """
         session = self._graph(graph)
-        count = len(next(iter(inputs.values())))
+        count = len(next(iter(inputs.values()), ()))
         if count <= self.batch:
             found: list[Any] = session.run(outputs, inputs)
             return found
@@ -284,7 +295,7 @@ class Client:
     def _label(self, what: str, labels: Labels | None, count: int) -> dict[str, Any]:
         return as_input(what, labels, self.classes, count)
 
-    def _checked(self, what: str, images: Images) -> Images:
+    def _checked(self, what: str, images: npt.ArrayLike) -> Images:
         return checked_images(what, images, self.image_shape)
 
 

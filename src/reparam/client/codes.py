@@ -1,11 +1,11 @@
 """Codes of a codebook, as whole numbers, and their latents."""
 
 import math
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from reparam.client.checks import as_array
 from reparam.errors import UserError
 
 
@@ -17,13 +17,10 @@ def vectors_of(codes: npt.ArrayLike, table: npt.NDArray[np.float32], shape: tupl
     Raises: UserError if codes are not whole numbers that the table has.
     """
     positions = math.prod(shape) // table.shape[1]
-    wanted = f"decode: wanted whole codes of shape (B, {positions}), found"
-    try:
-        found: npt.NDArray[Any] = np.asarray(codes)
-    except ValueError:  # rows of different lengths
-        raise UserError(f"{wanted} no array") from None
+    wanted = f"decode: wanted whole codes of shape (B, {positions})"
+    found = as_array(codes, wanted)
     if found.dtype.kind not in "iu" or found.ndim != 2 or found.shape[1] != positions:
-        raise UserError(f"{wanted} {found.dtype} {found.shape}")
+        raise UserError(f"{wanted}, found {found.dtype} {found.shape}")
     if found.size and not (found.min() >= 0 and found.max() < len(table)):
         raise UserError(f"decode: wanted codes from 0 to {len(table) - 1}, found {found.min()} to {found.max()}")
     vectors: npt.NDArray[np.float32] = table[found]  # (B, P, d)

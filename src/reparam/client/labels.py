@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from reparam.client.checks import as_array
 from reparam.errors import UserError
 
 Labels = int | Sequence[int] | npt.NDArray[np.integer]  # one for all images, or one for each: (B,)
@@ -22,11 +23,10 @@ def as_input(what: str, labels: Labels | None, classes: Sequence[str], count: in
         return {}
     if labels is None:
         raise UserError(f"{what}: wanted a label for each image, because the model was trained with {_known(classes)}")
-    found = np.asarray(labels)
+    wanted = f"{what}: wanted one label, a whole number, or {count} of them"
+    found = as_array(labels, wanted)
     if found.dtype.kind not in "iu" or found.shape not in ((), (count,)):
-        raise UserError(
-            f"{what}: wanted one label, a whole number, or {count} of them, found {found.dtype} {found.shape}"
-        )
+        raise UserError(f"{wanted}, found {found.dtype} {found.shape}")
     if wrong := [int(label) for label in found.ravel() if not 0 <= label < len(classes)]:
         raise UserError(f"{what}: wanted {_known(classes)}, found label {wrong[0]}")
     return {"label": np.ascontiguousarray(np.broadcast_to(found, (count,)), np.int64)}

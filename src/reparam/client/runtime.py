@@ -14,6 +14,7 @@ from reparam.errors import DamagedInputError, UserError
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 DEVICES = ("auto", "cpu", "cuda")
 PACKAGES = ("onnxruntime", "onnxruntime-gpu")  # which put their files into one folder
+MOST_THREADS = 1024  # the system ends a process that asks for more than it may have
 LIBRARIES = ("nvcuda.dll", "{}.dll") if sys.platform == "win32" else ("libcuda.so.1", "lib{}.so")
 
 
@@ -28,8 +29,11 @@ class Runtime:
         """Refuse values that onnxruntime would misread."""
         if self.device not in DEVICES:
             raise UserError(f"device: wanted one of {', '.join(DEVICES)}, found {self.device!r}")
-        if self.threads is not None and not (type(self.threads) is int and self.threads > 0):
-            raise UserError(f"threads: wanted a whole number above 0, or None for all cores, found {self.threads!r}")
+        if self.threads is not None and not (type(self.threads) is int and 0 < self.threads <= MOST_THREADS):
+            raise UserError(
+                f"threads: wanted a whole number from 1 to {MOST_THREADS}, or None for all cores, found "
+                f"{self.threads!r}"
+            )
 
     def open(self, content: bytes, path: Path) -> Any:
         """Make an `InferenceSession` of the content of a file.

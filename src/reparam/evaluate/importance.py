@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from reparam.data.batches import Batch
 from reparam.models.build import AnyModel
-from reparam.models.draw import Draw, Encoded, Model, standard_error
-from reparam.models.given import given
+from reparam.models.draw import Draw, Encoded, standard_error
+from reparam.models.model import Model
 from reparam.objectives import log_weights
 from reparam.progress import Advance, ignore
 
@@ -72,7 +72,7 @@ def chunks(model: AnyModel, batches: Iterable[Batch]) -> Iterator[Chunk]:
         at_once = at_once or max(1, MEMORY[x.device.type] // bytes_per_draw(model, x, labels))
         for start in range(0, len(x), at_once):
             part = slice(start, start + at_once)
-            its = given(model, None if labels is None else labels[part])
+            its = Model(model, None if labels is None else labels[part])
             yield Chunk(x[part], its.encode(x[part]), at_once, its)
 
 
@@ -113,7 +113,7 @@ def bytes_per_draw(model: AnyModel, x: Tensor, labels: Tensor | None = None) -> 
     leaves = [module for module in model.modules() if not list(module.children())]
     hooks = [leaf.register_forward_hook(note) for leaf in leaves]
     with torch.random.fork_rng(range(torch.cuda.device_count())), torch.no_grad():
-        given(model, None if labels is None else labels[:1]).draw(x[:1], x[:1], 1)
+        model.draw(x[:1], x[:1], 1, labels=None if labels is None else labels[:1])
     for hook in hooks:
         hook.remove()
     return max(widest, BYTES_PER_NUMBER * x[0].numel() * model.likelihood.outputs)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from reparam.cards.evaluation import (
@@ -17,6 +18,7 @@ from reparam.cards.evaluation import (
 )
 from reparam.data.batches import evenly_spaced
 from reparam.data.store import Labels, Split
+from reparam.distributed import ALONE, World
 from reparam.evaluate.aggregate import aggregate, collapse_message, collapsed
 from reparam.evaluate.annealing import (
     Annealed,
@@ -36,7 +38,7 @@ from reparam.evaluate.importance import importance, read_curve
 from reparam.evaluate.outliers import auroc
 from reparam.evaluate.representation import Labelled, probe
 from reparam.evaluate.sample_quality import fit_projection, grey, pca_quality, standard_errors
-from reparam.evaluate.scoring import scoring_in
+from reparam.evaluate.scoring import dealt, scoring_in
 from reparam.evaluate.subject import Subject
 from reparam.metrics import VALIDATED, VALIDATION
 from reparam.models.quantized import Quantized
@@ -55,20 +57,24 @@ SATURATED = 0.9  # share of log N, its maximum, beyond which mutual information 
 LOW_COVERAGE = 0.5  # share of the coverage of equally many real images; good models of the recipes reach 0.7 to 0.95
 
 
-def measure(subject: Subject, outliers: Split | None) -> Findings:
+def measure(subject: Subject, outliers: Split | None, world: World = ALONE) -> Findings:
     """Measure all that the settings ask for, each on a random stream of its own.
 
-    `outliers` are images that the NLL should distinguish from the scored ones.
+    `outliers` are images that the NLL should distinguish from the scored ones. Several processes score them together;
+    the first one measures, and the others find nothing.
     """
-    findings, settings = Findings(), subject.settings
+    findings, settings, nll = Findings(), subject.settings, None
+    if outliers is not None and subject.has_elbo and not subject.data.is_conditional:
+        nll = _score_outliers(subject, outliers, world)  # at once, so that no process waits for the rest
+    if not world.is_first:
+        return findings
     for name, function in _asked(subject).items():
         with random_stream(settings.seed, name):
             function(subject, findings)
     if outliers is not None and subject.data.is_conditional:
         findings.leave_out("outliers", "not measured: a conditional model has p(x|y) alone, and outliers no label")
-    elif outliers is not None and subject.has_elbo:
-        with random_stream(settings.seed, "outliers"):
-            _outliers(subject, findings, outliers)
+    elif nll is not None:
+        _outliers(subject, findings, nll)
     if not subject.has_elbo:
         for name, is_asked in {"outliers": outliers is not None, "annealed": settings.annealing.images > 0}.items():
             if is_asked:
@@ -246,15 +252,21 @@ def _generated(subject: Subject, findings: Findings) -> None:
         )
 
 
-def _outliers(subject: Subject, findings: Findings, outliers: Split) -> None:
-    """Measure how well the NLL distinguishes other images from those of the split."""
-    settings, outliers = subject.settings, _thinned(outliers, len(subject.scores.nll))
-    seen = subject.data.view(outliers).seen(settings.seed)
+def _score_outliers(subject: Subject, outliers: Split, world: World) -> Tensor:
+    """Return the NLL of other images, not more than were scored; several processes share them. Shapes: -> (M,)."""
+    settings, view = subject.settings, subject.data.view(_thinned(outliers, len(subject.images)))
+    numbers, rows = world.deal(len(view), view.batches.batch_size)
+    console = Console(stderr=True, quiet=not world.is_first)
     with (
-        scoring_in(settings.precision, subject.images.device),
-        counting("scoring outliers", len(outliers.labels) * settings.nll_samples) as advance,
+        scoring_in(settings.precision, view.device),
+        counting("scoring outliers", len(rows) * settings.nll_samples, console) as advance,
     ):
-        nll = importance(subject.model, seen, settings.nll_samples, advance).nll.cpu()
+        own = importance(subject.model, dealt(view, numbers, "outliers", settings), settings.nll_samples, advance).nll
+    return world.put_together(rows, [own])[0].cpu()
+
+
+def _outliers(subject: Subject, findings: Findings, nll: Tensor) -> None:
+    """Measure how well the NLL distinguishes other images from those of the split. Shapes: (M,)."""
     findings.add_outliers(nll, *auroc(subject.scores.nll, nll))
     findings.note(outliers=OutlierFacts(images=len(nll), nll=round(nll.mean().item(), 4)))
 

@@ -13,7 +13,7 @@ from reparam.data.batches import evenly_spaced
 from reparam.data.store import Images
 from reparam.evaluate.walks import principal_components
 
-LEARNED_FROM = 10_000  # images
+PROJECTED = 10_000  # images that the projection is fitted to, at most
 EXACT = 1_000  # numbers of an image, at most, for an exact decomposition, which then takes half a second
 # Of larger images, Halko et al. 2011, algorithm 4.4; the first 50 components of CIFAR-10's size take two seconds.
 OVERSAMPLED, ITERATIONS = 10, 7
@@ -47,7 +47,7 @@ def fit_projection(images: Images, components: int) -> Projection:
     """
     assert len(images) > 1, "one image does not vary"
     numbers = images[0].size
-    rows = evenly_spaced(len(images), max(2 * components, min(LEARNED_FROM, runtime.NUMBERS_AT_ONCE // numbers)))
+    rows = evenly_spaced(len(images), max(2 * components, min(PROJECTED, runtime.NUMBERS_AT_ONCE // numbers)))
     pixels = grey(images[rows.numpy()]).flatten(1).double()
     count = min(components, numbers, len(rows) - 1)
     if numbers <= EXACT:

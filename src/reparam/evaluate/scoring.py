@@ -1,19 +1,21 @@
 """Score a trained model: ELBO, reconstruction, KL, log-likelihood, use of the latents."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from reparam.config import EvaluateConfig
-from reparam.data.batches import View
+from reparam.data.batches import Batch, View
+from reparam.distributed import ALONE, World
 from reparam.evaluate.importance import Chunk, chunks, draws, importance_of
 from reparam.models.build import AnyModel
 from reparam.models.draw import standard_error
 from reparam.progress import Advance, counting
-from reparam.runtime import computing_in
+from reparam.runtime import computing_in, random_stream
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,16 @@ class Scores:
 
 
 @torch.no_grad()
-def score(model: AnyModel, data: View, config: EvaluateConfig, *, with_nll: bool = True) -> Scores:
-    """Score every image of a split, drawing from torch's generator.
+def score(
+    model: AnyModel,
+    data: View,
+    config: EvaluateConfig,
+    purpose: str = "score",
+    world: World = ALONE,
+    *,
+    with_nll: bool = True,
+) -> Scores:
+    """Score every image of a split; of several processes, the first has all scores, and the others have some.
 
     A hierarchy takes two samples at least: the mean of a layer depends on samples of other layers, and a single sample
     does not separate their noise from the differences between images.
@@ -45,15 +55,18 @@ def score(model: AnyModel, data: View, config: EvaluateConfig, *, with_nll: bool
     elbo_samples = max(config.elbo_samples, 2 if model.stochastic_layers > 1 else 1)
     nll_samples = config.nll_samples if with_nll else 0
     parts: list[tuple[Tensor, ...]] = []
+    numbers, rows = world.deal(len(data), data.batches.batch_size)
+    console = Console(stderr=True, quiet=not world.is_first)
     with (
         scoring_in(config.precision, data.device),
-        counting("scoring images", len(data) * (elbo_samples + nll_samples)) as advance,
+        counting("scoring images", len(rows) * (elbo_samples + nll_samples), console) as advance,
     ):
-        for chunk in chunks(model, data.seen(config.seed)):
+        for chunk in chunks(model, dealt(data, numbers, purpose, config)):
             expectations, sizes = _expectations(chunk, elbo_samples, advance)
             likelihoods = _likelihoods(chunk, nll_samples, advance)
             parts.append((*expectations, *likelihoods, *chunk.model.posterior_of(chunk.encoded)))
-    columns = (torch.cat(part).double().cpu() for part in zip(*parts, strict=True))
+    own = [torch.cat(part) for part in zip(*parts, strict=True)]
+    columns = (column.double().cpu() for column in world.put_together(rows, own))
     reconstruction, kl, latent_kl, expected, noise, nll, bounds, effective, means, log_variances = columns
     # The population variance, as an activity statistic of this very split, and 0 for a single image.
     variance = (expected.var(0, correction=0) - noise.mean(0)).clamp_min(0)
@@ -73,6 +86,15 @@ def score(model: AnyModel, data: View, config: EvaluateConfig, *, with_nll: bool
         log_variances=log_variances,
         layer_sizes=sizes,
     )
+
+
+def dealt(data: View, numbers: Sequence[int], purpose: str, config: EvaluateConfig) -> Iterator[Batch]:
+    """Yield the batches with these numbers; what is drawn for one is the same, whichever process does it."""
+    wanted = set(numbers)
+    for number, batch in enumerate(data.seen(config.seed)):  # all of them, because pixels are drawn in order
+        if number in wanted:
+            with random_stream(config.seed, f"{purpose} {number}"):
+                yield batch
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import csv
 import logging
 import math
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from reparam.cards.model import Metrics, ModelCard
 from reparam.config import Config, EvaluateConfig, flatten
 from reparam.data import store
 from reparam.data.pixels import Pixels
+from reparam.distributed import joined
 from reparam.errors import ParamsError
 from reparam.evaluate import gallery
 from reparam.evaluate.findings import Findings
@@ -30,52 +32,62 @@ from reparam.figures.style import png
 from reparam.files import whole_directory, whole_file
 from reparam.lineage import source_hash
 from reparam.metrics import HEADLINE
-from reparam.models.storage import load_model
+from reparam.models.storage import read_model, rebuild
 from reparam.paths import Paths
 from reparam.runtime import make_deterministic, pick_device
 
 log = logging.getLogger(__name__)
 
+LONGEST_WAIT = timedelta(days=7)  # of the first process that has scored its images for the last one
+
 
 def run(config: Config, paths: Paths, device: str = "auto", tracker: track.Tracker | None = None) -> None:
-    """Score the trained model on a split, measure its latents and samples, and plot figures."""
-    settings, place = config.evaluate, pick_device(device)
+    """Score the trained model on a split, measure its latents and samples, and plot figures.
+
+    Under torchrun, the processes share the images to score; the first one does the rest.
+    """
+    place = pick_device(device)
     tracker = tracker or track.connect(paths)
-    make_deterministic(settings.seed)
-    model, model_card = load_model(paths.model, place)
-    model.requires_grad_(False)  # nothing here trains
-    data_card = store.read_card_of(paths.processed, model_card.data, model_card.lineage.data_card_sha256)
-    _check_sampler(model_card, settings)
-    data = _read_data(paths, data_card, model_card, settings, place)
-    outliers = None if settings.outliers is None else read_outliers(Path(settings.outliers), data_card)
-    tracker.ready()
-    with tracker.child_run("evaluate", dict(model_card.lineage)) as run:
-        run.log_params(flatten(settings, "evaluate."))
-        subject = Subject.scored(model, data, settings)
-        findings = measure(subject, outliers)
-        for warning in findings.warnings:
-            log.warning("evaluate: %s", warning)
-        EvaluationMetrics.of(model_card.lineage, findings.metrics).write(paths.evaluation_metrics)
-        headline = {name: findings.metrics[name] for name in HEADLINE if name in findings.metrics}
-        Metrics.of(model_card.lineage, headline).write(paths.headline)
-        _write_scores(paths.scores, findings)
-        _write_latents(paths.latents, subject.scores, settings)
-        tiles = _draw(paths.figures, subject, findings)
-        files = [
-            paths.evaluation_metrics,
-            paths.headline,
-            paths.scores,
-            paths.latents,
-            *sorted(paths.figures.iterdir()),
-        ]
-        facts = {path.name: FileFacts.of(path) for path in files}
-        _describe(data_card, model_card, subject, findings, tiles, facts).write(paths.evaluation_card)
-        logged.evaluation(run, model_card, paths)
+    with joined(place, LONGEST_WAIT) as world:
+        settings = world.agree_on(config.evaluate)
+        make_deterministic(settings.seed)
+        # Other machines need not have the model.
+        model_card, weights = world.agree_on(read_model(paths.model) if world.is_first else None)
+        model = rebuild(model_card, weights, place).requires_grad_(False)  # nothing here trains
+        data_card = store.read_card_of(paths.processed, model_card.data, model_card.lineage.data_card_sha256)
+        _check_sampler(model_card, settings)
+        data = _read_data(paths, data_card, model_card, settings, place, is_verified=not world.is_first_here)
+        outliers = None if settings.outliers is None else read_outliers(Path(settings.outliers), data_card)
+        tracker.ready()
+        with tracker.child_run("evaluate", dict(model_card.lineage)) as run:
+            run.log_params(flatten(settings, "evaluate."))
+            subject = Subject.scored(model, data, settings, world)
+            findings = measure(subject, outliers, world)
+            if world.is_first:
+                _write(paths, subject, findings, data_card, model_card)
+                logged.evaluation(run, model_card, paths)
 
 
-def _read_data(paths: Paths, data: DataCard, model: ModelCard, settings: EvaluateConfig, place: torch.device) -> Data:
+def _write(paths: Paths, subject: Subject, findings: Findings, data_card: DataCard, model_card: ModelCard) -> None:
+    """Write metrics, scores and figures, and last of all the card that has their checksums."""
+    for warning in findings.warnings:
+        log.warning("evaluate: %s", warning)
+    EvaluationMetrics.of(model_card.lineage, findings.metrics).write(paths.evaluation_metrics)
+    headline = {name: findings.metrics[name] for name in HEADLINE if name in findings.metrics}
+    Metrics.of(model_card.lineage, headline).write(paths.headline)
+    _write_scores(paths.scores, findings)
+    _write_latents(paths.latents, subject.scores, subject.settings)
+    tiles = _draw(paths.figures, subject, findings)
+    files = [paths.evaluation_metrics, paths.headline, paths.scores, paths.latents, *sorted(paths.figures.iterdir())]
+    facts = {path.name: FileFacts.of(path) for path in files}
+    _describe(data_card, model_card, subject, findings, tiles, facts).write(paths.evaluation_card)
+
+
+def _read_data(
+    paths: Paths, data: DataCard, model: ModelCard, settings: EvaluateConfig, place: torch.device, *, is_verified: bool
+) -> Data:
     names = dict.fromkeys((settings.split, "train", "validation"))
-    splits = {name: store.read_split(paths.processed, name) for name in names}
+    splits = {name: store.read_split(paths.processed, name, is_verified=is_verified) for name in names}
     _require_images(settings.split, splits[settings.split])
     _require_images("train", splits["train"])
     return Data(
@@ -104,7 +116,7 @@ def _check_sampler(model: ModelCard, settings: EvaluateConfig) -> None:
     if SAMPLERS[settings.sampler].needs_prior and not model.has_prior:
         others = " or ".join(repr(name) for name, sampler in SAMPLERS.items() if not sampler.needs_prior)
         raise ParamsError(
-            f"params.yaml: evaluate.sampler: wanted {others} with an autoencoder, whose codes know no prior, found "
+            f"params.yaml: evaluate.sampler: wanted {others} with this model, which was trained without a prior, found "
             f"{settings.sampler!r}; then `dvc repro` goes on from the trained model"
         )
 

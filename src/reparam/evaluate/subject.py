@@ -16,14 +16,14 @@ from reparam.config import EvaluateConfig
 from reparam.data.batches import Batches, View
 from reparam.data.pixels import Pixels
 from reparam.data.store import Split
+from reparam.distributed import ALONE, World
 from reparam.evaluate import walks
 from reparam.evaluate.disentanglement import Coded
 from reparam.evaluate.samplers import SAMPLERS, Sampler, draw_codes
 from reparam.evaluate.scoring import Scores, score
 from reparam.figures.style import indexed, literal
 from reparam.models.build import AnyModel
-from reparam.models.draw import Model
-from reparam.models.given import given
+from reparam.models.model import Model
 from reparam.models.quantized import Quantized
 from reparam.runtime import random_stream
 
@@ -69,18 +69,18 @@ class Subject:
     scores: Scores
 
     @classmethod
-    def scored(cls, model: AnyModel, data: Data, settings: EvaluateConfig) -> Self:
-        """Score a model on the images of a split."""
-        with random_stream(settings.seed, "score"):
-            scores = score(model, data.images, settings, with_nll=model.has_elbo(is_density=data.is_density))
-        return cls(model, data, settings, scores)
+    def scored(cls, model: AnyModel, data: Data, settings: EvaluateConfig, world: World = ALONE) -> Self:
+        """Score a model on the images of a split, which several processes share; the first has all scores."""
+        with_nll = model.has_elbo(is_density=data.is_density)
+        return cls(model, data, settings, score(model, data.images, settings, world=world, with_nll=with_nll))
 
     def on_validation(self) -> Self:
         """Score the model on the validation split in the same way, without the NLL."""
         if self.settings.split == "validation":
             return self
         data = replace(self.data, scored=self.data.validation)
-        return replace(self, data=data, scores=score(self.model, data.images, self.settings, with_nll=False))
+        scores = score(self.model, data.images, self.settings, "validation", with_nll=False)
+        return replace(self, data=data, scores=scores)
 
     @property
     def is_code(self) -> bool:
@@ -207,7 +207,7 @@ class Subject:
 
     def given(self, numbers: Rows) -> Model:
         """Return the model of images with these labels. Shapes: (n,)."""
-        return given(self.model, self.as_labels(numbers))
+        return Model(self.model, self.as_labels(numbers))
 
     def as_labels(self, numbers: Rows) -> Tensor | None:
         """Return labels as a conditional model takes them; None for any other model. Shapes: (n,)."""

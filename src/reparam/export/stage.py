@@ -22,7 +22,6 @@ from reparam.export.runtime import Runtime
 from reparam.files import whole_directory
 from reparam.models.build import AnyModel
 from reparam.models.draw import standard_error
-from reparam.models.given import given
 from reparam.models.storage import load_model
 from reparam.paths import Paths
 from reparam.runtime import NUMBERS_AT_ONCE, make_deterministic, random_stream
@@ -151,7 +150,7 @@ def serving_skew(
             parts = list[Tensor]()
             for rows in torch.split(torch.arange(len(x)), batch):
                 some_labels = None if label is None else torch.from_numpy(label[rows.numpy()])
-                draw = given(model, some_labels).draw(pixels.scaled(x[rows]), pixels.scaled(target[rows]), SKEW_SAMPLES)
+                draw = model.draw(pixels.scaled(x[rows]), pixels.scaled(target[rows]), SKEW_SAMPLES, labels=some_labels)
                 parts.append((draw.log_px - draw.kl).double().mean(0))
         elbos.append(torch.cat(parts))
     return {

@@ -11,7 +11,7 @@ from reparam.data.batches import Batches
 from reparam.data.pixels import Pixels
 from reparam.errors import UserError
 from reparam.models.build import AnyModel
-from reparam.models.given import given
+from reparam.models.model import Model
 from reparam.track import Run
 
 EVERY = 10  # epochs
@@ -71,7 +71,7 @@ class Filmstrip:
         rows = torch.arange(COLUMNS) % len(self.images)
         generator = torch.Generator().manual_seed(self.seed)  # and not torch's own, which is that of training
         x = self.pixels(self.images.take(rows), generator)
-        its = given(model, None if self.images.labels is None else self.images.labels[rows.to(x.device)])
+        its = Model(model, None if self.images.labels is None else self.images.labels[rows.to(x.device)])
         mean, _ = its.posterior(x)
         shown = [x, its.decode(mean)]
         if self.has_prior:

@@ -19,7 +19,7 @@ class Autoencoder(EncoderDecoder):
     stochastic_layers = 0
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> Encoded:
-        """Return the code, and the log of its variance, which is 0. Shapes: (B, C, H, W) -> (B, D), (B, D)."""
+        """Return the code and its log variance, -inf: the code is exact. Shapes: (B, C, H, W) -> (B, D), (B, D)."""
         code = in_full(self.encoder(self.condition.on_image(x, labels)))
         return [(code, torch.full_like(code, -torch.inf))]
 

@@ -73,10 +73,6 @@ def build_model(config: ModelConfig, shape: tuple[int, ...], classes: int = 0) -
             f"{_or_channels(network, 'null')}"
         )
     model = KINDS[config.kind].build(parts, *config.arguments(config.kind))
-    if config.condition != "none" and not hasattr(model, "condition"):
-        raise ParamsError(
-            f"params.yaml: model.condition: wanted 'none' with model.kind {config.kind!r}, found {config.condition!r}"
-        )
     networks.initialise(model, config.init)
     return model
 

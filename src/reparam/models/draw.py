@@ -1,4 +1,4 @@
-"""The result of a model for a batch, and the three protocols that the rest of the package relies on."""
+"""The result of a model for a batch, and the two protocols that the rest of the package relies on."""
 
 import math
 from collections.abc import Sequence
@@ -78,43 +78,6 @@ class Draw:
             sum(getattr(layer, name) for layer in layers) for name in ("log_pz", "log_qz", "joint_kl")
         )
         return cls(log_px, log_pz, log_qz, kl, layers, auxiliary)
-
-
-class Model(Protocol):
-    """Anything that can be trained, evaluated and exported."""
-
-    likelihood: "Likelihood"
-    prior: "Prior"  # of the latents, as `decode` takes them
-    latent_size: int  # D, of all layers together
-    latent_shape: tuple[int, ...]  # (D,), or (C, H, W) with C * H * W = D: what apps see of a vector of latents
-    stochastic_layers: int  # number of layers of latents with a posterior; 0: a deterministic code, no log-likelihood
-
-    def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
-        """Encode `x`, sample the posterior, and score `target`: `draw_from` the output of `encode`.
-
-        Shapes: x and target (B, C, H, W); fields (samples, B).
-        """
-
-    def encode(self, x: Tensor) -> Encoded:
-        """Run the encoder, once for all samples that are drawn from its output. Shapes: (B, C, H, W)."""
-
-    def draw_from(self, encoded: Encoded, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
-        """Sample the posterior of encoded images, and score `target`. Shapes: (B, C, H, W); fields (samples, B)."""
-
-    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log variance of q(z|x). Shapes: (B, C, H, W) -> (B, D), (B, D)."""
-
-    def posterior_of(self, encoded: Encoded) -> tuple[Tensor, Tensor]:
-        """Return the same for encoded images."""
-
-    def sample_posterior(self, x: Tensor) -> Tensor:
-        """Draw latents of each image, as `decode` takes them. Shapes: (B, C, H, W) -> (B, D)."""
-
-    def output(self, z: Tensor) -> Tensor:
-        """Return the parameters of the likelihood for latents of `prior`. Shapes: (N, D) -> (N, P*C, H, W)."""
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Return the mean image. Shapes: (N, D) -> (N, C, H, W). Units: those of the pixels that `draw` is given."""
 
 
 class Likelihood(Protocol):

@@ -1,5 +1,6 @@
 """The files of a trained model: weights as safetensors, all else on its JSON card. Nothing is ever unpickled."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -26,6 +27,22 @@ def save_weights(directory: Path, weights: dict[str, torch.Tensor]) -> str:
 def load_model(directory: Path, device: torch.device) -> tuple[AnyModel, ModelCard]:
     """Rebuild a trained model from its card and weights, ready for evaluation; also return the card.
 
+    Raises: MissingInputError, DamagedInputError.
+    """
+    card, weights = read_model(directory)
+    return rebuild(card, weights, device), card
+
+
+def rebuild(card: ModelCard, weights: Mapping[str, Tensor], device: torch.device) -> AnyModel:
+    """Make a model of what `read_model` read."""
+    model = build_model(card.model, card.data.shape, len(card.classes))
+    model.load_state_dict(weights)
+    return model.settled().to(device)
+
+
+def read_model(directory: Path) -> tuple[ModelCard, dict[str, Tensor]]:
+    """Read the card and the weights of a trained model.
+
     Raises: MissingInputError, DamagedInputError if the weights are not those that the card names.
     """
     card = ModelCard.read(directory / CARD, "train")
@@ -51,9 +68,7 @@ def load_model(directory: Path, device: torch.device) -> tuple[AnyModel, ModelCa
             raise DamagedInputError(
                 f"{path}: {name}: {problem}; not the weights of the model on {CARD}; {rerun('train')}"
             )
-    model = build_model(card.model, card.data.shape, len(card.classes))
-    model.load_state_dict(weights)
-    return model.settled().to(device), card
+    return card, weights
 
 
 def _compare(wanted: Tensor | None, found: Tensor | None) -> str | None:

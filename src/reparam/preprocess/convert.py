@@ -19,7 +19,7 @@ from reparam.data.images import UnreadableImageError, decode, fit, fit_arrays
 from reparam.data.sources.folder import ImageFiles
 from reparam.data.sources.raw import ImageArrays, Pixels
 from reparam.errors import UserError
-from reparam.threads import cores
+from reparam.machine.threads import cores
 
 CHUNK = 256  # images a worker takes at once: the work outweighs handing it over, and the bar still moves
 ARRAY_CHUNK = 8192  # images copied at once where they need no decoding

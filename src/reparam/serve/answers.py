@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from PIL import Image
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from reparam.errors import UserError
 
@@ -70,6 +71,10 @@ def explain_mistakes(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def pass_on(_: Request, error: HTTPException) -> Json:
         return Json({"error": error.detail}, error.status_code, error.headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def note(_: Request, _error: ClientDisconnect) -> Json:
+        return Json({"error": "wanted the whole body, found a part"}, 400)  # read by nobody, but counted
 
 
 def describe(errors: Any) -> str:

@@ -11,12 +11,12 @@ from fastapi.responses import HTMLResponse, Response
 from reparam.client import Client
 from reparam.client.labels import as_input
 from reparam.explorer.page import render
+from reparam.machine.versions import version
 from reparam.serve import protocol
 from reparam.serve.answers import Json, Mistake, aside, explain_mistakes
 from reparam.serve.batches import Batches
 from reparam.serve.guard import guard
 from reparam.serve.routes import Limits, Routes
-from reparam.versions import version
 
 INFER = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
 

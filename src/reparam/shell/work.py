@@ -162,8 +162,12 @@ def decode(client: Client, path: Path, output: Path, shard: str, label: str = ""
 def sample(client: Client, count: int, seed: int, temperature: float, output: Path, label: str = "") -> None:
     """Write draws from the prior."""
     number = _label_number(client, label)
-    with outputs.pictures(output, client.image_shape, count) as write:
-        write(client.sample(count, seed, temperature, number))
+    with outputs.pictures(output, client.image_shape, count) as write, counting("sample", count) as advance:
+        latents = client.sample_latents(count, seed, temperature)
+        for start in range(0, count, client.batch):
+            found = client.decode(latents[start : start + client.batch], number)
+            write(found)
+            advance(len(found))
 
 
 def _label_number(client: Client, label: str) -> int | None:

@@ -11,13 +11,13 @@ from rich.console import Console
 
 from reparam import track
 from reparam.errors import UserError
+from reparam.machine.threads import cores
 from reparam.paths import Paths
 from reparam.redact import without_secrets
 from reparam.sweep import result
 from reparam.sweep.leash import Leashed
 from reparam.sweep.study import RUN, Study, default_storage
 from reparam.sweep.worker import gate, interruptible, join, work
-from reparam.threads import cores
 
 INTERRUPTED = 130  # the shell's code
 

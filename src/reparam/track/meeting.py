@@ -19,8 +19,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from reparam.environment import seconds
 from reparam.lineage import package_hash
+from reparam.machine.environment import seconds
 from reparam.paths import Paths
 from reparam.track.store import address
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from reparam.errors import TrackingError
+from reparam.machine.versions import versions
 from reparam.redact import without_secrets
 from reparam.track.delivery import Delivery
 from reparam.track.spool import Spool
 from reparam.track.store import Store, StoreError, store_errors, unusable
-from reparam.versions import versions
 
 WEIGHTS_TAG = "reparam.weights_sha256"
 PARAMS_TAG = "reparam.params_sha256"

@@ -6,9 +6,9 @@ from reparam.cards.data import ImageFacts
 from reparam.config import Config
 from reparam.data.batches import Batches
 from reparam.data.pixels import Pixels
+from reparam.distributed import ALONE, World
 from reparam.models.build import build_model, start_at_mean
 from reparam.train.checks import check_monitor, check_parts
-from reparam.train.distributed import ALONE, World
 from reparam.train.loss import Loss
 from reparam.train.memory import check_memory
 from reparam.train.perceptual import Perceptual

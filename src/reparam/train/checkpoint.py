@@ -13,8 +13,8 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load, save
 from torch import Tensor
 
+from reparam.distributed import World
 from reparam.files import NO_LOCKS, whole_file
-from reparam.train.distributed import World
 
 KEPT = 2  # the newest, and the one before it in case the newest is damaged
 

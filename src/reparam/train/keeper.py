@@ -5,8 +5,8 @@ import time
 
 import torch
 
-from reparam.environment import seconds
-from reparam.threads import OthersCompute, others_came
+from reparam.machine.environment import seconds
+from reparam.machine.threads import OthersCompute, others_came
 from reparam.train.checkpoint import Checkpoints
 from reparam.train.pace import Pace
 from reparam.train.rollback import Rollback

@@ -1,7 +1,6 @@
 """Model, objective and pixels as one module: grey images in, loss terms out."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +8,10 @@ from torch import Tensor, nn
 from reparam.config import ObjectiveConfig
 from reparam.data.pixels import Pixels
 from reparam.models.build import AnyModel
-from reparam.models.draw import Model
-from reparam.models.given import given
 from reparam.models.likelihoods import is_density
+from reparam.models.model import Model
 from reparam.objectives import OBJECTIVES, Setting, Terms, alone, has_prior
-from reparam.train.perceptual import Charged, Perceptual
+from reparam.train.perceptual import Perceptual
 
 
 class Loss(nn.Module):
@@ -50,17 +48,19 @@ class Loss(nn.Module):
 
         Shapes: (B, C, H, W) uint8, (B,) int64 where the model is conditional.
         """
-        return self._terms(given(self.model, labels), self.pixels(images), self.epoch, gather)
+        return self._terms(images, labels, self.epoch, gather)
 
     def score(self, images: Tensor, labels: Tensor | None = None) -> Terms:
         """Return the loss terms of a held-out batch, with every schedule at its end, so that epochs can be compared."""
         self.eval()
         try:
-            return self._terms(given(self.model, labels), self.pixels(images), torch.full_like(self.epoch, torch.inf))
+            return self._terms(images, labels, torch.full_like(self.epoch, torch.inf))
         finally:
             self.train()
 
-    def _terms(self, model: Model, x: Tensor, epoch: Tensor, gather: Callable[[Tensor], Tensor] = alone) -> Terms:
-        charged: Any = model if self.perceptual is None else Charged(model, self.perceptual)
-        terms = self.objective(charged, x, self.config, Setting(epoch, self.black, self.white, gather))
+    def _terms(
+        self, images: Tensor, labels: Tensor | None, epoch: Tensor, gather: Callable[[Tensor], Tensor] = alone
+    ) -> Terms:
+        model, setting = Model(self.model, labels, self.perceptual), Setting(epoch, self.black, self.white, gather)
+        terms = self.objective(model, self.pixels(images), self.config, setting)
         return {name: values for name, values in terms.items() if name != "elbo" or self.has_elbo}

@@ -18,7 +18,7 @@ from reparam.train.loss import Loss
 
 META = torch.device("meta")
 GIB = 2**30
-BYTES_PER_NUMBER = 4 * 6  # that a layer puts out: itself, its activation and normalisation
+BYTES_PER_OUTPUT = 4 * 6  # of each number that a layer puts out: itself, its activation and normalisation
 
 
 def check_memory(config: Config, data: ImageFacts, training: Batches, classes: int = 0) -> None:
@@ -61,7 +61,7 @@ def _most(model: nn.Module, shape: tuple[int, ...], images: int) -> int:
     The exact count takes two seconds, because torch then loads much of itself. It is skipped if this bound fits.
     """
     channels = sum(max(weight.shape[:2]) for weight in model.parameters() if weight.dim() > 1)
-    return images * channels * math.prod(shape[1:]) * BYTES_PER_NUMBER
+    return images * channels * math.prod(shape[1:]) * BYTES_PER_OUTPUT
 
 
 def _bytes_of_step(loss: nn.Module, images: Tensor, labels: Tensor | None) -> int:

@@ -2,7 +2,7 @@
 
 import time
 
-from reparam.train.distributed import World
+from reparam.distributed import World
 
 SECONDS = 1.0  # between two questions; each costs the exchange of a few numbers
 

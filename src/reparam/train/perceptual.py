@@ -2,7 +2,6 @@
 
 import math
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from reparam.config.objective import PerceptualConfig
 from reparam.data.pixels import Pixels
 from reparam.errors import ParamsError
-from reparam.models.draw import Draw, Estimator, Model, in_full
+from reparam.models.draw import in_full
 from reparam.runtime import random_stream
 
 WHERE = "params.yaml: objective.perceptual"
@@ -64,24 +63,6 @@ class Perceptual:
         # Not cut to that range: beyond it there would be no gradient.
         images = 2 * (values * self.pixels.scale + self.pixels.shift) - 1
         return images.expand(*images.shape[:-3], 3, *images.shape[-2:])
-
-
-class Charged:
-    """A model whose draws also charge for the distance between the mean image of each sample and the target."""
-
-    def __init__(self, model: Model, perceptual: Perceptual) -> None:
-        self._model = model
-        self._perceptual = perceptual
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def draw(self, x: Tensor, target: Tensor, samples: int, estimator: Estimator = "pathwise") -> Draw:
-        """Draw as the model does, and charge for the distance. Shapes: x and target (B, C, H, W)."""
-        draw = self._model.draw(x, target, samples, estimator)
-        assert draw.output is not None
-        charge = self._perceptual(self._model.likelihood.mean(draw.output), target).mean(0)
-        return replace(draw, auxiliary=charge if draw.auxiliary is None else draw.auxiliary + charge)
 
 
 def _network(config: PerceptualConfig) -> Any:

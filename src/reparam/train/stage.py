@@ -16,6 +16,7 @@ from reparam.cards.model import ModelCard, TrainedParams, TrainingLineage, Train
 from reparam.config import Config, TrainConfig, params_hash
 from reparam.data import store
 from reparam.data.batches import Batches
+from reparam.distributed import World, joined
 from reparam.errors import StaleInputError
 from reparam.files import dvc_hash, require_writable, whole_directory, whole_file
 from reparam.lineage import source_hash
@@ -29,7 +30,6 @@ from reparam.runtime import computing_in, make_deterministic, pick_device
 from reparam.train.build import build_trainer
 from reparam.train.checkpoint import Checkpoints, holding
 from reparam.train.checks import condition_classes
-from reparam.train.distributed import World, joined
 from reparam.train.keeper import Keeper, seconds_between_checkpoints
 from reparam.train.loop import Data, fit
 from reparam.train.record import Record
@@ -38,8 +38,6 @@ from reparam.train.signals import StopRequest
 from reparam.train.state import State
 
 log = logging.getLogger(__name__)
-
-SPLITS: tuple[SplitName, ...] = ("train", "validation")
 
 
 def run(
@@ -56,9 +54,7 @@ def run(
         card = _read_card(paths, world)
         make_deterministic(config.train.seed, kernels=config.train.deterministic)
         classes = condition_classes(config.model, card)
-        training, validation = (
-            _read_batches(paths, split, config, place, is_verified=not world.is_first_here) for split in SPLITS
-        )
+        training, validation = _read_batches(paths, config, place, is_verified=not world.is_first_here)
         state = State(build_trainer(config, card, training, world, len(classes)))
         data_hash = world.agree_on(dvc_hash(paths.processed) if world.is_first else "")
         checkpoints = Checkpoints(paths.resume / _identity(config, data_hash, place, world))
@@ -124,11 +120,15 @@ def _train(state: State, data: Data, config: TrainConfig, checkpoints: Checkpoin
         fit(state, data, config, epoch_log, rollback, keeper)
 
 
-def _read_batches(paths: Paths, split: SplitName, config: Config, place: torch.device, *, is_verified: bool) -> Batches:
-    """Read a split, with its labels if the model is conditional."""
-    found = store.read_split(paths.processed, split, is_verified=is_verified)
-    labels = None if config.model.condition == "none" else found.labels
-    return Batches(found.images, config.train.batch_size, place, labels)
+def _read_batches(paths: Paths, config: Config, place: torch.device, *, is_verified: bool) -> tuple[Batches, Batches]:
+    """Read training and validation split, with their labels if the model is conditional."""
+
+    def read(split: SplitName) -> Batches:
+        found = store.read_split(paths.processed, split, is_verified=is_verified)
+        labels = None if config.model.condition == "none" else found.labels
+        return Batches(found.images, config.train.batch_size, place, labels)
+
+    return read("train"), read("validation")
 
 
 def _read_card(paths: Paths, world: World) -> DataCard:

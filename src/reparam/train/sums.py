@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from reparam.distributed import World
 from reparam.errors import NonFiniteError
 from reparam.objectives import Terms
-from reparam.train.distributed import World
 
 Metrics = dict[str, float]
 

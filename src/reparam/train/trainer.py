@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from reparam.config import TrainConfig
+from reparam.distributed import ALONE, SharedBatch, World
 from reparam.errors import NonFiniteError
 from reparam.models.build import AnyModel
 from reparam.objectives import Terms, alone, beta_at
-from reparam.train.distributed import ALONE, SharedBatch, World
 from reparam.train.graph import Replayed
 from reparam.train.loss import Loss
 from reparam.train.optimizers import build_optimizer, let_capture, rate_at

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 
 from reparam.data.sources.faults import LateError
-from reparam.environment import seconds
+from reparam.machine.environment import seconds
 
 SECONDS = 3600.0  # at 0.4 MB/s enough for the largest file, 1.4 GB of CelebA; what has arrived by then is kept
 MOST = 1e9  # beyond it, the waits of Python overflow

@@ -45,7 +45,7 @@ def summary() -> None:
     Reads the cards and metrics below models and reports.
     Writes nothing.
     """
-    from reparam import summary
+    from reparam.commands import summary
     from reparam.paths import Paths
 
     summary.show(Paths.here())
@@ -58,7 +58,7 @@ def doctor() -> None:
     Reads the environment, the working copy, the repositories of git and DVC, and the MLflow store.
     Writes nothing.
     """
-    from reparam import doctor
+    from reparam.commands import doctor
     from reparam.paths import Paths
 
     is_broken = False
@@ -78,7 +78,7 @@ def clean(yes: Annotated[bool, typer.Option("--yes", help="Remove it, not only l
     Reads .resume, data/.downloads, .tracking, and the folders of outputs.
     Writes nothing; with --yes it removes what it lists, except what a process still needs.
     """
-    from reparam import clean
+    from reparam.commands import clean
     from reparam.paths import Paths
 
     paths = Paths.here()
@@ -144,7 +144,8 @@ def recipe(
     Reads recipes, without that folder those of the package.
     Writes params.yaml; the file that was there becomes params.yaml.bak.
     """
-    from reparam import project, recipes
+    from reparam import recipes
+    from reparam.commands import project
     from reparam.paths import Paths
 
     paths = Paths.here()
@@ -175,7 +176,7 @@ def init(
     Reads the installed package.
     Writes params.yaml, dvc.yaml, .reparam.yaml, .gitignore, .dvcignore and, where missing, repositories of git and DVC.
     """
-    from reparam import project
+    from reparam.commands import project
     from reparam.paths import Paths
 
     paths = Paths(directory.resolve(), directory.resolve())
@@ -193,7 +194,7 @@ def gradients(device: DeviceOption = Device.auto) -> None:
     Reads params.yaml, data/processed and models/vae.
     Writes reports/gradients.
     """
-    from reparam import gradients
+    from reparam.commands import gradients
 
     config, paths = inputs()
     gradients.show(gradients.run(config, paths, device.value))
@@ -241,7 +242,7 @@ def experiments(
     Reads the working copy, the commits and experiments in git, and the cache of DVC.
     Writes nothing.
     """
-    from reparam import experiments
+    from reparam.commands import experiments
     from reparam.paths import Paths
 
     experiments.run(Paths.here(), sort, all_commits=all_commits)
@@ -316,7 +317,7 @@ def promote(
     Reads models/onnx/manifest.json and the MLflow store.
     Writes the alias `champion` to the MLflow store.
     """
-    from reparam import promote
+    from reparam.commands import promote
     from reparam.paths import Paths
 
     print(promote.run(version, metric, Paths.here()))

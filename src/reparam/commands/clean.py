@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from reparam import locks
+from reparam.machine import locks
 from reparam.paths import Paths
 
 MEGABYTE = 1e6

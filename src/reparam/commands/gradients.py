@@ -18,7 +18,7 @@ from reparam.errors import ParamsError
 from reparam.figures.images import plot_gradient_noise
 from reparam.figures.style import png
 from reparam.files import whole_directory, write_json
-from reparam.models.draw import Model
+from reparam.models.model import Model
 from reparam.models.storage import load_model
 from reparam.objectives import leave_one_out, log_weights
 from reparam.paths import Paths
@@ -46,7 +46,7 @@ def run(config: Config, paths: Paths, device: str = "auto") -> Noise:
     [(x, _)] = View(Batches(images, IMAGES, place), pixels).seen(config.evaluate.seed)
     weights = [weight for name, weight in model.named_parameters() if name.startswith(("encoder", "feature"))]
     with random_stream(config.evaluate.seed, "gradients"):
-        noise = noise_to_signal(model, weights, x, REPEATS)
+        noise = noise_to_signal(Model(model), weights, x, REPEATS)
     with whole_directory(paths.gradients) as directory:
         write_json(directory / "noise.json", {"images": len(x), "repeats": REPEATS, "variance_over_square": noise})
         (directory / "noise.png").write_bytes(png(plot_gradient_noise(noise)))

@@ -107,8 +107,8 @@ def _explain(failures: Mapping[int, Any]) -> NoReturn:
         sys.exit(first.exitcode)  # it said why, or was asked to end
     raise UserError(
         f"process {rank} was killed by {signal.Signals(-first.exitcode).name}, and the others were stopped; if nobody "
-        "killed it, memory may have run out: see the log of the system; run the same command to go on from the "
-        "checkpoint"
+        "killed it, memory may have run out: see the log of the system; run the same command again: training "
+        "goes on from its checkpoint"
     )
 
 

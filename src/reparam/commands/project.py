@@ -15,8 +15,8 @@ from reparam.config.yaml import read_yaml
 from reparam.errors import StaleInputError, UserError
 from reparam.files import whole_file
 from reparam.lineage import PACKAGE, source_hash
+from reparam.machine.versions import version
 from reparam.paths import Paths
-from reparam.versions import version
 
 IGNORING = (".gitignore", ".dvcignore")
 PLOTS = ".dvc/plots.html"  # the page of `dvc plots`

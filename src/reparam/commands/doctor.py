@@ -16,13 +16,15 @@ from queue import Empty, Queue
 from threading import Thread
 from typing import Any
 
-from reparam import locks, project, track
+from reparam import track
+from reparam.commands import project
 from reparam.config import load_config
 from reparam.errors import TrackingError, UserError
 from reparam.lineage import package_hash
+from reparam.machine import locks
+from reparam.machine.versions import LIBRARIES, versions
 from reparam.paths import Paths
 from reparam.redact import redact, without_secrets
-from reparam.versions import LIBRARIES, versions
 
 PATIENCE = 10.0  # seconds for a remote to answer
 LEAST_DISK = 2e9  # bytes; the default run takes a tenth of that

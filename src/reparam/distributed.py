@@ -1,9 +1,10 @@
-"""Several processes that train one model together, one per GPU or CPU, as torchrun starts them."""
+"""Several processes that share work, one per GPU or CPU, as torchrun starts them."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -16,14 +17,14 @@ from reparam.errors import UserError
 
 @dataclass(frozen=True)
 class World:
-    """The processes that train together. With a single process, all values stay as they are."""
+    """The processes that work together. With a single process, all values stay as they are."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes the files of the training."""
+        """Whether this process writes files."""
         return self.rank == 0
 
     @property
@@ -87,6 +88,19 @@ class World:
         numbers = list(range(self.rank, len(batches), self.size)) or list(range(len(batches)))[:1]
         return numbers, torch.cat([torch.arange(0), *(batches[number] for number in numbers)])
 
+    def put_together(self, rows: Tensor, columns: Sequence[Tensor]) -> list[Tensor]:
+        """Return columns of all images in the first process, and in the others those of their own, as they are.
+
+        `rows` are those that `deal` gave us. Shapes: (n,), (n, ...) each -> (N, ...) each, on the CPU.
+        """
+        parts = self.collect((rows, [column.cpu() for column in columns])) if self.size > 1 else []
+        if not parts:
+            return list(columns)
+        every = torch.cat([part for part, _ in parts])
+        # If a process without a batch also received the first one, a row occurs twice, with the same values.
+        order = torch.empty(int(every.max()) + 1, dtype=torch.int64).index_copy_(0, every, torch.arange(len(every)))
+        return [torch.cat(column)[order] for column in zip(*(own for _, own in parts), strict=True)]
+
     def weight(self, images: int, of_all: int) -> float:
         """Weigh the mean over a part so that the average over processes is the mean over all images of the batch."""
         return images * self.size / (of_all if of_all >= self.size else of_all * self.size)
@@ -135,13 +149,16 @@ class _Gather(torch.autograd.Function):
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[World]:
-    """Join the other processes that torchrun started; alone without it."""
+def joined(device: torch.device, longest_wait: timedelta | None = None) -> Iterator[World]:
+    """Join the other processes that torchrun started; alone without it.
+
+    Processes wait for each other as long as torch does (30 minutes with gloo), or `longest_wait`.
+    """
     if "WORLD_SIZE" not in os.environ:
         yield ALONE
         return
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=longest_wait)
     except ValueError as error:  # a variable is missing, or no number
         raise UserError(
             f"WORLD_SIZE: wanted it set by torchrun, with RANK, MASTER_ADDR and MASTER_PORT, found: {error}; start the "

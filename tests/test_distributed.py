@@ -1,0 +1,79 @@
+"""Several processes that share work."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from reparam.distributed import ALONE, World, joined
+from reparam.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("variables", "problem"),
+    [({"WORLD_SIZE": "2"}, "variable RANK expected"), ({"WORLD_SIZE": "x", "RANK": "0"}, "invalid literal for int")],
+)
+def test_variables_that_torchrun_did_not_set_are_refused(
+    variables: dict[str, str], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(UserError, match=rf"^WORLD_SIZE: wanted it set by torchrun, .* found: .*{problem}.*; start the"),
+        joined(torch.device("cpu")),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("images", [1, 2, 3, 7, 12])
+def test_the_average_over_processes_is_the_mean_over_images(images: int, size: int) -> None:
+    rows, values = torch.arange(images), torch.randn(images, dtype=torch.float64)
+    worlds = [World(rank, size) for rank in range(size)]
+    parts = [world.share(rows) for world in worlds]
+    weighted = [values[part].mean() * w.weight(len(part), images) for w, part in zip(worlds, parts, strict=True)]
+    torch.testing.assert_close(torch.stack(weighted).mean(), values.mean())
+    if images >= size:
+        assert sorted(torch.cat(parts).tolist()) == rows.tolist()  # every image once
+
+
+def test_alone_everything_is_what_it_was() -> None:
+    rows = torch.arange(5)
+    assert ALONE.share(rows) is rows or ALONE.share(rows).tolist() == rows.tolist()
+    assert ALONE.weight(5, 5) == 1.0
+    assert ALONE.total(rows) is rows
+    assert ALONE.agree(rows) is rows
+    assert ALONE.put_together(rows, [rows])[0] is rows
+
+
+class First(World):
+    """The first process, which has received what the others sent."""
+
+    def collect(self, value: Any) -> list[Any]:
+        others = [World(rank, self.size).deal(IMAGES, BATCH)[1] for rank in range(1, self.size)]
+        return [value, *((rows, [rows, torch.stack([rows, -rows], 1)]) for rows in others)]
+
+
+class Other(World):
+    def collect(self, value: Any) -> list[Any]:
+        return []
+
+
+IMAGES, BATCH = 7, 3  # 3 + 3 + 1
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_what_whole_batches_gave_is_put_together_in_order(size: int) -> None:
+    numbers, rows = First(0, size).deal(IMAGES, BATCH)
+    assert numbers == list(range(3))[::size]
+    one, two = First(0, size).put_together(rows, [rows, torch.stack([rows, -rows], 1)])
+    assert one.tolist() == list(range(7))
+    assert two.tolist() == [[row, -row] for row in range(7)]
+
+
+def test_the_other_processes_keep_what_they_have() -> None:
+    rows = World(1, 2).deal(IMAGES, BATCH)[1]
+    (own,) = Other(1, 2).put_together(rows, [10 * rows])
+    assert own.tolist() == [30, 40, 50]
+    # One without a batch receives the first.
+    assert World(3, 4).deal(IMAGES, BATCH)[1].tolist() == [0, 1, 2]
