@@ -13,7 +13,7 @@ from reparam.compare.experiment import Experiment
 from reparam.metrics import METRICS as METRICS_DESCRIBED
 from reparam.metrics import describe
 
-UNSPREAD = "first, other: one seed each, so the spread between seeds is unknown; compare several values of train.seed"
+UNSPREAD = "first, other: the spread between seeds is unknown with one seed; compare several values of train.seed"
 ON_WEIGHTS = "A verdict on single experiments is about their weights: another seed gives other weights."
 
 
@@ -239,8 +239,7 @@ def test_a_single_seed_beside_several_has_a_difference_and_no_verdict() -> None:
     assert found.groups == ["a0, a1", "b"]
     assert found.seeds["elbo"][1] == Cell(-18.0, None, Difference(3.0, None, ""))
     assert (
-        found.notes[-1]
-        == "b: one seed each, so the spread between seeds is unknown; compare several values of train.seed"
+        found.notes[-1] == "b: the spread between seeds is unknown with one seed; compare several values of train.seed"
     )
 
 
