@@ -39,7 +39,7 @@ work().catch(error => String(error.stack)).then(found => {
 """
 
 
-# The browser's own clock runs on while other processes keep it from decoding a picture, and the page is then dumped early.
+# The browser's clock runs on while a loaded machine decodes a picture, and the page may be dumped too early.
 ATTEMPTS = 5
 
 
