@@ -36,7 +36,7 @@ from reparam.train.build import build_trainer
 
 ROOT = Path(__file__).parent.parent
 PROCESSES = (2, 8, 64, 1024)
-BATCHES = (128, 8192)
+BATCHES = (128, 1024)
 CELEBA = 202_599  # images
 IMAGES = (2_000, 10_000, 50_000, 100_000, 200_000, 400_000)
 MB = 1e6
@@ -135,8 +135,9 @@ def times(most: int) -> tuple[list[int], dict[str, list[float]]]:
                 found.setdefault(f"preprocess, {workers} workers", []).append(_stage(root, "preprocess", workers))
             _stage(root, "train")
             _stage(root, "export")
-            processed = str(root / "data/processed/train-images.npy")
-            command = ["model", "encode", processed, "--output", str(root / "codes.npy")]
+            processed = np.load(root / "data/processed/train-images.npy")
+            np.save(root / "images.npy", processed.transpose(0, 2, 3, 1))  # as apps have them
+            command = ["model", "encode", str(root / "images.npy"), "--output", str(root / "codes.npy")]
             found.setdefault("model encode", []).append(_run(root, command))
     return counts, found
 

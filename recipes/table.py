@@ -167,6 +167,8 @@ def _origin(name: str, result: dict[str, Any]) -> str:
         return "stale: before commits were recorded"
     commit, mark = str(origin["commit"]).removesuffix("+"), "+" * str(origin["commit"]).endswith("+")
     place = f"{commit[:7]}{mark}, torch {origin['torch']}"
+    if "evaluated" in result:
+        place += f", evaluated at {str(result['evaluated']['commit'])[:7]}"
     try:
         today = determined_by(HERE, name, result["budget"])
     except ParamsError:  # of a parameter that is there no longer
@@ -176,7 +178,7 @@ def _origin(name: str, result: dict[str, Any]) -> str:
     changed = [part for part, digest in today.items() if known.get(part) != digest]
     confirmed = result.get("confirmed")
     if changed and confirmed and confirmed["determined_by"] == today:
-        return f"{place}; {str(confirmed['commit'])[:7]} gives the same numbers in a short run"
+        return f"{place}; {str(confirmed['commit'])[:7]} gives the same in a short run"
     return f"stale since {place}: {', '.join(changed)}" if changed else place
 
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from reparam.models.given import given
 from some_cards import image_facts, small_config
 from torch import Tensor
 from training import (
@@ -23,6 +22,7 @@ from reparam.models import build
 from reparam.models.build import build_model
 from reparam.models.latent import LatentModel
 from reparam.models.likelihoods import LIKELIHOODS, Gaussian
+from reparam.models.model import Model
 from reparam.models.networks import NETWORKS
 from reparam.models.priors import PRIORS, Standard
 from reparam.models.quantized import Quantized
@@ -101,7 +101,7 @@ def test_every_prior_is_that_of_all_labels(prior: str) -> None:
     torch.manual_seed(0)
     model = build_model(config, IMAGES.shape[1:], classes=3)
     train_two_steps(model, objective_config(name="iwae", samples=2), torch.tensor([0, 2, 1, 2]))
-    told, others = (given(model, torch.tensor(labels)) for labels in ([0, 2, 1, 2], [1, 1, 1, 1]))
+    told, others = (Model(model, torch.tensor(labels)) for labels in ([0, 2, 1, 2], [1, 1, 1, 1]))
     z = torch.randn(4, config.latent)
     assert torch.equal(told.prior.log_prob(z), others.prior.log_prob(z))
 

@@ -6,6 +6,7 @@ from conftest import small_section
 
 from reparam.cards.evaluation import Details
 from reparam.config import flatten
+from reparam.evaluate import disentanglement, fidelity, measures
 from reparam.metrics import ERROR, GROUPS, HEADLINE, METRICS, describe, is_better, members, reference
 from reparam.paths import Paths
 
@@ -27,6 +28,13 @@ def test_every_number_that_a_run_reports_is_described(finished: Paths) -> None:
 def test_no_metric_is_described_twice() -> None:
     assert len(METRICS) == sum(len(group) for group in GROUPS.values())
     assert set(HEADLINE) < set(METRICS)
+
+
+def test_descriptions_state_the_constants_that_are_computed_with() -> None:
+    assert f"below {measures.FEW}," in METRICS["nll_effective_samples"].text
+    assert f"at most {fidelity.BEST:g} " in METRICS["psnr"].text
+    assert f"{fidelity.WINDOW} x {fidelity.WINDOW} pixels" in METRICS["ssim"].applies
+    assert f"groups of {disentanglement.FIXED} images" in METRICS["factor_vae_score"].text
 
 
 @pytest.mark.parametrize("name", METRICS)

@@ -124,7 +124,7 @@ def test_reinforce_and_reparameterised_gradients_agree_in_a_hierarchy(inference:
 
 def scored(model: Copies, x: Tensor, samples: int) -> tuple[Draw, Tensor]:
     """A draw for the score function, and d log q / d (mean, log variance) of its samples. Shapes: (K, B, 2D)."""
-    draw = model.draw(x, x, samples, "score")
+    draw = model.draw(x, x, samples, "score_function")
     mean, log_variance = POSTERIOR.chunk(2)
     noise = (draw.layers[0].z - mean) * (-0.5 * log_variance).exp()
     return draw, torch.cat([noise * (-0.5 * log_variance).exp(), (noise.square() - 1) / 2], -1)

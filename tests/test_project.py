@@ -72,7 +72,7 @@ def test_its_stages_are_those_of_the_clone_with_the_hash_of_their_source_in_the_
         assert stage.pop("cmd") == f"reparam {name}"
         assert stage.pop("deps", []) == [path for path in ours["deps"] if not path.startswith("src/")]
         assert stage.pop("params") == [*ours["params"], {".reparam.yaml": [f"source.{name}"]}]
-        assert stage == {key: value for key, value in ours.items() if key in ("outs", "metrics")}
+        assert stage == {key: value for key, value in ours.items() if key in ("outs", "metrics", "plots")}
     hashes = YAML(typ="safe").load(made / ".reparam.yaml")["source"]
     assert hashes == {name: source_hash(name) for name in STAGES}
 

@@ -539,7 +539,7 @@ def test_a_row_is_not_stale_where_a_short_run_gives_the_same_numbers(folder: Pat
     today = ORIGINS.determined_by(FOLDER, "vamp-vae", {})
     origin = ORIGIN | {"determined_by": today | {"train": "f" * 64}}
     for confirmed, wanted in (
-        (today, "0123456, torch 2.9.0; fedcba9 gives the same numbers in a short run"),
+        (today, "0123456, torch 2.9.0; fedcba9 gives the same in a short run"),
         (today | {"train": "0" * 64}, "stale since 0123456, torch 2.9.0: train"),
     ):
         found = {"commit": "fedcba9876543210", "torch": "2.9.0", "determined_by": confirmed}
@@ -755,7 +755,7 @@ def test_a_row_whose_models_were_evaluated_again_is_not_stale_by_its_evaluation(
     measured = result("vamp-vae", run(0, {"nll": 84.4})) | origins
     assert row_of(write(folder, measured), "vamp-vae")[-1] == "stale since 0123456, torch 2.9.0: evaluate"
     measured["evaluated"] = {"commit": "fedcba9876543210", "torch": "2.9.0", "determined_by": today}
-    assert row_of(write(folder, measured), "vamp-vae")[-1] == "0123456, torch 2.9.0"
+    assert row_of(write(folder, measured), "vamp-vae")[-1] == "0123456, torch 2.9.0, evaluated at fedcba9"
 
 
 def test_a_parameter_that_there_is_not_is_refused(tiny: Path) -> None:

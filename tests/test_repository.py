@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,32 @@ CONTAINER = (ROOT / "Dockerfile").read_text()
 
 def read(path: str | Path) -> Any:
     return YAML(typ="safe").load(ROOT / path)
+
+
+def check(schema: str, *files: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", *map(str, files)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("schema", "pattern"),
+    [
+        ("github-workflows", ".github/workflows/*.yml"),
+        ("github-issue-forms", ".github/ISSUE_TEMPLATE/[bi]*.yml"),
+        ("github-issue-config", ".github/ISSUE_TEMPLATE/config.yml"),
+        ("citation-file-format", "CITATION.cff"),
+    ],
+)
+def test_files_for_others_are_valid_by_their_schema(schema: str, pattern: str, tmp_path: Path) -> None:
+    files = sorted(ROOT.glob(pattern))
+    assert files
+    found = check(schema, *files)
+    assert found.returncode == 0, found.stdout
+    for file in files:
+        (broken := tmp_path / file.name).write_text(
+            f"{file.read_text(encoding='utf-8')}\nnonsense: 3\n", encoding="utf-8"
+        )
+        assert "nonsense" in check(schema, broken).stdout
 
 
 def test_ci_runs_what_a_developer_runs() -> None:

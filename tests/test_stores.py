@@ -103,4 +103,11 @@ def test_a_fresh_clone_gets_everything_from_a_remote_and_computes_nothing(
     for name in ("models/vae/weights.safetensors", "models/onnx/manifest.json", "reports/index.html"):
         assert (clone.root / name).read_bytes() == (project.root / name).read_bytes()
     assert clone("dvc status") == "Data and pipelines are up to date.\n"
+    # What was run is also known without dvc.lock, as of an experiment that is not in git.
+    for name in ("dvc.lock", "models", "reports/data", "reports/training", "reports/evaluation", "reports/export"):
+        clone(f"rm -r {name}")
+    clone("dvc pull --quiet --run-cache --allow-missing")
+    again = clone("dvc repro")
+    assert again.count("is cached - skipping run") == 6, again
+    assert clone.hashes() == project.hashes()
     assert with_secrets(clone.root) == with_secrets(project.root) == []

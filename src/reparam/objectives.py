@@ -148,7 +148,7 @@ def reinforce(model: Model, x: Tensor, config: ObjectiveConfig, _setting: Settin
 
     Source: Williams 1992; Kool et al. 2019, eq. 5 (control variate).
     """
-    draw = model.draw(x, x, config.samples, "score")
+    draw = model.draw(x, x, config.samples, "score_function")
     value = log_weights(draw)  # (K, B)
     signal = leave_one_out(value.detach())
     surrogate = -(signal * draw.log_qz + draw.log_px + draw.log_pz).mean(0)

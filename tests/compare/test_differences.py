@@ -13,7 +13,7 @@ from reparam.compare.experiment import Experiment
 from reparam.metrics import METRICS as METRICS_DESCRIBED
 from reparam.metrics import describe
 
-UNSPREAD = "the spread between seeds is unknown of first, other: compare several values of train.seed"
+UNSPREAD = "first, other: the spread between seeds is unknown with one seed; compare several values of train.seed"
 ON_WEIGHTS = "A verdict on single experiments is about their weights: another seed gives other weights."
 
 
@@ -238,7 +238,9 @@ def test_a_single_seed_beside_several_has_a_difference_and_no_verdict() -> None:
     found = compare([seeded("a0", 0, -20.0), seeded("a1", 1, -22.0), seeded("b", 0, -18.0, latent=20)])
     assert found.groups == ["a0, a1", "b"]
     assert found.seeds["elbo"][1] == Cell(-18.0, None, Difference(3.0, None, ""))
-    assert found.notes[-1] == "the spread between seeds is unknown of b: compare several values of train.seed"
+    assert (
+        found.notes[-1] == "b: the spread between seeds is unknown with one seed; compare several values of train.seed"
+    )
 
 
 def test_one_seed_that_is_named_twice_counts_once() -> None:

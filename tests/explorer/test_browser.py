@@ -39,6 +39,10 @@ work().catch(error => String(error.stack)).then(found => {
 """
 
 
+# The browser's clock runs on while a loaded machine decodes a picture, and the page may be dumped too early.
+ATTEMPTS = 5
+
+
 def ask(page: str, program: str, scratch: Path) -> Any:
     """Open the page, run a program in it, and return what it found; nothing may break the policy."""
     script = PROGRAM % program
@@ -47,8 +51,11 @@ def ask(page: str, program: str, scratch: Path) -> Any:
     file.write_text(page.replace("script-src ", f"script-src 'sha256-{digest}' ", 1) + f"<script>{script}</script>")
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--dump-dom"]
     profile = f"--user-data-dir={scratch / 'profile'}"
-    done = subprocess.run([BROWSER, *options, profile, file.as_uri()], capture_output=True, text=True, timeout=120)
-    answers = re.findall('<pre id="answer">(.*?)</pre>', done.stdout, re.DOTALL)
+    answers: list[str] = []
+    for _ in range(ATTEMPTS):
+        done = subprocess.run([BROWSER, *options, profile, file.as_uri()], capture_output=True, text=True, timeout=120)
+        if answers := re.findall('<pre id="answer">(.*?)</pre>', done.stdout, re.DOTALL):
+            break
     assert answers, done.stderr
     answer = json.loads(html.unescape(answers[0]))
     assert answer["broken"] == []

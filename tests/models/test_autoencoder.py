@@ -53,7 +53,7 @@ def test_decoding_a_code_gives_the_mean_image() -> None:
     assert model.decode(code).shape == (3, *SHAPE)
 
 
-@pytest.mark.parametrize("estimator", ["pathwise", "stopped", "score"])
+@pytest.mark.parametrize("estimator", ["pathwise", "stopped", "score_function"])
 @pytest.mark.parametrize("samples", [1, 3])
 def test_a_draw_scores_the_target_from_the_code_of_the_input(samples: int, estimator: Estimator) -> None:
     model, x, target = some_model(), some_images(8)[:4], some_images(8)[4:]

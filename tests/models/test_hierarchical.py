@@ -169,7 +169,7 @@ def test_the_kl_is_the_log_ratio_in_expectation(inference: str) -> None:
 
 @both_directions
 def test_estimators_differ_in_gradients_alone(inference: str) -> None:
-    estimators: list[Estimator] = ["pathwise", "stopped", "score"]
+    estimators: list[Estimator] = ["pathwise", "stopped", "score_function"]
     model, x, draws = some_model(inference), some_images(4), []
     for estimator in estimators:
         torch.manual_seed(0)

@@ -244,7 +244,7 @@ ESTIMATORS: dict[Estimator, Callable[[Tensor, Tensor], Slopes]] = {
     # z alone:
     "stopped": lambda noise, sigma: (-noise / sigma, -noise.square() / 2),
     # the density alone:
-    "score": lambda noise, sigma: (noise / sigma, (noise.square() - 1) / 2),
+    "score_function": lambda noise, sigma: (noise / sigma, (noise.square() - 1) / 2),
 }
 
 
@@ -266,7 +266,7 @@ def test_an_estimator_is_the_way_by_which_gradients_reach_the_posterior(
     wanted = [slope if is_sampled_below else slope.sum(0) for slope in ESTIMATORS[estimator](noise, sigma)]
     found = torch.autograd.grad(log_qz.sum(), (mean, log_variance), retain_graph=True, materialize_grads=True)
     torch.testing.assert_close(found, tuple(wanted))
-    assert z.requires_grad == (estimator != "score")
+    assert z.requires_grad == (estimator != "score_function")
 
 
 def test_estimators_differ_in_gradients_alone() -> None:

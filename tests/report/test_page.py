@@ -181,6 +181,15 @@ def test_parameters_stand_under_their_section(page: Page) -> None:
     assert "export opset 20 grey_pixels keep variants [] triton false" in text
 
 
+def test_parameters_of_choices_that_are_not_taken_are_folded(page: Page) -> None:
+    shown = render(page)
+    folded = "".join(re.findall(r"<summary>Of choices that are not taken</summary>(.*?)</details>", shown, re.DOTALL))
+    for name, is_folded in (("mlp.<wbr>hidden", False), ("conv.<wbr>kernel", True), ("adam.<wbr>betas", False)):
+        assert f'<th scope="row">{name}</th>' in shown
+        assert (f'<th scope="row">{name}</th>' in folded) == is_folded
+    assert [section.unused() for name, section in page.config if name in ("preprocess", "export")] == [[], []]
+
+
 def test_the_page_holds_the_params_file_that_it_was_made_with(page: Page, tmp_path: Path) -> None:
     [text] = re.findall(r'<pre id="params-file">(.*?)</pre>', render(page), re.DOTALL)
     copied = tmp_path / "copied.yaml"

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import SMALL, change
 from some_cards import image_facts
+from torch import Tensor
 
 from reparam.config import Config
 from reparam.data.batches import Batches
@@ -63,9 +64,14 @@ def test_no_batch_is_larger_than_the_split(has: Callable[[int], None]) -> None:
 
 def test_what_a_step_keeps_is_what_torch_keeps() -> None:
     layer = torch.nn.Linear(3, 5, device="meta")
-    step = torch.nn.Sequential(layer, torch.nn.Sigmoid(), torch.nn.Linear(5, 2, device="meta"))
+
+    class Step(torch.nn.Sequential):
+        def forward(self, images: Tensor, _labels: Tensor | None) -> Tensor:
+            return super().forward(images)
+
+    step = Step(layer, torch.nn.Sigmoid(), torch.nn.Linear(5, 2, device="meta"))
     # The input, the weight of the second layer, and what the sigmoid put out, which both it and the layer need.
-    assert memory._bytes_of_step(step, torch.empty(7, 3, device="meta")) == 4 * (7 * 3 + 2 * 5 + 7 * 5)
+    assert memory._bytes_of_step(step, torch.empty(7, 3, device="meta"), None) == 4 * (7 * 3 + 2 * 5 + 7 * 5)
 
 
 def test_the_memory_of_this_machine_is_a_matter_of_gigabytes() -> None:

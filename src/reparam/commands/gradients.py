@@ -69,13 +69,13 @@ def _pathwise(model: Model, x: Tensor, samples: int) -> Tensor:
 
 def _score_function(model: Model, x: Tensor, samples: int) -> Tensor:
     """Source: Williams 1992."""
-    draw = model.draw(x, x, samples, "score")
+    draw = model.draw(x, x, samples, "score_function")
     return -(log_weights(draw).detach() * draw.log_qz).mean(0)
 
 
 def _score_function_with_baseline(model: Model, x: Tensor, samples: int) -> Tensor:
     """Subtract the mean over the other samples, or with one sample over the other images."""
-    draw = model.draw(x, x, samples, "score")
+    draw = model.draw(x, x, samples, "score_function")
     return -(leave_one_out(log_weights(draw).detach()) * draw.log_qz).mean(0)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from reparam import track
 from reparam.cards.card import CARD, require_file
@@ -30,7 +30,13 @@ def show(paths: Paths) -> None:
     metrics |= parity.values
     rows = {METRICS[name]: row for name in HEADLINE if (row := _spell(name, metrics, card.settings.split))}
     columns = [column for column in COLUMNS if any(column in row for row in rows.values())]
-    table = Table("", *columns, "unit", title="± one standard error", title_justify="left")
+    table = Table(
+        "",
+        *(Column(name, no_wrap=True) for name in columns),
+        "unit",
+        title="± one standard error",
+        title_justify="left",
+    )
     for metric, row in rows.items():
         table.add_row(metric.title, *(row.get(column, "") for column in columns), metric.unit)
     console = Console()

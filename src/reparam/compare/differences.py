@@ -228,7 +228,8 @@ def _on_seeds(experiments: Sequence[Experiment], groups: Sequence[Sequence[int]]
     yield "A verdict on single experiments is about their weights: another seed gives other weights."
     single = [experiments[group[0]].name for group in groups if len(group) == 1]
     if single:
-        yield f"the spread between seeds is unknown of {', '.join(single)}: compare several values of {SEED}"
+        names = ", ".join(single)
+        yield f"{names}: the spread between seeds is unknown with one seed; compare several values of {SEED}"
 
 
 def _param_row(name: str, experiments: Sequence[Experiment]) -> list[str]:

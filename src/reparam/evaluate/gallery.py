@@ -124,7 +124,7 @@ def _latent_grid(subject: Subject) -> Figure:
 def _latent_scatter(subject: Subject) -> Figure:
     labels = axis_labels(subject.plane.names, subject.plane.unit)
     points = subject.plane.coordinates(subject.means).numpy()
-    classes, numbers = np.unique(subject.labels, return_inverse=True)
+    classes, numbers = np.unique(subject.class_names, return_inverse=True)
     title, ordinate = "Posterior means in the plane of the latent grid", labels[1]
     if not ordinate:  # of a single dimension the other axis is free
         title, ordinate = "Posterior means by class", "number of the class"
@@ -133,7 +133,7 @@ def _latent_scatter(subject: Subject) -> Figure:
     if 1 < len(classes) <= NAMED:
         middles = [_middle(points, np.flatnonzero(numbers == number)) for number in range(len(classes))]
         pictures = subject.stored(np.array(middles))
-    return plot_latent_scatter(points, subject.labels, (labels[0], ordinate), title, pictures)
+    return plot_latent_scatter(points, subject.class_names, (labels[0], ordinate), title, pictures)
 
 
 def _traversals(subject: Subject) -> Figure:
@@ -162,7 +162,7 @@ def _interpolation(subject: Subject) -> Figure:
 
 def _components(subject: Subject) -> Figure:
     points = subject.components.plane.coordinates(subject.means)
-    return plot_components(subject.components.variances.numpy(), points.numpy(), subject.labels)
+    return plot_components(subject.components.variances.numpy(), points.numpy(), subject.class_names)
 
 
 def _aggregate(subject: Subject) -> Figure:

@@ -281,14 +281,14 @@ def _annealed(subject: Subject, findings: Findings) -> None:
     """Check the NLL by chains from the prior, and bracket log p(x) of images that were drawn with known latents."""
     model, settings = subject.model, subject.settings
     rows = evenly_spaced(len(subject.images), settings.annealing.images)
-    x, numbers = subject.seen(rows.numpy()), subject.data.scored.labels[rows.numpy()]
-    forward = _anneal(subject, x, numbers)
+    x, labels = subject.seen(rows.numpy()), subject.data.scored.labels[rows.numpy()]
+    forward = _anneal(subject, x, labels)
     findings.add_mean("ais_nll", -forward.log_px)
     findings.add_mean("ais_minus_nll", -forward.log_px.cpu() - subject.scores.nll[rows])
     with torch.no_grad():
         exact = model.prior.sample(torch.empty(len(rows), subject.model.latent_size)).to(x.device)
-        simulated = model.likelihood.sample(subject.given(numbers).output(exact))
-    lower, upper = _anneal(subject, simulated, numbers), _anneal(subject, simulated, numbers, exact)
+        simulated = model.likelihood.sample(subject.given(labels).output(exact))
+    lower, upper = _anneal(subject, simulated, labels), _anneal(subject, simulated, labels, exact)
     findings.add_mean("ais_gap", upper.log_px - lower.log_px)
     acceptance = forward.acceptance.mean().item()  # NaN where a single step leaves nothing to move
     facts = AnnealingFacts(
@@ -302,16 +302,16 @@ def _annealed(subject: Subject, findings: Findings) -> None:
     findings.note(annealed=facts)
 
 
-def _anneal(subject: Subject, x: Tensor, numbers: Labels, exact: Tensor | None = None) -> Annealed:
+def _anneal(subject: Subject, x: Tensor, labels: Labels, exact: Tensor | None = None) -> Annealed:
     """Run chains for each image: from the prior, or from an exact posterior sample, if there is one, back to it.
 
-    Shapes: `numbers` (B,) of the labels of images.
+    Shapes: x (B, C, H, W), labels (B,).
     """
     model, settings, found, done = subject.model, subject.settings.annealing, [], 0
     schedule = Schedule(settings.steps, LEAPFROG)
     with counting("annealing" if exact is None else "annealing back", len(x) * evaluations(schedule)) as advance:
         for part in image_chunks(x, settings.chains, model.likelihood.outputs):
-            its = numbers[done : done + len(part)]
+            its = labels[done : done + len(part)]
 
             def log_likelihood(z: Tensor, part: Tensor = part, its: Labels = its) -> Tensor:
                 advance(len(part))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -37,6 +38,21 @@ class Scores:
     layer_sizes: tuple[int, ...]  # D of each layer of latents
 
 
+class _OfImages(NamedTuple):
+    """What is known of each image: see `Scores`. `expected` are means of posterior means, `noise` their variances."""
+
+    reconstruction: Tensor
+    kl: Tensor
+    latent_kl: Tensor  # (N, D)
+    expected: Tensor  # (N, D)
+    noise: Tensor  # (N, D)
+    nll: Tensor
+    bounds: Tensor
+    effective: Tensor
+    means: Tensor
+    log_variances: Tensor
+
+
 @torch.no_grad()
 def score(
     model: LatentModel,
@@ -54,7 +70,7 @@ def score(
     """
     elbo_samples = max(config.elbo_samples, 2 if model.stochastic_layers > 1 else 1)
     nll_samples = config.nll_samples if with_nll else 0
-    parts: list[tuple[Tensor, ...]] = []
+    parts: list[_OfImages] = []
     numbers, rows = world.deal(len(data), data.batches.batch_size)
     console = Console(stderr=True, quiet=not world.is_first)
     with (
@@ -64,26 +80,29 @@ def score(
         for chunk in chunks(model, dealt(data, numbers, purpose, config)):
             expectations, sizes = _expectations(chunk, elbo_samples, advance)
             likelihoods = _likelihoods(chunk, nll_samples, advance)
-            parts.append((*expectations, *likelihoods, *chunk.model.posterior_of(chunk.encoded)))
-    own = [torch.cat(part) for part in zip(*parts, strict=True)]
-    columns = (column.double().cpu() for column in world.put_together(rows, own))
-    reconstruction, kl, latent_kl, expected, noise, nll, bounds, effective, means, log_variances = columns
+            posterior = chunk.model.posterior_of(chunk.encoded)
+            parts.append(_OfImages._make((*expectations, *likelihoods, *posterior)))
+    own = [torch.cat(column) for column in zip(*parts, strict=True)]
+    return _scores(_OfImages._make(column.double().cpu() for column in world.put_together(rows, own)), sizes)
+
+
+def _scores(found: _OfImages, sizes: tuple[int, ...]) -> Scores:
+    """Reduce over images what is of dimensions. `sizes` are D of each layer of latents."""
     # The population variance, as an activity statistic of this very split, and 0 for a single image.
-    variance = (expected.var(0, correction=0) - noise.mean(0)).clamp_min(0)
-    layer_kl = torch.stack([part.sum(1) for part in torch.split(latent_kl, list(sizes), dim=1)], 1)
-    layer_kl = torch.where(layer_kl.isnan(), kl[:, None], layer_kl)  # such a layer is the only one
+    variance = (found.expected.var(0, correction=0) - found.noise.mean(0)).clamp_min(0)
+    layer_kl = torch.stack([part.sum(1) for part in torch.split(found.latent_kl, list(sizes), dim=1)], 1)
     return Scores(
-        reconstruction=reconstruction,
-        kl=kl,
-        nll=nll,
-        bounds=bounds,
-        effective=effective,
-        latent_kl=latent_kl.mean(0),
-        latent_kl_error=standard_error(latent_kl),
-        layer_kl=layer_kl,
+        reconstruction=found.reconstruction,
+        kl=found.kl,
+        nll=found.nll,
+        bounds=found.bounds,
+        effective=found.effective,
+        latent_kl=found.latent_kl.mean(0),
+        latent_kl_error=standard_error(found.latent_kl),
+        layer_kl=torch.where(layer_kl.isnan(), found.kl[:, None], layer_kl),  # such a layer is the only one
         latent_variance=variance,
-        means=means,
-        log_variances=log_variances,
+        means=found.means,
+        log_variances=found.log_variances,
         layer_sizes=sizes,
     )
 

@@ -15,7 +15,7 @@ from reparam.cards.data import FactorFacts
 from reparam.config import EvaluateConfig
 from reparam.data.batches import Batches, View
 from reparam.data.pixels import Pixels
-from reparam.data.store import Split
+from reparam.data.store import Labels, Split
 from reparam.distributed import ALONE, World
 from reparam.evaluate import walks
 from reparam.evaluate.disentanglement import Coded
@@ -27,7 +27,7 @@ from reparam.models.model import Model
 from reparam.models.quantized import Quantized
 from reparam.runtime import random_stream
 
-Labels = npt.NDArray[Any]  # (N,) names of classes
+Names = npt.NDArray[Any]  # (N,) names of classes
 Rows = npt.NDArray[np.integer]
 Pictures = npt.NDArray[np.float32]  # (n, C, H, W), in [0, 1]
 AT_ONCE = 256  # images that are decoded together
@@ -97,12 +97,12 @@ class Subject:
         return self.data.images
 
     @cached_property
-    def labels(self) -> Labels:
+    def class_names(self) -> Names:
         return np.asarray(self.data.classes)[self.data.scored.labels]
 
     @cached_property
     def is_labelled(self) -> bool:
-        return len(np.unique(self.labels)) > 1
+        return len(np.unique(self.class_names)) > 1
 
     @cached_property
     def means(self) -> Tensor:
@@ -195,7 +195,7 @@ class Subject:
         """Decode latents that belong to no image, all with the usual label. Shapes: (n, D) -> (n, C, H, W)."""
         return self.decode(z, np.full(len(z), self.usual))
 
-    def decode(self, z: Tensor, numbers: Rows) -> Pictures:
+    def decode(self, z: Tensor, labels: Labels) -> Pictures:
         """Decode latents, or the nearest that a codebook has, each with its label.
 
         A model that is not conditional ignores the labels. Shapes: (n, D), (n,) -> (n, C, H, W).
@@ -203,17 +203,17 @@ class Subject:
         rows = [slice(start, start + AT_ONCE) for start in range(0, max(1, len(z)), AT_ONCE)]
         latents = z.float().to(self.images.device)
         latents = self.model.nearest(latents) if isinstance(self.model, Quantized) else latents
-        return np.concatenate([self.shown(self.given(numbers[some]).decode(latents[some])) for some in rows])
+        return np.concatenate([self.shown(self.given(labels[some]).decode(latents[some])) for some in rows])
 
-    def given(self, numbers: Rows) -> Model:
+    def given(self, labels: Labels) -> Model:
         """Return the model of images with these labels. Shapes: (n,)."""
-        return Model(self.model, self.as_labels(numbers))
+        return Model(self.model, self.as_labels(labels))
 
-    def as_labels(self, numbers: Rows) -> Tensor | None:
+    def as_labels(self, labels: Labels) -> Tensor | None:
         """Return labels as a conditional model takes them; None for any other model. Shapes: (n,)."""
         if not self.data.is_conditional:
             return None
-        return torch.from_numpy(numbers.astype(np.int64)).to(self.images.device)
+        return torch.from_numpy(labels.astype(np.int64)).to(self.images.device)
 
     def of(self, rows: Rows) -> Model:
         """Return the model of images of the split. Shapes: (n,)."""
@@ -229,7 +229,7 @@ class Subject:
         """Name this label for a title, if the model is conditional."""
         return f", with label {literal(self.data.classes[self.usual])}" if self.data.is_conditional else ""
 
-    def proportional(self, count: int) -> Rows:
+    def proportional(self, count: int) -> Labels:
         """Return labels with the frequencies of the split, in order. Shapes: -> (count,)."""
         labels = np.sort(self.data.scored.labels)
         return labels[np.arange(count) * len(labels) // max(1, count)]
@@ -266,12 +266,12 @@ class Subject:
 
     def some_of_each_class(self, count: int) -> Rows:
         """Pick rows to show, the first of each class, as many of each as there are. Shapes: -> (<= count,)."""
-        order = np.argsort(self.labels, kind="stable")
-        _, starts, sizes = np.unique(self.labels[order], return_index=True, return_counts=True)
+        order = np.argsort(self.class_names, kind="stable")
+        _, starts, sizes = np.unique(self.class_names[order], return_index=True, return_counts=True)
         turns = np.empty_like(order)
         turns[order] = np.arange(len(order)) - np.repeat(starts, sizes)
-        chosen = np.lexsort((self.labels, turns))[:count]
-        return chosen[np.argsort(self.labels[chosen], kind="stable")]
+        chosen = np.lexsort((self.class_names, turns))[:count]
+        return chosen[np.argsort(self.class_names[chosen], kind="stable")]
 
     def pairs(self, count: int) -> tuple[Rows, Rows]:
         """Draw pairs of images, of different classes if possible; no image twice. Shapes: (<= count,) twice.
@@ -279,11 +279,11 @@ class Subject:
         For a conditional model, both are of the same class, if possible. There must be at least two images.
         """
         with self.draws():
-            rest = torch.randperm(len(self.labels)).tolist()
+            rest = torch.randperm(len(self.class_names)).tolist()
         found = list[tuple[int, int]]()
         while len(rest) > 1 and len(found) < count:
             first = rest.pop(0)
-            others = (row for row in rest if self._is_pair(self.labels[row] == self.labels[first]))
+            others = (row for row in rest if self._is_pair(self.class_names[row] == self.class_names[first]))
             if (second := next(others, rest[0] if self.data.is_conditional else None)) is None:
                 break  # all that is left is of one class
             rest.remove(second)
@@ -296,7 +296,7 @@ class Subject:
 
     def names(self, rows: Rows) -> list[str]:
         """Name the classes of images, if there are several, as matplotlib takes them literally."""
-        return [literal(str(label)) if self.is_labelled else "" for label in self.labels[rows].tolist()]
+        return [literal(str(label)) if self.is_labelled else "" for label in self.class_names[rows].tolist()]
 
     def name_and_use(self, dimension: int) -> str:
         """Name a latent dimension, and its use."""

@@ -10,8 +10,8 @@ from torch import Tensor
 
 # How gradients reach the posterior through its samples:
 # "pathwise" through the sample and its density (Kingma & Welling 2014), "stopped" through the sample alone (Roeder et
-# al. 2017), "score" through the density alone (Williams 1992).
-Estimator = Literal["pathwise", "stopped", "score"]
+# al. 2017), "score_function" through the density alone (Williams 1992).
+Estimator = Literal["pathwise", "stopped", "score_function"]
 
 
 Gaussian = tuple[Tensor, Tensor]  # mean and log variance

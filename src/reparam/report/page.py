@@ -114,7 +114,8 @@ def render(page: Page) -> str:
                 if (shown := [picture for picture in group if picture.name in page.pictures])
             },
             tiles=page.evaluation.tiles.model_dump() if has_tiles else None,
-            sections={name: _spelled(section) for name, section in page.config},
+            sections={name: _spelled(section, own=True) for name, section in page.config},
+            unused={name: spelled for name, section in page.config if (spelled := _spelled(section, own=False))},
             params_file=_params_file(page.config),
         )
     )
@@ -173,10 +174,14 @@ def _images_of(metric: Metric, page: Page) -> int:
     return facts.images if facts else page.evaluation.images
 
 
-def _spelled(section: Section) -> dict[str, str]:
-    """Spell parameters as params.yaml does, without quotes."""
-    values = flatten(section)
-    return {name: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for name, v in values.items()}
+def _spelled(section: Section, *, own: bool) -> dict[str, str]:
+    """Spell parameters as params.yaml does, without quotes: those in force, or those of choices that are not taken."""
+    others = section.unused()
+    return {
+        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for name, value in flatten(section).items()
+        if own == (name.split(".")[0] not in others)
+    }
 
 
 def _params_file(section: Section, indent: str = "") -> str:
