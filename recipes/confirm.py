@@ -74,7 +74,9 @@ def differences(wanted: dict[str, Any], found: dict[str, Any], parts: Sequence[s
 def _write_source(commit: str, directory: Path) -> None:
     """Write the source of a commit, as far as measurements need it."""
     directory.mkdir()
-    archive = subprocess.run(["git", "archive", commit, "src", "recipes"], cwd=HERE.parent, stdout=-1, check=False)
+    archive = subprocess.run(
+        ["git", "archive", commit, "src", "recipes"], cwd=HERE.parent, capture_output=True, check=False
+    )
     if archive.returncode:
         raise UserError(f"wanted commit {commit[:7]} in this repository, found none; fetch it")
     subprocess.run(["tar", "x"], cwd=directory, input=archive.stdout, check=True)

@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from reparam.data.batches import evenly_spaced
+from reparam.data.store import evenly_spaced
 from reparam.evaluate import representation
 from reparam.evaluate.representation import Labelled, probe
 

@@ -12,9 +12,9 @@ import pytest
 from exported_model import Exported, prepare, run_stage
 from installs import npm_install, pip_install
 
+from reparam.export import quantize
 from reparam.export.manifest import OLDEST_OF_STATIC, OLDEST_ONNXRUNTIME
 from reparam.export.program import export_graphs
-from reparam.export.quantize import in_advance
 
 pytest_plugins = ["fixtures_export"]
 pytestmark = pytest.mark.slow
@@ -136,7 +136,7 @@ def test_the_oldest_runtime_of_integers_in_convolutions_agrees(opset: int, tmp_p
     graphs.mkdir()
     for name, inputs in {"encoder": ["images"], "decoder": ["latents"], "score": ["images", "epsilon"]}.items():
         calibration = {name: golden[name] for name in inputs}
-        in_advance(exported.directory / f"{name}.onnx", graphs / f"{name}.onnx", calibration)
+        quantize.static(exported.directory / f"{name}.onnx", graphs / f"{name}.onnx", calibration)
     version = OLDEST_OF_STATIC[opset]
     packages = [f"onnxruntime=={version}", "numpy<2" if version < "1.19" else "numpy"]
     assert run(ONNXRUNTIME, packages, exported, graphs, tmp_path, tolerance=0.05) == version

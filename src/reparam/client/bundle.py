@@ -79,7 +79,7 @@ class Bundle:
         return self.manifest["files"] if self.manifest else {}
 
     def read(self, name: str) -> bytes:
-        """Return the content of a file; if there is a manifest, the file has the checksum that stands in it.
+        """Return the content of a file; if there is a manifest, check that it lists the file with this checksum.
 
         Raises: MissingInputError, DamagedInputError.
         """

@@ -108,7 +108,7 @@ def find_obstacles(first: Experiment, other: Experiment) -> dict[str, list[str]]
 
 
 def _brief(condition: object) -> str:
-    """Shorten a hash to what tells two apart."""
+    """Shorten hashes to their first digits."""
     return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{24,}\b", r"\1", str(condition))
 
 

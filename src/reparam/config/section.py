@@ -1,11 +1,11 @@
 """The base class of the sections of `params.yaml`, types of parameters, and words for these types."""
 
 import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -17,7 +17,6 @@ from pydantic import (
     PlainValidator,
     WithJsonSchema,
 )
-from pydantic.fields import FieldInfo
 from pydantic_core import core_schema
 
 PACKAGE = Path(__file__).parents[1]
@@ -46,8 +45,9 @@ class Section(BaseModel):
 
     def unused(self) -> list[str]:
         """Name the blocks of choices that are not taken."""
-        choices = {name: options for name, field in type(self).model_fields.items() if (options := _options(field))}
-        taken, known = {getattr(self, name) for name in choices}, {each for some in choices.values() for each in some}
+        properties = self.model_json_schema()["properties"]
+        options = {name: each["enum"] for name, each in properties.items() if "enum" in each}
+        taken, known = {getattr(self, name) for name in options}, {each for some in options.values() for each in some}
         return [name for name in self.blocks() if name in known - taken]
 
 
@@ -77,12 +77,6 @@ class KeyOf:
         self, _schema: core_schema.CoreSchema, _handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         return {"enum": self.names}
-
-
-def _options(field: FieldInfo) -> Sequence[str]:
-    """Return the names that a field accepts, if there is a list of them."""
-    tables = [each for each in field.metadata if isinstance(each, KeyOf)]
-    return tables[0].names if tables else get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
 
 
 @cache

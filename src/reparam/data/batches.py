@@ -135,12 +135,6 @@ class View:
             yield Batch(self.pixels(images, generator), labels)
 
 
-def evenly_spaced(count: int, limit: int) -> Tensor:
-    """Return all of `count` rows, or `limit` of them at equal distances. Shapes: -> (min(count, limit),)."""
-    kept = min(count, limit)
-    return torch.arange(kept) * count // kept if kept else torch.arange(0)
-
-
 def _fits(size: int, device: torch.device) -> bool:
     """Return whether this number of bytes fits into the share of free memory that images may take.
 

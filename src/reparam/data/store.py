@@ -1,9 +1,9 @@
 """The processed format: per split a `.npy` of uint8 images, of labels and, where known, of factors; a JSON card."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,17 @@ class Split:
     images: Images
     labels: Labels
     factors: Factors | None = None
+
+    def thinned(self, limit: int) -> Self:
+        """Return evenly spaced images, `limit` at most, with their labels."""
+        rows = evenly_spaced(len(self.labels), limit)
+        return replace(self, images=self.images[rows], labels=self.labels[rows], factors=None)
+
+
+def evenly_spaced(count: int, limit: int) -> npt.NDArray[np.int64]:
+    """Return all of `count` rows, or `limit` of them at equal distances. Shapes: -> (min(count, limit),)."""
+    kept = min(count, limit)
+    return np.arange(kept) * count // max(1, kept)
 
 
 def binarize(path: Path, how: str, seed: tuple[int, ...]) -> None:

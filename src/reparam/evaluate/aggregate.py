@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from reparam import runtime
-from reparam.data.batches import evenly_spaced
+from reparam.data.store import evenly_spaced
 from reparam.models.draw import Prior, gaussian_log_prob, standard_error
 
 # The KL of a dimension bounds its information about the image: a collapsed one has less than a seventh of a bit.
@@ -55,7 +55,7 @@ def aggregate(mean: Tensor, log_variance: Tensor, z: Tensor, prior: Prior, limit
     total = len(mean)
     assert min(limit, total + 1) >= 2, "nothing to mix"
     kl = _kl(mean.double(), log_variance.double(), z.double(), prior)
-    rows = evenly_spaced(total, limit).to(z.device)
+    rows = torch.from_numpy(evenly_spaced(total, limit)).to(z.device)
     mean, log_variance, z = mean[rows].double(), log_variance[rows].double(), z[:, rows].double()
     information, shared = torch.zeros_like(kl[rows]), torch.zeros_like(kl[rows])
     for sample in z:

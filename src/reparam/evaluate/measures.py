@@ -16,8 +16,7 @@ from reparam.cards.evaluation import (
     MutualInformationFacts,
     OutlierFacts,
 )
-from reparam.data.batches import evenly_spaced
-from reparam.data.store import Labels, Split
+from reparam.data.store import Labels, Split, evenly_spaced
 from reparam.distributed import ALONE, World
 from reparam.evaluate.aggregate import aggregate, collapse_message, collapsed
 from reparam.evaluate.annealing import (
@@ -194,7 +193,7 @@ def _labels(subject: Subject, findings: Findings) -> None:
     if subject.data.is_conditional:
         findings.leave_out("accuracy", "not measured: the encoder receives the label that would be guessed")
         return
-    learned = _thinned(train, LEARNED_FROM)
+    learned = train.thinned(LEARNED_FROM)
     known = Labelled(subject.encode(learned), learned.labels)
     found = probe(known, Labelled(subject.scores.means, scored.labels), subject.settings.neighbours)
     if isinstance(found, str):
@@ -236,7 +235,7 @@ def _generated(subject: Subject, findings: Findings) -> None:
     if count < 2 or len(train.images) < 2:
         return
     project = fit_projection(train.images, settings.generated.components)
-    real, known = (project(grey(_thinned(split, count).images)) for split in (scored, train))
+    real, known = (project(grey(split.thinned(count).images)) for split in (scored, train))
     fake = project(subject.generate(count))
     found, errors = (function(real, fake, settings.neighbours) for function in (pca_quality, standard_errors))
     for name, value in found.items():
@@ -254,7 +253,7 @@ def _generated(subject: Subject, findings: Findings) -> None:
 
 def _score_outliers(subject: Subject, outliers: Split, world: World) -> Tensor:
     """Return the NLL of other images, not more than were scored; several processes share them. Shapes: -> (M,)."""
-    settings, view = subject.settings, subject.data.view(_thinned(outliers, len(subject.images)))
+    settings, view = subject.settings, subject.data.view(outliers.thinned(len(subject.images)))
     numbers, rows = world.deal(len(view), view.batches.batch_size)
     console = Console(stderr=True, quiet=not world.is_first)
     with (
@@ -271,17 +270,11 @@ def _outliers(subject: Subject, findings: Findings, nll: Tensor) -> None:
     findings.note(outliers=OutlierFacts(images=len(nll), nll=round(nll.mean().item(), 4)))
 
 
-def _thinned(split: Split, limit: int) -> Split:
-    """Return `limit` images of a split at most, at equal distances, with their labels."""
-    rows = evenly_spaced(len(split.labels), limit).numpy()
-    return Split(split.images[rows], split.labels[rows])
-
-
 def _annealed(subject: Subject, findings: Findings) -> None:
     """Check the NLL by chains from the prior, and bracket log p(x) of images that were drawn with known latents."""
     model, settings = subject.model, subject.settings
     rows = evenly_spaced(len(subject.images), settings.annealing.images)
-    x, labels = subject.seen(rows.numpy()), subject.data.scored.labels[rows.numpy()]
+    x, labels = subject.seen(rows), subject.data.scored.labels[rows]
     forward = _anneal(subject, x, labels)
     findings.add_mean("ais_nll", -forward.log_px)
     findings.add_mean("ais_minus_nll", -forward.log_px.cpu() - subject.scores.nll[rows])

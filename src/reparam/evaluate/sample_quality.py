@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from reparam import runtime
-from reparam.data.batches import evenly_spaced
-from reparam.data.store import Images
+from reparam.data.store import Images, evenly_spaced
 from reparam.evaluate.walks import principal_components
 
 PROJECTED = 10_000  # images that the projection is fitted to, at most
@@ -48,7 +47,7 @@ def fit_projection(images: Images, components: int) -> Projection:
     assert len(images) > 1, "one image does not vary"
     numbers = images[0].size
     rows = evenly_spaced(len(images), max(2 * components, min(PROJECTED, runtime.NUMBERS_AT_ONCE // numbers)))
-    pixels = grey(images[rows.numpy()]).flatten(1).double()
+    pixels = grey(images[rows]).flatten(1).double()
     count = min(components, numbers, len(rows) - 1)
     if numbers <= EXACT:
         axes = principal_components(pixels).directions.T

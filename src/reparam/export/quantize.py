@@ -15,7 +15,7 @@ Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]  # by the names of inputs
 
 
-def as_it_runs(source: Path, target: Path, _calibration: Arrays) -> None:
+def dynamic(source: Path, target: Path, _calibration: Arrays) -> None:
     """Store the weights of matrix products as 8-bit integers; their inputs are rounded as they come."""
     # Not above: the module takes long to import, and only this file needs it.
     from onnxruntime.quantization import quantize_dynamic
@@ -29,7 +29,7 @@ def as_it_runs(source: Path, target: Path, _calibration: Arrays) -> None:
     )
 
 
-def in_advance(source: Path, target: Path, calibration: Arrays) -> None:
+def static(source: Path, target: Path, calibration: Arrays) -> None:
     """Also round what convolutions compute, by the range of each of their tensors on calibration inputs.
 
     Shapes: calibration (n, ...) each.

@@ -57,9 +57,8 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
         with whole_directory(paths.onnx) as directory:
             splits = {"test": _inputs(split, card.classes)}
             if variants.STATIC in settings.variants:
-                train = store.read_split(paths.processed, "train")
-                rows = np.linspace(0, len(train.images) - 1, min(CALIBRATION_IMAGES, len(train.images))).astype(int)
-                splits["train"] = _inputs(train, card.classes, rows)
+                train = store.read_split(paths.processed, "train").thinned(CALIBRATION_IMAGES)
+                splits["train"] = _inputs(train, card.classes)
             metrics = _write_bundle(graphs, facts, settings, splits, directory)
         # Under `threshold` and `static` the grey values, which an app would send, are not stored.
         if not card.data.is_black_and_white and card.has_elbo:
@@ -68,10 +67,10 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
         logged.export(run, card, paths)
 
 
-def _inputs(split: store.Split, classes: Sequence[str], rows: Any = slice(None)) -> dict[str, Array]:
+def _inputs(split: store.Split, classes: Sequence[str]) -> dict[str, Array]:
     """Return what an app gives the graphs. Shapes: images (N, H, W, C), and label (N,) if there are classes."""
-    images = np.ascontiguousarray(split.images[rows].transpose(0, 2, 3, 1))
-    return {"images": images} | ({"label": split.labels[rows].astype(np.int64)} if classes else {})
+    images = np.ascontiguousarray(split.images.transpose(0, 2, 3, 1))
+    return {"images": images} | ({"label": split.labels.astype(np.int64)} if classes else {})
 
 
 def _write_bundle(

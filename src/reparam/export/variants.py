@@ -160,7 +160,7 @@ def _halve(source: Path, target: Path, _calibration: Mapping[str, Array]) -> Non
 
 
 MAKERS: Mapping[str, Callable[[Path, Path, Mapping[str, Array]], None]] = {
-    "int8": quantize.as_it_runs,
-    STATIC: quantize.in_advance,
+    "int8": quantize.dynamic,
+    STATIC: quantize.static,
     "fp16": _halve,
 }
