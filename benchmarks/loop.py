@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from results import table, write_section
+from results import commit_of, table, write_section
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parent.parent
@@ -133,7 +133,7 @@ def _measure(repositories: list[Repository], repeats: int) -> Seconds:
 
 
 def _describe(measured: Seconds, arguments: argparse.Namespace) -> str:
-    header = ["command", *(f"seconds, {_version(tree)}" for tree in arguments.trees)]
+    header = ["command", *(f"seconds, {commit_of(tree)}" for tree in arguments.trees)]
     rows = []
     for name, found in measured.items():
         medians = [statistics.median(seconds) for seconds in found]
@@ -144,11 +144,6 @@ def _describe(measured: Seconds, arguments: argparse.Namespace) -> str:
         "start of processes are included."
     )
     return f"{table(header + ['share'] * (len(arguments.trees) > 1), rows)}\n\n{note}"
-
-
-def _version(tree: Path) -> str:
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    return subprocess.run(command, cwd=tree, capture_output=True, text=True, check=True).stdout.strip()
 
 
 if __name__ == "__main__":

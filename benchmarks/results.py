@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import subprocess
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -20,6 +21,12 @@ def write_section(title: str, text: str) -> None:
 def machine() -> str:
     """Name what was measured on."""
     return f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}, Python {platform.python_version()}."
+
+
+def commit_of(tree: Path) -> str:
+    """Name the commit of a tree, and say whether files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(command, cwd=tree, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

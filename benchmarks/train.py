@@ -1,10 +1,11 @@
 """Training speed on MNIST: the usual way (torchvision, DataLoader, the step of the PyTorch example), pythae where it is
 installed, and this project.
 
-    python benchmarks/train.py [--mnist DIRECTORY] [--epochs 3] [--only MODEL]
+    python benchmarks/train.py [OLD NEW] [--mnist DIRECTORY] [--epochs 3] [--only MODEL]
 
 Every way is a process of its own, which trains one epoch when it is told to; the ways take turns, so that a noisy
 machine is noisy for all. Medians are reported, without each way's first epoch (imports, compilation, caches).
+With two trees of this project, each way of the one is compared with the same way of the other.
 """
 
 import argparse
@@ -24,13 +25,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from results import RESULTS, peak_megabytes, table, write_section
+from results import RESULTS, commit_of, peak_megabytes, table, write_section
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -76,6 +78,7 @@ SIDE = 8192 if DEVICE.type == "cuda" else 1024  # of the matrices whose product 
 def main() -> None:
     """Measure and write RESULTS.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("trees", nargs="*", type=Path, metavar="OLD NEW", help="two trees of this project")
     parser.add_argument("--mnist", type=Path, default=ROOT.parent / "shared/data/mnist")
     parser.add_argument(
         "--epochs", type=int, default=3 if DEVICE.type == "cpu" else 10, help="measured, after one that is not"
@@ -85,6 +88,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.worker:
         _work(*arguments.worker, arguments.mnist)
+        return
+    if arguments.trees:
+        _compare_trees(arguments)
         return
     measured = {model: _measure(model, arguments) for model in MODELS if arguments.only in model}
     rates = _matmul_rates()
@@ -132,18 +138,26 @@ def _matmul_rates() -> tuple[float, float]:
 
 
 Answers = dict[str, list[dict[str, float]]]  # of each way, epoch by epoch
+Start = Callable[[], "subprocess.Popen[str]"]
 
 
 def _measure(model: str, arguments: argparse.Namespace) -> Answers:
     pythae = [PYTHAE] if importlib.util.find_spec("pythae") else []
-    ours = GPU_WAYS if DEVICE.type == "cuda" else WAYS | (CONV_WAYS if "conv" in model else {})
-    ways = [REFERENCE, *pythae, *ours]
+    ways = [REFERENCE, *pythae, *_our_ways(model)]
+    return _take_turns(model, {way: partial(_start, model, way, arguments.mnist) for way in ways}, arguments.epochs)
+
+
+def _our_ways(model: str) -> dict[str, dict[str, Any]]:
+    return GPU_WAYS if DEVICE.type == "cuda" else WAYS | (CONV_WAYS if "conv" in model else {})
+
+
+def _take_turns(model: str, starts: dict[str, Start], epochs: int) -> Answers:
     workers: dict[str, subprocess.Popen[str]] = {}
-    answers: Answers = {way: [] for way in ways}
+    answers: Answers = {way: [] for way in starts}
     try:
-        for way in ways * (arguments.epochs + 1):
+        for way in list(starts) * (epochs + 1):
             if way not in workers:
-                workers[way] = _start(model, way, arguments.mnist)
+                workers[way] = starts[way]()
             answers[way].append(_ask(workers[way], f"{model}, {way}"))
             print(f"{model}  {way}  {answers[way][-1]}", file=sys.stderr)
     finally:
@@ -151,6 +165,38 @@ def _measure(model: str, arguments: argparse.Namespace) -> Answers:
             worker.kill()
             worker.communicate()
     return answers
+
+
+def _compare_trees(arguments: argparse.Namespace) -> None:
+    """Train each way with the source of both trees in turns, and write how long the new one takes against the old."""
+    old, new = (tree.resolve() for tree in arguments.trees)
+    parts = []
+    for model in MODELS:
+        if arguments.only not in model:
+            continue
+        starts = {
+            f"{way} {tree}": partial(_start, model, way, arguments.mnist, tree)
+            for way in _our_ways(model)
+            for tree in (old, new)
+        }
+        answers = _take_turns(model, starts, arguments.epochs)
+        medians = _medians(answers)
+        rows = [
+            [
+                way,
+                *(f"{medians[f'{way} {tree}']:#.3g}" for tree in (old, new)),
+                f"{_paired_ratio(answers[f'{way} {old}'], answers[f'{way} {new}']):.0%}",
+            ]
+            for way in _our_ways(model)
+        ]
+        header = [model, f"seconds per epoch, {commit_of(old)}", f"seconds per epoch, {commit_of(new)}", "share"]
+        parts.append(table(header, rows))
+    about = f"Medians of {arguments.epochs} epochs, in turns; the share is the median of the epochs' own ratios."
+    write_section(f"{TITLE}, before and after", "\n\n".join([*parts, about]))
+
+
+def _paired_ratio(old: list[dict[str, float]], new: list[dict[str, float]]) -> float:
+    return statistics.median(b["seconds"] / a["seconds"] for a, b in zip(old[1:], new[1:], strict=True))
 
 
 def _ask(worker: subprocess.Popen[str], name: str) -> dict[str, float]:
@@ -168,15 +214,15 @@ def _ask(worker: subprocess.Popen[str], name: str) -> dict[str, float]:
     return answer
 
 
-def _start(model: str, way: str, mnist: Path) -> subprocess.Popen[str]:
+def _start(model: str, way: str, mnist: Path, tree: Path = ROOT) -> subprocess.Popen[str]:
     """Start a way as its users would have it: `reparam` lets threads spin where nobody else computes."""
     policy = {} if way in (REFERENCE, PYTHAE) or DEVICE.type == "cuda" else {"OMP_WAIT_POLICY": "ACTIVE"}
     return subprocess.Popen(
-        [sys.executable, __file__, "--mnist", str(mnist), "--worker", model, way],
+        [sys.executable, str(tree / "benchmarks/train.py"), "--mnist", str(mnist), "--worker", model, way],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | policy,
+        env=os.environ | policy | {"PYTHONPATH": str(tree / "src")},
     )
 
 
