@@ -84,6 +84,7 @@ def main() -> None:
         "--epochs", type=int, default=3 if DEVICE.type == "cpu" else 10, help="measured, after one that is not"
     )
     parser.add_argument("--only", default="", help="models whose name contains this")
+    parser.add_argument("--ways", default="", help="ways of two trees whose name contains this")
     parser.add_argument("--worker", nargs=2, metavar=("MODEL", "WAY"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -174,10 +175,9 @@ def _compare_trees(arguments: argparse.Namespace) -> None:
     for model in MODELS:
         if arguments.only not in model:
             continue
+        ways = [way for way in _our_ways(model) if arguments.ways in way]
         starts = {
-            f"{way} {tree}": partial(_start, model, way, arguments.mnist, tree)
-            for way in _our_ways(model)
-            for tree in (old, new)
+            f"{way} {tree}": partial(_start, model, way, arguments.mnist, tree) for way in ways for tree in (old, new)
         }
         answers = _take_turns(model, starts, arguments.epochs)
         medians = _medians(answers)
@@ -185,18 +185,23 @@ def _compare_trees(arguments: argparse.Namespace) -> None:
             [
                 way,
                 *(f"{medians[f'{way} {tree}']:#.3g}" for tree in (old, new)),
-                f"{_paired_ratio(answers[f'{way} {old}'], answers[f'{way} {new}']):.0%}",
+                _share(answers[f"{way} {old}"], answers[f"{way} {new}"]),
             ]
-            for way in _our_ways(model)
+            for way in ways
         ]
         header = [model, f"seconds per epoch, {commit_of(old)}", f"seconds per epoch, {commit_of(new)}", "share"]
         parts.append(table(header, rows))
-    about = f"Medians of {arguments.epochs} epochs, in turns; the share is the median of the epochs' own ratios."
+    about = (
+        f"Medians of {arguments.epochs} epochs, in turns; the share is the median of the ratios of epochs, with their "
+        "quartiles."
+    )
     write_section(f"{TITLE}, before and after", "\n\n".join([*parts, about]))
 
 
-def _paired_ratio(old: list[dict[str, float]], new: list[dict[str, float]]) -> float:
-    return statistics.median(b["seconds"] / a["seconds"] for a, b in zip(old[1:], new[1:], strict=True))
+def _share(old: list[dict[str, float]], new: list[dict[str, float]]) -> str:
+    ratios = [b["seconds"] / a["seconds"] for a, b in zip(old[1:], new[1:], strict=True)]
+    low, median, high = statistics.quantiles(ratios, n=4)
+    return f"{median:.0%} ({low:.0%} to {high:.0%})"
 
 
 def _ask(worker: subprocess.Popen[str], name: str) -> dict[str, float]:

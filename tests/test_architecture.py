@@ -114,12 +114,16 @@ def test_the_command_line_alone_imports_stages() -> None:
     assert found == {"cli"}
 
 
-def test_files_have_350_lines_at_most_and_functions_50() -> None:
+def test_files_and_functions_are_short() -> None:
+    lengths = []
     for name, file in MODULES.items():
         source = file.read_text(encoding="utf-8")
         functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
-        long = [node.name for node in functions if node.end_lineno - node.lineno >= 50]  # type: ignore[operator]
+        found = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions}
+        long = [function for function, lines in found.items() if lines > 50]
         assert (name, len(source.splitlines()) > 350, long) == (name, False, [])
+        lengths += found.values()
+    assert sorted(lengths)[int(0.95 * len(lengths))] <= 24
 
 
 def test_the_pipeline_has_25_lines_a_stage_at_most() -> None:  # 150 of six
@@ -313,7 +317,10 @@ def test_the_help_of_a_stage_names_its_inputs_and_outputs(stage: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_dvc_knows_every_file_and_every_section_that_a_stage_uses(stage: str) -> None:
-    used = list(words(MODULES[f"{stage}.stage"]))
+    imported = [name for name, _ in imports(MODULES[f"{stage}.stage"])]
+    used = [*words(MODULES[f"{stage}.stage"])]
+    if any(name.startswith("reparam.cards.results.") for name in imported):  # which reads files for the stage
+        used += words(MODULES["cards.results"])
     here = Paths(Path("/w"), Path("/shared"))
     named = [getattr(here, name) for owner, name in used if owner == "paths" and name != "relative"]
     # What all working copies share is no file of the pipeline.

@@ -188,7 +188,7 @@ def train_two_steps(model: LatentModel, wanted: ObjectiveConfig, *labels: Tensor
     trainer = Trainer(loss, TRAIN, epoch_images=100)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     with torch.no_grad():
-        held_out = loss.score(IMAGES, *labels)
+        held_out = loss.validate(IMAGES, *labels)
     totals = [trainer.step(IMAGES, *labels).terms, trainer.step(IMAGES, *labels).terms]
     for terms, wanted_shape in ((totals[0], ()), (totals[1], ()), (held_out, (4,))):
         assert {name: values.shape for name, values in terms.items()} == dict.fromkeys(held_out, wanted_shape)

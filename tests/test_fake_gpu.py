@@ -91,7 +91,7 @@ def test_a_held_out_batch_waits_for_nothing(objective: str, binarization: str) -
     with fake_gpu() as gpu:
         loss, images = loss.to(GPU), IMAGES.to(GPU)
         gpu.waits.clear()
-        terms = loss.score(images)
+        terms = loss.validate(images)
     assert {values.device.type for values in terms.values()} == {"cuda"}
     assert gpu.waits == []
 

@@ -29,7 +29,7 @@ from reparam.train.record import Record
 from reparam.train.rollback import Rollback
 from reparam.train.signals import StopRequest
 from reparam.train.state import State
-from reparam.train.sums import Metrics, Totals
+from reparam.train.sums import EpochMetrics, Totals
 from reparam.train.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -129,10 +129,10 @@ class FakeTrainer:
     def trained(self, images: Tensor) -> Totals:
         return Totals.of(terms(*[0.0] * len(images)))
 
-    def score(self, images: Tensor, labels: Tensor | None = None) -> Totals:
+    def validate(self, images: Tensor, labels: Tensor | None = None) -> Totals:
         return Totals.of(terms(*[1.0] * len(images)))
 
-    def schedules(self) -> Metrics:
+    def schedules(self) -> EpochMetrics:
         return {}
 
     def check(self, epoch: int) -> None:
@@ -168,7 +168,7 @@ class Training:
     def record(self) -> Record:
         return self.state.record
 
-    def fit(self, data: Data, log: Callable[[Metrics, int], None] = lambda metrics, epoch: None) -> Record:
+    def fit(self, data: Data, log: Callable[[EpochMetrics, int], None] = lambda metrics, epoch: None) -> Record:
         """Train to the end, from wherever the training is."""
         with self.keeper.stop.listening():
             fit(self.state, data, self.trainer.config, log, self.rollback, self.keeper)

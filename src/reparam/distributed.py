@@ -32,6 +32,11 @@ class World:
         """Whether this process is the first one of its machine."""
         return self.size == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
 
+    @property
+    def size_here(self) -> int:
+        """How many of the processes are on this machine."""
+        return 1 if self.size == 1 else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
     def wrap(self, module: nn.Module) -> nn.Module:
         """Let backward passes average the gradients of all processes, and start from the weights of the first."""
         if self.size == 1:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reparam.config import ObjectiveConfig
+from reparam.config import ModelConfig, ObjectiveConfig
+from reparam.errors import ParamsError
 from reparam.models.draw import Draw, Layer, gaussian_log_prob
 from reparam.models.latent import LatentModel
 from reparam.models.model import Model
@@ -271,6 +272,28 @@ def _with_gradient_of(value: Tensor, surrogate: Tensor) -> Tensor:
     return value.detach() + surrogate - surrogate.detach()
 
 
+def _accept(_config: ObjectiveConfig, _model: ModelConfig) -> None:
+    """Accept any parameters."""
+
+
+def _check_denoising(config: ObjectiveConfig, _model: ModelConfig) -> None:
+    noise, level = config.denoising.noise, config.denoising.level
+    if noise != "gaussian" and level > 1:
+        raise ParamsError(
+            f"params.yaml: objective.denoising.level: wanted a share of the pixels, at most 1, with noise {noise!r}, "
+            f"found {level}"
+        )
+
+
+def _check_sparse(config: ObjectiveConfig, model: ModelConfig) -> None:
+    code = (model.kind, model.autoencoder.code)
+    if config.sparse.penalty == "kl" and code != ("autoencoder", "sigmoid"):
+        raise ParamsError(
+            "params.yaml: model.autoencoder.code: wanted 'sigmoid' with model.kind 'autoencoder' for "
+            f"objective.sparse.penalty 'kl', which wants activations from 0 to 1, found {code[1]!r} with {code[0]!r}"
+        )
+
+
 @dataclass(frozen=True)
 class Objective:
     """A function of model, images and parameters, and the models that it is defined for."""
@@ -282,6 +305,7 @@ class Objective:
     has_any_code: bool = True  # otherwise only one that changes smoothly with the image: not entries of a codebook
     has_own_gradient: bool = False  # whether the encoder is not trained by the gradient of the loss
     has_jacobian: bool = False  # whether the loss is made of derivatives of an image's code by its pixels
+    check: Callable[[ObjectiveConfig, ModelConfig], None] = _accept  # raises ParamsError for parameters that clash
 
 
 def beta_at(config: ObjectiveConfig, epoch: Tensor) -> Tensor:
@@ -299,8 +323,8 @@ def beta_at(config: ObjectiveConfig, epoch: Tensor) -> Tensor:
 
 OBJECTIVES: dict[str, Objective] = {
     "reconstruction": Objective(reconstruction, layers=(0, 1), has_any_prior=False),  # layers above would never learn
-    "denoising": Objective(denoising),
-    "sparse": Objective(sparse, layers=(0, 1), has_any_code=False),
+    "denoising": Objective(denoising, check=_check_denoising),
+    "sparse": Objective(sparse, layers=(0, 1), has_any_code=False, check=_check_sparse),
     "contractive": Objective(contractive, layers=(0, 1), has_any_code=False, has_jacobian=True),
     "elbo": Objective(elbo, layers=(1, math.inf)),
     "capacity": Objective(capacity, layers=(1, math.inf)),

@@ -22,7 +22,7 @@ def test_codes_are_those_of_the_model(client: Client, quantized: Exported) -> No
         vectors = model.posterior(torch_images(images))[0]
     codes = client.encode_codes(images)
     assert (codes.dtype, codes.shape) == (np.int64, (7, 2))
-    assert codes.tolist() == model.codes(vectors).tolist()
+    assert codes.tolist() == model.codebook.codes(vectors).tolist()
     mean, log_variance = client.encode(images)
     np.testing.assert_array_equal(mean, vectors.numpy())
     assert np.isneginf(log_variance).all()

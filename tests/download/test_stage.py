@@ -583,8 +583,11 @@ def run_command(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
 
 def fill_the_disk(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let copies to paths that hold `place` write half, and fail as they do on a full disk."""
+    """Let copies to paths that hold `place` write half, and fail as they do on a full disk; it has no hard links."""
     copyfile = shutil.copyfile
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
     def copy_half(source: Path, target: Path) -> Path:
         if place not in str(target):
@@ -592,6 +595,7 @@ def fill_the_disk(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
         Path(target).write_bytes(Path(source).read_bytes()[:10])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source), None, str(target))
 
+    monkeypatch.setattr(os, "link", refuse)
     monkeypatch.setattr(shutil, "copyfile", copy_half)
 
 

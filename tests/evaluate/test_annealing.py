@@ -7,7 +7,7 @@ from linear_gaussian import LOADINGS, OFFSET, SHAPE, SIGMA, linear_vae, vae_evid
 from torch import Tensor, nn
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal
 
-from reparam.data.batches import Batch
+from reparam.data.batches import Seen
 from reparam.errors import NonFiniteError
 from reparam.evaluate import annealing
 from reparam.evaluate.annealing import Annealed, Joint, Schedule, concatenate, image_chunks, sigmoid_schedule
@@ -401,5 +401,5 @@ def test_chains_and_importance_samples_know_the_prior_of_the_model() -> None:
     assert (lower - exact).abs().mean().item() < 0.2
     assert -0.02 < (upper - lower).mean().item() < 0.2
     # The posterior of the standard prior is another one, but wide enough to weigh.
-    nll = importance(model, [Batch(x)], 20_000).nll
+    nll = importance(model, [Seen(x)], 20_000).nll
     assert (nll + exact).abs().mean().item() < 0.1

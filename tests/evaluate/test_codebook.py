@@ -51,7 +51,7 @@ def test_what_needs_a_distribution_of_codes_is_left_out(kind: str) -> None:
     found = measure(subject, None).metrics
     model = subject.model
     assert isinstance(model, Quantized)
-    wanted = codebook_use(model.codes(subject.scores.means.float()), model.quantizer.size)
+    wanted = codebook_use(model.codebook.codes(subject.scores.means.float()), model.quantizer.size)
     assert {name: found[name] for name in wanted} == pytest.approx(wanted, abs=5e-5)
     assert not {"elbo", "nll", "kl", "mutual_information", "bits_per_dim"} & found.keys()
     assert {"reconstruction", "active_units"} <= found.keys()
@@ -74,7 +74,7 @@ def test_samples_are_made_of_codes_of_training_images() -> None:
     subject = subject_of("fsq", sampler="frequencies")
     model = subject.model
     assert isinstance(model, Quantized)
-    known, drawn = model.codes(subject.scores.means.float()), model.codes(subject.codes(50))
+    known, drawn = model.codebook.codes(subject.scores.means.float()), model.codebook.codes(subject.codes(50))
     for position in range(2):
         assert set(drawn[:, position].tolist()) <= set(known[:, position].tolist())
 
@@ -84,8 +84,8 @@ def test_pictures_are_of_latents_that_the_codebook_has(kind: str) -> None:
     subject, z = subject_of(kind), torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
     model = subject.model
     assert isinstance(model, Quantized)
-    assert (subject.decode_usual(z) == subject.decode_usual(model.nearest(z))).all()
-    assert not torch.equal(model.decode(z), model.decode(model.nearest(z)))
+    assert (subject.decode_usual(z) == subject.decode_usual(model.codebook.nearest(z))).all()
+    assert not torch.equal(model.decode(z), model.decode(model.codebook.nearest(z)))
     vectors = subject.encode(some_split([0] * 4))
     wanted = subject.data.pixels.unscaled(model.decode(vectors))
     assert torch.equal(torch.from_numpy(subject.decode_usual(vectors)), wanted)

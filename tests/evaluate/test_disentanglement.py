@@ -164,7 +164,7 @@ def test_scores_are_measured_where_factors_are_known_and_they_are_asked_for() ->
     facts = found.details.disentanglement
     assert facts is not None
     assert (facts.images, facts.codes, facts.bins) == (60, "mean", 20)
-    assert "factors" in gallery.draw(subject_of())
+    assert "factors" in gallery.plot_all(subject_of())
 
 
 def test_scores_of_draws_are_those_of_noisier_codes() -> None:
@@ -187,7 +187,7 @@ def test_without_being_asked_nothing_is_measured_or_said() -> None:
     assert SCORES & set(found.metrics) == set()
     assert (found.details.disentanglement, found.details.not_measured) == (None, {})
     assert not [warning for warning in found.warnings if "disentanglement" in warning]
-    assert "factors" not in gallery.draw(subject_of(images=0))
+    assert "factors" not in gallery.plot_all(subject_of(images=0))
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def subject_of(
 
 
 def draw(*arguments: Any) -> dict[str, Figure]:
-    return gallery.draw(subject_of(*arguments))
+    return gallery.plot_all(subject_of(*arguments))
 
 
 def decoded_by(model: LatentModel) -> list[Tensor]:
@@ -94,7 +94,7 @@ def drawn(figure: Figure) -> bool:
     ],
 )
 def test_every_picture_can_be_drawn(latent: int, labels: list[int], plane: str) -> None:
-    pictures = gallery.draw(subject_of(labels, [1.0] * latent, config=with_plane(plane)))
+    pictures = gallery.plot_all(subject_of(labels, [1.0] * latent, config=with_plane(plane)))
     wanted = ["aggregate", "bounds"]
     wanted += ["interpolation", "extremes"] if len(labels) > 1 else []
     wanted += ["components"] if len(labels) > 1 and latent > 2 else []
@@ -106,12 +106,12 @@ def test_every_picture_can_be_drawn(latent: int, labels: list[int], plane: str) 
 
 def test_the_page_knows_all_that_may_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in list(vars(gallery).items()):
-        if inspect.isfunction(value) and name.startswith(("_", "plot_")):
+        if inspect.isfunction(value) and name.startswith(("_", "plot_")) and name != "plot_all":
             monkeypatch.setattr(gallery, name, lambda *_: Figure())
     everything = MagicMock(images=[0, 1], is_code=False)
     everything.model.likelihood.outputs, everything.model.latent_size = 2, 3
     known = {picture.name for group in report.PICTURES.values() for picture in group}
-    assert {*gallery.draw(everything), "contact_sheet", "training_curves", "outliers"} == known
+    assert {*gallery.plot_all(everything), "contact_sheet", "training_curves", "outliers"} == known
 
 
 def test_as_many_images_of_each_class_are_shown_in_the_order_of_the_classes() -> None:
@@ -125,7 +125,7 @@ def test_as_many_images_of_each_class_are_shown_in_the_order_of_the_classes() ->
 
 def test_reconstructions_are_those_of_the_pixels_that_the_model_saw() -> None:
     subject = subject_of([0, 1, 2], [2.0, 1.0])
-    original, seen, reconstruction = rows(gallery.draw(subject)["reconstructions"], columns=3)
+    original, seen, reconstruction = rows(gallery.plot_all(subject)["reconstructions"], columns=3)
     np.testing.assert_allclose(original, subject.data.scored.images[:, 0] / 255, rtol=1e-6)
     assert set(np.unique(seen)) == {0.0, 1.0}
     with torch.no_grad():
@@ -135,7 +135,7 @@ def test_reconstructions_are_those_of_the_pixels_that_the_model_saw() -> None:
 
 def test_a_model_of_grey_images_saw_the_originals() -> None:
     subject = subject_of([0, 1, 2], [2.0, 1.0], GREY)
-    original, reconstruction = rows(gallery.draw(subject)["reconstructions"], columns=3)
+    original, reconstruction = rows(gallery.plot_all(subject)["reconstructions"], columns=3)
     with torch.no_grad():
         wanted = subject.model.decode(subject.model.posterior(torch.from_numpy(original)[:, None])[0])
     np.testing.assert_allclose(reconstruction, wanted[:, 0].numpy(), rtol=1e-6)
@@ -143,7 +143,7 @@ def test_a_model_of_grey_images_saw_the_originals() -> None:
 
 def test_pictures_show_pixels_whatever_scale_the_model_sees() -> None:
     subject = subject_of([0, 1, 2], [2.0, 1.0], image_facts("dynamic", shift=0.5, scale=0.5))
-    pictures = gallery.draw(subject)
+    pictures = gallery.plot_all(subject)
     original, seen, reconstruction = rows(pictures["reconstructions"], columns=3)
     np.testing.assert_allclose(original, subject.data.scored.images[:, 0] / 255, rtol=1e-6)
     assert set(np.unique(seen)) == {0.0, 1.0}
@@ -174,7 +174,7 @@ def test_the_contact_sheet_shows_images_from_all_over_each_split(channels: int) 
 def test_the_latent_plane_spans_the_two_dimensions_of_the_largest_kl() -> None:
     subject = subject_of([0, 1, 2], [0.5, 3.0, 0.1, 4.0])
     decoded = decoded_by(subject.model)
-    pictures = gallery.draw(subject)
+    pictures = gallery.plot_all(subject)
     reconstructed, sampled, plane = decoded[:3]
     assert (reconstructed.shape, sampled.shape) == ((3, 4), (49, 4))
     # Row by row from the top: dimension 3 grows to the right, dimension 1 upwards, the others stay 0.
@@ -191,7 +191,7 @@ def test_the_samples_are_decoded_from_draws_of_the_sampler_and_named_after_it(sa
     with random_stream(SETTINGS.seed, "samples"):
         start = subject.codes(49)
     decoded = decoded_by(subject.model)
-    [axes] = gallery.draw(subject)["samples"].axes
+    [axes] = gallery.plot_all(subject)["samples"].axes
     assert torch.equal(decoded[1], start)
     assert axes.get_title(loc="left") == f"Decoder means of draws from {SAMPLERS[sampler].origin}"
 
@@ -201,7 +201,7 @@ def test_an_autoencoder_is_drawn_around_its_mean_code_where_codes_vary_most() ->
     # There is no KL to choose by.
     subject = subject_of([0, 1, 2], [0.0, 0.0, 0.0], GREY, model, latent_variance=[0.5, 0.001, 2.0])
     decoded = decoded_by(model)
-    pictures = gallery.draw(subject)
+    pictures = gallery.plot_all(subject)
     means = subject.scores.means
     middle, spread = means.mean(0), means.std(0, correction=0)
     steps = [[y, 0.0, x] for y in (2.0, 0.0, -2.0) for x in (-2.0, 0.0, 2.0)]
@@ -223,7 +223,7 @@ def test_an_autoencoder_is_drawn_around_its_mean_code_where_codes_vary_most() ->
 
 def test_a_hierarchy_is_drawn_in_all_its_latents() -> None:
     model = some_model(kind="hierarchical", latent=2, upper=[6])
-    pictures = gallery.draw(subject_of([0, 1, 2], [0.1] * 7 + [5.0], model=model))
+    pictures = gallery.plot_all(subject_of([0, 1, 2], [0.1] * 7 + [5.0], model=model))
     [grid] = pictures["latent_grid"].axes
     assert grid.get_xlabel() == "z₇  (prior standard deviations)"
     for figure in pictures.values():
@@ -238,17 +238,17 @@ def test_active_dimensions_are_those_above_the_threshold() -> None:
 def test_pictures_are_the_same_each_time_and_leave_the_random_stream_alone() -> None:
     subject = subject_of([0, 1, 2], [2.0, 1.0])
     before = torch.get_rng_state()
-    first = {name: png(figure) for name, figure in gallery.draw(subject).items()}
+    first = {name: png(figure) for name, figure in gallery.plot_all(subject).items()}
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(7)
-    second = {name: png(figure) for name, figure in gallery.draw(subject).items()}
+    second = {name: png(figure) for name, figure in gallery.plot_all(subject).items()}
     assert first == second
 
 
 def test_names_of_classes_change_no_draw() -> None:
     plain = subject_of([0, 1, 2], [2.0, 1.0])
     named = replace(plain, data=replace(plain.data, classes=["ape", "bee", "cat"]))
-    before, after = (gallery.draw(subject)["reconstructions"] for subject in (plain, named))
+    before, after = (gallery.plot_all(subject)["reconstructions"] for subject in (plain, named))
     assert titles(before) == ["0", "1", "2"]
     assert titles(after) == ["ape", "bee", "cat"]
     np.testing.assert_array_equal(rows(before, 3), rows(after, 3))
@@ -270,7 +270,7 @@ def test_the_principal_plane_spans_standard_deviations_along_the_principal_compo
 
 def test_the_grid_and_the_scatter_share_the_principal_plane() -> None:
     subject = subject_of([0, 1, 2], [1.0] * 4, config=with_plane("principal"))
-    pictures, means = gallery.draw(subject), subject.means
+    pictures, means = gallery.plot_all(subject), subject.means
     points = np.asarray(pictures["latent_scatter"].axes[0].collections[0].get_offsets())
     np.testing.assert_allclose(points, walks.principal_components(means).plane.coordinates(means).numpy())
     for name in ("latent_grid", "latent_scatter"):
@@ -281,7 +281,7 @@ def test_the_grid_and_the_scatter_share_the_principal_plane() -> None:
 
 def test_of_a_single_latent_dimension_classes_are_drawn_one_above_the_other() -> None:
     subject = subject_of([5, 9, 5], [1.0])
-    pictures, means = gallery.draw(subject), subject.scores.means
+    pictures, means = gallery.plot_all(subject), subject.scores.means
     [axes] = pictures["latent_scatter"].axes
     points = np.asarray(axes.collections[0].get_offsets())
     np.testing.assert_allclose(points, [[means[0, 0], 0], [means[1, 0], 1], [means[2, 0], 0]])
@@ -292,7 +292,7 @@ def test_of_a_single_latent_dimension_classes_are_drawn_one_above_the_other() ->
 def test_traversals_move_one_active_dimension_at_a_time_those_that_tell_most_first() -> None:
     subject = subject_of([0, 1, 2], [0.5, 3.0, 0.05, 4.0])  # dimension 2 is not active
     decoded = decoded_by(subject.model)
-    pictures = gallery.draw(subject)
+    pictures = gallery.plot_all(subject)
     walk = decoded[3].reshape(3, 11, 4)
     for number, row in zip((3, 1, 0), walk, strict=True):
         torch.testing.assert_close(row[:, number], torch.linspace(-2, 2, 11))
@@ -322,7 +322,7 @@ def cells(figure: Figure, columns: int) -> np.ndarray:
 def test_interpolation_goes_straight_from_one_image_to_one_of_another_class() -> None:
     labels = [0, 1, 2, 3, 0, 1, 2, 3]
     subject = subject_of(labels, [2.0, 1.0])
-    figure = gallery.draw(subject)["interpolation"]
+    figure = gallery.plot_all(subject)["interpolation"]
     found = cells(figure, 13)
     stored = subject.data.scored.images[:, 0] / np.float32(255)
     seen = list[int]()
@@ -353,7 +353,7 @@ def test_the_aggregate_posterior_is_made_of_one_draw_for_each_image() -> None:
     means = 0.5 * torch.randn(4000, 2, generator=torch.Generator().manual_seed(0))
     log_variances = torch.full_like(means, np.log(0.75))
     subject = subject_of([0] * 4000, [0.5, 3.0], GREY, means=means, log_variances=log_variances)
-    panels = gallery.draw(subject)["aggregate"].axes
+    panels = gallery.plot_all(subject)["aggregate"].axes
     assert [axes.get_title(loc="left") for axes in panels] == ["z₁: 3.00 nats", "z₀: 0.50 nats"]
     for axes in panels:  # 0.25 + 0.75 is the variance of the prior
         density, edges, _ = axes.patches[0].get_data()
@@ -369,10 +369,10 @@ def test_the_aggregate_posterior_shows_twelve_dimensions_at_most() -> None:
 def test_bounds_are_drawn_where_the_likelihood_is_one_of_these_pixels() -> None:
     bounds = torch.tensor([[-3.0, -2.0, -1.0]] * 4)
     subject = subject_of([0, 1, 2, 3], [1.0], config=settings(nll_samples=5), bounds=bounds)
-    pictures = gallery.draw(subject)
+    pictures = gallery.plot_all(subject)
     [line] = pictures["bounds"].axes[0].lines
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 2, 5], [-3.0, -2.0, -1.0])
-    others = gallery.draw(replace(subject, data=replace(subject.data, is_density=False)))
+    others = gallery.plot_all(replace(subject, data=replace(subject.data, is_density=False)))
     assert set(pictures) - set(others) == {"bounds"}
     names = [[axes.get_title(loc="left") for axes in found["extremes"].axes] for found in (pictures, others)]
     assert names == [
@@ -385,7 +385,7 @@ def test_bounds_are_drawn_where_the_likelihood_is_one_of_these_pixels() -> None:
 def test_extremes_are_the_best_and_the_worst_with_their_nats(images: int, count: int) -> None:
     subject = subject_of([0] * images, [2.0, 1.0], GREY)
     losses = sorted(subject.scores.reconstruction.tolist())
-    best, worst = gallery.draw(subject)["extremes"].axes
+    best, worst = gallery.plot_all(subject)["extremes"].axes
     assert [text.get_text() for text in best.get_xticklabels()] == [f"{value:.1f}" for value in losses[:count]]
     assert [text.get_text() for text in worst.get_xticklabels()] == [f"{value:.1f}" for value in losses[::-1][:count]]
     assert [text.get_text() for text in best.get_yticklabels()] == ["original", "reconstruction"]
@@ -393,7 +393,7 @@ def test_extremes_are_the_best_and_the_worst_with_their_nats(images: int, count:
 
 def test_extremes_show_the_very_draw_that_was_scored() -> None:
     subject = subject_of([0] * 9, [2.0, 1.0])
-    best, _worst = gallery.draw(subject)["extremes"].axes
+    best, _worst = gallery.plot_all(subject)["extremes"].axes
     seen = torch.cat([x for x, _ in subject.images.seen(SETTINGS.seed)])[subject.scores.reconstruction.argsort()[:4]]
     with torch.no_grad():
         decoded = subject.model.decode(subject.model.posterior(seen)[0])
@@ -479,7 +479,7 @@ def test_tiles_are_the_same_each_time_and_draw_nothing() -> None:
 
 def test_images_of_three_channels_are_drawn_and_cut_in_colour() -> None:
     subject = subject_of([0, 1] * 3, [1.0, 1.0], image_facts("none", channels=3), some_model((3, 2, 3), latent=2))
-    assert all(map(drawn, gallery.draw(subject).values()))
+    assert all(map(drawn, gallery.plot_all(subject).values()))
     tiles, _ = gallery.tiles(subject)
     assert pixels(tiles["grid_tiles"]).shape == (6, 9, 3)
 
@@ -495,7 +495,7 @@ def test_images_go_to_the_device_once_and_components_are_found_once(monkeypatch:
     monkeypatch.setattr("reparam.evaluate.subject.Batches", Counted)
     monkeypatch.setattr(walks, "principal_components", lambda means: found.append(len(means)) or components(means))
     subject = Subject.scored(some_model(), some_data(some_split([0, 1, 2, 0])), with_plane("principal"))
-    assert {"components", "latent_grid", "latent_scatter"} <= set(gallery.draw(subject))
+    assert {"components", "latent_grid", "latent_scatter"} <= set(gallery.plot_all(subject))
     gallery.tiles(subject)
     assert (copied, found) == ([4], [4])
 

@@ -8,7 +8,7 @@ from conftest import small_section
 from linear_gaussian import LinearGaussian
 from torch import Tensor
 
-from reparam.data.batches import Batch
+from reparam.data.batches import Seen
 from reparam.evaluate.importance import BYTES_PER_NUMBER, MEMORY, bytes_per_draw, importance, levels, read_curve
 from reparam.models.build import build_model
 from reparam.models.draw import Draw, Encoded, Estimator
@@ -51,7 +51,7 @@ class Prescribed(LatentModel):
 def test_nll_is_exact_when_q_is_the_posterior(samples: int) -> None:
     torch.manual_seed(0)
     model, x = LinearGaussian(), torch.linspace(-3, 3, 8).reshape(4, 1, 1, 2)
-    found = importance(model, [Batch(x)], samples)
+    found = importance(model, [Seen(x)], samples)
     exact = model.log_evidence(x).double()
     torch.testing.assert_close(found.nll, -exact, rtol=0, atol=1e-5)
     torch.testing.assert_close(found.bounds, exact.expand(len(levels(samples)), 4), rtol=0, atol=1e-5)
@@ -63,7 +63,7 @@ def test_nll_converges_to_the_exact_one_when_q_is_not_the_posterior() -> None:
     model, x = LinearGaussian(slope=0.4, variance=0.7), torch.linspace(-2, 2, 8).reshape(4, 1, 1, 2)
     exact = -model.log_evidence(x).double()
     assert (-model.expected_elbo(x) - exact).min().item() > 0.05  # q is visibly not the posterior
-    coarse, fine = ((importance(model, [Batch(x)], samples).nll - exact).abs().max().item() for samples in (1, 50_000))
+    coarse, fine = ((importance(model, [Seen(x)], samples).nll - exact).abs().max().item() for samples in (1, 50_000))
     assert coarse > 0.1
     assert fine < 0.01
 
@@ -71,7 +71,7 @@ def test_nll_converges_to_the_exact_one_when_q_is_not_the_posterior() -> None:
 def test_bounds_rise_to_the_log_likelihood_on_average() -> None:
     torch.manual_seed(0)
     model, x = LinearGaussian(slope=0.4, variance=0.7), torch.linspace(-2, 2, 8).reshape(4, 1, 1, 2)
-    bounds = torch.stack([importance(model, [Batch(x)], 100).bounds for _ in range(200)]).mean((0, 2))
+    bounds = torch.stack([importance(model, [Seen(x)], 100).bounds for _ in range(200)]).mean((0, 2))
     assert bounds[:4].diff().min().item() > 0
     assert bounds[0].item() == pytest.approx(model.expected_elbo(x).mean().item(), abs=0.1)
     assert bounds[-1].item() == pytest.approx(model.log_evidence(x).mean().item(), abs=0.02)
@@ -79,7 +79,7 @@ def test_bounds_rise_to_the_log_likelihood_on_average() -> None:
 
 def test_everything_is_read_off_the_weights() -> None:
     log_w = torch.tensor([[1.0, 2.0], [3.0, 6.0], [5.0, 1.0]]).log()
-    found = importance(Prescribed(log_w), [Batch(torch.zeros(2, 1, 1, 1))], 3)
+    found = importance(Prescribed(log_w), [Seen(torch.zeros(2, 1, 1, 1))], 3)
     torch.testing.assert_close(found.nll, -torch.tensor([3.0, 3.0]).double().log(), rtol=1e-6, atol=0)
     # Of the first sample, the first two, and all.
     wanted = torch.tensor([[1.0, 2.0], [2.0, 4.0], [3.0, 3.0]]).double().log()
@@ -89,7 +89,7 @@ def test_everything_is_read_off_the_weights() -> None:
 
 def test_one_sample_that_outweighs_the_rest_is_one_effective_sample() -> None:
     log_w = torch.tensor([[0.0, 5.0], [-90.0, 5.0], [-80.0, 5.0], [-99.0, 5.0]])
-    found = importance(Prescribed(log_w), [Batch(torch.zeros(2, 1, 1, 1))], 4)
+    found = importance(Prescribed(log_w), [Seen(torch.zeros(2, 1, 1, 1))], 4)
     torch.testing.assert_close(found.effective, torch.tensor([1.0, 4.0]).double(), rtol=1e-12, atol=0)
 
 
@@ -103,7 +103,7 @@ def test_drawing_in_chunks_changes_nothing(
     log_w = 5 * torch.randn(11, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 90
     model = Prescribed(log_w)
     monkeypatch.setitem(MEMORY, "cpu", numbers_at_once * BYTES_PER_NUMBER)
-    found = importance(model, [Batch(torch.zeros(4, 1, 1, 1))], 11)
+    found = importance(model, [Seen(torch.zeros(4, 1, 1, 1))], 11)
     assert model.asked == asked
     torch.testing.assert_close(found.nll, math.log(11) - log_w.logsumexp(0))
     torch.testing.assert_close(found.bounds[3], log_w[:10].logsumexp(0) - math.log(10))
@@ -129,10 +129,10 @@ def test_images_take_turns_where_one_sample_of_each_is_too_much(monkeypatch: pyt
     model, rows = some_model(hidden=500), list[int]()
     model.decoder.register_forward_hook(lambda _module, inputs, _output: rows.append(len(inputs[0])))
     x = torch.rand(5, 1, 2, 3).round()
-    whole = importance(model, [Batch(x)], 1000)
+    whole = importance(model, [Seen(x)], 1000)
     rows.clear()
     monkeypatch.setitem(MEMORY, "cpu", 2 * 4 * 1000)
-    found = importance(model, [Batch(x)], 1000)
+    found = importance(model, [Seen(x)], 1000)
     assert max(rows) == 2
     assert found.bounds.shape == (len(levels(1000)), 5)
     torch.testing.assert_close(found.nll, whole.nll, rtol=0, atol=0.05)
@@ -147,7 +147,7 @@ def test_images_are_encoded_once_whatever_the_number_of_samples(
     x = torch.rand(5, 1, 2, 3).round()
     monkeypatch.setitem(MEMORY, "cpu", 10 * bytes_per_draw(model, x))
     first.register_forward_hook(lambda _module, inputs, _output: encoded.append(len(inputs[0])))
-    importance(model, [Batch(x), Batch(x[:3]), Batch(x)], 100)
+    importance(model, [Seen(x), Seen(x[:3]), Seen(x)], 100)
     assert encoded == [1, 5, 3, 5]  # one image to measure what a draw takes, then all
 
 
@@ -168,7 +168,7 @@ def test_to_draw_is_to_encode_and_to_draw_from_that(kind: str) -> None:
 
 @pytest.mark.parametrize("log_weight", [-1e4, 1e4])
 def test_nll_is_finite_where_the_weights_are_not(log_weight: float) -> None:
-    found = importance(Prescribed(torch.full((6, 1), log_weight)), [Batch(torch.zeros(1, 1, 1, 1))], 6)
+    found = importance(Prescribed(torch.full((6, 1), log_weight)), [Seen(torch.zeros(1, 1, 1, 1))], 6)
     assert found.nll.tolist() == [pytest.approx(-log_weight, rel=1e-12)]
     assert found.effective.tolist() == [pytest.approx(6.0)]
 

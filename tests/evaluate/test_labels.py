@@ -10,7 +10,7 @@ from conftest import small_section
 from subjects import SHAPE, settings, some_data, some_images, some_split
 from torch import Tensor
 
-from reparam.data.batches import Batch
+from reparam.data.batches import Seen
 from reparam.data.store import Split
 from reparam.evaluate import gallery
 from reparam.evaluate.fidelity import fidelity
@@ -52,9 +52,9 @@ def test_scores_of_images_follow_their_labels() -> None:
 
 def test_importance_sampling_cuts_labels_as_it_cuts_images(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x, labels = some_model(), torch.from_numpy(some_images(8)).float() / 255, torch.tensor(LABELS)
-    whole = importance(model, [Batch(x, labels)], 1000).nll
+    whole = importance(model, [Seen(x, labels)], 1000).nll
     monkeypatch.setattr("reparam.evaluate.importance.MEMORY", {"cpu": 1})  # one image at a time
-    torch.testing.assert_close(importance(model, [Batch(x, labels)], 1000).nll, whole, rtol=0, atol=0.1)
+    torch.testing.assert_close(importance(model, [Seen(x, labels)], 1000).nll, whole, rtol=0, atol=0.1)
 
 
 def test_labels_are_as_often_as_in_the_split_and_the_usual_one_is_the_most_frequent() -> None:
@@ -101,7 +101,7 @@ def test_all_is_drawn_and_measured_of_a_conditional_model(kind: str) -> None:
     assert "outliers" in measured.not_measured
     assert "auroc" not in measured.metrics
     assert ("ais_nll" in measured.metrics) == (kind != "autoencoder")
-    assert {"classes", "interpolation", "sigma"} < set(gallery.draw(found))
+    assert {"classes", "interpolation", "sigma"} < set(gallery.plot_all(found))
     assert gallery.tiles(found)[1].grid.unit.endswith(", with label 2")
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from reparam.cards.data import ImageFacts
 from reparam.cards.evaluation import GeneratedFacts, MutualInformationFacts, OutlierFacts
-from reparam.data.batches import Batch
+from reparam.data.batches import Seen
 from reparam.data.store import Images, Split
 from reparam.errors import NonFiniteError
 from reparam.evaluate import gallery, measures
@@ -231,7 +231,7 @@ def test_a_model_with_a_learned_prior_has_all_measures_and_figures_but_the_kl_of
     assert torch.equal(subject.use, subject.scores.latent_variance)
     middle, deviation = subject.model.prior.moments()
     assert (subject.frame.origin.tolist(), subject.frame.scale.tolist()) == (middle.tolist(), deviation.tolist())
-    figures = gallery.draw(subject)
+    figures = gallery.plot_all(subject)
     assert [axes.get_ylabel() for axes in figures["latent_use"].axes] == ["variance over images"]
     assert figures["aggregate"].axes[0].get_legend().get_texts()[1].get_text() == "p(z)"
     assert figures["traversals"].axes[0].get_title(loc="left").endswith("the others are at their mean")
@@ -361,7 +361,7 @@ def test_outliers_are_told_from_the_scored_images_by_their_nll() -> None:
     found, outliers = measured(subject), some_outliers().images[np.arange(90) * 200 // 90]
     assert found.outlier_nll is not None
     torch.manual_seed(1)
-    other = importance(subject.model, [Batch(torch.from_numpy(outliers) / 255)], 200).nll  # with noise of its own
+    other = importance(subject.model, [Seen(torch.from_numpy(outliers) / 255)], 200).nll  # with noise of its own
     difference = found.outlier_nll - other
     assert standard_error(difference) < 0.1
     assert abs(difference.mean().item()) < 4 * standard_error(difference)

@@ -61,7 +61,7 @@ def test_measures_and_figures_keep_to_their_devices(kind: str, monkeypatch: pyte
     with fake_gpu():
         model, _ = model.to(GPU), data.pixels.to(GPU)
         subject = Subject.scored(model, data, SETTINGS)
-        found = measures.measure(subject, IMAGES).metrics.keys() | gallery.draw(subject).keys()
+        found = measures.measure(subject, IMAGES).metrics.keys() | gallery.plot_all(subject).keys()
         gallery.tiles(subject)
         assert draw_codes(model, subject.images).device.type == "cuda"
     assert {"pca_precision", "interpolation", "sigma"} <= found

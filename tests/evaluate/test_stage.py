@@ -201,7 +201,7 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(project: Paths, trained_once: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
     """`project`, with the trained model in it, and without figures, which take most of the time."""
     shutil.copytree(trained_once, project.root, dirs_exist_ok=True)
-    monkeypatch.setattr(evaluate.gallery, "draw", lambda *_, **__: {})
+    monkeypatch.setattr(evaluate.gallery, "plot_all", lambda *_, **__: {})
     monkeypatch.setattr(evaluate.gallery, "tiles", lambda *_: ({}, some_cards.TILES))
     return project
 

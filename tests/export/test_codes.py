@@ -65,7 +65,7 @@ def test_codes_may_depend_on_a_label(quantized_conditional: Exported) -> None:
     client, labels = Client(quantized_conditional.directory, device="cpu"), np.arange(len(images)) % 3
     with torch.no_grad():
         x = quantized_conditional.pixels.scaled(torch_images(images))
-        wanted = model.codes(model.posterior(x, torch.from_numpy(labels))[0])
+        wanted = model.codebook.codes(model.posterior(x, torch.from_numpy(labels))[0])
     codes = client.encode_codes(images, labels)
     np.testing.assert_array_equal(codes, wanted.numpy())
     assert (codes != client.encode_codes(images, 0)).any()

@@ -165,7 +165,9 @@ def test_the_decoder_of_codes_is_told_labels_and_codes_are_those_of_the_labelled
     model, x, labels = conditional(latent=4, **changes), some_images(3), torch.tensor([0, 1, 2])
     codes = Model(model, labels).posterior(x)[0]
     seen = model.condition.on_image(x, labels)
-    assert torch.equal(codes, model.joined(model.quantizer.quantized(model.split(model.encoder(seen)))))
+    assert torch.equal(
+        codes, model.codebook.joined(model.quantizer.quantized(model.codebook.split(model.encoder(seen))))
+    )
     draw = Model(model, labels).draw(x, x, 1)
     assert torch.equal(draw.log_px[0], model.likelihood.log_prob(Model(model, labels).output(codes), x))
     others = Model(model, labels.roll(1)).output(codes)

@@ -168,11 +168,11 @@ def test_codes_and_vectors_are_one_to_one(kind: str) -> None:
     quantizer = model.quantizer
     assert torch.equal(quantizer.codes(quantizer.vectors()), torch.arange(quantizer.size))
     vectors, log_variance = model.posterior(images())
-    codes = model.codes(vectors)
+    codes = model.codebook.codes(vectors)
     assert codes.shape == (6, 2)
     assert codes.dtype == torch.int64
     assert torch.equal(quantizer.vectors()[codes].flatten(1), vectors)
-    assert torch.equal(model.nearest(vectors), vectors)
+    assert torch.equal(model.codebook.nearest(vectors), vectors)
     assert log_variance.exp().tolist() == [[0.0] * 8] * 6
 
 
@@ -180,7 +180,7 @@ def test_codes_and_vectors_are_one_to_one(kind: str) -> None:
 def test_other_vectors_have_the_nearest_code(kind: str) -> None:
     model, z = model_of(kind), noise(30, 8)
     distances = (z.view(30, 2, 1, 4) - model.quantizer.vectors()).square().sum(-1)
-    found = (z - model.nearest(z)).view(30, 2, 4).square().sum(-1)
+    found = (z - model.codebook.nearest(z)).view(30, 2, 4).square().sum(-1)
     torch.testing.assert_close(found, distances.min(-1).values)
 
 
@@ -246,13 +246,13 @@ def test_without_its_package_the_next_step_is_named(monkeypatch: pytest.MonkeyPa
 def test_an_image_of_latents_has_a_code_at_each_pixel(kind: str) -> None:
     network = {"network": "resnet", "channels": [4, 4], "groups": 2, "latent_channels": 3, "latent": None}
     model = model_of(kind, levels=(4, 5, 3), dimensions=3, **network).eval()
-    assert (model.latent_shape, model.positions) == ((3, 2, 2), 4)
+    assert (model.latent_shape, model.codebook.positions) == ((3, 2, 2), 4)
     z = noise(2, 12)
-    split = model.split(z)
+    split = model.codebook.split(z)
     assert torch.equal(split[:, 1], z.view(2, 3, 2, 2)[:, :, 0, 1])
-    assert torch.equal(model.joined(split), z)
+    assert torch.equal(model.codebook.joined(split), z)
     vectors, _ = model.posterior(images())
-    assert torch.equal(model.nearest(vectors), vectors)
+    assert torch.equal(model.codebook.nearest(vectors), vectors)
 
 
 @every_kind

@@ -81,7 +81,7 @@ def test_averaged_weights_are_kept_with_the_codebook_of_the_last_step() -> None:
 def test_a_held_out_batch_teaches_the_codebook_nothing() -> None:
     training = new_training()
     before = codebook_of(training)
-    training.trainer.score(small_data().validation.take(torch.arange(3)), torch.Generator())
+    training.trainer.validate(small_data().validation.take(torch.arange(3)), torch.Generator())
     assert torch.equal(codebook_of(training), before)
 
 
@@ -114,7 +114,7 @@ def test_codes_do_not_collapse_on_digits(kind: str) -> None:
         for batch in data.visit(torch.randperm(len(images))):
             trainer.step(*batch)
     with torch.no_grad():
-        codes = loss.model.codes(loss.model.eval().posterior(torch.from_numpy(images) / 255)[0])
+        codes = loss.model.codebook.codes(loss.model.eval().posterior(torch.from_numpy(images) / 255)[0])
     assert len(codes.unique()) / 64 > {"fsq": 0.9, "vq": 0.7}[kind]
 
 

@@ -229,13 +229,13 @@ def test_a_signal_in_validation_leaves_a_checkpoint_of_the_whole_epoch(tmp_path:
     whole.fit(small_data())
     wanted = result_of(whole)
     training = new_training(tmp_path / "killed")
-    inner = training.trainer.score
+    inner = training.trainer.validate
 
-    def score(images: Tensor, labels: Tensor | None = None) -> Totals:
+    def validate(images: Tensor, labels: Tensor | None = None) -> Totals:
         signal.raise_signal(signal.SIGTERM)
         return inner(images)
 
-    training.trainer.score = score
+    training.trainer.validate = validate
     with pytest.raises(SystemExit):
         training.fit(small_data())
     other = new_training(tmp_path / "killed")

@@ -38,7 +38,7 @@ from reparam.train.loop import Data, validate
 from reparam.train.loss import Loss
 from reparam.train.record import Record
 from reparam.train.rollback import Rollback
-from reparam.train.sums import Metrics, Sums, Totals
+from reparam.train.sums import EpochMetrics, Sums, Totals
 from reparam.train.trainer import Trainer
 
 
@@ -66,15 +66,15 @@ class Script(FakeTrainer):
         super().__init__(config)
         self.losses = iter(losses)
         self.elbos = iter(elbos or [])
-        self.logged: list[tuple[int, Metrics]] = []
+        self.logged: list[tuple[int, EpochMetrics]] = []
 
-    def score(self, images: Tensor, labels: Tensor | None = None) -> Totals:
+    def validate(self, images: Tensor, labels: Tensor | None = None) -> Totals:
         assert not torch.is_grad_enabled()
         elbo = next(self.elbos, None)
         more = {} if elbo is None else {"elbo": torch.full((len(images),), elbo)}
         return Totals.of(terms(*[next(self.losses)] * len(images)) | more)
 
-    def log(self, metrics: Metrics, epoch: int) -> None:
+    def log(self, metrics: EpochMetrics, epoch: int) -> None:
         self.logged.append((epoch, metrics))
 
     def fit(self, validation: int = 4) -> Record:
@@ -155,7 +155,7 @@ def test_without_validation_every_epoch_is_trained_and_the_last_weights_are_kept
 
 def test_a_score_is_the_mean_over_images_and_no_mean_of_batch_means() -> None:
     class Ragged(FakeTrainer):
-        def score(self, images: Tensor, labels: Tensor | None = None) -> Totals:
+        def validate(self, images: Tensor, labels: Tensor | None = None) -> Totals:
             return Totals.of(terms(*[1.0 if len(images) == 4 else 11.0] * len(images)))
 
     record = Training(Ragged(settings(epochs=1))).fit(Data(black(4), black(10)))
@@ -180,9 +180,9 @@ def test_training_shuffles_anew_in_every_epoch_and_validation_keeps_the_order() 
             self.trained_images.extend(images.flatten().tolist())
             return super().trained(images)
 
-        def score(self, images: Tensor, labels: Tensor | None = None) -> Totals:
+        def validate(self, images: Tensor, labels: Tensor | None = None) -> Totals:
             self.scored_images.extend(images.flatten().tolist())
-            return super().score(images)
+            return super().validate(images)
 
     torch.manual_seed(0)
     looking = Looking(settings(epochs=2), epoch_images=100)
@@ -276,9 +276,9 @@ class Tape(FakeTrainer):
         self.seen.append(numbers.tolist())
         return Totals.of({"loss": numbers / 7, "kl": numbers.float().square()})
 
-    def score(self, images: Tensor, labels: Tensor | None = None) -> Totals:
+    def validate(self, images: Tensor, labels: Tensor | None = None) -> Totals:
         self.scored += 1
-        return super().score(images)
+        return super().validate(images)
 
 
 def test_a_keeper_is_asked_after_every_step() -> None:
@@ -394,9 +394,9 @@ def deterministic() -> Iterator[None]:
 class Drawing(Trainer):
     """A trainer whose scores draw random numbers of their own."""
 
-    def score(self, images: Tensor, labels: Tensor | None = None) -> Totals:
+    def validate(self, images: Tensor, labels: Tensor | None = None) -> Totals:
         torch.rand(3)
-        return super().score(images)
+        return super().validate(images)
 
 
 def train(
@@ -467,9 +467,9 @@ def test_what_validation_draws_does_not_change_training(digits: Images) -> None:
 
 def test_validation_sees_the_same_draws_in_every_epoch_whatever_training_drew() -> None:
     class Drawing(FakeTrainer):
-        def score(self, images: Tensor, labels: Tensor | None = None) -> Totals:
+        def validate(self, images: Tensor, labels: Tensor | None = None) -> Totals:
             drawn.append(torch.rand(()).item())
-            return super().score(images)
+            return super().validate(images)
 
     def draw(validation_seed: int, training_seed: int) -> list[float]:
         drawn.clear()

@@ -24,7 +24,7 @@ def loss_with(objective: dict[str, Any] | None = None, model: dict[str, Any] | N
 
 
 def score(loss: Loss, images: Tensor = IMAGES) -> dict[str, Tensor]:
-    return loss.score(images)
+    return loss.validate(images)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

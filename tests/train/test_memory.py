@@ -11,6 +11,7 @@ from torch import Tensor
 
 from reparam.config import Config
 from reparam.data.batches import Batches
+from reparam.distributed import World
 from reparam.errors import ParamsError
 from reparam.train import memory
 from reparam.train.memory import check_memory
@@ -60,6 +61,18 @@ def test_a_step_must_fit(has: Callable[[int], None]) -> None:
 def test_no_batch_is_larger_than_the_split(has: Callable[[int], None]) -> None:
     has(10 * 2**20)
     check_memory(config(train={"batch_size": 10**9}), DATA, images(100))
+
+
+def test_each_process_needs_memory_for_its_part_of_the_batch(
+    has: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large, world = config(train={"batch_size": 100_000}), World(rank=0, size=100)
+    has(10 * 2**20)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    check_memory(large, DATA, images(200_000), world=world)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "100")
+    with pytest.raises(ParamsError, match=r"wanted a step that fits into 0.0 GiB of memory for each process, found"):
+        check_memory(large, DATA, images(200_000), world=world)
 
 
 def test_what_a_step_keeps_is_what_torch_keeps() -> None:

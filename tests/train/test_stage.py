@@ -185,12 +185,12 @@ def test_the_weights_on_disk_are_those_of_the_best_epoch_and_not_of_the_last(
 ) -> None:
     seen: list[dict[str, Tensor]] = []
 
-    def score(self: Loss, images: Tensor, labels: Tensor | None = None) -> Terms:
+    def validate(self: Loss, images: Tensor, labels: Tensor | None = None) -> Terms:
         seen.append({name: tensor.clone() for name, tensor in self.model.state_dict().items()})
         loss = torch.full((len(images),), [3.0, 1.0, 2.0, 4.0][len(seen) - 1])
         return {"loss": loss, "elbo": -loss}
 
-    monkeypatch.setattr(Loss, "score", score)
+    monkeypatch.setattr(Loss, "validate", validate)
     run(train={"epochs": 4, "patience": 4})
     kept = load_file(project.model / "weights.safetensors")
     assert kept.keys() == seen[1].keys()

@@ -45,7 +45,7 @@ def loss() -> Loss:
 
 def scored(trainer: Trainer, images: Tensor = IMAGES) -> Tensor:
     """The loss of held-out images, summed."""
-    return trainer.score(images).terms["loss"]
+    return trainer.validate(images).terms["loss"]
 
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:
@@ -213,7 +213,7 @@ def test_the_average_is_what_is_scored_and_leaves_training_as_it_is() -> None:
     twin = loss_with()
     twin.model.load_state_dict(weights(averaged))
     torch.manual_seed(2)
-    wanted = twin.score(IMAGES)["loss"].double().sum()
+    wanted = twin.validate(IMAGES)["loss"].double().sum()
     torch.manual_seed(2)
     assert torch.equal(scored(averaged), wanted)
     torch.manual_seed(2)
@@ -226,7 +226,7 @@ def test_without_an_average_the_weights_in_training_are_scored_and_kept(loss: Lo
     for name, tensor in weights(trainer).items():
         assert torch.equal(tensor, loss.model.state_dict()[name])
     torch.manual_seed(2)
-    wanted = loss.score(IMAGES)["loss"].double().sum()
+    wanted = loss.validate(IMAGES)["loss"].double().sum()
     torch.manual_seed(2)
     assert torch.equal(scored(trainer), wanted)
 
@@ -363,9 +363,9 @@ def test_bf16_computes_the_loss_in_bfloat16_and_keeps_the_weights_in_float32() -
 def test_bf16_scores_held_out_images_in_float32(loss: Loss) -> None:
     trainer = Trainer(loss, settings(precision="bf16"), 4)
     torch.manual_seed(1)
-    wanted = loss.score(IMAGES)
+    wanted = loss.validate(IMAGES)
     torch.manual_seed(1)
-    found = trainer.score(IMAGES).terms
+    found = trainer.validate(IMAGES).terms
     assert {values.dtype for values in wanted.values()} == {torch.float32}
     assert all(torch.equal(found[name], wanted[name].double().sum()) for name in wanted)
 
@@ -381,7 +381,7 @@ def test_a_compiled_step_does_what_an_eager_one_does() -> None:
         loss = loss_with({"name": "reconstruction"}, {"kind": "autoencoder"})
         trainer = Trainer(loss, settings(compile=compiled, average=0.5), epoch_images=6)
         losses = [trainer.step(part).terms["loss"] for _ in range(3) for part in (IMAGES, IMAGES[:2])]
-        last = loss.score(IMAGES)["loss"]
+        last = loss.validate(IMAGES)["loss"]
         found.append(torch.cat([torch.stack([*losses, scored(trainer)]), last]))
         assert {f"model.{name}" for name in weights(trainer)} == set(loss.state_dict())
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
@@ -421,7 +421,7 @@ def test_a_replayed_step_does_what_a_launched_one_does(optimizer: str) -> None:
         trainer = Trainer(loss, settings(cuda_graph=cuda_graph, **changes), epoch_images=6)
         torch.cuda.manual_seed(1)
         losses = [trainer.step(part).terms["loss"].clone() for _ in range(8) for part in (images, images[:2])]
-        last = loss.score(images)["loss"]
+        last = loss.validate(images)["loss"]
         found.append(torch.cat([torch.stack([*losses, scored(trainer, images)]), last]))
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
 

@@ -6,10 +6,10 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from reparam import track
-from reparam.cards.card import CARD, require_file
-from reparam.cards.evaluation import EvaluationCard, EvaluationMetrics
+from reparam.cards.card import CARD
 from reparam.cards.export import ExportMetrics
 from reparam.cards.model import ModelCard
+from reparam.cards.results import Evaluated
 from reparam.metrics import ERROR, HEADLINE, METRICS, VALIDATION
 from reparam.paths import Paths
 from reparam.redact import without_secrets
@@ -23,11 +23,9 @@ def show(paths: Paths) -> None:
     Raises: MissingInputError, DamagedInputError; StaleInputError if they are of another model than the trained one.
     """
     model = ModelCard.read(paths.model / CARD, "train")
-    metrics = EvaluationMetrics.read_of(model, paths.evaluation_metrics, "evaluate").values
-    card = EvaluationCard.read_of(model, paths.evaluation_card, "evaluate")
-    require_file(paths.evaluation_metrics.parent, paths.evaluation_metrics.name, card.files, "evaluate")
+    evaluated = Evaluated.read(model, paths)
     parity = ExportMetrics.read_of(model, paths.export_metrics, "export")
-    metrics |= parity.values
+    metrics, card = evaluated.metrics.values | parity.values, evaluated.card
     rows = {METRICS[name]: row for name in HEADLINE if (row := _spell(name, metrics, card.settings.split))}
     columns = [column for column in COLUMNS if any(column in row for row in rows.values())]
     table = Table(

@@ -23,9 +23,16 @@ READ_AHEAD = 3  # batches
 
 
 class Batch(NamedTuple):
-    """Images, and their labels if there are labels."""
+    """Images as they are stored, and their labels if there are labels."""
 
-    images: Tensor  # (B, C, H, W): uint8 as they are stored, or float32 as the model sees them
+    images: Tensor  # (B, C, H, W) uint8
+    labels: Tensor | None = None  # (B,) int64
+
+
+class Seen(NamedTuple):
+    """Images as the model sees them, and their labels if there are labels."""
+
+    x: Tensor  # (B, C, H, W) float32
     labels: Tensor | None = None  # (B,) int64
 
 
@@ -124,7 +131,7 @@ class View:
     def device(self) -> torch.device:
         return self.batches.device
 
-    def seen(self, seed: int) -> Iterator[Batch]:
+    def seen(self, seed: int) -> Iterator[Seen]:
         """Yield what the model sees of every image, in the order of the store.
 
         Each draw is a function of the seed and the image's place alone: neither the model, nor the batch size, nor the
@@ -132,7 +139,7 @@ class View:
         """
         generator = torch.Generator().manual_seed(seed)
         for images, labels in self.batches.in_order():
-            yield Batch(self.pixels(images, generator), labels)
+            yield Seen(self.pixels(images, generator), labels)
 
 
 def _fits(size: int, device: torch.device) -> bool:

@@ -27,7 +27,7 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
             arriving.mkdir(exist_ok=True)  # not before the lock, whose last holder removed it
             mirrors = os.environ.get("REPARAM_MIRRORS", "").split()
             sources.download(config.download, paths.shared, arriving, mirrors)
-            _copy_files(arriving, directory)
+            _put_files(arriving, directory)
             card = sources.write_manifest(config.download, directory)
         shutil.rmtree(arriving)
     with tracker.data_run("download", dvc_hash(paths.raw)) as run:
@@ -37,12 +37,16 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
         run.log_files([paths.raw / MANIFEST])
 
 
-def _copy_files(source: Path, target: Path) -> None:
+def _put_files(source: Path, target: Path) -> None:
+    """Give all files a second name below `target`, or copy them where the file system has no hard links."""
     # Not by copytree, which goes on after a full disk, and raises a list of all that failed.
     for path in source.rglob("*"):
-        copy = target / path.relative_to(source)
+        other = target / path.relative_to(source)
         if path.is_dir():
-            copy.mkdir(parents=True, exist_ok=True)
+            other.mkdir(parents=True, exist_ok=True)
         else:
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
+            other.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path, other)
+            except OSError:
+                shutil.copyfile(path, other)

@@ -39,8 +39,8 @@ TILES = ("grid_tiles", "traversal_tiles")
 
 
 @torch.no_grad()
-def draw(subject: Subject) -> dict[str, Figure]:
-    """Draw the scored images, the model's view of them, and its latent space; one figure per name."""
+def plot_all(subject: Subject) -> dict[str, Figure]:
+    """Plot the scored images, the model's view of them, and its latent space; one figure per name."""
     pictures = {
         "reconstructions": _reconstructions(subject),
         "samples": _samples(subject),

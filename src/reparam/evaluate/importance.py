@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from reparam.data.batches import Batch
+from reparam.data.batches import Seen
 from reparam.models.draw import Draw, Encoded, standard_error
 from reparam.models.latent import LatentModel
 from reparam.models.model import Model
@@ -37,7 +37,7 @@ def levels(samples: int) -> list[int]:
 
 
 @torch.no_grad()
-def importance(model: LatentModel, batches: Iterable[Batch], samples: int, advance: Advance = ignore) -> Importance:
+def importance(model: LatentModel, batches: Iterable[Seen], samples: int, advance: Advance = ignore) -> Importance:
     """Estimate -log p(x) with samples of the posterior; an upper bound in expectation, exact as K grows.
 
     Sums are streamed: memory stays near MEMORY for any K, unless one sample of one image needs more. `advance` gets
@@ -62,7 +62,7 @@ class Chunk:
     model: Model  # with their labels bound, if it is conditional
 
 
-def chunks(model: LatentModel, batches: Iterable[Batch]) -> Iterator[Chunk]:
+def chunks(model: LatentModel, batches: Iterable[Seen]) -> Iterator[Chunk]:
     """Cut batches into images of which one sample each fits into MEMORY, or single ones.
 
     The first batch shows how much memory a sample takes: all images have the same shape.

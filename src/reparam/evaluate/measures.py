@@ -40,7 +40,6 @@ from reparam.evaluate.sample_quality import fit_projection, grey, pca_quality, s
 from reparam.evaluate.scoring import dealt, scoring_in
 from reparam.evaluate.subject import Subject
 from reparam.metrics import VALIDATED, VALIDATION
-from reparam.models.quantized import Quantized
 from reparam.progress import counting
 from reparam.runtime import random_stream
 
@@ -89,7 +88,7 @@ def _asked(subject: Subject) -> dict[str, Callable[[Subject, Findings], None]]:
         ("likelihood", _likelihood, True),
         ("latents", _latents, True),
         ("labels", _labels, True),
-        ("codebook", _codebook, isinstance(subject.model, Quantized)),
+        ("codebook", _codebook, subject.model.codebook),
         ("validation", _validation, len(data.validation.images)),
         ("fidelity", _fidelity, not (data.is_black_and_white or data.pixels.is_drawn)),
         ("generated", _generated, settings.generated.images),
@@ -177,12 +176,12 @@ def _latents(subject: Subject, findings: Findings) -> None:
 
 def _codebook(subject: Subject, findings: Findings) -> None:
     """Measure which codes the images use, and how often."""
-    model, parts = subject.model, torch.split(subject.scores.means.float(), ENCODED)
-    assert isinstance(model, Quantized)
-    codes = torch.cat([model.codes(part.to(subject.images.device)).cpu() for part in parts])
-    for name, value in codebook_use(codes, model.quantizer.size).items():
+    codebook, parts = subject.model.codebook, torch.split(subject.scores.means.float(), ENCODED)
+    assert codebook is not None
+    codes = torch.cat([codebook.codes(part.to(subject.images.device)).cpu() for part in parts])
+    for name, value in codebook_use(codes, codebook.quantizer.size).items():
         findings.add(name, value)
-    findings.warn(*codebook_collapse(codes, model.quantizer.size))
+    findings.warn(*codebook_collapse(codes, codebook.quantizer.size))
 
 
 def _labels(subject: Subject, findings: Findings) -> None:

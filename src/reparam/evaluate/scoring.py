@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from reparam.config import EvaluateConfig
-from reparam.data.batches import Batch, View
+from reparam.data.batches import Seen, View
 from reparam.distributed import ALONE, World
 from reparam.evaluate.importance import Chunk, chunks, draws, importance_of
 from reparam.models.draw import standard_error
@@ -107,7 +107,7 @@ def _scores(found: _OfImages, sizes: tuple[int, ...]) -> Scores:
     )
 
 
-def dealt(data: View, numbers: Sequence[int], purpose: str, config: EvaluateConfig) -> Iterator[Batch]:
+def dealt(data: View, numbers: Sequence[int], purpose: str, config: EvaluateConfig) -> Iterator[Seen]:
     """Yield the batches with these numbers; what is drawn for one is the same, whichever process does it."""
     wanted = set(numbers)
     for number, batch in enumerate(data.seen(config.seed)):  # all of them, because pixels are drawn in order

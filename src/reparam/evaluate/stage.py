@@ -77,7 +77,7 @@ def _write(paths: Paths, subject: Subject, findings: Findings, data_card: DataCa
     Metrics.of(model_card.lineage, headline).write(paths.headline)
     _write_scores(paths.scores, findings)
     _write_latents(paths.latents, subject.scores, subject.settings)
-    tiles = _draw(paths.figures, subject, findings)
+    tiles = _write_figures(paths.figures, subject, findings)
     files = [paths.evaluation_metrics, paths.headline, paths.scores, paths.latents, *sorted(paths.figures.iterdir())]
     facts = {path.name: FileFacts.of(path) for path in files}
     _describe(data_card, model_card, subject, findings, tiles, facts).write(paths.evaluation_card)
@@ -139,13 +139,13 @@ def _write_latents(path: Path, scores: Scores, settings: EvaluateConfig) -> None
             writer.writerow([dimension, *known, f"{variance:.4f}", is_active])
 
 
-def _draw(directory: Path, subject: Subject, findings: Findings) -> Tiles:
+def _write_figures(directory: Path, subject: Subject, findings: Findings) -> Tiles:
     """Write all figures, and return the facts by which the page cuts up two of them."""
-    drawn = gallery.draw(subject)
+    figures = gallery.plot_all(subject)
     if findings.outlier_nll is not None:
         usual, unusual = subject.scores.nll.numpy(), findings.outlier_nll.numpy()
-        drawn["outliers"] = plot_outliers(usual, unusual, findings.metrics["auroc"])
-    pictures = {name: png(figure) for name, figure in drawn.items()}
+        figures["outliers"] = plot_outliers(usual, unusual, findings.metrics["auroc"])
+    pictures = {name: png(figure) for name, figure in figures.items()}
     tiles, places = gallery.tiles(subject)
     with whole_directory(directory) as partial:
         for name, content in (pictures | tiles).items():

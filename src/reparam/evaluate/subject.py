@@ -24,7 +24,6 @@ from reparam.evaluate.scoring import Scores, score
 from reparam.figures.style import indexed, literal
 from reparam.models.latent import LatentModel
 from reparam.models.model import Model
-from reparam.models.quantized import Quantized
 from reparam.runtime import random_stream
 
 Names = npt.NDArray[Any]  # (N,) names of classes
@@ -173,15 +172,15 @@ class Subject:
     def codes(self, count: int) -> Tensor:
         """Draw latents to generate images from. Shapes: -> (count, D)."""
         block = self.settings.arguments(self.settings.sampler)
-        model = self.model if self.sampler.needs_entries and isinstance(self.model, Quantized) else None
+        codebook = self.model.codebook if self.sampler.needs_entries else None
 
         def codes() -> Tensor:
             # A view copies the images to the device, so it is made only if the sampler asks for codes.
             found = draw_codes(self.model, self.data.view(self.data.train))
-            return model.split(found) if model else found
+            return codebook.split(found) if codebook else found
 
         drawn = self.sampler.draw(count, self.model.prior, codes, *block)
-        return model.joined(drawn) if model else drawn
+        return codebook.joined(drawn) if codebook else drawn
 
     def generate(self, count: int) -> Tensor:
         """Make images like those that are stored: decoder means, or black and white drawn from them.
@@ -202,7 +201,7 @@ class Subject:
         """
         rows = [slice(start, start + AT_ONCE) for start in range(0, max(1, len(z)), AT_ONCE)]
         latents = z.float().to(self.images.device)
-        latents = self.model.nearest(latents) if isinstance(self.model, Quantized) else latents
+        latents = self.model.codebook.nearest(latents) if self.model.codebook else latents
         return np.concatenate([self.shown(self.given(labels[some]).decode(latents[some])) for some in rows])
 
     def given(self, labels: Labels) -> Model:

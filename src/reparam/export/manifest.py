@@ -24,7 +24,6 @@ from reparam.export.runtime import Runtime
 from reparam.lineage import source_hash
 from reparam.models.draw import Prior
 from reparam.models.latent import LatentModel
-from reparam.models.quantized import Quantized
 
 # The oldest release that ran the files of an opset. Tried were 1.15.0 (the first for Python 3.11), 1.17.0, 1.18.0,
 # 1.19.0, 1.20.0, 1.22.0, 1.23.0 and what is installed here; onnxruntime-web of the versions below runs them, too.
@@ -80,17 +79,17 @@ def _name(prior: Prior) -> Literal["standard normal", "gaussian mixture"] | None
 
 
 def _codebook(model: LatentModel) -> CodebookFacts | None:
-    if not isinstance(model, Quantized):
+    if model.codebook is None:
         return None
-    quantizer = model.quantizer
-    return CodebookFacts(codes=quantizer.size, positions=model.positions, dimensions=quantizer.dimensions)
+    quantizer, positions = model.codebook.quantizer, model.codebook.positions
+    return CodebookFacts(codes=quantizer.size, positions=positions, dimensions=quantizer.dimensions)
 
 
 def write_codebook(model: LatentModel, path: Path) -> None:
     """Write the vectors of codes, by their numbers. Shapes: vectors (C, d) float32."""
-    assert isinstance(model, Quantized)
+    assert model.codebook is not None
     with path.open("wb") as file:
-        np.savez(file, vectors=model.quantizer.vectors().numpy())
+        np.savez(file, vectors=model.codebook.quantizer.vectors().numpy())
 
 
 def write_prior(prior: Prior, path: Path) -> None:

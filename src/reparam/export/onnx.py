@@ -8,11 +8,10 @@ from torch import Tensor, nn
 
 from reparam.cards.export import GraphFacts, TensorFacts
 from reparam.data.pixels import Pixels
-from reparam.models.conditions import Label
+from reparam.models.codebook import Codebook
 from reparam.models.draw import Draw
 from reparam.models.hierarchical import HierarchicalVAE
 from reparam.models.latent import LatentModel
-from reparam.models.quantized import Quantized
 from reparam.models.vae import VAE
 
 CODES = "codes"
@@ -57,8 +56,8 @@ class EncoderGraph(Graph):
         mean = _tensor("mean", model.latent_shape, unit, "mean of q(z|x), the code of an image")
         unit = f"log of squared {DEVIATIONS}" if unit == DEVIATIONS else ""
         log_variance = _tensor("log_variance", model.latent_shape, unit, "that of q(z|x)")
-        if isinstance(model, Quantized):
-            more: tuple[TensorFacts, ...] = (_codes(model),)
+        if model.codebook:
+            more: tuple[TensorFacts, ...] = (_codes(model.codebook),)
         else:
             more = (log_variance,) if model.stochastic_layers else ()
         inputs = (_images(model, "to encode"), *_label(model))
@@ -69,7 +68,7 @@ class EncoderGraph(Graph):
         """Compute the posterior of images."""
         vectors = self.model.posterior(self.seen(images), *label)[: 2 if self.model.stochastic_layers else 1]
         found = [values.reshape(-1, *self.model.latent_shape) if self.is_image else values for values in vectors]
-        return (*found, self.model.codes(vectors[0])) if isinstance(self.model, Quantized) else tuple(found)
+        return (*found, self.model.codebook.codes(vectors[0])) if self.model.codebook else tuple(found)
 
     def seen(self, images: Tensor) -> Tensor:
         """Turn images into the input of the model. Shapes: (B, H, W, C) uint8 -> (B, C, H, W)."""
@@ -161,7 +160,7 @@ def serve(grey: Tensor, grey_pixels: str) -> Tensor:
 
 
 def _unit(model: LatentModel) -> str:
-    if isinstance(model, Quantized):
+    if model.codebook:
         return TABLE
     return DEVIATIONS if model.prior.is_standard else OWN_UNIT
 
@@ -178,24 +177,24 @@ def _images(model: LatentModel, meaning: str) -> TensorFacts:
     )
 
 
-def _codes(model: Quantized) -> TensorFacts:
+def _codes(codebook: Codebook) -> TensorFacts:
     return TensorFacts(
         name=CODES,
         dtype="int64",
-        shape=("batch", model.positions),
-        range=(0, model.quantizer.size - 1),
+        shape=("batch", codebook.positions),
+        range=(0, codebook.quantizer.size - 1),
         unit="rows of codebook.npz",
         meaning="codes of an image, whose vectors `mean` has one after the other"
-        + (", a pixel each" if len(model.latent_shape) > 1 else ""),
+        + (", a pixel each" if codebook.is_image else ""),
     )
 
 
 def _label(model: LatentModel) -> tuple[TensorFacts, ...]:
     """Describe the input that only conditional models have."""
-    if not isinstance(model.condition, Label):
+    if not model.condition.classes:
         return ()
     facts = _tensor(LABEL, (), "", "class of an image, as `classes` of the manifest numbers them")
-    most = model.condition.numbers.num_embeddings - 1
+    most = model.condition.classes - 1
     return (facts.model_copy(update={"dtype": "int64", "range": (0.0, float(most))}),)
 
 

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from reparam.cards.card import CARD, MANIFEST, require_file
+from reparam.cards.card import CARD, MANIFEST
 from reparam.cards.data import DataCard
-from reparam.cards.evaluation import EvaluationCard, EvaluationMetrics
+from reparam.cards.evaluation import EvaluationMetrics
 from reparam.cards.export import ExportCard, ExportMetrics
 from reparam.cards.model import ModelCard, TrainedParams, TrainingMetrics
+from reparam.cards.results import Evaluated, Exported
 from reparam.config import Config, flatten
 from reparam.errors import DamagedInputError, StaleInputError, TrackingError
 from reparam.files import parse_table, require, rerun
@@ -95,15 +96,8 @@ def everything(config: Config, paths: Paths, tracker: Tracker) -> bool:
 def _require_results(model: ModelCard, paths: Paths) -> None:
     """Refuse to log only a part: a second try would find the training, and not log the rest."""
     TrainingMetrics.read_of(model, paths.training_metrics, "train")
-    EvaluationMetrics.read_of(model, paths.evaluation_metrics, "evaluate")
-    evaluated = EvaluationCard.read_of(model, paths.evaluation_card, "evaluate")
-    for name in evaluated.files:
-        folder = paths.figures if name.endswith(".png") else paths.evaluation_card.parent
-        require_file(folder, name, evaluated.files, "evaluate")
-    ExportMetrics.read_of(model, paths.export_metrics, "export")
-    exported = ExportCard.read_of(model, paths.onnx / MANIFEST, "export")
-    for name in exported.files:
-        require_file(paths.onnx, name, exported.files, "export")
+    Evaluated.read(model, paths).require_files(paths)
+    Exported.read(model, paths)
     require(paths.report, made_by="report")
 
 

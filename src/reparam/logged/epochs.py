@@ -6,8 +6,6 @@ from reparam import logged
 from reparam.progress import note_epoch
 from reparam.track import Run
 
-Metrics = Mapping[str, float]
-
 
 class EpochLog:
     """Show every epoch, and log it once, also where an interrupted training goes on."""
@@ -15,7 +13,7 @@ class EpochLog:
     def __init__(
         self,
         run: Run,
-        show: Callable[[Metrics, int], None],
+        show: Callable[[Mapping[str, float], int], None],
         show_picture: Callable[[int], None],
         known: set[int],
         *,
@@ -28,13 +26,13 @@ class EpochLog:
         self.known = known
         self.is_first = is_first
 
-    def __call__(self, metrics: Metrics, epoch: int) -> None:
+    def __call__(self, metrics: Mapping[str, float], epoch: int) -> None:
         self.show(metrics, epoch)
         self.log(metrics, epoch)
         if self.is_first:
             self.show_picture(epoch)
 
-    def log(self, metrics: Metrics, epoch: int) -> None:
+    def log(self, metrics: Mapping[str, float], epoch: int) -> None:
         """Note the metrics of an epoch for whoever watches, and log them unless the store has them."""
         if self.is_first:
             note_epoch(metrics)

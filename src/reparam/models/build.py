@@ -12,6 +12,7 @@ from reparam.config.model import AutoencoderConfig, FsqConfig, HierarchicalConfi
 from reparam.errors import ParamsError
 from reparam.models import networks
 from reparam.models.autoencoder import Autoencoder
+from reparam.models.codebook import Quantizer
 from reparam.models.conditions import Condition, Label, Unconditional
 from reparam.models.draw import Likelihood, Prior
 from reparam.models.hierarchical import HierarchicalVAE
@@ -20,7 +21,7 @@ from reparam.models.likelihoods import LIKELIHOODS
 from reparam.models.linear import Linear
 from reparam.models.networks import NETWORKS, Network
 from reparam.models.priors import PRIORS, Latents, StandardNormal
-from reparam.models.quantized import Quantized, Quantizer
+from reparam.models.quantized import Quantized
 from reparam.models.vae import VAE
 
 MOST_CODES = 1 << 16  # combinations of levels: they are exported as a table, and nobody trains so many

@@ -12,6 +12,7 @@ from reparam.config.model import LabelConfig
 class Condition(Protocol):
     """How labels reach encoder and decoder, whatever networks these are. Shapes: labels (B,) int64, or None."""
 
+    classes: int  # 0 of a model that has no condition
     size: int  # E: numbers that the decoder gets beside the latents
 
     def on_image(self, x: Tensor, labels: Tensor | None) -> Tensor:
@@ -24,6 +25,7 @@ class Condition(Protocol):
 class Unconditional:
     """Models of p(x)."""
 
+    classes = 0
     size = 0
 
     def on_image(self, x: Tensor, _labels: Tensor | None) -> Tensor:
@@ -43,6 +45,7 @@ class Label(nn.Module):
     def __init__(self, classes: int, shape: tuple[int, ...], config: LabelConfig) -> None:
         """Shapes: `shape` is (C, H, W)."""
         super().__init__()
+        self.classes = classes
         self.size = config.size
         self.shape = shape
         self.numbers = nn.Embedding(classes, config.size)

@@ -6,6 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from reparam.models.codebook import Codebook
 from reparam.models.conditions import Condition, Unconditional
 from reparam.models.draw import Draw, Encoded, Estimator, Gaussian, Likelihood, Prior, in_full
 
@@ -17,6 +18,7 @@ class LatentModel(nn.Module):
     likelihood: Likelihood
     prior: Prior
     condition: Condition
+    codebook: Codebook | None = None  # of latents that are entries of one
     stochastic_layers: int  # of latents with a posterior; 0: a deterministic code, no log-likelihood
     latent_size: int  # D, of all layers together
     latent_shape: tuple[int, ...]  # (D,), or (C, H, W) with C * H * W = D: what apps see of a vector of latents

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 
 from reparam import logged, track
-from reparam.cards.card import CARD, MANIFEST, require_file
-from reparam.cards.evaluation import EvaluationCard, EvaluationMetrics
-from reparam.cards.export import ExportCard, ExportMetrics
+from reparam.cards.card import CARD
 from reparam.cards.model import ModelCard, TrainedParams
+from reparam.cards.results import Evaluated, Exported
 from reparam.config import Config, flatten
 from reparam.data import store
 from reparam.data.store import SPLITS
@@ -27,17 +26,10 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
     tracker = tracker or track.connect(paths)
     model = ModelCard.read(paths.model / CARD, "train")
     data = store.read_card_of(paths.processed, model.data, model.lineage.data_card_sha256)
-    evaluation = EvaluationCard.read_of(model, paths.evaluation_card, "evaluate")
-    metrics = EvaluationMetrics.read_of(model, paths.evaluation_metrics, "evaluate")
-    exported = ExportCard.read_of(model, paths.onnx / MANIFEST, "export")
-    figures = [paths.figures / name for name in evaluation.files if name.endswith(".png")]
-    for path in (paths.evaluation_metrics, *figures):
-        require_file(path.parent, path.name, evaluation.files, "evaluate")
-    for name in exported.files:
-        require_file(paths.onnx, name, exported.files, "export")
+    evaluated, exported = Evaluated.read(model, paths), Exported.read(model, paths)
     filled = [name for name in SPLITS if data.splits[name].count]  # there may be no validation split
     history = _read_history(paths, [name for name in filled if name != "test"])
-    pictures = {path.stem: path.read_bytes() for path in figures}
+    pictures = {path.stem: path.read_bytes() for path in evaluated.figures(paths)}
     sheet = plot_contact_sheet({name: store.read_split(paths.processed, name).images for name in filled})
     pictures["contact_sheet"] = png(sheet)
     pictures["training_curves"] = png(plot_training(history, model.best_epoch))
@@ -45,10 +37,10 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
         config=config,
         data=data,
         model=model,
-        evaluation=evaluation,
-        metrics=metrics,
-        exported=exported,
-        parity=ExportMetrics.read_of(model, paths.export_metrics, "export"),
+        evaluation=evaluated.card,
+        metrics=evaluated.metrics,
+        exported=exported.card,
+        parity=exported.parity,
         pictures=pictures,
     )
     _check_params(config, page)

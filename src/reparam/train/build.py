@@ -24,7 +24,7 @@ def build_trainer(
 
     Raises: ParamsError if they do not go together.
     """
-    check_memory(config, data, training, classes)
+    check_memory(config, data, training, classes, world)
     model = build_model(config.model, data.shape, classes)
     check_parts(model, config, data, images=len(training), processes=world.size)
     pixels = Pixels(data)

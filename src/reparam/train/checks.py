@@ -10,7 +10,6 @@ from reparam.errors import ParamsError
 from reparam.models.build import KINDS, Kind
 from reparam.models.latent import LatentModel
 from reparam.models.priors import PRIORS
-from reparam.models.quantized import Quantized
 from reparam.objectives import OBJECTIVES, Objective
 from reparam.train.loss import Loss
 
@@ -24,7 +23,7 @@ def check_parts(model: LatentModel, config: Config, data: ImageFacts, *, images:
     _check_pixels(model, config.model, data)
     _check_batches(model, config, images, processes)
     _check_codebook(model, config.model, processes)
-    _check_penalties(config)
+    _check_objective(config)
 
 
 def condition_classes(config: ModelConfig, data: DataCard) -> tuple[str, ...]:
@@ -81,7 +80,7 @@ def _check_batches(model: LatentModel, config: Config, images: int, processes: i
 
 
 def _check_codebook(model: LatentModel, config: ModelConfig, processes: int) -> None:
-    if processes > 1 and isinstance(model, Quantized) and model.quantizer.is_learned:
+    if processes > 1 and model.codebook and model.codebook.quantizer.is_learned:
         raise ParamsError(
             "params.yaml: model.kind: wanted 'fsq' or another without a learned codebook where several processes "
             f"train, each of which would learn one of its own, found {config.kind!r}"
@@ -100,24 +99,13 @@ def check_monitor(loss: Loss, config: TrainConfig) -> None:
         raise ParamsError(f"params.yaml: train.monitor: wanted 'loss' with {kind}, which has no ELBO, found 'elbo'")
 
 
-def _check_penalties(config: Config) -> None:
-    objective, code = config.objective, (config.model.kind, config.model.autoencoder.code)
-    if objective.name == "sparse" and objective.sparse.penalty == "kl" and code != ("autoencoder", "sigmoid"):
+def _check_objective(config: Config) -> None:
+    name = config.objective.name
+    OBJECTIVES[name].check(config.objective, config.model)
+    if OBJECTIVES[name].has_jacobian and config.train.compile:
         raise ParamsError(
-            "params.yaml: model.autoencoder.code: wanted 'sigmoid' with model.kind 'autoencoder' for "
-            "objective.sparse.penalty 'kl', "
-            f"which wants activations from 0 to 1, found {code[1]!r} with {code[0]!r}"
-        )
-    if OBJECTIVES[objective.name].has_jacobian and config.train.compile:
-        raise ParamsError(
-            f"params.yaml: train.compile: wanted false with objective.name {objective.name!r}, whose penalty is a "
-            "derivative: torch.compile supports no second derivative, found true"
-        )
-    noise = objective.denoising
-    if objective.name == "denoising" and noise.noise != "gaussian" and noise.level > 1:
-        raise ParamsError(
-            f"params.yaml: objective.denoising.level: wanted a share of the pixels, at most 1, with noise "
-            f"{noise.noise!r}, found {noise.level}"
+            f"params.yaml: train.compile: wanted false with objective.name {name!r}, whose penalty is a derivative: "
+            "torch.compile supports no second derivative, found true"
         )
 
 

@@ -14,7 +14,7 @@ from reparam.runtime import random_stream
 from reparam.train.keeper import Keeper
 from reparam.train.rollback import Rollback
 from reparam.train.state import State
-from reparam.train.sums import Metrics, Sums
+from reparam.train.sums import EpochMetrics, Sums
 
 
 class Data(NamedTuple):
@@ -28,7 +28,7 @@ def fit(
     state: State,
     data: Data,
     config: TrainConfig,
-    log: Callable[[Metrics, int], None],
+    log: Callable[[EpochMetrics, int], None],
     rollback: Rollback,
     keeper: Keeper,
 ) -> None:
@@ -75,13 +75,13 @@ def validate(state: State, validation: Batches, config: TrainConfig, keeper: Kee
             break
         # The same draws in every epoch, so that epochs differ by their weights alone, and for every process.
         with random_stream(config.seed, f"validation {number}"), torch.no_grad():
-            found = trainer.score(*batch)
+            found = trainer.validate(*batch)
         sums.add(found if number % trainer.world.size == trainer.world.rank else found.of_nothing())
     keeper.after_validation()
     return sums.over(trainer.world)
 
 
-def _to_minimise(row: Metrics, monitor: str) -> float:
+def _to_minimise(row: EpochMetrics, monitor: str) -> float:
     """Return the monitored score; NaN without validation."""
     if "validation_loss" not in row:
         return math.nan

@@ -50,7 +50,7 @@ class Loss(nn.Module):
         """
         return self._terms(images, labels, self.epoch, gather)
 
-    def score(self, images: Tensor, labels: Tensor | None = None) -> Terms:
+    def validate(self, images: Tensor, labels: Tensor | None = None) -> Terms:
         """Return the loss terms of a held-out batch, with every schedule at its end, so that epochs can be compared."""
         self.eval()
         try:

@@ -12,6 +12,7 @@ from reparam.cards.data import ImageFacts
 from reparam.config import Config
 from reparam.data.batches import Batches
 from reparam.data.pixels import Pixels
+from reparam.distributed import ALONE, World
 from reparam.errors import ParamsError
 from reparam.models.build import build_model
 from reparam.train.loss import Loss
@@ -21,23 +22,27 @@ GIB = 2**30
 BYTES_PER_OUTPUT = 4 * 6  # of each number that a layer puts out: itself, its activation and normalisation
 
 
-def check_memory(config: Config, data: ImageFacts, training: Batches, classes: int = 0) -> None:
-    """Refuse a training if this machine's memory cannot hold its weights and gradients, or one of its steps.
+def check_memory(config: Config, data: ImageFacts, training: Batches, classes: int = 0, world: World = ALONE) -> None:
+    """Refuse a training if the memory of each process cannot hold its weights and gradients, or its part of a step.
 
-    It counts only what is surely needed, so an accepted training may still run out of memory.
+    On a CPU, the processes of a machine share its memory. The check counts only what is surely needed, so an accepted
+    training may still run out of memory.
 
     Raises: ParamsError.
     """
     with META:
         model = build_model(config.model, data.shape, classes)
     memory, weights = _memory(training.device), 2 * _bytes(model.parameters())
+    if training.device.type == "cpu":
+        memory //= world.size_here
+    each = " for each process" if world.size > 1 else ""
     if weights > memory:
         raise ParamsError(
-            f"params.yaml: model: wanted a model that can be trained in {memory / GIB:,.1f} GiB of memory, found one "
-            f"whose weights and gradients take {weights / GIB:,.1f} GiB; lower model.latent, or the widths in "
+            f"params.yaml: model: wanted a model that can be trained in {memory / GIB:,.1f} GiB of memory{each}, found "
+            f"one whose weights and gradients take {weights / GIB:,.1f} GiB; lower model.latent, or the widths in "
             f"model.{config.model.network}"
         )
-    batch = min(config.train.batch_size, len(training))
+    batch = math.ceil(min(config.train.batch_size, len(training)) / world.size)
     if weights + _most(model, data.shape, batch * config.objective.samples) <= memory:
         return
     loss = Loss(model, Pixels(data).to(META), config.objective)
@@ -45,8 +50,8 @@ def check_memory(config: Config, data: ImageFacts, training: Batches, classes: i
     step = _bytes_of_step(loss, torch.empty((batch, *data.shape), dtype=torch.uint8, device=META), labels)
     if weights + step > memory:
         raise ParamsError(
-            f"params.yaml: train.batch_size: wanted a step that fits into {memory / GIB:,.1f} GiB of memory, found "
-            f"{config.train.batch_size}, with which a step takes {(weights + step) / GIB:,.1f} GiB; lower it, "
+            f"params.yaml: train.batch_size: wanted a step that fits into {memory / GIB:,.1f} GiB of memory{each}, "
+            f"found {config.train.batch_size}, with which a step takes {(weights + step) / GIB:,.1f} GiB; lower it, "
             "objective.samples or the size of the model"
         )
 

@@ -7,14 +7,14 @@ from typing import Any
 from torch import Tensor
 
 from reparam.config import TrainConfig
-from reparam.train.sums import Metrics
+from reparam.train.sums import EpochMetrics
 
 
 class Record:
     """Metrics of every epoch, and the score and weights of the best one; it shows when to stop early."""
 
     def __init__(self) -> None:
-        self.history: list[Metrics] = []
+        self.history: list[EpochMetrics] = []
         self.best_score = math.inf  # lower is better
         self.best_epoch = 0
         self.best_weights: dict[str, Tensor] = {}
@@ -25,7 +25,7 @@ class Record:
         is_validated = bool(epochs) and "validation_loss" in self.history[-1]
         return epochs >= config.epochs or (is_validated and epochs - self.best_epoch >= config.patience)
 
-    def add(self, row: Metrics) -> None:
+    def add(self, row: EpochMetrics) -> None:
         """Add the metrics of an epoch."""
         self.history.append(row)
 

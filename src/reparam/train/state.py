@@ -10,6 +10,8 @@ from reparam.train.record import Record
 from reparam.train.sums import Sums
 from reparam.train.trainer import Trainer
 
+OWN_PARTS = ("sums", "random")  # each process sums its own images, and draws its own noise
+
 
 class Stateful(Protocol):
     """A part of a training that survives a kill: its state is nested dicts of tensors, numbers, texts and lists."""
@@ -32,7 +34,7 @@ class Shared(Stateful, Protocol):
 
 
 class Epoch:
-    """The running epoch: the order in which its images are visited, and the loss terms summed so far."""
+    """The running epoch: the order in which its images are visited, and the loss terms that are summed so far."""
 
     def __init__(self, device: torch.device) -> None:
         self.order: Tensor | None = None  # (N,) rows; None between two epochs
@@ -53,11 +55,10 @@ class Epoch:
         return self.order[position:]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"order": {} if self.order is None else {"rows": self.order}, "sums": self.sums.state_dict()}
+        return {} if self.order is None else {"order": self.order}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.order = state["order"]["rows"] if state["order"] else None
-        self.sums.load_state_dict(state["sums"])
+        self.order = state.get("order")
 
 
 class RandomStreams:
@@ -89,6 +90,7 @@ class State:
         self.parts: dict[str, Stateful] = {
             "trainer": trainer,
             "epoch": self.epoch,
+            "sums": self.epoch.sums,
             "record": self.record,
             "random": RandomStreams(trainer.device),
         }
@@ -112,9 +114,11 @@ class State:
             torch.manual_seed(trainer.config.seed + trainer.world.rank)
 
     def own_part(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what differs between processes: the random numbers and the sums."""
-        sums = state["epoch"]["sums"]
-        return {"sums": {**sums, "totals": sums["totals"].cpu()}, "random": state["random"]}
+        return {name: _on_cpu(state[name]) for name in OWN_PARTS}
 
     def with_own_part(self, state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-        return {**state, "epoch": {**state["epoch"], "sums": own["sums"]}, "random": own["random"]}
+        return {**state, **own}
+
+
+def _on_cpu(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in state.items()}

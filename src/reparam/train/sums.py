@@ -9,7 +9,7 @@ from reparam.distributed import World
 from reparam.errors import NonFiniteError
 from reparam.objectives import Terms
 
-Metrics = dict[str, float]
+EpochMetrics = dict[str, float]
 
 
 class Totals(NamedTuple):
@@ -65,7 +65,7 @@ class Sums:
         """Wait for the device and say whether the loss was not finite at some step."""
         return self.steps > 0 and self.totals[-1].item() > 0
 
-    def means(self, split: str, epoch: int) -> Metrics:
+    def means(self, split: str, epoch: int) -> EpochMetrics:
         """Wait for the device and return means over images, named `<split>_<term>`.
 
         Raises: NonFiniteError.

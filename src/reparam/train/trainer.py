@@ -15,7 +15,7 @@ from reparam.objectives import Terms, alone, beta_at
 from reparam.train.graph import Replayed
 from reparam.train.loss import Loss
 from reparam.train.optimizers import build_optimizer, let_capture, rate_at
-from reparam.train.sums import Metrics, Totals, summed
+from reparam.train.sums import EpochMetrics, Totals, summed
 
 Step = Callable[[Tensor, Tensor | None], Terms]  # of images, and of their labels if the model is conditional
 
@@ -70,11 +70,11 @@ class Trainer:
         """Multiply the learning rates of the schedule by a factor from now on."""
         self.rate_factor = factor
 
-    def score(self, images: Tensor, labels: Tensor | None = None) -> Totals:
+    def validate(self, images: Tensor, labels: Tensor | None = None) -> Totals:
         """Return the loss terms of a held-out batch. Shapes: (B, C, H, W) uint8, (B,) int64."""
-        return Totals.of(self._kept().score(images, labels))
+        return Totals.of(self._kept().validate(images, labels))
 
-    def schedules(self) -> Metrics:
+    def schedules(self) -> EpochMetrics:
         """Return the learning rate and the weight of the KL at an epoch's last step."""
         last_batch = (self.epoch_images - 1) % self.config.batch_size + 1
         epoch = (self.images - last_batch) / self.epoch_images
