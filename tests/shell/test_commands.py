@@ -124,13 +124,16 @@ def test_sample_writes_what_the_client_samples(model: Client) -> None:
     assert np.load("none.npy").shape == (0, 4, 6, 3)
 
 
-def test_many_samples_are_decoded_some_at_a_time(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_samples_are_decoded_some_at_a_time(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client, decoded = Client(exported.directory, device="cpu", batch=3), []
     decode = client.decode
     monkeypatch.setattr(client, "decode", lambda latents, label: decoded.append(len(latents)) or decode(latents, label))
-    work.sample(client, 8, 3, 0.5, Path("samples.npy"))
+    work.sample(client, 8, 3, 0.5, tmp_path / "samples.npy")
     assert decoded == [3, 3, 2]
-    np.testing.assert_array_equal(np.load("samples.npy"), Client(exported.directory, device="cpu").sample(8, 3, 0.5))
+    found = np.load(tmp_path / "samples.npy")
+    np.testing.assert_array_equal(found, Client(exported.directory, device="cpu").sample(8, 3, 0.5))
 
 
 def test_a_picture_has_all_images_side_by_side(model: Client) -> None:
