@@ -185,11 +185,17 @@ def _compare_trees(arguments: argparse.Namespace) -> None:
             [
                 way,
                 *(f"{medians[f'{way} {tree}']:#.3g}" for tree in (old, new)),
-                _share(answers[f"{way} {old}"], answers[f"{way} {new}"]),
+                *_compare(answers[f"{way} {old}"], answers[f"{way} {new}"]),
             ]
             for way in ways
         ]
-        header = [model, f"seconds per epoch, {commit_of(old)}", f"seconds per epoch, {commit_of(new)}", "share"]
+        header = [
+            model,
+            f"seconds per epoch, {commit_of(old)}",
+            f"seconds per epoch, {commit_of(new)}",
+            "share",
+            "losses",
+        ]
         parts.append(table(header, rows))
     about = (
         f"Medians of {arguments.epochs} epochs, in turns; the share is the median of the ratios of epochs, with their "
@@ -198,10 +204,12 @@ def _compare_trees(arguments: argparse.Namespace) -> None:
     write_section(f"{TITLE}, before and after", "\n\n".join([*parts, about]))
 
 
-def _share(old: list[dict[str, float]], new: list[dict[str, float]]) -> str:
+def _compare(old: list[dict[str, float]], new: list[dict[str, float]]) -> tuple[str, str]:
+    """Return how long the new tree took, and whether the losses of all epochs are equal to the last digit."""
     ratios = [b["seconds"] / a["seconds"] for a, b in zip(old[1:], new[1:], strict=True)]
     low, median, high = statistics.quantiles(ratios, n=4)
-    return f"{median:.0%} ({low:.0%} to {high:.0%})"
+    is_same = [row["loss"] for row in old] == [row["loss"] for row in new]
+    return f"{median:.0%} ({low:.0%} to {high:.0%})", "equal" if is_same else "differ"
 
 
 def _ask(worker: subprocess.Popen[str], name: str) -> dict[str, float]:
