@@ -371,3 +371,13 @@ def test_dvc_ignores_what_python_and_a_killed_stage_leave_behind() -> None:
 def test_the_report_runs_again_when_any_parameter_changes() -> None:
     # It prints them all, which the test above cannot see.
     assert set(PIPELINE["stages"]["report"]["params"]) == set(Config.model_fields)
+
+
+@pytest.mark.parametrize("section", [name for name, kind in Config.blocks().items() if kind.blocks()])
+def test_a_block_belongs_to_one_choice_of_its_section(section: str) -> None:
+    """A block is found by the name of a choice, so no two fields of a section may have a choice of that name."""
+    kind = Config.blocks()[section]
+    options = [each["enum"] for each in kind.model_json_schema()["properties"].values() if "enum" in each]
+    owners = {block: sum(block in names for names in options) for block in kind.blocks()}
+    assert {block: count for block, count in owners.items() if count > 1} == {}
+    assert 1 in owners.values() or section == "download"

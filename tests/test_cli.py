@@ -209,7 +209,7 @@ def test_bad_parameters_stop_every_command_with_one_message(
     assert reparam(command) == (
         1,
         f"error: {project.params}: 2 problems\n"
-        "  train.epochs: wanted a valid integer, found 'many'\n"
+        "  train.epochs: wanted a whole number, found 'many'\n"
         "  report.title: missing; wanted null or text\n",
     )
     assert files(project.root) == before
@@ -430,7 +430,7 @@ def test_an_interrupted_training_leaves_everything_as_it_was(
     def interrupt(*given: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "fit", interrupt)
+    monkeypatch.setattr(train, "train", interrupt)
     before = files(finished.root)
     assert reparam("train")[0] == 130  # 128 + SIGINT, as shells have it
     assert files(finished.root) == before

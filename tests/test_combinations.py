@@ -27,7 +27,7 @@ from reparam.models.networks import NETWORKS
 from reparam.models.priors import PRIORS, Standard
 from reparam.models.quantized import Quantized
 from reparam.objectives import OBJECTIVES
-from reparam.train.checks import check_fit, check_parts
+from reparam.train.checks import check_objective, check_parts
 from reparam.train.loss import Loss
 from reparam.train.trainer import Trainer
 
@@ -76,10 +76,10 @@ def test_every_combination_trains_or_is_refused(kind: str, likelihood: str, obje
     model = build_model(config, IMAGES.shape[1:])
     if (kind, objective) in REFUSED:
         with pytest.raises(ParamsError, match=rf"^params\.yaml: model\.kind: .*'{objective}', found '{config.kind}'$"):
-            check_fit(model, config, wanted)
+            check_objective(model, config, wanted)
         return
 
-    check_fit(model, config, wanted)
+    check_objective(model, config, wanted)
     train_two_steps(model, wanted)
 
 
@@ -123,9 +123,9 @@ def test_every_prior_is_learned_or_refused(kind: str, prior: str, objective: str
     if objective in NEEDS_INDEPENDENT_LATENTS and not model.prior.is_independent:
         message = rf"^params\.yaml: model\.prior: wanted 'standard' with .* '{objective}', found '{prior}'$"
         with pytest.raises(ParamsError, match=message):
-            check_fit(model, config, wanted)
+            check_objective(model, config, wanted)
         return
-    check_fit(model, config, wanted)
+    check_objective(model, config, wanted)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     train_two_steps(model, wanted)
     for name, weight in model.named_parameters():
@@ -137,10 +137,10 @@ def test_what_a_learned_prior_cannot_have_is_refused() -> None:
         config = model_config(prior=prior)
         model = build_model(config, IMAGES.shape[1:])
         with pytest.raises(ParamsError, match=rf"^params\.yaml: objective\.free_bits: .*'{prior}'.* found 0\.5$"):
-            check_fit(model, config, objective_config(free_bits=0.5))
+            check_objective(model, config, objective_config(free_bits=0.5))
     config = model_config(prior="vamp", norm="batch")
     with pytest.raises(ParamsError, match=r"^params\.yaml: model\.mlp\.norm: wanted 'none' or 'layer' with .*'vamp'"):
-        check_fit(build_model(config, IMAGES.shape[1:]), config, objective_config())
+        check_objective(build_model(config, IMAGES.shape[1:]), config, objective_config())
     whole, facts = small_config(model=model_config(prior="vamp")), image_facts("dynamic")
     model = build_model(whole.model, IMAGES.shape[1:])
     check_parts(model, whole, facts, images=100)
@@ -165,7 +165,7 @@ def test_a_refusal_names_every_kind_that_the_objective_goes_with(monkeypatch: py
     for objective, wanted in (("elbo", "'vae' or 'hierarchical' or 'pyramid'"), ("beta_tc", "'vae'")):
         config = model_config(kind="autoencoder")
         with pytest.raises(ParamsError, match=rf"^params\.yaml: model\.kind: wanted {wanted} with objective"):
-            check_fit(build_model(config, IMAGES.shape[1:]), config, objective_config(name=objective))
+            check_objective(build_model(config, IMAGES.shape[1:]), config, objective_config(name=objective))
 
 
 def test_a_refusal_names_every_prior_that_would_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +177,7 @@ def test_a_refusal_names_every_prior_that_would_do(monkeypatch: pytest.MonkeyPat
     with pytest.raises(
         ParamsError, match=r"^params\.yaml: model\.prior: wanted 'standard' or 'shifted' with objective"
     ):
-        check_fit(build_model(config, IMAGES.shape[1:]), config, objective_config(name="beta_tc"))
+        check_objective(build_model(config, IMAGES.shape[1:]), config, objective_config(name="beta_tc"))
     with pytest.raises(ParamsError, match=r"^params\.yaml: model\.prior: wanted 'standard' with model\.kind 'fsq'"):
         build_model(model_config(**KINDS["fsq"] | SIZES | {"prior": "mixture"}), IMAGES.shape[1:])
 

@@ -16,7 +16,7 @@ from reparam.models.likelihoods import Gaussian
 from reparam.models.priors import StandardNormal
 from reparam.models.vae import VAE
 from reparam.objectives import OBJECTIVES, Setting, Terms, corrupt, maximum_mean_discrepancy, squared_jacobian_norm
-from reparam.train.checks import check_fit
+from reparam.train.checks import check_objective
 
 OBJECTIVE = small_section("objective")
 MODEL = small_section("model")
@@ -128,9 +128,9 @@ def test_the_contractive_penalty_can_be_scored_without_gradients(network: str) -
 def test_the_contractive_penalty_is_refused_where_an_image_s_code_depends_on_others() -> None:
     objective = small_section("objective", name="contractive")
     for norm in ("none", "layer"):
-        check_fit(build_model(settings(norm=norm), SHAPE), settings(norm=norm), objective)
+        check_objective(build_model(settings(norm=norm), SHAPE), settings(norm=norm), objective)
     with pytest.raises(ParamsError, match=r"^params\.yaml: model\.mlp\.norm: .*'contractive', found 'batch'"):
-        check_fit(build_model(settings(norm="batch"), SHAPE), settings(norm="batch"), objective)
+        check_objective(build_model(settings(norm="batch"), SHAPE), settings(norm="batch"), objective)
 
 
 def test_sparsity_l1_is_the_sum_of_magnitudes() -> None:

@@ -38,7 +38,7 @@ from reparam.paths import Paths
 from reparam.preprocess import stage as preprocess
 from reparam.runtime import random_stream
 from reparam.train import stage as train
-from reparam.train.checks import check_fit, check_parts
+from reparam.train.checks import check_objective, check_parts
 from reparam.train.loss import Loss
 from reparam.train.optimizers import rate_at
 from reparam.train.trainer import Trainer
@@ -88,7 +88,7 @@ def some_data(config: Config, images: int, batch_size: int) -> Batches:
 def some_loss(config: Config, data: Batches) -> Loss:
     torch.manual_seed(0)
     model = build_model(config.model, shape(config))
-    check_fit(model, config.model, config.objective)
+    check_objective(model, config.model, config.objective)
     shift, scale = (0.0, 1.0) if config.preprocess.scaling == "unit" else (0.5, 0.25)
     pixels = Pixels(image_facts(config.preprocess.binarization, shift, scale, channels=shape(config)[0]))
     if config.model.start_at_mean:
@@ -219,7 +219,7 @@ def test_a_command_changes_parameters_that_there_are_to_values_that_fit(name: st
         config = recipes.read(FOLDER, name, {**budget, **one, "train.seed": 3})
         assert config.train.seed == 3
         model = build_model(config.model, shape(config))
-        check_fit(model, config.model, config.objective)
+        check_objective(model, config.model, config.objective)
 
 
 # Complete files
@@ -285,7 +285,7 @@ def test_params_are_not_put_in_place_of_a_pipe(tmp_path: Path) -> None:
             "model: {mlp: {hiden: [3]}}",
             "model.mlp.hiden: unknown parameter, found [3]; did you mean 'model.mlp.hidden'?",
         ),
-        ("train: {epochs: many}", "train.epochs: wanted a valid integer, found 'many'"),
+        ("train: {epochs: many}", "train.epochs: wanted a whole number, found 'many'"),
         ("model: 3", "model: wanted a section of parameters, found 3"),
     ],
 )
@@ -762,7 +762,7 @@ def test_a_parameter_that_there_is_not_is_refused(tiny: Path) -> None:
     with pytest.raises(ParamsError) as error:
         MEASURE.main("tiny", seed=[0], set_=["train.epoch=2"], sweep="", codes=False)
     assert str(error.value) == "tiny.yaml: train.epoch: no such parameter; did you mean 'train.epochs'?"
-    with pytest.raises(ParamsError, match=r"train\.epochs: wanted a valid integer, .*found 'two'"):
+    with pytest.raises(ParamsError, match=r"train\.epochs: wanted a whole number, .*found 'two'"):
         MEASURE.main("tiny", seed=[0], set_=["train.epochs=two"], sweep="", codes=False)
     assert not (tiny / "results").exists()
 

@@ -23,7 +23,7 @@ from reparam.models.build import build_model
 from reparam.objectives import OBJECTIVES, Terms
 from reparam.train.checkpoint import Checkpoints
 from reparam.train.keeper import Keeper
-from reparam.train.loop import Data, fit
+from reparam.train.loop import Data, train
 from reparam.train.loss import Loss
 from reparam.train.record import Record
 from reparam.train.rollback import Rollback
@@ -171,7 +171,7 @@ class Training:
     def fit(self, data: Data, log: Callable[[EpochMetrics, int], None] = lambda metrics, epoch: None) -> Record:
         """Train to the end, from wherever the training is."""
         with self.keeper.stop.listening():
-            fit(self.state, data, self.trainer.config, log, self.rollback, self.keeper)
+            train(self.state, data, self.trainer.config, log, self.rollback, self.keeper)
         return self.record
 
 

@@ -187,7 +187,7 @@ def main() -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    """Show a mistake of the user, and end; of several processes, the one that started them shows it, once."""
+    """Show a mistake of the user, and end. If several processes run, the process that started them shows it once."""
     if not launch.record(message, is_mistake=True):
         print(f"error: {message}", file=sys.stderr)
     sys.exit(1)
@@ -229,9 +229,9 @@ def _stage(name: str) -> "Iterator[tuple[Config, Paths, Tracker]]":
 
 
 def _begin() -> None:
-    """From now on, search for garbage, and let a request to end close the MLflow run and remove half-written files.
+    """Turn the garbage collector on, and let a request to end close the MLflow run and remove half-written files.
 
-    Earlier there is nothing to close, and libraries that are being imported could swallow the exception.
+    Before this, there is nothing to close, and libraries that are being imported could swallow the exception.
     """
     gc.freeze()  # imported objects stay: the garbage collector need not visit them
     gc.enable()

@@ -254,7 +254,9 @@ def _kl(draw: Draw, config: ObjectiveConfig, setting: Setting) -> Tensor:
     if not config.free_bits:
         return (draw.log_qz - draw.log_pz if is_sampled else draw.kl).mean(0)
     each = [layer.sampled_kl if is_sampled else layer.kl for layer in draw.layers]
-    dimensions = torch.cat([kl for kl in each if kl is not None], -1)  # all of them: `check_fit` refuses other priors
+    dimensions = torch.cat(
+        [kl for kl in each if kl is not None], -1
+    )  # all of them: `check_objective` refuses other priors
     whole = setting.gather(dimensions.movedim(1, 0)).movedim(0, 1)  # (K, B, D)
     free = whole.mean((0, 1)).clamp_min(config.free_bits)  # (D,)
     return free.sum().expand(draw.kl.shape[1])

@@ -128,24 +128,24 @@ def test_a_card_that_is_missing_names_the_stage_that_writes_it(card: Card, tmp_p
 @pytest.mark.parametrize(
     ("name", "path", "value", "problem"),
     [
-        ("data", ("shape", 1), 0, "shape.1: wanted greater than or equal to 1, found 0"),
-        ("data", ("shape", 1), 2**31, "shape.1: wanted less than or equal to 65536, found 2147483648"),
+        ("data", ("shape", 1), 0, "shape.1: wanted at least 1, found 0"),
+        ("data", ("shape", 1), 2**31, "shape.1: wanted at most 65536, found 2147483648"),
         ("data", ("shape",), [3, 65536, 65536], "shape: wanted at most 100,000,000 numbers in an image, found [3, 655"),
         ("data", ("shape",), [1, 8], "shape.2: missing"),
-        ("data", ("scaling", "scale"), [0.0], "scaling.scale.0: wanted greater than 0, found 0.0"),
+        ("data", ("scaling", "scale"), [0.0], "scaling.scale.0: wanted above 0, found 0.0"),
         ("data", ("train_mean",), [float("nan")], "train_mean.0: wanted a finite number, found nan"),
-        ("data", ("splits", "test", "count"), -1, "splits.test.count: wanted greater than or equal to 0, found -1"),
-        ("data", ("splits", "test", "count"), 5.5, "splits.test.count: wanted a valid integer, found 5.5"),
+        ("data", ("splits", "test", "count"), -1, "splits.test.count: wanted at least 0, found -1"),
+        ("data", ("splits", "test", "count"), 5.5, "splits.test.count: wanted a whole number, found 5.5"),
         ("data", ("splits", "test", "images_sha256"), "ab", "splits.test.images_sha256: wanted text of the form"),
         ("model", ("objective", "name"), "magic", "objective.name: wanted one of 'reconstruction', "),
         ("model", ("lineage", "data"), "../data", "lineage.data: wanted text of the form"),
-        ("model", ("latent_size",), True, "latent_size: wanted a valid integer, found True"),
-        ("evaluation", ("images",), 0, "images: wanted greater than 0, found 0"),
+        ("model", ("latent_size",), True, "latent_size: wanted a whole number, found True"),
+        ("evaluation", ("images",), 0, "images: wanted above 0, found 0"),
         ("evaluation", ("images",), 10**30, "images: wanted at most 1,000,000,000, found 10000000000000000"),
         ("evaluation", ("tiles", "range"), float("inf"), "tiles.range: wanted a finite number, found inf"),
         ("evaluation metrics", ("elbo",), float("-inf"), "elbo: wanted a number, found -inf"),
         ("evaluation metrics", ("elbo",), 10**400, "elbo: wanted a number, found 1000000000"),
-        ("export", ("files", "decoder.onnx", "bytes"), 2**60, "files.decoder.onnx.bytes: wanted less than 90071992547"),
+        ("export", ("files", "decoder.onnx", "bytes"), 2**60, "files.decoder.onnx.bytes: wanted below 90071992547"),
         ("evaluation metrics", ("elbo",), "high", "elbo: wanted a number, found 'high'"),
         ("evaluation metrics", ("elbo",), True, "elbo: wanted a number, found True"),
         ("evaluation metrics", ("weights",), "short", "weights: wanted text of the form ^[0-9a-f]{12}$, found 'short'"),
@@ -204,7 +204,7 @@ def test_a_file_that_is_not_the_one_on_the_card_is_described_by_size_and_checksu
 
 def test_a_long_value_is_cut_in_the_message(tmp_path: Path) -> None:
     message = damaged(CARDS["data"], tmp_path / "card.json", lambda values: values.update(source=["x" * 5000]))
-    assert message.startswith("source: wanted a valid string, found ['xxx")
+    assert message.startswith("source: wanted text, found ['xxx")
     assert len(message) < LONGEST + 60
 
 

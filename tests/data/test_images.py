@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms import functional
 
 from reparam.data import images
-from reparam.data.images import FORMATS, UnreadableImageError, decode, fit, fit_arrays
+from reparam.data.images import FORMATS, UnreadableImageError, convert_arrays, decode, to_square
 
 RANDOM = np.random.default_rng(0)
 COLOURS = RANDOM.integers(0, 256, (23, 31, 3), dtype=np.uint8)
@@ -515,11 +515,11 @@ def test_worker_processes_load_no_torch() -> None:
         (1, 1, 4),
     ],
 )
-def test_fit_is_torchvisions_resize_and_centre_crop(mode: str, width: int, height: int, size: int) -> None:
+def test_a_square_is_torchvisions_resize_and_centre_crop(mode: str, width: int, height: int, size: int) -> None:
     image = Image.fromarray(RANDOM.integers(0, 256, (height, width, 3), dtype=np.uint8)).convert(mode)
     resized = functional.resize(image, [size], functional.InterpolationMode.BILINEAR, antialias=True)
     wanted = functional.pil_to_tensor(functional.center_crop(resized, [size]))
-    found = fit(image, size)
+    found = to_square(image, size)
     assert (found.dtype, found.shape) == (np.uint8, (len(mode), size, size))
     assert found.flags.c_contiguous
     assert found.flags.writeable
@@ -528,19 +528,19 @@ def test_fit_is_torchvisions_resize_and_centre_crop(mode: str, width: int, heigh
 
 def test_an_image_that_fits_is_not_changed() -> None:
     pixels = RANDOM.integers(0, 256, (3, 17, 17), dtype=np.uint8)
-    np.testing.assert_array_equal(fit(Image.fromarray(pixels.transpose(1, 2, 0)), 17), pixels)
-    np.testing.assert_array_equal(fit(Image.fromarray(pixels[0]), 17), pixels[:1])
+    np.testing.assert_array_equal(to_square(Image.fromarray(pixels.transpose(1, 2, 0)), 17), pixels)
+    np.testing.assert_array_equal(to_square(Image.fromarray(pixels[0]), 17), pixels[:1])
 
 
-def test_fit_cuts_out_the_middle() -> None:
+def test_a_square_is_cut_out_of_the_middle() -> None:
     strip = np.arange(50, dtype=np.uint8)[None].repeat(10, 0)
-    assert fit(Image.fromarray(strip), 10).tolist() == [[list(range(20, 30))] * 10]
-    assert fit(Image.fromarray(strip.T), 10).tolist() == [[[value] * 10 for value in range(20, 30)]]
+    assert to_square(Image.fromarray(strip), 10).tolist() == [[list(range(20, 30))] * 10]
+    assert to_square(Image.fromarray(strip.T), 10).tolist() == [[[value] * 10 for value in range(20, 30)]]
 
 
 def test_fine_stripes_become_grey_rather_than_aliases() -> None:
     stripes = np.tile(np.array([0, 255], np.uint8), (64, 32))
-    np.testing.assert_allclose(fit(Image.fromarray(stripes), 8), 127.5, atol=5)
+    np.testing.assert_allclose(to_square(Image.fromarray(stripes), 8), 127.5, atol=5)
 
 
 @pytest.mark.parametrize("length", [1000, 60_000])
@@ -557,7 +557,7 @@ def test_the_middle_of_a_thin_strip_is_found_without_enlarging_it_whole(
     strip = np.zeros((1, length), np.uint8)
     strip[0, length // 2 - 8 : length // 2 + 8] = 200
     for pixels in (strip, strip.T):
-        found = fit(Image.fromarray(pixels), 256)
+        found = to_square(Image.fromarray(pixels), 256)
         assert found.shape == (1, 256, 256)
         assert set(found.ravel().tolist()) == {200}
     assert sizes == [(2048, 256), (256, 2048)]
@@ -565,20 +565,20 @@ def test_the_middle_of_a_thin_strip_is_found_without_enlarging_it_whole(
 
 def test_arrays_that_fit_are_returned_as_they_are(tmp_path: Path) -> None:
     grids = np.zeros((5, 3, 8, 8), np.uint8)
-    assert fit_arrays(grids, 8, 3) is grids
-    assert fit_arrays(grids, None, 3) is grids
+    assert convert_arrays(grids, 8, 3) is grids
+    assert convert_arrays(grids, None, 3) is grids
     oblong = np.zeros((5, 1, 4, 8), np.uint8)
-    assert fit_arrays(oblong, None, 1) is oblong
+    assert convert_arrays(oblong, None, 1) is oblong
 
 
 def test_grey_arrays_become_rgb_by_repetition() -> None:
     grids = RANDOM.integers(0, 256, (4, 1, 5, 7), dtype=np.uint8)
-    np.testing.assert_array_equal(fit_arrays(grids, None, 3), grids.repeat(3, 1))
+    np.testing.assert_array_equal(convert_arrays(grids, None, 3), grids.repeat(3, 1))
 
 
 def test_rgb_arrays_become_grey_by_luma() -> None:
     grids = RANDOM.integers(0, 256, (4, 3, 5, 7), dtype=np.uint8)
-    np.testing.assert_array_equal(fit_arrays(grids, None, 1), luma(grids.transpose(0, 2, 3, 1))[:, None])
+    np.testing.assert_array_equal(convert_arrays(grids, None, 1), luma(grids.transpose(0, 2, 3, 1))[:, None])
 
 
 @pytest.mark.parametrize("size", [None, 8, 20, 28])
@@ -588,15 +588,15 @@ def test_arrays_fare_like_the_same_images_in_files(
     tmp_path: Path, size: int | None, before: int, channels: int, shape: tuple[int, int]
 ) -> None:
     grids = RANDOM.integers(0, 256, (3, before, *shape), dtype=np.uint8)
-    found = fit_arrays(grids, size, channels)
+    found = convert_arrays(grids, size, channels)
     assert found.dtype == np.uint8
     for number, pixels in enumerate(grids):
         path = tmp_path / f"{number}.png"
         Image.fromarray(pixels[0] if before == 1 else pixels.transpose(1, 2, 0)).save(path)
         image = decode(path, channels)
-        wanted = np.atleast_3d(image).transpose(2, 0, 1) if size is None else fit(image, size)
+        wanted = np.atleast_3d(image).transpose(2, 0, 1) if size is None else to_square(image, size)
         np.testing.assert_array_equal(found[number], wanted)
 
 
 def test_no_arrays_are_no_arrays() -> None:
-    assert fit_arrays(np.zeros((0, 3, 9, 9), np.uint8), 4, 1).shape == (0, 1, 4, 4)
+    assert convert_arrays(np.zeros((0, 3, 9, 9), np.uint8), 4, 1).shape == (0, 1, 4, 4)

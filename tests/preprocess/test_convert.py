@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from reparam.config import PreprocessConfig
-from reparam.data.images import Pixels, fit, fit_arrays
+from reparam.data.images import Pixels, convert_arrays, to_square
 from reparam.data.sources.folder import ImageFiles
 from reparam.data.sources.raw import ImageArrays
 from reparam.errors import UserError
@@ -108,7 +108,7 @@ def test_arrays_are_resized_to_a_square(chunk: int, store: Path, monkeypatch: py
     convert(arrays(images), chosen, shape, store)
     found = np.load(store)
     assert (found.dtype, found.shape) == (np.uint8, (4, 3, 4, 4))
-    np.testing.assert_array_equal(found, fit_arrays(images[chosen], 4, 3))
+    np.testing.assert_array_equal(found, convert_arrays(images[chosen], 4, 3))
 
 
 def test_grey_arrays_become_colour_and_colour_arrays_grey(store: Path) -> None:
@@ -171,7 +171,7 @@ def test_files_of_mixed_sizes_and_modes_become_squares_of_one(tmp_path: Path, st
     assert (found.dtype, found.shape) == (np.uint8, (4, 3, 4, 4))
     for name, pixels in zip(pictures, found, strict=True):
         with Image.open(tmp_path / name) as image:
-            np.testing.assert_array_equal(pixels, fit(image.convert("RGB"), 4))
+            np.testing.assert_array_equal(pixels, to_square(image.convert("RGB"), 4))
 
 
 @pytest.mark.usefixtures("in_process")

@@ -51,7 +51,7 @@ def test_all_mistakes_are_listed_with_their_paths(project: Paths) -> None:
         },
     ) == [
         "parameters.train.learning_rat: no such parameter; did you mean 'train.learning_rate'?",
-        "parameters.model.latent: wanted a valid integer, found 0.5",
+        "parameters.model.latent: wanted a whole number, found 0.5",
         "parameters.train.learning_rate: wanted low at most high, found 0.1 and 0.01",
         "parameters.train.epochs: wanted a list of choices, or low and high (with log or step), found 'many'",
         "parameters.objective.beta: log: wanted low above 0 and no step",
@@ -64,7 +64,7 @@ def test_fixed_values_are_checked_as_well(project: Paths) -> None:
     assert problems(project, fixed={LATENT: 2, "train.epoch": 2, "train.seed": -1}) == [
         "fixed.model.latent: is also among `parameters`; remove one of them",
         "fixed.train.epoch: no such parameter; did you mean 'train.epochs'?",
-        "fixed.train.seed: wanted greater than or equal to 0, found -1",
+        "fixed.train.seed: wanted at least 0, found -1",
     ]
 
 

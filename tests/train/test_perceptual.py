@@ -20,7 +20,7 @@ from reparam.errors import ParamsError
 from reparam.models.build import build_model
 from reparam.objectives import OBJECTIVES
 from reparam.train.build import build_trainer
-from reparam.train.checks import check_fit
+from reparam.train.checks import check_objective
 from reparam.train.loss import Loss
 from reparam.train.perceptual import Perceptual
 from reparam.train.trainer import Trainer
@@ -187,9 +187,9 @@ def test_objectives_whose_gradient_is_not_that_of_their_loss_refuse_it(objective
     wanted = objective_config(name=objective, perceptual={"weight": 1.0})
     if OBJECTIVES[objective].has_own_gradient:
         with pytest.raises(ParamsError, match=rf"perceptual\.weight: wanted 0\.0 with .* '{objective}', .* found 1\.0"):
-            check_fit(build_model(model, SHAPE), model, wanted)
+            check_objective(build_model(model, SHAPE), model, wanted)
     else:
-        check_fit(build_model(model, SHAPE), model, wanted)
+        check_objective(build_model(model, SHAPE), model, wanted)
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(

@@ -28,7 +28,7 @@ class TrainedParams(Card):
 
     @property
     def hash(self) -> str:
-        """Identify them by their values."""
+        """Return the SHA-256 of the values, which identifies these parameters."""
         return params_hash(TrainedParams.of(self).model_dump(mode="json"))
 
 
@@ -43,7 +43,7 @@ class TrainingLineage(Card):
 
     @property
     def weights(self) -> str:
-        """Distinguish models where people read it."""
+        """Return the short hash that people tell models apart by."""
         return self.weights_sha256[:SHORT]
 
 

@@ -84,7 +84,7 @@ class Client:
         self.batch = batch or max(1, NUMBERS // math.prod(self.image_shape))
 
     def __reduce__(self) -> tuple[type["Client"], tuple[Any, ...]]:
-        """Pickle how it was opened, not what."""
+        """Pickle the arguments that the model was opened with, not the open graphs."""
         return Client, self._arguments
 
     @property

@@ -177,7 +177,7 @@ def dvc(paths: Paths) -> Iterator[Finding]:
 
 
 def _reach(repo: Any, name: str) -> None:
-    """Ask a remote for something that need not be there."""
+    """Ask a remote whether a file exists; any answer will do."""
     remote = repo.cloud.get_remote(name)
     remote.fs.exists(remote.fs.join(remote.path, "files"))
 

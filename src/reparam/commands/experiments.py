@@ -53,7 +53,7 @@ def run(paths: Paths, sort: str = "", *, all_commits: bool = False) -> None:
     ]
     width = Console().width if sys.stdout.isatty() else COLUMNS
     console = Console(highlight=False, width=width)
-    columns, left_out = _fit([*_params(ordered), *_metrics(ordered, barred)], ordered, width)
+    columns, left_out = _shown([*_params(ordered), *_metrics(ordered, barred)], ordered, width)
     if left_out:
         notes.append(
             f"{', '.join(left_out)}: not shown, because the line is full; `reparam compare A B` shows all that differ"
@@ -150,7 +150,7 @@ def _metrics(experiments: Sequence[Experiment], barred: Mapping[str, set[str]]) 
             yield Column(name, f"{METRICS[name].title} ", cells, is_metric=True)
 
 
-def _fit(columns: Sequence[Column], experiments: Sequence[Experiment], width: int) -> tuple[list[Column], list[str]]:
+def _shown(columns: Sequence[Column], experiments: Sequence[Experiment], width: int) -> tuple[list[Column], list[str]]:
     """Leave out the last parameters where a line would be too long."""
     shown, left_out = list(columns), list[str]()
     names = max(len(one.name) for one in experiments)

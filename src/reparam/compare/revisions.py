@@ -115,7 +115,7 @@ class Files:
             raise UserError(f"{name} ({origin}): wanted an experiment, found none of its files; {self.hint}")
         if self.missing:
             self.notes.append(f"not found: {', '.join(self.missing)}; {self.hint}")
-        if stale := _stale(params, card, exported):
+        if stale := _stale(params, model, card, exported):
             self.notes.append(
                 f"{paths.relative(paths.params)} was changed after {' and '.join(stale)}: the parameters are not those "
                 "of the results; run `dvc repro`"
@@ -173,14 +173,17 @@ def _read_losses(content: bytes) -> tuple[str, dict[int, float]]:
     return split, {int(row["epoch"]): row[f"{split}_loss"] for row in rows}
 
 
-def _stale(params: Mapping[str, Any], card: EvaluationCard | None, exported: ExportCard | None) -> list[str]:
+def _stale(
+    params: Mapping[str, Any], model: ModelCard | None, card: EvaluationCard | None, exported: ExportCard | None
+) -> list[str]:
     """List the stages that certainly ran with other parameters."""
+    trained = {model.hash if model else None, card.lineage.params_sha256 if card else None} - {None}
     try:
         config = Config.model_validate(params)
     except ValidationError:  # of an older or newer version of the project
         return []
     is_done_with_these = {
-        "training": card is None or card.lineage.params_sha256 == TrainedParams.of(config).hash,
+        "training": trained <= {TrainedParams.of(config).hash},
         "evaluation": card is None or card.settings == config.evaluate,
         "export": exported is None or exported.is_with(config.export),
     }

@@ -150,6 +150,24 @@ TYPES = {
 }
 BOUNDS = {"exclusiveMinimum": "above", "minimum": "at least", "exclusiveMaximum": "below", "maximum": "at most"}
 
+WANTED = {  # by pydantic's name of a mistake, with its names of limits
+    "model_type": "named values",
+    "dict_type": "named values",
+    "tuple_type": "a list",
+    "too_short": "at least {min_length} items",
+    "too_long": "at most {max_length} items",
+    "string_pattern_mismatch": "text of the form {pattern}",
+    "int_type": TYPES["integer"],
+    "int_from_float": TYPES["integer"],
+    "float_type": TYPES["number"],
+    "bool_type": TYPES["boolean"],
+    "string_type": TYPES["string"],
+    "greater_than": "above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "below {lt}",
+    "less_than_equal": "at most {le}",
+}
+
 
 def describe_type(schema: Mapping[str, Any]) -> str:
     """Describe the values that a parameter can have, given its JSON schema."""
@@ -184,16 +202,9 @@ def describe_problem(problem: Any) -> str:
             return f"{where}unknown, found {found}"
         case "json_invalid":
             return f"not valid JSON ({context['error']})"
-        case "model_type" | "dict_type":
-            wanted = "named values"
-        case "tuple_type":
-            wanted = "a list"
-        case "too_short":
-            wanted = f"at least {context['min_length']} items"
-        case "too_long":
-            wanted = f"at most {context['max_length']} items"
-        case "string_pattern_mismatch":
-            wanted = f"text of the form {context['pattern']}"
+        case kind if kind in WANTED:
+            limits = {name: f"{value:g}" if isinstance(value, float) else value for name, value in context.items()}
+            wanted = WANTED[kind].format(**limits)
         case _:
             wanted = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     return f"{where}wanted {wanted}, found {found}"

@@ -1,6 +1,6 @@
 """Image files and arrays of images to one format: 8 bits, grey or RGB, square.
 
-Of Pillow and numpy alone, so that worker processes start quickly.
+It imports Pillow and numpy alone, so that worker processes start quickly.
 """
 
 import struct
@@ -29,7 +29,9 @@ UPRIGHT = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
-LONGEST = 8  # times the shorter side: `fit` resizes only so much of a strip, because the square comes from its middle
+LONGEST = (
+    8  # times the shorter side: `to_square` resizes only so much of a strip, because the square comes from its middle
+)
 # Pillow 13 raised the first five for 120,000 files damaged at random; its issues report the others.
 DAMAGE = (
     OSError,
@@ -80,7 +82,7 @@ def decode(path: Path, channels: int) -> Image.Image:
         raise UnreadableImageError(path, getattr(error, "strerror", None) or str(error)) from error
 
 
-def fit(image: Image.Image, size: int) -> Pixels:
+def to_square(image: Image.Image, size: int) -> Pixels:
     """Resize the shorter side to `size`, bilinear and antialiased, and cut out the square in the middle.
 
     Shapes: -> (C, size, size).
@@ -95,8 +97,8 @@ def fit(image: Image.Image, size: int) -> Pixels:
     return _to_array(_crop(image.resize((width, height), Image.Resampling.BILINEAR), size, size))
 
 
-def fit_arrays(images: Pixels, size: int | None, channels: int) -> Pixels:
-    """Convert arrays as `decode` and `fit` convert files; images that already fit are returned unchanged.
+def convert_arrays(images: Pixels, size: int | None, channels: int) -> Pixels:
+    """Convert arrays as `decode` and `to_square` convert files; images that already fit are returned unchanged.
 
     Shapes: (N, 1 or 3, H, W) -> (N, channels, size, size), or (N, channels, H, W) without a size.
     """
@@ -108,7 +110,7 @@ def fit_arrays(images: Pixels, size: int | None, channels: int) -> Pixels:
     fitted = np.empty(shape, np.uint8)
     for row, pixels in enumerate(images):
         image = _convert(Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)), mode)
-        fitted[row] = _to_array(image) if size is None else fit(image, size)
+        fitted[row] = _to_array(image) if size is None else to_square(image, size)
     return fitted
 
 

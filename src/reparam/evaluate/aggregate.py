@@ -101,7 +101,7 @@ def _log_mixtures(z: Tensor, mean: Tensor, log_variance: Tensor, total: int) -> 
 def _log_average(log_q: Tensor, start: int, total: int) -> Tensor:
     """Average over posteriors, in place, where row b belongs to image start + b. Shapes: (b, M) -> (b,)."""
     count = log_q.shape[1]
-    # Own posterior 1 / N, each of the others (N - 1) / (M - 1) / N: all the same when M = N.
+    # The own posterior has weight 1 / N, each other one (N - 1) / (M - 1) / N; all weights are equal if M = N.
     excess = math.log((total - 1) / (count - 1)) if count < total else 0.0
     log_q.diagonal(offset=start).sub_(excess)
     return log_q.logsumexp(1) + excess - math.log(total)

@@ -14,7 +14,7 @@ CONSTANTS = (0.01**2, 0.03**2)
 
 @torch.no_grad()
 def fidelity(subject: Subject) -> dict[str, Tensor]:
-    """Compare images with what their posterior means are decoded to: of each, the metrics that there are at its size.
+    """Compare images with the images that their posterior means are decoded to; SSIM needs images of WINDOW pixels.
 
     Shapes: (N,) each.
     """

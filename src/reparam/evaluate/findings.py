@@ -6,7 +6,7 @@ from torch import Tensor
 
 from reparam.cards.evaluation import Details
 from reparam.cards.model import require_finite
-from reparam.metrics import ERROR
+from reparam.metrics import ERROR, describe
 from reparam.models.draw import standard_error
 
 
@@ -30,6 +30,7 @@ class Findings:
 
         Raises: NonFiniteError.
         """
+        assert describe(name), f"{name}: no metric of this name in metrics.py, so no page would show it"
         numbers = {name: value} | ({} if error is None else {f"{name}{ERROR}": error})
         require_finite(numbers)
         self.metrics |= {key: round(number, 4) for key, number in numbers.items()}

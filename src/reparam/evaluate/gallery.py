@@ -215,6 +215,6 @@ def _walked(subject: Subject) -> list[int]:
 
 
 def _middle(points: npt.NDArray[np.floating], rows: Rows) -> int:
-    """Return the one of these rows that is nearest to their median. Shapes: (N, 2), (n,)."""
+    """Return the row whose point is nearest to the median of these rows. Shapes: (N, 2), (n,)."""
     distances = np.square(points[rows] - np.median(points[rows], 0)).sum(1)
     return int(rows[distances.argmin()])

@@ -53,6 +53,7 @@ FEWEST = 30  # images that scores of disentanglement need
 FEW = 10  # effective samples: the estimate of a logarithm is then off by some 0.05 nats
 SATURATED = 0.9  # share of log N, its maximum, beyond which mutual information is not to be trusted
 LOW_COVERAGE = 0.5  # share of the coverage of equally many real images; good models of the recipes reach 0.7 to 0.95
+LOW_RECALL = 0.01  # share of the recall of equally many real images; 0 if all generated images are the same
 
 
 def measure(subject: Subject, outliers: Split | None, world: World = ALONE) -> Findings:
@@ -247,6 +248,11 @@ def _generated(subject: Subject, findings: Findings) -> None:
         findings.warn(
             f"generated images come near only {found['pca_coverage']:.0%} of the real ones (pca_coverage): they vary "
             "too little, or look unlike them; pca_precision and pca_density may be high all the same"
+        )
+    elif found["pca_recall"] < LOW_RECALL * floor["pca_recall"]:
+        findings.warn(
+            f"hardly a real image lies among generated ones (pca_recall {found['pca_recall']:.3f}, of training images "
+            f"{floor['pca_recall']:.3f}): they vary too little; pca_precision and pca_density may be high all the same"
         )
 
 

@@ -26,7 +26,7 @@ def auroc(inside: Tensor, outside: Tensor) -> tuple[float, float]:
     not_above = torch.searchsorted(ordered, outside.double(), right=True)
     pairs = len(inside) * len(outside)
     area = (below.sum() + not_above.sum()).item() / (2 * pairs)
-    # That two from outside score above one from inside, and one from outside above two from inside.
+    # The probability that two from outside score above one from inside, and that one scores above two from inside.
     two_outside, two_inside = area / (2 - area), 2 * area**2 / (1 + area)
     variance = area * (1 - area)
     variance += (len(outside) - 1) * (two_outside - area**2) + (len(inside) - 1) * (two_inside - area**2)

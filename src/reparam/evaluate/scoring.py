@@ -87,7 +87,7 @@ def score(
 
 
 def _scores(found: _OfImages, sizes: tuple[int, ...]) -> Scores:
-    """Reduce over images what is of dimensions. `sizes` are D of each layer of latents."""
+    """Average the numbers of dimensions over images. `sizes` are D of each layer of latents."""
     # The population variance, as an activity statistic of this very split, and 0 for a single image.
     variance = (found.expected.var(0, correction=0) - found.noise.mean(0)).clamp_min(0)
     layer_kl = torch.stack([part.sum(1) for part in torch.split(found.latent_kl, list(sizes), dim=1)], 1)
@@ -108,7 +108,7 @@ def _scores(found: _OfImages, sizes: tuple[int, ...]) -> Scores:
 
 
 def dealt(data: View, numbers: Sequence[int], purpose: str, config: EvaluateConfig) -> Iterator[Seen]:
-    """Yield the batches with these numbers; what is drawn for one is the same, whichever process does it."""
+    """Yield the batches with these numbers, each with a random stream that depends on its number alone."""
     wanted = set(numbers)
     for number, batch in enumerate(data.seen(config.seed)):  # all of them, because pixels are drawn in order
         if number in wanted:

@@ -139,7 +139,7 @@ class Subject:
 
     @cached_property
     def frame(self) -> walks.Frame:
-        """The middle and the width of the latents: those of the prior, or without a prior those of the codes."""
+        """The middle and the width of the latents: those of the prior, or of the codes if they have no posterior."""
         if self.is_code:
             middle, scale = self.means.mean(0), self.means.std(0, correction=0)
             return walks.Frame(middle, scale, "standard deviations of the code", "at their mean")

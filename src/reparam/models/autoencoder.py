@@ -1,4 +1,4 @@
-"""The autoencoder: a deterministic code, no prior."""
+"""The autoencoder: a deterministic code, no posterior."""
 
 from dataclasses import replace
 

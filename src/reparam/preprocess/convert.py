@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from reparam.config import PreprocessConfig
-from reparam.data.images import UnreadableImageError, decode, fit, fit_arrays
+from reparam.data.images import UnreadableImageError, convert_arrays, decode, to_square
 from reparam.data.sources.folder import ImageFiles
 from reparam.data.sources.raw import ImageArrays, Pixels
 from reparam.errors import UserError
@@ -110,7 +110,7 @@ def _copy_arrays(collection: ImageArrays, rows: Rows, shape: Shape, path: Path) 
     target = np.load(path, mmap_mode="r+")
     for start in range(0, len(rows), ARRAY_CHUNK):
         chosen = collection.images[rows[start : start + ARRAY_CHUNK]]
-        target[start : start + ARRAY_CHUNK] = fit_arrays(chosen, shape.size, shape.channels)
+        target[start : start + ARRAY_CHUNK] = convert_arrays(chosen, shape.size, shape.channels)
     target.flush()
 
 
@@ -156,7 +156,7 @@ def _decode_chunk(root: Path, shape: Shape, path: Path, job: tuple[int, list[tup
 def _decode_one(path: Path, shape: Shape) -> Pixels:
     image = decode(path, shape.channels)
     if shape.size is not None:
-        return fit(image, shape.size)
+        return to_square(image, shape.size)
     if (image.height, image.width) != (shape.height, shape.width):
         # Not "unreadable": which image came first must not decide which ones are left out.
         raise UserError(

@@ -56,7 +56,7 @@ class Guard:
             message = "wanted the header `Authorization: Bearer TOKEN`"
             return Json({"error": message}, 401, {"WWW-Authenticate": "Bearer"})
         size = headers.get("content-length", "")
-        # Of a body in chunks nobody knows the size, and if a request has both headers, the chunks count.
+        # The size of a body in chunks is not known, and if a request has both headers, the chunks count.
         if scope["method"] == "POST" and (not size.isdecimal() or "transfer-encoding" in headers):
             return Json({"error": "wanted the header Content-Length, and no Transfer-Encoding"}, 411)
         if size.isdecimal() and int(size) > self.limit:

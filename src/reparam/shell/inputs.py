@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reparam.arrays import map_array
-from reparam.data.images import MODES, UnreadableImageError, decode, fit
+from reparam.data.images import MODES, UnreadableImageError, decode, to_square
 from reparam.data.sources.folder import find_images
 from reparam.errors import DamagedInputError, UserError
 from reparam.files import refuse_special
@@ -53,7 +53,7 @@ class ImageFiles:
         except UnreadableImageError as error:
             raise DamagedInputError(str(error)) from None
         if self.resize:
-            return fit(image, height).transpose(1, 2, 0)
+            return to_square(image, height).transpose(1, 2, 0)
         if image.size != (width, height):
             raise UserError(
                 f"{self.paths[row]}: wanted {width} x {height} pixels, found {image.width} x {image.height}; --resize "

@@ -19,11 +19,11 @@ def check_parts(model: LatentModel, config: Config, data: ImageFacts, *, images:
 
     Raises: ParamsError.
     """
-    check_fit(model, config.model, config.objective)
+    check_objective(model, config.model, config.objective)
     _check_pixels(model, config.model, data)
     _check_batches(model, config, images, processes)
     _check_codebook(model, config.model, processes)
-    _check_objective(config)
+    _check_parameters(config)
 
 
 def condition_classes(config: ModelConfig, data: DataCard) -> tuple[str, ...]:
@@ -99,7 +99,7 @@ def check_monitor(loss: Loss, config: TrainConfig) -> None:
         raise ParamsError(f"params.yaml: train.monitor: wanted 'loss' with {kind}, which has no ELBO, found 'elbo'")
 
 
-def _check_objective(config: Config) -> None:
+def _check_parameters(config: Config) -> None:
     name = config.objective.name
     OBJECTIVES[name].check(config.objective, config.model)
     if OBJECTIVES[name].has_jacobian and config.train.compile:
@@ -109,7 +109,7 @@ def _check_objective(config: Config) -> None:
         )
 
 
-def check_fit(model: LatentModel, config: ModelConfig, objective: ObjectiveConfig) -> None:
+def check_objective(model: LatentModel, config: ModelConfig, objective: ObjectiveConfig) -> None:
     """Refuse a model that the objective is not defined for.
 
     Raises: ParamsError.

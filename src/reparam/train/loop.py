@@ -24,7 +24,7 @@ class Data(NamedTuple):
     validation: Batches
 
 
-def fit(
+def train(
     state: State,
     data: Data,
     config: TrainConfig,

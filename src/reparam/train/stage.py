@@ -31,7 +31,7 @@ from reparam.train.build import build_trainer
 from reparam.train.checkpoint import Checkpoints, holding
 from reparam.train.checks import condition_classes
 from reparam.train.keeper import Keeper, seconds_between_checkpoints
-from reparam.train.loop import Data, fit
+from reparam.train.loop import Data, train
 from reparam.train.record import Record
 from reparam.train.rollback import Rollback
 from reparam.train.signals import StopRequest
@@ -117,7 +117,7 @@ def _train(state: State, data: Data, config: TrainConfig, checkpoints: Checkpoin
         )
         for row in record.history:
             epoch_log.log(row, int(row["epoch"]))
-        fit(state, data, config, epoch_log, rollback, keeper)
+        train(state, data, config, epoch_log, rollback, keeper)
 
 
 def _read_batches(paths: Paths, config: Config, place: torch.device, *, is_verified: bool) -> tuple[Batches, Batches]:

@@ -89,7 +89,7 @@ class Sums:
         *totals, images = world.total(numbers).unbind()
         gathered = Sums(self.device)
         gathered.names, gathered.steps, gathered.images = self.names, self.steps, round(images.item())
-        # Every process counts the steps since the loss ceased to be finite: their mean is about the step.
+        # Every process counts the steps since the loss ceased to be finite; the mean of these counts names the step.
         gathered.totals = torch.stack([*totals[:-1], (totals[-1] / world.size).ceil()])
         return gathered
 
