@@ -1,4 +1,5 @@
 import re
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,7 +7,8 @@ import pytest
 from conftest import small_section
 from some_cards import EVALUATED, PARITY, evaluation_card, evaluation_metrics, export_metrics, hash_of, model_card
 
-from reparam.cards.card import FileFacts
+from reparam.cards.card import CARD, FileFacts
+from reparam.cards.model import ModelCard
 from reparam.commands import summary
 from reparam.errors import DamagedInputError, MissingInputError, StaleInputError
 from reparam.paths import Paths
@@ -108,7 +110,7 @@ def test_generated_images_and_the_exported_model_have_a_line_each(
 
 def test_the_summary_ends_with_parity_and_where_to_look_next(paths: Paths, capsys: pytest.CaptureFixture[str]) -> None:
     summary.show(paths)
-    assert capsys.readouterr().out.splitlines()[-3:] == [
+    assert capsys.readouterr().out.splitlines()[-4:-1] == [
         "ONNX parity   largest difference from torch 3.4e-07",
         "report        reports/index.html",
         "experiments   mlflow ui --backend-store-uri sqlite:///mlflow.db",
@@ -120,8 +122,25 @@ def test_a_scratch_copy_names_the_database_of_the_real_repository(
 ) -> None:
     shared = Path("/somewhere/else", "x" * 100)  # longer than a line
     summary.show(replace(paths, shared=shared))
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last == f"experiments   mlflow ui --backend-store-uri sqlite:///{shared}/mlflow.db"
+    line = capsys.readouterr().out.splitlines()[-2]
+    assert line == f"experiments   mlflow ui --backend-store-uri sqlite:///{shared}/mlflow.db"
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_the_summary_names_commit_and_versions_and_says_whether_this_code_trained_the_model(
+    is_same: bool, paths: Paths, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for command in ("init", "add --all", "-c user.name=a -c user.email=a@b commit --message one"):
+        subprocess.run(["git", *command.split()], cwd=paths.root, check=True, capture_output=True)
+    describe = ["git", "rev-parse", "--short=7", "HEAD"]
+    commit = subprocess.run(describe, cwd=paths.root, check=True, capture_output=True, text=True).stdout.strip()
+    trained = ModelCard.read(paths.model / CARD, "train").lineage.code_sha256
+    monkeypatch.setattr(summary, "source_hash", lambda _stage: trained if is_same else "0" * 64)
+    monkeypatch.setattr(summary, "versions", lambda: {"python": "3.13.1", "torch": "2.0", "reparam": "1.2"})
+    summary.show(paths)
+    line = capsys.readouterr().out.splitlines()[-1]
+    other = "" if is_same else "; the model was trained by other code"
+    assert line == f"code          commit {commit}, reparam 1.2, torch 2.0, python 3.13.1{other}"
 
 
 @pytest.mark.parametrize(("missing", "stage"), [("evaluation_metrics", "evaluate"), ("export_metrics", "export")])

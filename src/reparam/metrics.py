@@ -234,13 +234,13 @@ GROUPS: dict[str, dict[str, Metric]] = {
         "score_max_error": exported("Score parity", unit="nats"),
         "served_elbo": likelihood(
             "Served ELBO",
-            "ELBO when the exported encoder sees grey images of the test split instead of what training saw.",
+            "ELBO when the exported encoder sees the stored images of the test split instead of black and white draws.",
             "higher",
             split="test",
         ),
         "served_elbo_loss": likelihood(
             "Serving skew",
-            "ELBO lost because the exported encoder sees grey images.",
+            "ELBO lost because the exported encoder sees stored images instead of black and white draws.",
             "lower",
             split="test",
             is_likelihood=False,

@@ -244,6 +244,10 @@ def disk(paths: Paths) -> Iterator[Finding]:
 
 def working_copy(paths: Paths) -> Iterator[Finding]:
     """Parameters, the record of the installed package, and stages that run."""
+    if not paths.params.exists():
+        here = "`reparam init` makes a project here; or change to the folder of one"
+        yield Finding("params.yaml", "not found", here)
+        return
     try:
         load_config(paths.params)
         yield Finding("params.yaml", "valid")

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -46,14 +46,14 @@ def run(paths: Paths, sort: str = "", *, all_commits: bool = False) -> None:
     obstacles = {one.name: find_obstacles(found[0], one) if one is not found[0] else {} for one in ordered}
     barred = {name: {metric for metrics in why.values() for metric in metrics} for name, why in obstacles.items()}
     notes += [
-        f"{name}: in brackets, not comparable with {found[0].name}: {reason}"
+        f"{name}: in brackets, not comparable with {found[0].name}: {', '.join(reasons)}"
         for name, why in obstacles.items()
-        for reason, metrics in why.items()
-        if set(metrics) & set(HEADLINE)
+        if (reasons := _brief(reason for reason, metrics in why.items() if set(metrics) & set(HEADLINE)))
     ]
+    comparable = [one for one in ordered if not barred[one.name] & set(HEADLINE)]
     width = Console().width if sys.stdout.isatty() else COLUMNS
     console = Console(highlight=False, width=width)
-    columns, left_out = _shown([*_params(ordered), *_metrics(ordered, barred)], ordered, width)
+    columns, left_out = _shown([*_params(ordered, comparable), *_metrics(ordered, barred)], ordered, width)
     if left_out:
         notes.append(
             f"{', '.join(left_out)}: not shown, because the line is full; `reparam compare A B` shows all that differ"
@@ -94,11 +94,12 @@ def _names(paths: Paths, *, all_commits: bool) -> Iterator[tuple[str, str]]:
     try:
         with Repo(str(paths.root)) as repo:
             head = repo.scm.get_rev()
+            branch = str(repo.scm.get_ref("HEAD", follow=False)).partition("refs/heads/")[2]  # empty if detached
             found = {head: [], **repo.experiments.ls(all_commits=all_commits)}
     except (DvcException, SCMError) as error:
         raise UserError(f"experiments: {str(error).splitlines()[0]}; `reparam doctor` says what is missing") from None
     for commit, experiments in found.items():
-        yield commit[:7], commit
+        yield (branch if commit == head and branch else commit[:7]), commit
         yield from experiments
 
 
@@ -121,9 +122,21 @@ def _sorted(experiments: Sequence[Experiment], by: str) -> list[Experiment]:
     return sorted(experiments, key=key)
 
 
-def _params(experiments: Sequence[Experiment]) -> list[Column]:
-    """Make a column of each parameter that differs, under its last word where that is clear."""
+def _brief(reasons: Iterable[str]) -> list[str]:
+    """Shorten reasons: one for all checksums of images, and no value of the first experiment."""
+    return list(
+        dict.fromkeys("other images" if "_sha256 is " in one else one.split(", that of ")[0] for one in reasons)
+    )
+
+
+def _params(experiments: Sequence[Experiment], comparable: Sequence[Experiment]) -> list[Column]:
+    """Make a column of each parameter that differs, under its last word where that is clear.
+
+    First come those that differ between comparable experiments, because the last ones are left out of a narrow table.
+    """
     differing = compare(experiments).params
+    first = compare(comparable).params if len(comparable) > 1 else {}
+    differing = {name: differing[name] for name in (*first, *differing)}
     words = Counter(name.rpartition(".")[2] for name in differing)
     short = {name: name.rpartition(".")[2] for name in differing}
     return [

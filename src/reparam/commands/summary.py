@@ -1,6 +1,8 @@
 """The headline numbers of the last run, and where to look next."""
 
+import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -10,6 +12,8 @@ from reparam.cards.card import CARD
 from reparam.cards.export import ExportMetrics
 from reparam.cards.model import ModelCard
 from reparam.cards.results import Evaluated
+from reparam.lineage import source_hash
+from reparam.machine.versions import versions
 from reparam.metrics import ERROR, HEADLINE, METRICS, VALIDATION
 from reparam.paths import Paths
 from reparam.redact import without_secrets
@@ -48,6 +52,20 @@ def show(paths: Paths) -> None:
     console.print(f"report        {paths.relative(paths.report)}", soft_wrap=True)
     experiments = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else f"tracking: {uri}"
     console.print(f"experiments   {experiments}", soft_wrap=True)
+    console.print(f"code          {_code(paths, model)}", soft_wrap=True)
+
+
+def _code(paths: Paths, model: ModelCard) -> str:
+    """Name the commit and the versions that are here, and say whether this code trained the model."""
+    command = ["git", "-C", str(paths.root), "describe", "--always", "--dirty", "--exclude=*"]
+    names = []
+    with suppress(FileNotFoundError):  # git is not installed
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        names += [f"commit {commit}"] if commit else []
+    found = versions()
+    names += [f"{name} {found[name]}" for name in ("reparam", "torch", "python") if name in found]
+    is_same = source_hash("train") == model.lineage.code_sha256
+    return ", ".join(names) + ("" if is_same else "; the model was trained by other code")
 
 
 def _spell(name: str, metrics: Mapping[str, float], split: str) -> dict[str, str]:

@@ -37,7 +37,7 @@ class Seen(NamedTuple):
 
 
 class Batches:
-    """A split as batches of grey images, (B, C, H, W) uint8, the last one ragged; without images, no batch.
+    """A split as batches of 8-bit images, (B, C, H, W) uint8, the last one ragged; without images, no batch.
 
     The images stay on the device if they fit into a share of its free memory (REPARAM_RESIDENT_FRACTION); otherwise a
     thread reads them ahead from the memory map. The batches are the same either way.

@@ -1,4 +1,4 @@
-"""Turn grey images into the input of a model, and back."""
+"""Turn 8-bit images into the input of a model, and back."""
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ class Pixels(nn.Module):
         self.is_identity = not self.shift.any() and bool((self.scale == 1).all())
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Turn grey images into the input of the model; a generator of the CPU, or torch's own, draws black and white.
+        """Turn 8-bit images into the input of the model; a generator of the CPU, or torch's own, draws black and white.
 
         Shapes: (B, C, H, W) uint8, unchanged -> float32.
         """

@@ -31,8 +31,15 @@ class Picture(NamedTuple):
 PICTURES = {
     "Data, training, numbers": (
         Picture("contact_sheet", "Data", "Images of each split, as they are stored{counts}.", True),
-        Picture("training_curves", "Training", "The dotted line marks the epoch whose weights were kept.", True),
-        Picture("bounds", "Bound on log p(x)", "Flat at its right end: more samples would change little."),
+        Picture(
+            "training_curves",
+            "Training",
+            "The dotted line marks the epoch whose weights were kept. The first twentieth of the epochs may be cut off.",
+            True,
+        ),
+        Picture(
+            "bounds", "Bound on log p(x)", "Where it still rises at its right end, more samples would raise the bound."
+        ),
         Picture(
             "outliers",
             "Other data",
@@ -157,6 +164,8 @@ def _number(name: str, metric: Metric, values: Mapping[str, float], page: Page) 
     images, error, beside = _images_of(metric, page), values.get(f"{name}{ERROR}"), ""
     if metric.unit == "dimensions":
         beside = f"of {page.model.latent_size}"
+    elif metric.unit == "grey levels":
+        beside = metric.unit
     elif error is not None and images > 1:
         beside = f"± {error:{metric.form}}"
     part = "" if images == page.evaluation.images else f" Of {images} image{'s' if images > 1 else ''}."

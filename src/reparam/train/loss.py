@@ -1,4 +1,4 @@
-"""Model, objective and pixels as one module: grey images in, loss terms out."""
+"""Model, objective and pixels as one module: 8-bit images in, loss terms out."""
 
 from collections.abc import Callable
 
