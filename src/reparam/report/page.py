@@ -34,7 +34,7 @@ PICTURES = {
         Picture(
             "training_curves",
             "Training",
-            "The dotted line marks the epoch whose weights were kept. Of the first epochs, the steepest may be cut off.",
+            "The dotted line marks the epoch whose weights were kept. Steep first epochs may be cut off.",
             True,
         ),
         Picture(
