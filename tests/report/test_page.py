@@ -26,6 +26,7 @@ from some_cards import (
     model_card,
     small_config,
     trained_params,
+    training_metrics,
 )
 
 from reparam.cards.card import Card, FileFacts, facts_of
@@ -536,6 +537,7 @@ def results(paths: Paths, page: Page) -> dict[Path, Card]:
     """The model's card, and what was made of it."""
     return {
         paths.model / "card.json": page.model,
+        paths.training_metrics: training_metrics(page.model),
         paths.evaluation_metrics: evaluation_metrics(page.model),
         paths.evaluation_card: evaluation_card(page.model, files=evaluated_files(page)),
         paths.export_metrics: export_metrics(page.model),

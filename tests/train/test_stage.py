@@ -200,6 +200,7 @@ def test_the_weights_on_disk_are_those_of_the_best_epoch_and_not_of_the_last(
     assert (card.best_epoch, card.epochs) == (2, 4)
     assert json.loads(project.training_metrics.read_text()) == {
         "weights": sha256(project.model / "weights.safetensors")[:12],
+        "history_sha256": sha256(project.history),
         "best_validation_loss": 1.0,
         "best_epoch": 2,
         "epochs": 4,

@@ -8,7 +8,7 @@ from typing import Annotated, Self
 
 from pydantic import ConfigDict, Field
 
-from reparam.cards.card import SHORT, Card, DirectoryHash, Hash, Number, SealedCard
+from reparam.cards.card import SHORT, Card, DirectoryHash, Hash, Number, SealedCard, facts_of
 from reparam.cards.data import ImageFacts
 from reparam.config import Config, ModelConfig, ObjectiveConfig, TrainConfig, params_hash
 from reparam.config.section import Count
@@ -143,17 +143,17 @@ class Metrics(Result):
     weights: Annotated[str, Field(pattern=rf"^[0-9a-f]{{{SHORT}}}$")]  # short, because `dvc exp show` gives it a column
 
     @classmethod
-    def of(cls, lineage: TrainingLineage, values: Mapping[str, float]) -> Self:
-        """Name the model that numbers are of.
+    def of(cls, lineage: TrainingLineage, values: Mapping[str, float], **facts: str) -> Self:
+        """Name the model that numbers are of; `facts` are other fields.
 
         Raises: NonFiniteError.
         """
         require_finite(values)
-        return cls.model_validate({"weights": lineage.weights, **values})
+        return cls.model_validate({"weights": lineage.weights, **facts, **values})
 
     @property
     def values(self) -> dict[str, float]:
-        return {name: value for name, value in self if name != "weights"}
+        return {name: value for name, value in self if isinstance(value, int | float)}
 
     @property
     def made_of(self) -> str:
@@ -163,3 +163,14 @@ class Metrics(Result):
 class TrainingMetrics(Metrics):
     best_epoch: Number
     epochs: Number
+    history_sha256: Hash | None = None  # of the table of epochs; older files lack it
+
+    def check_history(self, content: bytes) -> bytes:
+        """Return the table of epochs.
+
+        Raises: ValueError if it is that of another training.
+        """
+        found = facts_of(content).sha256
+        if self.history_sha256 not in (None, found):
+            raise ValueError(f"wanted the epochs of this training, SHA-256 {self.history_sha256}, found {found}")
+        return content

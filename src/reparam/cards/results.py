@@ -7,8 +7,24 @@ from typing import Self
 from reparam.cards.card import MANIFEST, require_file
 from reparam.cards.evaluation import EvaluationCard, EvaluationMetrics
 from reparam.cards.export import ExportCard, ExportMetrics
-from reparam.cards.model import ModelCard
+from reparam.cards.model import ModelCard, TrainingMetrics
+from reparam.errors import DamagedInputError
+from reparam.files import require, rerun
 from reparam.paths import Paths
+
+
+def read_training(model: ModelCard, paths: Paths) -> TrainingMetrics:
+    """Read the metrics of a training, and check that the table of epochs is of the same training.
+
+    Raises: MissingInputError, DamagedInputError, StaleInputError.
+    """
+    metrics = TrainingMetrics.read_of(model, paths.training_metrics, "train")
+    require(paths.history, "train")
+    try:
+        metrics.check_history(paths.history.read_bytes())
+    except ValueError as error:
+        raise DamagedInputError(f"{paths.history}: {error}; {rerun('train')}") from None
+    return metrics
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ class Files:
         evaluation = self.result_of(weights, metrics, checked(card, metrics.name, EvaluationMetrics.parse))
         export = self.result_of(weights, paths.export_metrics, ExportMetrics.parse)
         exported = self.result_of(weights, paths.onnx / MANIFEST, ExportCard.parse)
-        split, losses = self.get(paths.history, _read_losses) or ("", {})
+        split, losses = self.get(paths.history, lambda content: _read_losses(content, training)) or ("", {})
         samples = self.get(figure, checked(card, figure.name, bytes))
         scores = self.get(paths.scores, checked(card, paths.scores.name, read_scores))
         if not self.is_any_found:
@@ -167,7 +167,9 @@ def _read_params(content: bytes) -> dict[str, Any]:
     return values
 
 
-def _read_losses(content: bytes) -> tuple[str, dict[int, float]]:
+def _read_losses(content: bytes, training: TrainingMetrics | None) -> tuple[str, dict[int, float]]:
+    if training:
+        training.check_history(content)
     rows = parse_table(content.decode(), "epoch")
     split = "validation" if "validation_loss" in rows[0] else "train"
     return split, {int(row["epoch"]): row[f"{split}_loss"] for row in rows}

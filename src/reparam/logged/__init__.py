@@ -8,7 +8,7 @@ from reparam.cards.data import DataCard
 from reparam.cards.evaluation import EvaluationMetrics
 from reparam.cards.export import ExportCard, ExportMetrics
 from reparam.cards.model import ModelCard, TrainedParams, TrainingMetrics
-from reparam.cards.results import Evaluated, Exported
+from reparam.cards.results import Evaluated, Exported, read_training
 from reparam.config import Config, flatten
 from reparam.errors import DamagedInputError, StaleInputError, TrackingError
 from reparam.files import parse_table, require, rerun
@@ -95,7 +95,7 @@ def everything(config: Config, paths: Paths, tracker: Tracker) -> bool:
 
 def _require_results(model: ModelCard, paths: Paths) -> None:
     """Refuse to log only a part: a second try would find the training, and not log the rest."""
-    TrainingMetrics.read_of(model, paths.training_metrics, "train")
+    read_training(model, paths)
     Evaluated.read(model, paths).require_files(paths)
     Exported.read(model, paths)
     require(paths.report, made_by="report")

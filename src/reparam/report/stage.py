@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from reparam import logged, track
 from reparam.cards.card import CARD
 from reparam.cards.model import ModelCard, TrainedParams
-from reparam.cards.results import Evaluated, Exported
+from reparam.cards.results import Evaluated, Exported, read_training
 from reparam.config import Config, flatten
 from reparam.data import store
 from reparam.data.store import SPLITS
@@ -26,6 +26,7 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
     tracker = tracker or track.connect(paths)
     model = ModelCard.read(paths.model / CARD, "train")
     data = store.read_card_of(paths.processed, model.data, model.lineage.data_card_sha256)
+    read_training(model, paths)
     evaluated, exported = Evaluated.read(model, paths), Exported.read(model, paths)
     filled = [name for name in SPLITS if data.splits[name].count]  # there may be no validation split
     history = _read_history(paths, [name for name in filled if name != "test"])

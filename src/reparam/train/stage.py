@@ -18,7 +18,7 @@ from reparam.data import store
 from reparam.data.batches import Batches
 from reparam.distributed import World, joined
 from reparam.errors import StaleInputError
-from reparam.files import dvc_hash, require_writable, whole_directory, whole_file
+from reparam.files import dvc_hash, require_writable, sha256, whole_directory, whole_file
 from reparam.lineage import source_hash
 from reparam.logged.epochs import EpochLog
 from reparam.logged.filmstrip import Filmstrip, epochs_between_pictures
@@ -192,4 +192,4 @@ def _write_reports(paths: Paths, record: Record, lineage: TrainingLineage) -> No
         "best_epoch": record.best_epoch,
         "epochs": len(record.history),
     }
-    TrainingMetrics.of(lineage, summary).write(paths.training_metrics)
+    TrainingMetrics.of(lineage, summary, history_sha256=sha256(paths.history)).write(paths.training_metrics)
