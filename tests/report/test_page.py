@@ -563,7 +563,7 @@ def lay_out(paths: Paths, page: Page, validation: int, curves: list[str]) -> Non
         path.parent.mkdir(parents=True, exist_ok=True)
         card.write(path)
     names = ["epoch", *curves]
-    paths.history.parent.mkdir(parents=True)
+    paths.history.parent.mkdir(parents=True, exist_ok=True)
     paths.history.write_text("".join(",".join(row) + "\n" for row in (names, ["1"] * len(names), ["2"] * len(names))))
     paths.figures.mkdir(parents=True)
     for name in FIGURES:
