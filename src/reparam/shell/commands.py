@@ -46,7 +46,11 @@ HERE = Path("models/onnx")
 
 @app.command()
 def info(model: Model = HERE) -> None:
-    """Print the facts of a model, and the device that computes it."""
+    """Print the facts of a model, and the device that computes it.
+
+    Reads the folder of a model.
+    Writes nothing.
+    """
     from reparam.shell import work
 
     typer.echo("\n".join(work.info(_client(model))))
@@ -54,7 +58,11 @@ def info(model: Model = HERE) -> None:
 
 @app.command()
 def verify(model: Model = HERE) -> None:
-    """Check the checksums of all files, and the answers of the graphs against golden.npz."""
+    """Check the checksums of all files, and the answers of the graphs against golden.npz.
+
+    Reads the folder of a model.
+    Writes nothing.
+    """
     from reparam.shell.verify import verify
 
     for line in verify(model):
@@ -72,7 +80,11 @@ def encode(
     ray: Ray = None,
     label: Label = "",
 ) -> None:
-    """Write the codes of images: .npy holds their means for `decode`; tables also have variances, or whole codes."""
+    """Write the codes of images: .npy holds their means for `decode`; tables also have variances, or whole codes.
+
+    Reads the folder of a model and images.
+    Writes the file of --output.
+    """
     from reparam.shell import work
 
     client = _client(model)
@@ -87,7 +99,11 @@ def decode(
     shard: Shard = "1/1",
     label: Label = "",
 ) -> None:
-    """Write the images of codes."""
+    """Write the images of codes.
+
+    Reads the folder of a model and a .npy file of codes.
+    Writes the file or folder of --output.
+    """
     from reparam.shell import work
 
     work.decode(_client(model), codes, output, shard, label)
@@ -102,7 +118,11 @@ def sample(
     label: Label = "",
     model: Model = HERE,
 ) -> None:
-    """Write images that the model invents."""
+    """Write images that the model invents.
+
+    Reads the folder of a model.
+    Writes the file or folder of --output.
+    """
     from reparam.shell import work
 
     work.sample(_client(model), count, seed, temperature, output, label)
@@ -118,7 +138,11 @@ def reconstruct(
     ray: Ray = None,
     label: Label = "",
 ) -> None:
-    """Write the reconstructions of images; a .png has each image and its reconstruction side by side."""
+    """Write the reconstructions of images; a .png has each image and its reconstruction side by side.
+
+    Reads the folder of a model and images.
+    Writes the file or folder of --output.
+    """
     from reparam.shell import work
 
     client = _client(model)
@@ -138,7 +162,11 @@ def score(
     ray: Ray = None,
     label: Label = "",
 ) -> None:
-    """Write the negative ELBO of images in nats: the larger, the stranger an image."""
+    """Write the negative ELBO of images in nats: the larger, the stranger an image.
+
+    Reads the folder of a model and images.
+    Writes the table of --output, or prints it.
+    """
     from reparam.shell import work
 
     client = _client(model)
@@ -147,7 +175,11 @@ def score(
 
 @app.command()
 def bench(model: Model = HERE) -> None:
-    """Measure how long calls take here, and how much faster variants are."""
+    """Measure how long calls take here, and how much faster variants are.
+
+    Reads the folder of a model.
+    Writes nothing.
+    """
     from reparam.shell.bench import bench
 
     for line in bench(model, _client):
