@@ -23,7 +23,7 @@ from reparam.paths import Paths
 # ---- Markdown
 
 
-def test_a_comment_has_the_same_tables_and_notes() -> None:
+def test_a_comment_begins_with_the_headline_and_folds_the_same_tables_and_notes() -> None:
     other = experiment("a|b", params={"model.latent": 20, "train.seed": 0}, metrics={"elbo": -18.0, "elbo_se": 0.3})
     first = experiment("first", metrics={"elbo": -20.0, "elbo_se": 0.3})
     lines = side_by_side.markdown(compare([first, other])).splitlines()
@@ -34,7 +34,18 @@ def test_a_comment_has_the_same_tables_and_notes() -> None:
     ]
     assert "| elbo | -20.00 ± 0.30 | -18.00 ± 0.30 |" in lines
     assert lines[lines.index("### Difference from first") :][4] == "| elbo | +2.00 ± 0.42  better |"
-    assert lines[-1].startswith("- ")
+    assert lines[-3].startswith("- ")
+    # All that is folded comes after the headline.
+    assert lines[:6] == [
+        "### Headline metrics ± standard error",
+        "",
+        "|  | first | a\\|b | a\\|b against first |",
+        "| --- | --- | --- | --- |",
+        "| ELBO | -20.00 ± 0.30 | -18.00 ± 0.30 | +2.00 ± 0.42  better |",
+        "",
+    ]
+    folded = [lines.index("<details><summary>Parameters, all metrics, notes</summary>"), lines.index("</details>")]
+    assert folded == [6, len(lines) - 1]
     assert not any("written" in line for line in lines)
 
 

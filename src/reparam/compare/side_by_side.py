@@ -16,6 +16,7 @@ from reparam.errors import TrackingError, UserError
 from reparam.figures.curves import plot_losses
 from reparam.figures.style import png
 from reparam.files import whole_file
+from reparam.metrics import HEADLINE, METRICS
 from reparam.pages.layout import environment
 from reparam.paths import Paths
 
@@ -87,14 +88,32 @@ def show(comparison: Comparison, page: str) -> None:
 
 
 def markdown(comparison: Comparison) -> str:
-    """Write the same as a comment on a pull request shows it."""
-    lines = []
+    """Write a comment on a pull request: the headline metrics, and everything else folded below them."""
+    lines = [*_markdown_table(_headline(comparison)), "<details><summary>Parameters, all metrics, notes</summary>", ""]
     for listing in _listings(comparison):
-        lines += [f"### {listing.title}", ""]
-        if listing.rows:
-            lines += [_markdown_row(listing.head), _markdown_row("---" for _ in listing.head)]
-            lines += [*map(_markdown_row, listing.rows), ""]
-    return "\n".join([*lines, *(f"- {note}" for note in _notes(comparison))]) + "\n"
+        lines += _markdown_table(listing)
+    return "\n".join([*lines, *(f"- {note}" for note in _notes(comparison)), "", "</details>"]) + "\n"
+
+
+def _headline(comparison: Comparison) -> Listing:
+    """List the headline metrics, each with its difference from the first experiment."""
+    first, *others = [experiment.name for experiment in comparison.experiments]
+    found = {name: comparison.metrics[name] for name in HEADLINE if name in comparison.metrics}
+    rows = [
+        [METRICS[name].title, *(ABSENT if one.value is None else spell(one.value, one.error) for one in cells)]
+        + [_difference(one) for one in cells[1:]]
+        for name, cells in found.items()
+    ]
+    head = ("", first, *others, *(f"{other} against {first}" for other in others))
+    return Listing("Headline metrics ± standard error", head, rows)
+
+
+def _markdown_table(listing: Listing) -> list[str]:
+    lines = [f"### {listing.title}", ""]
+    if listing.rows:
+        lines += [_markdown_row(listing.head), _markdown_row("---" for _ in listing.head)]
+        lines += [*map(_markdown_row, listing.rows), ""]
+    return lines
 
 
 def _markdown_row(cells: Iterable[str | Text]) -> str:
