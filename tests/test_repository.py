@@ -67,7 +67,7 @@ def test_ci_runs_on_every_python_from_the_oldest_supported_on() -> None:
 
 def test_a_pull_request_is_commented_with_what_the_command_prints() -> None:
     workflow = read(".github/workflows/compare.yml")
-    assert workflow["permissions"] == {"contents": "read", "pull-requests": "write"}
+    assert workflow["permissions"] == {"contents": "write", "pull-requests": "write"}
     [command] = [line for step in workflow["jobs"]["compare"]["steps"] if "compare " in (line := step.get("run", ""))]
     name, arguments = command.split(">")[0].removeprefix(".venv/bin/").split(maxsplit=1)
     assert name == "reparam"
@@ -75,6 +75,48 @@ def test_a_pull_request_is_commented_with_what_the_command_prints() -> None:
     assert given == ["compare", "--markdown", "$BASE", "$HEAD"]
     options = {option for parameter in get_command(app).commands["compare"].params for option in parameter.opts}  # type: ignore[attr-defined]
     assert "--markdown" in options
+
+
+def test_the_samples_of_revisions_are_put_on_a_branch_and_shown_in_a_table(tmp_path: Path) -> None:
+    project, remote = tmp_path / "project", tmp_path / "remote.git"
+    samples = project / "reports/evaluation/figures/samples.png"
+    samples.parent.mkdir(parents=True)
+
+    def git(*arguments: str, folder: Path = project) -> str:
+        settings = ("-c", "user.name=a", "-c", "user.email=a@localhost", "-c", "init.defaultBranch=main")
+        command = ["git", *settings, *arguments]
+        return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "--bare", str(remote))
+    git("init")
+    git("remote", "add", "origin", str(remote))
+    for name in ("name", "email"):
+        git("config", f"user.{name}", "a@localhost")
+    subprocess.run(["dvc", "init", "--quiet"], cwd=project, check=True)
+    commits = []
+    for content in (b"", b"first picture", b"second picture"):  # the first commit has none
+        if content:
+            samples.write_bytes(content)
+        git("add", "--all")
+        git("commit", "--message", "one")
+        commits.append(git("rev-parse", "HEAD"))
+    without, *with_samples = commits
+    short = [commit[:7] for commit in with_samples]
+    for folder, revisions in (("7", with_samples), ("8", [without, with_samples[1]])):
+        script = [str(ROOT / ".github/pictures.sh"), folder, "https://host/pictures", *revisions]
+        done = subprocess.run(script, cwd=project, check=True, capture_output=True, text=True)
+        shown = [f"![Samples](https://host/pictures/{folder}/{one[:7]}.png?raw=true)" for one in revisions]
+        if folder == "8":
+            shown[0] = "no samples"
+        head = " | ".join(one[:7] for one in revisions)
+        assert done.stdout.splitlines() == ["", f"| {head} |", "|---|---|", f"| {' | '.join(shown)} |"]
+    assert git("ls-tree", "-r", "--name-only", "pictures", folder=remote).splitlines() == [
+        *sorted(f"7/{one}.png" for one in short),
+        f"8/{short[1]}.png",
+    ]
+    assert git("show", f"pictures:7/{short[0]}.png", folder=remote) == "first picture"
+    assert git("worktree", "list").count("\n") == 0  # nothing is left of the work
+    assert git("branch", "--list") == "* main"
 
 
 def test_actions_are_pinned_to_a_version() -> None:
