@@ -49,6 +49,24 @@ def test_a_comment_begins_with_the_headline_and_folds_the_same_tables_and_notes(
     assert not any("written" in line for line in lines)
 
 
+def test_a_comment_says_in_one_line_that_a_side_has_no_results_and_gives_it_no_column_of_metrics() -> None:
+    bare = experiment("bare", metrics={})
+    full = experiment("full", metrics={"elbo": -20.0, "elbo_se": 0.3})
+    for order in ([bare, full], [full, bare]):
+        text = side_by_side.markdown(compare(order))
+        assert text.startswith(
+            "### Headline metrics ± standard error\n\n"
+            "|  | full |\n| --- | --- |\n| ELBO | -20.00 ± 0.30 |\n\n"
+            "bare: no results\n\n<details>"
+        )
+        assert "|  | full |\n| --- | --- |\n| elbo | -20.00 ± 0.30 |\n" in text
+        assert "| — " not in text
+    neither = side_by_side.markdown(compare([bare, experiment("empty", metrics={})]))
+    assert neither.startswith(
+        "### Headline metrics ± standard error\n\nbare: no results\n\nempty: no results\n\n<details>"
+    )
+
+
 # ---- the page
 
 

@@ -83,13 +83,16 @@ def show(comparison: Comparison, page: str) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
     for listing in _listings(comparison):
         _print(console, listing)
-    for line in [*_notes(comparison), f"{page}: written"]:
+    for line in [*_without_results(comparison), *_notes(comparison), f"{page}: written"]:
         console.print(Text(line), soft_wrap=True)
 
 
 def markdown(comparison: Comparison) -> str:
     """Write a comment on a pull request: the headline metrics, and everything else folded below them."""
-    lines = [*_markdown_table(_headline(comparison)), "<details><summary>Parameters, all metrics, notes</summary>", ""]
+    lines = _markdown_table(_headline(comparison))
+    for line in _without_results(comparison):
+        lines += [line, ""]
+    lines += ["<details><summary>Parameters, all metrics, notes</summary>", ""]
     for listing in _listings(comparison):
         lines += _markdown_table(listing)
     return "\n".join([*lines, *(f"- {note}" for note in _notes(comparison)), "", "</details>"]) + "\n"
@@ -97,15 +100,25 @@ def markdown(comparison: Comparison) -> str:
 
 def _headline(comparison: Comparison) -> Listing:
     """List the headline metrics, each with its difference from the first experiment."""
-    first, *others = [experiment.name for experiment in comparison.experiments]
-    found = {name: comparison.metrics[name] for name in HEADLINE if name in comparison.metrics}
-    rows = [
-        [METRICS[name].title, *(ABSENT if one.value is None else spell(one.value, one.error) for one in cells)]
-        + [_difference(one) for one in cells[1:]]
+    names = [experiment.name for experiment in comparison.experiments]
+    names, found = _with_results(names, {name: comparison.metrics.get(name, ()) for name in HEADLINE})
+    compared = names[1:] if any(cell.difference for cells in found.values() for cell in cells) else []
+    rows: list[list[str | Text]] = [
+        [METRICS[name].title, *map(_value, cells), *(_difference(cell) for cell in cells[1:] if compared)]
         for name, cells in found.items()
     ]
-    head = ("", first, *others, *(f"{other} against {first}" for other in others))
+    head = ("", *names, *(f"{other} against {names[0]}" for other in compared))
     return Listing("Headline metrics ± standard error", head, rows)
+
+
+def _with_results(names: Sequence[str], rows: Mapping[str, Sequence[Cell]]) -> tuple[list[str], dict[str, list[Cell]]]:
+    """Leave out the columns and rows in which nothing was measured."""
+    kept = [i for i in range(len(names)) if any(cells and cells[i].value is not None for cells in rows.values())]
+    return [names[i] for i in kept], {name: [cells[i] for i in kept] for name, cells in rows.items() if cells}
+
+
+def _without_results(comparison: Comparison) -> list[str]:
+    return [f"{experiment.name}: no results" for experiment in comparison.experiments if not experiment.metrics]
 
 
 def _markdown_table(listing: Listing) -> list[str]:
@@ -142,12 +155,9 @@ def _listings(comparison: Comparison) -> list[Listing]:
 
 def _cells(title: str, names: Sequence[str], rows: Mapping[str, Sequence[Cell]]) -> Iterator[Listing]:
     """List values, and how they differ from the first."""
-    spelled = {
-        name: [ABSENT if cell.value is None else spell(cell.value, cell.error) for cell in cells]
-        for name, cells in rows.items()
-    }
-    yield Listing(title, ("", *names), [[name, *values] for name, values in spelled.items()])
-    differing = {name: cells[1:] for name, cells in rows.items() if any(cell.difference for cell in cells)}
+    names, found = _with_results(names, rows)
+    yield Listing(title, ("", *names), [[name, *map(_value, cells)] for name, cells in found.items()])
+    differing = {name: cells[1:] for name, cells in found.items() if any(cell.difference for cell in cells)}
     if differing:
         differences: list[list[str | Text]] = [[name, *map(_difference, cells)] for name, cells in differing.items()]
         yield Listing(f"Difference from {names[0]}", ("", *names[1:]), differences)
@@ -163,6 +173,10 @@ def _print(console: Console, listing: Listing) -> None:
         grid.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
     console.print(grid)
     console.print()
+
+
+def _value(cell: Cell) -> str:
+    return ABSENT if cell.value is None else spell(cell.value, cell.error)
 
 
 def _difference(cell: Cell) -> Text:

@@ -83,7 +83,7 @@ def encode(
     """Write the codes of images: .npy holds their means for `decode`; tables also have variances, or whole codes.
 
     Reads the folder of a model and images.
-    Writes the file of --output.
+    Writes the table of --output, or prints it.
     """
     from reparam.shell import work
 
@@ -102,7 +102,7 @@ def decode(
     """Write the images of codes.
 
     Reads the folder of a model and a .npy file of codes.
-    Writes the file or folder of --output.
+    Writes the file of --output.
     """
     from reparam.shell import work
 
@@ -121,7 +121,7 @@ def sample(
     """Write images that the model invents.
 
     Reads the folder of a model.
-    Writes the file or folder of --output.
+    Writes the file of --output.
     """
     from reparam.shell import work
 
@@ -141,7 +141,7 @@ def reconstruct(
     """Write the reconstructions of images; a .png has each image and its reconstruction side by side.
 
     Reads the folder of a model and images.
-    Writes the file or folder of --output.
+    Writes the file of --output.
     """
     from reparam.shell import work
 
