@@ -1,6 +1,7 @@
 """Stores of others, real ones: an MLflow server with passwords, and remotes of DVC that hold all that a clone needs."""
 
 import base64
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from dvc_project import Project, copy_of, finished
 from stores import PASSWORD, USER, mlflow_server, postgres, s3
 
 pytestmark = pytest.mark.slow
+REPOSITORY = Path(__file__).parents[1]
 SECRETS = (PASSWORD, base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode())
 
 
@@ -103,11 +105,20 @@ def test_a_fresh_clone_gets_everything_from_a_remote_and_computes_nothing(
     for name in ("models/vae/weights.safetensors", "models/onnx/manifest.json", "reports/index.html"):
         assert (clone.root / name).read_bytes() == (project.root / name).read_bytes()
     assert clone("dvc status") == "Data and pipelines are up to date.\n"
-    # What was run is also known without dvc.lock, as of an experiment that is not in git.
-    for name in ("dvc.lock", "models", "reports/data", "reports/training", "reports/evaluation", "reports/export"):
+    # A job that does not commit sends dvc.lock and the metrics in another way, as in deploy/.
+    pack = re.search(r"tar -czf \S+/(results\.tar\.gz dvc\.lock \S+)", (REPOSITORY / "deploy/sky.yaml").read_text())
+    assert pack
+    subprocess.run(["bash", "-c", f"tar -czf {pack[1]}"], cwd=project.root, check=True)
+    for name in ("dvc.lock", "models", "reports"):
         clone(f"rm -r {name}")
-    clone("dvc pull --quiet --run-cache --allow-missing")
-    again = clone("dvc repro")
+    clone(f"tar -xzf {project.root}/results.tar.gz")
+    clone("dvc pull --quiet")
+    assert clone("dvc status") == "Data and pipelines are up to date.\n"
+    # Where it was run, a result is also known without dvc.lock, as of an experiment that is not in git.
+    hashes = project.hashes()
+    for name in ("dvc.lock", "models", "reports/data", "reports/training", "reports/evaluation", "reports/export"):
+        project(f"rm -r {name}")
+    again = project("dvc repro")
     assert again.count("is cached - skipping run") == 6, again
-    assert clone.hashes() == project.hashes()
+    assert project.hashes() == hashes == clone.hashes()
     assert with_secrets(clone.root) == with_secrets(project.root) == []
