@@ -69,9 +69,9 @@ class Project:
         return {out["path"]: out["md5"] for out in outs}
 
     def metrics(self, stage: str) -> dict[str, float]:
-        """What a stage reports, without the hash of the weights that it is of."""
+        """What a stage reports, without the hashes of what it is of."""
         found = json.loads((self.root / f"reports/{stage}/metrics.json").read_text())
-        return {name: value for name, value in found.items() if name != "weights"}
+        return {name: value for name, value in found.items() if not isinstance(value, str)}
 
     def modules(self, stage: str) -> set[str]:
         """What a stage loaded when it ran in `finished`."""
