@@ -59,9 +59,10 @@ def write_results(paths: Paths, params: dict[str, Any], elbo: float, **evaluate:
         YAML().dump(params, file)
     config = load_config(paths.params)
     model = model_card(TrainedParams.of(config), weights=sha256_of(elbo))
+    history = f"epoch,train_loss,validation_loss\n1,31,30\n2,27,{-elbo}\n"
     cards = {
         paths.model / "card.json": model,
-        paths.training_metrics: training_metrics(model),
+        paths.training_metrics: training_metrics(model, history.encode()),
         paths.evaluation_metrics: evaluation_metrics(model, numbers(elbo)),
         paths.export_metrics: export_metrics(model),
         paths.onnx / "manifest.json": export_card(model, **config.export.model_dump(exclude={"variants"})),
@@ -69,7 +70,7 @@ def write_results(paths: Paths, params: dict[str, Any], elbo: float, **evaluate:
     for path, card in cards.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         card.write(path)
-    paths.history.write_text(f"epoch,train_loss,validation_loss\n1,31,30\n2,27,{-elbo}\n")
+    paths.history.write_text(history)
     np.savez(paths.scores, elbo=elbo * np.array([0.95, 1.0, 1.05]))
     paths.figures.mkdir(parents=True, exist_ok=True)
     (paths.figures / "samples.png").write_bytes(PICTURE + str(elbo).encode())

@@ -208,9 +208,11 @@ def export_card(model: ModelCard | None = None, **changes: Any) -> ExportCard:
     return ExportCard(**values | changes)
 
 
-def training_metrics(model: ModelCard | None = None, **values: float) -> TrainingMetrics:
-    """What training reports of the small model."""
-    return TrainingMetrics.of((model or model_card()).lineage, {"best_epoch": 80, "epochs": 120, **values})
+def training_metrics(model: ModelCard | None = None, history: bytes = b"", **values: float) -> TrainingMetrics:
+    """What training reports of the small model, with this table of epochs."""
+    digest = hashlib.sha256(history).hexdigest()
+    numbers = {"best_epoch": 80, "epochs": 120, **values}
+    return TrainingMetrics.of((model or model_card()).lineage, numbers, history_sha256=digest)
 
 
 def evaluation_metrics(model: ModelCard | None = None, values: dict[str, float] = EVALUATED) -> EvaluationMetrics:

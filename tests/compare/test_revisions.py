@@ -41,7 +41,7 @@ def test_what_was_measured_of_another_model_is_withheld(
     after = model_card(weights=hash_of("9"))
     after.write(project.model / "card.json")
     if has_metrics:
-        training_metrics(after, best_epoch=2, epochs=2).write(project.training_metrics)
+        training_metrics(after, project.history.read_bytes(), best_epoch=2, epochs=2).write(project.training_metrics)
     found = find("workspace", project)
     assert found.metrics == ({"best_epoch": 2, "epochs": 2} if has_metrics else {})
     assert (found.conditions, dict(found.scores), found.samples) == ({}, {}, None)
@@ -63,8 +63,10 @@ def test_without_a_model_results_are_those_of_one(project: Paths, params: dict[s
 
 
 def test_without_validation_the_curve_is_that_of_training(project: Paths, params: dict[str, Any]) -> None:
-    write_results(project, params, -20.0)
-    project.history.write_text("epoch,train_loss\n1,31\n2,27\n")
+    model = write_results(project, params, -20.0)
+    table = b"epoch,train_loss\n1,31\n2,27\n"
+    project.history.write_bytes(table)
+    training_metrics(model, table).write(project.training_metrics)
     found = find("workspace", project)
     assert (found.loss_split, found.losses) == ("train", {1: 31.0, 2: 27.0})
 
@@ -124,8 +126,9 @@ def test_all_that_was_done_before_parameters_changed_is_told_at_once(
     "content", ["", "{", "[]", "epoch\n1\n", "epoch,validation_loss\n1,many\n", "epoch,train_loss\n1e999,1\n"]
 )
 def test_damaged_files_are_told_and_the_rest_is_read(content: str, project: Paths, params: dict[str, Any]) -> None:
-    write_results(project, params, -20.0)
+    model = write_results(project, params, -20.0)
     project.history.write_text(content)
+    training_metrics(model, content.encode()).write(project.training_metrics)  # so that the table itself is read
     project.evaluation_card.write_text("{")
     found = find("workspace", project)
     card, history = found.notes
@@ -134,6 +137,15 @@ def test_damaged_files_are_told_and_the_rest_is_read(content: str, project: Path
     assert {note.endswith("; run `dvc repro`") for note in found.notes} == {True}
     assert found.metrics["elbo"] == -20.0
     assert (found.conditions, found.samples) == ({}, None)
+
+
+def test_the_curve_of_another_training_is_not_shown(project: Paths, params: dict[str, Any]) -> None:
+    write_results(project, params, -20.0)
+    project.history.write_text("epoch,train_loss\n1,31\n")
+    found = find("workspace", project)
+    (note,) = found.notes
+    assert note.startswith("reports/training/history.csv: damaged: wanted the epochs of this training, SHA-256 ")
+    assert (found.losses, found.metrics["elbo"]) == ({}, -20.0)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY", b"no archive"])

@@ -32,6 +32,7 @@ from some_cards import (
 from reparam.cards.card import Card, FileFacts, facts_of
 from reparam.cards.evaluation import AnnealingFacts, Details, GridTiles
 from reparam.cards.export import ExportCard, VariantFacts
+from reparam.cards.model import ModelCard
 from reparam.config import load_config
 from reparam.data import store
 from reparam.data.store import SPLITS
@@ -565,6 +566,7 @@ def lay_out(paths: Paths, page: Page, validation: int, curves: list[str]) -> Non
     names = ["epoch", *curves]
     paths.history.parent.mkdir(parents=True, exist_ok=True)
     paths.history.write_text("".join(",".join(row) + "\n" for row in (names, ["1"] * len(names), ["2"] * len(names))))
+    training_metrics(page.model, paths.history.read_bytes()).write(paths.training_metrics)
     paths.figures.mkdir(parents=True)
     for name in FIGURES:
         (paths.figures / f"{name}.png").write_bytes(PICTURE)
@@ -650,6 +652,8 @@ def test_a_picture_that_the_evaluation_did_not_draw_is_not_shown(page: Page, pro
 def test_a_history_without_a_finite_number_is_damaged(text: str, page: Page, project: Paths) -> None:
     lay_out(project, page, 0, [f"train_{term}" for term in TERMS])
     project.history.write_text(project.history.read_text().replace("2,2,2,2", f"2,2,{text},2"))
+    model = ModelCard.read(project.model / "card.json", "train")
+    training_metrics(model, project.history.read_bytes()).write(project.training_metrics)
     with pytest.raises(DamagedInputError, match=r"history.csv: wanted a table of epoch, train_loss, .* a damaged one"):
         report.run(load_config(project.params), project)
 

@@ -43,7 +43,7 @@ class TrainingLineage(Card):
 
     @property
     def weights(self) -> str:
-        """Return the short hash that people tell models apart by."""
+        """Return the first digits of the hash of the weights, which name the model in messages and tables."""
         return self.weights_sha256[:SHORT]
 
 
@@ -163,7 +163,7 @@ class Metrics(Result):
 class TrainingMetrics(Metrics):
     best_epoch: Number
     epochs: Number
-    history_sha256: Hash | None = None  # of the table of epochs; older files lack it
+    history_sha256: Hash  # of the table of epochs
 
     def check_history(self, content: bytes) -> bytes:
         """Return the table of epochs.
@@ -171,6 +171,6 @@ class TrainingMetrics(Metrics):
         Raises: ValueError if it is that of another training.
         """
         found = facts_of(content).sha256
-        if self.history_sha256 not in (None, found):
+        if found != self.history_sha256:
             raise ValueError(f"wanted the epochs of this training, SHA-256 {self.history_sha256}, found {found}")
         return content
