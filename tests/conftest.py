@@ -87,6 +87,17 @@ def parsed_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _own_store() -> Iterator[None]:
+    """Take back the variable that MLflow sets when a test names a store to it: the next test has the default one."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    yield
+    if before is None:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+    else:
+        os.environ["MLFLOW_TRACKING_URI"] = before
+
+
 def small_section(section: str, **changes: Any) -> Any:
     """A section of the small params.yaml, changed as `change` does."""
     values = copy.deepcopy(SMALL[section])
