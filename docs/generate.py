@@ -5,13 +5,26 @@ from typing import Any
 
 import typer
 
-from reparam import metrics
 from reparam.cli import app
 from reparam.config.document import reference
 from reparam.config.load import SHIPPED
+from reparam.metrics import GROUPS, LAYER, VALIDATED, VALIDATION, members
 from reparam.recipes import renewed
 
 ROOT = Path(__file__).parents[1]
+METRICS = """\
+# Metrics
+
+What each number means. Most are means over the images of `evaluate.split`, with their standard errors under
+`<name>_se`; the errors of numbers of generated images come from a bootstrap over images. Densities are those of the
+pixels as `preprocess.scaling` makes them: compare ELBO, reconstruction and NLL of models with the same scaling only.
+`make docs` writes this page from `src/reparam/metrics.py`.
+
+Read the numbers of generated images together. They compare decoder means with grey originals in a few principal
+components of pixels, so they cannot see fine detail, nor whether an image was copied from the training images. Few
+kinds of images that all look real have a high precision and density: only recall and coverage show what is missing.
+"""
+HEAD_OF_METRICS = "| metric | shown as | unit | best | meaning | measured with |\n|---|---|---|---|---|---|\n"
 COMMANDS = """\
 # Commands
 
@@ -25,8 +38,19 @@ def main() -> None:
     """Write the files. Values stay as they are; a parameter that params.yaml lacks gets the shipped value."""
     for path in (SHIPPED, ROOT / "params.yaml"):
         path.write_text(renewed(path), encoding="utf-8")
-    for name, text in {"parameters": reference(), "metrics": metrics.reference(), "commands": commands()}.items():
+    for name, text in {"parameters": reference(), "metrics": metrics(), "commands": commands()}.items():
         (ROOT / f"docs/reference/{name}.md").write_text(text, encoding="utf-8")
+
+
+def metrics() -> str:
+    """Return the page of metrics: a table for each group."""
+    parts = [METRICS]
+    for title, group in GROUPS.items():
+        parts.append(f"\n## {title}\n\n{HEAD_OF_METRICS}")
+        for name, metric in members(title, [*group, f"{LAYER}1", *(f"{name}{VALIDATION}" for name in VALIDATED)]):
+            cells = (f"`{name}`", metric.title, metric.unit, metric.best, _cell(metric.text), metric.applies)
+            parts.append(f"| {' | '.join(cells)} |\n")
+    return "".join(parts)
 
 
 def commands() -> str:

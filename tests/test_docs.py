@@ -146,9 +146,10 @@ def test_the_notebook_trains_a_model_where_there_is_none(tmp_path: Path, monkeyp
 # ---- what is generated
 
 
-def test_the_page_of_commands_is_that_of_the_command_line() -> None:
-    written = (ROOT / "docs/reference/commands.md").read_text(encoding="utf-8")
-    assert written == runpy.run_path(str(ROOT / "docs/generate.py"))["commands"](), "run `make docs`, which writes it"
+@pytest.mark.parametrize("name", ["commands", "metrics"])
+def test_a_page_of_reference_is_that_of_the_source(name: str) -> None:
+    written = (ROOT / f"docs/reference/{name}.md").read_text(encoding="utf-8")
+    assert written == runpy.run_path(str(ROOT / "docs/generate.py"))[name](), "run `make docs`, which writes it"
 
 
 def test_the_page_of_commands_has_a_heading_for_each_panel_of_the_help_in_its_order() -> None:

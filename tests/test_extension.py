@@ -31,7 +31,7 @@ FILES = {
     "A data set": ["data/sources/registry.py", "docs/reference/data.md"],
     "An optimizer or a schedule": ["train/optimizers.py", "tests/train/test_optimizers.py", "train/optimizers.py"],
     "A sampler": ["evaluate/samplers.py"],
-    "To add a metric or a figure": ["evaluate/measures.py", "metrics.py", "tests/subjects.py"],
+    "To add a metric or a figure": ["metrics.py", "tests/subjects.py"],
 }
 STAGE = "To add a stage"
 FILES_OF_STAGE = [

@@ -1,9 +1,9 @@
 """Every number that is reported, described once: pages, tables, verdicts and the documentation read it here."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,18 @@ class Metric:
     split: str = ""  # whose images it is measured on, where that is not `evaluate.split`
     is_likelihood: bool = False  # whether values under discrete and continuous likelihoods cannot be compared
     facts: str = ""  # the field of the evaluation's details with the number of images, if not all were measured
+    # Its value for each image, (N,), by a `Subject` that meets `needs`; None: it is measured in `evaluate/`.
+    each: Callable[[Any], Any] | None = None
+    needs: Callable[[Any], bool] = lambda _subject: True
 
 
-likelihood = partial(Metric, applies="a posterior, a prior and a density of the pixels", is_likelihood=True)
-latents = partial(Metric, applies="a posterior and a prior")
+likelihood = partial(
+    Metric,
+    applies="a posterior, a prior and a density of the pixels",
+    is_likelihood=True,
+    needs=lambda subject: subject.has_elbo,
+)
+latents = partial(Metric, applies="a posterior and a prior", needs=lambda subject: not subject.is_code)
 codes = partial(Metric, unit="bits per image", form=".1f", applies="codes of a codebook (kinds fsq and vq)")
 labels = partial(Metric, unit="share", form=".3f", applies="two classes or more, on another split than train")
 annealed = partial(
@@ -59,6 +67,7 @@ GROUPS: dict[str, dict[str, Metric]] = {
             "ELBO",
             "Lower bound on log p(x), at beta = 1 whatever was trained; log p(x|y) of a conditional model.",
             "higher",
+            each=lambda subject: -(subject.scores.reconstruction + subject.scores.kl),
         ),
         "nll": likelihood(
             "NLL",
@@ -107,12 +116,16 @@ GROUPS: dict[str, dict[str, Metric]] = {
             "lower",
             applies="a density of the pixels",
             is_likelihood=True,
+            each=lambda subject: subject.scores.reconstruction,
+            needs=lambda subject: subject.data.is_density,
         ),
         "bce": Metric(
             "Cross-entropy",
             "Cross-entropy of grey pixels. A Bernoulli is no density of them, so there is neither ELBO nor NLL.",
             "lower",
             applies="a Bernoulli likelihood of grey pixels",
+            each=lambda subject: subject.scores.reconstruction,
+            needs=lambda subject: not subject.data.is_density,
         ),
         "auroc": Metric(
             "Outliers recognised",
@@ -137,7 +150,11 @@ GROUPS: dict[str, dict[str, Metric]] = {
         ),
     },
     "Latents": {
-        "kl": latents("KL", "KL of the posterior to the prior: ELBO = −(reconstruction + KL)."),
+        "kl": latents(
+            "KL",
+            "KL of the posterior to the prior: ELBO = −(reconstruction + KL).",
+            each=lambda subject: subject.scores.kl,
+        ),
         "mutual_information": latents(
             "Mutual information", "Information of the latents about the image, at most log N: one part of the KL."
         ),
@@ -313,30 +330,3 @@ def rank(name: str, value: float) -> float:
         case "0" | "1" as best:
             return abs(value - float(best))
     return value
-
-
-REFERENCE = """\
-# Metrics
-
-What each number means. Most are means over the images of `evaluate.split`, with their standard errors under
-`<name>_se`; the errors of numbers of generated images come from a bootstrap over images. Densities are those of the
-pixels as `preprocess.scaling` makes them: compare ELBO, reconstruction and NLL of models with the same scaling only.
-`make docs` writes this page from `src/reparam/metrics.py`.
-
-Read the numbers of generated images together. They compare decoder means with grey originals in a few principal
-components of pixels, so they cannot see fine detail, nor whether an image was copied from the training images. Few
-kinds of images that all look real have a high precision and density: only recall and coverage show what is missing.
-"""
-HEAD = "| metric | shown as | unit | best | meaning | measured with |\n|---|---|---|---|---|---|\n"
-
-
-def reference() -> str:
-    """Write the reference page, in Markdown."""
-    parts = [REFERENCE]
-    for title, group in GROUPS.items():
-        parts.append(f"\n## {title}\n\n{HEAD}")
-        for name, metric in members(title, [*group, f"{LAYER}1", *(f"{name}{VALIDATION}" for name in VALIDATED)]):
-            text = metric.text.replace("|", r"\|")
-            cells = (f"`{name}`", metric.title, metric.unit, metric.best, text, metric.applies)
-            parts.append(f"| {' | '.join(cells)} |\n")
-    return "".join(parts)

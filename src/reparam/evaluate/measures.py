@@ -39,7 +39,7 @@ from reparam.evaluate.representation import Labelled, probe
 from reparam.evaluate.sample_quality import fit_projection, grey, pca_quality, standard_errors
 from reparam.evaluate.scoring import dealt, scoring_in
 from reparam.evaluate.subject import Subject
-from reparam.metrics import VALIDATED, VALIDATION
+from reparam.metrics import METRICS, VALIDATED, VALIDATION
 from reparam.progress import counting
 from reparam.runtime import random_stream
 
@@ -114,11 +114,8 @@ def _likelihood(subject: Subject, findings: Findings) -> None:
 
 
 def _of_images(subject: Subject) -> dict[str, Tensor]:
-    """Return the scores of each image by name, without the NLL. Shapes: (N,) each. Units: nats."""
-    scores = subject.scores
-    elbo = {"elbo": -(scores.reconstruction + scores.kl)} if subject.has_elbo else {}
-    kl = {} if subject.is_code else {"kl": scores.kl}
-    return {**elbo, "reconstruction" if subject.data.is_density else "bce": scores.reconstruction, **kl}
+    """Return the metrics that are means over images, for each image. Shapes: (N,) each."""
+    return {name: metric.each(subject) for name, metric in METRICS.items() if metric.each and metric.needs(subject)}
 
 
 def _validation(subject: Subject, findings: Findings) -> None:
