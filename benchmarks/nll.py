@@ -2,7 +2,7 @@
 
     python benchmarks/nll.py [--mnist DIRECTORY] [--images 10000] [--samples 5000]
 
-Every way is a process of its own, which scores a block of images when it is told to; the ways take turns, so that a
+Every way is a process of its own, which scores a block of images when it is asked to; the ways take turns, so that a
 noisy machine is noisy for all. All draw the same noise where they draw as many numbers at once.
 """
 

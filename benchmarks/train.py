@@ -3,7 +3,7 @@ installed, and this project.
 
     python benchmarks/train.py [OLD NEW] [--mnist DIRECTORY] [--epochs 3] [--only MODEL]
 
-Every way is a process of its own, which trains one epoch when it is told to; the ways take turns, so that a noisy
+Every way is a process of its own, which trains one epoch when it is asked to; the ways take turns, so that a noisy
 machine is noisy for all. Medians are reported, without each way's first epoch (imports, compilation, caches).
 With two trees of this project, each way of the one is compared with the same way of the other.
 """
@@ -72,7 +72,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TITLE = "Training on a GPU" if DEVICE.type == "cuda" else "Training"
 PLOT = RESULTS.with_name("training-gpu.png" if DEVICE.type == "cuda" else "training.png")
 IMAGES = 60_000
-SIDE = 8192 if DEVICE.type == "cuda" else 1024  # of the matrices whose product tells what the machine can do
+SIDE = 8192 if DEVICE.type == "cuda" else 1024  # of the matrices whose product shows what the machine can do
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from mlflow.exceptions import MlflowException
 
 
 class Absent:
-    """Stands before a client and refuses what would write, while `away` is true."""
+    """Is in front of a client and refuses what would write, while `away` is true."""
 
     def __init__(self, client: Any) -> None:
         self.client = client

@@ -39,7 +39,7 @@ ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # 
 
 @dataclass(frozen=True)
 class Exported:
-    """What went into the stage `export`; what came out stands in `paths`."""
+    """What went into the stage `export`; what came out is in `paths`."""
 
     paths: Paths
     model: LatentModel
@@ -85,8 +85,8 @@ def prepare(root: Path, binarization: str = "dynamic", scaling: str = "unit", **
     torch.manual_seed(0)
     small = {"hidden": [16], "channels": [4], "latent": LATENT, "groups": 2, "upper": [3], "upper_hidden": [5]}
     config = small_section("model", **small | changes)
-    told = classes if config.condition == "label" else ()
-    model = build_model(config, SHAPE, len(told)).eval()
+    known = classes if config.condition == "label" else ()
+    model = build_model(config, SHAPE, len(known)).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)  # so that images reach from dark to bright
     for layer in model.modules():
@@ -99,7 +99,7 @@ def prepare(root: Path, binarization: str = "dynamic", scaling: str = "unit", **
         trained_params(model=config),
         save_weights(paths.model, model.state_dict()),
         data=data,
-        classes=told,
+        classes=known,
         latent_size=model.latent_size,
         latent_shape=model.latent_shape,
         has_prior=has_prior(model, "elbo"),

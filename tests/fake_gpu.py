@@ -1,6 +1,6 @@
 """A GPU that is not there: tensors without numbers, and a watch on who mixes devices and who waits.
 
-Two devices stand in for it. `cuda`, within `fake_gpu`, takes every branch that a GPU takes; autograd asks the driver
+Two devices replace it. `cuda`, within `fake_gpu`, takes every branch that a GPU takes; autograd asks the driver
 there, so that gradients are made up. On `meta`, within `Watch`, gradients are those of the loss. Neither has numbers,
 kernels, streams or memory.
 """

@@ -61,13 +61,13 @@ def codes_of_pixels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Export
 
 @pytest.fixture(scope="session")
 def conditional(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
-    """The same of a model that is told labels; not to be changed."""
+    """The same of a conditional model; not to be changed."""
     yield from _export(tmp_path_factory, "conditional", condition="label", size=2)
 
 
 @pytest.fixture(scope="session")
 def fsq_conditional(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
-    """The same of a model with a codebook that is told labels; not to be changed."""
+    """The same of a conditional model with a codebook; not to be changed."""
     yield from _export(tmp_path_factory, "fsq-conditional", "none", kind="fsq", condition="label", size=2, **CODEBOOK)
 
 

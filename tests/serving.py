@@ -35,7 +35,7 @@ class Service:
         self._thread.join()
 
     def end(self) -> None:
-        """Tell it to end, and wait until it takes no more requests."""
+        """Ask it to end, and wait until it takes no more requests."""
         self._server.should_exit = True
         while self._server.servers[0].is_serving():
             self._thread.join(0.01)

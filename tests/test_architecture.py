@@ -60,7 +60,7 @@ MODULES = modules()
 
 
 def imports(file: Path) -> Iterator[tuple[str, int]]:
-    """Every module that a file imports, wherever the import stands, and its line."""
+    """Every module that a file imports, wherever the import is, and its line."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)

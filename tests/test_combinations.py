@@ -101,9 +101,9 @@ def test_every_prior_is_that_of_all_labels(prior: str) -> None:
     torch.manual_seed(0)
     model = build_model(config, IMAGES.shape[1:], classes=3)
     train_two_steps(model, objective_config(name="iwae", samples=2), torch.tensor([0, 2, 1, 2]))
-    told, others = (Model(model, torch.tensor(labels)) for labels in ([0, 2, 1, 2], [1, 1, 1, 1]))
+    labelled, others = (Model(model, torch.tensor(labels)) for labels in ([0, 2, 1, 2], [1, 1, 1, 1]))
     z = torch.randn(4, config.latent)
-    assert torch.equal(told.prior.log_prob(z), others.prior.log_prob(z))
+    assert torch.equal(labelled.prior.log_prob(z), others.prior.log_prob(z))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

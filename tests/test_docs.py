@@ -140,7 +140,7 @@ def test_the_notebook_trains_a_model_where_there_is_none(tmp_path: Path, monkeyp
     (tmp_path / "src").symlink_to(ROOT / "src")
     found = tour(tmp_path, monkeypatch)
     assert (found["root"] == tmp_path, found["images"].shape) == (False, (500, 28, 28, 1))
-    found["temporary"].cleanup()  # else a later test is told of it
+    found["temporary"].cleanup()  # else a later test is warned of it
 
 
 # ---- what is generated

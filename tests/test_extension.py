@@ -111,7 +111,7 @@ def follow(title: str, root: Path) -> None:
 
 
 def add(values: dict[str, Any], more: dict[str, Any]) -> None:
-    """Add parameters or stages to those of a file, and to a list what stands behind its three dots."""
+    """Add parameters or stages to those of a file, and to a list what follows its three dots."""
     for name, value in more.items():
         if isinstance(value, dict):
             add(values.setdefault(name, {}), value)

@@ -49,7 +49,7 @@ def followed(package: Path, stage: str) -> list[str]:
     return [file.relative_to(package).as_posix() for file in source_files(stage)]
 
 
-def test_imports_are_followed_wherever_they_stand(package: Path) -> None:
+def test_imports_are_followed_wherever_they_are(package: Path) -> None:
     assert followed(package, "one") == [
         "circle.py",
         "direct.py",
@@ -112,7 +112,7 @@ def test_the_hash_changes_when_a_line_moves_to_another_file(package: Path) -> No
     assert source_hash("two") != before
 
 
-def test_the_hash_does_not_depend_on_where_the_package_stands(
+def test_the_hash_does_not_depend_on_where_the_package_is(
     package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = source_hash("one")

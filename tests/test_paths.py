@@ -35,7 +35,7 @@ def test_checkpoints_are_where_the_environment_says(value: str, wanted: str, mon
     assert Paths(Path("/w"), Path("/r")).resume == Path(wanted)
 
 
-def test_no_two_names_stand_for_one_file_or_for_a_file_inside_another() -> None:
+def test_no_two_names_are_for_one_file_or_for_a_file_inside_another() -> None:
     paths = Paths(Path("/w"), Path("/r"))
     files = [getattr(paths, name) for name in NAMES]
     assert len(files) > 10

@@ -55,7 +55,7 @@ def test_repro_leaves_every_output_and_nothing_to_do(finished: Project) -> None:
     assert finished("git status --porcelain") == ""
 
 
-def test_one_run_stands_for_the_trained_model(finished: Project) -> None:
+def test_one_run_is_that_of_the_trained_model(finished: Project) -> None:
     (run,) = finished.training_runs().values()
     assert finished.stages_below(run) == ["evaluate", "export", "report"]
     assert run.info.run_name == "vae mlp digits"

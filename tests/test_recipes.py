@@ -154,7 +154,7 @@ def test_a_damaged_recipe_is_named(content: bytes, message: str, tmp_path: Path)
 
 
 @every_recipe
-def test_a_recipe_has_its_own_title_and_stops_early_only_where_something_tells_when(name: str) -> None:
+def test_a_recipe_has_its_own_title_and_stops_early_only_where_something_says_when(name: str) -> None:
     config = recipe(name)
     assert config.report.title == name
     if config.preprocess.validation == 0:
@@ -605,7 +605,7 @@ def test_a_measured_recipe_has_mean_and_standard_deviation_over_its_seeds(folder
         ("arena-conv-vae", {"reconstruction": LOG_PI + 784 * 0.25, "kl": 10.0}, "0.4500"),  # 0.25 + 0.1 * 10 / 5
     ],
 )
-def test_a_single_run_is_told_in_the_units_of_what_was_published(
+def test_a_single_run_is_given_in_the_units_of_what_was_published(
     name: str, found: dict[str, float], wanted: str, folder: Path
 ) -> None:
     [row] = [line for line in write(folder, result(name, run(7, found))) if f"`{name}`" in line and "CPU" in line]

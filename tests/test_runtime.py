@@ -120,7 +120,7 @@ def test_the_choice_of_a_gpu_takes_effect_after_they_were_counted() -> None:
     assert answer.stdout == "False\n"
 
 
-def test_cuda_without_a_gpu_tells_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_without_a_gpu_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError) as error:
         pick_device("cuda")

@@ -67,8 +67,8 @@ def test_a_server_with_passwords_gets_everything_but_the_password(
     (training,) = [run for run in runs if run.data.tags["reparam.stage"] == "train"]
     assert training.info.artifact_uri.startswith("mlflow-artifacts:/")  # through the server, which alone has the files
     assert "evaluation" in [artifact.path for artifact in client.list_artifacts(training.info.run_id)]
-    told = "\n".join([*printed, *(str(run.to_dictionary()) for run in runs)])
-    assert [secret for secret in SECRETS if secret in told] == []
+    shown = "\n".join([*printed, *(str(run.to_dictionary()) for run in runs)])
+    assert [secret for secret in SECRETS if secret in shown] == []
     assert with_secrets(project.root) == []
     assert with_secrets(tmp_path / "server/artifacts") == []
 

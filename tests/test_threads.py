@@ -31,7 +31,7 @@ def test_waiting_threads_sleep_where_another_process_computes_for_this_one(tmp_p
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
-@pytest.mark.parametrize("load", ["0.00 0.00 0.00 2/345 6789\n", "", "this system tells other things", None])
+@pytest.mark.parametrize("load", ["0.00 0.00 0.00 2/345 6789\n", "", "this system says other things", None])
 def test_waiting_threads_sleep_where_others_may_compute(tmp_path: Path, load: str | None) -> None:
     choose_wait_policy(tmp_path, machine(tmp_path, load))
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"

@@ -112,12 +112,12 @@ def test_what_a_metric_depends_on_bars_a_verdict_where_it_differs(
     changed = {name: found for name, found in (CONDITIONS | {condition: value}).items() if found != MISSING}
     alike, different = experiment("alike", metrics=larger), experiment("other", metrics=larger, conditions=changed)
     found = compare([experiment(metrics=metrics), alike, different])
-    told = [note for note in found.notes if "no verdict" in note]
+    lost = [note for note in found.notes if "no verdict" in note]
     if barred:
         theirs, ours = (re.sub(r"(\w)\1{31,}", r"\1" * 8, str(known)) for known in (value, CONDITIONS[condition]))
-        assert told == [f"other: {condition} is {theirs}, that of first is {ours}; no verdict on {', '.join(barred)}"]
+        assert lost == [f"other: {condition} is {theirs}, that of first is {ours}; no verdict on {', '.join(barred)}"]
     else:
-        assert told == []
+        assert lost == []
     for name in JUDGED:
         assert difference(found, name).verdict != ""
         assert (difference(found, name, 2).verdict == "") == (name in barred)

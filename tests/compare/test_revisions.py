@@ -71,7 +71,7 @@ def test_without_validation_the_curve_is_that_of_training(project: Paths, params
     assert (found.loss_split, found.losses) == ("train", {1: 31.0, 2: 27.0})
 
 
-def test_parameters_that_were_changed_after_training_are_told(
+def test_parameters_that_were_changed_after_training_are_named(
     project: Paths, params: dict[str, Any], write_params: Callable[[dict[str, Any]], None]
 ) -> None:
     write_results(project, params, -20.0)
@@ -94,7 +94,7 @@ def test_parameters_that_were_changed_after_training_are_told(
         ("report", {"title": "Another title"}, ""),
     ],
 )
-def test_parameters_that_were_changed_after_a_later_stage_are_told(
+def test_parameters_that_were_changed_after_a_later_stage_are_named(
     section: str,
     changes: dict[str, Any],
     what: str,
@@ -111,7 +111,7 @@ def test_parameters_that_were_changed_after_a_later_stage_are_told(
     assert found.conditions == CONDITIONS  # those of the evaluation that is there
 
 
-def test_all_that_was_done_before_parameters_changed_is_told_at_once(
+def test_all_that_was_done_before_parameters_changed_is_named_at_once(
     project: Paths, params: dict[str, Any], write_params: Callable[[dict[str, Any]], None]
 ) -> None:
     write_results(project, params, -20.0)
@@ -125,7 +125,7 @@ def test_all_that_was_done_before_parameters_changed_is_told_at_once(
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", "epoch\n1\n", "epoch,validation_loss\n1,many\n", "epoch,train_loss\n1e999,1\n"]
 )
-def test_damaged_files_are_told_and_the_rest_is_read(content: str, project: Paths, params: dict[str, Any]) -> None:
+def test_damaged_files_are_named_and_the_rest_is_read(content: str, project: Paths, params: dict[str, Any]) -> None:
     model = write_results(project, params, -20.0)
     project.history.write_text(content)
     training_metrics(model, content.encode()).write(project.training_metrics)  # so that the table itself is read
@@ -149,7 +149,7 @@ def test_the_curve_of_another_training_is_not_shown(project: Paths, params: dict
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY", b"no archive"])
-def test_damaged_scores_are_told_and_nothing_is_paired(content: bytes, project: Paths, params: dict[str, Any]) -> None:
+def test_damaged_scores_are_named_and_nothing_is_paired(content: bytes, project: Paths, params: dict[str, Any]) -> None:
     write_results(project, params, -20.0)
     project.scores.write_bytes(content)
     found = find("workspace", project)
@@ -211,7 +211,7 @@ def test_a_revision_that_was_never_run_has_parameters_alone_and_says_what_to_do(
     )
 
 
-def test_what_the_cache_does_not_have_is_told_with_the_command_that_gets_it(
+def test_what_the_cache_does_not_have_is_named_with_the_command_that_gets_it(
     repository: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = repository.root / ".dvc/cache"

@@ -146,7 +146,7 @@ def test_looking_for_a_run_makes_no_store(uri: str, project: Paths, monkeypatch:
     assert [path.name for path in project.root.iterdir()] == ["params.yaml"]
 
 
-def test_a_server_that_cannot_be_reached_is_told_at_once(project: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_cannot_be_reached_is_reported_at_once(project: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")

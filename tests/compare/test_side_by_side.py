@@ -113,7 +113,7 @@ def test_the_page_says_every_number_and_holds_every_picture() -> None:
     assert [base64.b64decode(picture) for picture in samples] == [PICTURE, PICTURE + b"other", PICTURE]
 
 
-def test_the_browser_is_told_to_allow_what_the_page_holds_and_nothing_else() -> None:
+def test_the_browser_is_asked_to_allow_what_the_page_holds_and_nothing_else() -> None:
     policy = Policy(render(compare([experiment(), experiment()])))
     assert [len(hashes) for hashes in policy.hashes.values()] == [1, 0]
     assert policy.allows_exactly_what_is_there, policy.rules
@@ -200,7 +200,7 @@ def test_the_command_prints_plain_tables_and_writes_the_page(
     assert "3 experiments side by side" in target.read_text(encoding="utf-8")
 
 
-def test_the_page_stands_among_the_reports_unless_told_otherwise(project: Paths, params: dict[str, Any]) -> None:
+def test_the_page_is_among_the_reports_unless_asked_otherwise(project: Paths, params: dict[str, Any]) -> None:
     write_results(project, params, -20.0)
     side_by_side.run(["workspace", "workspace"], project)
     assert project.comparison == project.root / "reports/compare.html"

@@ -66,7 +66,7 @@ def test_values_keep_the_spelling_that_they_have() -> None:
     assert keys_and_comments(written) == keys_and_comments(text)
 
 
-def test_a_comment_that_is_too_long_for_its_line_stands_above_it() -> None:
+def test_a_comment_that_is_too_long_for_its_line_is_above_it() -> None:
     meaning = "Title of the page; null names model, data and classes."
     short, long = (with_comments(values(report_title="t" * size)) for size in (80, 200))
     assert f"  title: {'t' * 80} # {meaning}\n" in short

@@ -40,7 +40,7 @@ def problems(path: Path) -> list[str]:
     return [line.strip() for line in rest]
 
 
-def test_the_shipped_parameters_are_valid_and_are_read_as_they_stand() -> None:
+def test_the_shipped_parameters_are_valid_and_are_read_as_they_are() -> None:
     config = load_config(REPOSITORY / "params.yaml")
     assert config.download.source == "mnist_5k"
     assert config.preprocess.binarization == "dynamic"

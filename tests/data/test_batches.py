@@ -132,7 +132,7 @@ def test_images_that_are_read_ahead_are_those_that_are_resident(
     assert {batch.dtype for batch in seen[0][:-1]} == {torch.uint8}
 
 
-def test_what_goes_wrong_while_reading_ahead_is_told(streamed: None) -> None:
+def test_what_goes_wrong_while_reading_ahead_is_reported(streamed: None) -> None:
     data = Batches(NUMBERED, 2, CPU)
     with pytest.raises(IndexError):
         list(data.visit(torch.tensor([0, 1, 2, 3, 99])))

@@ -69,7 +69,7 @@ def tiff(row: bytes, width: int, order: str = "<", **changed: int) -> bytes:
         (339, 1, tags["kind"]),
     ]
     start = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "I", 8 + len(row)) + row
-    # One value of a short stands in the first half of its field.
+    # One value of a short is in the first half of its field.
     fields = [
         struct.pack(order + "HHI", tag, 3, count)
         + (struct.pack(order + "HH", value, 0) if count == 1 else struct.pack(order + "I", value))
@@ -334,7 +334,7 @@ def test_an_exif_block_that_pillow_could_not_write_still_turns_the_image(tmp_pat
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".webp", ".tif"])
-def test_the_first_frame_stands_for_an_animation(tmp_path: Path, suffix: str) -> None:
+def test_the_first_frame_is_taken_of_an_animation(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"image{suffix}"
     first, *others = (Image.new("RGB", (4, 2), colour) for colour in (RED, GREEN, BLUE))
     first.save(path, save_all=True, append_images=others, **({"lossless": True} if suffix == ".webp" else {}))
@@ -342,7 +342,7 @@ def test_the_first_frame_stands_for_an_animation(tmp_path: Path, suffix: str) ->
     assert decode(path, 3).getcolors() == [(8, RED)]
 
 
-def test_the_photo_stands_for_a_photo_with_a_second_one_inside(tmp_path: Path) -> None:
+def test_the_photo_is_taken_of_a_photo_with_a_second_one_inside(tmp_path: Path) -> None:
     path = tmp_path / "phone.jpg"
     photo, depth = Image.new("RGB", (16, 16), GREY), Image.new("RGB", (16, 16), WHITE)
     photo.save(path, "MPO", save_all=True, append_images=[depth])
@@ -467,7 +467,7 @@ def test_a_decompression_bomb_is_refused(file: Callable[[bytes], Path], content:
     assert caught.value.reason.startswith(reason)
 
 
-def test_pillow_does_not_warn_of_metadata_and_is_told_so_for_the_moment_only(tmp_path: Path) -> None:
+def test_pillow_does_not_warn_of_metadata_for_the_moment_only(tmp_path: Path) -> None:
     path = tmp_path / "image.jpg"
     Image.fromarray(COLOURS).save(path, exif=oriented(6).tobytes()[:-8])
     before = list(warnings.filters)

@@ -131,7 +131,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """Serves a directory; a path in `cuts` is cut half-way once for each time that it stands there."""
+    """Serves a directory; a path in `cuts` is cut half-way once for each time that it is there."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -386,7 +386,7 @@ def test_a_server_that_cuts_again_and_again_is_given_up_and_its_half_is_kept_for
     assert set(contents(project.downloads)) == {"digits.lock", "mnist.lock"}
 
 
-# The digits, of which the arguments tell the checksum: torchvision would take seconds to import.
+# The digits, whose checksum is in the arguments: torchvision would take seconds to import.
 FETCH = """
 import sys
 from dataclasses import replace
@@ -520,9 +520,7 @@ def test_a_table_that_does_not_fit_is_refused_before_anything_is_copied(
     assert contents(project.downloads / "folder") == {}
 
 
-def test_two_runs_of_a_folder_give_the_same_bytes_wherever_it_stands(
-    fetch: Fetch, project: Paths, photos: Path
-) -> None:
+def test_two_runs_of_a_folder_give_the_same_bytes_wherever_it_is(fetch: Fetch, project: Paths, photos: Path) -> None:
     fetch("folder", path="my photos")
     first = contents(project.raw)
     photos.rename(project.root / "moved")

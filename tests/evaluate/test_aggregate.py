@@ -88,7 +88,7 @@ def test_a_correlated_gaussian_aggregate_has_its_total_correlation() -> None:
     assert found.mutual_information == pytest.approx(0.5 * math.log((1 - 0.8**2) / 0.1**2), abs=0.05)
 
 
-def test_posteriors_that_ignore_the_image_tell_nothing() -> None:
+def test_posteriors_that_ignore_the_image_have_no_information() -> None:
     found = sampled(torch.ones(50, 3, dtype=torch.float64), torch.zeros(50, 3, dtype=torch.float64))
     assert found.mutual_information == pytest.approx(0, abs=1e-12)
     assert found.total_correlation == pytest.approx(0, abs=1e-12)
@@ -119,12 +119,12 @@ def test_the_aggregate_is_the_mixture_of_all_posteriors() -> None:
     log_joint = MixtureSameFamily(even, Independent(Normal(mean, scale), 1)).log_prob(z)
     log_each = [MixtureSameFamily(even, Normal(mean[:, j], scale[:, j])).log_prob(z[:, j]) for j in range(3)]
     log_product = torch.stack(log_each).sum(0)
-    told = Normal(mean, scale).log_prob(z).sum(1) - log_joint
+    known = Normal(mean, scale).log_prob(z).sum(1) - log_joint
     kl = kl_divergence(Normal(mean, scale), Normal(0.0, 1.0)).sum(1)
     found = aggregate(mean, log_variance, z[None], StandardNormal(mean.shape[1]), 100)
-    assert found.mutual_information == pytest.approx(told.mean().item())
-    assert found.marginal_kl == pytest.approx((kl - told).mean().item())
-    assert found.marginal_kl_se == pytest.approx((kl - told).std().item() / 40**0.5)
+    assert found.mutual_information == pytest.approx(known.mean().item())
+    assert found.marginal_kl == pytest.approx((kl - known).mean().item())
+    assert found.marginal_kl_se == pytest.approx((kl - known).std().item() / 40**0.5)
     assert found.total_correlation == pytest.approx((log_joint - log_product).mean().item())
     assert found.total_correlation_se == pytest.approx((log_joint - log_product).std().item() / 40**0.5)
 
@@ -156,7 +156,7 @@ def test_memory_does_not_change_what_is_found(numbers: int, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("limit", [100, 10])
-def test_images_that_are_all_told_apart_tell_log_n(limit: int) -> None:
+def test_posteriors_that_are_all_apart_have_log_n_of_information(limit: int) -> None:
     mean = torch.arange(100.0, dtype=torch.float64)[:, None]
     found = sampled(mean, torch.full((100, 1), -12.0, dtype=torch.float64), limit)
     assert found.mutual_information == pytest.approx(math.log(100), abs=1e-9)
@@ -175,7 +175,7 @@ def test_of_a_part_each_posterior_weighs_as_in_the_whole() -> None:
     assert found.mutual_information == pytest.approx(expected)
 
 
-def test_a_part_stands_for_the_whole() -> None:
+def test_a_part_gives_what_the_whole_gives() -> None:
     mean, log_variance = correlated(4000)
     whole, part = sampled(mean, log_variance), sampled(mean, log_variance, 1000)
     assert part.images == 1000
@@ -183,7 +183,7 @@ def test_a_part_stands_for_the_whole() -> None:
     assert part.total_correlation == pytest.approx(whole.total_correlation, abs=0.1)
 
 
-def test_a_single_image_tells_nothing() -> None:
+def test_a_single_image_has_no_information() -> None:
     found = sampled(torch.ones(1, 2), torch.zeros(1, 2))
     assert found.mutual_information == found.mutual_information_se == 0
     assert found.kl == found.marginal_kl
@@ -201,7 +201,7 @@ def test_extreme_posteriors_give_finite_numbers() -> None:
 
 def test_a_dimension_has_collapsed_when_neither_its_mean_nor_its_kl_moves() -> None:
     kl = torch.tensor([0.0, 0.004, 3.0, 2.0, 2 * COLLAPSED_KL])
-    variance = torch.tensor([0.0, 0.01, 0.9, 0.001, 0.0])  # the last two tell by their variance
+    variance = torch.tensor([0.0, 0.01, 0.9, 0.001, 0.0])  # the last two by their variance
     assert collapsed(kl, variance, 0.01) == [0, 1]
     assert collapsed(kl, variance, 0.005) == [0]
 

@@ -38,7 +38,7 @@ def test_an_entropy_is_that_of_the_shares_of_codes() -> None:
     assert found["codebook_perplexity"] == pytest.approx(2**entropy)
 
 
-def test_a_codebook_of_which_images_have_few_codes_is_told_where_they_could_have_all() -> None:
+def test_a_codebook_of_which_images_have_few_codes_is_reported_where_they_could_have_all() -> None:
     [message] = codebook_collapse(torch.zeros(20, 1, dtype=torch.int64), 20)
     assert message.startswith("codebook collapse: the images have 1 of 20 codes; try ")
     assert codebook_collapse(torch.zeros(19, 1, dtype=torch.int64), 20) == []

@@ -91,11 +91,11 @@ def test_codes_that_know_nothing_score_about_nothing() -> None:
 def test_mutual_information_is_that_of_a_known_joint_distribution() -> None:
     # P(z, v): 3/8 on the diagonal, 1/8 off it.
     pairs = np.repeat([[0, 0], [1, 1], [0, 1], [1, 0]], [3, 3, 1, 1], axis=0)
-    told = math.log(2) + 2 * (3 / 8) * math.log(3 / 4) + 2 * (1 / 8) * math.log(1 / 4)
+    information = math.log(2) + 2 * (3 / 8) * math.log(3 / 4) + 2 * (1 / 8) * math.log(1 / 4)
     found = mutual_information(coded(pairs[:, :1], pairs[:, 1:]), 2)
-    np.testing.assert_allclose(found, [[told / math.log(2)]], rtol=1e-12)
+    np.testing.assert_allclose(found, [[information / math.log(2)]], rtol=1e-12)
     # Of a single latent, the second best says nothing.
-    assert gap(found) == pytest.approx(told / math.log(2), rel=1e-12)
+    assert gap(found) == pytest.approx(information / math.log(2), rel=1e-12)
 
 
 @pytest.mark.parametrize(("bins", "wanted"), [(2, 0.5), (4, 1.0)])
@@ -175,7 +175,7 @@ def test_scores_of_draws_are_those_of_noisier_codes() -> None:
     assert (draws.codes - means.codes).std() == pytest.approx(0.1, abs=0.02)
 
 
-def test_some_images_at_random_stand_for_all() -> None:
+def test_some_images_at_random_are_measured_instead_of_all() -> None:
     found = subject_of(images=40).coded
     assert found is not None
     assert found.codes.shape == (40, 3)

@@ -289,7 +289,7 @@ def test_of_a_single_latent_dimension_classes_are_drawn_one_above_the_other() ->
     assert pictures["latent_grid"].axes[0].get_ylabel() == "(a single dimension: rows repeat)"
 
 
-def test_traversals_move_one_active_dimension_at_a_time_those_that_tell_most_first() -> None:
+def test_traversals_move_one_active_dimension_at_a_time_those_of_most_use_first() -> None:
     subject = subject_of([0, 1, 2], [0.5, 3.0, 0.05, 4.0])  # dimension 2 is not active
     decoded = decoded_by(subject.model)
     pictures = gallery.plot_all(subject)

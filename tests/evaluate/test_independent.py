@@ -24,7 +24,7 @@ from reparam.train import stage as train
 
 Array = npt.NDArray[np.float64]
 CHANGES = {
-    # Black and white once and for all, so that what was scored stands in a file.
+    # Black and white once and for all, so that what was scored is in a file.
     "preprocess": {"limit": 1_200, "binarization": "static"},
     "model": {"hidden": [64], "latent": 8, "activation": "tanh"},
     "train": {"batch_size": 8, "epochs": 5},
@@ -161,7 +161,7 @@ def test_the_kl_is_split_as_its_definition_says(stage: Stage) -> None:
     # The very samples of the stage: what follows is then exact.
     with random_stream(0, "latents"):
         noise = torch.randn(4, *mean.shape, dtype=torch.float64).numpy()
-    told, shared = np.zeros(len(mean)), np.zeros(len(mean))
+    known, shared = np.zeros(len(mean)), np.zeros(len(mean))
     for z in mean + np.exp(log_variance / 2) * noise:
         log_joint = np.zeros((len(z), len(z)))  # log q(z_n | x_m), row n, column m
         log_dimensions = np.zeros(len(z))  # sum over j of log q(z_nj)
@@ -172,10 +172,10 @@ def test_the_kl_is_split_as_its_definition_says(stage: Stage) -> None:
             log_dimensions += np.log(np.exp(given).mean(1))
         top = log_joint.max(1)
         log_aggregate = np.log(np.exp(log_joint - top[:, None]).mean(1)) + top
-        told += (np.diagonal(log_joint) - log_aggregate) / 4
+        known += (np.diagonal(log_joint) - log_aggregate) / 4
         shared += (log_aggregate - log_dimensions) / 4
     kl = 0.5 * (mean**2 + np.exp(log_variance) - 1 - log_variance).sum(1)
-    parts = {"mutual_information": told, "marginal_kl": kl - told, "total_correlation": shared}
+    parts = {"mutual_information": known, "marginal_kl": kl - known, "total_correlation": shared}
     for name, values in parts.items():
         assert stage.metrics[name] == pytest.approx(values.mean(), abs=ONCE), name
         assert stage.metrics[f"{name}_se"] == pytest.approx(values.std(ddof=1) / len(values) ** 0.5, abs=ONCE), name

@@ -1,4 +1,4 @@
-"""Evaluation of models that are told labels."""
+"""Evaluation of conditional models."""
 
 from dataclasses import replace
 from typing import Any
@@ -86,8 +86,8 @@ def test_reconstructions_are_compared_that_have_the_label_of_their_image(monkeyp
 def test_the_noise_of_an_untrained_conditional_model_has_these_signal_to_noise_ratios() -> None:
     model, split = some_model(), some_split([0, 0, 0, 1, 2])
     x, labels = torch.from_numpy(split.images).float() / 255, torch.tensor([0, 0, 0, 1, 2])
-    told = Model(model, labels)
-    errors = (told.decode(told.posterior(x)[0]) - x).square().mean((1, 2, 3))
+    labelled = Model(model, labels)
+    errors = (labelled.decode(labelled.posterior(x)[0]) - x).square().mean((1, 2, 3))
     found = fidelity(subject(model, split))["psnr"]
     torch.testing.assert_close(found, -10 * errors.log10().double())
     assert found.tolist() == pytest.approx([11.0059, 10.8462, 8.8141, 11.8166, 8.1740], abs=1e-3)

@@ -164,7 +164,7 @@ def test_labels_of_the_very_images_that_were_learned_from_are_not_guessed() -> N
     assert LABELS & set(measured(subject_of(model_of(), split="train")).metrics) == set()
 
 
-def test_it_is_told_why_there_is_no_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reason_why_there_is_no_accuracy_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measures, "LEARNED_FROM", 1)
     found = measured(subject_of(model_of()))
     assert set(found.metrics) & LABELS == set()
@@ -356,7 +356,7 @@ def test_no_more_images_are_generated_than_there_are_originals() -> None:
     assert generated.images == 90
 
 
-def test_outliers_are_told_from_the_scored_images_by_their_nll() -> None:
+def test_outliers_are_recognised_by_their_nll() -> None:
     subject = subject_of(model_of(scale=1.5), card=GREY, nll_samples=200)
     found, outliers = measured(subject), some_outliers().images[np.arange(90) * 200 // 90]
     assert found.outlier_nll is not None

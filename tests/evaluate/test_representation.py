@@ -31,7 +31,7 @@ def shares(train: Labelled, test: Labelled, neighbours: int) -> tuple[float, flo
 ON_A_LINE = labelled([[0.0], [1.0], [2.0], [10.0], [11.0], [12.0]], [0, 0, 0, 1, 1, 1])
 
 
-def test_codes_apart_tell_their_labels() -> None:
+def test_codes_that_lie_apart_give_their_labels() -> None:
     assert shares(ON_A_LINE, labelled([[0.5], [1.5], [10.5], [30.0]], [0, 0, 1, 1]), 3) == (1.0, 1.0)
 
 
@@ -55,7 +55,7 @@ def test_the_linear_probe_does_not_depend_on_the_units_of_a_code() -> None:
     assert plain == pytest.approx(moved, abs=0.006)  # two images: codes are float32
 
 
-def test_the_pixels_of_digits_tell_the_digit() -> None:
+def test_the_pixels_of_digits_give_the_digit() -> None:
     first, again = (shares(digits(slice(400)), digits(slice(400, 800)), 5) for _ in range(2))
     assert first == again == (pytest.approx(0.85, abs=0.005), pytest.approx(0.8475, abs=0.005))
 
@@ -94,7 +94,7 @@ def test_rows_are_evenly_spaced(count: int, limit: int, rows: list[int]) -> None
     assert evenly_spaced(count, limit).tolist() == rows
 
 
-def test_codes_that_are_all_the_same_tell_the_majority() -> None:
+def test_codes_that_are_all_the_same_give_the_majority() -> None:
     train = labelled([[1.0, 2.0]] * 5, [0, 1, 1, 1, 0])
     assert shares(train, labelled([[1.0, 2.0]] * 4, [0, 1, 1, 1]), 5) == (0.75, 0.75)
 

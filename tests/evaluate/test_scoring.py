@@ -95,7 +95,7 @@ def test_an_autoencoder_has_a_reconstruction_and_codes_but_neither_kl_nor_likeli
 
 
 @pytest.mark.parametrize("inference", ["top_down", "bottom_up"])
-def test_the_kl_of_a_hierarchy_is_told_layer_by_layer_that_next_to_the_image_first(inference: str) -> None:
+def test_the_kl_of_a_hierarchy_is_given_layer_by_layer_that_next_to_the_image_first(inference: str) -> None:
     model = some_model(kind="hierarchical", inference=inference, upper=[2, 1])
     assert isinstance(model, HierarchicalVAE)
     with torch.no_grad():

@@ -385,7 +385,7 @@ def test_the_memory_for_scoring_changes_only_what_is_drawn(trained: Paths, monke
     assert ample["nll"] == pytest.approx(little["nll"], abs=0.5)
 
 
-def test_noise_is_told_from_digits(trained: Paths, tmp_path: Path) -> None:
+def test_noise_is_recognised_among_digits(trained: Paths, tmp_path: Path) -> None:
     found = evaluated(trained, outliers=other_images(tmp_path / "others"))
     assert found["auroc"] > 0.9
     assert 0 <= found["auroc_se"] < 0.03

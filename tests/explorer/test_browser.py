@@ -140,7 +140,7 @@ def test_the_page_computes_what_the_client_does_with_each_label(conditional: Exp
         const latents = tensor([2, 2], Float32Array.of({", ".join(map(str, latents.ravel()))}));
         return [0, 1, 2].map(label => ({{
           codes: images.map(image => list(encoded(image, label))),
-          means: list(decode({{ latents, ...told(2, label) }}).mean.data),
+          means: list(decode({{ latents, ...labelsOf(2, label) }}).mean.data),
         }}));
         """,
         tmp_path,

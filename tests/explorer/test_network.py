@@ -170,9 +170,9 @@ def test_every_operator_computes_what_onnxruntime_does() -> None:
 # ---- graphs
 
 
-def jobs_of(directory: Path, images: np.ndarray, *latent: int, **told: np.ndarray) -> list[tuple[bytes, Arrays]]:
+def jobs_of(directory: Path, images: np.ndarray, *latent: int, **more: np.ndarray) -> list[tuple[bytes, Arrays]]:
     inputs: dict[str, Arrays] = {"encoder": {"images": images}, "decoder": {"latents": numbers(3, *latent)}}
-    return [((directory / f"{name}.onnx").read_bytes(), given | told) for name, given in inputs.items()]
+    return [((directory / f"{name}.onnx").read_bytes(), given | more) for name, given in inputs.items()]
 
 
 def test_encoder_and_decoder_compute_what_onnxruntime_does(
@@ -213,8 +213,8 @@ KINDS = {
 def test_each_kind_of_model_computes_what_onnxruntime_does(kind: str, opset: int, tmp_path: Path) -> None:
     prepared = prepare(tmp_path, **KINDS[kind])
     export_graphs(prepared.graphs(), opset, {}, tmp_path)
-    told = {"label": whole(2, 0, 1)} if "condition" in KINDS[kind] else {}
-    check(jobs_of(tmp_path, prepared.images[:3], *prepared.model.latent_shape, **told), ["encoder", "decoder"])
+    label = {"label": whole(2, 0, 1)} if "condition" in KINDS[kind] else {}
+    check(jobs_of(tmp_path, prepared.images[:3], *prepared.model.latent_shape, **label), ["encoder", "decoder"])
 
 
 def test_a_graph_is_read_as_onnx_reads_it(exported: Exported) -> None:

@@ -118,7 +118,7 @@ def test_labels_that_the_model_does_not_know_are_refused(client: Client, label: 
         client.sample(3, seed=0, label=label)  # type: ignore[arg-type]
 
 
-def test_a_model_that_was_told_no_labels_refuses_one(exported: Exported) -> None:
+def test_a_model_without_labels_refuses_one(exported: Exported) -> None:
     client = Client(exported.directory, device="cpu")
     assert client.classes == ()
     for call in (
@@ -147,7 +147,7 @@ def test_the_shell_samples_a_class(client: Client, tmp_path: Path) -> None:
     assert "labels      cat, dog, owl" in work.info(client)
 
 
-def test_the_golden_answers_are_told_the_labels_of_the_split(conditional: Exported) -> None:
+def test_the_golden_answers_are_given_the_labels_of_the_split(conditional: Exported) -> None:
     with np.load(conditional.directory / "golden.npz") as golden:
         np.testing.assert_array_equal(golden["label"], np.arange(0, 40, 5) % 3)
     assert "decoder, mean" in "".join(verify(conditional.directory))
@@ -157,7 +157,7 @@ def test_the_page_says_which_labels_there_are(conditional: Exported) -> None:
     assert "each graph has an input `label`, for each image a whole number from 0 to 2" in conditional.readme()
 
 
-def test_mlflow_is_told_of_the_label(conditional: Exported) -> None:
+def test_mlflow_knows_of_the_label(conditional: Exported) -> None:
     schema = _schema(onnx.load(conditional.directory / "encoder.onnx").graph.input)
     assert [(spec.name, spec.type, spec.shape) for spec in schema.inputs] == [
         ("images", np.dtype("uint8"), (-1, 4, 6, 3)),

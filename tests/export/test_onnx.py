@@ -291,7 +291,7 @@ LOSSLESS = {"served_elbo": -1.0, "served_elbo_se": 0.0, "served_elbo_loss": 0.0,
 
 
 class SquaredDistance:
-    """A stand-in for a model: what it loses is how far the encoded image is from the scored one.
+    """Replaces a model: what it loses is how far the encoded image is from the scored one.
 
     Each white pixel has a cost, whatever was encoded.
     """

@@ -19,7 +19,7 @@ from reparam.export.program import export_graphs
 pytest_plugins = ["fixtures_export"]
 pytestmark = pytest.mark.slow
 
-# Each program is told of the golden answers and of a folder of graphs, and leaves what these compute.
+# Each program gets the golden answers and of a folder of graphs, and leaves what these compute.
 PYTHON = """
 import sys
 from pathlib import Path

@@ -276,11 +276,11 @@ def test_two_exports_have_equal_bytes(convolutional: Exported) -> None:
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_a_model_that_is_told_labels_is_calibrated_with_them(tmp_path: Path) -> None:
-    told = prepare(tmp_path, condition="label", size=2, kind="autoencoder", hidden=[512])
-    run_stage(told.paths, variants=["int8_static"])
-    assert facts(told)["int8_static"].lost is None
-    assert files(told.directory) == set(STATIC)
+def test_a_conditional_model_is_calibrated_with_them(tmp_path: Path) -> None:
+    conditional = prepare(tmp_path, condition="label", size=2, kind="autoencoder", hidden=[512])
+    run_stage(conditional.paths, variants=["int8_static"])
+    assert facts(conditional)["int8_static"].lost is None
+    assert files(conditional.directory) == set(STATIC)
 
 
 @pytest.mark.parametrize(("kinds", "oldest"), [(["int8"], "1.23.0"), (["int8_static"], "1.24.1")])

@@ -402,7 +402,7 @@ def test_image_blocks_have_a_title_and_labels_each() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("sigma", [0.1, 3.0])
-def test_deviation_maps_stand_below_the_images_on_one_scale(channels: int, sigma: float) -> None:
+def test_deviation_maps_are_below_the_images_on_one_scale(channels: int, sigma: float) -> None:
     deviations = np.full((2, 3, 4), 0.1)
     deviations[1, 0, 0] = sigma
     figure = plot_deviations({"original": some_images(2, channels)}, deviations, ["7", "8"])
@@ -417,7 +417,7 @@ def test_deviation_maps_stand_below_the_images_on_one_scale(channels: int, sigma
     assert is_drawn(figure)
 
 
-def test_bounds_stand_against_the_number_of_samples_in_their_band() -> None:
+def test_bounds_are_plotted_against_the_number_of_samples_in_their_band() -> None:
     figure = plot_bounds([1, 2, 5, 10, 15], [-9.0, -8.0, -7.5, -7.25, -7.125], [0.5] * 5)
     [axes] = figure.axes
     assert axes.get_xscale() == "log"

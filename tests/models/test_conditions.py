@@ -1,4 +1,4 @@
-"""Models that are told labels: exact against models of each class, and against a known p(x|y)."""
+"""Conditional models: exact against models of each class, and against a known p(x|y)."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def conditional(network: str = "mlp", **changes: Any) -> LatentModel:
-    """A model that was told labels long enough for them to matter, in double precision."""
+    """A model that was trained with labels long enough for them to matter, in double precision."""
     small = {"condition": "label", "size": SIZE, "latent": LATENT, "network": network, "activation": "tanh"}
     small |= {"hidden": (6,), "channels": (4,), "upper": (2,), "upper_hidden": (4,)}
     torch.manual_seed(0)
@@ -45,14 +45,14 @@ def some_images(count: int) -> Tensor:
 
 
 def of_class(model: LatentModel, label: int) -> VAE:
-    """The model of one class alone, told nothing: what it would be told is in the biases of its first layers."""
+    """The model of one class alone, without labels: what they would add is in the biases of its first layers."""
     assert isinstance(model.condition, Label)
     alone = build_model(small_section("model", latent=LATENT, hidden=(6,), activation="tanh"), IMAGE).double().eval()
     weights = {name: weight for name, weight in model.state_dict().items() if not name.startswith("condition")}
-    told = model.condition.numbers.weight[label]
-    decoder, image = weights["decoder.0.weight"], told @ model.condition.image
+    labelled = model.condition.numbers.weight[label]
+    decoder, image = weights["decoder.0.weight"], labelled @ model.condition.image
     weights["encoder.1.bias"] = weights["encoder.1.bias"] + weights["encoder.1.weight"] @ image
-    weights["decoder.0.bias"] = weights["decoder.0.bias"] + decoder[:, LATENT:] @ told
+    weights["decoder.0.bias"] = weights["decoder.0.bias"] + decoder[:, LATENT:] @ labelled
     weights["decoder.0.weight"] = decoder[:, :LATENT]
     alone.load_state_dict(weights)
     assert isinstance(alone, VAE)
@@ -75,14 +75,14 @@ def test_the_elbo_given_a_label_is_that_of_a_model_of_this_class_alone(label: in
 def test_rows_follow_their_labels(kind: str, network: str) -> None:
     model, x, labels = conditional(network, **KINDS[kind]), some_images(4), torch.tensor([0, 1, 2, 1])
     order = torch.tensor([2, 0, 3, 1])
-    told, ordered = Model(model, labels), Model(model, labels[order])
-    mean = told.posterior(x)[0]
+    labelled, ordered = Model(model, labels), Model(model, labels[order])
+    mean = labelled.posterior(x)[0]
     torch.testing.assert_close(ordered.posterior(x[order])[0], mean[order])
-    torch.testing.assert_close(ordered.decode(mean[order]), told.decode(mean)[order])
+    torch.testing.assert_close(ordered.decode(mean[order]), labelled.decode(mean)[order])
     for number, label in enumerate(labels):
         alone = Model(model, label[None])
         torch.testing.assert_close(alone.posterior(x[[number]])[0], mean[[number]])
-        torch.testing.assert_close(alone.output(mean[[number]]), told.output(mean)[[number]])
+        torch.testing.assert_close(alone.output(mean[[number]]), labelled.output(mean)[[number]])
 
 
 @every_kind
@@ -144,15 +144,15 @@ def test_an_untrained_encoder_sees_the_image_alone() -> None:
 
 
 def test_labels_add_their_numbers_and_as_many_inputs_of_the_decoder() -> None:
-    told, untold = (
+    labelled, unlabelled = (
         build_model(small_section("model", condition=condition, size=SIZE, hidden=(6,)), IMAGE, CLASSES)
         for condition in ("label", "none")
     )
-    sizes = [sum(weight.numel() for weight in model.parameters()) for model in (told, untold)]
+    sizes = [sum(weight.numel() for weight in model.parameters()) for model in (labelled, unlabelled)]
     assert sizes[0] - sizes[1] == CLASSES * SIZE + SIZE * 8 + SIZE * 6
 
 
-def test_latents_that_are_an_image_are_told_nothing() -> None:
+def test_latents_that_are_an_image_get_no_label() -> None:
     wanted = (
         r"^params\.yaml: model\.condition: wanted 'none' where latents are an image, found 'label'; .*latent_channels"
     )
@@ -161,7 +161,7 @@ def test_latents_that_are_an_image_are_told_nothing() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"kind": "fsq", "levels": (8, 8)}, {"kind": "vq", "codes": 30, "dimensions": 2}])
-def test_the_decoder_of_codes_is_told_labels_and_codes_are_those_of_the_labelled_image(changes: dict[str, Any]) -> None:
+def test_the_decoder_of_codes_is_given_labels_and_codes_are_of_the_labelled_image(changes: dict[str, Any]) -> None:
     model, x, labels = conditional(latent=4, **changes), some_images(3), torch.tensor([0, 1, 2])
     codes = Model(model, labels).posterior(x)[0]
     seen = model.condition.on_image(x, labels)

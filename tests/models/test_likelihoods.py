@@ -107,7 +107,7 @@ def some_targets(likelihood: Likelihood) -> Tensor:
 
 
 def images_and_volumes(likelihood: Likelihood) -> tuple[Tensor, Tensor]:
-    """Every image of one pixel, or a fine grid of them where pixels are real, and the volume that each stands for."""
+    """Every image of one pixel, or a fine grid of them where pixels are real, and the volume that each represents."""
     if likelihood.needs_binary:
         pixels, volumes = torch.tensor([0.0, 1.0], dtype=torch.float64), torch.ones(2, dtype=torch.float64)
     elif likelihood.is_discrete:
@@ -128,7 +128,7 @@ def gauss_legendre() -> tuple[Tensor, Tensor]:
 
 
 def one_pixel(likelihood: Likelihood, seed: int) -> Tensor:
-    """An output of one pixel; seed 0 stands for nothing but zeros."""
+    """An output of one pixel; seed 0 gives zeros alone."""
     scale = 0 if seed == 0 else 2
     generator = torch.Generator().manual_seed(seed)
     return scale * torch.randn(likelihood.outputs, 1, 1, generator=generator, dtype=torch.float64)
@@ -348,7 +348,7 @@ def test_a_gradient_leads_back_from_beyond_the_bounds() -> None:
 
 
 @pytest.mark.parametrize("sigma", [0.003, 0.1, 0.5, 1.0, 5.0, 7.0])
-def test_a_learned_sigma_starts_where_it_is_told_to(sigma: float) -> None:
+def test_a_learned_sigma_starts_where_it_is_set_to(sigma: float) -> None:
     found = sigma_of(make("gaussian_learned", sigma=sigma), torch.zeros(1, 1, 1)).item()
     assert found == pytest.approx(sigma, rel=1e-5)
 

@@ -69,7 +69,7 @@ def with_unit_weights(network: nn.Module) -> nn.Module:
 
 
 def kinds(network: nn.Module) -> list[str]:
-    """What stands in a network, in order, without the boxes."""
+    """What is in a network, in order, without the boxes."""
     return [type(layer).__name__ for layer in network.modules() if not isinstance(layer, nn.Sequential)]
 
 
@@ -82,14 +82,14 @@ def some_images(*shape: int) -> Tensor:
 
 
 @every_activation
-def test_one_activation_stands_between_two_layers(name: str) -> None:
+def test_one_activation_is_between_two_layers(name: str) -> None:
     network = with_unit_weights(mlp(activation=name).between((1, 1, 1)))
     found = network(torch.tensor(POINTS)[:, None])[:, 0]
     torch.testing.assert_close(found, torch.tensor([DEFINITIONS[name](x) for x in POINTS]))
 
 
 @every_activation
-def test_an_activation_stands_between_any_two_of_three_layers(name: str) -> None:
+def test_an_activation_is_between_any_two_of_three_layers(name: str) -> None:
     network = with_unit_weights(mlp(activation=name).between((1, 1, 1, 1)))
     found = network(torch.tensor(POINTS)[:, None])[:, 0]
     torch.testing.assert_close(found, torch.tensor([DEFINITIONS[name](DEFINITIONS[name](x)) for x in POINTS]))

@@ -20,7 +20,7 @@ def make(name: str, **changes: Any) -> Likelihood:
 
 
 def one_pixel(likelihood: Likelihood, seed: int) -> Tensor:
-    """An output of one pixel; seed 0 stands for nothing but zeros."""
+    """An output of one pixel; seed 0 gives zeros alone."""
     generator = torch.Generator().manual_seed(seed)
     return (0 if seed == 0 else 2) * torch.randn(likelihood.outputs, 1, 1, generator=generator, dtype=torch.float64)
 

@@ -22,7 +22,7 @@ SHAPE = (1, 3, 2)
 
 @pytest.fixture
 def stored(tmp_path: Path) -> VAE:
-    """A model whose files stand in `tmp_path`."""
+    """A model whose files are in `tmp_path`."""
     torch.manual_seed(0)
     model = build_model(CONFIG, SHAPE)
     weights = save_weights(tmp_path, model.state_dict())

@@ -189,7 +189,7 @@ def test_mixed_sizes_without_an_image_size_say_what_gives_them_one(tmp_path: Pat
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 256], ids="chunks of {}".format)
 @pytest.mark.usefixtures("in_process")
-def test_unreadable_images_are_left_out_and_told(
+def test_unreadable_images_are_left_out_and_reported(
     chunk: int, save: Callable[[Pixels], ImageFiles], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "CHUNK", chunk)
@@ -260,7 +260,7 @@ def test_a_number_of_workers_that_is_none_is_refused(value: str, monkeypatch: py
     assert str(caught.value) == f"REPARAM_WORKERS: wanted a number of processes, found {value!r}; mend or unset it"
 
 
-# What is told of unreadable images
+# What is reported of unreadable images
 
 
 REMEDY = "mend or remove them, or set preprocess.on_error to skip in params.yaml"

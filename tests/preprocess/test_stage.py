@@ -243,7 +243,7 @@ def test_a_number_of_workers_that_is_none_is_refused(
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes of flat images, whose values tell them apart, with names that need care, and what is no image."""
+    """Two classes of flat images, which differ in their values, with names that need care, and what is no image."""
     folder = tmp_path_factory.mktemp("photos") / "my photos"
     draw_flat(folder / "Größe 大", {f"été {value}.png": value for value in (10, 20, 30, 40)})
     draw_flat(folder / "cats", {"a b.png": 110, "50% #1?.PNG": 120, "deep/er/c.bmp": 130})
@@ -665,7 +665,7 @@ def test_skipped_images_are_named_in_the_card_and_the_others_keep_their_labels(
     assert set(card.skipped) == set(REASONS)
     assert all(card.skipped[name].startswith(reason) for name, reason in REASONS.items())
     kept = [(0, 0), (1, 0), (3, 0), (4, 0), (5, 1), (6, 1), (7, 1)]
-    # The grey of what is damaged stays unseen, and the flat ones tell their class by their value.
+    # The grey of what is damaged stays unseen, and the value of the flat ones is that of their class.
     assert pairs(project.processed) == kept
     assert sum(counts(card)) == len(kept)
     assert json.loads(project.data_metrics.read_text())["skipped_images"] == 4

@@ -176,7 +176,7 @@ def test_captions_speak_of_the_data_that_is_there(page: Page, grey_page: Page) -
     assert "latents that were drawn from a mixture fitted to codes." in Outline(render(mixed)).text
 
 
-def test_parameters_stand_under_their_section(page: Page) -> None:
+def test_parameters_are_under_their_section(page: Page) -> None:
     text = Outline(render(page)).text
     assert "model kind vae latent 3 network mlp" in text
     assert "mlp.hidden [16] mlp.decoder_hidden null mlp.activation gelu" in text
@@ -233,7 +233,7 @@ def test_variants_are_shown_with_what_they_save_and_cost(page: Page) -> None:
     assert "fp16 3.88 times smaller; not kept: wanted this, found that" in text
 
 
-def test_numbers_stand_in_groups_with_the_errors_that_there_are(page: Page) -> None:
+def test_numbers_are_in_groups_with_the_errors_that_there_are(page: Page) -> None:
     more = {
         "nll_effective_samples": 12.34,
         "ais_nll": 18.4,
@@ -334,7 +334,7 @@ def test_groups_without_a_number_are_left_out(page: Page) -> None:
     assert "Generation" not in text
 
 
-def test_warnings_stand_above_all_numbers(page: Page) -> None:
+def test_warnings_are_above_all_numbers(page: Page) -> None:
     assert "<aside" not in render(page)
     warned = page.evaluation.model_copy(update={"warnings": ("Few samples.", f"Mind {EVIL}")})
     text = Outline(render(replace(page, evaluation=warned))).text
@@ -393,7 +393,7 @@ def test_a_page_to_play_with_needs_no_network_either(playful: Page) -> None:
 
 
 @pytest.mark.parametrize(("which", "scripts"), [("page", 0), ("playful", 1)])
-def test_the_browser_is_told_to_allow_what_the_page_holds_and_nothing_else(
+def test_the_browser_is_asked_to_allow_what_the_page_holds_and_nothing_else(
     which: str, scripts: int, request: pytest.FixtureRequest
 ) -> None:
     policy = Policy(render(request.getfixturevalue(which)))

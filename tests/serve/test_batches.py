@@ -11,7 +11,7 @@ from reparam.serve.batches import Batches
 
 
 class SlowClient:
-    """Doubles numbers, and starts only when it is told to."""
+    """Doubles numbers, and starts only when it is asked to."""
 
     def __init__(self) -> None:
         self.runs: list[list[float]] = []

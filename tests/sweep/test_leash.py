@@ -14,7 +14,7 @@ from reparam.sweep import leash
 from reparam.sweep.leash import Leashed
 
 SOURCE = str(Path(leash.__file__).parents[2])
-# A shell as DVC is: with a child, which writes its number, and does what it is told on signals.
+# A shell as DVC is: with a child, which writes its number, and does what it is asked to on signals.
 CHILD = """
 import os, pathlib, signal, time
 {setting}

@@ -79,7 +79,7 @@ def test_the_data_set_is_logged_with_the_hash_in_dvc_lock_as_digest(tracker: InP
     assert tensors[0]["tensor-spec"] == {"dtype": "uint8", "shape": [-1, 1, 8, 8]}
 
 
-def test_the_experiment_of_dvc_names_the_run_and_the_commit_is_told(
+def test_the_experiment_of_dvc_names_the_run_and_the_commit_is_recorded(
     paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def git(*arguments: str) -> str:
@@ -119,7 +119,7 @@ def test_the_experiment_is_called_reparam_unless_the_environment_says_otherwise(
 @pytest.mark.parametrize(
     ("error", "status"), [(ZeroDivisionError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")]
 )
-def test_a_run_tells_how_its_stage_ended(error: type[BaseException], status: str, tracker: InProcess) -> None:
+def test_a_run_says_how_its_stage_ended(error: type[BaseException], status: str, tracker: InProcess) -> None:
     def fail() -> None:
         with tracker.training_run("data-hash") as run:
             run.log_metrics({"loss": 1.0}, 1)
@@ -182,7 +182,7 @@ def test_a_training_that_was_killed_at_once_goes_on_too(tracker: InProcess, path
     assert [(row.info.run_id, row.info.status) for row in tracker.rows()] == [(run.run_id, "FINISHED")]
 
 
-def test_the_store_tells_which_epochs_it_has(tracker: InProcess, paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_store_says_which_epochs_it_has(tracker: InProcess, paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     run_id = interrupted(tracker, 3)
     with tracker.training_run("data-hash", run_id) as run:
         assert tracker.logged_epochs(run) == {1, 2, 3}
@@ -325,7 +325,7 @@ def test_only_a_finished_training_is_a_parent(tracker: InProcess, caplog: pytest
         fail_after_tagging()
     with tracker.child_run("evaluate", {"weights_sha256": "weights"}) as run:
         pass
-    with tracker.child_run("export", {"weights_sha256": "weights"}) as sibling:  # and an evaluation bears the tag too
+    with tracker.child_run("export", {"weights_sha256": "weights"}) as sibling:  # and an evaluation has the tag too
         pass
     assert (run.parent, sibling.parent) == (None, None)
     assert caplog.text.count("is logged without a parent") == 2

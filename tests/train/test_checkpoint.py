@@ -118,7 +118,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_the_checkpoint_before_a_damaged_one_is_used_and_the_damage_is_told(
+def test_the_checkpoint_before_a_damaged_one_is_used_and_the_damage_is_reported(
     damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     checkpoints = Checkpoints(tmp_path)
@@ -196,7 +196,7 @@ def test_clearing_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_run_is_told_and_forgotten(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_run_is_reported_and_forgotten(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "run").write_bytes(b"\xff\xfe")
     assert Checkpoints(tmp_path).run_id == ""
     assert warnings_of(caplog) == [f"{tmp_path / 'run'}: damaged; tracking starts a new run"]

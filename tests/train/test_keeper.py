@@ -58,8 +58,8 @@ def test_training_goes_on_where_no_checkpoint_can_be_written(
     monkeypatch.setattr(Checkpoints, "write", fail)
     record = new_training(tmp_path, seconds=0.0).fit(small_data())
     assert len(record.history) == 4
-    told = f"{tmp_path}: no checkpoint could be written, going on without: [Errno 28] No space left on device"
-    assert set(warnings_of(caplog)) == {told}
+    message = f"{tmp_path}: no checkpoint could be written, going on without: [Errno 28] No space left on device"
+    assert set(warnings_of(caplog)) == {message}
 
 
 def test_the_seconds_begin_anew_with_every_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,7 +90,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_bytes(steps: int, tmp_pa
     assert equal(result_of(resumed), result_of(whole))
 
 
-def test_training_moves_what_the_labels_are_told_by() -> None:
+def test_training_moves_what_labels_become() -> None:
     training = Training(trainer())
     before = {name: weight.clone() for name, weight in training.trainer.model.condition.state_dict().items()}
     training.fit(Data(labelled(), labelled(slice(3))))
@@ -105,7 +105,7 @@ def squared_error(model: Model, x: Tensor, *_: Any) -> Terms:
 
 
 @pytest.mark.slow
-def test_a_compiled_step_is_told_what_an_eager_one_is() -> None:
+def test_a_compiled_step_is_given_what_an_eager_one_is() -> None:
     x, labels, found = torch.from_numpy(GREY[:4]), torch.from_numpy(LABELS[:4]).long(), []
     for is_compiled in (False, True):
         loss = conditional_loss()

@@ -67,7 +67,7 @@ def test_a_model_that_has_no_elbo_puts_out_none() -> None:
     assert (code.is_density, code.has_elbo) == (True, False)
 
 
-def test_an_objective_is_told_how_the_model_sees_black_and_white() -> None:
+def test_an_objective_knows_how_the_model_sees_black_and_white() -> None:
     scaling = Scaling(kind="standard", shift=(0.5, 0.0), scale=(0.5, 0.25))
     pixels = Pixels(image_facts("none").model_copy(update={"scaling": scaling}))
     loss = Loss(loss_with().model, pixels, loss_with().config)

@@ -54,7 +54,7 @@ def weights(trainer: Trainer) -> dict[str, Tensor]:
 
 
 class Settings:
-    """An objective that notes what it is told."""
+    """An objective that notes what it is given."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[float, float, float]] = []
@@ -334,7 +334,7 @@ def test_the_rate_factor_scales_every_rate(loss: Loss) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_weights_that_are_not_finite_are_told_at_the_end_of_the_epoch(value: float, loss: Loss) -> None:
+def test_weights_that_are_not_finite_are_reported_at_the_end_of_the_epoch(value: float, loss: Loss) -> None:
     trainer = Trainer(loss, settings(average=0.9), 4)
     trainer.check(1)
     spoil(trainer, value)

@@ -11,24 +11,24 @@ const spell = value => value.toFixed(2).replace("-", "\u2212");
 
 // ---- the model
 
-const classes = element("class"); // none, if the model is told no labels
+const classes = element("class"); // none, if the model takes no labels
 facts.classes.forEach(name => classes.add(new Option(name)));
 element("class-card").hidden = !facts.classes.length;
 
 // The further input of a conditional model, for some images.
-function told(count, label = classes.selectedIndex) {
+function labelsOf(count, label = classes.selectedIndex) {
   return facts.classes.length ? { label: tensor([count], new Float32Array(count).fill(label)) } : {};
 }
 
 // Codes -> images as grey levels, one after the other.
 function decoded(codes) {
   const latents = Float32Array.from(codes.flatMap(code => [...code]));
-  return decode({ latents: tensor([codes.length, ...facts.latent_shape], latents), ...told(codes.length) }).images.data;
+  return decode({ latents: tensor([codes.length, ...facts.latent_shape], latents), ...labelsOf(codes.length) }).images.data;
 }
 
 // One image as grey levels -> its code.
 function encoded(image, label) {
-  return encode({ images: tensor([1, height, width, channels], Float32Array.from(image)), ...told(1, label) }).mean.data;
+  return encode({ images: tensor([1, height, width, channels], Float32Array.from(image)), ...labelsOf(1, label) }).mean.data;
 }
 
 // Numbers from N(0, 1). Source: Box & Muller 1958.

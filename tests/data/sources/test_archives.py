@@ -26,7 +26,7 @@ FILES = {
 
 
 def pack(path: Path, files: dict[str, bytes]) -> Path:
-    """Write an archive of the kind that the suffix of `path` tells."""
+    """Write an archive of the kind that the suffix of `path` says."""
     if path.suffix == ".zip":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, content in files.items():
@@ -107,7 +107,7 @@ def test_an_empty_archive_gives_an_empty_directory(suffix: str, tmp_path: Path) 
     assert names(tmp_path / "out") == []
 
 
-def test_what_stood_in_the_directory_is_replaced_as_a_whole(tmp_path: Path) -> None:
+def test_what_was_in_the_directory_is_replaced_as_a_whole(tmp_path: Path) -> None:
     archive = pack(tmp_path / "a.zip", {"new.png": b"2"})
     (tmp_path / "out").mkdir()
     (tmp_path / "out/old.png").write_bytes(b"1")

@@ -30,7 +30,7 @@ def list_images(root: Path) -> ImageFiles:
 
 
 def message(root: Path, list_what: object = list_images) -> str:
-    """What the user is told."""
+    """What the user reads."""
     assert callable(list_what)
     with pytest.raises(UserError) as caught:
         list_what(root)

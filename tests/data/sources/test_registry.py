@@ -44,7 +44,7 @@ def scratch(tmp_path: Path) -> Path:
     return tmp_path / "scratch"
 
 
-def test_the_manifest_tells_what_was_downloaded(raw: Path) -> None:
+def test_the_manifest_says_what_was_downloaded(raw: Path) -> None:
     manifest = json.loads((raw / "manifest.json").read_text())
     file = raw / "digits.csv.gz"
     assert manifest == {
@@ -59,7 +59,7 @@ def test_the_manifest_tells_what_was_downloaded(raw: Path) -> None:
 
 
 @pytest.mark.parametrize("mirror", ["mirror", "~/mirror", "{base}/mirror", "file://{base}/mirror"])
-def test_a_mirror_stands_where_the_project_or_the_user_is_at_home(
+def test_a_mirror_is_where_the_project_or_the_user_is_at_home(
     mirror: str, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))

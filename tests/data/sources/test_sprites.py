@@ -29,7 +29,7 @@ FACTS = (
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The stand-in, as it is delivered."""
+    """The generated set, as it is delivered."""
     directory = tmp_path_factory.mktemp("sprites")
     config = small_section("download", source="sprites")
     download(config, directory, directory)

@@ -37,7 +37,7 @@ def scratch(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Iterator[Path]:
-    """Where the files as delivered stand; reading them leaves them as they are."""
+    """Where the files as delivered are; reading them leaves them as they are."""
     path = tmp_path / "raw"
     path.mkdir()
     yield path
@@ -316,7 +316,7 @@ def test_svhn_is_read_from_matlab_files_and_its_ten_is_a_zero(
     listed = dict(datasets.SVHN.split_list)
     for split, values in images.items():
         path = directory / f"{split}_32x32.mat"
-        # As published: X (32, 32, 3, N) and y (N, 1), in which 10 stands for the digit 0.
+        # As published: X (32, 32, 3, N) and y (N, 1), in which 10 is the digit 0.
         scipy.io.savemat(path, {"X": values.transpose(2, 3, 1, 0), "y": np.array(labels[split], np.uint8)[:, None]})
         listed[split] = [listed[split][0], path.name, md5(path)]
     monkeypatch.setattr(datasets.SVHN, "split_list", listed)

@@ -34,7 +34,7 @@ NO_ADDRESS = "wanted http:// or https://, found another scheme in it, a redirect
 MISMATCH = f"wrong checksum: wanted {MD5}, found {OTHER_MD5}"
 
 
-# ---- a server that misbehaves as it is told
+# ---- a server that misbehaves as it is asked to
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -74,7 +74,7 @@ Answer = Callable[[Handler], Any]
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `files`; the first requests get `answers` instead; `seen` tells paths and ranges of all."""
+    """Serves `files`; the first requests get `answers` instead; `seen` has paths and ranges of all."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -435,7 +435,7 @@ def test_a_passing_failure_is_tried_again(answer: Answer, server: Server, tmp_pa
     assert (server.seen, waits) == (["/images.gz"] * 4, [1, 2, 4])
 
 
-def test_the_server_tells_how_long_to_wait(server: Server, tmp_path: Path, waits: list[float]) -> None:
+def test_the_server_says_how_long_to_wait(server: Server, tmp_path: Path, waits: list[float]) -> None:
     date = formatdate(time.time() + 30, usegmt=True)
     server.answers = [status(503, Retry_After=after) for after in ("7", "0", date, "soon")]
     fetch(IMAGES, tmp_path, [server.url])
@@ -654,7 +654,7 @@ def test_credentials_are_used(server: Server, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
 @pytest.mark.parametrize("local", [True, False])
-def test_a_full_disk_is_told_as_such(local: bool, server: Server, tmp_path: Path) -> None:
+def test_a_full_disk_is_named_as_such(local: bool, server: Server, tmp_path: Path) -> None:
     (tmp_path / "mirror").mkdir()
     (tmp_path / "mirror/images.gz").write_bytes(BODY)
     partial = tmp_path / "out/.partial-images.gz"
@@ -677,7 +677,7 @@ def test_a_log_file_gets_one_line_per_file(server: Server, tmp_path: Path, capsy
     assert re.fullmatch(r"images\.gz: 300\.0 kB, \d+(\.\d)? [kMG]?B/s\n|images\.gz: 300\.0 kB, \d+ bytes/s\n", err)
 
 
-def test_a_log_file_tells_of_trouble(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_file_names_the_trouble(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     server.answers = [status(503), cut]
     fetch(IMAGES, tmp_path, [server.url])
     lines = capsys.readouterr().err.splitlines()
