@@ -7,7 +7,7 @@ from conftest import small_section
 from reparam.cards.evaluation import Details
 from reparam.config import flatten
 from reparam.evaluate import disentanglement, fidelity, measures
-from reparam.metrics import ERROR, GROUPS, HEADLINE, METRICS, describe, is_better, members
+from reparam.metrics import ERROR, GROUPS, HEADLINE, METRICS, describe, is_better, members, stage_of
 from reparam.paths import Paths
 
 ROOT = Path(__file__).parents[1]
@@ -18,6 +18,14 @@ def test_every_number_that_a_run_reports_is_described(finished: Paths) -> None:
     names = {name for path in reported for name in json.loads(path.read_text())} - {"weights", "history_sha256"}
     assert {"train_images", "best_validation_loss", "elbo", "elbo_se", "served_elbo_loss"} < names
     assert [name for name in sorted(names) if describe(name.removesuffix(ERROR)) is None] == []
+
+
+def test_a_metric_with_a_best_value_is_measured_by_the_stage_that_reports_it(finished: Paths) -> None:
+    reported = {"train": finished.training_metrics, "evaluate": finished.evaluation_metrics}
+    for stage, path in (reported | {"export": finished.export_metrics}).items():
+        names = [name for name in json.loads(path.read_text()) if name in METRICS and METRICS[name].best]
+        assert len(names) > 0
+        assert {stage_of(name) for name in names} == {stage}
 
 
 def test_no_metric_is_described_twice() -> None:

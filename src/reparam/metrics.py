@@ -282,6 +282,7 @@ GROUPS: dict[str, dict[str, Metric]] = {
         ),
     },
 }
+STAGES = {"Training": "train", "Export": "export"}  # that measure these groups; others: evaluate
 METRICS: dict[str, Metric] = {name: metric for group in GROUPS.values() for name, metric in group.items()}
 # Of one model, in a few lines.
 HEADLINE = ("elbo", "reconstruction", "bce", "kl", "nll", "bits_per_dim", "pca_frechet", "served_elbo_loss")
@@ -303,6 +304,12 @@ def describe(name: str) -> Metric | None:
         applies = ", ".join(part for part in (metric.applies, "a validation split") if part)
         return replace(metric, title=f"{metric.title}, validation", text=text, applies=applies, split="validation")
     return METRICS.get(name)
+
+
+def stage_of(name: str) -> str:
+    """Return the stage that measures a metric which can be optimised."""
+    name = name.removesuffix(VALIDATION)
+    return next((stage for group, stage in STAGES.items() if name in GROUPS[group]), "evaluate")
 
 
 def members(group: str, names: Iterable[str]) -> Iterator[tuple[str, Metric]]:

@@ -17,12 +17,11 @@ from reparam.config.load import check_config, close_paths, flatten, hint, paths_
 from reparam.config.section import Count, Section, Seed, describe_problem
 from reparam.config.yaml import read_yaml
 from reparam.errors import ParamsError
-from reparam.metrics import GROUPS, METRICS, VALIDATION, describe
+from reparam.metrics import METRICS, VALIDATION, describe, stage_of
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,49}$"  # the names of trials are names of DVC experiments
 Direction = Literal["maximize", "minimize"]  # as Optuna calls them
 DIRECTIONS: dict[str, Direction] = {"higher": "maximize", "lower": "minimize"}
-STAGES = {"Training": "train", "Export": "export"}  # where the metrics of a group are measured; others: evaluate
 
 
 @dataclass(frozen=True)
@@ -128,8 +127,7 @@ class Plan:
     @property
     def stage(self) -> str:
         """Return the stage that measures the metric: trials end with it."""
-        name = self.metric.removesuffix(VALIDATION)
-        return next((stage for group, stage in STAGES.items() if name in GROUPS[group]), "evaluate")
+        return stage_of(self.metric)
 
     @cached_property
     def _flat(self) -> dict[str, Any]:
