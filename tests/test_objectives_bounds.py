@@ -11,7 +11,7 @@ from torch.distributions import MultivariateNormal, Normal
 
 from reparam.models.build import build_model
 from reparam.models.draw import Draw
-from reparam.objectives import OBJECTIVES, Setting, Terms, iwae, log_weights
+from reparam.objectives import OBJECTIVES, Setting, Terms, iwae
 
 OBJECTIVE = small_section("objective")
 MODEL = small_section("model")
@@ -77,7 +77,7 @@ def test_iwae_is_finite_where_the_weights_are_not(log_weight: float) -> None:
 
 def test_log_weights_add_up() -> None:
     draw = Draw(*torch.tensor([[[-5.0], [1.0]], [[-1.0], [2.0]], [[-0.5], [4.0]], [[0.0], [0.0]]]))
-    assert log_weights(draw).tolist() == [[-5.5], [-1.0]]
+    assert draw.log_weights.tolist() == [[-5.5], [-1.0]]
 
 
 def test_the_bound_rises_with_the_samples_from_the_elbo_to_the_evidence() -> None:
@@ -118,7 +118,7 @@ def test_no_iwae_loss_has_a_value_that_is_not_the_bound(name: str, kind: str, sa
     model = build_model(small_section("model", **changes), (1, 1, 2)).double()
     x = torch.rand(4, 1, 1, 2, dtype=torch.float64)
     torch.manual_seed(1)
-    wanted = BOUNDS[name](log_weights(model.draw(x, x, samples)))
+    wanted = BOUNDS[name](model.draw(x, x, samples).log_weights)
     for is_training in (True, False):
         torch.manual_seed(1)
         with torch.set_grad_enabled(is_training):

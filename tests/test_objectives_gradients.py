@@ -14,7 +14,7 @@ from reparam.models.build import build_model
 from reparam.models.draw import Draw, kl_to_standard_normal
 from reparam.models.priors import StandardNormal
 from reparam.models.vae import VAE
-from reparam.objectives import OBJECTIVES, Setting, Terms, log_weights
+from reparam.objectives import OBJECTIVES, Setting, Terms
 
 OBJECTIVE = small_section("objective")
 MODEL = small_section("model")
@@ -135,7 +135,7 @@ def test_the_control_variate_of_reinforce_leaves_out_the_sample_itself(samples: 
     model, x = copies(images)
     torch.manual_seed(3)
     draw, slopes = scored(model, x, samples)
-    values = log_weights(draw).tolist()  # (K, B)
+    values = draw.log_weights.tolist()  # (K, B)
     wanted = torch.zeros(images, 4, dtype=torch.float64)
     for k in range(samples):
         for b in range(images):
@@ -155,7 +155,7 @@ def test_the_control_variate_lowers_the_variance_of_reinforce(samples: int) -> N
     model, x = copies(20_000)
     torch.manual_seed(0)
     draw, slopes = scored(model, x, samples)
-    without = -(log_weights(draw)[..., None] * slopes).mean(0)
+    without = -(draw.log_weights[..., None] * slopes).mean(0)
     found = gradients("reinforce", samples)[:, :4]
     assert ((without.mean(0) - exact_gradient()[:4]).abs() / standard_error(without)).max().item() < 5
     assert (found.var(0) / without.var(0)).max().item() < 0.8
@@ -174,7 +174,7 @@ def test_the_gradient_of_dreg_is_that_of_tucker_et_al(samples: int) -> None:
     model, x = copies(3)
     torch.manual_seed(3)
     draw = model.draw(x, x, samples, "stopped")
-    log_w, z = log_weights(draw), draw.layers[0].z
+    log_w, z = draw.log_weights, draw.layers[0].z
     share = log_w.detach().softmax(0)
     [by_sample] = torch.autograd.grad(log_w.sum(), z, retain_graph=True)  # d log w / dz
     [encoder] = torch.autograd.grad(z, model.encoder.output, -share.square()[..., None] * by_sample, retain_graph=True)

@@ -87,7 +87,7 @@ class World:
     def deal(self, images: int, batch_size: int) -> tuple[list[int], Tensor]:
         """Deal out whole batches of all images in order; return numbers and rows of our batches. Shapes: -> (n,).
 
-        A process without a batch also receives the first one, whose terms then count for no images.
+        A process without a batch receives the first one as well, and its results are discarded.
         """
         batches = torch.split(torch.arange(images), batch_size) if images else ()
         numbers = list(range(self.rank, len(batches), self.size)) or list(range(len(batches)))[:1]

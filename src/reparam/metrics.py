@@ -32,8 +32,18 @@ likelihood = partial(
     needs=lambda subject: subject.has_elbo,
 )
 latents = partial(Metric, applies="a posterior and a prior", needs=lambda subject: not subject.is_code)
+aggregated = partial(
+    Metric,
+    applies="one layer of latents with a posterior and a prior, and two images or more",
+    facts="mutual_information",
+)
 codes = partial(Metric, unit="bits per image", form=".1f", applies="codes of a codebook (kinds fsq and vq)")
-labels = partial(Metric, unit="share", form=".3f", applies="two classes or more, on another split than train")
+labels = partial(
+    Metric,
+    unit="share",
+    form=".3f",
+    applies="two classes or more that the model does not receive, on another split than train",
+)
 annealed = partial(
     Metric,
     applies="`evaluate.annealing.images` above 0",
@@ -133,7 +143,7 @@ GROUPS: dict[str, dict[str, Metric]] = {
             "higher",
             unit="share",
             form=".3f",
-            applies="`evaluate.outliers` that is set",
+            applies="`evaluate.outliers` set",
             depends=("outliers", "nll_samples"),
         ),
     },
@@ -155,13 +165,13 @@ GROUPS: dict[str, dict[str, Metric]] = {
             "KL of the posterior to the prior: ELBO = −(reconstruction + KL).",
             each=lambda subject: subject.scores.kl,
         ),
-        "mutual_information": latents(
+        "mutual_information": aggregated(
             "Mutual information", "Information of the latents about the image, at most log N: one part of the KL."
         ),
-        "marginal_kl": latents(
+        "marginal_kl": aggregated(
             "Marginal KL", "KL of the posterior of all images together to the prior: the other part of the KL."
         ),
-        "total_correlation": latents(
+        "total_correlation": aggregated(
             "Total correlation",
             "Dependence of the latent dimensions on each other, a part of the marginal KL; 0: they are independent.",
         ),

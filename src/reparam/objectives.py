@@ -133,7 +133,7 @@ def dreg(model: Model, x: Tensor, config: ObjectiveConfig, _setting: Setting) ->
     Source: Tucker et al. 2019, eq. 8.
     """
     draw = model.draw(x, x, config.samples, "stopped")
-    log_w = log_weights(draw)  # (K, B)
+    log_w = draw.log_weights  # (K, B)
     share = log_w.detach().softmax(0)
     z = draw.layers[0].z
     if z.requires_grad:
@@ -150,7 +150,7 @@ def reinforce(model: Model, x: Tensor, config: ObjectiveConfig, _setting: Settin
     Source: Williams 1992; Kool et al. 2019, eq. 5 (control variate).
     """
     draw = model.draw(x, x, config.samples, "score_function")
-    value = log_weights(draw)  # (K, B)
+    value = draw.log_weights  # (K, B)
     signal = leave_one_out(value.detach())
     surrogate = -(signal * draw.log_qz + draw.log_px + draw.log_pz).mean(0)
     return _terms(model, draw, _with_gradient_of(-value.mean(0), surrogate))
@@ -162,14 +162,9 @@ def iwae(draw: Draw) -> Tensor:
     Shapes: fields of `draw` (K, B) -> (B,). Units: nats per image, lower is better.
     Source: Burda et al. 2016, eq. 8.
     """
-    log_w = log_weights(draw)  # (K, B)
+    log_w = draw.log_weights  # (K, B)
     # logsumexp, because exp(log_w) is 0 in float32 below about -104 nats.
     return math.log(len(log_w)) - log_w.logsumexp(0)
-
-
-def log_weights(draw: Draw) -> Tensor:
-    """Log importance weights log p(x, z) - log q(z|x). Shapes: (K, B)."""
-    return draw.log_px + draw.log_pz - draw.log_qz
 
 
 def leave_one_out(values: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ def test_what_was_measured_of_another_model_is_withheld(
     found = find("workspace", project)
     assert found.metrics == ({"best_epoch": 2, "epochs": 2} if has_metrics else {})
     assert (found.conditions, dict(found.scores), found.samples) == ({}, {}, None)
+    assert found.losses == ({1: 30.0, 2: 20.0} if has_metrics else {})
     assert found.notes == tuple(
         f"{name}: withheld: wanted results of the trained model (weights {'9' * 12}), found those of "
         f"another one (weights {before.weights}); run `dvc repro`"
@@ -205,7 +206,7 @@ def test_a_revision_that_was_never_run_has_parameters_alone_and_says_what_to_do(
     assert found.notes == (
         "not found: models/vae/card.json, reports/training/metrics.json, reports/evaluation/card.json, "
         "reports/evaluation/metrics.json, "
-        "reports/export/metrics.json, models/onnx/manifest.json, reports/training/history.csv, "
+        "reports/export/metrics.json, models/onnx/manifest.json, "
         "reports/evaluation/figures/samples.png, reports/evaluation/scores.npz; it was not run at this revision: run "
         "`dvc exp run`, and compare that experiment",
     )

@@ -342,6 +342,17 @@ def test_warnings_are_above_all_numbers(page: Page) -> None:
     assert places == sorted(places)
 
 
+def test_what_was_not_measured_is_named_with_the_reason_once(page: Page) -> None:
+    assert "not measured" not in render(page)
+    details = Details(not_measured={"accuracy": "not measured: one class", "annealed": "not measured: no density"})
+    evaluation = page.evaluation.model_copy(
+        update={"details": details, "warnings": ("annealed: not measured: no density",)}
+    )
+    text = Outline(render(replace(page, evaluation=evaluation))).text
+    assert text.count("accuracy: not measured: one class.") == 1
+    assert text.count("annealed: not measured: no density") == 1
+
+
 def test_the_page_names_the_split_that_was_scored(page: Page) -> None:
     held_out = evaluation_card(settings=small_section("evaluate", split="validation"))
     assert "359 validation images of digits" in Outline(render(replace(page, evaluation=held_out))).text

@@ -56,7 +56,7 @@ class ModelCard(TrainedParams, SealedCard):
     latent_size: Count  # numbers that describe an image, all layers together
     latent_shape: tuple[Count, ...]  # (latent_size,), or (C, H, W) of latents that are an image
     has_prior: bool  # whether decoded draws from the model's prior are samples of it
-    is_density: bool  # whether the likelihood is one of these pixels
+    is_density: bool  # whether the likelihood is a probability density of these pixels
     has_elbo: bool  # whether it has a bound on log p(x): a density, and codes with a distribution
     is_discrete: bool  # whether it is a probability of the 256 grey values
     best_epoch: Count

@@ -1,4 +1,4 @@
-"""The results of a trained model as they lie in the working copy, checked: each is of this model, and as written."""
+"""Read the results in the working copy, and check that they are of this model and as they were written."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -20,7 +20,7 @@ from reparam.figures.style import png
 from reparam.files import whole_directory, write_json
 from reparam.models.model import Model
 from reparam.models.storage import load_model
-from reparam.objectives import leave_one_out, log_weights
+from reparam.objectives import leave_one_out
 from reparam.paths import Paths
 from reparam.runtime import make_deterministic, pick_device, random_stream
 
@@ -64,19 +64,19 @@ def show(noise: Noise) -> None:
 
 def _pathwise(model: Model, x: Tensor, samples: int) -> Tensor:
     """Source: Kingma & Welling 2014, eq. 6."""
-    return -log_weights(model.draw(x, x, samples)).mean(0)
+    return -model.draw(x, x, samples).log_weights.mean(0)
 
 
 def _score_function(model: Model, x: Tensor, samples: int) -> Tensor:
     """Source: Williams 1992."""
     draw = model.draw(x, x, samples, "score_function")
-    return -(log_weights(draw).detach() * draw.log_qz).mean(0)
+    return -(draw.log_weights.detach() * draw.log_qz).mean(0)
 
 
 def _score_function_with_baseline(model: Model, x: Tensor, samples: int) -> Tensor:
     """Subtract the mean over the other samples, or with one sample over the other images."""
     draw = model.draw(x, x, samples, "score_function")
-    return -(leave_one_out(log_weights(draw).detach()) * draw.log_qz).mean(0)
+    return -(leave_one_out(draw.log_weights.detach()) * draw.log_qz).mean(0)
 
 
 Estimator = Callable[[Model, Tensor, int], Tensor]

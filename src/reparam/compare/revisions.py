@@ -108,7 +108,9 @@ class Files:
         evaluation = self.result_of(weights, metrics, checked(card, metrics.name, EvaluationMetrics.parse))
         export = self.result_of(weights, paths.export_metrics, ExportMetrics.parse)
         exported = self.result_of(weights, paths.onnx / MANIFEST, ExportCard.parse)
-        split, losses = self.get(paths.history, lambda content: _read_losses(content, training)) or ("", {})
+        split, losses = "", dict[int, float]()
+        if training:  # without it, nobody knows which training these losses are of
+            split, losses = self.get(paths.history, lambda content: _read_losses(content, training)) or (split, losses)
         samples = self.get(figure, checked(card, figure.name, bytes))
         scores = self.get(paths.scores, checked(card, paths.scores.name, read_scores))
         if not self.is_any_found:
@@ -167,9 +169,8 @@ def _read_params(content: bytes) -> dict[str, Any]:
     return values
 
 
-def _read_losses(content: bytes, training: TrainingMetrics | None) -> tuple[str, dict[int, float]]:
-    if training:
-        training.check_history(content)
+def _read_losses(content: bytes, training: TrainingMetrics) -> tuple[str, dict[int, float]]:
+    training.check_history(content)
     rows = parse_table(content.decode(), "epoch")
     split = "validation" if "validation_loss" in rows[0] else "train"
     return split, {int(row["epoch"]): row[f"{split}_loss"] for row in rows}

@@ -109,7 +109,7 @@ class VqConfig(Section):
     al. 2017, eq. 3."""
 
     restart: Decay
-    """A code that is used less than this share of the mean starts anew at a vector of the batch; 0.0: none does.
+    """A code that is used less than this share of the mean is set to a vector of the batch; 0.0: none is.
     Source: Dhariwal et al. 2020, sec. 3.1."""
 
 

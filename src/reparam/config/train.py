@@ -14,21 +14,21 @@ class AdamConfig(Section):
     """Decay of the averages of the gradient and of its square."""
 
     epsilon: Annotated[float, Field(ge=1e-30, le=1)]
-    """Added to the root of the average square, which divides."""
+    """Added to the root of the average square, by which is divided, so that it is never 0."""
 
 
 class SgdConfig(Section):
     """Block `sgd`."""
 
     momentum: Decay
-    """Share of the last step that is taken again."""
+    """Share of the previous step that is added to the next one."""
 
 
 class RmspropConfig(SgdConfig):
     """Block `rmsprop`."""
 
     epsilon: Annotated[float, Field(ge=1e-30, le=1)]
-    """Added to the root of the average square, which divides."""
+    """Added to the root of the average square, by which is divided, so that it is never 0."""
 
 
 class Decayed(Section):

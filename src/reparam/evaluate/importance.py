@@ -11,7 +11,6 @@ from reparam.data.batches import Seen
 from reparam.models.draw import Draw, Encoded, standard_error
 from reparam.models.latent import LatentModel
 from reparam.models.model import Model
-from reparam.objectives import log_weights
 from reparam.progress import Advance, ignore
 
 # Bytes that one number of the decoder's output takes while it is scored, with the likelihood's intermediate values.
@@ -83,7 +82,7 @@ def importance_of(chunk: Chunk, samples: int, advance: Advance) -> Importance:
     squares, bounds, seen = total.clone(), [], 0
     for level in levels(samples):
         for draw in draws(chunk, level - seen):
-            log_w = log_weights(draw).double()  # (k, B)
+            log_w = draw.log_weights.double()  # (k, B)
             total = torch.logaddexp(total, log_w.logsumexp(0))
             squares = torch.logaddexp(squares, (2 * log_w).logsumexp(0))
             advance(log_w.numel())

@@ -10,9 +10,7 @@ from reparam.cards.export import GraphFacts, TensorFacts
 from reparam.data.pixels import Pixels
 from reparam.models.codebook import Codebook
 from reparam.models.draw import Draw
-from reparam.models.hierarchical import HierarchicalVAE
 from reparam.models.latent import LatentModel
-from reparam.models.vae import VAE
 
 CODES = "codes"
 DEVIATIONS = "prior standard deviations"
@@ -96,9 +94,7 @@ class ScoreGraph(Graph):
     Without random numbers: the caller draws the noise.
     """
 
-    model: VAE | HierarchicalVAE
-
-    def __init__(self, model: VAE | HierarchicalVAE, encoder: EncoderGraph) -> None:
+    def __init__(self, model: LatentModel, encoder: EncoderGraph) -> None:
         noise = "standard normal noise, or 0: z = mean + standard deviation * epsilon"
         if model.stochastic_layers > 1:
             noise += ", layer by layer, that next to the image first"
@@ -126,7 +122,6 @@ def graphs_of(model: LatentModel, pixels: Pixels, grey_pixels: str, *, has_elbo:
     encoder = EncoderGraph(model, pixels, grey_pixels)
     graphs: dict[str, Graph] = {"encoder": encoder, "decoder": DecoderGraph(model, pixels)}
     if has_elbo:
-        assert isinstance(model, VAE | HierarchicalVAE)
         graphs["score"] = ScoreGraph(model, encoder)
     return graphs
 

@@ -71,6 +71,11 @@ class Draw:
     auxiliary: Tensor | None = None  # (B,) a further loss of the model, which each objective adds
     output: Tensor | None = None  # (K, B, P*C, H, W) output of the decoder, from which log_px is computed
 
+    @property
+    def log_weights(self) -> Tensor:
+        """Return log importance weights log p(x, z) - log q(z|x). Shapes: -> (K, B)."""
+        return self.log_px + self.log_pz - self.log_qz
+
     @classmethod
     def of(cls, log_px: Tensor, *layers: Layer, auxiliary: Tensor | None = None) -> "Draw":
         """Sum the layers."""

@@ -112,10 +112,6 @@ class HierarchicalVAE(LatentModel):
         return replace(Draw.of(self.likelihood.log_prob(output, target), *layers), output=output)
 
     def layers(self, encoded: Encoded, noise: Tensor, estimator: Estimator = "pathwise") -> list[Layer]:
-        """Sample the posterior with the given noise of all layers, beginning with the layer next to the image.
-
-        Shapes: noise (K, B, D_1 + ... + D_L), or without K, which fields then lack.
-        """
         return self._layers(encoded, torch.split(noise, self.sizes, dim=-1), estimator)
 
     def _noise(self, encoded: Encoded, samples: int) -> list[Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from reparam.models.codebook import Codebook
 from reparam.models.conditions import Condition, Unconditional
-from reparam.models.draw import Draw, Encoded, Estimator, Gaussian, Likelihood, Prior, in_full
+from reparam.models.draw import Draw, Encoded, Estimator, Gaussian, Layer, Likelihood, Prior, in_full
 
 
 class LatentModel(nn.Module):
@@ -49,6 +49,13 @@ class LatentModel(nn.Module):
     ) -> Draw:
         """Sample the posterior of encoded images, and score `target`. Shapes: (B, C, H, W); fields (samples, B)."""
 
+    def layers(self, encoded: Encoded, noise: Tensor, estimator: Estimator = "pathwise") -> list[Layer]:
+        """Sample the posterior with the given noise; return the layers of latents, that next to the image first.
+
+        Shapes: noise (K, B, D), or (B, D): then the layers have no K either. D is that of all layers together.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no posterior")
+
     def posterior(self, x: Tensor, labels: Tensor | None = None) -> Gaussian:
         """Return mean and log variance of q(z|x). Shapes: (B, C, H, W) -> (B, D), (B, D)."""
         return self.posterior_of(self.encode(x, labels))
@@ -72,7 +79,10 @@ class LatentModel(nn.Module):
         return self.output_at(z, labels)
 
     def output_at(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the same of the latents next to the image. Shapes: (K, B, D) or (B, D) -> (..., P*C, H, W)."""
+        """Return the parameters of the likelihood for latents of the layer next to the image.
+
+        Shapes: (K, B, D) or (B, D) -> (..., P*C, H, W).
+        """
         return each_sample(self.decoder, self.condition.on_latents(z, labels))
 
     def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:

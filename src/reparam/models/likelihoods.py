@@ -149,6 +149,7 @@ class Gaussian(Located):
         self.sigma = config.sigma
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
+        # By hand: torch.distributions would make a tensor of sigma for all pixels, and check all values.
         distance = (target - self.mean(output)) / self.sigma
         return (-0.5 * distance.square() - math.log(self.sigma) - 0.5 * math.log(2 * math.pi)).sum(PIXELS)
 
@@ -217,6 +218,7 @@ class Laplace(Located):
         self.scale = config.sigma / math.sqrt(2)
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
+        # By hand for the same reason as a Gaussian.
         return (-(target - self.mean(output)).abs() / self.scale - math.log(2 * self.scale)).sum(PIXELS)
 
     def deviation(self, output: Tensor) -> Tensor:

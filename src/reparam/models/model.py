@@ -55,10 +55,6 @@ class Model:
         """Return the same for encoded images."""
         return self.module.posterior_of(encoded)
 
-    def sample_posterior(self, x: Tensor) -> Tensor:
-        """Draw latents of each image, as `decode` takes them. Shapes: (B, C, H, W) -> (B, D)."""
-        return self.module.sample_posterior(x, self.labels)
-
     def output(self, z: Tensor) -> Tensor:
         """Return the parameters of the likelihood for latents of `prior`. Shapes: (N, D) -> (N, P*C, H, W)."""
         return self.module.output(z, self.labels)

@@ -41,7 +41,6 @@ class VAE(EncoderDecoder):
         return replace(Draw.of(self.likelihood.log_prob(output, target), layer), output=output)
 
     def layers(self, encoded: Encoded, noise: Tensor, estimator: Estimator = "pathwise") -> list[Layer]:
-        """Sample the posterior with the given noise. Shapes: noise (K, B, D), or (B, D), which fields then have."""
         [(mean, log_variance)] = encoded  # (B, D)
         z, log_qz = sample_gaussian(mean, log_variance, noise, estimator)
         return [Layer.under(self.prior, z, (mean, log_variance), log_qz)]

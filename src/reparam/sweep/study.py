@@ -28,6 +28,7 @@ LOCKED = 60  # seconds to wait for another process that writes to an SQLite file
 RETRIES = 3  # of a trial whose worker died
 MADE_OF = "reparam.made_of"
 RUN = "reparam.mlflow_run"
+STAGES = ("download", "preprocess", "train", "evaluate", "export")  # in their order; a trial ends with one of them
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def made_of(plan: Plan, paths: Paths) -> dict[str, str]:
         "metric": f"{plan.metric}, {plan.direction}",
         "params.yaml": params_hash(changed(read_yaml(paths.params), file.fixed)),
         "set of parameters": params_hash({"parameters": file.parameters}),
-        "code": params_hash({stage: source_hash(stage) for stage in ("train", "evaluate", "export")}),
+        "code": params_hash({stage: source_hash(stage) for stage in STAGES[: STAGES.index(plan.stage) + 1]}),
     }
 
 

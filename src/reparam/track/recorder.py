@@ -95,7 +95,7 @@ def _serve(stage: socket.socket, paths: Paths) -> None:
                 reply = {"answer": answer(store, json.loads(line), environment)}
             except TrackingError as error:
                 reply = {"error": str(error)}
-            except Exception as error:  # a bug, of which the stage shall hear, too
+            except Exception as error:  # a bug, which the stage reports as well
                 log.exception("a call failed")
                 reply = {"error": f"{type(error).__name__}: {error}"}
             print(json.dumps(reply), file=answers, flush=True)

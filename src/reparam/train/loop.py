@@ -35,7 +35,7 @@ def train(
     """Train from `state` on, until the validation score has not improved for `patience` epochs.
 
     Without validation images all epochs are trained and the last is the best. The CPU waits for the device only at the
-    end of an epoch.
+    end of an epoch, and for a checkpoint.
 
     Raises: NonFiniteError.
     """

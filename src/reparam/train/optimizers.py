@@ -86,7 +86,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 }
 
 
-# Factors of the learning rate, given the share of all epochs that are done, and their number.
+# Factors of the learning rate, given the share of training that is done, and the number of epochs that are done.
 
 
 def constant(_share: float, _epoch: float) -> float:
