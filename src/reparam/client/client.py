@@ -182,7 +182,8 @@ class Client:
             latents, codes = self.vectors(codes), None
         if codes is not None or latents is None:
             raise UserError("decode: wanted either latents or codes, found both or neither")
-        images: Images = self._decoded("images", latents, labels)
+        inputs = self._inputs("decode", labels, "latents", checked_latents(latents, self.latent_shape))
+        images: Images = self._computed("decoder", ["images"], inputs)[0]
         return images
 
     def decode_mean(self, latents: npt.ArrayLike, labels: Labels | None = None) -> Floats:
@@ -190,7 +191,8 @@ class Client:
 
         Raises: UserError as `decode` does.
         """
-        mean: Floats = self._decoded("mean", latents, labels)
+        inputs = self._inputs("decode", labels, "latents", checked_latents(latents, self.latent_shape))
+        mean: Floats = self._computed("decoder", ["mean"], inputs)[0]
         return mean
 
     def reconstruct(self, images: Images, labels: Labels | None = None) -> Images:
@@ -281,7 +283,7 @@ class Client:
         return self._computed(graph, outputs, inputs)
 
     def _computed(self, graph: str, outputs: list[str] | None, inputs: dict[str, Any]) -> list[Any]:
-        session = self._graph(graph)
+        session = self._graphs.get(graph) or self._graph(graph)
         count = len(next(iter(inputs.values()), ()))
         if count <= self.batch:
             found: list[Any] = session.run(outputs, inputs)
@@ -305,10 +307,6 @@ class Client:
     def _require_codebook(self, what: str) -> None:
         if not self.metadata.get("codebook"):
             raise UserError(f"{what}: wanted a model with a codebook, found one of kind {self.metadata['kind']!r}")
-
-    def _decoded(self, output: str, latents: npt.ArrayLike, labels: Labels | None) -> Any:
-        inputs = self._inputs("decode", labels, "latents", checked_latents(latents, self.latent_shape))
-        return self._computed("decoder", [output], inputs)[0]
 
     def _inputs(self, what: str, labels: Labels | None, name: str, rows: npt.NDArray[Any]) -> dict[str, Any]:
         if labels is None and not self.classes:
