@@ -180,6 +180,20 @@ def test_the_manifest_is_part_of_the_metadata(copy: Path) -> None:
     assert Client(copy).metadata["scores"] == {"quantiles": {"99": 130.5}}
 
 
+def test_what_a_later_export_says_besides_is_kept_and_changes_nothing(copy: Path, exported: Exported) -> None:
+    def add(manifest: dict) -> None:
+        manifest |= {"colour": "blue"}
+        manifest["parity"] |= {"colour_max_error": 0.5}
+        manifest["files"]["encoder.onnx"] |= {"blake3": "0"}
+
+    change_manifest(copy, add)
+    client = Client(copy)
+    assert client.metadata["colour"] == "blue"
+    np.testing.assert_array_equal(
+        client.reconstruct(exported.images), Client(exported.directory).reconstruct(exported.images)
+    )
+
+
 # Without one
 
 

@@ -224,6 +224,16 @@ def test_latents_that_are_not_finite_numbers_are_refused(latents: list, message:
     assert str(error.value) == f"decode: {message}"
 
 
+@pytest.mark.parametrize("rows", [1, 32, 33, 5000])
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_one_number_that_is_not_finite_is_found_among_few_and_many(number: float, rows: int, client: Client) -> None:
+    latents = np.full((rows, 2), -3e38, np.float32)  # whose sum and squares are beyond float32
+    assert client.decode(latents).shape == (rows, 4, 6, 3)
+    latents[-1, 1] = number
+    with pytest.raises(UserError, match=f"wanted finite latents, found {number} in row {rows - 1}, column 1"):
+        client.decode(latents)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

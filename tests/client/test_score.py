@@ -56,6 +56,15 @@ def test_so_do_scores_of_so_many_samples_that_their_noise_comes_in_parts(
     np.testing.assert_allclose(client.score(exported.images, samples=9).kl, wanted.kl, rtol=1e-6)
 
 
+def test_the_score_of_one_image_at_one_draw_is_that_of_the_first_of_many(exported: Exported, scored: Path) -> None:
+    client, (alone, many) = Client(scored), (exported.images[:1], exported.images)
+    for seed in (0, (3, 4)):
+        one, all_of_them = client.score(alone, seed=seed), client.score(many, seed=seed)
+        assert one.negative_elbo.dtype == np.float64
+        np.testing.assert_allclose(one.negative_elbo, all_of_them.negative_elbo[:1], rtol=1e-6)
+        np.testing.assert_allclose(one.kl, all_of_them.kl[:1], rtol=1e-6)
+
+
 def test_a_seed_gives_the_same_draws_again(exported: Exported, scored: Path) -> None:
     client = Client(scored)
     first, again, other, sequence = (client.score(exported.images, seed=seed) for seed in (1, 1, 2, (1, 2)))
@@ -91,6 +100,8 @@ def test_a_model_that_is_no_density_has_no_score(code: Exported) -> None:
         ({"samples": True}, "score: wanted 0 or more samples, found True"),
         ({"seed": -1}, "score: wanted a seed of 0 or more, found -1"),
         ({"seed": "x"}, "score: wanted a seed of 0 or more, found 'x'"),
+        ({"seed": -1, "samples": 0}, "score: wanted a seed of 0 or more, found -1"),
+        ({"seed": "x", "samples": 0}, "score: wanted a seed of 0 or more, found 'x'"),
     ],
     ids=str,
 )

@@ -172,7 +172,11 @@ def _lists_files(manifest: dict[str, Any]) -> bool:
 
 
 def _check(facts: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return the facts, if they are of a format that this client knows and have what it needs."""
+    """Return the facts, if they are of a format that this client knows and have what it needs.
+
+    Fields that it does not know are kept: an export that adds some has the same format. The format rises where a
+    client that ignores a change would compute something else.
+    """
     found = facts.get("format")
     if found != FORMAT:
         newer = isinstance(found, int) and found > FORMAT

@@ -1,7 +1,7 @@
 """Checks of the arguments of a client."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -12,6 +12,9 @@ from reparam.errors import UserError
 
 Images = npt.NDArray[np.uint8]  # (B, H, W, C)
 Floats = npt.NDArray[np.float32]
+# numpy has one object for each, almost always: comparing objects is fast, and an unusual array takes the slow way.
+BYTES, SINGLES = np.dtype(np.uint8), np.dtype(np.float32)
+FEW = 64  # numbers that Python adds faster than numpy is called; as doubles, so that their sum does not overflow
 
 
 def as_array(values: npt.ArrayLike, wanted: str) -> npt.NDArray[Any]:
@@ -24,7 +27,7 @@ def as_array(values: npt.ArrayLike, wanted: str) -> npt.NDArray[Any]:
 
 def checked_images(what: str, images: npt.ArrayLike, shape: tuple[int, ...]) -> Images:
     """Return images of a shape (H, W, C). Raises: UserError."""
-    if type(images) is np.ndarray and images.dtype == np.uint8 and images.shape[1:] == shape:
+    if type(images) is np.ndarray and images.dtype is BYTES and images.shape[1:] == shape:
         return images
     wanted = f"{what}: wanted uint8 images of shape {_spelled(shape)}"
     found = as_array(images, wanted)
@@ -39,16 +42,22 @@ def checked_latents(latents: npt.ArrayLike, shape: tuple[int, ...]) -> Floats:
     Raises: UserError.
     """
     # For one image, checks take most of the time that the client adds to the graph, so a usual array skips them.
-    if type(latents) is np.ndarray and latents.dtype == np.float32 and latents.shape[1:] == shape:
+    if type(latents) is np.ndarray and latents.dtype is SINGLES and latents.shape[1:] == shape:
         found = latents
     else:
         found = _narrowed(_reshaped(latents, shape))
-    # The sum of squares first, which is one quick pass. It may overflow where the numbers do not.
-    if not math.isfinite(np.vdot(found, found)) and not np.isfinite(found).all():
+    if not _are_finite(found):
         found = found.reshape(len(found), -1)
         row, column = np.argwhere(~np.isfinite(found))[0]
         raise UserError(f"decode: wanted finite latents, found {found[row, column]} in row {row}, column {column}")
     return found
+
+
+def _are_finite(numbers: Floats) -> bool:
+    if numbers.size <= FEW:
+        return math.isfinite(sum(numbers.ravel().tolist()))
+    # The sum of squares first, which is one quick pass. It may overflow where the numbers do not.
+    return math.isfinite(np.vdot(numbers, numbers)) or bool(np.isfinite(numbers).all())
 
 
 def _reshaped(latents: npt.ArrayLike, shape: tuple[int, ...]) -> npt.NDArray[Any]:
@@ -85,6 +94,14 @@ def generator(what: str, seed: int | Sequence[int]) -> np.random.Generator:
         return np.random.default_rng(seed)
     except (TypeError, ValueError) as error:
         raise UserError(f"{what}: wanted a seed of 0 or more, found {seed!r}") from error
+
+
+def noise_of(what: str, seed: int | Sequence[int], samples: int) -> Callable[..., Floats]:
+    """Return what makes noise of a shape and type; 0 samples take zeros. Raises: UserError, also with 0."""
+    is_plain = type(seed) is int and seed >= 0  # this is seen sooner than a generator is made
+    if samples or not is_plain:
+        rng = generator(what, seed)
+    return rng.standard_normal if samples else np.zeros
 
 
 def _narrowed(numbers: npt.NDArray[Any]) -> Floats:

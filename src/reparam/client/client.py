@@ -25,6 +25,7 @@ from reparam.client.checks import (
     checked_latents,
     checked_temperature,
     generator,
+    noise_of,
 )
 from reparam.client.codes import vectors_of
 from reparam.client.labels import Labels, as_input
@@ -35,6 +36,7 @@ from reparam.errors import DamagedInputError, MissingInputError, UserError
 # Numbers of images at once, unless `batch` says otherwise. Measured with 100,000 digits: values between the layers take
 # 3 MB instead of 1.6 GB, and less time, because they stay in the caches.
 NUMBERS = 1 << 18
+PARTS = ["negative_log_likelihood", "kl"]
 NOISE = 1 << 24  # numbers that are drawn at once for scores, except for a single image: 64 MB
 
 
@@ -104,6 +106,17 @@ class Client:
         return tuple(self.metadata.get("classes", ()))
 
     @cached_property
+    def _moments(self) -> list[str]:
+        """Return the names of what `encode` returns."""
+        return [name for name in self.outputs("encoder") if name != "codes"]
+
+    @cached_property
+    def _noise(self) -> tuple[int, ...]:
+        """Return the shape of the noise of one image."""
+        (row,) = (value.shape[1:] for value in self._graph("score").get_inputs() if value.name == "epsilon")
+        return tuple(row)
+
+    @cached_property
     def _prior(self) -> Mixture:
         return self._bundle.prior()
 
@@ -121,9 +134,9 @@ class Client:
 
         Raises: UserError if images are not uint8 of the model's size, or a label is unknown.
         """
-        wanted = [name for name in self.outputs("encoder") if name != "codes"]
-        found = self._checked("encode", images)
-        mean, *log_variance = self.run("encoder", wanted, images=found, **self._label("encode", labels, len(found)))
+        wanted = self._moments
+        inputs = self._inputs("encode", labels, "images", self._checked("encode", images))
+        mean, *log_variance = self._computed("encoder", wanted, inputs)
         return mean, log_variance[0] if log_variance else np.full_like(mean, -np.inf)
 
     def encode_codes(self, images: Images, labels: Labels | None = None) -> npt.NDArray[np.int64]:
@@ -133,8 +146,8 @@ class Client:
         """
         self._require_codebook("encode_codes")
         codes: npt.NDArray[np.int64]
-        found = self._checked("encode_codes", images)
-        (codes,) = self.run("encoder", ["codes"], images=found, **self._label("encode_codes", labels, len(found)))
+        inputs = self._inputs("encode_codes", labels, "images", self._checked("encode_codes", images))
+        (codes,) = self._computed("encoder", ["codes"], inputs)
         return codes
 
     def vectors(self, codes: npt.ArrayLike) -> Floats:
@@ -169,7 +182,8 @@ class Client:
             latents, codes = self.vectors(codes), None
         if codes is not None or latents is None:
             raise UserError("decode: wanted either latents or codes, found both or neither")
-        images: Images = self._decoded("images", latents, labels)
+        inputs = self._inputs("decode", labels, "latents", checked_latents(latents, self.latent_shape))
+        images: Images = self._computed("decoder", ["images"], inputs)[0]
         return images
 
     def decode_mean(self, latents: npt.ArrayLike, labels: Labels | None = None) -> Floats:
@@ -177,7 +191,8 @@ class Client:
 
         Raises: UserError as `decode` does.
         """
-        mean: Floats = self._decoded("mean", latents, labels)
+        inputs = self._inputs("decode", labels, "latents", checked_latents(latents, self.latent_shape))
+        mean: Floats = self._computed("decoder", ["mean"], inputs)[0]
         return mean
 
     def reconstruct(self, images: Images, labels: Labels | None = None) -> Images:
@@ -189,7 +204,7 @@ class Client:
 
         Raises: UserError as `sample_latents` and `decode` do.
         """
-        self._label("sample", label, checked_count("sample", "images", n, 0))
+        as_input("sample", label, self.classes, checked_count("sample", "images", n, 0))
         return self.decode(self.sample_latents(n, seed, temperature), label)
 
     def sample_latents(self, n: int, seed: int, temperature: float = 1.0) -> npt.NDArray[np.float64]:
@@ -233,21 +248,23 @@ class Client:
         Shapes: (B, H, W, C) -> (B,). Units: nats.
         Raises: UserError if the model is no density, and as `encode` does.
         """
-        found, rng = self._checked("score", images), generator("score", seed)
-        samples = checked_count("score", "samples", samples, 0)
-        (row,) = (value.shape[1:] for value in self._graph("score").get_inputs() if value.name == "epsilon")
-        outputs, parts = ["negative_log_likelihood", "kl"], []
-        inputs = {"images": found, **self._label("score", labels, len(found))}
-        for rows in _split(len(found), max(1, min(self.batch, NOISE // (max(1, samples) * math.prod(row))))):
+        found, samples = self._checked("score", images), checked_count("score", "samples", samples, 0)
+        draw = noise_of("score", seed, samples)
+        inputs, row = self._inputs("score", labels, "images", found), self._noise
+        if not samples or samples == len(found) == 1:  # without sums and slices, which take longer than one image
+            inputs["epsilon"] = draw((len(found), *row), np.float32)
+            return Scores(*(part.astype(np.float64) for part in self._computed("score", PARTS, inputs)))
+        nll, kl = np.zeros((len(PARTS), len(found)))
+        most = max(1, min(self.batch, NOISE // (samples * math.prod(row))))
+        for start in range(0, len(found), most):
+            rows = slice(start, start + most)
             some = {name: values[rows] for name, values in inputs.items()}
-            count = len(some["images"])
-            noise = rng.standard_normal((count, samples, *row), dtype=np.float32)
-            noise = noise if samples else np.zeros((count, 1, *row), np.float32)
-            total = np.zeros((2, count))
-            for epsilon in noise.swapaxes(0, 1):
-                total += self.run("score", outputs, epsilon=epsilon, **some)
-            parts.append(total / noise.shape[1])
-        return Scores(*np.concatenate(parts, axis=1))
+            drawn = draw((len(some["images"]), samples, *row), np.float32)
+            for some["epsilon"] in drawn.swapaxes(0, 1):
+                first, second = self.run("score", PARTS, **some)
+                nll[rows] += first
+                kl[rows] += second
+        return Scores(nll / samples, kl / samples)
 
     def outputs(self, graph: str) -> tuple[str, ...]:
         """Return the names of the outputs of a graph."""
@@ -263,7 +280,10 @@ class Client:
 
         Without names of `outputs`, it returns all. Use it for work of your own, such as draws of your own.
         """
-        session = self._graph(graph)
+        return self._computed(graph, outputs, inputs)
+
+    def _computed(self, graph: str, outputs: list[str] | None, inputs: dict[str, Any]) -> list[Any]:
+        session = self._graphs.get(graph) or self._graph(graph)
         count = len(next(iter(inputs.values()), ()))
         if count <= self.batch:
             found: list[Any] = session.run(outputs, inputs)
@@ -288,17 +308,10 @@ class Client:
         if not self.metadata.get("codebook"):
             raise UserError(f"{what}: wanted a model with a codebook, found one of kind {self.metadata['kind']!r}")
 
-    def _decoded(self, output: str, latents: npt.ArrayLike, labels: Labels | None) -> Any:
-        found = checked_latents(latents, self.latent_shape)
-        return self.run("decoder", [output], latents=found, **self._label("decode", labels, len(found)))[0]
-
-    def _label(self, what: str, labels: Labels | None, count: int) -> dict[str, Any]:
-        return as_input(what, labels, self.classes, count)
+    def _inputs(self, what: str, labels: Labels | None, name: str, rows: npt.NDArray[Any]) -> dict[str, Any]:
+        if labels is None and not self.classes:
+            return {name: rows}
+        return {name: rows, **as_input(what, labels, self.classes, len(rows))}
 
     def _checked(self, what: str, images: npt.ArrayLike) -> Images:
         return checked_images(what, images, self.image_shape)
-
-
-def _split(count: int, batch: int) -> Iterator[slice]:
-    for start in range(0, max(1, count), batch):  # one empty batch if there is no image
-        yield slice(start, start + batch)

@@ -312,7 +312,7 @@ def promote(
         str, typer.Option(help="Metric in which it must not be worse than the champion, beyond noise.")
     ] = "nll",
 ) -> None:
-    """Make an exported model the champion in MLflow, unless it is worse than the present one.
+    """Make an exported model the champion in MLflow, unless it is worse than the present one or computes other numbers.
 
     Reads models/onnx/manifest.json and the MLflow store.
     Writes the alias `champion` to the MLflow store.

@@ -12,15 +12,18 @@ from reparam.errors import DamagedInputError, ParityError, UserError
 
 TOLERANCE = 1e-5  # times the largest absolute value where that exceeds 1, as in `reparam export`
 GREY_LEVELS = 1
+SLACK = 10  # the tolerance of an export follows the largest of its numbers; golden.npz has those of eight images only
+Golden = dict[str, npt.NDArray[np.generic]]
 INPUTS = {"encoder": ("images",), "decoder": ("latents",), "score": ("images", "epsilon")}
 # Names of outputs in golden.npz that differ from those of the graphs.
 NAMES = {"decoder": {"images": "decoded_images", "mean": "decoded_mean"}}
 
 
-def verify(path: Path) -> Iterator[str]:
+def verify(path: Path, *, whole: bool = False) -> Iterator[str]:
     """Compare all files with the manifest, and answers with those in golden.npz; say what was found.
 
-    Raises: UserError if anything differs.
+    The differences from torch that the manifest records must also be within the tolerance.
+    Raises: UserError if anything differs; if `whole`, also if golden.npz has no answers of a graph.
     """
     bundle = Bundle.open(path)
     if bundle.manifest is None:
@@ -33,7 +36,13 @@ def verify(path: Path) -> Iterator[str]:
     golden = bundle.arrays(GOLDEN)
     client = Client(path, device="cpu")  # the tolerance is that of CPUs
     for role in client.graphs:
-        yield from _compare(client, role, golden, _tolerance(bundle))
+        if lacks := _lacks(client, role, golden):
+            if whole:
+                raise DamagedInputError(f"{path}: {lacks}; {EXPORT}")
+            yield lacks
+        else:
+            _check_recorded(client, role, golden, bundle)
+            yield from _compare(client, role, golden, _tolerance(bundle))
 
 
 def _tolerance(bundle: Bundle) -> float:
@@ -43,12 +52,39 @@ def _tolerance(bundle: Bundle) -> float:
     return float(variants[kind]["tolerance"]) if kind in variants else TOLERANCE
 
 
-def _compare(client: Client, role: str, golden: dict[str, npt.NDArray[np.generic]], tolerance: float) -> Iterator[str]:
-    outputs = {output: NAMES.get(role, {}).get(output, output) for output in client.outputs(role)}
-    inputs = [*INPUTS[role], *(["label"] if client.classes else [])]
-    if missing := [name for name in (*inputs, *outputs.values()) if name not in golden]:
-        yield f"{role}: not checked, {GOLDEN} has no {', '.join(missing)}"
-        return
+def _check_recorded(client: Client, role: str, golden: Golden, bundle: Bundle) -> None:
+    """Check the differences from torch that the export measured. Raises: ParityError if too large or not there."""
+    answers = [golden[name] for name in _outputs(client, role).values() if name in golden]
+    scale = max([1.0, *(float(np.abs(values).max(initial=0)) for values in answers if values.dtype.kind == "f")])
+    most = {f"{role}_max_error": SLACK * TOLERANCE * scale}
+    if role == "decoder":
+        most["decoder_max_grey_levels"] = GREY_LEVELS
+    parity = (bundle.manifest or {}).get("parity")
+    for name, allowed in most.items():
+        found = parity.get(name) if isinstance(parity, dict) else None
+        if not isinstance(found, int | float) or not 0 <= found <= allowed:  # also catches NaN
+            raise ParityError(
+                f"{bundle.directory / MANIFEST}: parity.{name}: wanted at most {allowed:.3g}, found {found}; {EXPORT}"
+            )
+
+
+def _inputs(client: Client, role: str) -> list[str]:
+    return [*INPUTS[role], *(["label"] if client.classes else [])]
+
+
+def _outputs(client: Client, role: str) -> dict[str, str]:
+    """Return the outputs of a graph, and their names in golden.npz."""
+    return {output: NAMES.get(role, {}).get(output, output) for output in client.outputs(role)}
+
+
+def _lacks(client: Client, role: str, golden: Golden) -> str:
+    """Say what golden.npz lacks to check a graph."""
+    missing = [name for name in (*_inputs(client, role), *_outputs(client, role).values()) if name not in golden]
+    return f"{role}: not checked, {GOLDEN} has no {', '.join(missing)}" if missing else ""
+
+
+def _compare(client: Client, role: str, golden: Golden, tolerance: float) -> Iterator[str]:
+    outputs, inputs = _outputs(client, role), _inputs(client, role)
     try:
         found = client.run(role, list(outputs), **{name: golden[name] for name in inputs})
     except Exception as problem:  # onnxruntime's own exceptions share no public base class

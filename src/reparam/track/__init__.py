@@ -6,7 +6,7 @@ delivers it later.
 """
 
 from reparam.track.delivery import replay
-from reparam.track.registry import registered_name
+from reparam.track.registry import fetch_version, registered_name
 from reparam.track.run import Run
 from reparam.track.runs import DATA_TAG, EXPERIMENT_TAG, PARAMS_TAG, STAGE_TAG, WEIGHTS_TAG
 from reparam.track.store import OFF, Store, address, connect_to_read
@@ -25,6 +25,7 @@ __all__ = [
     "address",
     "connect",
     "connect_to_read",
+    "fetch_version",
     "registered_name",
     "replay",
 ]

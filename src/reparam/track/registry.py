@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from reparam.cards.card import MANIFEST, FileFacts
+from reparam.errors import DamagedInputError
 from reparam.track.spool import Call
+from reparam.track.store import Store
 
 BUNDLE_TAG = "reparam.manifest_sha256"
 LOGGED = "models:/"  # beginning of the source of a version; not every store keeps its `model_id`
@@ -41,6 +43,23 @@ def register(client: Any, call: Call) -> None:
 def registered_name(experiment: str, data: str) -> str:
     """Name the registered model that has all models of some data as its versions."""
     return f"{experiment}-{data}"
+
+
+def fetch_version(store: Store, version: Any, directory: Path) -> Path:
+    """Copy the files of a version of a registered model into a directory.
+
+    Raises: TrackingError, DamagedInputError if its manifest is not the one that was registered.
+    """
+    import mlflow
+
+    address = f"models:/{version.name}/{version.version}"
+    uris = {"tracking_uri": store.uri, "registry_uri": store.uri}
+    folder = Path(store.read(lambda _: mlflow.artifacts.download_artifacts(address, dst_path=str(directory), **uris)))
+    path, wanted = folder / MANIFEST, version.tags.get(BUNDLE_TAG)
+    found = FileFacts.of(path).sha256 if path.is_file() else None
+    if found is None or found != wanted:
+        raise DamagedInputError(f"{address}: wanted a {MANIFEST} of SHA-256 {wanted}, found {found or 'no such file'}")
+    return folder
 
 
 def _version_of(client: Any, name: str, manifest: str) -> str | None:
