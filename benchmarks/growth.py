@@ -3,10 +3,12 @@
     python benchmarks/growth.py [--most 400000]
 
 The exchange is counted by torch's fake process group: one process of n, whose collectives return at once. The times are
-those of whole processes, with one worker and with all cores: what more cores do not shorten is the serial part.
+those of whole processes. The seconds of a core show what a stage costs also where other programs slow it: those of its
+first process are the serial part, which more cores do not shorten; workers share the rest.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -40,6 +43,12 @@ BATCHES = (128, 1024)
 CELEBA = 202_599  # images
 IMAGES = (2_000, 10_000, 50_000, 100_000, 200_000, 400_000)
 MB = 1e6
+# Run a command and print the seconds of a core that it took: of its own process, and of those that it started.
+MEASURED = """import atexit, json, resource, sys
+from reparam.__main__ import main
+spent = lambda who: sum(resource.getrusage(who)[:2])
+atexit.register(lambda: print(json.dumps([spent(resource.RUSAGE_SELF), spent(resource.RUSAGE_CHILDREN)])))
+main()"""
 UNIT = Scaling(kind="unit", shift=(0.0,) * 3, scale=(1.0,) * 3)
 
 
@@ -121,25 +130,39 @@ def write_images(folder: Path, start: int, stop: int) -> None:
         Image.fromarray(rng.integers(0, 256, (28, 28), np.uint8)).save(path, compress_level=0)
 
 
-def times(most: int) -> tuple[list[int], dict[str, list[float]]]:
+@dataclass(frozen=True)
+class Times:
+    """Of one process and those that it started."""
+
+    wall: float  # seconds
+    serial: float  # seconds of a core, of the process itself
+    shared: float  # seconds of a core, of its workers
+
+
+def times(most: int) -> tuple[list[int], dict[str, list[Times]]]:
     """Measure whole stages, on a folder that grows."""
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[Times]] = {}
     counts = [count for count in IMAGES if count <= most]
     with tempfile.TemporaryDirectory(prefix="reparam-growth-") as directory:
         root, images = Path(directory), Path(directory) / "images"
         _write_params(root, images)
         for before, count in zip([0, *counts], counts, strict=False):
             write_images(images, before, count)
-            found.setdefault("download", []).append(_stage(root, "download"))
-            for workers in sorted({1, len(os.sched_getaffinity(0))}):
-                found.setdefault(f"preprocess, {workers} workers", []).append(_stage(root, "preprocess", workers))
-            _stage(root, "train")
-            _stage(root, "export")
-            processed = np.load(root / "data/processed/train-images.npy")
-            np.save(root / "images.npy", processed.transpose(0, 2, 3, 1))  # as apps have them
-            command = ["model", "encode", str(root / "images.npy"), "--output", str(root / "codes.npy")]
-            found.setdefault("model encode", []).append(_run(root, command))
+            for name, taken in _measure(root):
+                print(f"{count:,} images: {name}: {taken}", flush=True)
+                found.setdefault(name, []).append(taken)
     return counts, found
+
+
+def _measure(root: Path) -> Iterator[tuple[str, Times]]:
+    yield "download", _run(root, ["download"])
+    for workers in sorted({1, len(os.sched_getaffinity(0))}):
+        yield f"preprocess, {workers} workers", _run(root, ["preprocess"], REPARAM_WORKERS=str(workers))
+    for name in ("train", "export"):
+        _run(root, [name])
+    processed = np.load(root / "data/processed/train-images.npy")
+    np.save(root / "images.npy", processed.transpose(0, 2, 3, 1))  # as apps have them
+    yield "model encode", _run(root, ["model", "encode", str(root / "images.npy"), "--output", str(root / "codes.npy")])
 
 
 def _write_params(root: Path, images: Path) -> None:
@@ -150,20 +173,17 @@ def _write_params(root: Path, images: Path) -> None:
     YAML().dump(values, root / "params.yaml")
 
 
-def _stage(root: Path, name: str, workers: int = 0) -> float:
-    return _run(root, [name], **({"REPARAM_WORKERS": str(workers)} if workers else {}))
-
-
-def _run(root: Path, command: list[str], **environment: str) -> float:
+def _run(root: Path, command: list[str], **environment: str) -> Times:
     start = time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-m", "reparam", *command],
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, *command],
         cwd=root,
         env=os.environ | {"MLFLOW_TRACKING_URI": "off", "PYTHONPATH": str(ROOT / "src")} | environment,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         check=True,
     )
-    return time.perf_counter() - start
+    serial, shared = json.loads(done.stdout.splitlines()[-1])
+    return Times(time.perf_counter() - start, serial, shared)
 
 
 def straight(counts: list[int], seconds: list[float]) -> tuple[float, float]:
@@ -172,30 +192,43 @@ def straight(counts: list[int], seconds: list[float]) -> tuple[float, float]:
     return float(offset), float(slope * 1e6)
 
 
-def draw(counts: list[int], found: dict[str, list[float]]) -> None:
+def draw(counts: list[int], found: dict[str, list[Times]]) -> None:
     """Plot seconds over images."""
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for name, seconds in found.items():
-        axes.plot(counts, seconds, marker="o", label=name)
-    axes.set(xscale="log", yscale="log", xlabel="images of 28 x 28", ylabel="seconds")
+    for color, (name, taken) in enumerate(found.items()):
+        axes.plot(counts, [one.serial + one.shared for one in taken], f"C{color}o-", label=name)
+        if any(one.shared > 0.1 for one in taken):
+            axes.plot(counts, [one.serial for one in taken], f"C{color}o:", label="of which serial")
+    axes.set(xscale="log", yscale="log", xlabel="images of 28 x 28", ylabel="seconds of a core")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(Path(__file__).parent / "growth.png", dpi=120)
 
 
+def rows(counts: list[int], found: dict[str, list[Times]]) -> list[list[str]]:
+    """Lay out the times: of each stage the seconds, the seconds of a core, and those of its first process."""
+    lines = []
+    for name, taken in found.items():
+        parts = {"": [one.wall for one in taken], ", of a core": [one.serial + one.shared for one in taken]}
+        if any(one.shared > 0.1 for one in taken):
+            parts[", of a core, serial"] = [one.serial for one in taken]
+        for part, seconds in parts.items():
+            offset, slope = straight(counts, seconds)
+            lines.append([name + part, *(f"{value:.1f}" for value in seconds), f"{offset:.1f}", f"{slope:.0f}"])
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--most", type=int, default=IMAGES[-1], help="images")
-    counts, found = times(parser.parse_args().most)
+    parser.add_argument("--note", default="", help="what else ran, for the record")
+    asked = parser.parse_args()
+    counts, found = times(asked.most)
     draw(counts, found)
-    rows = []
-    for name, seconds in found.items():
-        offset, slope = straight(counts, seconds)
-        rows.append([name, *(f"{value:.1f}" for value in seconds), f"{offset:.1f}", f"{slope:.0f}"])
     header = ["seconds of", *(f"{count:,} images" for count in counts), "of which every run", "us an image"]
-    text = "A stage is a whole process. The last columns are those of a straight line.\n\n"
-    text += f"{table(header, rows)}\n\n![Seconds over images](growth.png)\n\nSent by each process, counted:\n\n"
-    write_section("Growth", text + exchanges())
+    text = f"A stage is a whole process. The last columns are those of a straight line. {asked.note}".rstrip() + "\n\n"
+    text += f"{table(header, rows(counts, found))}\n\n![Seconds over images](growth.png)\n\n"
+    write_section("Growth", f"{text}Sent by each process, counted:\n\n{exchanges()}")
 
 
 if __name__ == "__main__":

@@ -42,9 +42,17 @@ def running(command: Sequence[str | Path], address: str, log: Path, **variables:
             time.sleep(0.2)
         yield address
     finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a server and all that it started, also one that waits for its clients on a busy machine."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+    assert process.returncode is not None
 
 
 def _answers(address: str) -> bool:

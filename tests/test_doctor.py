@@ -106,7 +106,9 @@ def test_a_damaged_store_has_the_remedy_of_its_message(project: Paths, monkeypat
     damaged, kept = doctor.tracking(project)
     assert damaged.text.startswith(f"{project.tracking_database}: wanted a database of MLflow, found a damaged one")
     assert damaged.remedy.startswith("Move it away")
-    assert kept == Finding("MLflow", "1 runs have calls that were not delivered", "`reparam replay`", is_tolerable=True)
+    assert kept == Finding(
+        "MLflow", "runs with calls that were not delivered: 1", "`reparam replay`", is_tolerable=True
+    )
 
 
 def test_processes_that_are_gone_hold_nothing(project: Paths) -> None:

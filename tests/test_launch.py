@@ -254,4 +254,6 @@ def test_two_machines_train_and_evaluate_together_where_both_have_the_same_data(
     other("python -m reparam preprocess")
     found = run_on_both("train", "python -m reparam train")
     assert [code for code, _ in found] == [1, 1]
-    assert "wanted the data of the first process (card " in "".join(said for _, said in found)
+    assert "wanted the same data on all machines (card " in found[0][1], found[0][1]
+    assert "wanted the data of the first process (card " in found[1][1], found[1][1]
+    assert "Traceback" not in found[0][1] + found[1][1]

@@ -44,7 +44,8 @@ def test_a_server_with_passwords_gets_everything_but_the_password(
     from mlflow import MlflowClient
 
     login = {"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": PASSWORD}
-    project = copy_of(finished, tmp_path / "project", MLFLOW_TRACKING_URI=server, **login, PYTHONPATH="src")
+    patient = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}  # of a server that has just begun, on a busy machine
+    project = copy_of(finished, tmp_path / "project", MLFLOW_TRACKING_URI=server, **login, **patient, PYTHONPATH="src")
     printed = []
     for command in ("track", "track", "doctor", "compare workspace HEAD"):
         code, said = type_in(project, f"python -m reparam {command}")

@@ -5,11 +5,13 @@ import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
+from filelock import Timeout
 from in_process import InProcess
 from sweeps import Sweeps
 
 from reparam import track
 from reparam.sweep import run as command
+from reparam.sweep.worker import gate
 
 Reparam = Callable[..., tuple[int, str]]
 
@@ -61,6 +63,22 @@ def test_the_table_has_the_best_first_and_the_best_can_be_applied(
     assert code == 0
     for name in ("history", "importance"):
         assert (sweeps.paths.sweep_reports / f"s/{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_processes_that_end_a_study_together_draw_one_after_the_other(
+    sweeps: Sweeps, reparam: Reparam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = []
+
+    def show(*_: object) -> None:
+        with pytest.raises(Timeout):
+            gate(sweeps.paths).acquire(timeout=0)
+        shown.append("alone")
+
+    monkeypatch.setattr("reparam.sweep.result.show", show)
+    assert reparam("sweep", "sweep.yaml")[0] == 0
+    assert shown == ["alone"]
+    gate(sweeps.paths).acquire(timeout=0).lock.release()
 
 
 def test_what_cannot_be_drawn_is_said(sweeps: Sweeps, reparam: Reparam, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,20 @@ def test_processes_ask_about_once_a_second_and_at_first_more_often(monkeypatch: 
     assert all(99 <= steps <= 101 for steps in between[6:])
 
 
+def test_epochs_shorter_than_a_second_leave_the_number_of_steps_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, planned = 0.0, []
+    monkeypatch.setattr("reparam.train.pace.time.monotonic", lambda: now)
+    pace = Pace(Others(0, 2), 60)
+    for _ in range(100):  # epochs of seven steps, after each of which processes ask, whatever is due
+        for _ in range(7):
+            now += 0.01
+            if pace.is_due():
+                pace.ask(wants_to_save=False, signal=0)
+        pace.ask(wants_to_save=False, signal=0)
+        planned.append(pace._steps)
+    assert planned[10:] == [14] * 90
+
+
 def test_without_time_between_checkpoints_processes_ask_after_every_step() -> None:
     pace = Pace(Others(0, 2), 0)
     for _ in range(5):

@@ -131,7 +131,7 @@ def tracking(paths: Paths) -> Iterator[Finding]:
     kept = list(paths.tracking_spool.glob("*.jsonl"))
     if kept:
         yield Finding(
-            "MLflow", f"{len(kept)} runs have calls that were not delivered", "`reparam replay`", is_tolerable=True
+            "MLflow", f"runs with calls that were not delivered: {len(kept)}", "`reparam replay`", is_tolerable=True
         )
 
 

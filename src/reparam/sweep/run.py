@@ -50,7 +50,8 @@ def run(file: Path, paths: Paths, *, count: int | None = None, storage: str | No
     finally:
         for other in others:
             other.end()
-    result.show(study, paths)
+    with gate(paths):  # two processes that joined a study often end it together, and both draw
+        result.show(study, paths)
 
 
 def _require_free_names(study: Study, paths: Paths) -> None:

@@ -26,8 +26,9 @@ class Pace:
         if self.world.size == 1:
             return wants_to_save, signal
         now, is_first = time.monotonic(), self.world.is_first
-        steps = self._steps * self.seconds / max(now - self._asked, 1e-3)
-        steps = max(1, min(int(steps), 2 * self._steps))  # the first ones are slow, for example while torch compiles
+        done = self._steps - self._left or self._steps  # fewer than planned, if an epoch ended before
+        steps = int(done * self.seconds / max(now - self._asked, 1e-3))
+        steps = max(1, min(steps, 2 * done))  # the first ones are slow, for example while torch compiles
         save, signal, self._steps = self.world.most(is_first * wants_to_save, signal, is_first * steps)
         self._left, self._asked = self._steps, now
         return bool(save), signal

@@ -134,14 +134,20 @@ def _read_batches(paths: Paths, config: Config, place: torch.device, *, is_verif
 def _read_card(paths: Paths, world: World) -> DataCard:
     """Read the card of the data, which has the checksums of all images.
 
-    Raises: StaleInputError on a machine that has other data than that of the first process.
+    Raises: StaleInputError on all machines, if one has other data than that of the first process.
     """
     card = store.read_card(paths.processed)
     wanted = world.agree_on(card.digest)
+    [differ] = world.most(int(card.digest != wanted))
     if card.digest != wanted:
         raise StaleInputError(
             f"{paths.processed}: wanted the data of the first process (card {wanted[:SHORT]}), found others (card "
             f"{card.digest[:SHORT]}); `dvc pull` or copy them to {socket.gethostname()}"
+        )
+    if differ:
+        raise StaleInputError(
+            f"{paths.processed}: wanted the same data on all machines (card {wanted[:SHORT]}), another one has others; "
+            "`dvc pull` or copy them to the machine that says so"
         )
     return card
 
