@@ -39,10 +39,7 @@ MEASURES: dict[str, tuple[str, Callable[[Metrics], float]]] = {
     ),
 }
 RENAMED = {"download.path": "download.folder.path"}
-COLUMNS = (
-    *("recipe", "published ± tolerance", "measured", "", "difference", "verdict"),
-    *("active units", "seeds", "budget", "device", "measured at"),
-)
+COLUMNS = ("recipe", "published ± tolerance", "measured", "", "difference", "verdict", "active units", "seeds")
 PARTS = ("reconstruction", "kl", "nll")
 
 
@@ -58,11 +55,8 @@ def main() -> None:
         "# What the recipes measured",
         "",
         "Written by `dvc repro` in this directory. Test split; nats per image unless the number says otherwise;",
-        "± is the standard deviation over seeds if there are several. The budget is what was changed in the",
-        "recipe's file; nothing else was. A row passes whose mean is within the tolerance of the published number; one",
-        "of fewer epochs than the recipe's has no verdict. A row is stale where parameters, or the source of a stage",
-        "that changes results, differ from those that it was measured with; unless `confirm.py` found that a short run",
-        "of today's source gives the same numbers, to the last digit, as one of the source that measured the row.",
+        "± is the standard deviation over seeds if there are several. A row passes whose mean is within the tolerance",
+        "of the published number; one of fewer epochs than the recipe's has no verdict.",
         "",
         f"| {' | '.join(COLUMNS)} |",
         "|---" * len(COLUMNS) + "|",
@@ -70,6 +64,7 @@ def main() -> None:
     for name, facts in published.items():
         lines += _rows(name, facts, results.get(name))
         _write_measured(HERE / f"{name}.yaml", facts, results.get(name))
+    lines += _how(results)
     lines += ["", "## Where published numbers are from", ""]
     cited: dict[str, list[str]] = {}
     for name, facts in published.items():
@@ -119,17 +114,29 @@ def _rows(name: str, facts: Facts, result: dict[str, Any] | None) -> list[str]:
     if result is None:
         return [f"| `{name}` | {published} | not measured |{' |' * (len(COLUMNS) - 3)}"]
     title, measure = MEASURES[facts["measure"]]
-    origin = _origin(name, result)
-    budget = ", ".join(f"{path} {value}" for path, value in result["budget"].items()) or "as in its file"
     rows = []
     for runs in by_change(result):
         values = [measure(run["metrics"]) for run in runs]
         seeds = ", ".join(str(run["seed"]) for run in runs)
         gate = _gate(facts, statistics.fmean(values), result["budget"])
         measured = (_spread(values), title, *gate, _active_units(facts, runs))
-        cells = (f"`{name}`{_change(runs)}", published, *measured, seeds, budget, result["device"], origin)
-        rows.append(f"| {' | '.join(cells)} |")
+        rows.append(f"| {' | '.join((f'`{name}`{_change(runs)}', published, *measured, seeds))} |")
     return rows
+
+
+def _how(results: dict[str, Any]) -> list[str]:
+    """Say what each recipe was measured with: in a table of its own, because a wider one fits no page."""
+    lines = [
+        *("", "## How they were measured", ""),
+        "The budget is what was changed in the recipe's file; nothing else was. A result is stale where parameters, or",
+        "the source of a stage that changes results, differ from those that it was measured with; unless `confirm.py`",
+        "found that a short run of today's source gives the same numbers, to the last digit, as one of the source that",
+        *("measured it.", "", "| recipe | budget | device | measured at |", "|---|---|---|---|"),
+    ]
+    for name, result in results.items():
+        budget = ", ".join(f"{path} {value}" for path, value in result["budget"].items()) or "as in its file"
+        lines.append(f"| `{name}` | {budget} | {result['device']} | {_origin(name, result)} |")
+    return lines
 
 
 def _published(facts: Facts) -> str:

@@ -5,9 +5,12 @@ One small run of all six stages is shared; tests work on copies of it, most of t
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,6 +59,13 @@ class Project:
         """Run a command line that must succeed; return what it printed."""
         done = subprocess.run(command.split(), cwd=self.root, env=self.environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def type_in(self, *lines: str, **environment: str) -> str:
+        """Run lines of one shell, which must succeed; return what they printed."""
+        command, variables = ["bash", "-ec", "\n".join(lines)], self.environment | environment
+        done = subprocess.run(command, cwd=self.root, env=variables, capture_output=True, text=True)
+        assert done.returncode == 0, f"{lines}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
     def commit(self, message: str) -> None:
@@ -159,3 +169,25 @@ def copy_of(source: Project, root: Path, **environment: str) -> Project:
     ignore = shutil.ignore_patterns("mlflow.db*", "mlartifacts", "tmp")
     shutil.copytree(source.root, root, symlinks=True, ignore=ignore)
     return Project(root, **environment)
+
+
+def clone_of(repository: Path, root: Path) -> Project:
+    """Clone a repository, and make a `.venv` in it as `make install` leaves it.
+
+    Its packages are those of this environment: `test_install.py` installs.
+    """
+    subprocess.run(["git", "clone", "--quiet", repository, root], check=True)
+    here, there = Path(sys.executable).parent, root / ".venv/bin"
+    venv.create(there.parent, with_pip=False, symlinks=True)
+    (packages,) = there.parent.glob("lib/python*/site-packages")
+    (packages / "here.pth").write_text(f"{root / 'src'}\n{sysconfig.get_path('purelib')}\n")
+    for name in ("dvc", "mlflow", "reparam"):
+        script = (here / name).read_text(encoding="utf-8")
+        (there / name).write_text(re.sub("^#!.*", f"#!{there}/python", script), encoding="utf-8")
+        (there / name).chmod(0o755)
+    (there.parent / ".reparam-installed").touch()  # newer than the pins, so `make` installs nothing
+    project = Project(root)
+    others = [part for part in os.environ["PATH"].split(os.pathsep) if Path(part) != here]
+    project.environment["PATH"] = os.pathsep.join(others)
+    project.environment.pop("PYTHONPATH", None)  # the clone has its own source
+    return project

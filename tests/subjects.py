@@ -24,7 +24,8 @@ SHAPE = (1, 2, 3)
 GREY = image_facts("none")
 # Figures of every model: those that DVC shows.
 PLOTS = YAML(typ="safe").load(Path(__file__).parents[1] / "dvc.yaml")["plots"]
-ALWAYS_DRAWN = [Path(plot).stem for plot in PLOTS if isinstance(plot, str)]
+# And the KL of each latent, which `dvc plots` draws itself, in the order of dimensions.
+ALWAYS_DRAWN = [*(Path(plot).stem for plot in PLOTS if isinstance(plot, str)), "latent_use"]
 
 # Names of metrics, by what has them; a new one goes to where it belongs.
 POSTERIOR = {"kl"}  # every model with a posterior

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 from conftest import change, run_all
 from dvc_project import Project, finished, project
+from test_docs import lines_of_shell
 
 from reparam.client.client import Client
 from reparam.data import store
+
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 def test_an_experiment_changes_a_parameter_and_can_be_compared(project: Project) -> None:
@@ -35,6 +38,15 @@ def test_an_experiment_changes_a_parameter_and_can_be_compared(project: Project)
     project("dvc exp run --quiet --name scored -S evaluate.nll_samples=30 evaluate")
     assert list(project.training_runs()) == ["longer"]
     assert project.stages_below(run) == ["evaluate", "evaluate"]
+
+    # A terminal of 160 columns has the headline of `dvc exp show`; the command of the docs fits into it.
+    (short,) = [line for line in lines_of_shell(DOCS / "how-to/compare.md") if line.startswith("dvc exp show")]
+    headline = ["weights", "elbo", "reconstruction", "kl", "nll", "pca_frechet"]
+    for command, columns in (("dvc exp show", headline), (short, [*headline, "train.epochs", "evaluate.nll_samples"])):
+        table = project(command.replace("'", "")).splitlines()
+        [head] = [line for line in table if "Experiment" in line]
+        assert head[:160].split()[2 : len(columns) + 2] == columns
+    assert max(map(len, table)) <= 160
 
 
 @pytest.mark.slow

@@ -116,17 +116,24 @@ def test_results_that_were_pulled_are_tracked_as_where_they_were_made(finished: 
     config = load_config(finished.root / "params.yaml")
     tracker = InProcess.open(elsewhere)
     assert logged.everything(config, elsewhere, tracker) is True
+    of_data = f"{tracker.experiment}-data"
     here, there = (
         [(row.info.run_name, row.data.params, row.data.metrics) for row in rows]
-        for rows in (tracker.rows(), finished.runs())
+        for rows in ([*tracker.rows(), *tracker.rows(of_data)], [*finished.runs(), *finished.runs("reparam-data")])
     )
+    assert [name for name, *_ in here[-2:]] == ["download", "preprocess"]
     for _, _, metrics in there:
         metrics.pop("images_per_second", None)  # of the machine, and in no file
     assert [(name, params) for name, params, _ in here] == [(name, params) for name, params, _ in there]
     for (_, _, found), (_, _, wanted) in zip(here, there, strict=True):
         assert found == pytest.approx(wanted, rel=1e-4, abs=1e-4)  # files are rounded
     assert logged.everything(config, elsewhere, tracker) is False
-    assert len(tracker.rows()) == 4
+    assert (len(tracker.rows()), len(tracker.rows(of_data))) == (4, 2)
+    hashes = finished.hashes()
+    assert [row.data.tags["reparam.data_hash"] for row in tracker.rows(of_data)] == [
+        hashes["data/raw"],
+        hashes["data/processed"],
+    ]
 
 
 def test_results_of_other_parameters_are_not_tracked(elsewhere: Paths) -> None:
@@ -139,7 +146,7 @@ def test_results_of_other_parameters_are_not_tracked(elsewhere: Paths) -> None:
 def test_results_are_tracked_all_or_none(elsewhere: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(elsewhere.params)
     part = Paths(tmp_path / "part", tmp_path)
-    for folder in ("data/processed", "models/vae", "reports/training"):
+    for folder in ("data/raw", "data/processed", "models/vae", "reports/data", "reports/training"):
         shutil.copytree(elsewhere.root / folder, part.root / folder)
     tracker = InProcess.open(elsewhere)
     with pytest.raises(

@@ -1,6 +1,7 @@
 """The files around the package: for GitHub, containers and editors."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dvc_project import Project, clone_of, finished, project
 from ruamel.yaml import YAML
 from typer.main import get_command
 
@@ -117,6 +119,60 @@ def test_the_samples_of_revisions_are_put_on_a_branch_and_shown_in_a_table(tmp_p
     assert git("show", f"pictures:7/{short[0]}.png", folder=remote) == "first picture"
     assert git("worktree", "list").count("\n") == 0  # nothing is left of the work
     assert git("branch", "--list") == "* main"
+
+
+GH = """#!/bin/sh
+echo "$@" > {folder}/said
+cp comment.md {folder}
+"""
+
+
+@pytest.mark.slow
+def test_the_steps_of_the_comment_run_from_a_checkout_to_the_comment(project: Project, tmp_path: Path) -> None:
+    remote, host = tmp_path / "remote.git", "https://host"
+    project(f"dvc remote add --default storage {tmp_path / 'storage'}")
+    project.commit("base")
+    project("dvc exp run --quiet -S evaluate.nll_samples=30 evaluate")
+    project.commit("head")
+    project("dvc push --quiet --all-commits")
+    project(f"git clone --quiet --bare . {remote}")
+    base, head = (project(f"git rev-parse {name}").strip() for name in ("HEAD~1", "HEAD"))
+    clone = clone_of(remote, tmp_path / "clone")
+    (gh := tmp_path / "bin/gh").parent.mkdir()
+    gh.write_text(GH.format(folder=tmp_path))
+    gh.chmod(0o755)
+    clone.environment["PATH"] = f"{gh.parent}{os.pathsep}{clone.environment['PATH']}"
+    given = {
+        "github.event.pull_request.base.sha": base,
+        "github.event.pull_request.head.sha": head,
+        "github.event.pull_request.number": "7",
+        "github.token": "secret",
+        "steps.page.outputs.artifact-url": f"{host}/artifact",
+    }
+
+    def filled(text: str) -> str:
+        return re.sub(r"\$\{\{ (.*?) \}\}", lambda found: given[found[1]], text)
+
+    job = read(".github/workflows/compare.yml")["jobs"]["compare"]
+    clone.environment |= {name: filled(value) for name, value in job["env"].items()}
+    clone.environment |= {"GITHUB_SERVER_URL": host, "GITHUB_REPOSITORY": "us/digits"}
+    for step in job["steps"]:
+        if "run" in step:
+            clone.type_in(filled(step["run"]))
+        elif "path" in (wanted := step.get("with", {})):
+            assert (clone.root / wanted["path"]).stat().st_size > 1000  # what is uploaded
+    assert (tmp_path / "said").read_text() == "pr comment 7 --edit-last --create-if-none --body-file comment.md\n"
+    comment = (tmp_path / "comment.md").read_text()
+    assert re.search(r"^\| NLL \| -?\d", comment, re.M), comment
+    assert "no results" not in comment
+    pictures = [f"7/{commit[:7]}.png" for commit in (base, head)]
+    shown = [f"![Samples]({host}/us/digits/blob/pictures/{picture}?raw=true)" for picture in pictures]
+    assert f"| {' | '.join(shown)} |\n" in comment
+    assert comment.endswith(f"\n[Page with samples and curves]({host}/artifact)\n")
+    names = subprocess.run(
+        ["git", "ls-tree", "-r", "--name-only", "pictures"], cwd=remote, capture_output=True, text=True
+    )
+    assert names.stdout.split() == sorted(pictures)
 
 
 def test_actions_are_pinned_to_a_version() -> None:

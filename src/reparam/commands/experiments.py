@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 from rich.console import Console
 from rich.table import Table
@@ -15,7 +16,7 @@ from reparam.compare import revisions
 from reparam.compare.differences import ABSENT, compare, find_obstacles, spell
 from reparam.compare.experiment import Experiment
 from reparam.errors import UserError
-from reparam.metrics import ERROR, HEADLINE, METRICS, rank
+from reparam.metrics import ERROR, HEADLINE, describe, rank
 from reparam.paths import Paths
 
 COLUMNS = 160  # where nobody looks at a terminal
@@ -42,7 +43,8 @@ def run(paths: Paths, sort: str = "", *, all_commits: bool = False) -> None:
     Raises: UserError if there is no experiment, or none has the metric or parameter to sort by.
     """
     found, notes = _read(paths, all_commits=all_commits)
-    ordered = _sorted(found, sort or next((name for name in HEADLINE if name in found[0].metrics), HEADLINE[0]))
+    by = _named(sort, found) if sort else next((name for name in HEADLINE if name in found[0].metrics), HEADLINE[0])
+    ordered = sorted(found, key=partial(_place, by))
     obstacles = {one.name: find_obstacles(found[0], one) if one is not found[0] else {} for one in ordered}
     barred = {name: {metric for metrics in why.values() for metric in metrics} for name, why in obstacles.items()}
     notes += [
@@ -53,7 +55,9 @@ def run(paths: Paths, sort: str = "", *, all_commits: bool = False) -> None:
     comparable = [one for one in ordered if not barred[one.name] & set(HEADLINE)]
     width = Console().width if sys.stdout.isatty() else COLUMNS
     console = Console(highlight=False, width=width)
-    columns, left_out = _shown([*_params(ordered, comparable), *_metrics(ordered, barred)], ordered, width)
+    columns, left_out = _shown(
+        [*_params(ordered, comparable), *_metrics([*HEADLINE, by], ordered, barred)], ordered, width
+    )
     if left_out:
         notes.append(
             f"{', '.join(left_out)}: not shown, because the line is full; `reparam compare A B` shows all that differ"
@@ -103,8 +107,8 @@ def _names(paths: Paths, *, all_commits: bool) -> Iterator[tuple[str, str]]:
         yield from experiments
 
 
-def _sorted(experiments: Sequence[Experiment], by: str) -> list[Experiment]:
-    """Put the best first, by a metric, or the smallest value of a parameter; those that have none come last."""
+def _named(by: str, experiments: Sequence[Experiment]) -> str:
+    """Return the metric or parameter that is meant by its name, or by the last word of that."""
     known = dict.fromkeys(name for one in experiments for name in (*one.params, *one.metrics))
     meant = [name for name in known if by in (name, name.rpartition(".")[2])]
     if len(meant) != 1:
@@ -114,12 +118,13 @@ def _sorted(experiments: Sequence[Experiment], by: str) -> list[Experiment]:
             f"are {', '.join(measured)}"
         )
 
-    def key(one: Experiment) -> tuple[bool, float, str]:
-        value = one.metrics.get(meant[0], one.params.get(meant[0]))
-        order = rank(meant[0], value) if isinstance(value, int | float) else math.inf
-        return value is None, order, str(value)
+    return meant[0]
 
-    return sorted(experiments, key=key)
+
+def _place(by: str, one: Experiment) -> tuple[bool, float, str]:
+    """Put the best first, by a metric, or the smallest value of a parameter; those that have none come last."""
+    value = one.metrics.get(by, one.params.get(by))
+    return value is None, rank(by, value) if isinstance(value, int | float) else math.inf, str(value)
 
 
 def _brief(reasons: Iterable[str]) -> list[str]:
@@ -145,12 +150,16 @@ def _params(experiments: Sequence[Experiment], comparable: Sequence[Experiment])
     ]
 
 
-def _metrics(experiments: Sequence[Experiment], barred: Mapping[str, set[str]]) -> Iterator[Column]:
-    """Make a column of each headline metric, in which the best of those that can be compared is marked."""
-    for name in HEADLINE:
+def _metrics(
+    names: Iterable[str], experiments: Sequence[Experiment], barred: Mapping[str, set[str]]
+) -> Iterator[Column]:
+    """Make a column of each metric among names, in which the best of those that can be compared is marked."""
+    for name in dict.fromkeys(names):
+        if (metric := describe(name)) is None:  # a parameter
+            continue
         rivals = [one for one in experiments if name in one.metrics and name not in barred[one.name]]
         best = min((rank(name, one.metrics[name]) for one in rivals), default=0.0)
-        is_contest = len(rivals) > 1 and METRICS[name].best
+        is_contest = len(rivals) > 1 and metric.best
         cells = []
         for one in experiments:
             value = one.metrics.get(name)
@@ -160,7 +169,7 @@ def _metrics(experiments: Sequence[Experiment], barred: Mapping[str, set[str]]) 
             else:
                 cells.append(f"{text} " if value is None else f"({text})")
         if set(cells) != {f"{ABSENT} "}:
-            yield Column(name, f"{METRICS[name].title} ", cells, is_metric=True)
+            yield Column(name, f"{metric.title} ", cells, is_metric=True)
 
 
 def _shown(columns: Sequence[Column], experiments: Sequence[Experiment], width: int) -> tuple[list[Column], list[str]]:

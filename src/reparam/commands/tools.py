@@ -292,7 +292,7 @@ def replay() -> None:
 def track() -> None:
     """Log results to MLflow that were computed elsewhere and came with `dvc pull`.
 
-    Reads params.yaml, data/processed, models and reports.
+    Reads params.yaml, data, models and reports.
     Writes to the MLflow store.
     """
     from reparam import logged

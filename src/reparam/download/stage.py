@@ -6,9 +6,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from reparam import track
-from reparam.cards.card import MANIFEST
-from reparam.config import Config, flatten
+from reparam import logged, track
+from reparam.config import Config
 from reparam.data.sources import registry as sources
 from reparam.files import dvc_hash, whole_directory
 from reparam.paths import Paths
@@ -31,10 +30,7 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
             card = sources.write_manifest(config.download, directory)
         shutil.rmtree(arriving)
     with tracker.data_run("download", dvc_hash(paths.raw)) as run:
-        run.log_params(flatten(config.download, "download."))
-        sizes = [file.bytes for file in card.files.values()]
-        run.log_metrics({"files": len(sizes), "bytes": sum(sizes)})
-        run.log_files([paths.raw / MANIFEST])
+        logged.download(run, config, card, paths)
 
 
 def _put_files(source: Path, target: Path) -> None:

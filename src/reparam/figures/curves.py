@@ -124,6 +124,7 @@ def _line(axes: Axes, epochs: Sequence[float], curve: Sequence[float], colour: s
 
 def _name_epochs(axes: Axes) -> None:
     axes.set_xlabel("epoch")
+    axes.set_xlim(left=0.5)  # the first epoch is 1
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 

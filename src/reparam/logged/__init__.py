@@ -4,16 +4,32 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from reparam.cards.card import CARD, MANIFEST
-from reparam.cards.data import DataCard
+from reparam.cards.data import DataCard, DataMetrics, DownloadCard
 from reparam.cards.evaluation import EvaluationMetrics
 from reparam.cards.export import ExportCard, ExportMetrics
 from reparam.cards.model import ModelCard, TrainedParams, TrainingMetrics
 from reparam.cards.results import Evaluated, Exported, read_training
 from reparam.config import Config, flatten
 from reparam.errors import DamagedInputError, StaleInputError, TrackingError
-from reparam.files import parse_table, require, rerun
+from reparam.files import dvc_hash, parse_table, require, rerun
 from reparam.paths import Paths
 from reparam.track import OFF, PARAMS_TAG, WEIGHTS_TAG, Run, Tracker, address
+
+
+def download(run: Run, config: Config, card: DownloadCard, paths: Paths) -> None:
+    """Log which files were delivered."""
+    run.log_params(flatten(config.download, "download."))
+    sizes = [file.bytes for file in card.files.values()]
+    run.log_metrics({"files": len(sizes), "bytes": sum(sizes)})
+    run.log_files([paths.raw / MANIFEST])
+
+
+def preprocess(run: Run, config: Config, data: DataCard, data_hash: str, paths: Paths) -> None:
+    """Log the processed data."""
+    run.log_params(flatten(config.preprocess, "preprocess."))
+    run.log_metrics(dict(DataMetrics.read(paths.data_metrics, "preprocess")))
+    run.log_dataset(name=data.source, digest=data_hash, context="preprocess", shape=data.shape, counts=data.counts)
+    run.log_files([paths.processed / CARD])
 
 
 def training_begins(run: Run, config: Config, data: DataCard, data_hash: str) -> None:
@@ -72,6 +88,7 @@ def everything(config: Config, paths: Paths, tracker: Tracker) -> bool:
         raise TrackingError(f"MLFLOW_TRACKING_URI is {OFF!r}; name the store to log to")
     model = ModelCard.read(paths.model / CARD, "train")
     data = DataCard.read(paths.processed / CARD, "preprocess")
+    raw = DownloadCard.read(paths.raw / MANIFEST, "download")
     if TrainedParams.of(config).hash != model.hash:
         raise StaleInputError(
             "params.yaml: model, objective, train: wanted the parameters of the model in models/vae, found others; run "
@@ -81,6 +98,10 @@ def everything(config: Config, paths: Paths, tracker: Tracker) -> bool:
     history = _rows(paths.history, "train", "epoch")
     if tracker.has_training(model.lineage.weights_sha256, model.lineage.params_sha256):
         return False
+    with tracker.data_run("download", dvc_hash(paths.raw)) as run:
+        download(run, config, raw, paths)
+    with tracker.data_run("preprocess", model.lineage.data) as run:
+        preprocess(run, config, data, model.lineage.data, paths)
     with tracker.training_run(model.lineage.data, name=title(config, data)) as run:
         training_begins(run, config, data, model.lineage.data)
         for row in history:
@@ -95,6 +116,7 @@ def everything(config: Config, paths: Paths, tracker: Tracker) -> bool:
 
 def _require_results(model: ModelCard, paths: Paths) -> None:
     """Refuse to log only a part: a second try would find the training, and not log the rest."""
+    DataMetrics.read(paths.data_metrics, "preprocess")
     read_training(model, paths)
     Evaluated.read(model, paths).require_files(paths)
     Exported.read(model, paths)
