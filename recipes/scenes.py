@@ -2,7 +2,7 @@
 
     python recipes/scenes.py data/scenes --count 4000
 
-Shapes, colours, patterns, places, camera, sky and light are drawn anew for each; one ray of light a pixel part, with
+Shapes, colours, patterns, places, camera, sky and light are drawn again for each; one ray of light a pixel part, with
 shadows and highlights.
 """
 

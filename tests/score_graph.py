@@ -37,7 +37,7 @@ def with_score(directory: Path, target: Path) -> Path:
 
 
 def relist(directory: Path) -> None:
-    """Write the manifest anew after files were changed on purpose."""
+    """Write the manifest again after files were changed on purpose."""
     path = directory / "manifest.json"
     manifest = json.loads(path.read_text())
     graph = onnx.load(directory / "decoder.onnx")

@@ -68,7 +68,7 @@ def hash_of(digit: str) -> str:
 
 
 def resealed(values: Any) -> Any:
-    """Mend the checksum on a card that somebody edited, if it has one."""
+    """Correct the checksum on a card that somebody edited, if it has one."""
     if not isinstance(values, dict) or "checksum" not in values:
         return values
     rest = {name: value for name, value in values.items() if name != "checksum"}

@@ -103,7 +103,7 @@ def cut_or_flip(paths: Paths, chance: random.Random) -> str:
 
 
 def change_weights(paths: Paths, chance: random.Random) -> str:
-    """Other weights, whose checksum is mended."""
+    """Other weights, whose checksum is corrected."""
     path = paths.model / "weights.safetensors"
     weights = load_file(path)
     name = chance.choice(sorted(weights))
@@ -126,7 +126,7 @@ def change_weights(paths: Paths, chance: random.Random) -> str:
 
 
 def change_arrays(paths: Paths, chance: random.Random) -> str:
-    """Other images or labels, whose checksum is mended."""
+    """Other images or labels, whose checksum is corrected."""
     split, kind = chance.choice(["train", "validation", "test"]), chance.choice(["images", "labels"])
     path = paths.processed / f"{split}-{kind}.npy"
     array = np.load(path)

@@ -145,7 +145,7 @@ def test_a_change_of_the_shipped_parameters_changes_no_recipe(tmp_path: Path, mo
     [
         (b"model: [", "mine.yaml: line 1, column 9: not valid YAML: "),
         (b"[1]", r"mine.yaml: wanted sections of parameters, found \[1\]$"),
-        (b"# Source: \xff", r"mine.yaml: not a recipe: .*; mend or remove it$"),
+        (b"# Source: \xff", r"mine.yaml: not a recipe: .*; fix or remove it$"),
     ],
 )
 def test_a_damaged_recipe_is_named(content: bytes, message: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Mistakes that the user can mend.
+"""Mistakes that the user can correct.
 
 The command line prints the message alone and exits with code 1. A message says what is wrong and where, what was
 wanted, what was found, and what to do next. Bugs of ours are not `UserError`s: they keep their traceback.
@@ -6,7 +6,7 @@ wanted, what was found, and what to do next. Bugs of ours are not `UserError`s: 
 
 
 class UserError(Exception):
-    """Anything that the user can mend; catch this one to catch them all."""
+    """Anything that the user can correct; catch this one to catch them all."""
 
 
 class ParamsError(UserError):

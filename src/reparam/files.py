@@ -141,7 +141,7 @@ def require_writable(*paths: Path) -> None:
 
 
 def rerun(stage: str) -> str:
-    """Name the command that makes a stage's outputs anew, for messages about damaged ones."""
+    """Name the command that makes a stage's outputs again, for messages about damaged ones."""
     return f"run `dvc repro --force --single-item {stage}`"
 
 

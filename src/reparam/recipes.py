@@ -125,7 +125,7 @@ def _text(folder: Path, name: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ParamsError(f"{path}: not a recipe: {error}; mend or remove it") from None
+        raise ParamsError(f"{path}: not a recipe: {error}; fix or remove it") from None
 
 
 def merge(values: MutableMapping[str, Any], changes: Mapping[str, Any]) -> None:

@@ -32,7 +32,7 @@ KINDS: dict[str, type[Card]] = {
     "reports/evaluation/metrics.json": EvaluationMetrics,
 }
 SEALED = [name for name, kind in KINDS.items() if issubclass(kind, SealedCard)]
-# What is not refused where the checksum was mended, too: the card of an evaluation is the last one, and nothing else
+# What is not refused where the checksum was corrected, too: the card of an evaluation is the last one, and nothing else
 # knows what it says. The page prints it.
 UNKNOWN_ELSEWHERE = {
     "models/onnx/manifest.json": {

@@ -201,7 +201,7 @@ def test_embed_refuses_one_bad_image_among_good_ones(image: np.ndarray, found: s
     assert str(error.value) == f"embed: wanted uint8 images of shape (B, 4, 6, 3), found {found}"
 
 
-# What the user can mend
+# What the user can correct
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def test_a_share_of_memory_that_is_none_is_refused(text: str, monkeypatch: pytes
     with pytest.raises(UserError) as error:
         Batches(NUMBERED, 1, CPU)
     assert str(error.value) == (
-        f"REPARAM_RESIDENT_FRACTION: wanted a number from 0 to 1, found {text!r}; mend or unset it"
+        f"REPARAM_RESIDENT_FRACTION: wanted a number from 0 to 1, found {text!r}; fix or unset it"
     )
 
 

@@ -165,7 +165,7 @@ def test_dynamic_pixels_are_black_or_white_with_the_grey_value_as_mean(source: s
     assert mean[2].item() == pytest.approx(128 / 255, abs=5 * 0.5 / draws**0.5)
 
 
-def test_dynamic_pixels_are_drawn_anew_each_time_from_torchs_generator() -> None:
+def test_dynamic_pixels_are_drawn_again_each_time_from_torchs_generator() -> None:
     pixels, images = Pixels(image_facts("dynamic")), torch.full((4, 1, 8, 8), 128, dtype=torch.uint8)
     torch.manual_seed(0)
     first, second = (pixels(images) for _ in range(2))

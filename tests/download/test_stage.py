@@ -181,7 +181,7 @@ def test_a_path_that_is_not_there_leaves_the_raw_data_alone(
         fetch("folder", path="photos 2024")
     assert str(caught.value) == (
         "download.folder.path: wanted a folder of images, a .zip or a .tar, found nothing at "
-        f"{project.root}/photos 2024; mend it in params.yaml"
+        f"{project.root}/photos 2024; fix it in params.yaml"
     )
     assert contents(project.raw) == before
     assert not list(project.raw.parent.glob(".partial-*"))

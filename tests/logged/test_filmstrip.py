@@ -103,5 +103,5 @@ def test_what_is_no_number_of_epochs_is_refused(text: str, monkeypatch: pytest.M
         epochs_between_pictures()
     assert str(error.value) == (
         f"REPARAM_PICTURES_EVERY: wanted a whole number of epochs, or 0 for no pictures, found {text!r}; "
-        "correct or unset it"
+        "fix or unset it"
     )

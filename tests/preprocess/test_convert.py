@@ -257,13 +257,13 @@ def test_a_number_of_workers_that_is_none_is_refused(value: str, monkeypatch: py
     monkeypatch.setenv("REPARAM_WORKERS", value)
     with pytest.raises(UserError) as caught:
         module._workers(1)
-    assert str(caught.value) == f"REPARAM_WORKERS: wanted a number of processes, found {value!r}; mend or unset it"
+    assert str(caught.value) == f"REPARAM_WORKERS: wanted a number of processes, found {value!r}; fix or unset it"
 
 
 # What is reported of unreadable images
 
 
-REMEDY = "mend or remove them, or set preprocess.on_error to skip in params.yaml"
+REMEDY = "fix or remove them, or set preprocess.on_error to skip in params.yaml"
 
 
 def test_a_split_without_a_readable_image_says_why() -> None:
@@ -271,7 +271,7 @@ def test_a_split_without_a_readable_image_says_why() -> None:
         "preprocess: no image of the test split is readable, of 22:",
         *(f"  {number}.png: empty" for number in range(20)),
         "  and 2 more",
-        "mend them, or give other images",
+        "fix them, or give other images",
     ]
 
 

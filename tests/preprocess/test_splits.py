@@ -148,7 +148,7 @@ def test_classes_that_are_not_wanted_are_left_out_of_every_split(wanted: list[st
     ],
     ids=str,
 )
-def test_the_classes_that_are_kept_are_numbered_anew(wanted: list[str] | None, numbers: dict[int, int]) -> None:
+def test_the_classes_that_are_kept_are_numbered_again(wanted: list[str] | None, numbers: dict[int, int]) -> None:
     assert dict(class_numbers(CLASSES, wanted)) == numbers
 
 
@@ -156,7 +156,7 @@ def test_an_unknown_class_is_refused_with_those_there_are() -> None:
     with pytest.raises(UserError) as caught:
         assign(raw(all=30), settings(classes=["cat", "Dog"]))
     assert str(caught.value) == (
-        "preprocess.classes: wanted names among 'cat', 'dog', 'naïve emu'; found 'Dog'; mend it in params.yaml"
+        "preprocess.classes: wanted names among 'cat', 'dog', 'naïve emu'; found 'Dog'; fix it in params.yaml"
     )
 
 

@@ -33,7 +33,7 @@ from reparam.preprocess import stage as preprocess
 from reparam.preprocess.splits import SPLITS, SplitName
 
 SOURCE = Path(preprocess.__file__).parents[2]
-FOLDER_REMEDY = "mend or remove them, or set preprocess.on_error to skip in params.yaml"
+FOLDER_REMEDY = "fix or remove them, or set preprocess.on_error to skip in params.yaml"
 NO_IMAGE = "not a whole image of any of the formats BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP"
 
 WORKERS = convert._workers
@@ -234,7 +234,7 @@ def test_a_number_of_workers_that_is_none_is_refused(
     monkeypatch.setenv("REPARAM_WORKERS", wanted)
     with pytest.raises(UserError) as caught:
         prepare(draw_flat(project.root / "photos", {"a.png": 1, "b.png": 2, "c.png": 3}), test=1, validation=1)
-    assert str(caught.value) == f"REPARAM_WORKERS: wanted a number of processes, found {wanted!r}; mend or unset it"
+    assert str(caught.value) == f"REPARAM_WORKERS: wanted a number of processes, found {wanted!r}; fix or unset it"
     assert nothing_is_left(project)
 
 
@@ -298,7 +298,7 @@ def test_a_damaged_archive_is_refused(tree: dict[str, bytes], photos: Path, proj
         prepare(archive)
     assert str(caught.value) == (
         f"{project.raw}/photos.zip: damaged or truncated (File is not a zip file); nothing was unpacked; "
-        "fetch or copy the archive anew"
+        "fetch or copy the archive again"
     )
     assert contents(project.processed) == tree
     assert not list(project.root.rglob(".partial-*"))
@@ -513,7 +513,7 @@ def test_a_split_that_leaves_nothing_is_refused(
     assert nothing_is_left(project)
 
 
-def test_classes_are_kept_in_the_order_of_the_source_and_numbered_anew(project: Paths, prepare: Prepare) -> None:
+def test_classes_are_kept_in_the_order_of_the_source_and_numbered_again(project: Paths, prepare: Prepare) -> None:
     card = prepare(classes=["7", "3"])
     assert card.classes == ("3", "7")
     published = load_digits()
@@ -535,7 +535,7 @@ def test_a_class_that_is_not_there_is_refused_with_those_that_are(project: Paths
     with pytest.raises(UserError) as caught:
         prepare(classes=["3", "three"])
     known = ", ".join(repr(str(digit)) for digit in range(10))
-    message = f"preprocess.classes: wanted names among {known}; found 'three'; mend it in params.yaml"
+    message = f"preprocess.classes: wanted names among {known}; found 'three'; fix it in params.yaml"
     assert str(caught.value) == message
     assert nothing_is_left(project)
 
@@ -701,7 +701,7 @@ def test_a_size_that_no_readable_image_gives_is_missed(on_error: str, project: P
     (name,) = [name for name in ("1.png", "2.png") if f"  {name}: " in str(caught.value)]
     assert str(caught.value) == (
         f"preprocess: no image of the train split is readable, of 1:\n  {name}: {NO_IMAGE}\n"
-        "mend them, or give other images"
+        "fix them, or give other images"
     )
     assert nothing_is_left(project)
 

@@ -128,14 +128,14 @@ def test_the_checkpoint_before_a_damaged_one_is_used_and_the_damage_is_reported(
     newest.write_bytes(DAMAGES[damage](newest.read_bytes()))
     assert checkpoints.read()["number"] == 1
     assert warnings_of(caplog) == [
-        f"{newest}: damaged, its checksum differs; using the checkpoint before it, or starting anew"
+        f"{newest}: damaged, its checksum differs; using the checkpoint before it, or starting again"
     ]
     assert files(tmp_path) == [before]
     checkpoints.write({"number": 3})
     assert checkpoints.read() == {"number": 3}
 
 
-def test_where_all_are_damaged_training_starts_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_where_all_are_damaged_training_starts_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     checkpoints = Checkpoints(tmp_path)
     for number in (1, 2):
         checkpoints.write({"number": number})

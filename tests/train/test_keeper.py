@@ -62,7 +62,7 @@ def test_training_goes_on_where_no_checkpoint_can_be_written(
     assert set(warnings_of(caplog)) == {message}
 
 
-def test_the_seconds_begin_anew_with_every_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_seconds_begin_again_with_every_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("reparam.train.keeper.time.monotonic", lambda: now)
     keeper = new_training(tmp_path, 10).keeper

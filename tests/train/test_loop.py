@@ -95,7 +95,7 @@ def test_the_kept_weights_are_those_of_the_best_epoch_and_not_of_the_last() -> N
     assert record.best_weights["w"].item() == 3
 
 
-def test_patience_begins_anew_at_every_improvement() -> None:
+def test_patience_begins_again_at_every_improvement() -> None:
     record = Script(settings(epochs=7, patience=2), [5.0, 6.0, 4.0, 6.0, 3.0, 6.0, 2.0]).fit()
     assert (len(record.history), record.best_epoch) == (7, 7)
 
@@ -172,7 +172,7 @@ def test_a_monitored_elbo_that_is_not_finite_stops_training_although_the_loss_is
     )
 
 
-def test_training_shuffles_anew_in_every_epoch_and_validation_keeps_the_order() -> None:
+def test_training_shuffles_again_in_every_epoch_and_validation_keeps_the_order() -> None:
     class Looking(FakeTrainer):
         trained_images, scored_images = list[int](), list[int]()
 

@@ -494,7 +494,7 @@ def test_seconds_between_checkpoints_that_are_none_are_refused(
     with pytest.raises(UserError) as error:
         run()
     assert str(error.value) == (
-        f"REPARAM_CHECKPOINT_SECONDS: wanted a number of seconds, found {text!r}; mend or unset it"
+        f"REPARAM_CHECKPOINT_SECONDS: wanted a number of seconds, found {text!r}; fix or unset it"
     )
     assert not project.model.exists()
 

@@ -60,7 +60,7 @@ class Settings:
         self.seen: list[tuple[float, float, float]] = []
 
     def __call__(self, model: Model, x: Tensor, config: ObjectiveConfig, setting: Setting) -> Terms:
-        # Numbers, because the tensor of the epoch is written anew at each step.
+        # Numbers, because the tensor of the epoch is written again at each step.
         self.seen.append((setting.epoch.item(), setting.black.item(), setting.white.item()))
         return OBJECTIVES["elbo"].terms(model, x, config, setting)
 

@@ -51,8 +51,8 @@ class Evaluated:
 
     def require_files(self, paths: Paths) -> None:
         """Check that all files are there. Raises: MissingInputError, DamagedInputError."""
-        drawn = {path.name for path in self.figures(paths)}
-        for name in self.card.files.keys() - drawn:
+        figures = {path.name for path in self.figures(paths)}
+        for name in self.card.files.keys() - figures:
             require_file(paths.evaluation_card.parent, name, self.card.files, "evaluate")
 
 

@@ -62,7 +62,7 @@ def run() -> NoReturn:
 def record(message: str, *, is_mistake: bool) -> bool:
     """Hand the message of a failing process to the process that started it; return whether the latter will show it.
 
-    It shows no message if it will start the processes again. `is_mistake`: whether the user can mend it.
+    It shows no message if it will start the processes again. `is_mistake`: whether the user can correct it.
     """
     if not is_rank():
         return False

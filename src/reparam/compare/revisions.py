@@ -68,7 +68,7 @@ def read_revision(name: str, paths: Paths) -> Experiment | None:
 
         hint = (
             f"`dvc fetch` gets what is on a remote; `dvc exp apply {name}` (of a commit `git checkout {name}`) and "
-            "`dvc repro` make it anew"
+            "`dvc repro` make it again"
             if revision.exists("/dvc.lock")
             else "it was not run at this revision: run `dvc exp run`, and compare that experiment"
         )

@@ -54,7 +54,7 @@ def _spell(name: str, value: Any) -> str:
     if value is None:
         return f"{name}: null"  # ruamel.yaml would write nothing
     if isinstance(value, list | tuple):
-        value = CommentedSeq(value)  # anew, because the comment behind a list belongs to the list
+        value = CommentedSeq(value)  # a new one, because the comment behind a list belongs to the list
         value.fa.set_flow_style()
     yaml, stream = YAML(), io.StringIO()
     yaml.width = 10_000

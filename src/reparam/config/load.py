@@ -22,7 +22,7 @@ from reparam.config.yaml import read_yaml
 from reparam.errors import ParamsError
 
 Location = tuple[int | str, ...]
-LISTED = 50  # problems: a person mends these first
+LISTED = 50  # problems: a person corrects these first
 SHIPPED = Path(__file__).with_name("params.yaml")  # the defaults
 MOVED = {"download.mirrors": "REPARAM_MIRRORS", "train.pictures_every": "REPARAM_PICTURES_EVERY"}  # from params.yaml
 

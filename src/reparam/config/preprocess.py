@@ -31,7 +31,7 @@ class PreprocessConfig(Section):
     """Largest number of images in each split, for quick trials; null keeps all."""
 
     binarization: Literal["none", "threshold", "static", "dynamic"]
-    """How grey pixels become black or white: at the middle, drawn once, or drawn anew at each visit from the grey."""
+    """How grey pixels become black or white: at the middle, drawn once, or drawn again at each visit from the grey."""
 
     scaling: Literal["unit", "symmetric", "standard"]
     """Pixels as the model sees them: in [0, 1], in [-1, 1], or with mean 0 and variance 1 over the training images."""

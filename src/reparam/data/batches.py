@@ -153,7 +153,7 @@ def _fits(size: int, device: torch.device) -> bool:
     except ValueError:
         fraction = -1.0
     if not 0 <= fraction <= 1:
-        raise UserError(f"REPARAM_RESIDENT_FRACTION: wanted a number from 0 to 1, found {text!r}; mend or unset it")
+        raise UserError(f"REPARAM_RESIDENT_FRACTION: wanted a number from 0 to 1, found {text!r}; fix or unset it")
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
     else:

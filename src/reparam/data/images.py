@@ -19,7 +19,7 @@ Pixels = npt.NDArray[np.uint8]
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MODES = {1: "L", 3: "RGB"}  # Pillow's names, by the number of channels
 WHITE = 255
-# Source: EXIF 2.32, tag 274. ImageOps.exif_transpose would do, but writes the block anew, and fails where it cannot.
+# Source: EXIF 2.32, tag 274. ImageOps.exif_transpose would do, but rewrites the block, and fails where it cannot.
 UPRIGHT = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,

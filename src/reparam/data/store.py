@@ -57,7 +57,7 @@ def evenly_spaced(count: int, limit: int) -> npt.NDArray[np.int64]:
 def binarize(path: Path, how: str, seed: tuple[int, ...]) -> None:
     """Make the pixels of a `.npy` file black or white once and for all, if `how` asks for it.
 
-    `dynamic` keeps the grey values, because training draws from them anew at each visit.
+    `dynamic` keeps the grey values, because training draws from them again at each visit.
     """
     if how not in ("threshold", "static"):
         return

@@ -65,7 +65,7 @@ def plot_all(subject: Subject) -> dict[str, Figure]:
 
 @torch.no_grad()
 def tiles(subject: Subject) -> tuple[dict[str, bytes], Tiles]:
-    """Draw latent grid and traversals for a page to cut up: without axes, margins or rescaling.
+    """Arrange latent grid and traversals for a page to cut up: without axes, margins or rescaling.
 
     Return PNGs under the names of TILES, and what they show.
     """

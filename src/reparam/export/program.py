@@ -92,7 +92,7 @@ def _rename(model: Any, names: Mapping[str, str]) -> None:
 def clean(model: Any) -> None:
     """Remove what no runtime needs: types of intermediate values, and the notes of the exporter."""
     model.ir_version = lowest_ir_version(model.opset_import[0].version)
-    # Types of intermediate values: a quantiser infers them anew, and fails on old ones.
+    # Types of intermediate values: a quantiser infers its own, and fails on old ones.
     del model.graph.value_info[:]
     # The exporter's notes on our source files: absolute paths would make the bytes depend on the directory.
     graph = model.graph

@@ -21,7 +21,7 @@ BINARIZATION = {
     "none": "as they are",
     "threshold": "as black or white, cut at the middle",
     "static": "as black or white, drawn once",
-    "dynamic": "as black or white, drawn anew at each visit",
+    "dynamic": "as black or white, drawn again at each visit",
 }
 
 

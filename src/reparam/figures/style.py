@@ -44,7 +44,7 @@ STYLE: Any = {  # Any, because matplotlib types the keys one by one
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Draw in our style, whatever the user has set."""
+    """Plot in our style, whatever the user has set."""
     with mpl.rc_context():
         mpl.rcdefaults()  # a matplotlibrc of the user must not change what a stage writes
         mpl.rcParams.update(STYLE)

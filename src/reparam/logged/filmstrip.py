@@ -28,7 +28,7 @@ def epochs_between_pictures() -> int:
     if not re.fullmatch(r"[0-9]{1,9}", text):
         raise UserError(
             f"REPARAM_PICTURES_EVERY: wanted a whole number of epochs, or 0 for no pictures, found {text!r}; "
-            "correct or unset it"
+            "fix or unset it"
         )
     return int(text)
 

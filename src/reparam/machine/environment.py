@@ -18,5 +18,5 @@ def seconds(variable: str, default: float, most: float | None = None) -> float:
         value = math.nan
     if not (value >= 0 if most is None else 0 < value <= most):
         limits = "" if most is None else f" above 0 and at most {most:.0e}"
-        raise UserError(f"{variable}: wanted a number of seconds{limits}, found {text!r}; mend or unset it")
+        raise UserError(f"{variable}: wanted a number of seconds{limits}, found {text!r}; fix or unset it")
     return value

@@ -83,7 +83,7 @@ def _condition(config: ModelConfig, classes: int, shape: tuple[int, ...]) -> Con
 
 
 def _or_channels(network: Network, channels: str) -> str:
-    """Say how else a mistake can be mended, if the network has such a parameter."""
+    """Say how else a mistake can be corrected, if the network has such a parameter."""
     return f"; or set {network.latents_by} to {channels}" if network.latents_by else ""
 
 

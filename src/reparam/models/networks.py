@@ -207,7 +207,7 @@ def _check_sides(shape: tuple[int, ...], total: int, what: str, parameters: str)
 
 
 def initialise(module: nn.Module, init: str) -> None:
-    """Initialise weights anew, with zero biases; `torch` keeps the initialisation of torch.
+    """Initialise all weights, with zero biases; `torch` keeps the initialisation of torch.
 
     Source: Glorot & Bengio 2010, eq. 16 (uniform); He et al. 2015, eq. 10 (normal).
     """

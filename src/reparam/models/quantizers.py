@@ -117,7 +117,7 @@ class Averages(Codebook):  # type: ignore[misc]
         """Do nothing: the constructor did."""
 
     def expire_codes_(self, batch_samples: Tensor, seq_mask: Tensor | None = None) -> None:  # noqa: ARG002
-        """Let codes that are used too little start anew, at vectors drawn from the batch. Shapes: (1, N, d).
+        """Let codes that are used too little start again, at vectors drawn from the batch. Shapes: (1, N, d).
 
         Source: Dhariwal et al. 2020, sec. 3.1.
         """

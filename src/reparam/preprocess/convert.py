@@ -79,7 +79,7 @@ def refuse_unreadable(unreadable: dict[str, str]) -> None:
         count = f"{len(unreadable)} unreadable image{'s' if len(unreadable) > 1 else ''}"
         raise UserError(
             f"preprocess: {count}:\n{_list(unreadable)}\n"
-            "mend or remove them, or set preprocess.on_error to skip in params.yaml"
+            "fix or remove them, or set preprocess.on_error to skip in params.yaml"
         )
 
 
@@ -87,7 +87,7 @@ def none_readable(split: str, unreadable: dict[str, str]) -> UserError:
     """Return the error that no image of a split is readable."""
     return UserError(
         f"preprocess: no image of the {split} split is readable, of {len(unreadable)}:\n{_list(unreadable)}\n"
-        "mend them, or give other images"
+        "fix them, or give other images"
     )
 
 
@@ -136,7 +136,7 @@ def _decode_files(files: ImageFiles, rows: Rows, shape: Shape, path: Path) -> di
 def _workers(chunks: int) -> ProcessPoolExecutor:
     wanted = os.environ.get("REPARAM_WORKERS", str(cores()))
     if not re.fullmatch(r"[1-9][0-9]{0,8}", wanted):
-        raise UserError(f"REPARAM_WORKERS: wanted a number of processes, found {wanted!r}; mend or unset it")
+        raise UserError(f"REPARAM_WORKERS: wanted a number of processes, found {wanted!r}; fix or unset it")
     # Spawned, because a fork of a process that has threads (torch, MLflow) can hang.
     return ProcessPoolExecutor(max(1, min(int(wanted), chunks)), mp_context=get_context("spawn"))
 

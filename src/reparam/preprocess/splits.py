@@ -71,7 +71,7 @@ def class_numbers(classes: Sequence[str], wanted: Sequence[str] | None) -> Mappi
     for name in wanted or ():
         if name not in classes:
             listing = ", ".join(map(repr, classes[:50]))
-            raise UserError(f"preprocess.classes: wanted names among {listing}; found {name!r}; mend it in params.yaml")
+            raise UserError(f"preprocess.classes: wanted names among {listing}; found {name!r}; fix it in params.yaml")
     kept = [label for label, name in enumerate(classes) if wanted is None or name in wanted]
     return {label: number for number, label in enumerate(kept)}
 

@@ -80,18 +80,18 @@ def _best(study: Study, trial: FrozenTrial) -> str:
 
 
 def _plots(study: Study, folder: Path) -> tuple[list[Path], list[str]]:
-    """Draw how the best value was found, and which parameters matter; note what Optuna cannot draw."""
-    drawings: dict[str, Callable[..., Any]] = {
+    """Plot how the best value was found, and which parameters matter; note what Optuna cannot plot."""
+    ways: dict[str, Callable[..., Any]] = {
         "history": plots.plot_optimization_history,
         "importance": plots.plot_param_importances,
     }
     written, notes = [], []
-    for name, draw in drawings.items():
+    for name, plot in ways.items():
         try:
             with warnings.catch_warnings(record=True) as said, mpl.rc_context({"backend": "agg"}):
                 warnings.simplefilter("always")
                 warnings.simplefilter("ignore", ExperimentalWarning)
-                figure = draw(study.optuna, target_name=study.plan.metric).figure
+                figure = plot(study.optuna, target_name=study.plan.metric).figure
         except (ValueError, RuntimeError) as error:
             notes.append(f"no plot of {name}: {error}")
             continue

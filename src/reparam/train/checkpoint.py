@@ -61,7 +61,7 @@ class Checkpoints:
             if sha256(content).hexdigest() == path.stem.partition("-")[2]:
                 header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
                 return _put_tensors(json.loads(header["__metadata__"]["state"]), load(content), "")
-            log.warning("%s: damaged, its checksum differs; using the checkpoint before it, or starting anew", path)
+            log.warning("%s: damaged, its checksum differs; using the checkpoint before it, or starting again", path)
             path.unlink(missing_ok=True)
         return None
 

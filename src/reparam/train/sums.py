@@ -42,7 +42,7 @@ class Sums:
         self.clear()
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Begin again."""
         self.names: list[str] = []
         # (terms + 1,), float64; the last counts steps since the loss ceased to be finite.
         self.totals = torch.zeros(0, dtype=torch.float64, device=self.device)

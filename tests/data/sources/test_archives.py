@@ -171,7 +171,7 @@ def test_a_truncated_archive_is_damaged(share: float, suffix: str, tmp_path: Pat
     archive.write_bytes(whole[: int(share * len(whole))])
     message = refusal(archive)
     assert message.startswith("damaged or truncated (")
-    assert message.endswith("); nothing was unpacked; fetch or copy the archive anew")
+    assert message.endswith("); nothing was unpacked; fetch or copy the archive again")
 
 
 def test_damage_has_its_own_kind_of_error(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_damage_has_its_own_kind_of_error(tmp_path: Path) -> None:
         unpack(archive, tmp_path / "out")
     assert str(caught.value) == (
         f"{archive}: damaged or truncated (File is not a zip file); nothing was unpacked; "
-        "fetch or copy the archive anew"
+        "fetch or copy the archive again"
     )
 
 
@@ -219,7 +219,7 @@ def test_a_tar_that_ends_after_a_whole_member_is_damaged(damage: str, tmp_path: 
     archive.write_bytes(whole[:1024] if damage == "cut" else whole[:1024] + b"\1" + whole[1025:])
     assert refusal(archive) == (
         "damaged or truncated (no end of archive after the last readable member); nothing was unpacked; "
-        "fetch or copy the archive anew"
+        "fetch or copy the archive again"
     )
 
 
@@ -248,14 +248,14 @@ def test_an_unknown_compression_is_refused(tmp_path: Path) -> None:
     for signature, offset in ((b"PK\3\4", 8), (b"PK\1\2", 10)):
         whole[whole.index(signature) + offset] = 98  # PPMd
     archive.write_bytes(whole)
-    assert refusal(archive) == ("cannot be unpacked (That compression method is not supported); pack the files anew")
+    assert refusal(archive) == ("cannot be unpacked (That compression method is not supported); pack the files again")
 
 
 def test_another_suffix_is_refused(tmp_path: Path) -> None:
     archive = tmp_path / "a.rar"
     archive.write_bytes(b"Rar!")
     assert refusal(archive) == (
-        "wanted a name that ends in .zip or .tar, .tar.gz, .tgz, .tar.bz2, .tar.xz; pack the files anew"
+        "wanted a name that ends in .zip or .tar, .tar.gz, .tgz, .tar.bz2, .tar.xz; pack the files again"
     )
 
 

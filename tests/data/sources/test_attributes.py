@@ -189,11 +189,11 @@ REFUSED = {
     "image away",
     "image,x\na.png,p\nb.png,q\n./a.png,p\n": "line 4: wanted one row for each image, found another for './a.png'; "
     "remove one",
-    "image,x\na.png,p\nb.png\n": "line 3: wanted 2 fields, as in the header, found 1; mend the row",
-    "image,x\n\na.png,p,q\nb.png,p\n": "line 3: wanted 2 fields, as in the header, found 3; mend the row",
+    "image,x\na.png,p\nb.png\n": "line 3: wanted 2 fields, as in the header, found 1; fix the row",
+    "image,x\n\na.png,p,q\nb.png,p\n": "line 3: wanted 2 fields, as in the header, found 3; fix the row",
     "image,x,y\na.png,p, \nb.png,p,q\n": "line 2: wanted a value of 'y', found none; write one, such as 'unknown'",
-    'image,x\na.png,"p\nb.png,q\n': "line 3: wanted CSV, found none (unexpected end of data); mend the line",
-    'image,x\na.png,"p"q\nb.png,q\n': "line 2: wanted CSV, found none (',' expected after '\"'); mend the line",
+    'image,x\na.png,"p\nb.png,q\n': "line 3: wanted CSV, found none (unexpected end of data); fix the line",
+    'image,x\na.png,"p"q\nb.png,q\n': "line 2: wanted CSV, found none (',' expected after '\"'); fix the line",
     b"image,x\na.png,p\nb.png,\xe9t\xe9\n": r"line 3: wanted text in UTF-8, found b'\xe9'; save it as UTF-8",
 }
 
@@ -217,7 +217,7 @@ def test_a_label_that_is_no_column_is_refused_with_the_columns_that_there_are(tm
     for label in ("Hair", "image"):
         assert message(plant(tmp_path, *NAMES), FACES, label) == (
             f"download.folder.label: wanted a column of {tmp_path}/{TABLE} ('smiling', 'hair', 'year'), found "
-            f"{label!r}; mend it in params.yaml"
+            f"{label!r}; fix it in params.yaml"
         )
 
 
@@ -227,7 +227,7 @@ def test_a_table_that_is_not_there_is_refused(two: Path) -> None:
         with pytest.raises(UserError) as caught:
             describe(list_splits(two), two, name, None)
         assert str(caught.value) == (
-            f"download.folder.attributes: wanted a CSV file, found none at {two}/{name}; mend it in params.yaml"
+            f"download.folder.attributes: wanted a CSV file, found none at {two}/{name}; fix it in params.yaml"
         )
 
 

@@ -134,7 +134,7 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     plant(tmp_path, "a.png")
     for name, found in {"nothing": "No such file or directory", "a.png": "Not a directory"}.items():
         assert message(tmp_path / name) == (
-            f"{tmp_path / name}: wanted a folder of images, found: {found}; mend the path or its permissions"
+            f"{tmp_path / name}: wanted a folder of images, found: {found}; fix the path or its permissions"
         )
 
 
@@ -149,7 +149,7 @@ def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(folder.os, "scandir", refuse)  # because root may read everything
     assert message(tmp_path) == (
-        f"{tmp_path}/cat: wanted a folder of images, found: Permission denied; mend the path or its permissions"
+        f"{tmp_path}/cat: wanted a folder of images, found: Permission denied; fix the path or its permissions"
     )
 
 

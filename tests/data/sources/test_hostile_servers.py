@@ -250,7 +250,7 @@ def test_a_server_that_cuts_after_a_little_progress_is_not_asked_for_ever(
     assert (tmp_path / "images.gz").read_bytes() == BODY
 
 
-def test_a_file_that_starts_anew_each_time_is_not_asked_for_for_ever(server: Server, tmp_path: Path) -> None:
+def test_a_file_that_starts_again_each_time_is_not_asked_for_for_ever(server: Server, tmp_path: Path) -> None:
     def restart(send: Send, start: int) -> None:
         if start:
             send(head("206 Partial Content", "Content-Range: bytes 7-9/10", "Content-Length: 3") + b"abc")
@@ -303,7 +303,7 @@ def test_a_time_that_is_none_is_refused(text: str, tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("REPARAM_DOWNLOAD_SECONDS", text)
     assert refusal(tmp_path) == [
         f"REPARAM_DOWNLOAD_SECONDS: wanted a number of seconds above 0 and at most 1e+09, found {text!r}; "
-        "mend or unset it"
+        "fix or unset it"
     ]
 
 

@@ -309,6 +309,6 @@ def test_what_is_neither_a_folder_nor_a_file_is_named(path: str, found: str, tmp
         download(settings("folder", path=path), tmp_path, directory)
     assert str(caught.value) == (
         f"download.folder.path: wanted a folder of images, a .zip or a .tar, found {found} at {tmp_path / path}; "
-        "mend it in params.yaml"
+        "fix it in params.yaml"
     )
     assert list(directory.iterdir()) == []

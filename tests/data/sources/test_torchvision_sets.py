@@ -176,7 +176,7 @@ def test_mnist_and_its_kin_are_read_from_idx_files(
 def test_a_file_with_another_checksum_is_never_read(
     directory: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Where a file of the wrong content has the right name, torchvision would fetch it anew; not in these tests.
+    # Where a file of the wrong content has the right name, torchvision would fetch it again; not in these tests.
     monkeypatch.setattr(datasets.MNIST, "mirrors", [(scratch / "nowhere").as_uri() + "/"])
     write(directory, mnist_files({"train": noise(5, 28, 28), "t10k": noise(3, 28, 28)}, {}))
     with pytest.raises(RuntimeError, match=r"Error downloading train-images-idx3-ubyte\.gz"):

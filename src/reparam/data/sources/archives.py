@@ -36,14 +36,14 @@ def unpack(archive: Path, directory: Path) -> None:
     name = archive.name.lower()
     mode = next((mode for suffix, mode in TAR_MODES.items() if name.endswith(suffix)), None)
     if mode is None and not name.endswith(".zip"):
-        raise UserError(f"{archive}: wanted a name that ends in .zip or {', '.join(TAR_MODES)}; pack the files anew")
+        raise UserError(f"{archive}: wanted a name that ends in .zip or {', '.join(TAR_MODES)}; pack the files again")
     try:
         with whole_directory(directory, durable=False) as partial:
             _unpack_tar(archive, mode, partial) if mode else _unpack_zip(archive, partial)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
         raise _damaged(archive, error) from None
     except RuntimeError as error:  # zipfile, if it does not know a compression or encryption
-        raise UserError(f"{archive}: cannot be unpacked ({error}); pack the files anew") from None
+        raise UserError(f"{archive}: cannot be unpacked ({error}); pack the files again") from None
     except OSError as error:
         if error.errno is None:  # not of the system: gzip and bz2 raise it for damaged data
             raise _damaged(archive, error) from None
@@ -104,5 +104,5 @@ def _check(archive: Path, name: str, odd: str | None) -> None:
 
 def _damaged(archive: Path, error: Exception) -> DamagedInputError:
     return DamagedInputError(
-        f"{archive}: damaged or truncated ({error}); nothing was unpacked; fetch or copy the archive anew"
+        f"{archive}: damaged or truncated ({error}); nothing was unpacked; fetch or copy the archive again"
     )

@@ -28,7 +28,7 @@ def describe(splits: Mapping[str, ImageFiles], base: Path, table: str, label: st
     """
     path = base / table
     if not path.is_file():
-        raise UserError(f"download.folder.attributes: wanted a CSV file, found none at {path}; mend it in params.yaml")
+        raise UserError(f"download.folder.attributes: wanted a CSV file, found none at {path}; fix it in params.yaml")
     images = [(files.root / name).relative_to(base).as_posix() for files in splits.values() for name in files.names]
     columns, numbers = _read(path, images)
     classes, labels = next(iter(splits.values())).classes, None
@@ -36,7 +36,7 @@ def describe(splits: Mapping[str, ImageFiles], base: Path, table: str, label: st
         if (column := _text(label)) not in columns:
             listing = ", ".join(map(repr, list(columns)[:50]))
             raise UserError(
-                f"download.folder.label: wanted a column of {path} ({listing}), found {label!r}; mend it in params.yaml"
+                f"download.folder.label: wanted a column of {path} ({listing}), found {label!r}; fix it in params.yaml"
             )
         classes, labels = tuple(columns[column]), numbers[:, list(columns).index(column)].tolist()
     parts, start = {}, 0
@@ -60,7 +60,7 @@ def _read(path: Path, images: Sequence[str]) -> tuple[dict[str, list[str]], Fact
     for where, row in rows:
         if len(row) != 1 + len(columns):
             raise UserError(
-                f"{where}: wanted {1 + len(columns)} fields, as in the header, found {len(row)}; mend the row"
+                f"{where}: wanted {1 + len(columns)} fields, as in the header, found {len(row)}; fix the row"
             )
         place = places.get(_text(row[0]).removeprefix("./"))
         if place is None:
@@ -103,7 +103,7 @@ def _rows(path: Path) -> Iterator[tuple[str, list[str]]]:
             where, odd = f"{path}: line {rows.line_num + 1}", error.object[error.start : error.end]
             raise UserError(f"{where}: wanted text in UTF-8, found {odd!r}; save it as UTF-8") from None
         except csv.Error as error:
-            raise UserError(f"{path}: line {rows.line_num}: wanted CSV, found none ({error}); mend the line") from None
+            raise UserError(f"{path}: line {rows.line_num}: wanted CSV, found none ({error}); fix the line") from None
 
 
 def _number(where: str, column: str, field: str, known: dict[str, int]) -> int:

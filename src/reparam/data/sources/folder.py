@@ -153,5 +153,5 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
             return [entry for entry in entries if not entry.name.startswith(".") and entry.name != "__MACOSX"]
     except OSError as error:
         raise UserError(
-            f"{folder}: wanted a folder of images, found: {error.strerror}; mend the path or its permissions"
+            f"{folder}: wanted a folder of images, found: {error.strerror}; fix the path or its permissions"
         ) from error

@@ -186,7 +186,7 @@ def _fetch_folder(config: DownloadConfig, directory: Path, _mirrors: Sequence[st
     else:
         found = "a device, pipe or socket" if path.exists() else "nothing"
         raise UserError(
-            f"download.folder.path: wanted a folder of images, a .zip or a .tar, found {found} at {path}; mend it in "
+            f"download.folder.path: wanted a folder of images, a .zip or a .tar, found {found} at {path}; fix it in "
             "params.yaml"
         )
 

@@ -33,7 +33,7 @@ def download(url: str, part: Part) -> bool:
         except TransientError as error:
             if part.size - furthest >= LEAST_RATE * READ_SECONDS:
                 tries = 1  # a connection that is cut again and again still gets there, a trickle does not
-            furthest = max(furthest, part.size)  # or a file that starts anew each time would be asked for for ever
+            furthest = max(furthest, part.size)  # or a file that starts again each time would be asked for for ever
             if tries == TRIES:
                 raise SourceError(f"{error} after {TRIES} tries") from None
             if error.seconds > LONGEST_WAIT_SECONDS:
