@@ -66,7 +66,7 @@ def test_processes_that_were_asked_to_end_say_nothing(capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ("mpirun -n 2", "wanted torchrun and its options, found 'mpirun -n 2'; correct it, or unset it"),
+        ("mpirun -n 2", "wanted torchrun and its options, found 'mpirun -n 2'; fix it, or unset it"),
         (
             "torchrun train.py",
             "wanted options of torchrun alone, found 'train.py' among them; take it out: the command",

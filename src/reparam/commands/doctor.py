@@ -252,7 +252,7 @@ def working_copy(paths: Paths) -> Iterator[Finding]:
         load_config(paths.params)
         yield Finding("params.yaml", "valid")
     except UserError as error:
-        yield Finding("params.yaml", str(error), "correct them; `reparam params` says what each may be")
+        yield Finding("params.yaml", str(error), "fix them; `reparam params` says what each may be")
     running = [f"{stage} in process {number}" for stage, number in locks.running(paths.locks).items()]
     yield Finding("running", ", ".join(running) or "no stage")
     if paths.installation.exists() and paths.installation.read_bytes() != project.installation().encode():

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reparam.compare import revisions
-from reparam.compare.differences import ABSENT, compare, find_obstacles, spell
+from reparam.compare.differences import ABSENT, Obstacle, compare, find_obstacles, spell
 from reparam.compare.experiment import Experiment
 from reparam.errors import UserError
 from reparam.metrics import ERROR, HEADLINE, describe, rank
@@ -45,12 +45,12 @@ def run(paths: Paths, sort: str = "", *, all_commits: bool = False) -> None:
     found, notes = _read(paths, all_commits=all_commits)
     by = _named(sort, found) if sort else next((name for name in HEADLINE if name in found[0].metrics), HEADLINE[0])
     ordered = sorted(found, key=partial(_place, by))
-    obstacles = {one.name: find_obstacles(found[0], one) if one is not found[0] else {} for one in ordered}
-    barred = {name: {metric for metrics in why.values() for metric in metrics} for name, why in obstacles.items()}
+    obstacles = {one.name: find_obstacles(found[0], one) if one is not found[0] else [] for one in ordered}
+    barred = {name: {metric for one in why for metric in one.metrics} for name, why in obstacles.items()}
     notes += [
         f"{name}: in brackets, not comparable with {found[0].name}: {', '.join(reasons)}"
         for name, why in obstacles.items()
-        if (reasons := _brief(reason for reason, metrics in why.items() if set(metrics) & set(HEADLINE)))
+        if (reasons := _brief(one for one in why if set(one.metrics) & set(HEADLINE)))
     ]
     comparable = [one for one in ordered if not barred[one.name] & set(HEADLINE)]
     width = Console().width if sys.stdout.isatty() else COLUMNS
@@ -127,11 +127,9 @@ def _place(by: str, one: Experiment) -> tuple[bool, float, str]:
     return value is None, rank(by, value) if isinstance(value, int | float) else math.inf, str(value)
 
 
-def _brief(reasons: Iterable[str]) -> list[str]:
-    """Shorten reasons: one for all checksums of images, and no value of the first experiment."""
-    return list(
-        dict.fromkeys("other images" if "_sha256 is " in one else one.split(", that of ")[0] for one in reasons)
-    )
+def _brief(obstacles: Iterable[Obstacle]) -> list[str]:
+    """Spell obstacles: once for all images, and without the value of the first experiment."""
+    return list(dict.fromkeys("other images" if one.is_of_images else one.what for one in obstacles))
 
 
 def _params(experiments: Sequence[Experiment], comparable: Sequence[Experiment]) -> list[Column]:

@@ -55,7 +55,7 @@ def run() -> NoReturn:
     except SignalException as error:
         sys.exit(128 + error.sigval)
     except (ValueError, OSError) as error:  # an option that has no such value; an address that is taken
-        raise UserError(f"REPARAM_LAUNCH: {_launch()!r} cannot be started: {error}; correct it, or unset it") from None
+        raise UserError(f"REPARAM_LAUNCH: {_launch()!r} cannot be started: {error}; fix it, or unset it") from None
     sys.exit()
 
 
@@ -82,9 +82,7 @@ def _options(torchrun: Any) -> Any:
     program, *words = shlex.split(_launch())
     ours = ["--module", "reparam", *sys.argv[1:]]
     if program != "torchrun":
-        raise UserError(
-            f"REPARAM_LAUNCH: wanted torchrun and its options, found {_launch()!r}; correct it, or unset it"
-        )
+        raise UserError(f"REPARAM_LAUNCH: wanted torchrun and its options, found {_launch()!r}; fix it, or unset it")
     options = torchrun.parse_args([*words, *ours])
     if options.training_script != "reparam":
         raise UserError(

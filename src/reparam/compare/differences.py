@@ -56,8 +56,8 @@ def compare(experiments: Sequence[Experiment]) -> Comparison:
     first = experiments[0]
     names = _union(experiment.params for experiment in experiments)
     differing = {name: row for name in names if (row := _param_row(name, experiments))}
-    obstacles = [{} if other is first else find_obstacles(first, other) for other in experiments]
-    barred = [{name for names in found.values() for name in names} for found in obstacles]
+    obstacles = [[] if other is first else find_obstacles(first, other) for other in experiments]
+    barred = [{name for obstacle in found for name in obstacle.metrics} for found in obstacles]
     measured = [name for name in _union(experiment.metrics for experiment in experiments) if not name.endswith(ERROR)]
     metrics = {
         name: [_cell(name, first, other, name in bars) for other, bars in zip(experiments, barred, strict=True)]
@@ -66,9 +66,9 @@ def compare(experiments: Sequence[Experiment]) -> Comparison:
     groups = _groups(experiments)
     are_several = any(len(group) > 1 for group in groups)
     barring = [
-        f"{other.name}: {reason}; no verdict on {', '.join(names)}"
+        f"{other.name}: {one.what}, that of {first.name} is {one.ours}; no verdict on {', '.join(one.metrics)}"
         for other, found in zip(experiments, obstacles, strict=True)
-        for reason, names in found.items()
+        for one in found
     ]
     return Comparison(
         experiments=experiments,
@@ -81,8 +81,18 @@ def compare(experiments: Sequence[Experiment]) -> Comparison:
     )
 
 
-def find_obstacles(first: Experiment, other: Experiment) -> dict[str, list[str]]:
-    """Return the reasons why metrics of two experiments do not compare, each with these metrics."""
+@dataclass(frozen=True)
+class Obstacle:
+    """Something that differs from the first experiment, so that metrics do not compare."""
+
+    what: str  # of the other experiment
+    ours: str  # of the first
+    metrics: Sequence[str]
+    is_of_images: bool = False  # whether the images differ
+
+
+def find_obstacles(first: Experiment, other: Experiment) -> list[Obstacle]:
+    """Return the reasons why metrics of two experiments do not compare."""
     shared = [name for name in first.metrics if name in other.metrics]
     judged = [name for name in shared if f"{name}{ERROR}" in first.metrics and f"{name}{ERROR}" in other.metrics]
     known = {name: metric for name in shared if (metric := describe(name))}
@@ -94,17 +104,17 @@ def find_obstacles(first: Experiment, other: Experiment) -> dict[str, list[str]]
     depending["scaling"] = likelihoods
     for key in _union(dict.fromkeys(metric.depends) for metric in known.values()):
         depending[key] = [name for name, metric in known.items() if key in metric.depends]
-    found = {}
+    found = []
     for key, barred in depending.items():
         theirs, ours = (experiment.conditions.get(key, "not known") for experiment in (other, first))
         if theirs != ours or key not in other.conditions:
-            found[f"{key} is {_brief(theirs)}, that of {first.name} is {_brief(ours)}"] = barred
+            found.append(Obstacle(f"{key} is {_brief(theirs)}", _brief(ours), barred, key.endswith("_sha256")))
     # Likelihoods of the 256 grey values are probabilities, at most 1; those of real numbers are densities.
     if {experiment.conditions.get("is_discrete") for experiment in (other, first)} == {True, False}:
         kinds = [experiment.params.get("model.likelihood") for experiment in (other, first)]
-        reason = f"the likelihood is {kinds[0]}, that of {first.name} is {kinds[1]}: only one is of the 256 grey values"
-        found[reason] = likelihoods
-    return {reason: barred for reason, barred in found.items() if barred}
+        ours = f"{kinds[1]}: only one is of the 256 grey values"
+        found.append(Obstacle(f"the likelihood is {kinds[0]}", ours, likelihoods))
+    return [obstacle for obstacle in found if obstacle.metrics]
 
 
 def _brief(condition: object) -> str:

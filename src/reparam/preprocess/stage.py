@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from reparam import track
-from reparam.cards.card import CARD
+from reparam import logged, track
 from reparam.cards.data import DataCard, DataMetrics
-from reparam.config import Config, PreprocessConfig, flatten
+from reparam.config import Config, PreprocessConfig
 from reparam.data import store
 from reparam.data.sources import registry as sources
 from reparam.data.sources.folder import ImageFiles
@@ -41,14 +40,10 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
             raw.factors,
         )
         card = store.write_card(directory, origin, settings.scaling)
-    metrics = _summarize(card)
-    metrics.write(paths.data_metrics)
+    _summarize(card).write(paths.data_metrics)
     data_hash = dvc_hash(paths.processed)
     with tracker.data_run("preprocess", data_hash) as run:
-        run.log_params(flatten(settings, "preprocess."))
-        run.log_metrics(dict(metrics))
-        run.log_dataset(name=card.source, digest=data_hash, context="preprocess", shape=card.shape, counts=card.counts)
-        run.log_files([paths.processed / CARD])
+        logged.preprocess(run, config, card, data_hash, paths)
 
 
 def _write_arrays(raw: Raw, settings: PreprocessConfig, directory: Path) -> dict[str, str]:
