@@ -59,7 +59,7 @@ def test_the_metric_that_sorts_is_shown_also_where_it_is_no_headline(printed: Ca
     assert printed(*chosen, sort="elbo_validation")[:3] == [
         "       latent            ELBO            KL   ELBO, validation",
         "first  12       -20.00 ± 0.30   8.00 ± 0.10     -19.00 ± 0.50*",
-        "wide   20      -18.00 ± 0.30*   8.00 ± 0.10     -22.00 ± 0.50",
+        "wide   20      -18.00 ± 0.30*   8.00 ± 0.10      -22.00 ± 0.50",
     ]
 
 

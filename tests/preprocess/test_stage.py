@@ -719,7 +719,7 @@ def test_a_split_of_which_nothing_is_readable_is_refused(
         prepare(folder, on_error="skip", image_size=image_size)
     assert str(caught.value) == (
         f"preprocess: no image of the {split} split is readable, of 2:\n"
-        f"  {split}/1.png: {NO_IMAGE}\n  {split}/2.png: {NO_IMAGE}\nmend them, or give other images"
+        f"  {split}/1.png: {NO_IMAGE}\n  {split}/2.png: {NO_IMAGE}\nfix them, or give other images"
     )
     assert nothing_is_left(project)
 
