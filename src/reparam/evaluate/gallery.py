@@ -70,7 +70,7 @@ def tiles(subject: Subject) -> tuple[dict[str, bytes], Tiles]:
     Return PNGs under the names of TILES, and what they show.
     """
     limit, steps, walked = subject.settings.grid.range, subject.settings.grid.steps, _walked(subject)
-    grid = subject.decode_usual(subject.plane.latents(steps, limit))
+    grid = subject.on_plane
     moved = subject.decode_usual(walks.traverse(subject.frame, walked, FINE_STEPS, limit))
     pictures = (pixel_png(tile(grid, steps, 0)), pixel_png(tile(moved, FINE_STEPS, 0)))
     facts = Tiles(
@@ -112,13 +112,12 @@ def _classes(subject: Subject) -> Figure:
 
 def _latent_grid(subject: Subject) -> Figure:
     grid, labels = subject.settings.grid, axis_labels(subject.plane.names, subject.plane.unit)
-    images = subject.decode_usual(subject.plane.latents(grid.steps, grid.range))
     title = {
         "dimensions": f"Decoder mean; the other latent dimensions are {subject.frame.middle}",
         "principal": "Decoder mean along two principal components",
     }[grid.plane] + subject.with_usual
     ordinate = labels[1] or "(a single dimension: rows repeat)"
-    return plot_latent_grid(images, grid.range, (labels[0], ordinate), title)
+    return plot_latent_grid(subject.on_plane, grid.range, (labels[0], ordinate), title)
 
 
 def _latent_scatter(subject: Subject) -> Figure:

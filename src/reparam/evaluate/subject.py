@@ -154,6 +154,11 @@ class Subject:
         return self.components.plane if is_principal else walks.plane_of_dimensions(self.use, self.frame)
 
     @cached_property
+    def on_plane(self) -> Pictures:
+        """Decoder means at the points of the latent grid, row by row. Shapes: (steps * steps, C, H, W)."""
+        return self.decode_usual(self.plane.latents(self.settings.grid.steps, self.settings.grid.range))
+
+    @cached_property
     def components(self) -> walks.Components:
         """The principal components of posterior means."""
         return walks.principal_components(self.means)
