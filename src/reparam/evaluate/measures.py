@@ -262,7 +262,8 @@ def _score_outliers(subject: Subject, outliers: Split, world: World) -> Tensor:
         scoring_in(settings.precision, view.device),
         counting("scoring outliers", len(rows) * settings.nll_samples, console) as advance,
     ):
-        own = importance(subject.model, dealt(view, numbers, "outliers", settings), settings.nll_samples, advance).nll
+        batches = dealt(view, numbers, "outliers", settings.seed)
+        own = importance(subject.model, batches, settings.nll_samples, advance).nll
     return world.put_together(rows, [own])[0].cpu()
 
 

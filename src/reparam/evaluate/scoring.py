@@ -77,7 +77,7 @@ def score(
         scoring_in(config.precision, data.device),
         counting("scoring images", len(rows) * (elbo_samples + nll_samples), console) as advance,
     ):
-        for chunk in chunks(model, dealt(data, numbers, purpose, config)):
+        for chunk in chunks(model, dealt(data, numbers, purpose, config.seed)):
             expectations, sizes = _expectations(chunk, elbo_samples, advance)
             likelihoods = _likelihoods(chunk, nll_samples, advance)
             posterior = chunk.model.posterior_of(chunk.encoded)
@@ -107,12 +107,12 @@ def _scores(found: _OfImages, sizes: tuple[int, ...]) -> Scores:
     )
 
 
-def dealt(data: View, numbers: Sequence[int], purpose: str, config: EvaluateConfig) -> Iterator[Seen]:
+def dealt(data: View, numbers: Sequence[int], purpose: str, seed: int) -> Iterator[Seen]:
     """Yield the batches with these numbers, each with a random stream that depends on its number alone."""
     wanted = set(numbers)
-    for number, batch in enumerate(data.seen(config.seed)):  # all of them, because pixels are drawn in order
+    for number, batch in enumerate(data.seen(seed)):  # all of them, because pixels are drawn in order
         if number in wanted:
-            with random_stream(config.seed, f"{purpose} {number}"):
+            with random_stream(seed, f"{purpose} {number}"):
                 yield batch
 
 

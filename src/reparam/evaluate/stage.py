@@ -25,7 +25,6 @@ from reparam.evaluate.findings import Findings
 from reparam.evaluate.measures import measure
 from reparam.evaluate.outliers import read_outliers
 from reparam.evaluate.samplers import SAMPLERS
-from reparam.evaluate.scoring import Scores
 from reparam.evaluate.subject import Data, Subject
 from reparam.figures.curves import plot_outliers
 from reparam.figures.style import png
@@ -76,7 +75,7 @@ def _write(paths: Paths, subject: Subject, findings: Findings, data_card: DataCa
     headline = {name: findings.metrics[name] for name in HEADLINE if name in findings.metrics}
     Metrics.of(model_card.lineage, headline).write(paths.headline)
     _write_scores(paths.scores, findings)
-    _write_latents(paths.latents, subject.scores, subject.settings)
+    _write_latents(paths.latents, subject)
     tiles = _write_figures(paths.figures, subject, findings)
     files = [paths.evaluation_metrics, paths.headline, paths.scores, paths.latents, *sorted(paths.figures.iterdir())]
     facts = {path.name: FileFacts.of(path) for path in files}
@@ -128,13 +127,14 @@ def _write_scores(path: Path, findings: Findings) -> None:
         np.savez(file, **arrays)
 
 
-def _write_latents(path: Path, scores: Scores, settings: EvaluateConfig) -> None:
+def _write_latents(path: Path, subject: Subject) -> None:
     with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["dimension", "kl", "kl_se", "variance_of_mean", "active"])
-        columns = (scores.latent_kl, scores.latent_kl_error, scores.latent_variance)
-        for dimension, (kl, error, variance) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-            is_active = int(variance > settings.active_variance)
+        scores = subject.scores
+        columns = (scores.latent_kl, scores.latent_kl_error, scores.latent_variance, subject.active.int())
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        for dimension, (kl, error, variance, is_active) in enumerate(rows):
             known = ["", ""] if math.isnan(kl) else [f"{kl:.4f}", f"{error:.4f}"]
             writer.writerow([dimension, *known, f"{variance:.4f}", is_active])
 

@@ -118,6 +118,10 @@ class Plan:
     def metric(self) -> str:
         return self.file.metric
 
+    def name_of(self, number: int) -> str:
+        """Name a trial, and its DVC experiment."""
+        return f"{self.study}-{number}"
+
     @property
     def direction(self) -> Direction:
         metric = describe(self.metric)

@@ -33,17 +33,15 @@ def show(study: Study, paths: Paths) -> None:
     console.print(_table(study, trials))
     for trial in trials:
         if trial.state == TrialState.FAIL:
-            console.print(Text(f"{_name(study, trial)}: {trial.user_attrs.get('failure')}"), soft_wrap=True)
+            console.print(
+                Text(f"{study.plan.name_of(trial.number)}: {trial.user_attrs.get('failure')}"), soft_wrap=True
+            )
     files, notes = _plots(study, paths.sweep_reports / study.plan.study) if done else ([], ["no trial is done"])
     for line in [*notes, *(f"{paths.relative(file)}: written" for file in files)]:
         console.print(Text(line), soft_wrap=True)
     if done:
         console.print(Text(_best(study, done[0])), soft_wrap=True)
     _close_parent_run(study, paths, files, done)
-
-
-def _name(study: Study, trial: FrozenTrial) -> str:
-    return f"{study.plan.study}-{trial.number}"
 
 
 def _rank(study: Study, trial: FrozenTrial) -> tuple[bool, float, int]:
@@ -65,13 +63,13 @@ def _table(study: Study, trials: list[FrozenTrial]) -> Table:
     for trial in trials:
         value = f"{trial.value:z{metric.form}}" if trial.state == TrialState.COMPLETE else ""
         cells = study.plan.spell(trial.params).values()
-        table.add_row(_name(study, trial), STATES.get(trial.state, "runs"), value, *cells)
+        table.add_row(study.plan.name_of(trial.number), STATES.get(trial.state, "runs"), value, *cells)
     return table
 
 
 def _best(study: Study, trial: FrozenTrial) -> str:
     """Name the command that applies the best trial."""
-    name = _name(study, trial)
+    name = study.plan.name_of(trial.number)
     host = trial.user_attrs.get("host", "")
     return (
         f"best: {name} (on {host}); `dvc exp apply {name}` brings it back, then `dvc repro` runs the stages after "

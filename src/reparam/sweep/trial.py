@@ -41,7 +41,7 @@ class Experiment:
 
     @property
     def name(self) -> str:
-        return f"{self.plan.study}-{self.number}"
+        return self.plan.name_of(self.number)
 
     @property
     def log(self) -> Path:
@@ -55,7 +55,7 @@ class Experiment:
     @property
     def resume(self) -> Path:
         """Checkpoints, from which a trial that repeats this one goes on."""
-        return self.paths.resume / f"{self.plan.study}-{self.first}"
+        return self.paths.resume / self.plan.name_of(self.first)
 
     def command(self, values: Mapping[str, Any]) -> list[str]:
         """Return the command of DVC. Raises: ParamsError."""

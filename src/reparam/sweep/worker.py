@@ -89,7 +89,7 @@ def _frozen(study: Study, number: int) -> FrozenTrial:
 
 
 def _line(study: Study, trial: FrozenTrial) -> str:
-    name = f"{study.plan.study}-{trial.number}"
+    name = study.plan.name_of(trial.number)
     values = ", ".join(f"{parameter} {value}" for parameter, value in study.plan.spell(trial.params).items())
     match trial.state:
         case TrialState.COMPLETE:

@@ -36,5 +36,5 @@ def build_trainer(
     if wanted.weight:
         perceptual = Perceptual.load(wanted, pixels, data.shape)
     loss = Loss(model, pixels, config.objective, perceptual).to(training.device)
-    check_monitor(loss, config.train)
+    check_monitor(loss, config.train.monitor)
     return Trainer(loss, config.train, len(training), world)

@@ -5,7 +5,7 @@ from typing import get_args
 from torch import nn
 
 from reparam.cards.data import DataCard, ImageFacts
-from reparam.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
+from reparam.config import Config, ModelConfig, ObjectiveConfig
 from reparam.errors import ParamsError
 from reparam.models.build import KINDS, Kind
 from reparam.models.latent import LatentModel
@@ -22,22 +22,22 @@ def check_parts(model: LatentModel, config: Config, data: ImageFacts, *, images:
     check_objective(model, config.model, config.objective)
     _check_pixels(model, config.model, data)
     _check_batches(model, config, images, processes)
-    _check_codebook(model, config.model, processes)
+    _check_codebook(model, config.model.kind, processes)
     _check_parameters(config)
 
 
-def condition_classes(config: ModelConfig, data: DataCard) -> tuple[str, ...]:
+def condition_classes(condition: str, data: DataCard) -> tuple[str, ...]:
     """Return the classes of a conditional model, that is all classes; none for another model.
 
     Raises: ParamsError if images have no labels.
     """
-    if config.condition == "none":
+    if condition == "none":
         return ()
     if len(data.splits["train"].classes) < 2:
         found = ", ".join(map(repr, data.splits["train"].classes))
         raise ParamsError(
             f"params.yaml: model.condition: wanted 'none' with training images of one class alone ({found}), found "
-            f"{config.condition!r}; set download.source to data with labels: digits, mnist_5k, a set of "
+            f"{condition!r}; set download.source to data with labels: digits, mnist_5k, a set of "
             "torchvision, or a folder with a folder for each class or with download.folder.label"
         )
     return data.classes
@@ -79,20 +79,20 @@ def _check_batches(model: LatentModel, config: Config, images: int, processes: i
         )
 
 
-def _check_codebook(model: LatentModel, config: ModelConfig, processes: int) -> None:
+def _check_codebook(model: LatentModel, kind: str, processes: int) -> None:
     if processes > 1 and model.codebook and model.codebook.quantizer.is_learned:
         raise ParamsError(
             "params.yaml: model.kind: wanted 'fsq' or another without a learned codebook where several processes "
-            f"train, each of which would learn one of its own, found {config.kind!r}"
+            f"train, each of which would learn one of its own, found {kind!r}"
         )
 
 
-def check_monitor(loss: Loss, config: TrainConfig) -> None:
+def check_monitor(loss: Loss, monitor: str) -> None:
     """Refuse to choose the best epoch by an ELBO that there is not.
 
     Raises: ParamsError.
     """
-    if config.monitor == "elbo" and not loss.has_elbo:
+    if monitor == "elbo" and not loss.has_elbo:
         kind = (
             "a Bernoulli likelihood of grey pixels" if loss.model.stochastic_layers else "a model without a posterior"
         )

@@ -53,7 +53,7 @@ def run(
     with joined(place) as world, computing_in(config.train.precision):
         card = _read_card(paths, world)
         make_deterministic(config.train.seed, kernels=config.train.deterministic)
-        classes = condition_classes(config.model, card)
+        classes = condition_classes(config.model.condition, card)
         training, validation = _read_batches(paths, config, place, is_verified=not world.is_first_here)
         state = State(build_trainer(config, card, training, world, len(classes)))
         data_hash = world.agree_on(dvc_hash(paths.processed) if world.is_first else "")
@@ -166,7 +166,7 @@ def _write_model(directory: Path, config: Config, data: DataCard, data_hash: str
             **dict(params),
             data=data.images,
             kind_title=KINDS[config.model.kind].title,
-            classes=condition_classes(config.model, data),
+            classes=condition_classes(config.model.condition, data),
             latent_size=loss.model.latent_size,
             latent_shape=loss.model.latent_shape,
             has_prior=loss.has_prior,
