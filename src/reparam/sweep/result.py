@@ -108,7 +108,7 @@ def _close_parent_run(study: Study, paths: Paths, files: list[Path], done: list[
         return
     run = track.connect(paths).sweep_run(study.plan.study, known)
     if done:
-        run.set_tags({"reparam.best_trial": _name(study, done[0])})
+        run.set_tags({"reparam.best_trial": study.plan.name_of(done[0].number)})
         run.log_metrics({f"best/{study.plan.metric}": float(done[0].value or 0.0)})
     run.log_files(files)
     run.close("FINISHED")
