@@ -150,11 +150,11 @@ def _cited(facts: Facts) -> str:
 
 
 def _gate(facts: Facts, mean: float, budget: dict[str, Any]) -> tuple[str, str]:
-    """Return the difference to the published number, and whether it is within the tolerance."""
+    """Return the difference to the published number, and whether it is within the tolerance: lower is better."""
     if "published" not in facts:
         return "", f"none: {facts['note']}" if "note" in facts else "none"
     difference = mean - facts["published"]
-    verdict = "pass" if abs(difference) <= facts["tolerance"] else "fail"
+    verdict = "pass" if abs(difference) <= facts["tolerance"] else "fail" if difference > 0 else "fail: it is better"
     return f"{difference:+.2f}", "none: fewer epochs" if "train.epochs" in budget else verdict
 
 
