@@ -502,7 +502,7 @@ def test_a_published_number_has_tolerance_unit_and_source_and_another_a_reason()
         (84.84, "+0.39", "pass"),
         (84.06, "-0.39", "pass"),
         (84.86, "+0.41", "fail"),
-        (84.04, "-0.41", "fail"),  # better by more than there is to explain: something differs
+        (84.04, "-0.41", "fail: it is better"),  # better by more than there is to explain: something differs
     ],
 )
 def test_a_row_passes_that_is_within_the_tolerance(nll: float, difference: str, verdict: str, folder: Path) -> None:
