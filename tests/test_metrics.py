@@ -7,7 +7,7 @@ from conftest import small_section
 from reparam.cards.evaluation import Details
 from reparam.config import flatten
 from reparam.evaluate import disentanglement, fidelity, measures
-from reparam.metrics import ERROR, GROUPS, HEADLINE, METRICS, describe, is_better, members, stage_of
+from reparam.metrics import ERROR, GROUPS, HEADLINE, METRICS, describe, members, stage_of
 from reparam.paths import Paths
 
 ROOT = Path(__file__).parents[1]
@@ -76,21 +76,3 @@ def test_scores_of_the_validation_split_are_described_as_those_they_repeat() -> 
     assert [describe(name) for name in ("nll_validation", "_validation", "elbo_validation_se")] == [None] * 3
     shown = [name for name, _ in members("Likelihood", ["nll", "elbo_validation", "elbo", "kl_validation"])]
     assert shown == ["elbo", "elbo_validation", "nll"]
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "than", "wanted"),
-    [
-        ("elbo", -1.0, -2.0, True),
-        ("nll", 1.0, 2.0, True),
-        ("nll", 2.0, 1.0, False),
-        ("ais_minus_nll", -0.1, 0.2, True),
-        ("pca_density", 1.68, 0.9, False),
-        ("pca_density", 4.2, 1.68, False),
-        ("pca_coverage", 0.9, 0.8, True),
-        ("kl", 1.0, 2.0, None),
-        ("nonesuch", 1.0, 2.0, None),
-    ],
-)
-def test_which_value_is_better(name: str, value: float, than: float, wanted: bool | None) -> None:
-    assert is_better(name, value, than) is wanted

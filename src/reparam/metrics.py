@@ -330,20 +330,3 @@ def members(group: str, names: Iterable[str]) -> Iterator[tuple[str, Metric]]:
         for key in (name, f"{name}{VALIDATION}", *layers):
             if key in there and (metric := describe(key)):
                 yield key, metric
-
-
-def is_better(name: str, value: float, than: float) -> bool | None:
-    """Return whether a value of a metric is better than another; None if the metric has no best value."""
-    metric = describe(name)
-    return rank(name, value) < rank(name, than) if metric and metric.best else None
-
-
-def rank(name: str, value: float) -> float:
-    """Turn a value into a number that is the smaller the better."""
-    metric = describe(name)
-    match metric.best if metric else "":
-        case "higher":
-            return -value
-        case "0" | "1" as best:
-            return abs(value - float(best))
-    return value

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from experiments import CONDITIONS, METRICS, difference, experiment, seeded
 
-from reparam.compare.differences import Cell, Difference, compare, judge, spell
+from reparam.compare.differences import Cell, Difference, compare, is_better, judge, spell
 from reparam.compare.experiment import Experiment
 from reparam.metrics import METRICS as METRICS_DESCRIBED
 from reparam.metrics import describe
@@ -327,3 +327,21 @@ def test_a_section_that_is_not_known_does_not_differ_but_a_parameter_that_is_not
 )
 def test_a_number_has_the_places_of_its_error(value: float, error: float | None, sign: str, spelled: str) -> None:
     assert spell(value, error, sign) == spelled
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "than", "wanted"),
+    [
+        ("elbo", -1.0, -2.0, True),
+        ("nll", 1.0, 2.0, True),
+        ("nll", 2.0, 1.0, False),
+        ("ais_minus_nll", -0.1, 0.2, True),
+        ("pca_density", 1.68, 0.9, False),
+        ("pca_density", 4.2, 1.68, False),
+        ("pca_coverage", 0.9, 0.8, True),
+        ("kl", 1.0, 2.0, None),
+        ("nonesuch", 1.0, 2.0, None),
+    ],
+)
+def test_which_value_is_better(name: str, value: float, than: float, wanted: bool | None) -> None:
+    assert is_better(name, value, than) is wanted

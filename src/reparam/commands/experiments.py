@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from reparam.compare import revisions
-from reparam.compare.differences import ABSENT, Obstacle, compare, find_obstacles, spell
+from reparam.compare.differences import ABSENT, Obstacle, compare, find_obstacles, rank, spell
 from reparam.compare.experiment import Experiment
 from reparam.errors import UserError
-from reparam.metrics import ERROR, HEADLINE, describe, rank
+from reparam.metrics import ERROR, HEADLINE, describe
 from reparam.paths import Paths
 
 COLUMNS = 160  # where nobody looks at a terminal

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reparam.compare.experiment import Experiment
-from reparam.metrics import ERROR, describe, is_better
+from reparam.metrics import ERROR, describe
 
 BEYOND = 2.0  # standard errors: about 95 % of a normal distribution lie within
 SEED = "train.seed"
@@ -134,6 +134,23 @@ def judge(metric: str, start: float, difference: float, noise: float) -> str:
     if abs(difference) <= noise:
         return "within noise"
     return {True: "better", False: "worse", None: "differs"}[is_better(metric, start + difference, start)]
+
+
+def is_better(name: str, value: float, than: float) -> bool | None:
+    """Return whether a value of a metric is better than another; None if the metric has no best value."""
+    metric = describe(name)
+    return rank(name, value) < rank(name, than) if metric and metric.best else None
+
+
+def rank(name: str, value: float) -> float:
+    """Turn a value into a number that is the smaller the better."""
+    metric = describe(name)
+    match metric.best if metric else "":
+        case "higher":
+            return -value
+        case "0" | "1" as best:
+            return abs(value - float(best))
+    return value
 
 
 def spell(value: float, error: float | None = None, sign: str = "") -> str:
