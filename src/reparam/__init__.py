@@ -8,7 +8,8 @@ Where to add what; CONTRIBUTING.md has a tested example of each:
     a parameter of one of these      its class in config/, and a value in config/params.yaml
     a metric                         an entry of GROUPS in metrics.py
     a figure                         figures/, its line in evaluate/gallery.py and its Picture in report/page.py
-    a stage                          a folder with stage.py, its files in paths.py, its section in config/ (a class, a
-                                     field of Config in load.py, a value in params.yaml), its command in cli.py, dvc.yaml
+    a stage                          a folder with stage.py, its files in paths.py, its section in config/ (a class,
+                                     a field of Config in load.py, a value in params.yaml),
+                                     its command in cli.py, and its entry in dvc.yaml
     a command                        commands/
 """
