@@ -4,7 +4,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from reparam.config import load_config
 from reparam.errors import TrackingError, UserError
 from reparam.lineage import package_hash
 from reparam.machine import locks
+from reparam.machine.git import ask as ask_git
 from reparam.machine.versions import LIBRARIES, versions
 from reparam.paths import Paths
 from reparam.redact import redact, without_secrets
@@ -137,11 +137,7 @@ def tracking(paths: Paths) -> Iterator[Finding]:
 
 def git(paths: Paths) -> Iterator[Finding]:
     """Check that there is a repository with a commit, from which experiments start."""
-
-    def ask(*arguments: str) -> str | None:
-        done = subprocess.run(["git", "-C", str(paths.root), *arguments], capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else None
-
+    ask = partial(ask_git, paths.root)
     if shutil.which("git") is None:
         yield Finding("git", "not found", "install git, which experiments of DVC need")
     elif ask("rev-parse", "--git-dir") is None:

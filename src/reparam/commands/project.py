@@ -15,6 +15,7 @@ from reparam.config.yaml import read_yaml
 from reparam.errors import StaleInputError, UserError
 from reparam.files import whole_file
 from reparam.lineage import PACKAGE, source_hash
+from reparam.machine import git
 from reparam.machine.versions import version
 from reparam.paths import Paths
 
@@ -119,8 +120,7 @@ def _start_version_control(directory: Path) -> None:
             raise UserError(f"{directory}: `{' '.join(command[-3:])}` failed: {done.stderr.strip()}")
         return done.stdout.strip()
 
-    inside = ["git", "-C", str(directory), "rev-parse", "--is-inside-work-tree"]
-    if subprocess.run(inside, capture_output=True, check=False).returncode:
+    if git.ask(directory, "rev-parse", "--is-inside-work-tree") is None:
         run("git", "init", "--quiet")
     if not (directory / ".dvc").is_dir():
         is_below = Path(run("git", "rev-parse", "--show-toplevel")).resolve() != directory.resolve()

@@ -1,8 +1,6 @@
 """The headline numbers of the last run, and where to look next."""
 
-import subprocess
 from collections.abc import Mapping
-from contextlib import suppress
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -13,6 +11,7 @@ from reparam.cards.export import ExportMetrics
 from reparam.cards.model import ModelCard
 from reparam.cards.results import Evaluated
 from reparam.lineage import source_hash
+from reparam.machine import git
 from reparam.machine.versions import versions
 from reparam.metrics import ERROR, HEADLINE, METRICS, VALIDATION
 from reparam.paths import Paths
@@ -57,11 +56,8 @@ def show(paths: Paths) -> None:
 
 def _code(paths: Paths, model: ModelCard) -> str:
     """Name the commit and the versions that are here, and say whether this code trained the model."""
-    command = ["git", "-C", str(paths.root), "describe", "--always", "--dirty", "--exclude=*"]
-    names = []
-    with suppress(FileNotFoundError):  # git is not installed
-        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-        names += [f"commit {commit}"] if commit else []
+    commit = git.ask(paths.root, "describe", "--always", "--dirty", "--exclude=*")
+    names = [f"commit {commit}"] if commit else []
     found = versions()
     names += [f"{name} {found[name]}" for name in ("reparam", "torch", "python") if name in found]
     is_same = source_hash("train") == model.lineage.code_sha256

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from reparam.data.pixels import Pixels
 from reparam.data.store import Images, Labels
-from reparam.errors import UserError
+from reparam.machine.environment import real
 
 RESIDENT_FRACTION = 0.5  # of the free memory of a device: images may take this share, the model has the rest
 READ_AHEAD = 3  # batches
@@ -147,13 +147,7 @@ def _fits(size: int, device: torch.device) -> bool:
 
     Raises: UserError if the environment names no such share.
     """
-    text = os.environ.get("REPARAM_RESIDENT_FRACTION", str(RESIDENT_FRACTION))
-    try:
-        fraction = float(text)
-    except ValueError:
-        fraction = -1.0
-    if not 0 <= fraction <= 1:
-        raise UserError(f"REPARAM_RESIDENT_FRACTION: wanted a number from 0 to 1, found {text!r}; fix or unset it")
+    fraction = real("REPARAM_RESIDENT_FRACTION", RESIDENT_FRACTION, "a number from 0 to 1", most=1.0)
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
     else:

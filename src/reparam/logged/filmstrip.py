@@ -1,15 +1,13 @@
 """Pictures of a model in training: reconstructions of the same images, and the same draws from the prior."""
 
 import io
-import os
-import re
 
 import torch
 from torch import Tensor
 
 from reparam.data.batches import Batches
 from reparam.data.pixels import Pixels
-from reparam.errors import UserError
+from reparam.machine.environment import whole
 from reparam.models.latent import LatentModel
 from reparam.models.model import Model
 from reparam.track import Run
@@ -24,13 +22,7 @@ def epochs_between_pictures() -> int:
 
     Raises: UserError.
     """
-    text = os.environ.get("REPARAM_PICTURES_EVERY", str(EVERY))
-    if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise UserError(
-            f"REPARAM_PICTURES_EVERY: wanted a whole number of epochs, or 0 for no pictures, found {text!r}; "
-            "fix or unset it"
-        )
-    return int(text)
+    return whole("REPARAM_PICTURES_EVERY", EVERY, "a whole number of epochs, or 0 for no pictures", least=0)
 
 
 class Filmstrip:

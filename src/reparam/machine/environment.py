@@ -6,8 +6,19 @@ import os
 from reparam.errors import UserError
 
 
-def seconds(variable: str, default: float, most: float | None = None) -> float:
-    """Read a time from the environment: at least 0 or, if there is a `most`, above 0 and at most that.
+def whole(variable: str, default: int, wanted: str, least: int) -> int:
+    """Read a whole number from the environment.
+
+    Raises: UserError.
+    """
+    text = os.environ.get(variable, str(default))
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) >= least):
+        raise _refusal(variable, wanted, text)
+    return int(text)
+
+
+def real(variable: str, default: float, wanted: str, least: float = 0.0, most: float = math.inf) -> float:
+    """Read a number from `least` to `most` from the environment.
 
     Raises: UserError.
     """
@@ -16,7 +27,18 @@ def seconds(variable: str, default: float, most: float | None = None) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not (value >= 0 if most is None else 0 < value <= most):
-        limits = "" if most is None else f" above 0 and at most {most:.0e}"
-        raise UserError(f"{variable}: wanted a number of seconds{limits}, found {text!r}; fix or unset it")
+    if not least <= value <= most:
+        raise _refusal(variable, wanted, text)
     return value
+
+
+def seconds(variable: str, default: float) -> float:
+    """Read a time from the environment.
+
+    Raises: UserError.
+    """
+    return real(variable, default, "a number of seconds")
+
+
+def _refusal(variable: str, wanted: str, found: str) -> UserError:
+    return UserError(f"{variable}: wanted {wanted}, found {found!r}; fix or unset it")

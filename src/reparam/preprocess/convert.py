@@ -1,7 +1,6 @@
 """Turn raw images into the arrays of the store, a chunk at a time, so that memory does not grow with their number."""
 
 import os
-import re
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from reparam.data.images import UnreadableImageError, convert_arrays, decode, to
 from reparam.data.sources.folder import ImageFiles
 from reparam.data.sources.raw import ImageArrays, Pixels
 from reparam.errors import UserError
+from reparam.machine.environment import whole
 from reparam.machine.threads import cores
 
 CHUNK = 256  # images a worker takes at once: the work outweighs handing it over, and the bar still moves
@@ -134,11 +134,9 @@ def _decode_files(files: ImageFiles, rows: Rows, shape: Shape, path: Path) -> di
 
 
 def _workers(chunks: int) -> ProcessPoolExecutor:
-    wanted = os.environ.get("REPARAM_WORKERS", str(cores()))
-    if not re.fullmatch(r"[1-9][0-9]{0,8}", wanted):
-        raise UserError(f"REPARAM_WORKERS: wanted a number of processes, found {wanted!r}; fix or unset it")
+    wanted = whole("REPARAM_WORKERS", cores(), "a number of processes", least=1)
     # Spawned, because a fork of a process that has threads (torch, MLflow) can hang.
-    return ProcessPoolExecutor(max(1, min(int(wanted), chunks)), mp_context=get_context("spawn"))
+    return ProcessPoolExecutor(max(1, min(wanted, chunks)), mp_context=get_context("spawn"))
 
 
 def _decode_chunk(root: Path, shape: Shape, path: Path, job: tuple[int, list[tuple[int, str]]]) -> dict[int, str]:

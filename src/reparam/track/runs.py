@@ -6,12 +6,12 @@ another machine.
 """
 
 import getpass
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from reparam.errors import TrackingError
+from reparam.machine import git
 from reparam.machine.versions import versions
 from reparam.redact import without_secrets
 from reparam.track.delivery import Delivery
@@ -159,19 +159,11 @@ class Runs:
             "dvc.baseline": self.environment.get("DVC_EXP_BASELINE_REV", ""),
         }
 
-        root = str(self.store.paths.root)
-
-        def git(*arguments: str) -> str | None:
-            try:
-                result = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, check=False)
-            except FileNotFoundError:  # git is not installed
-                return None
-            return result.stdout.strip() if result.returncode == 0 else None
-
-        commit = git("rev-parse", "HEAD")
-        if commit:
+        root = self.store.paths.root
+        if commit := git.ask(root, "rev-parse", "HEAD"):
+            changed = git.ask(root, "status", "--porcelain", "--", "src", "dvc.yaml")
             tags["mlflow.source.git.commit"] = commit
-            tags["mlflow.source.git.dirty"] = str(bool(git("status", "--porcelain", "--", "src", "dvc.yaml"))).lower()
+            tags["mlflow.source.git.dirty"] = str(bool(changed)).lower()
         tags |= {f"version.{name}": version for name, version in versions().items()}
         return {name: value for name, value in tags.items() if value}
 

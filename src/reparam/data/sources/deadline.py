@@ -7,10 +7,10 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 
 from reparam.data.sources.faults import LateError
-from reparam.machine.environment import seconds
+from reparam.machine.environment import real
 
 SECONDS = 3600.0  # at 0.4 MB/s enough for the largest file, 1.4 GB of CelebA; what has arrived by then is kept
-MOST = 1e9  # beyond it, the waits of Python overflow
+WANTED = "a number of seconds from 0.001 to 1e9"  # beyond it, the waits of Python overflow
 
 
 class Deadline:
@@ -20,7 +20,7 @@ class Deadline:
     """
 
     def __init__(self) -> None:
-        self.seconds = seconds("REPARAM_DOWNLOAD_SECONDS", SECONDS, MOST)
+        self.seconds = real("REPARAM_DOWNLOAD_SECONDS", SECONDS, WANTED, 1e-3, 1e9)
         self._end = time.monotonic() + self.seconds
 
     @property

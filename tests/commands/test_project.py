@@ -22,7 +22,7 @@ from reparam.errors import ParamsError, StaleInputError, UserError
 from reparam.lineage import source_hash
 from reparam.paths import Paths
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 
 

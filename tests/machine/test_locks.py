@@ -9,7 +9,7 @@ import pytest
 from reparam.errors import BusyError
 from reparam.machine.locks import held
 
-SOURCE = str(Path(__file__).parents[1] / "src")
+SOURCE = str(Path(__file__).parents[2] / "src")
 HOLD = "import sys, time; from pathlib import Path; from reparam.machine.locks import held\n"
 HOLD += "with held(Path(sys.argv[1]), 'train'): print('held', flush=True); time.sleep(60)"
 

@@ -49,7 +49,7 @@ def test_the_noise_is_printed_as_a_table(finished: Paths, reparam: Callable[...,
 
 
 def test_git_ignores_what_is_written() -> None:
-    ignored = (Path(__file__).parents[1] / ".gitignore").read_text().splitlines()
+    ignored = (Path(__file__).parents[2] / ".gitignore").read_text().splitlines()
     assert {"/reports/gradients/", "/reports/compare.html"} <= set(ignored)
 
 
