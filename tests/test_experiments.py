@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import change, run_all
-from dvc_project import Project
+from dvc_project import Project, finished, project
 from test_docs import lines_of_shell
 
 from reparam.client.client import Client
