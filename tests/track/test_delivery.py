@@ -18,9 +18,9 @@ from reparam.track.spool import Spool
 
 # ---- a store that goes away
 
-GONE = "MLflow does not answer, going on without it: connection refused"
+GONE = "going on without MLflow: connection refused"
 BACK = "MLflow is back: the calls that it missed were delivered"
-STILL_AWAY = "MLflow is still away: calls that it missed are kept in .tracking; send them with `reparam replay`"
+STILL_AWAY = "calls that MLflow did not take are kept in .tracking; send them with `reparam replay`"
 
 
 def left_over(paths: Paths) -> list[str]:

@@ -22,8 +22,9 @@ from reparam.track import connect, replay
 from reparam.track.meeting import Meeting
 
 SOURCE = Path(__file__).parents[2] / "src"
-GONE = "MLflow does not answer, going on without it: the process that speaks to MLflow "
-STILL_AWAY = "MLflow is still away: calls that it missed are kept in .tracking; send them with `reparam replay`"
+GONE = "going on without MLflow: the process that speaks to MLflow "
+INTERRUPTED = "going on without MLflow: the stage was interrupted while it waited for an answer"
+STILL_AWAY = "calls that MLflow did not take are kept in .tracking; send them with `reparam replay`"
 
 
 def runs_still(process: int) -> bool:
@@ -248,6 +249,23 @@ def test_a_signal_that_ends_a_stage_leaves_a_killed_run_with_all_that_was_logged
     row = only_run()
     assert row.info.status == "KILLED"
     assert row.data.metrics["epoch"] >= int(("3\n" + output).split()[-1])
+
+
+@pytest.mark.usefixtures("clean_spool")
+def test_a_stage_that_is_interrupted_again_while_it_waits_for_mlflow_says_so_and_loses_nothing(
+    stage: "subprocess.Popen[str]", paths: Paths, only_run: Callable[..., Row]
+) -> None:
+    recorder = recorder_of(paths)
+    os.kill(recorder, signal.SIGSTOP)
+    stage.send_signal(signal.SIGTERM)
+    time.sleep(0.5)  # it ends its run, which takes an answer
+    assert stage.poll() is None
+    stage.send_signal(signal.SIGTERM)
+    assert stage.stderr.read().splitlines() == [INTERRUPTED]
+    assert stage.wait() == 143
+    os.kill(recorder, signal.SIGCONT)
+    assert replay(paths) > 0
+    assert only_run().info.status == "KILLED"
 
 
 def test_a_stage_that_is_killed_leaves_a_running_run_with_what_had_arrived(

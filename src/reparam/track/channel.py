@@ -22,6 +22,7 @@ from reparam.track.meeting import ASKED_FOR, Meeting
 from reparam.track.spool import Call
 
 ANSWER_SECONDS = 60.0  # for one answer; MLflow itself gives up on a server after 10 s
+INTERRUPTED = "the stage was interrupted while it waited for an answer"
 SLOWEST_UPLOAD = 1e5  # bytes/s; a file gets as much time more
 
 
@@ -64,6 +65,7 @@ class Recorder:
         self._lines = self._connection.makefile("rw", encoding="utf-8")
         own = {name: os.environ[name] for name in ASKED_FOR if name in os.environ}
         self._lines.write(json.dumps(own) + "\n")
+        self._is_cut = False
         weakref.finalize(self, _close, self._connection, self._lines)
 
     def exchange(self, call: Call) -> Any:
@@ -77,7 +79,7 @@ class Recorder:
         if not line.endswith("\n"):
             is_late = time.monotonic() - started >= patience
             how = f"did not answer within {patience:.0f} s" if is_late else f"ended; see {self._meeting.log}"
-            raise TrackingError(f"the process that speaks to MLflow {how}")
+            raise TrackingError(INTERRUPTED if self._is_cut else f"the process that speaks to MLflow {how}")
         answer = json.loads(line)
         if "error" in answer:
             raise TrackingError(answer["error"])
@@ -94,6 +96,7 @@ class Recorder:
 
     def cut(self) -> None:
         """Hang up: whoever waits for an answer learns that there is none."""
+        self._is_cut = True
         with suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
 

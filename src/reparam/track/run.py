@@ -116,7 +116,7 @@ class Run:
             except TrackingError as error:
                 # From here on everything is spooled: an absent store costs one time-out, and the order is kept.
                 self._away = True
-                log.warning("MLflow does not answer, going on without it: %s", error)
+                log.warning("going on without MLflow: %s", error)
             else:
                 return
         try:
@@ -129,9 +129,7 @@ class Run:
             self._spool.replay(self._channel.ask)
             log.warning("MLflow is back: the calls that it missed were delivered")
         except (TrackingError, OSError):
-            log.warning(
-                "MLflow is still away: calls that it missed are kept in .tracking; send them with `reparam replay`"
-            )
+            log.warning("calls that MLflow did not take are kept in .tracking; send them with `reparam replay`")
 
 
 class NoRun(Run):

@@ -108,7 +108,7 @@ class Tracker:
         try:
             return self._ask(call, **arguments)
         except TrackingError as error:
-            log.warning("MLflow does not answer, going on without it: %s", error)
+            log.warning("going on without MLflow: %s", error)
             return None
 
 
