@@ -8,7 +8,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent
 TEMPLATES = (".html", ".md")
 # Modules and folders that cannot change a byte that a stage writes: they read, refuse, name, show or log. An edit
-# there must not retrain a model. (What `config` reads is in params.yaml, which DVC compares by value.)
+# there must not retrain a model. `config` is one of them, because DVC compares the values that it reads; `__init__` is
+# the package's own.
 WITHOUT_EFFECT = (
     "__init__",
     "arrays",

@@ -20,7 +20,7 @@ class Metric:
     split: str = ""  # whose images it is measured on, where that is not `evaluate.split`
     is_likelihood: bool = False  # whether values under discrete and continuous likelihoods cannot be compared
     facts: str = ""  # the field of the evaluation's details with the number of images, if not all were measured
-    # Its value for each image, (N,), by a `Subject` that meets `needs`; None: it is measured in `evaluate/`.
+    # Its value for each image, (N,), by a `Subject` that meets `needs`; None: `evaluate/` measures it by its name.
     each: Callable[[Any], Any] | None = None
     needs: Callable[[Any], bool] = lambda _subject: True
 
@@ -292,7 +292,7 @@ GROUPS: dict[str, dict[str, Metric]] = {
         ),
     },
 }
-STAGES = {"Training": "train", "Export": "export"}  # that measure these groups; others: evaluate
+MEASURED_BY = {"Training": "train", "Export": "export"}  # stages of groups; of all others: evaluate
 METRICS: dict[str, Metric] = {name: metric for group in GROUPS.values() for name, metric in group.items()}
 # Of one model, in a few lines.
 HEADLINE = ("elbo", "reconstruction", "bce", "kl", "nll", "bits_per_dim", "pca_frechet", "served_elbo_loss")
@@ -319,7 +319,7 @@ def describe(name: str) -> Metric | None:
 def stage_of(name: str) -> str:
     """Return the stage that measures a metric which can be optimised."""
     name = name.removesuffix(VALIDATION)
-    return next((stage for group, stage in STAGES.items() if name in GROUPS[group]), "evaluate")
+    return next((stage for group, stage in MEASURED_BY.items() if name in GROUPS[group]), "evaluate")
 
 
 def members(group: str, names: Iterable[str]) -> Iterator[tuple[str, Metric]]:

@@ -318,6 +318,7 @@ def beta_at(config: ObjectiveConfig, epoch: Tensor) -> Tensor:
     return config.beta * share.clamp(0, 1)
 
 
+# Each takes the whole section `objective`, because beta and the warm-up are for all, and reads its block there.
 OBJECTIVES: dict[str, Objective] = {
     "reconstruction": Objective(reconstruction, layers=(0, 1), has_any_prior=False),  # layers above would never learn
     "denoising": Objective(denoising, check=_check_denoising),

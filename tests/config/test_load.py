@@ -529,3 +529,10 @@ def test_the_hash_of_parameters_ignores_their_order_and_nothing_else() -> None:
     assert params_hash({"a": 1}) == hashlib.sha256(b'{"a": 1}').hexdigest()
     for changed in ({"a": {"x": 1, "y": [3, 2]}, "b": 0.5}, {"a": {"x": 1, "y": [2, 3]}, "c": 0.5}):
         assert params_hash(changed) != first
+
+
+def test_a_block_is_that_of_one_choice_alone() -> None:
+    for section in Config.blocks().values():
+        options = section.model_json_schema()["properties"]
+        names = [name for facts in options.values() for name in facts.get("enum", ())]
+        assert [name for name in section.blocks() if names.count(name) > 1] == []

@@ -66,16 +66,8 @@ def _halves(paths: Paths) -> Iterator[Leftover]:
     """Outputs that a killed stage had not finished."""
     stages = ", ".join(locks.running(paths.locks))
     kept = f"`reparam {stages}` runs" if stages else ""
-    outputs = [
-        paths.raw,
-        paths.model,
-        paths.report,
-        paths.data_metrics,
-        paths.history,
-        paths.headline,
-        paths.export_metrics,
-    ]
-    for folder in sorted({paths.root, paths.shared, *(path.parent for path in outputs)}):
+    folders = [path for name in ("data", "models", "reports") for path in (paths.root / name).glob("**/")]
+    for folder in sorted({paths.root, paths.shared, *folders}):
         for path in sorted(folder.glob(".partial-*")):
             yield Leftover(path, "half-written by a process that was killed", kept=kept)
 

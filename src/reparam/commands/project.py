@@ -90,7 +90,7 @@ def pipeline() -> str:
     for name, stage in values["stages"].items():
         stage["cmd"] = f"reparam {name}"
         stage["deps"] = [path for path in stage["deps"] if not path.startswith("src/")]
-        stage["params"].append({installed: [f"source.{name}"]})
+        stage.setdefault("params", []).append({installed: [f"source.{name}"]})
         if not stage["deps"]:
             del stage["deps"]
     yaml.dump(values, stream)

@@ -265,7 +265,8 @@ def is_density(likelihood: Likelihood, binarization: str) -> bool:
 
     On black and white pixels all other likelihoods would have no bound: a density can grow without end at two points.
     """
-    return likelihood.needs_binary == (binarization != "none")
+    is_binary = binarization != "none"
+    return likelihood.needs_binary == is_binary
 
 
 def _away_from_zero(values: Tensor) -> Tensor:
