@@ -1,6 +1,6 @@
 """Variational autoencoders as a reproducible pipeline.
 
-Where to add what; CONTRIBUTING.md has a tested example of each:
+Where to add what; CONTRIBUTING.md has a tested example of each, with the lines that tests need besides:
 
     a likelihood, prior, network     an entry of its dict in models/likelihoods.py, priors.py, networks.py
     an objective                     an entry of OBJECTIVES in objectives.py
@@ -11,6 +11,7 @@ Where to add what; CONTRIBUTING.md has a tested example of each:
     a recipe                         recipes/NAME.yaml, with its source, published and measured number above
     a stage                          a folder with stage.py, its files in paths.py, its section in config/ (a class,
                                      a field of Config in load.py, a value in params.yaml), its command in cli.py, its
-                                     entry in dvc.yaml, and its section there among the params of `report`
+                                     entry in dvc.yaml, and its section there among the params of `report`;
+                                     then `make docs`
     a command                        commands/
 """

@@ -20,7 +20,7 @@ class Metric:
     split: str = ""  # whose images it is measured on, where that is not `evaluate.split`
     is_likelihood: bool = False  # whether values under discrete and continuous likelihoods cannot be compared
     facts: str = ""  # the field of the evaluation's details with the number of images, if not all were measured
-    # Its value for each image, (N,), by a `Subject` that meets `needs`; None: `evaluate/` measures it by its name.
+    # Its value for each image, (N,), by a `Subject` that meets `needs`; None: `measures.py` adds it by its name.
     each: Callable[[Any], Any] | None = None
     needs: Callable[[Any], bool] = lambda _subject: True
 

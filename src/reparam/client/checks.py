@@ -14,7 +14,7 @@ Images = npt.NDArray[np.uint8]  # (B, H, W, C)
 Floats = npt.NDArray[np.float32]
 # numpy has one object for each, almost always: comparing objects is fast, and an unusual array takes the slow way.
 BYTES, SINGLES = np.dtype(np.uint8), np.dtype(np.float32)
-FEW = 64  # numbers that Python adds faster than numpy is called; as doubles, so that their sum does not overflow
+FEW = 64  # numbers that Python adds faster than numpy is called
 
 
 def as_array(values: npt.ArrayLike, wanted: str) -> npt.NDArray[Any]:
@@ -46,18 +46,13 @@ def checked_latents(latents: npt.ArrayLike, shape: tuple[int, ...]) -> Floats:
         found = latents
     else:
         found = _narrowed(_reshaped(latents, shape))
-    if not _are_finite(found):
+    # A sum of doubles for a few numbers; of more, the sum of squares is one quick pass, which may overflow by itself.
+    total = sum(found.ravel().tolist()) if found.size <= FEW else np.vdot(found, found)
+    if not (math.isfinite(total) or np.isfinite(found).all()):
         found = found.reshape(len(found), -1)
         row, column = np.argwhere(~np.isfinite(found))[0]
         raise UserError(f"decode: wanted finite latents, found {found[row, column]} in row {row}, column {column}")
     return found
-
-
-def _are_finite(numbers: Floats) -> bool:
-    if numbers.size <= FEW:
-        return math.isfinite(sum(numbers.ravel().tolist()))
-    # The sum of squares first, which is one quick pass. It may overflow where the numbers do not.
-    return math.isfinite(np.vdot(numbers, numbers)) or bool(np.isfinite(numbers).all())
 
 
 def _reshaped(latents: npt.ArrayLike, shape: tuple[int, ...]) -> npt.NDArray[Any]:
