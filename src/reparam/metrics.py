@@ -25,6 +25,9 @@ class Metric:
     needs: Callable[[Any], bool] = lambda _subject: True
 
 
+SERVED = "a posterior, a prior and a density of the pixels, where the encoder gets other pixels than in training"
+
+
 likelihood = partial(
     Metric,
     applies="a posterior, a prior and a density of the pixels",
@@ -263,12 +266,14 @@ GROUPS: dict[str, dict[str, Metric]] = {
             "Served ELBO",
             "ELBO when the exported encoder sees the stored images of the test split instead of black and white draws.",
             "higher",
+            applies=SERVED,
             split="test",
         ),
         "served_elbo_loss": likelihood(
             "Serving skew",
             "ELBO lost because the exported encoder sees stored images instead of black and white draws.",
             "lower",
+            applies=SERVED,
             split="test",
             is_likelihood=False,
         ),

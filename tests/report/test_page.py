@@ -128,15 +128,15 @@ def test_the_page_says_every_number(page: Page) -> None:
         "Small & clear",
         "359 test images of digits , dynamic binarization · mlp, 12 latent dimensions",
         "best of 120 epochs: 80",
-        "ELBO -20.13 ± 0.30",
+        "ELBO −20.13 ± 0.30",
         "Reconstruction 12.00 ± 0.25",
         "KL 8.13 ± 0.10",
         "NLL 18.50 ± 0.20",
         "Active units 9 of 12",
         "varies over images by more than evaluate.active_variance",
-        "Encoder parity 1.0e-07",
-        "Decoder parity 3.4e-07",
-        "Served ELBO -20.90",
+        "Encoder parity 1.0e−07",
+        "Decoder parity 3.4e−07",
+        "Served ELBO −20.90",
         "Serving skew 0.77 ± 0.05",
         "NLL from 2000 importance samples, ELBO from 16 posterior samples per image, seed 5.",
         "float32 (batch, 12)",
@@ -185,7 +185,7 @@ def test_parameters_are_under_their_section(page: Page) -> None:
 
 def test_parameters_of_choices_that_are_not_taken_are_folded(page: Page) -> None:
     shown = render(page)
-    folded = "".join(re.findall(r"<summary>Of choices that are not taken</summary>(.*?)</details>", shown, re.DOTALL))
+    folded = "".join(re.findall(r"<summary>Unused parameters</summary>(.*?)</details>", shown, re.DOTALL))
     for name, is_folded in (("mlp.<wbr>hidden", False), ("conv.<wbr>kernel", True), ("adam.<wbr>betas", False)):
         assert f'<th scope="row">{name}</th>' in shown
         assert (f'<th scope="row">{name}</th>' in folded) == is_folded
@@ -265,10 +265,10 @@ def test_numbers_are_in_groups_with_the_errors_that_there_are(page: Page) -> Non
     places = [
         text.index(words)
         for words in (
-            "Likelihood ELBO -20.13 ± 0.30",
-            "ELBO, validation -19.50 ± 0.75 The same on the validation split, by which to choose",
+            "Likelihood ELBO −20.13 ± 0.30",
+            "ELBO, validation −19.50 ± 0.75 The same on the validation split, by which to choose",
             "NLL by annealing 18.40 ± 0.21 −log p(x) by annealed importance sampling, a check of the NLL.",
-            "Annealing − importance -0.05 ± 0.04 Difference to the NLL of the same images, about 0 when",
+            "Annealing − importance −0.05 ± 0.04 Difference to the NLL of the same images, about 0 when",
             "Gap of annealing 0.12 ± 0.03 Distance of the two annealed bounds on simulated images",
             "Effective samples 12.3 Effective number",
             "Bits per dimension 1.234",
@@ -308,7 +308,7 @@ def test_annealing_says_of_how_many_images_it_is(images: int, words: str, page: 
     evaluation = page.evaluation.model_copy(update={"details": Details(annealed=facts)})
     text = Outline(render(replace(page, metrics=metrics, evaluation=evaluation))).text
     assert words in text
-    assert "ELBO -20.13 ± 0.30" in text
+    assert "ELBO −20.13 ± 0.30" in text
 
 
 def test_a_single_image_has_no_error(page: Page) -> None:
@@ -316,7 +316,7 @@ def test_a_single_image_has_no_error(page: Page) -> None:
     one = page.evaluation.model_copy(update={"images": 1})
     metrics = evaluation_metrics(values=EVALUATED | errors)
     text = Outline(render(replace(page, metrics=metrics, evaluation=one, parity=export_metrics()))).text
-    assert "ELBO -20.13 Lower bound" in text
+    assert "ELBO −20.13 Lower bound" in text
     assert not re.search(r"± \d", text)
 
 
@@ -338,7 +338,7 @@ def test_warnings_are_above_all_numbers(page: Page) -> None:
     assert "<aside" not in render(page)
     warned = page.evaluation.model_copy(update={"warnings": ("Few samples.", f"Mind {EVIL}")})
     text = Outline(render(replace(page, evaluation=warned))).text
-    places = [text.index(part) for part in ("Numbers Read", "Few samples.", f"Mind {EVIL}", "Likelihood")]
+    places = [text.index(part) for part in ("Numbers Notes", "Few samples.", f"Mind {EVIL}", "Likelihood")]
     assert places == sorted(places)
 
 
@@ -392,7 +392,7 @@ def test_the_page_is_self_contained(page: Page) -> None:
 def test_links_within_the_page_lead_somewhere(playful: Page) -> None:
     text = render(playful)
     anchors = [link.removeprefix("#") for link in Outline(text).links if link.startswith("#")]
-    assert len(anchors) == 6
+    assert len(anchors) == 8
     for anchor in anchors:
         assert f'id="{anchor}"' in text
 

@@ -29,30 +29,12 @@ class Picture(NamedTuple):
 
 
 PICTURES = {
-    "Data, training, numbers": (
-        Picture("contact_sheet", "Data", "Images of each split, as they are stored{counts}.", True),
-        Picture(
-            "training_curves",
-            "Training",
-            "The dotted line marks the epoch whose weights were kept. Steep first epochs may be cut off.",
-            True,
-        ),
-        Picture(
-            "bounds", "Bound on log p(x)", "Where it still rises at its right end, more samples would raise the bound."
-        ),
-        Picture(
-            "outliers",
-            "Other data",
-            "If the two histograms are apart, the likelihood recognises images of another kind.",
-        ),
-        Picture("latent_use", "Latent use", "How much information about the image each latent dimension has."),
-    ),
     "Images": (
         Picture("reconstructions", "Reconstructions", "Images above their reconstructions{drawn}.", True),
-        Picture("extremes", "Best and worst", "The images that the model reconstructs best and worst.", True),
         Picture("samples", "Samples", "Images decoded from latents that were drawn from {sampler}.", True),
         Picture("classes", "Classes", "The same latents with each label.", True),
         Picture("sigma", "Uncertainty", "The standard deviation that the decoder gives each pixel.", True),
+        Picture("extremes", "Best and worst", "The images that the model reconstructs best and worst.", True),
     ),
     "Latent space": (
         Picture("latent_grid", "Latent grid", "The decoder over a plane through latent space."),
@@ -77,6 +59,24 @@ PICTURES = {
             "Where the latents of all images lie, against the prior that samples are drawn from.",
             True,
         ),
+    ),
+    "Data and training": (
+        Picture("contact_sheet", "Data", "Images of each split, as they are stored{counts}.", True),
+        Picture(
+            "training_curves",
+            "Training",
+            "The dotted line marks the epoch whose weights were kept. Steep first epochs may be cut off.",
+            True,
+        ),
+        Picture(
+            "bounds", "Bound on log p(x)", "Where it still rises at its right end, more samples would raise the bound."
+        ),
+        Picture(
+            "outliers",
+            "Other data",
+            "If the two histograms are apart, the likelihood recognises images of another kind.",
+        ),
+        Picture("latent_use", "Latent use", "How much information about the image each latent dimension has."),
     ),
 }
 
@@ -172,7 +172,8 @@ def _number(name: str, metric: Metric, values: Mapping[str, float], page: Page) 
     generated = page.evaluation.details.generated
     if generated and name in generated.training_images:
         part += f" Training images in their place: {generated.training_images[name]:{metric.form}}."
-    return Number(metric.title, f"{values[name]:z{metric.form}}", beside, metric.text.replace("`", "") + part)
+    value = f"{values[name]:z{metric.form}}".replace("-", "\u2212")
+    return Number(metric.title, value, beside, metric.text.replace("`", "") + part)
 
 
 def _images_of(metric: Metric, page: Page) -> int:
