@@ -249,7 +249,7 @@ def test_the_table_of_environment_variables_is_complete() -> None:
     source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
     used = (
         r'environ(?:ment)?(?:\.get|\.setdefault)?[\[(]"([A-Z_]+)"|"([A-Z_]+)" (?:not )?in os\.environ'
-        r'|envvar="([A-Z_]+)"|\bseconds\("([A-Z_]+)"'
+        r'|envvar="([A-Z_]+)"|\b(?:real|seconds|whole)\("([A-Z_]+)"'
     )
     read = {name for found in re.findall(used, source) for name in found if name}
     assert written == read - OURS

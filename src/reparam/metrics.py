@@ -300,7 +300,7 @@ GROUPS: dict[str, dict[str, Metric]] = {
 MEASURED_BY = {"Training": "train", "Export": "export"}  # stages of groups; of all others: evaluate
 METRICS: dict[str, Metric] = {name: metric for group in GROUPS.values() for name, metric in group.items()}
 # Of one model, in a few lines.
-HEADLINE = ("elbo", "reconstruction", "bce", "kl", "nll", "bits_per_dim", "pca_frechet", "served_elbo_loss")
+HEADLINE = ("elbo", "reconstruction", "bce", "kl", "nll", "bits_per_dim", "psnr", "pca_frechet", "served_elbo_loss")
 ERROR = "_se"  # after the name of a metric: its standard error
 LAYER = "kl_layer_"  # of a hierarchy: the KL layer by layer
 VALIDATION = "_validation"  # after the name of a metric: of the validation split
