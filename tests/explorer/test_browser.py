@@ -232,6 +232,25 @@ def test_a_picture_is_cut_to_the_middle_and_another_file_is_refused(exported: Ex
     assert (found["problem"], found["hidden"]) == ([wanted, False], True)
 
 
+def test_the_page_says_which_sliders_are_in_sight(exported: Exported, tmp_path: Path) -> None:
+    found = ask(
+        render(exported.directory),
+        """
+        const list = element("sliders"), hint = element("in-sight"), seen = [];
+        const look = () => { showInSight(); seen.push(hint.hidden ? "" : hint.textContent); };
+        look();
+        list.style.gridTemplateColumns = "1fr";
+        list.style.maxHeight = `${list.querySelector("label").offsetHeight + 20}px`;
+        look();
+        list.scrollTop = list.scrollHeight;
+        look();
+        return seen;
+        """,
+        tmp_path,
+    )
+    assert found == ["", *(f"{place} to {place} of 2 shown: scroll for the others." for place in (1, 2))]
+
+
 def test_the_middle_of_an_autoencoder_is_its_mean_code(code: Exported, tmp_path: Path) -> None:
     codes = Client(code.directory, device="cpu").metadata["codes"]
     assert codes["deviation"] != sorted(codes["deviation"], reverse=True)  # so that sliders are in another order

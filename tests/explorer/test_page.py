@@ -1,5 +1,6 @@
 """The page: what it holds, what it may do, and what it refuses."""
 
+import html
 import json
 import re
 import shutil
@@ -25,6 +26,13 @@ def facts(page: str) -> dict[str, Any]:
     """What the page knows of the model."""
     [text] = re.findall(r'<script type="application/json" id="facts">(.*?)</script>', page, re.DOTALL)
     return json.loads(text)
+
+
+def test_the_page_names_model_and_data(exported: Exported) -> None:
+    manifest = json.loads((exported.directory / "manifest.json").read_text())
+    data = f"{manifest['title']} (licence: {manifest['licence']}). 2 dimensions, images of 4 × 6 pixels"
+    words = f"Variational autoencoder. Data: {data}. All is computed in this page."
+    assert f'<p class="soft">{html.escape(words)}</p>' in render(exported.directory)
 
 
 @pytest.fixture

@@ -20,13 +20,13 @@ function labelsOf(count, label = classes.selectedIndex) {
   return facts.classes.length ? { label: tensor([count], new Float32Array(count).fill(label)) } : {};
 }
 
-// Codes -> images as grey levels, one after the other.
+// Codes -> images as levels from 0 to 255, one after the other.
 function decoded(codes) {
   const latents = Float32Array.from(codes.flatMap(code => [...code]));
   return decode({ latents: tensor([codes.length, ...facts.latent_shape], latents), ...labelsOf(codes.length) }).images.data;
 }
 
-// One image as grey levels -> its code.
+// One image as levels from 0 to 255 -> its code.
 function encoded(image, label) {
   return encode({ images: tensor([1, height, width, channels], Float32Array.from(image)), ...labelsOf(1, label) }).mean.data;
 }
@@ -78,7 +78,7 @@ function show() {
   const found = decoded([code]);
   paint(element("decoded"), found);
   const error = seen && Math.sqrt(found.reduce((sum, value, i) => sum + (value - seen[i]) ** 2, 0) / found.length);
-  element("error").textContent = error === null ? "" : `Differs by ${error.toFixed(1)} grey levels (root mean square).`;
+  element("error").textContent = error === null ? "" : `Differs by ${error.toFixed(1)} of 255 levels (root mean square).`;
   for (const { index, input, value } of sliders) {
     input.value = code[index];
     value.textContent = spell(code[index]);
@@ -112,6 +112,18 @@ const sliders = dimensions.map(({ index, middle, reach, deviation }) => {
   element("sliders").append(label);
   return { index, input, value };
 });
+
+// Says which sliders are in sight, if not all are.
+function showInSight() {
+  const list = element("sliders").getBoundingClientRect(), hint = element("in-sight");
+  const inSight = sliders.map(({ input }) => input.parentElement.getBoundingClientRect())
+    .map(({ top, bottom }) => top >= list.top - 1 && bottom <= list.bottom + 1);
+  hint.hidden = !inSight.includes(true) || !inSight.includes(false);
+  const [first, last] = [inSight.indexOf(true) + 1, inSight.lastIndexOf(true) + 1];
+  hint.textContent = `${first} to ${last} of ${sliders.length} shown: scroll for the others.`;
+}
+new ResizeObserver(showInSight).observe(element("sliders"));
+element("sliders").addEventListener("scroll", showInSight);
 
 // ---- the plane
 

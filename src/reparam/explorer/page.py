@@ -78,7 +78,7 @@ def operators() -> set[str]:
 def _description(model: dict[str, Any]) -> str:
     height, width, _ = model["image"]["shape"]
     return (
-        f"{model.get('kind_title', model['kind'])} of {model['title']} (licence: {model['licence']}). "
+        f"{model.get('kind_title', model['kind'])}. Data: {model['title']} (licence: {model['licence']}). "
         f"{model['latent_size']} dimensions, images of {height} × {width} pixels. All is computed in this page."
     )
 
