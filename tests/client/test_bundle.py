@@ -162,6 +162,7 @@ def test_a_manifest_without_what_the_client_must_know_is_refused(
     [
         ("5", "5", "upgrade reparam"),
         ("3", "3", "run `dvc repro export`, or take the reparam that exported it"),
+        ('"4"', "'4'", "run `dvc repro export`, or take the reparam that exported it"),
         ("null", "None", "run `dvc repro export`, or take the reparam that exported it"),
     ],
 )

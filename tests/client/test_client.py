@@ -237,8 +237,9 @@ def test_one_number_that_is_not_finite_is_found_among_few_and_many(number: float
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n": -1}, "wanted 0 or more images, found -1"),
-        ({"n": 1.5}, "wanted 0 or more images, found 1.5"),
+        ({"n": -1}, "wanted 0 to 2,147,483,647 images, found -1"),
+        ({"n": 1.5}, "wanted 0 to 2,147,483,647 images, found 1.5"),
+        ({"n": 10**30}, f"wanted 0 to 2,147,483,647 images, found 1{'0' * 30}"),
         ({"seed": -1}, "wanted a seed of 0 or more, found -1"),
         ({"temperature": -1}, "wanted a temperature of 0 or more, found -1"),
         ({"temperature": np.nan}, "wanted a temperature of 0 or more, found nan"),
@@ -258,7 +259,7 @@ def test_samples_that_make_no_sense_are_refused(options: dict, message: str, cli
 def test_an_interpolation_without_steps_is_refused(exported: Exported, client: Client) -> None:
     with pytest.raises(UserError) as error:
         client.interpolate(*exported.images[:2], steps=0)
-    assert str(error.value) == "interpolate: wanted 1 or more steps, found 0"
+    assert str(error.value) == "interpolate: wanted 1 to 2,147,483,647 steps, found 0"
 
 
 @pytest.mark.parametrize(

@@ -95,9 +95,9 @@ def test_a_model_that_is_no_density_has_no_score(code: Exported) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"samples": -1}, "score: wanted 0 or more samples, found -1"),
-        ({"samples": 1.5}, "score: wanted 0 or more samples, found 1.5"),
-        ({"samples": True}, "score: wanted 0 or more samples, found True"),
+        ({"samples": -1}, "score: wanted 0 to 2,147,483,647 samples, found -1"),
+        ({"samples": 1.5}, "score: wanted 0 to 2,147,483,647 samples, found 1.5"),
+        ({"samples": True}, "score: wanted 0 to 2,147,483,647 samples, found True"),
         ({"seed": -1}, "score: wanted a seed of 0 or more, found -1"),
         ({"seed": "x"}, "score: wanted a seed of 0 or more, found 'x'"),
         ({"seed": -1, "samples": 0}, "score: wanted a seed of 0 or more, found -1"),

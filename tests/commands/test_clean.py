@@ -89,3 +89,14 @@ def test_checkpoints_that_other_machines_share_are_left_alone(
     monkeypatch.setenv("REPARAM_RESUME_DIR", str(shared.parents[1]))
     code, printed = reparam("clean", "--yes")
     assert (code, "interrupted training" in printed, shared.exists()) == (0, False, True)
+
+
+def test_checkpoints_of_a_trial_stay_while_it_is_trained(project: Paths, reparam: Callable[..., Any]) -> None:
+    checkpoint = write(project.resume / "width-0/abc/00000001-def.safetensors", 1000)
+    lock = write(project.resume / "width-0/abc/lock")
+    with FileLock(lock):
+        code, printed = reparam("clean", "--yes")
+        assert (code, checkpoint.exists()) == (0, True)
+        assert "  .resume/width-0/abc: an interrupted training; stays: it is being trained" in printed
+    assert reparam("clean", "--yes")[0] == 0
+    assert not checkpoint.exists()

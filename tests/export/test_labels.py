@@ -142,7 +142,7 @@ def test_a_class_is_named_or_numbered() -> None:
 def test_the_shell_samples_a_class(client: Client, tmp_path: Path) -> None:
     work.sample(client, 3, 0, 1.0, tmp_path / "owls.npy", "owl")
     np.testing.assert_array_equal(np.load(tmp_path / "owls.npy"), client.sample(3, 0, label=2))
-    with pytest.raises(UserError, match=rf"^label: wanted {re.escape(KNOWN)}, by number or name, found ''$"):
+    with pytest.raises(UserError, match=rf"^label: wanted {re.escape(KNOWN)}, by number or name, found none$"):
         work.sample(client, 3, 0, 1.0, tmp_path / "owls.npy")
     assert "labels      cat, dog, owl" in work.info(client)
 

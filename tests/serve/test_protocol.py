@@ -42,6 +42,15 @@ def test_infer_answers_as_the_client_does(service: Service, images: np.ndarray) 
     np.testing.assert_array_equal(service.infer("decoder", latents=mean)["images"], service.client.decode(mean))
 
 
+def test_a_client_may_name_the_only_version(service: Service, images: np.ndarray) -> None:
+    request = {"inputs": [tensor("images", images)]}
+    answers = [service.post(f"/v2/models/encoder{version}/infer", request).json() for version in ("", "/versions/1")]
+    assert answers[0] == answers[1]
+    described = [service.get(f"/v2/models/encoder{version}").json() for version in ("", "/versions/1")]
+    assert described[0] == described[1]
+    assert service.get("/v2/models/encoder/versions/2").status_code == 404
+
+
 def test_infer_gives_the_outputs_that_are_asked_for_and_the_id(service: Service, images: np.ndarray) -> None:
     request = {"id": "7", "inputs": [tensor("images", images)], "outputs": [{"name": "mean"}]}
     answer = service.post("/v2/models/encoder/infer", request).json()
@@ -58,6 +67,7 @@ def test_infer_gives_the_outputs_that_are_asked_for_and_the_id(service: Service,
         ({"shape": [9, 4, 6, 3]}, "inputs.images: wanted 1 to 8 rows, found 9"),
         ({"shape": [0, 4, 6, 3]}, "inputs.images: wanted 1 to 8 rows, found 0"),
         ({"data": [1, 2]}, "inputs.images: wanted 216 numbers, found 2"),
+        ({"data": np.zeros((3, 3, 4, 6)).tolist()}, "inputs.images: wanted shape [3, 4, 6, 3], found [3, 3, 4, 6]"),
         ({"data": [[1], [2, 3]]}, "inputs.images: wanted numbers in lists of one length, found something else"),
         ({"data": [256] * 216}, "inputs.images: wanted whole numbers from 0 to 255, found others"),
     ],

@@ -88,6 +88,12 @@ def test_scores_are_those_at_the_posterior_mean(service: Service, images: np.nda
     ("path", "body", "message"),
     [
         ("/encode", {"images": []}, "images: wanted 1 to 8, found 0"),
+        (
+            "/encode",
+            {"images": np.zeros((2, 3, 4, 6), int).tolist()},
+            "images: wanted shape [2, 4, 6, 3], found [2, 3, 4, 6]",
+        ),
+        ("/encode", {"images": [[0] * 72]}, "images: wanted shape [1, 4, 6, 3], found [1, 72]"),
         ("/decode", {"latents": [[0.0, 1e60]]}, "latents: wanted finite numbers, found NaN, infinity or one beyond"),
         ("/decode", {"latents": [[0.0]]}, "latents: wanted 2 numbers, found 1"),
         (

@@ -340,6 +340,21 @@ def test_info_says_what_a_model_is(model: Client) -> None:
     assert lines[5] == "runs on     CPUExecutionProvider, 3 images at once"
 
 
+def test_info_warns_where_nothing_is_verified(model: Client) -> None:
+    Path("models/onnx/manifest.json").unlink()
+    warning = "warning     no manifest.json: damaged or exchanged files would not be noticed"
+    assert run("info").splitlines()[-1] == warning
+
+
+def test_an_empty_part_of_a_collection_has_no_picture_and_is_no_error(model: Client, exported: Exported) -> None:
+    np.save("one.npy", exported.images[:1])
+    assert run("reconstruct", "one.npy", "--shard", "2/2", "--output", "second.png") == ""
+    first = ["reconstruct", "one.npy", "--shard", "1/2", "--output", "first.png"]
+    done = CliRunner().invoke(commands.app, first)
+    assert (done.exit_code, done.stderr) == (0, "--shard 1/2: no images, so no first.png; parts are whole batches\n")
+    assert (Path("first.png").exists(), Path("second.png").exists()) == (False, True)
+
+
 def test_info_says_what_scores_are_usual_and_warns_of_two_packages(
     model: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

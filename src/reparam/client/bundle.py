@@ -181,7 +181,7 @@ def _check(facts: dict[str, Any], path: Path) -> dict[str, Any]:
     if found != FORMAT:
         newer = isinstance(found, int) and found > FORMAT
         remedy = "upgrade reparam" if newer else "run `dvc repro export`, or take the reparam that exported it"
-        raise DamagedInputError(f"{path}: wanted a model of format {FORMAT}, found one of format {found}; {remedy}")
+        raise DamagedInputError(f"{path}: wanted a model of format {FORMAT}, found one of format {found!r}; {remedy}")
     facts.setdefault("latent_shape", [facts.get("latent_size")])  # missing in the first exports of format 4
     if wrong := [name for name, makes_sense in SENSE.items() if not _holds(makes_sense, facts)]:
         raise DamagedInputError(f"{path}: {', '.join(wrong)}: missing or without sense; {EXPORT}")

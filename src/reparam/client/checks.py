@@ -14,6 +14,7 @@ Images = npt.NDArray[np.uint8]  # (B, H, W, C)
 Floats = npt.NDArray[np.float32]
 # numpy has one object for each, almost always: comparing objects is fast, and an unusual array takes the slow way.
 BYTES, SINGLES = np.dtype(np.uint8), np.dtype(np.float32)
+MOST = 2**31 - 1  # things in a call; numpy has errors of its own for far more
 FEW = 64  # numbers that Python adds faster than numpy is called
 
 
@@ -67,8 +68,8 @@ def _reshaped(latents: npt.ArrayLike, shape: tuple[int, ...]) -> npt.NDArray[Any
 
 def checked_count(what: str, of: str, count: int, least: int) -> int:
     """Return a whole number. Raises: UserError."""
-    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < least:
-        raise UserError(f"{what}: wanted {least} or more {of}, found {count!r}")
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or not least <= count <= MOST:
+        raise UserError(f"{what}: wanted {least} to {MOST:,} {of}, found {count!r}")
     return int(count)
 
 

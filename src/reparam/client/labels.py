@@ -42,7 +42,7 @@ def number_of(text: str, classes: Sequence[str]) -> int:
     if text.isascii() and text.isdecimal() and int(text) < len(classes):
         return int(text)
     wanted = f"{_known(classes)}, by number or name" if classes else "no label, because the model was trained without"
-    raise UserError(f"label: wanted {wanted}, found {text!r}")
+    raise UserError(f"label: wanted {wanted}, found {repr(text) if text else 'none'}")
 
 
 def _known(classes: Sequence[str]) -> str:

@@ -51,7 +51,9 @@ def _trainings(paths: Paths) -> Iterator[Leftover]:
     """List the checkpoints of the repository; those that REPARAM_RESUME_DIR names may belong to other machines."""
     if not paths.resume.is_relative_to(paths.shared):
         return
-    for directory in sorted(path for path in paths.resume.glob("*") if path.is_dir()):
+    # Those of a trial of a sweep are one level deeper, below a folder of its name.
+    files = [path for name in ("lock", "*.safetensors") for path in paths.resume.rglob(name)]
+    for directory in sorted({path.parent for path in files}):
         lock = directory / "lock"
         yield Leftover(directory, "an interrupted training", lock, _user(lock, "it is being trained"))
 

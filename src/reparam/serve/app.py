@@ -82,14 +82,17 @@ def _add_protocol(app: FastAPI, client: Client, limits: Limits, batches: dict[st
     async def ready() -> dict[str, bool]:
         return {"ready": True}
 
+    @app.get("/v2/models/{name}/versions/1", include_in_schema=False)
     @app.get("/v2/models/{name}")
     async def model(name: known_name) -> dict[str, Any]:
         return known(name)
 
+    @app.get("/v2/models/{name}/versions/1/ready", include_in_schema=False)
     @app.get("/v2/models/{name}/ready")
     async def model_ready(name: known_name) -> dict[str, Any]:
         return {"name": known(name)["name"], "ready": True}
 
+    @app.post("/v2/models/{name}/versions/1/infer", include_in_schema=False)
     @app.post("/v2/models/{name}/infer", openapi_extra=INFER)
     async def infer(name: known_name, http: HttpRequest) -> Response:
         """Run a graph: `{"inputs": [{"name", "shape", "datatype", "data"}]}`, or with binary tensors."""

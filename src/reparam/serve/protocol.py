@@ -134,9 +134,9 @@ def _array(tensor: Tensor, binary: bytes | None, facts: dict[str, Any], rows: in
 
 
 def numbers(data: Any, kind: str, shape: list[int], where: str) -> npt.NDArray[Any]:
-    """Turn lists, flat or nested, into an array of a shape.
+    """Turn lists into an array of a shape. They are flat, or nested so; a last dimension of 1 may be missing.
 
-    Raises: UserError if they are not finite numbers of this kind, in the number that the shape needs.
+    Raises: UserError if they are not finite numbers of this kind, as many as the shape needs, or are nested otherwise.
     """
     try:
         values = np.asarray(data)
@@ -146,6 +146,9 @@ def numbers(data: Any, kind: str, shape: list[int], where: str) -> npt.NDArray[A
         raise UserError(f"{where}: wanted numbers in lists of one length, found something else")
     if values.size != math.prod(shape):
         raise UserError(f"{where}: wanted {math.prod(shape)} numbers, found {values.size}")
+    nested = shape if shape[-1:] != [1] or values.ndim == len(shape) else shape[:-1]
+    if values.ndim > 1 and values.shape != tuple(nested):  # such as channels before rows
+        raise UserError(f"{where}: wanted shape {shape}, found {list(values.shape)}")
     _checked(values, where)
     if kind == "UINT8" and not ((values >= 0) & (values <= 255) & (values == np.floor(values))).all():
         raise UserError(f"{where}: wanted whole numbers from 0 to 255, found others")

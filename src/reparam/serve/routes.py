@@ -38,7 +38,7 @@ class Images(BaseModel):
 
 
 class Latents(BaseModel):
-    """Codes as nested lists: (N, latents), or (N, channels, height, width) of latents that are an image."""
+    """Codes as nested lists: (N, latents), of latents that are an image also (N, channels, height, width)."""
 
     latents: list[Any]
     label: Label = None
@@ -167,7 +167,10 @@ class Routes:
 
     def _listed_latents(self, body: bytes) -> Arrays:
         given = protocol.parse(Latents, body)
-        latents = self._array(given.latents, "FP32", list(self.client.latent_shape), "latents")
+        shape, first = list(self.client.latent_shape), given.latents[:1]
+        is_flat = bool(first) and isinstance(first[0], list) and not any(isinstance(part, list) for part in first[0])
+        row = [self.client.latent_size] if is_flat else shape
+        latents = self._array(given.latents, "FP32", row, "latents").reshape(-1, *shape)
         return {"latents": latents, **as_input("label", given.label, self.client.classes, len(latents))}
 
     def _array(self, given: list[Any], kind: str, row: list[int], where: str) -> npt.NDArray[Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import typer
 
 from reparam.client import Client
 from reparam.client.labels import number_of
@@ -40,6 +41,8 @@ def info(client: Client) -> list[str]:
     if scores := facts.get("scores"):
         usual = ", ".join(f"{percent}%: {value}" for percent, value in scores["quantiles"].items())
         lines.append(f"scores      of the test split with --samples 0, quantiles: {usual}")
+    if not files:
+        lines.append("warning     no manifest.json: damaged or exchanged files would not be noticed")
     if installed_twice():
         lines.append(f"warning     two packages of onnxruntime in one folder; {repair(*PACKAGES)}")
     return lines
@@ -139,6 +142,8 @@ def reconstruct(client: Client, images: Collection, output: Path, place: Place, 
     """Write the decoded codes; in a picture, beside the images themselves."""
     span, is_picture = span_of(place.shard, len(images), client.batch), output.suffix == ".png"
     count = 2 * len(span) if is_picture else len(span)
+    if _has_no_picture(span, output, place.shard):
+        return
     with (
         outputs.pictures(output, client.image_shape, count, in_pairs=True) as write,
         counting("reconstruct", len(span)) as advance,
@@ -152,6 +157,8 @@ def decode(client: Client, path: Path, output: Path, shard: str, label: str = ""
     """Write the images of codes in a file of `encode`, or of any other origin."""
     latents, number = open_array(path), _label_number(client, label)
     span = span_of(shard, len(latents), client.batch)
+    if _has_no_picture(span, output, shard):
+        return
     with outputs.pictures(output, client.image_shape, len(span)) as write, counting("decode", len(span)) as advance:
         for start in range(span.start, span.stop, client.batch):
             found = client.decode(latents[start : min(start + client.batch, span.stop)], number)
@@ -168,6 +175,14 @@ def sample(client: Client, count: int, seed: int, temperature: float, output: Pa
             found = client.decode(latents[start : start + client.batch], number)
             write(found)
             advance(len(found))
+
+
+def _has_no_picture(span: range, output: Path, shard: str) -> bool:
+    """Return whether a part of a collection is empty and its output a PNG, which cannot be; say so."""
+    is_empty = not span and shard != "1/1" and output.suffix == ".png"
+    if is_empty:
+        typer.echo(f"--shard {shard}: no images, so no {output}; parts are whole batches", err=True)
+    return is_empty
 
 
 def _label_number(client: Client, label: str) -> int | None:
