@@ -57,6 +57,15 @@ def test_a_bug_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "process 1:\nTraceback: connection closed by peer"
 
 
+def test_a_connection_to_another_machine_that_is_lost_sends_the_reader_there() -> None:
+    with pytest.raises(UserError) as error:
+        launch._explain({0: BUG}, is_alone=False)
+    assert str(error.value) == (
+        "process 0 lost its connection to a process of another machine: see what the command says there; start it "
+        "again on all machines: training goes on from its checkpoint"
+    )
+
+
 def test_processes_that_were_asked_to_end_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         launch._explain({0: failure(143, 0)})

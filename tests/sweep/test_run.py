@@ -194,3 +194,18 @@ def test_the_study_is_one_run_of_mlflow_with_its_settings_best_value_and_plots(
     assert row.data.metrics == {"best/elbo_validation": -50.0}
     assert row.data.tags["reparam.best_trial"] == "s-0"
     assert sorted(tracker.artifacts(row.info.run_id)) == ["history.png", "importance.png"]
+
+
+def test_a_machine_with_a_store_of_its_own_leaves_the_run_of_the_first_one_alone(
+    sweeps: Sweeps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    tracker = InProcess.open(sweeps.paths)
+    monkeypatch.setattr(track, "connect", lambda _paths: tracker)
+    sweeps.behave("begin(); finish(-50.0)")
+    for machine, count in (("first", 1), ("second", 2), ("first", 3)):
+        monkeypatch.setattr("reparam.sweep.study.platform.node", lambda machine=machine: machine)
+        command.run(sweeps.file, sweeps.paths, count=count)
+    rows = tracker.rows()
+    assert [(row.info.run_name, row.info.status) for row in rows] == [("s", "FINISHED")] * 2
+    assert [row.data.params["study"] for row in rows] == ["s", "s"]

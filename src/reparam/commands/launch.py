@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
@@ -13,6 +14,9 @@ from typing import Any, NoReturn
 
 from reparam.errors import UserError
 from reparam.redact import redact
+
+# What gloo and NCCL say where a process at the other end is gone.
+LOST = re.compile(r"connection (?:reset|closed) by peer|broken pipe|ncclRemoteError", re.IGNORECASE)
 
 
 def is_wanted() -> bool:
@@ -51,7 +55,7 @@ def run() -> NoReturn:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads)))
         torchrun.run(options)  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
-        _explain(error.failures)
+        _explain(error.failures, is_alone=options.nnodes == "1")
     except SignalException as error:
         sys.exit(128 + error.sigval)
     except (ValueError, OSError) as error:  # an option that has no such value; an address that is taken
@@ -92,12 +96,17 @@ def _options(torchrun: Any) -> Any:
     return options
 
 
-def _explain(failures: Mapping[int, Any]) -> NoReturn:
-    """End with the failure that the others follow from. Raises: UserError."""
+def _explain(failures: Mapping[int, Any], *, is_alone: bool = True) -> NoReturn:
+    """End with the failure that the others follow from; it may be one of another machine. Raises: UserError."""
     rank, first = min(failures.items(), key=lambda item: _order(item[1]))
     content = first.error_file_data
     if content.get("is_mistake"):
         raise UserError(content["message"])
+    if "is_mistake" in content and not is_alone and LOST.search(content["message"]):
+        raise UserError(
+            f"process {rank} lost its connection to a process of another machine: see what the command says there; "
+            "start it again on all machines: training goes on from its checkpoint"
+        )
     if "is_mistake" in content:
         sys.stderr.write(f"process {rank}:\n{content['message']}")
         sys.exit(1)

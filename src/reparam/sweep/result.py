@@ -18,7 +18,7 @@ from reparam import track
 from reparam.files import whole_file
 from reparam.metrics import describe
 from reparam.paths import Paths
-from reparam.sweep.study import RUN, Study
+from reparam.sweep.study import Study, run_key
 from reparam.track import OFF, address
 
 DPI = 150
@@ -103,7 +103,7 @@ def _plots(study: Study, folder: Path) -> tuple[list[Path], list[str]]:
 
 def _close_parent_run(study: Study, paths: Paths, files: list[Path], done: list[FrozenTrial]) -> None:
     """Log the best value and the plots on the MLflow run of the study, and close it."""
-    known = study.optuna.user_attrs.get(RUN, "")
+    known = study.optuna.user_attrs.get(run_key(address(paths)), "")
     if not known or address(paths) == OFF:
         return
     run = track.connect(paths).sweep_run(study.plan.study, known)

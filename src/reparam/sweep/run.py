@@ -16,7 +16,7 @@ from reparam.paths import Paths
 from reparam.redact import without_secrets
 from reparam.sweep import result
 from reparam.sweep.leash import Leashed
-from reparam.sweep.study import RUN, Study, default_storage
+from reparam.sweep.study import Study, default_storage, run_key
 from reparam.sweep.worker import gate, interruptible, join, work
 
 INTERRUPTED = 130  # the shell's code
@@ -75,11 +75,12 @@ def _open_parent_run(study: Study, paths: Paths) -> None:
     Raises: TrackingError.
     """
     with gate(paths):
-        known = study.optuna.user_attrs.get(RUN, "")
+        key = run_key(track.address(paths))  # each store has a run of its own
+        known = study.optuna.user_attrs.get(key, "")
         opened = track.connect(paths).sweep_run(study.plan.study, known)
         if opened.run_id:
             os.environ["REPARAM_PARENT_RUN"] = opened.run_id
             if opened.run_id != known:
-                study.optuna.set_user_attr(RUN, opened.run_id)
+                study.optuna.set_user_attr(key, opened.run_id)
                 opened.log_params(study.plan.file.model_dump(mode="json"))
                 opened.wait()

@@ -1,5 +1,7 @@
 """The study in a database: who has which trial, and what is left to do. Optuna is the engine."""
 
+import hashlib
+import platform
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +29,7 @@ DEAD = int(LONGEST) + 2 * HEARTBEAT  # seconds without a heartbeat: by then the 
 LOCKED = 60  # seconds to wait for another process that writes to an SQLite file
 RETRIES = 3  # of a trial whose worker died
 MADE_OF = "reparam.made_of"
-RUN = "reparam.mlflow_run"
+SHORT = 12  # digits of a hash
 STAGES = ("download", "preprocess", "train", "evaluate", "export")  # in their order; a trial ends with one of them
 
 
@@ -70,6 +72,12 @@ class Study:
         """Let another worker repeat a trial that was interrupted."""
         with _quiet():
             RetryHeartbeatStaleTrialCallback()(self.optuna, self.optuna.get_trials(deepcopy=True)[number])
+
+
+def run_key(store: str) -> str:
+    """Name the attribute of a study that holds its MLflow run in a store; a file is one of this machine."""
+    place = f"{platform.node()} {store}" if store.startswith("sqlite:") else without_secrets(store)
+    return f"reparam.mlflow_run.{hashlib.sha256(place.encode()).hexdigest()[:SHORT]}"
 
 
 def first_tries(trial: FrozenTrial) -> list[int]:
