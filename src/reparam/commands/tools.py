@@ -235,9 +235,17 @@ def experiments(
     sort: Annotated[
         str, typer.Option(help="Metric or parameter that sorts them, the best first.", show_default="elbo")
     ] = "",
-    all_commits: Annotated[bool, typer.Option("--all-commits", help="Show those of all commits.")] = False,
+    all_commits: Annotated[
+        bool,
+        typer.Option(
+            "--all-commits/--this-commit",
+            help="Show the experiments of all commits, or only those of the commit that is checked out.",
+        ),
+    ] = True,
 ) -> None:
-    """Print a table of the experiments of DVC: which parameters differ, and the headline metrics, the best marked.
+    """Print a table of all experiments of DVC: which parameters differ, and the headline metrics, the best marked.
+
+    A commit with the same parameters and results as another has no row of its own.
 
     Reads the working copy, the commits and experiments in git, and the cache of DVC.
     Writes nothing.
