@@ -54,17 +54,23 @@ def test_they_are_sorted_by_a_parameter_on_request(sort: str, printed: Callable[
     assert [line.split()[0] for line in lines[1:4]] == ["narrow", "first", "wide"]
 
 
-def test_the_metric_that_sorts_is_shown_also_where_it_is_no_headline(printed: Callable[..., list[str]]) -> None:
+def test_the_validation_split_sorts_and_comes_first(printed: Callable[..., list[str]]) -> None:
     found = [measured("first", -20.0), measured("wide", -18.0, 20)]
     chosen = [
         replace(one, metrics={**one.metrics, "elbo_validation": elbo, "elbo_validation_se": 0.5})
         for one, elbo in zip(found, (-19.0, -22.0), strict=True)
     ]
-    assert printed(*chosen, sort="elbo_validation")[:3] == [
-        "       latent            ELBO            KL   ELBO, validation",
-        "first  12       -20.00 ± 0.30   8.00 ± 0.10     -19.00 ± 0.50*",
-        "wide   20      -18.00 ± 0.30*   8.00 ± 0.10      -22.00 ± 0.50",
+    assert printed(*chosen)[:3] == [
+        "       latent   ELBO, validation            ELBO            KL",
+        "first  12         -19.00 ± 0.50*   -20.00 ± 0.30   8.00 ± 0.10",
+        "wide   20          -22.00 ± 0.50  -18.00 ± 0.30*   8.00 ± 0.10",
     ]
+    assert [line.split()[0] for line in printed(*chosen, sort="elbo")[1:3]] == ["wide", "first"]
+
+
+def test_the_metric_that_sorts_is_shown_also_where_it_is_no_headline(printed: Callable[..., list[str]]) -> None:
+    found = [replace(one, metrics={**one.metrics, "psnr": 9.5}) for one in (measured("a", -20.0), measured("b", -18.0))]
+    assert printed(*found, sort="psnr")[0].split() == ["ELBO", "KL", "PSNR"]
 
 
 def test_what_has_no_value_comes_last(printed: Callable[..., list[str]]) -> None:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reparam.compare import revisions
-from reparam.compare.differences import ABSENT, Obstacle, compare, find_obstacles, rank, spell
+from reparam.compare.differences import ABSENT, Obstacle, choose_metric, compare, find_obstacles, rank, spell
 from reparam.compare.experiment import Experiment
 from reparam.errors import UserError
 from reparam.metrics import ERROR, HEADLINE, describe
@@ -42,7 +42,9 @@ def run(paths: Paths, sort: str = "", *, all_commits: bool = True) -> None:
     Raises: UserError if there is no experiment, or none has the metric or parameter to sort by.
     """
     found, notes = _read(paths, all_commits=all_commits)
-    by = _named(sort, found) if sort else next((name for name in HEADLINE if name in found[0].metrics), HEADLINE[0])
+    deciding = choose_metric(found)
+    ranking = [name for name in (deciding, *HEADLINE) if name in found[0].metrics]
+    by = _named(sort, found) if sort else next(iter(ranking), HEADLINE[0])
     obstacles = {one.name: find_obstacles(found[0], one) if one is not found[0] else [] for one in found}
     barred = {name: {metric for one in why for metric in one.metrics} for name, why in obstacles.items()}
     ordered = sorted(found, key=lambda one: (by in barred[one.name], *_place(by, one)))
@@ -55,7 +57,7 @@ def run(paths: Paths, sort: str = "", *, all_commits: bool = True) -> None:
     width = Console().width if sys.stdout.isatty() else COLUMNS
     console = Console(highlight=False, width=width)
     columns, left_out = _shown(
-        [*_params(ordered, comparable), *_metrics([*HEADLINE, by], ordered, barred)], ordered, width
+        [*_params(ordered, comparable), *_metrics([deciding, *HEADLINE, by], ordered, barred)], ordered, width
     )
     if left_out:
         notes.append(

@@ -233,7 +233,7 @@ def compare(
 @app.command(rich_help_panel=PANEL)
 def experiments(
     sort: Annotated[
-        str, typer.Option(help="Metric or parameter that sorts them, the best first.", show_default="elbo")
+        str, typer.Option(help="Metric or parameter that sorts them, the best first.", show_default="elbo_validation")
     ] = "",
     all_commits: Annotated[
         bool,
