@@ -64,9 +64,9 @@ def doctor() -> None:
     is_broken = False
     for finding in doctor.examine(Paths.here()):
         state = "BROKEN: " if finding.is_broken else "note: " if finding.remedy else ""
-        print(f"{finding.name:<12}  {state}{finding.text}")
+        print(f"{finding.name:<12}  {state}{finding.text}", flush=True)
         if finding.remedy:
-            print(f"{'':<12}  next: {finding.remedy}")
+            print(f"{'':<12}  next: {finding.remedy}", flush=True)
         is_broken |= finding.is_broken
     raise typer.Exit(int(is_broken))
 
@@ -185,6 +185,8 @@ def init(
         print(f"{directory / name}: written")
     here = "" if paths.root == Path.cwd() else f"cd {directory} && "
     print(f"\nNext: {here}dvc repro && reparam summary")
+    if not update:
+        print('Then: git add . && git commit -m "First run"    # experiments start from a commit')
 
 
 @app.command(rich_help_panel=PANEL)
