@@ -241,13 +241,12 @@ def experiments(
         bool,
         typer.Option(
             "--all-commits/--this-commit",
-            help="Show the experiments of all commits, or only those of the commit that is checked out.",
+            help="Show all commits with their experiments, or only the one that is checked out. A commit with the "
+            "parameters and results of another has no row.",
         ),
     ] = True,
 ) -> None:
     """Print a table of all experiments of DVC: which parameters differ, and the headline metrics, the best marked.
-
-    A commit with the same parameters and results as another has no row of its own.
 
     Reads the working copy, the commits and experiments in git, and the cache of DVC.
     Writes nothing.
