@@ -1,5 +1,6 @@
 """`reparam doctor`: what is wrong is named with the next step, and fails."""
 
+import io
 import itertools
 import json
 import os
@@ -12,9 +13,10 @@ from typing import Any
 
 import onnxruntime
 import pytest
+import typer
 from experiments import type_in
 
-from reparam.commands import doctor
+from reparam.commands import doctor, tools
 from reparam.commands import project as projects
 from reparam.commands.doctor import Finding
 from reparam.paths import Paths
@@ -174,6 +176,49 @@ def test_parameters_and_the_record_of_the_package_are_checked(
     assert source.remedy == "`reparam init --update`, then `dvc repro`"
     project.installation.write_text(projects.installation())
     assert [finding.name for finding in doctor.working_copy(project)] == ["params.yaml", "running"]
+
+
+def test_stages_of_temporary_experiments_run_too(project: Paths) -> None:
+    _, nothing = doctor.working_copy(project)
+    assert nothing == Finding("running", "no stage in this folder or in a temporary copy of it")
+    places = {"": "train", ".dvc/tmp/exps/standalone/tmpab": "evaluate", ".dvc/tmp/exps/tmpcd": "export"}
+    for place, stage in places.items():
+        (project.root / place / ".locks").mkdir(parents=True)
+        (project.root / place / ".locks" / f"{stage}.pid").write_text(f"{os.getpid()}\n")
+    _, running = doctor.working_copy(project)
+    number = os.getpid()
+    assert running.text == (
+        f"train in process {number}, evaluate in process {number} (experiment in tmpab), "
+        f"export in process {number} (experiment in tmpcd)"
+    )
+
+
+@pytest.mark.parametrize(("changed", "text"), [(0, "0 changed files"), (1, "1 changed file"), (2, "2 changed files")])
+def test_changed_files_are_counted(changed: int, text: str, tmp_path: Path) -> None:
+    type_in(tmp_path, "git", "init", "--quiet")
+    type_in(tmp_path, "git", "commit", "--quiet", "--allow-empty", "--message", "one")
+    for number in range(changed):
+        (tmp_path / str(number)).touch()
+    (found,) = doctor.git(Paths(tmp_path, tmp_path))
+    assert found.text == f"commit {type_in(tmp_path, 'git', 'rev-parse', '--short', 'HEAD')}, {text}"
+
+
+def test_each_finding_is_written_before_the_next_check(project: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    seen = []
+
+    def first(_: Paths) -> list[Finding]:
+        return [Finding("one", "found")]
+
+    def second(_: Paths) -> list[Finding]:
+        seen.append(written.getvalue())
+        return []
+
+    monkeypatch.setattr(doctor, "CHECKS", (first, second))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written))
+    with pytest.raises(typer.Exit):
+        tools.doctor()
+    assert seen == [b"one           found\n"]
 
 
 def gpu(name: str, gib: int) -> Any:

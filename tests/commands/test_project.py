@@ -25,6 +25,11 @@ from reparam.paths import Paths
 ROOT = Path(__file__).parents[2]
 STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 
+NEXT = """
+Next: cd mine && dvc repro && reparam summary
+Then: git add . && git commit -m "First run"    # experiments start from a commit
+"""
+
 
 of_a_library = pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")
 
@@ -143,6 +148,13 @@ def test_within_a_repository_of_git_no_other_is_made(tmp_path: Path) -> None:
     assert {".git", ".dvc"} & names(tmp_path / "below") == {".dvc"}
 
 
+def test_the_first_branch_is_main_whatever_git_is_set_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("COUNT", "1"), ("KEY_0", "init.defaultBranch"), ("VALUE_0", "other")):
+        monkeypatch.setenv(f"GIT_CONFIG_{name}", value)
+    projects.create(paths_of(tmp_path / "mine"))
+    assert type_in(tmp_path / "mine", "git", "symbolic-ref", "HEAD") == "refs/heads/main"
+
+
 def test_what_git_says_against_a_repository_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_DIR", "/dev/null/x")
     with pytest.raises(UserError, match=r"^.*/mine: `git init --quiet` failed: .*/dev/null/x"):
@@ -231,7 +243,7 @@ def test_the_installed_package_makes_a_project_that_runs(tmp_path: Path) -> None
     shutil.rmtree(source)
     project = Project(tmp_path, PYTHONPATH=str(tmp_path / "site"), MLFLOW_TRACKING_URI="off")
     project.environment["PATH"] = f"{tmp_path / 'site/bin'}{os.pathsep}{project.environment['PATH']}"
-    assert project("reparam init mine").endswith("\nNext: cd mine && dvc repro && reparam summary\n")
+    assert project("reparam init mine").endswith(NEXT)
     project.root = tmp_path / "mine"
     project("reparam recipe smoke")
     project("dvc repro --quiet")
@@ -258,5 +270,5 @@ def test_the_command_says_what_it_wrote_and_what_is_next(
             f"mine/{name}: written\n"
             for name in (".gitignore", ".dvcignore", "params.yaml", "dvc.yaml", ".reparam.yaml", "recipes")
         )
-        + "\nNext: cd mine && dvc repro && reparam summary\n",
+        + NEXT,
     )

@@ -10,7 +10,7 @@ from some_cards import EVALUATED, PARITY, evaluation_card, evaluation_metrics, e
 from reparam.cards.card import CARD, FileFacts
 from reparam.cards.model import ModelCard
 from reparam.commands import summary
-from reparam.errors import DamagedInputError, MissingInputError, StaleInputError
+from reparam.errors import DamagedInputError, MissingInputError, StaleInputError, UserError
 from reparam.paths import Paths
 
 NATS = "nats per image"
@@ -177,3 +177,15 @@ def test_numbers_that_were_edited_are_withheld(paths: Paths) -> None:
         DamagedInputError, match=r"metrics.json: wanted \d+ bytes of SHA-256 \w{12} \(as evaluate wrote it\), found "
     ):
         summary.show(paths)
+
+
+def test_outside_a_project_the_summary_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        summary.show(Paths(tmp_path, tmp_path))
+    assert str(caught.value) == (
+        f"{tmp_path}: wanted a project, found neither params.yaml nor dvc.yaml; change to the folder of one, or make "
+        "one here with `reparam init`"
+    )
+    (tmp_path / "params.yaml").touch()
+    with pytest.raises(MissingInputError, match=r"card.json: not found; run `dvc repro train` first$"):
+        summary.show(Paths(tmp_path, tmp_path))

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from experiments import CONDITIONS, METRICS, difference, experiment, seeded
 
-from reparam.compare.differences import Cell, Difference, compare, is_better, judge, spell
+from reparam.compare.differences import (
+    Cell,
+    Difference,
+    choose_metric,
+    compare,
+    find_obstacles,
+    is_better,
+    judge,
+    spell,
+)
 from reparam.compare.experiment import Experiment
 from reparam.metrics import METRICS as METRICS_DESCRIBED
 from reparam.metrics import describe
@@ -67,7 +76,7 @@ def test_without_a_known_error_there_is_a_difference_and_no_verdict(error: float
 def test_a_metric_that_one_of_the_two_does_not_have_has_no_difference() -> None:
     other = experiment(metrics={"kl": 5.0, "kl_se": 0.1})
     metrics = compare([experiment(), other]).metrics
-    assert list(metrics) == ["elbo", "nll", "active_units", "kl"]
+    assert list(metrics) == ["elbo", "kl", "nll", "active_units"]
     assert metrics["elbo"][1] == Cell(None, None, None)
     assert metrics["kl"] == [Cell(None, None, None), Cell(5.0, 0.1, None)]
 
@@ -126,6 +135,55 @@ def test_what_a_metric_depends_on_bars_a_verdict_where_it_differs(
 def test_conditions_that_are_known_of_neither_give_no_verdict() -> None:
     unknown = [experiment(conditions={}), experiment("other", metrics=METRICS | {"elbo": -10.0}, conditions={})]
     assert difference(compare(unknown), "elbo") == Difference(10.0, pytest.approx(0.3 * 2**0.5), "")
+
+
+def test_files_that_are_absent_give_no_verdict_and_no_line_for_each_condition() -> None:
+    absent = experiment("other", metrics=METRICS | {"elbo": -10.0}, conditions={}, notes=("not here: a.json",))
+    for pair in ([experiment(), absent], [absent, experiment()]):
+        found = compare(pair)
+        assert {name: row[1].difference.verdict for name, row in found.metrics.items() if row[1].difference} == {
+            "elbo": "",
+            "nll": "",
+        }
+        assert found.notes == [ON_WEIGHTS, UNSPREAD.replace("first, other", pair[0].name)]  # of the same seed
+        (obstacle,) = find_obstacles(*pair)
+        assert (obstacle.what, obstacle.metrics) == (
+            "the evaluation of other is not known",
+            ["elbo", "nll", "active_units"],
+        )
+
+
+# ---- the metric to choose by
+
+
+@pytest.mark.parametrize(
+    ("metrics", "deciding"),
+    [
+        (["elbo", "kl", "elbo_validation", "kl_validation"], "elbo_validation"),
+        (["reconstruction", "reconstruction_validation"], "reconstruction_validation"),
+        (["bce", "bce_validation"], "bce_validation"),
+        (["bce", "kl", "bce_validation", "kl_validation"], ""),
+        (["elbo", "nll"], ""),
+        ([], ""),
+    ],
+)
+def test_the_metric_to_choose_by_is_of_the_validation_split_and_comes_first(metrics: list[str], deciding: str) -> None:
+    one = experiment(metrics=dict.fromkeys(["images", *metrics], 1.0))
+    found = compare([one, one])
+    assert found.deciding == choose_metric([one, one]) == deciding
+    assert not deciding or next(iter(found.metrics)) == deciding
+    assert list(found.metrics)[-1] == ("images" if metrics[-1:] != ["kl_validation"] else "kl_validation")
+
+
+def test_losses_of_different_objectives_have_no_difference() -> None:
+    params = {"objective.name": "elbo", "objective.beta": 1.0}
+    first = experiment(params=params, metrics={"best_validation_loss": 9.0})
+    other = replace(first, name="other", metrics={"best_validation_loss": 7.0})
+    assert difference(compare([first, other]), "best_validation_loss") == Difference(-2.0, None, "")
+    gentle = replace(other, params=params | {"objective.beta": 0.5})
+    found = compare([first, gentle])
+    assert found.metrics["best_validation_loss"] == [Cell(9.0, None, None), Cell(7.0, None, None)]
+    assert found.notes[0] == "other: objective.beta is 0.5, that of first is 1.0; no verdict on best_validation_loss"
 
 
 # ---- the same images

@@ -1,5 +1,7 @@
 import re
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -204,27 +206,35 @@ def test_a_revision_that_was_never_run_has_parameters_alone_and_says_what_to_do(
     assert found.params["model.latent"] == 8  # as shipped
     assert (found.metrics, found.losses, found.samples) == ({}, {}, None)
     assert found.notes == (
-        "not found: models/vae/card.json, reports/training/metrics.json, reports/evaluation/card.json, "
-        "reports/evaluation/metrics.json, "
-        "reports/export/metrics.json, models/onnx/manifest.json, "
-        "reports/evaluation/figures/samples.png, reports/evaluation/scores.npz; it was not run at this revision: run "
-        "`dvc exp run`, and compare that experiment",
+        "not here: models/vae/card.json and 7 other files; it was not run at this revision; run `dvc exp run`, and "
+        "compare that experiment",
     )
 
 
-def test_what_the_cache_does_not_have_is_named_with_the_command_that_gets_it(
-    repository: Paths, monkeypatch: pytest.MonkeyPatch
+UNSENT = (
+    "no remote was named when it was made, so they were not pushed: run it once more, where they are, from a commit "
+    "that names one, and push that"
+)
+UNREACHED = (
+    "they were not pushed, or the remote does not answer: `dvc exp push origin wide` (of a commit `dvc push`) sends "
+    "them from where they are"
+)
+AGAIN = "`dvc exp apply wide` (of a commit `git checkout wide`) and `dvc repro` make it again"
+
+
+@pytest.mark.parametrize(("remote", "why"), [("", UNSENT), ("store", UNREACHED)])
+def test_what_the_cache_does_not_have_is_counted_and_the_cause_is_named(
+    remote: str, why: str, repository: Paths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    cache = repository.root / ".dvc/cache"
-    cache.rename(cache.with_name("tmp-away"))
-    try:
-        found = find("wide", repository)
-    finally:
-        cache.with_name("tmp-away").rename(cache)
-    assert (found.metrics["elbo"], found.losses) == (-18.0, {})
-    (note,) = found.notes
-    assert note.startswith("not found: reports/evaluation/card.json, models/onnx/manifest.json, reports/training/")
-    assert "`dvc fetch` gets what is on a remote; `dvc exp apply wide` " in note
+    root = tmp_path / "elsewhere"
+    shutil.copytree(repository.root, root, ignore=shutil.ignore_patterns("cache"))
+    local = root / ".dvc/config.local"
+    if remote:
+        local.write_text(f"[core]\n    remote = store\n['remote \"store\"']\n    url = {tmp_path / 'empty'}\n")
+    monkeypatch.chdir(root)
+    found = find("wide", Paths.here())
+    assert (found.metrics["elbo"], found.losses, found.conditions) == (-18.0, {}, {})
+    assert found.notes == (f"not here: reports/evaluation/card.json and 4 other files; {why}; {AGAIN}",)
 
 
 def test_an_unknown_name_says_what_was_wanted_and_what_lists_it(repository: Paths) -> None:

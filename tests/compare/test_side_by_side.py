@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from experiments import METRICS, PICTURE, experiment, seeded, write_results
 from policy import Policy
@@ -15,10 +16,84 @@ from policy import Policy
 from reparam import cli
 from reparam.compare import side_by_side
 from reparam.compare.differences import compare
+from reparam.compare.experiment import Experiment
 from reparam.compare.side_by_side import render
+from reparam.compare.verdict import conclude
 from reparam.config import flatten, load_config
 from reparam.errors import UserError
 from reparam.paths import Paths
+
+UNDECIDED = (
+    "no verdict by which to choose: wanted one metric of the validation split, found none; elbo_validation needs "
+    "preprocess.validation above 0 and a density of the pixels"
+)
+
+
+# ---- the verdict
+
+
+def validated(name: str, elbo: float, **changes: Any) -> Experiment:
+    return experiment(name, metrics={"elbo_validation": elbo, "elbo_validation_se": 0.3}, **changes)
+
+
+@pytest.mark.parametrize(
+    ("other", "sentence"),
+    [
+        (validated("b", -18.0), "b: better than a by elbo_validation (+2.00 ± 0.42)"),
+        (validated("b", -22.0), "b: worse than a by elbo_validation (-2.00 ± 0.42)"),
+        (validated("b", -20.5), "b: within noise of a by elbo_validation (-0.50 ± 0.42)"),
+        (experiment("b"), "b: no verdict against a: elbo_validation is not known of both"),
+        (
+            validated("b", -18.0, conditions={}),
+            "b: no verdict against a: elbo_validation does not compare, or one has no known error",
+        ),
+    ],
+)
+def test_one_sentence_says_whether_an_experiment_is_better(other: Experiment, sentence: str) -> None:
+    assert list(conclude(compare([validated("a", -20.0), other]))) == [sentence]
+
+
+def test_the_same_scores_are_the_same() -> None:
+    scored = validated("a", -20.0, scores={"elbo_validation": np.array([-19.0, -21.0])})
+    assert list(conclude(compare([scored, replace(scored, name="b")]))) == ["b: the same as a by elbo_validation"]
+
+
+def test_over_seeds_there_is_one_sentence_for_each_group() -> None:
+    runs = [
+        validated(f"{name}{seed}", elbo + seed / 10, params={"model.latent": latent, "train.seed": seed})
+        for name, latent, elbo in (("a", 12, -20.0), ("b", 20, -18.0))
+        for seed in range(2)
+    ]
+    assert list(conclude(compare(runs))) == [
+        "b0, b1: better than a0, a1 by elbo_validation (+2.000 ± 0.071), over seeds"
+    ]
+
+
+def test_without_a_metric_to_choose_by_the_verdict_says_what_it_needs() -> None:
+    assert list(conclude(compare([experiment(), experiment("other")]))) == [UNDECIDED]
+    bare = experiment(metrics={})
+    assert list(conclude(compare([bare, bare]))) == []
+
+
+def test_a_terminal_has_the_metric_to_choose_by_first_and_no_rows_that_say_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    metrics = {"epochs": 35, "encoder_max_error": 1e-6, "elbo": -20.0, "elbo_se": 0.3}
+    ours = experiment(metrics=metrics | {"elbo_validation": -19.0, "elbo_validation_se": 0.4})
+    theirs = replace(ours, name="other", metrics={**ours.metrics, "elbo_validation": -18.9, "encoder_max_error": 2e-6})
+    side_by_side.show(compare([ours, theirs]), "page.html")
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[lines.index("Metrics ± standard error; choose by elbo_validation") :][:7] == [
+        "Metrics ± standard error; choose by elbo_validation",
+        "                  first           other           other against first",
+        "elbo_validation   -19.00 ± 0.40   -18.90 ± 0.40   +0.10 ± 0.57  within noise",
+        "elbo              -20.00 ± 0.30   -20.00 ± 0.30   +0.00 ± 0.42  within noise",
+        "",
+        "equal in all: epochs 35",
+        "on the page alone, for each model with its own export: encoder_max_error",
+    ]
+    assert lines[-2:] == ["page.html: written", "other: within noise of first by elbo_validation (+0.10 ± 0.57)"]
+
 
 # ---- Markdown
 
@@ -27,25 +102,26 @@ def test_a_comment_begins_with_the_headline_and_folds_the_same_tables_and_notes(
     other = experiment("a|b", params={"model.latent": 20, "train.seed": 0}, metrics={"elbo": -18.0, "elbo_se": 0.3})
     first = experiment("first", metrics={"elbo": -20.0, "elbo_se": 0.3})
     lines = side_by_side.markdown(compare([first, other])).splitlines()
-    assert lines[lines.index("### Parameters: 1 differ, 1 are equal") :][2:5] == [
+    assert lines[lines.index("### Parameters: 1 differs, 1 are equal") :][2:5] == [
         "|  | first | a\\|b |",
         "| --- | --- | --- |",
         "| model.latent | 12 | 20 |",
     ]
-    assert "| elbo | -20.00 ± 0.30 | -18.00 ± 0.30 |" in lines
-    assert lines[lines.index("### Difference from first") :][4] == "| elbo | +2.00 ± 0.42  better |"
+    assert "| elbo | -20.00 ± 0.30 | -18.00 ± 0.30 | +2.00 ± 0.42  better |" in lines
     assert lines[-3].startswith("- ")
-    # All that is folded comes after the headline.
-    assert lines[:6] == [
+    # All that is folded comes after the headline and the verdict.
+    assert lines[:8] == [
         "### Headline metrics ± standard error",
         "",
         "|  | first | a\\|b | a\\|b against first |",
         "| --- | --- | --- | --- |",
         "| ELBO | -20.00 ± 0.30 | -18.00 ± 0.30 | +2.00 ± 0.42  better |",
         "",
+        UNDECIDED,
+        "",
     ]
     folded = [lines.index("<details><summary>Parameters, all metrics, notes</summary>"), lines.index("</details>")]
-    assert folded == [6, len(lines) - 1]
+    assert folded == [8, len(lines) - 1]
     assert not any("written" in line for line in lines)
 
 
@@ -57,7 +133,7 @@ def test_a_comment_says_in_one_line_that_a_side_has_no_results_and_gives_it_no_c
         assert text.startswith(
             "### Headline metrics ± standard error\n\n"
             "|  | full |\n| --- | --- |\n| ELBO | -20.00 ± 0.30 |\n\n"
-            "bare: no results\n\n<details>"
+            f"bare: no results\n\n{UNDECIDED}\n\n<details>"
         )
         assert "|  | full |\n| --- | --- |\n| elbo | -20.00 ± 0.30 |\n" in text
         assert "| — " not in text
@@ -103,14 +179,21 @@ def test_the_page_says_every_number_and_holds_every_picture() -> None:
         "elbo -20.00 ± 0.30 -18.00 ± 0.30 +2.00 ± 0.42 better -20.00 ± 0.30 +0.00 ± 0.42",
         "nll 19.00 ± 0.30 19.00 ± 0.30 +0.00 ± 0.42 within noise",
         "model.latent 12 20 12",
-        "1 differ, 1 are equal",
-        "third: split is not known, that of first is test; no verdict on elbo, nll",
+        "1 differs, 1 are equal",
         "other : not found: something",
     ):
         assert words in outline.text
     _, curves, *samples = [link.removeprefix("data:image/png;base64,") for link in outline.links]
     assert base64.b64decode(curves).startswith(b"\x89PNG\r\n")
     assert [base64.b64decode(picture) for picture in samples] == [PICTURE, PICTURE + b"other", PICTURE]
+
+
+def test_a_narrow_page_has_the_name_of_its_experiment_beside_each_value_and_the_verdict_first() -> None:
+    html = render(compare([validated("a", -20.0), validated("b<", -18.0, params={"model.latent": 9, "train.seed": 0})]))
+    assert re.findall(r'<td data-of="([^"]*)">', html) == ["a", "b&lt;"] * 2
+    assert html.count('<tr class="deciding"><th scope="row">elbo_validation</th>') == 1
+    assert '<p class="verdict">b&lt;: better than a by elbo_validation (+2.00 ± 0.42)</p>' in html
+    assert ".sheet td[data-of]::before { content: attr(data-of)" in html
 
 
 def test_the_browser_is_asked_to_allow_what_the_page_holds_and_nothing_else() -> None:
@@ -128,7 +211,7 @@ def test_the_page_is_self_contained_and_shares_the_style_of_the_report() -> None
     assert html.count("prefers-color-scheme: dark") == 2
     assert html.count("<style>") == 1
     assert "--paper: #0d1117" in html
-    assert html.count("<table>") == html.count('<div class="card sheet">\n    <table>') == 2
+    assert html.count("<table>") == html.count('<div class="card sheet" ') == 2
 
 
 def test_everything_on_the_page_is_escaped() -> None:
@@ -190,13 +273,11 @@ def test_the_command_prints_plain_tables_and_writes_the_page(
         f"Parameters: 2 differ, {len(flatten(load_config(repository.params))) - 2} are equal",
         "model.latent | 8 | 20 | 20",
         "evaluate.nll_samples | 100 | 5 | 5",
-        "best_epoch | 80 | 80 | 80",
         "elbo | -20.00 ± 0.25 | -18.00 ± 0.25 | -18.00 ± 0.25",
-        "best_epoch | 0 | 0",
         "elbo | +2.000 ± 0.058 | better | +2.000 ± 0.058 | better",
     ]
     assert not re.search(r"[│┃━─\x1b…]", printed)
-    assert lines[-1] == f"{target}: written"
+    assert lines[-2:] == [f"{target}: written", UNDECIDED]
     assert "3 experiments side by side" in target.read_text(encoding="utf-8")
 
 

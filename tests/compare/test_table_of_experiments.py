@@ -1,10 +1,14 @@
 """`reparam experiments`: which parameters differ, and the headline metrics."""
 
+import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from experiments import CONDITIONS, experiment
+from experiments import CONDITIONS, experiment, type_in, write_results
+from ruamel.yaml import YAML
 
 from reparam.commands import experiments as table
 from reparam.compare.experiment import Experiment
@@ -50,17 +54,23 @@ def test_they_are_sorted_by_a_parameter_on_request(sort: str, printed: Callable[
     assert [line.split()[0] for line in lines[1:4]] == ["narrow", "first", "wide"]
 
 
-def test_the_metric_that_sorts_is_shown_also_where_it_is_no_headline(printed: Callable[..., list[str]]) -> None:
+def test_the_validation_split_sorts_and_comes_first(printed: Callable[..., list[str]]) -> None:
     found = [measured("first", -20.0), measured("wide", -18.0, 20)]
     chosen = [
         replace(one, metrics={**one.metrics, "elbo_validation": elbo, "elbo_validation_se": 0.5})
         for one, elbo in zip(found, (-19.0, -22.0), strict=True)
     ]
-    assert printed(*chosen, sort="elbo_validation")[:3] == [
-        "       latent            ELBO            KL   ELBO, validation",
-        "first  12       -20.00 ± 0.30   8.00 ± 0.10     -19.00 ± 0.50*",
-        "wide   20      -18.00 ± 0.30*   8.00 ± 0.10      -22.00 ± 0.50",
+    assert printed(*chosen)[:3] == [
+        "       latent   ELBO, validation            ELBO            KL",
+        "first  12         -19.00 ± 0.50*   -20.00 ± 0.30   8.00 ± 0.10",
+        "wide   20          -22.00 ± 0.50  -18.00 ± 0.30*   8.00 ± 0.10",
     ]
+    assert [line.split()[0] for line in printed(*chosen, sort="elbo")[1:3]] == ["wide", "first"]
+
+
+def test_the_metric_that_sorts_is_shown_also_where_it_is_no_headline(printed: Callable[..., list[str]]) -> None:
+    found = [replace(one, metrics={**one.metrics, "psnr": 9.5}) for one in (measured("a", -20.0), measured("b", -18.0))]
+    assert printed(*found, sort="psnr")[0].split() == ["ELBO", "KL", "PSNR"]
 
 
 def test_what_has_no_value_comes_last(printed: Callable[..., list[str]]) -> None:
@@ -75,8 +85,11 @@ def test_a_metric_of_other_images_is_in_brackets_and_no_rival(printed: Callable[
     elsewhere = {"binarization": "none", "images_sha256": "5" * 64, "test_sha256": "5" * 64}
     other = measured("other", -1.0, conditions=CONDITIONS | elsewhere)
     lines = printed(measured("first", -20.0), other, measured("worse", -21.0, 3))
-    assert lines[1].split()[:5] == ["other", "12", "(-1.00", "±", "0.30)"]
-    assert lines[2].split()[4] == "0.30*"
+    assert [line.split()[:5] for line in lines[1:4]] == [
+        ["first", "12", "-20.00", "±", "0.30*"],
+        ["worse", "3", "-21.00", "±", "0.30"],
+        ["other", "12", "(-1.00", "±", "0.30)"],
+    ]
     assert lines[-2] == "other: in brackets, not comparable with first: other images, binarization is none"
 
 
@@ -122,6 +135,32 @@ def test_commits_and_experiments_of_a_repository_are_read(repository: Paths, rep
     assert [line[3:] for line in lines[:2]] == [["-18.00", "±", "0.25*"], ["-20.00", "±", "0.25"]]
     # The working copy is that of the experiment, and is not shown twice.
     assert len(out.splitlines()) == 4
+
+
+def test_experiments_of_earlier_commits_are_listed_and_a_commit_that_changed_nothing_is_not(
+    repository: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reparam: Command
+) -> None:
+    root = tmp_path / "later"
+    shutil.copytree(repository.root, root)
+    monkeypatch.chdir(root)
+    dvc = (sys.executable, "-m", "dvc")
+    (earlier,) = [
+        line[:7] for line in type_in(root, "git", "for-each-ref", "refs/exps").splitlines() if "/wide" in line
+    ]
+    for command in (("git", "checkout", "--force", "main"), (*dvc, "checkout", "--force")):
+        type_in(root, *command)
+    type_in(root, "git", "commit", "--allow-empty", "--message", "later")
+
+    def names(*options: str) -> list[str]:
+        return [line.partition("  ")[0] for line in reparam("experiments", *options)[1].splitlines()[1:-1]]
+
+    assert (names(), names("--this-commit")) == (["wide", "main"], ["main"])
+    write_results(Paths.here(), YAML(typ="safe").load(root / "params.yaml"), -17.0)
+    type_in(root, *dvc, "commit", "--force")
+    type_in(root, *dvc, "exp", "save", "--name", "wide")
+    assert names() == ["wide", f"wide ({earlier})", "main"]
+    assert names("--all-commits") == names()
+    assert names("--this-commit") == ["wide", "main"]
 
 
 def test_without_a_repository_there_is_nothing_to_list(project: Paths, reparam: Command) -> None:

@@ -37,7 +37,9 @@ def address(exported: "Exported") -> Iterator[str]:
     environment = os.environ | {"REPARAM_DEVICE": "cpu"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
         try:
-            [address] = re.findall("http://(.*)/docs", server.stdout.readline())
+            lines = [server.stdout.readline(), server.stdout.readline()]
+            [address] = re.findall("^http://(.*)/  explore the model$", lines[0])
+            assert lines[1] == f"http://{address}/docs  all routes; the page needs a network\n"
             yield address
             server.send_signal(signal.SIGTERM)
             assert server.wait(10) == -signal.SIGTERM  # raised again after the shutdown

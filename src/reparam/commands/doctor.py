@@ -28,6 +28,7 @@ from reparam.redact import redact, without_secrets
 
 PATIENCE = 10.0  # seconds for a remote to answer
 LEAST_DISK = 2e9  # bytes; the default run takes a tenth of that
+COPIES = (".dvc/tmp/exps/standalone/*", ".dvc/tmp/exps/tmp*")  # of `dvc exp run --temp`, and of the queue
 DRIVER = Path("/dev/nvidia0")
 SHOWN = 3  # failed tasks by name
 INSTALL = "install the package again: docs/how-to/install.md"
@@ -148,7 +149,7 @@ def git(paths: Paths) -> Iterator[Finding]:
         )
     else:
         changed = len((ask("status", "--porcelain") or "").splitlines())
-        yield Finding("git", f"commit {commit}, {changed} changed files")
+        yield Finding("git", f"commit {commit}, {changed} changed file{'' if changed == 1 else 's'}")
 
 
 def dvc(paths: Paths) -> Iterator[Finding]:
@@ -249,13 +250,23 @@ def working_copy(paths: Paths) -> Iterator[Finding]:
         yield Finding("params.yaml", "valid")
     except UserError as error:
         yield Finding("params.yaml", str(error), "fix them; `reparam params` says what each may be")
-    running = [f"{stage} in process {number}" for stage, number in locks.running(paths.locks).items()]
-    yield Finding("running", ", ".join(running) or "no stage")
+    yield Finding("running", ", ".join(_running(paths)) or "no stage in this folder or in a temporary copy of it")
     if paths.installation.exists() and paths.installation.read_bytes() != project.installation().encode():
         yield Finding("source", "the project is of another version", "`reparam init --update`, then `dvc repro`")
 
 
+def _running(paths: Paths) -> Iterator[str]:
+    """List the stages that run here and, of experiments of DVC, in copies of the repository."""
+    below = ask_git(paths.root, "rev-parse", "--show-prefix") or ""
+    copies = [copy for pattern in COPIES for copy in sorted(paths.shared.glob(pattern))]
+    places = {"": paths.locks} | {f" (experiment in {copy.name})": copy / below / paths.locks.name for copy in copies}
+    for where, directory in places.items():
+        for stage, number in locks.running(directory).items():
+            yield f"{stage} in process {number}{where}"
+
+
+# The slow ones come last: others are read meanwhile.
 CHECKS: tuple[Callable[[Paths], Iterator[Finding]], ...] = (
-    *(installed, stages, devices, providers),
-    *(working_copy, git, dvc, tracking, disk),
+    *(installed, stages, working_copy, git, disk),
+    *(dvc, devices, providers, tracking),
 )

@@ -6,14 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from reparam.compare import revisions
-from reparam.compare.differences import ABSENT, Obstacle, compare, find_obstacles, rank, spell
+from reparam.compare.differences import ABSENT, Obstacle, choose_metric, compare, find_obstacles, rank, spell
 from reparam.compare.experiment import Experiment
 from reparam.errors import UserError
 from reparam.metrics import ERROR, HEADLINE, describe
@@ -37,16 +36,18 @@ class Column:
         return GAP + max(map(len, [self.title, *self.cells]))
 
 
-def run(paths: Paths, sort: str = "", *, all_commits: bool = False) -> None:
+def run(paths: Paths, sort: str = "", *, all_commits: bool = True) -> None:
     """Print the table.
 
     Raises: UserError if there is no experiment, or none has the metric or parameter to sort by.
     """
     found, notes = _read(paths, all_commits=all_commits)
-    by = _named(sort, found) if sort else next((name for name in HEADLINE if name in found[0].metrics), HEADLINE[0])
-    ordered = sorted(found, key=partial(_place, by))
-    obstacles = {one.name: find_obstacles(found[0], one) if one is not found[0] else [] for one in ordered}
+    deciding = choose_metric(found)
+    ranking = [name for name in (deciding, *HEADLINE) if name in found[0].metrics]
+    by = _named(sort, found) if sort else next(iter(ranking), HEADLINE[0])
+    obstacles = {one.name: find_obstacles(found[0], one) if one is not found[0] else [] for one in found}
     barred = {name: {metric for one in why for metric in one.metrics} for name, why in obstacles.items()}
+    ordered = sorted(found, key=lambda one: (by in barred[one.name], *_place(by, one)))
     notes += [
         f"{name}: in brackets, not comparable with {found[0].name}: {', '.join(reasons)}"
         for name, why in obstacles.items()
@@ -56,7 +57,7 @@ def run(paths: Paths, sort: str = "", *, all_commits: bool = False) -> None:
     width = Console().width if sys.stdout.isatty() else COLUMNS
     console = Console(highlight=False, width=width)
     columns, left_out = _shown(
-        [*_params(ordered, comparable), *_metrics([*HEADLINE, by], ordered, barred)], ordered, width
+        [*_params(ordered, comparable), *_metrics([deciding, *HEADLINE, by], ordered, barred)], ordered, width
     )
     if left_out:
         notes.append(
@@ -71,26 +72,49 @@ def _read(paths: Paths, *, all_commits: bool) -> tuple[list[Experiment], list[st
     """Read commits, the working copy where it differs, and experiments; say which cannot be read."""
     found: list[Experiment] = []
     notes: list[str] = []
-    with suppress(UserError):
-        found.append(revisions.read_workspace(paths))
-    for name, revision in _names(paths, all_commits=all_commits):
+    for row in _names(paths, all_commits=all_commits):
         try:
-            experiment = revisions.read_revision(revision, paths)
+            experiment = revisions.read_revision(row.revision, paths)
         except UserError as error:
             notes.append(str(error))
             continue
-        if experiment:
+        if experiment and (name := row.name_among(found, experiment)):
             found.append(replace(experiment, name=name))
             notes += [f"{name}: {note}" for note in experiment.notes]
-    same = [one for one in found[1:] if (one.params, one.metrics) == (found[0].params, found[0].metrics)]
-    shown = found[1:] if same else found
-    if not shown:
+    with suppress(UserError):
+        here = revisions.read_workspace(paths)
+        found = found if any(_is_same(here, one) for one in found) else [here, *found]
+    if not found:
         raise UserError("experiments: wanted results to show, found none; run `dvc repro`, commit, and `dvc exp run`")
-    return shown, notes
+    return found, notes
 
 
-def _names(paths: Paths, *, all_commits: bool) -> Iterator[tuple[str, str]]:
-    """List commits, each with its experiments, by name and revision."""
+@dataclass(frozen=True)
+class Row:
+    """A commit or an experiment, before it is read."""
+
+    name: str
+    revision: str
+    is_commit: bool
+
+    def name_among(self, shown: Sequence[Experiment], read: Experiment) -> str:
+        """Return a name that no row shown has; nothing if one shows the same.
+
+        Many commits change no result, and the experiments of two of them may have the same name.
+        """
+        same = [one.name for one in shown if _is_same(one, read)]
+        if same and (self.is_commit or self.name in same):
+            return ""
+        return f"{self.name} ({self.revision[:7]})" if any(one.name == self.name for one in shown) else self.name
+
+
+def _is_same(one: Experiment, other: Experiment) -> bool:
+    """Return whether two have the same parameters and results; other weights would give other metrics."""
+    return (one.params, one.metrics) == (other.params, other.metrics)
+
+
+def _names(paths: Paths, *, all_commits: bool) -> Iterator[Row]:
+    """List commits, each with its experiments: first the commit that is checked out."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
     from scmrepo.exceptions import SCMError
@@ -103,8 +127,8 @@ def _names(paths: Paths, *, all_commits: bool) -> Iterator[tuple[str, str]]:
     except (DvcException, SCMError) as error:
         raise UserError(f"experiments: {str(error).splitlines()[0]}; `reparam doctor` says what is missing") from None
     for commit, experiments in found.items():
-        yield (branch if commit == head and branch else commit[:7]), commit
-        yield from experiments
+        yield Row(branch if commit == head and branch else commit[:7], commit, is_commit=True)
+        yield from (Row(name, revision, is_commit=False) for name, revision in experiments)
 
 
 def _named(by: str, experiments: Sequence[Experiment]) -> str:

@@ -122,6 +122,7 @@ def _start_version_control(directory: Path) -> None:
 
     if git.ask(directory, "rev-parse", "--is-inside-work-tree") is None:
         run("git", "init", "--quiet")
+        run("git", "symbolic-ref", "HEAD", "refs/heads/main")  # as the documentation names it; old git has no option
     if not (directory / ".dvc").is_dir():
         is_below = Path(run("git", "rev-parse", "--show-toplevel")).resolve() != directory.resolve()
         run(sys.executable, "-m", "dvc", "init", "--quiet", *(["--subdir"] if is_below else []))

@@ -10,6 +10,7 @@ from reparam.cards.card import CARD
 from reparam.cards.export import ExportMetrics
 from reparam.cards.model import ModelCard
 from reparam.cards.results import Evaluated
+from reparam.errors import UserError
 from reparam.lineage import source_hash
 from reparam.machine import git
 from reparam.machine.versions import versions
@@ -23,8 +24,14 @@ COLUMNS = ("validation", "test", "train")  # splits
 def show(paths: Paths) -> None:
     """Print a short table from the stages' metric files.
 
-    Raises: MissingInputError, DamagedInputError; StaleInputError if they are of another model than the trained one.
+    Raises: UserError if there is no project; MissingInputError, DamagedInputError; StaleInputError if they are of
+    another model than the trained one.
     """
+    if not any(path.exists() for path in (paths.params, paths.pipeline, paths.model)):
+        raise UserError(
+            f"{paths.root}: wanted a project, found neither params.yaml nor dvc.yaml; change to the folder of one, or "
+            "make one here with `reparam init`"
+        )
     model = ModelCard.read(paths.model / CARD, "train")
     evaluated = Evaluated.read(model, paths)
     parity = ExportMetrics.read_of(model, paths.export_metrics, "export")

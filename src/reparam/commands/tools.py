@@ -64,9 +64,9 @@ def doctor() -> None:
     is_broken = False
     for finding in doctor.examine(Paths.here()):
         state = "BROKEN: " if finding.is_broken else "note: " if finding.remedy else ""
-        print(f"{finding.name:<12}  {state}{finding.text}")
+        print(f"{finding.name:<12}  {state}{finding.text}", flush=True)
         if finding.remedy:
-            print(f"{'':<12}  next: {finding.remedy}")
+            print(f"{'':<12}  next: {finding.remedy}", flush=True)
         is_broken |= finding.is_broken
     raise typer.Exit(int(is_broken))
 
@@ -185,6 +185,8 @@ def init(
         print(f"{directory / name}: written")
     here = "" if paths.root == Path.cwd() else f"cd {directory} && "
     print(f"\nNext: {here}dvc repro && reparam summary")
+    if not update:
+        print('Then: git add . && git commit -m "First run"    # experiments start from a commit')
 
 
 @app.command(rich_help_panel=PANEL)
@@ -233,11 +235,18 @@ def compare(
 @app.command(rich_help_panel=PANEL)
 def experiments(
     sort: Annotated[
-        str, typer.Option(help="Metric or parameter that sorts them, the best first.", show_default="elbo")
+        str, typer.Option(help="Metric or parameter that sorts them, the best first.", show_default="elbo_validation")
     ] = "",
-    all_commits: Annotated[bool, typer.Option("--all-commits", help="Show those of all commits.")] = False,
+    all_commits: Annotated[
+        bool,
+        typer.Option(
+            "--all-commits/--this-commit",
+            help="Show all commits with their experiments, or only the one that is checked out. A commit with the "
+            "parameters and results of another has no row.",
+        ),
+    ] = True,
 ) -> None:
-    """Print a table of the experiments of DVC: which parameters differ, and the headline metrics, the best marked.
+    """Print a table of all experiments of DVC: which parameters differ, and the headline metrics, the best marked.
 
     Reads the working copy, the commits and experiments in git, and the cache of DVC.
     Writes nothing.

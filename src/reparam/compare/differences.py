@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from reparam.compare.experiment import Experiment
-from reparam.metrics import ERROR, describe
+from reparam.metrics import ERROR, HEADLINE, VALIDATION, describe
 
 BEYOND = 2.0  # standard errors: about 95 % of a normal distribution lie within
 SEED = "train.seed"
 ABSENT = "—"
+LOSS = "best_validation_loss"
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Comparison:
     params: Mapping[str, Sequence[str]]  # those that differ
     equal_params: int
     metrics: Mapping[str, Sequence[Cell]]
+    deciding: str  # the metric by which to choose; empty if there is none
     groups: Sequence[str]  # experiments that differ in the seed alone, by their names; none where no seed is repeated
     seeds: Mapping[str, Sequence[Cell]]  # by metric, means and standard deviations over the seeds of each group
     notes: Sequence[str]
@@ -58,7 +60,10 @@ def compare(experiments: Sequence[Experiment]) -> Comparison:
     differing = {name: row for name in names if (row := _param_row(name, experiments))}
     obstacles = [[] if other is first else find_obstacles(first, other) for other in experiments]
     barred = [{name for obstacle in found for name in obstacle.metrics} for found in obstacles]
-    measured = [name for name in _union(experiment.metrics for experiment in experiments) if not name.endswith(ERROR)]
+    deciding = choose_metric(experiments)
+    known = _union(experiment.metrics for experiment in experiments)
+    order = [name for name in (deciding, *HEADLINE) if name in known]
+    measured = [name for name in dict.fromkeys([*order, *known]) if not name.endswith(ERROR)]
     metrics = {
         name: [_cell(name, first, other, name in bars) for other, bars in zip(experiments, barred, strict=True)]
         for name in measured
@@ -69,16 +74,28 @@ def compare(experiments: Sequence[Experiment]) -> Comparison:
         f"{other.name}: {one.what}, that of {first.name} is {one.ours}; no verdict on {', '.join(one.metrics)}"
         for other, found in zip(experiments, obstacles, strict=True)
         for one in found
+        if first.conditions and other.conditions  # otherwise files are absent, and the notes of their side say why
     ]
     return Comparison(
         experiments=experiments,
         params=differing,
         equal_params=len(names) - len(differing),
         metrics=metrics,
+        deciding=deciding,
         groups=[", ".join(experiments[i].name for i in group) for group in groups] if are_several else [],
         seeds={name: _seed_row(name, cells, groups, barred) for name, cells in metrics.items()} if are_several else {},
         notes=[*barring, *_on_pairs(experiments, metrics), *_on_seeds(experiments, groups)],
     )
+
+
+def choose_metric(experiments: Sequence[Experiment]) -> str:
+    """Return the metric by which to choose among models: on the validation split, so that the test split stays unseen.
+
+    That is the ELBO, and of models whose latents cost nothing the reconstruction; nothing if none has been scored.
+    """
+    known = _union(experiment.metrics for experiment in experiments)
+    free = () if "kl" in known else ("reconstruction", "bce")
+    return next((name for part in ("elbo", *free) if (name := f"{part}{VALIDATION}") in known), "")
 
 
 @dataclass(frozen=True)
@@ -109,12 +126,25 @@ def find_obstacles(first: Experiment, other: Experiment) -> list[Obstacle]:
         theirs, ours = (experiment.conditions.get(key, "not known") for experiment in (other, first))
         if theirs != ours or key not in other.conditions:
             found.append(Obstacle(f"{key} is {_brief(theirs)}", _brief(ours), barred, key.endswith("_sha256")))
+    unknown = [experiment.name for experiment in (first, other) if not experiment.conditions]
+    if unknown:
+        barred = _union(dict.fromkeys(obstacle.metrics) for obstacle in found)
+        found = [Obstacle(f"the evaluation of {' and '.join(unknown)} is not known", "", barred)]
+    return [obstacle for obstacle in [*found, *_of_objectives(first, other, likelihoods)] if obstacle.metrics]
+
+
+def _of_objectives(first: Experiment, other: Experiment, likelihoods: Sequence[str]) -> Iterator[Obstacle]:
+    """Find what makes losses, or densities, other quantities."""
     # Likelihoods of the 256 grey values are probabilities, at most 1; those of real numbers are densities.
     if {experiment.conditions.get("is_discrete") for experiment in (other, first)} == {True, False}:
         kinds = [experiment.params.get("model.likelihood") for experiment in (other, first)]
         ours = f"{kinds[1]}: only one is of the 256 grey values"
-        found.append(Obstacle(f"the likelihood is {kinds[0]}", ours, likelihoods))
-    return [obstacle for obstacle in found if obstacle.metrics]
+        yield Obstacle(f"the likelihood is {kinds[0]}", ours, likelihoods)
+    minimised = [name for name in _union([first.params, other.params]) if name.startswith("objective.")]
+    differing = {name: row for name in minimised if (row := _param_row(name, [first, other]))}
+    if differing and LOSS in first.metrics and LOSS in other.metrics:
+        theirs = " and ".join(f"{name} is {row[1]}" for name, row in differing.items())
+        yield Obstacle(theirs, " and ".join(row[0] for row in differing.values()), [LOSS])
 
 
 def _brief(condition: object) -> str:
@@ -167,7 +197,7 @@ def _cell(name: str, first: Experiment, other: Experiment, is_barred: bool) -> C
     if other is first or value is None or start is None:
         return Cell(value, error, None)
     if error is None or start_error is None:
-        return Cell(value, error, Difference(value - start, None, ""))
+        return Cell(value, error, None if is_barred else Difference(value - start, None, ""))
     pairs = _pairs(name, first, other)
     if pairs is None:
         difference, noise = value - start, math.hypot(error, start_error)
@@ -201,6 +231,8 @@ def _are_of(values: npt.NDArray[np.float64], mean: float | None) -> bool:
 def _on_pairs(experiments: Sequence[Experiment], metrics: Mapping[str, Sequence[Cell]]) -> Iterator[str]:
     """Name the metrics whose differences are those of the same images."""
     for i, experiment in list(enumerate(experiments))[1:]:
+        if not (experiments[0].conditions and experiment.conditions):
+            continue
         of_other = {name: cells[i].difference for name, cells in metrics.items()}
         for is_paired, text in ((True, "paired, same images"), (False, "not paired, as of independent images")):
             names = [name for name, it in of_other.items() if it and it.error is not None and it.is_paired == is_paired]

@@ -1,6 +1,6 @@
 """The working copy and revisions of git, which DVC reads -> Experiment."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from itertools import chain
@@ -21,6 +21,7 @@ from reparam.files import parse_table
 from reparam.paths import Paths
 
 WORKSPACE = "workspace"
+NO_REMOTE = "auto-generated-upstream"  # DVC then takes the cache of the clone for a remote
 T = TypeVar("T")
 R = TypeVar("R", bound=Result)
 
@@ -66,14 +67,27 @@ def read_revision(name: str, paths: Paths) -> Experiment | None:
                 return bytes(revision.read_bytes(f"/{file}"))
             return None
 
-        hint = (
-            f"`dvc fetch` gets what is on a remote; `dvc exp apply {name}` (of a commit `git checkout {name}`) and "
-            "`dvc repro` make it again"
-            if revision.exists("/dvc.lock")
-            else "it was not run at this revision: run `dvc exp run`, and compare that experiment"
-        )
+        hint = f"`dvc exp apply {name}` (of a commit `git checkout {name}`) and `dvc repro` make it again"
+        has_remote = revision.repo.config["core"].get("remote", NO_REMOTE) != NO_REMOTE
+        why = _why_absent(name, has_remote=has_remote)
+        if not revision.exists("/dvc.lock"):
+            hint, why = "run `dvc exp run`, and compare that experiment", "it was not run at this revision"
         short = commit[:7]
-        return Files(paths, read, hint).experiment(short if commit.startswith(name) else name, f"revision {short}")
+        origin = f"revision {short}"
+        return Files(paths, read, hint, why).experiment(short if commit.startswith(name) else name, origin)
+
+
+def _why_absent(name: str, *, has_remote: bool) -> str:
+    """Say why outputs of a revision lie neither in the cache nor on its remote."""
+    if has_remote:
+        return (
+            f"they were not pushed, or the remote does not answer: `dvc exp push origin {name}` (of a commit `dvc "
+            "push`) sends them from where they are"
+        )
+    return (
+        "no remote was named when it was made, so they were not pushed: run it once more, where they are, from a "
+        "commit that names one, and push that"
+    )
 
 
 @dataclass
@@ -81,12 +95,13 @@ class Files:
     """The files of one revision.
 
     `read` returns the content of a path below the root of the project, None if it is not there; `hint` is the next
-    step if a file is missing or of another model.
+    step if a file is missing or of another model; `why` says why files may be missing.
     """
 
     paths: Paths
     read: Callable[[str], bytes | None]
     hint: str
+    why: str = ""
     is_any_found: bool = False
     missing: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -116,7 +131,7 @@ class Files:
         if not self.is_any_found:
             raise UserError(f"{name} ({origin}): wanted an experiment, found none of its files; {self.hint}")
         if self.missing:
-            self.notes.append(f"not found: {', '.join(self.missing)}; {self.hint}")
+            self.notes.append("; ".join(part for part in (_spell_missing(self.missing), self.why, self.hint) if part))
         if stale := _stale(params, model, card, exported):
             self.notes.append(
                 f"{paths.relative(paths.params)} was changed after {' and '.join(stale)}: the parameters are not those "
@@ -160,6 +175,13 @@ class Files:
             f"found those of another one (weights {result.made_of}); {self.hint}"
         )
         return None
+
+
+def _spell_missing(names: Sequence[str]) -> str:
+    """Name the first file that is missing, and count the others."""
+    others = len(names) - 1
+    also = f" and {others} other file{'s' if others > 1 else ''}" if others else ""
+    return f"not here: {names[0]}{also}"
 
 
 def _read_params(content: bytes) -> dict[str, Any]:

@@ -12,15 +12,17 @@ from rich.text import Text
 from reparam.compare import revisions, runs
 from reparam.compare.differences import ABSENT, Cell, Comparison, compare, spell
 from reparam.compare.experiment import Experiment
+from reparam.compare.verdict import conclude
 from reparam.errors import TrackingError, UserError
 from reparam.figures.curves import plot_losses
 from reparam.figures.style import png
 from reparam.files import whole_file
-from reparam.metrics import HEADLINE, METRICS
+from reparam.metrics import GROUPS, HEADLINE, describe
 from reparam.pages.layout import environment
 from reparam.paths import Paths
 
 TEMPLATE = Path(__file__).with_name("comparison.html")
+PARITY = frozenset(name for name in GROUPS["Export"] if "_max_" in name)  # of one model with its export
 STYLES = {"better": "green", "worse": "red", "within noise": "dim"}
 
 
@@ -79,36 +81,70 @@ def find(name: str, paths: Paths) -> Experiment:
 
 
 def show(comparison: Comparison, page: str) -> None:
-    """Print parameters and metrics; where nobody looks at a terminal, lines are as long as they need to be."""
+    """Print parameters and telling metrics; where nobody looks at a terminal, lines are as long as they need to be."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
-    for listing in _listings(comparison):
+    for listing in _listings(comparison, _telling(comparison)):
         _print(console, listing)
-    for line in [*_without_results(comparison), *_notes(comparison), f"{page}: written"]:
+    said = [*_left_out(comparison), *_without_results(comparison), *_notes(comparison)]
+    for line in [*said, f"{page}: written"]:
         console.print(Text(line), soft_wrap=True)
+    for line in conclude(comparison):
+        console.print(Text(line, style="bold"), soft_wrap=True)
+
+
+def _telling(comparison: Comparison) -> dict[str, Sequence[Cell]]:
+    """Leave out what is the same number in all, and the parity of each model with its own export."""
+    return {name: cells for name, cells in comparison.metrics.items() if name not in PARITY and not _is_equal(cells)}
+
+
+def _is_equal(cells: Sequence[Cell]) -> bool:
+    return len({cell.value for cell in cells}) == 1 and not any(cell.error for cell in cells)
+
+
+def _left_out(comparison: Comparison) -> Iterator[str]:
+    equal = [f"{name} {_value(cells[0])}" for name, cells in comparison.metrics.items() if _is_equal(cells)]
+    if equal:
+        yield f"equal in all: {', '.join(equal)}"
+    parity = [name for name, cells in comparison.metrics.items() if name in PARITY and not _is_equal(cells)]
+    if parity:
+        yield f"on the page alone, for each model with its own export: {', '.join(parity)}"
 
 
 def markdown(comparison: Comparison) -> str:
     """Write a comment on a pull request: the headline metrics, and everything else folded below them."""
     lines = _markdown_table(_headline(comparison))
-    for line in _without_results(comparison):
+    for line in [*_without_results(comparison), *conclude(comparison)]:
         lines += [line, ""]
     lines += ["<details><summary>Parameters, all metrics, notes</summary>", ""]
-    for listing in _listings(comparison):
+    for listing in _listings(comparison, comparison.metrics):
         lines += _markdown_table(listing)
     return "\n".join([*lines, *(f"- {note}" for note in _notes(comparison)), "", "</details>"]) + "\n"
 
 
 def _headline(comparison: Comparison) -> Listing:
-    """List the headline metrics, each with its difference from the first experiment."""
+    """List the metric by which to choose, then the headline metrics."""
     names = [experiment.name for experiment in comparison.experiments]
-    names, found = _with_results(names, {name: comparison.metrics.get(name, ()) for name in HEADLINE})
+    wanted = dict.fromkeys(name for name in (comparison.deciding, *HEADLINE) if name in comparison.metrics)
+    titles = {name: metric.title for name in wanted if (metric := describe(name))}
+    rows = {title: comparison.metrics[name] for name, title in titles.items()}
+    return _in_one("Headline metrics ± standard error", names, rows, "")
+
+
+def _in_one(title: str, names: Sequence[str], rows: Mapping[str, Sequence[Cell]], deciding: str) -> Listing:
+    """List values, each row with its differences from the first experiment; the one by which to choose in bold."""
+    names, found = _with_results(names, rows)
     compared = names[1:] if any(cell.difference for cells in found.values() for cell in cells) else []
-    rows: list[list[str | Text]] = [
-        [METRICS[name].title, *map(_value, cells), *(_difference(cell) for cell in cells[1:] if compared)]
+    listed = [
+        _row(name, [*map(_value, cells), *(_difference(cell) for cell in cells[1:] if compared)], deciding)
         for name, cells in found.items()
     ]
-    head = ("", *names, *(f"{other} against {names[0]}" for other in compared))
-    return Listing("Headline metrics ± standard error", head, rows)
+    return Listing(title, ("", *names, *(f"{other} against {names[0]}" for other in compared)), listed)
+
+
+def _row(name: str, cells: Sequence[str | Text], deciding: str) -> list[str | Text]:
+    if name != deciding:
+        return [name, *cells]
+    return [Text(cell, style="bold") if isinstance(cell, str) else cell for cell in (name, *cells)]
 
 
 def _with_results(names: Sequence[str], rows: Mapping[str, Sequence[Cell]]) -> tuple[list[str], dict[str, list[Cell]]]:
@@ -138,28 +174,34 @@ def _notes(comparison: Comparison) -> list[str]:
     return [*comparison.notes, *of_each]
 
 
-def _listings(comparison: Comparison) -> list[Listing]:
-    experiments = comparison.experiments
+def _listings(comparison: Comparison, rows: Mapping[str, Sequence[Cell]]) -> list[Listing]:
+    experiments, by = comparison.experiments, comparison.deciding
     names = [experiment.name for experiment in experiments]
     params = [[name, *values] for name, values in comparison.params.items()]
+    differ = "1 differs" if len(params) == 1 else f"{len(params)} differ"
+    choice = f"; choose by {by}" if by else ""
     found = [
         Listing("Experiments", ("", "origin"), [[experiment.name, experiment.origin] for experiment in experiments]),
-        Listing(f"Parameters: {len(params)} differ, {comparison.equal_params} are equal", ("", *names), params),
-        *_cells("Metrics ± standard error", names, comparison.metrics),
+        Listing(f"Parameters: {differ}, {comparison.equal_params} are equal", ("", *names), params),
+        *_cells(f"Metrics ± standard error{choice}", names, rows, by),
     ]
     if comparison.groups:
-        title = "Mean over seeds ± standard deviation between seeds"
-        found += _cells(title, comparison.groups, comparison.seeds)
+        title = f"Mean over seeds ± standard deviation between seeds{choice}"
+        over = {name: comparison.seeds[name] for name in rows}
+        found += _cells(title, comparison.groups, over, by)
     return found
 
 
-def _cells(title: str, names: Sequence[str], rows: Mapping[str, Sequence[Cell]]) -> Iterator[Listing]:
-    """List values, and how they differ from the first."""
+def _cells(title: str, names: Sequence[str], rows: Mapping[str, Sequence[Cell]], deciding: str) -> Iterator[Listing]:
+    """List values, and how they differ from the first: of two in one table, because a line has space for it."""
+    if len(names) == 2:
+        yield _in_one(title, names, rows, deciding)
+        return
     names, found = _with_results(names, rows)
-    yield Listing(title, ("", *names), [[name, *map(_value, cells)] for name, cells in found.items()])
+    yield Listing(title, ("", *names), [_row(name, [*map(_value, cells)], deciding) for name, cells in found.items()])
     differing = {name: cells[1:] for name, cells in found.items() if any(cell.difference for cell in cells)}
     if differing:
-        differences: list[list[str | Text]] = [[name, *map(_difference, cells)] for name, cells in differing.items()]
+        differences = [_row(name, [*map(_difference, cells)], deciding) for name, cells in differing.items()]
         yield Listing(f"Difference from {names[0]}", ("", *names[1:]), differences)
 
 
@@ -198,4 +240,5 @@ def render(comparison: Comparison) -> str:
         for experiment in trained
     }
     curves = png(plot_losses(losses, f"{' or '.join(splits)} loss")) if trained else None
-    return made.get_template(TEMPLATE.name).render(comparison=comparison, curves=curves)
+    verdicts = list(conclude(comparison))
+    return made.get_template(TEMPLATE.name).render(comparison=comparison, curves=curves, verdicts=verdicts)

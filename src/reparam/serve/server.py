@@ -29,7 +29,8 @@ def run(model: Path, host: str, port: int, device: str) -> None:
     app = create(Client(model, device=device), Limits(), token)
     with listen(host, port) as listener:
         where = f"[{host}]" if ":" in host else host
-        print(f"http://{where}:{listener.getsockname()[1]}/docs", flush=True)  # noqa: T201
+        address = f"http://{where}:{listener.getsockname()[1]}/"
+        print(f"{address}  explore the model\n{address}docs  all routes; the page needs a network", flush=True)  # noqa: T201
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=PATIENCE)
         uvicorn.Server(config).run([listener])
 
