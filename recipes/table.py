@@ -228,6 +228,7 @@ def _pictures(results: dict[str, Any]) -> list[str]:
         )
     (HERE / "pictures").mkdir(exist_ok=True)
     for name, (title, text, figure) in pictures.items():
+        figure.draw_without_rendering()  # lays it out, before `png` asks for its size
         (HERE / "pictures" / f"{name}.png").write_bytes(png(figure))
         lines += ["", f"## {title}", "", text, "", f"![{title}](pictures/{name}.png)"]
         if name == "penalties":
