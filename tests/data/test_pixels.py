@@ -309,4 +309,4 @@ def test_exported_graphs_take_and_give_pixels_whatever_scale_the_model_sees(
 
     metrics = ExportMetrics.read(exported.paths.export_metrics, "export").values
     assert max(metrics["encoder_max_error"], metrics["decoder_max_error"]) < 1e-4
-    assert metrics["served_elbo_loss"] == 0.0
+    assert "served_elbo_loss" not in metrics  # apps send what training saw
