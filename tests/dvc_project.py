@@ -134,7 +134,7 @@ def project_in(root: Path, changes: Mapping[str, Mapping[str, Any]], **environme
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(PROJECT / name, root / name)
     (root / "src/sitecustomize.py").write_text(NOTE_MODULES)
-    for metrics in root.glob("reports/*/metrics.json"):
+    for metrics in root.glob("reports/*/*.json"):  # those of a run in the working tree
         metrics.unlink()
     yaml = YAML()
     params = yaml.load(root / "params.yaml")
