@@ -91,7 +91,7 @@ def main(
     with tempfile.TemporaryDirectory(prefix="reparam-") as scratch:
         for change, number in product(swept, seed):
             variant = Variant(recipe, {**budget, **change, "train.seed": number})
-            paths = Paths((work or Path(scratch)).absolute() / str(len(runs)), HERE.parent)
+            paths = Paths((work or Path(scratch)).absolute() / str(len(runs)), (work or HERE.parent).absolute())
             found = _run(variant, paths, figures if not runs else None, codes)
             runs.append({**found, "seed": number, "swept": change})
             sources.add(ModelCard.read(paths.model / CARD, "train").lineage.code_sha256)
