@@ -19,6 +19,7 @@ from experiments import type_in
 from reparam.commands import doctor, tools
 from reparam.commands import project as projects
 from reparam.commands.doctor import Finding
+from reparam.machine.threads import COPIES
 from reparam.paths import Paths
 
 DEAD = 2**22 + 1  # beyond the largest number of a process
@@ -181,7 +182,7 @@ def test_parameters_and_the_record_of_the_package_are_checked(
 def test_stages_of_temporary_experiments_run_too(project: Paths) -> None:
     _, nothing = doctor.working_copy(project)
     assert nothing == Finding("running", "no stage in this folder or in a temporary copy of it")
-    places = {"": "train", ".dvc/tmp/exps/standalone/tmpab": "evaluate", ".dvc/tmp/exps/tmpcd": "export"}
+    places = {Path(): "train", COPIES / "standalone/tmpab": "evaluate", COPIES / "tmpcd": "export"}
     for place, stage in places.items():
         (project.root / place / ".locks").mkdir(parents=True)
         (project.root / place / ".locks" / f"{stage}.pid").write_text(f"{os.getpid()}\n")

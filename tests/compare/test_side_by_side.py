@@ -17,8 +17,7 @@ from reparam import cli
 from reparam.compare import side_by_side
 from reparam.compare.differences import compare
 from reparam.compare.experiment import Experiment
-from reparam.compare.side_by_side import render
-from reparam.compare.verdict import conclude
+from reparam.compare.side_by_side import conclude, render
 from reparam.config import flatten, load_config
 from reparam.errors import UserError
 from reparam.paths import Paths

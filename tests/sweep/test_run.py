@@ -179,12 +179,18 @@ def test_experiments_that_have_the_names_of_a_new_study_are_in_its_way(sweeps: S
     )
 
 
-def test_the_study_is_one_run_of_mlflow_with_its_settings_best_value_and_plots(
-    sweeps: Sweeps, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def tracker(sweeps: Sweeps, monkeypatch: pytest.MonkeyPatch) -> InProcess:
+    """The store that the processes of a study log to."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    tracker = InProcess.open(sweeps.paths)
-    monkeypatch.setattr(track, "connect", lambda _paths: tracker)
+    opened = InProcess.open(sweeps.paths)
+    monkeypatch.setattr(track, "connect", lambda _paths: opened)
+    return opened
+
+
+def test_the_study_is_one_run_of_mlflow_with_its_settings_best_value_and_plots(
+    sweeps: Sweeps, tracker: InProcess
+) -> None:
     sweeps.behave("begin(); finish(-50.0 if os.environ['REPARAM_PARENT_RUN'] else -60.0)")
     for count in (2, 3):
         command.run(sweeps.file, sweeps.paths, count=count)
@@ -197,11 +203,8 @@ def test_the_study_is_one_run_of_mlflow_with_its_settings_best_value_and_plots(
 
 
 def test_a_machine_with_a_store_of_its_own_leaves_the_run_of_the_first_one_alone(
-    sweeps: Sweeps, monkeypatch: pytest.MonkeyPatch
+    sweeps: Sweeps, tracker: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    tracker = InProcess.open(sweeps.paths)
-    monkeypatch.setattr(track, "connect", lambda _paths: tracker)
     sweeps.behave("begin(); finish(-50.0)")
     for machine, count in (("first", 1), ("second", 2), ("first", 3)):
         monkeypatch.setattr("reparam.sweep.study.platform.node", lambda machine=machine: machine)

@@ -68,7 +68,7 @@ def _halves(paths: Paths) -> Iterator[Leftover]:
     """Outputs that a killed stage had not finished."""
     stages = ", ".join(locks.running(paths.locks))
     kept = f"`reparam {stages}` runs" if stages else ""
-    folders = [path for name in ("data", "models", "reports") for path in (paths.root / name).glob("**/")]
+    folders = [path for name in ("data", "models", "reports", "reports/*/") for path in paths.root.glob(name)]
     for folder in sorted({paths.root, paths.shared, *folders}):
         for path in sorted(folder.glob(".partial-*")):
             yield Leftover(path, "half-written by a process that was killed", kept=kept)

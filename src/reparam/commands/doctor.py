@@ -22,13 +22,13 @@ from reparam.errors import TrackingError, UserError
 from reparam.lineage import package_hash
 from reparam.machine import locks
 from reparam.machine.git import ask as ask_git
+from reparam.machine.threads import COPIES
 from reparam.machine.versions import LIBRARIES, versions
 from reparam.paths import Paths
 from reparam.redact import redact, without_secrets
 
 PATIENCE = 10.0  # seconds for a remote to answer
 LEAST_DISK = 2e9  # bytes; the default run takes a tenth of that
-COPIES = (".dvc/tmp/exps/standalone/*", ".dvc/tmp/exps/tmp*")  # of `dvc exp run --temp`, and of the queue
 DRIVER = Path("/dev/nvidia0")
 SHOWN = 3  # failed tasks by name
 INSTALL = "install the package again: docs/how-to/install.md"
@@ -258,7 +258,8 @@ def working_copy(paths: Paths) -> Iterator[Finding]:
 def _running(paths: Paths) -> Iterator[str]:
     """List the stages that run here and, of experiments of DVC, in copies of the repository."""
     below = ask_git(paths.root, "rev-parse", "--show-prefix") or ""
-    copies = [copy for pattern in COPIES for copy in sorted(paths.shared.glob(pattern))]
+    # Those of `dvc exp run --temp`, and of the queue.
+    copies = [copy for name in ("standalone/*", "tmp*") for copy in sorted((paths.shared / COPIES).glob(name))]
     places = {"": paths.locks} | {f" (experiment in {copy.name})": copy / below / paths.locks.name for copy in copies}
     for where, directory in places.items():
         for stage, number in locks.running(directory).items():

@@ -12,12 +12,11 @@ from rich.text import Text
 from reparam.compare import revisions, runs
 from reparam.compare.differences import ABSENT, Cell, Comparison, compare, spell
 from reparam.compare.experiment import Experiment
-from reparam.compare.verdict import conclude
 from reparam.errors import TrackingError, UserError
 from reparam.figures.curves import plot_losses
 from reparam.figures.style import png
 from reparam.files import whole_file
-from reparam.metrics import GROUPS, HEADLINE, describe
+from reparam.metrics import GROUPS, HEADLINE, VALIDATION, describe
 from reparam.pages.layout import environment
 from reparam.paths import Paths
 
@@ -90,6 +89,36 @@ def show(comparison: Comparison, page: str) -> None:
         console.print(Text(line), soft_wrap=True)
     for line in conclude(comparison):
         console.print(Text(line, style="bold"), soft_wrap=True)
+
+
+def conclude(comparison: Comparison) -> Iterator[str]:
+    """Say of each experiment whether it is better than the first, by the metric by which to choose.
+
+    Where there are several seeds, the sentences are on groups, over their seeds.
+    """
+    by = comparison.deciding
+    over = ", over seeds" if comparison.groups else ""
+    names = comparison.groups or [experiment.name for experiment in comparison.experiments]
+    cells = (comparison.seeds if comparison.groups else comparison.metrics).get(by, ())
+    if not by and len(names) > 1 and comparison.metrics:
+        yield (
+            f"no verdict by which to choose: wanted one metric of the validation split, found none; elbo{VALIDATION} "
+            "needs preprocess.validation above 0 and a density of the pixels"
+        )
+    for name, cell in zip(names[1:], cells[1:], strict=bool(cells)):
+        yield f"{name}: {_verdict(cell, names[0], by)}{over}"
+
+
+def _verdict(cell: Cell, first: str, by: str) -> str:
+    found = cell.difference
+    if found is None:
+        return f"no verdict against {first}: {by} is not known of both"
+    if found.value == found.error == 0:
+        return f"the same as {first} by {by}"
+    if not found.verdict:
+        return f"no verdict against {first}: {by} does not compare, or one has no known error"
+    word = {"within noise": "within noise of", "differs": "differs from"}.get(found.verdict, f"{found.verdict} than")
+    return f"{word} {first} by {by} ({spell(found.value, found.error, '+')})"
 
 
 def _telling(comparison: Comparison) -> dict[str, Sequence[Cell]]:

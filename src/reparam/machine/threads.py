@@ -9,6 +9,7 @@ from typing import NoReturn
 
 QUICK = (9, 0.002)  # samples, and the seconds between them
 THOROUGH = (100, 0.02)
+COPIES = Path(".dvc", "tmp", "exps")  # where DVC makes the copies of a repository that experiments run in
 
 _spin_by_choice = False
 
@@ -54,7 +55,7 @@ def start_again() -> NoReturn:
 
 def _may_run_side_by_side(directory: Path) -> bool:
     """Return whether this is a workspace of `dvc exp run --temp` or of a queue worker: several start at once."""
-    return (".dvc", "tmp", "exps") in zip(directory.parts, directory.parts[1:], directory.parts[2:], strict=False)
+    return any(place.match(f"*/{COPIES}") for place in (directory, *directory.parents))
 
 
 def _is_busy(threads: int, samples: tuple[int, float], system: Path) -> bool:

@@ -15,6 +15,7 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from reparam.cards.card import SHORT
 from reparam.config import params_hash
 from reparam.config.yaml import read_yaml
 from reparam.errors import StaleInputError, UserError
@@ -29,7 +30,6 @@ DEAD = int(LONGEST) + 2 * HEARTBEAT  # seconds without a heartbeat: by then the 
 LOCKED = 60  # seconds to wait for another process that writes to an SQLite file
 RETRIES = 3  # of a trial whose worker died
 MADE_OF = "reparam.made_of"
-SHORT = 12  # digits of a hash
 STAGES = ("download", "preprocess", "train", "evaluate", "export")  # in their order; a trial ends with one of them
 
 
