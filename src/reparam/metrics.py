@@ -25,15 +25,10 @@ class Metric:
     needs: Callable[[Any], bool] = lambda _subject: True
 
 
-SERVED = "a posterior, a prior and a density of the pixels, where the encoder gets other pixels than in training"
+DENSITY = "a posterior, a prior and a density of the pixels"
+SERVED = f"{DENSITY}, where the encoder gets other pixels than in training"
 
-
-likelihood = partial(
-    Metric,
-    applies="a posterior, a prior and a density of the pixels",
-    is_likelihood=True,
-    needs=lambda subject: subject.has_elbo,
-)
+likelihood = partial(Metric, applies=DENSITY, is_likelihood=True, needs=lambda subject: subject.has_elbo)
 latents = partial(Metric, applies="a posterior and a prior", needs=lambda subject: not subject.is_code)
 aggregated = partial(
     Metric,

@@ -36,6 +36,8 @@ def some_images(count: int) -> Tensor:
 
 def test_it_has_no_layer_with_a_posterior() -> None:
     assert Autoencoder.stochastic_layers == 0
+    model = some_model()
+    assert model.layers(model.encode(some_images(2)), torch.zeros(1, 2, model.latent_size)) == []
 
 
 def test_the_code_is_what_the_encoder_puts_out_and_has_no_variance() -> None:

@@ -49,12 +49,19 @@ class LatentModel(nn.Module):
     ) -> Draw:
         """Sample the posterior of encoded images, and score `target`. Shapes: (B, C, H, W); fields (samples, B)."""
 
-    def layers(self, encoded: Encoded, noise: Tensor, estimator: Estimator = "pathwise") -> list[Layer]:
+    def layers(
+        self,
+        encoded: Encoded,  # noqa: ARG002  # of models with a posterior
+        noise: Tensor,  # noqa: ARG002
+        estimator: Estimator = "pathwise",  # noqa: ARG002
+    ) -> list[Layer]:
         """Sample the posterior with the given noise; return the layers of latents, that next to the image first.
+
+        As many as `stochastic_layers`, so none of a model without a posterior.
 
         Shapes: noise (K, B, D), or (B, D): then the layers have no K either. D is that of all layers together.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no posterior")
+        return []
 
     def posterior(self, x: Tensor, labels: Tensor | None = None) -> Gaussian:
         """Return mean and log variance of q(z|x). Shapes: (B, C, H, W) -> (B, D), (B, D)."""
