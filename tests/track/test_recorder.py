@@ -222,11 +222,12 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def stage(paths: Paths) -> Iterator["subprocess.Popen[str]"]:
+def stage(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> Iterator["subprocess.Popen[str]"]:
     """A stage in a process group of its own that logs an epoch every 50 ms; it has logged three."""
+    monkeypatch.setenv("PYTHONPATH", str(SOURCE))  # for both: the environment is a part of the recorder's name
     with subprocess.Popen(
         [sys.executable, "-c", STAGE, str(paths.shared)],
-        env=os.environ | {"PYTHONPATH": str(SOURCE)},
+        env=dict(os.environ),  # a terminal library adds variables that os.environ does not show
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
