@@ -23,6 +23,7 @@ from reparam.cards.data import (
 from reparam.config import flatten
 from reparam.errors import DamagedInputError, StaleInputError
 from reparam.files import rerun, sha256
+from reparam.machine import verified
 
 Images = npt.NDArray[np.uint8]  # (N, C, H, W)
 Labels = npt.NDArray[np.int32]  # (N,)
@@ -154,7 +155,7 @@ def _read_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic], dig
     else:
         found = f"{array.dtype} {array.shape}"
         if array.shape == shape and array.dtype == dtype:
-            if not digest or sha256(path) == digest:
+            if not digest or verified.matches(path, digest, sha256):
                 return array
             found = "other values, by their checksum"
     raise DamagedInputError(f"{path}: wanted {np.dtype(dtype).name} {shape}, found {found}; {rerun('preprocess')}")

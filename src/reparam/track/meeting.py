@@ -8,10 +8,8 @@ import json
 import os
 import signal
 import socket
-import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
@@ -20,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from reparam.lineage import package_hash
+from reparam.machine import private
 from reparam.machine.environment import seconds
 from reparam.paths import Paths
 from reparam.track.store import address
@@ -48,7 +47,7 @@ class Meeting:
         }
         parts = (address(paths), str(paths.root), str(paths.shared), str(Path.cwd()), sys.executable, package_hash())
         name = sha256(json.dumps([*parts, environment], sort_keys=True).encode()).hexdigest()[:24]
-        return cls(_directory() / f"{name}.socket")
+        return cls(private.directory() / f"{name}.socket")  # not in the repository: names of sockets must be short
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -107,14 +106,3 @@ class Meeting:
 def idle_seconds() -> float:
     """Return how long a recorder waits for the next stage before it ends. Raises: UserError."""
     return seconds("REPARAM_RECORDER_SECONDS", 10.0)
-
-
-def _directory() -> Path:
-    """Return a folder of this user alone; it is not in the repository, because names of sockets must be short."""
-    directory = Path(tempfile.gettempdir()) / f"reparam-{os.getuid()}"
-    with suppress(FileExistsError):
-        directory.mkdir(mode=0o700)
-    found = directory.lstat()
-    if found.st_uid == os.getuid() and stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o077:
-        return directory
-    return Path(tempfile.mkdtemp(prefix="reparam-"))  # somebody else was here first
