@@ -23,6 +23,7 @@ bench: install  ## side-by-side measurements, into benchmarks/RESULTS.md
 	python benchmarks/nll.py
 	python benchmarks/loop.py
 	python benchmarks/apps.py
+	python benchmarks/memory.py
 	python benchmarks/serve.py
 	python benchmarks/store.py
 	python benchmarks/growth.py

@@ -61,7 +61,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        models = {network: _train(network, Path(scratch) / network) for network in NETWORKS}
+        models = {network: train(network, Path(scratch) / network) for network in NETWORKS}
         rows = [row for network, paths in models.items() for row in _inference(network, paths, arguments.rounds)]
         text = [
             "One thread; milliseconds, and how many times as fast as torch. Medians over "
@@ -86,7 +86,7 @@ def main() -> None:
     write_section("A model in an app", "\n\n".join(text))
 
 
-def _train(network: str, root: Path) -> Paths:
+def train(network: str, root: Path) -> Paths:
     """Run the stages up to the exported model in a folder of its own."""
     root.mkdir()
     yaml = YAML()

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,19 @@ def test_the_light_modules_load_neither_torch_nor_mlflow(name: str) -> None:
     loaded = json.loads(python(f"import json, sys, reparam.{name}; print(json.dumps(sorted(sys.modules)))"))
     assert f"reparam.{name}" in loaded
     assert {"torch", "mlflow", "onnxruntime", *(["numpy"] if name != "client" else [])} & set(loaded) == set()
+
+
+def test_the_client_loads_numpy_and_few_modules_of_ours() -> None:
+    show = "import json, sys; print(json.dumps(sorted(sys.modules)))"
+    loaded = set(json.loads(python(f"import reparam.client; {show}"))) - set(json.loads(python(show)))
+    installed = set(packages_distributions()) - {"reparam"}
+    assert {"typer", "dvc", "pandas", "PIL"} < installed
+    assert {name.split(".")[0] for name in loaded} & installed == {"numpy"}
+    assert {".".join(name.split(".")[:2]) for name in loaded if name.startswith("reparam.")} == {
+        "reparam.arrays",
+        "reparam.client",
+        "reparam.errors",
+    }
 
 
 # Libraries that take a tenth of a second or more to import, and who cannot do without them on the default data.

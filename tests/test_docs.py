@@ -261,3 +261,31 @@ def test_the_table_of_data_sets_has_every_source_with_its_licence() -> None:
     assert set(SOURCES) <= set(rows)
     missing = [name for name, source in SOURCES.items() if name != "folder" and source.licence not in rows[name]]
     assert missing == []
+
+
+def test_the_table_of_costs_follows_from_its_rates() -> None:
+    page = (ROOT / "docs/how-to/clusters.md").read_text(encoding="utf-8")
+    measured = re.search(
+        r"A core trains `celeba-conv-vae` with (\d+) images", (ROOT / "benchmarks/RESULTS.md").read_text()
+    )
+    assert measured is not None
+    rates = re.findall(r"^\| (?:16 CPU cores|a GPU) \| ([\d,]+)[^|]*\| ([\d.]+),", page, re.MULTILINE)
+    (cores, _), _ = devices = [(float(rate.replace(",", "")), float(price)) for rate, price in rates]
+    assert cores == 16 * int(measured[1])
+    counts = {
+        name: int(count.replace(",", "")) for name, count in re.findall(r"^\| ([^|]+), 64 x 64 \| ([\d,]+)", page, re.M)
+    }
+    found, name = [], ""
+    for line in page.split("| hours, GPUs | money, GPUs |")[1].split("\n\n")[0].splitlines()[2:]:
+        first, disk, number, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        name, several = first or name, int(number)
+        wanted = []
+        for rate, price in devices:
+            hours = counts[name] / (rate * several * (1 if several == 1 else 0.8)) / 3600
+            wanted += [hours, hours * several * price]
+        assert [float(cell) for cell in cells] == pytest.approx(wanted, rel=0.05)
+        assert not disk or float(disk.split()[0]) == round(
+            counts[name] * 12_288 / (1e12 if disk.endswith("TB") else 1e9), 1
+        )
+        found.append((name, several))
+    assert found == [(name, several) for name in counts for several in (1, 8, 64)]

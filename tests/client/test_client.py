@@ -1,8 +1,10 @@
 import os
 import subprocess
+import tracemalloc
 import venv
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,9 +67,15 @@ def test_latents_may_be_lists_and_images_any_view(exported: Exported, client: Cl
     np.testing.assert_array_equal(client.encode(backwards)[0], client.encode(np.ascontiguousarray(backwards))[0])
 
 
-def test_latents_far_out_are_finite_all_the_same(client: Client) -> None:
-    latents = np.array([[3e38, -3e38], [1e30, 0]], np.float32)  # whose squares are not
-    assert np.isfinite(client.decode_mean(latents)).all()
+def test_the_largest_latents_that_are_taken_give_images(files: Exported) -> None:
+    client = Client(files.directory)
+    latents = np.random.default_rng(0).choice([-1e6, 1e6], (8, client.latent_size))
+    labels = 0 if client.classes else None
+    mean, images = client.decode_mean(latents, labels), client.decode(latents, labels)
+    assert ((mean >= 0) & (mean <= 1)).all()
+    assert np.abs(images - mean * 255).max() <= 0.51  # not black where the mean is no number
+    [facts] = [facts for facts in client.metadata["graphs"]["decoder"]["inputs"] if facts["name"] == "latents"]
+    assert facts["range"] == [-1e6, 1e6]
 
 
 def test_the_client_knows_its_model(client: Client) -> None:
@@ -185,6 +193,56 @@ def test_embed_yields_the_codes_of_any_number_of_images(exported: Exported) -> N
     assert list(client.embed([])) == []
 
 
+class Watched:
+    """A session that notes its inputs."""
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+        self.inputs: list[np.ndarray] = []
+
+    def run(self, outputs: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        self.inputs += inputs.values()
+        found: list[np.ndarray] = self.session.run(outputs, inputs)
+        return found
+
+
+@pytest.mark.parametrize(("graph", "call"), [("encoder", "encode"), ("decoder", "decode"), ("score", "score")])
+def test_a_session_never_gets_more_than_a_batch_of_an_array(graph: str, call: str, exported: Exported) -> None:
+    client = Client(exported.directory, batch=16)
+    client.encode(exported.images[:1])  # which asks the session for names, once
+    client.score(exported.images[:1])
+    watched = client._graphs[graph] = Watched(client._graphs[graph])
+    values = some_latents(1000) if call == "decode" else exported.images[np.arange(1000) % 40]
+    getattr(client, call)(values)
+    parts = [part for part in watched.inputs if part.shape[1:] == values.shape[1:] and part.dtype == values.dtype]
+    sizes = [len(part) for part in parts if np.shares_memory(part, values)]  # so none is a copy
+    assert sizes == [16] * 62 + [8]
+
+
+def test_embed_holds_one_batch_however_many_images_there_are(exported: Exported) -> None:
+    client = Client(exported.directory, batch=16)
+    list(client.embed(exported.images[:1]))
+    watched = client._graphs["encoder"] = Watched(client._graphs["encoder"])
+    peaks = []
+    for count in (1_000, 10_000):
+        watched.inputs.clear()
+        read = 0
+
+        def images(count: int = count) -> Iterator[np.ndarray]:
+            nonlocal read
+            for number in range(count):
+                read += 1
+                yield exported.images[number % 40].copy()
+
+        tracemalloc.start()
+        for number, codes in enumerate(client.embed(images()), 1):
+            assert (len(codes), read) == (min(16, count - 16 * (number - 1)), min(16 * number, count))
+            assert len(watched.inputs.pop()) == len(codes)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 16 * exported.images[0].nbytes < 2 * peaks[0]
+
+
 @pytest.mark.parametrize(
     ("image", "found"),
     [
@@ -204,12 +262,18 @@ def test_embed_refuses_one_bad_image_among_good_ones(image: np.ndarray, found: s
 # What the user can correct
 
 
+BETWEEN = "wanted latents from -1,000,000 to 1,000,000"
+COMPARE = "compare them with those that encode returns"
+
+
 @pytest.mark.parametrize(
     ("latents", "message"),
     [
-        ([[0, 1], [np.nan, 1]], "wanted finite latents, found nan in row 1, column 0"),
-        ([[0, -np.inf]], "wanted finite latents, found -inf in row 0, column 1"),
-        ([[0, 1e39]], "wanted finite latents, found inf in row 0, column 1"),
+        ([[0, 1], [np.nan, 1]], f"{BETWEEN}, found nan in row 1, column 0; {COMPARE}"),
+        ([[0, -np.inf]], f"{BETWEEN}, found -inf in row 0, column 1; {COMPARE}"),
+        ([[0, 1e39]], f"{BETWEEN}, found inf in row 0, column 1; {COMPARE}"),
+        ([[0, 1], [1e38, -1e38]], f"{BETWEEN}, found 1e+38 in row 1, column 0; {COMPARE}"),
+        ([[0, -1000001]], f"{BETWEEN}, found -1.000001e+06 in row 0, column 1; {COMPARE}"),
         ([["0", "1"]], "wanted latents that are numbers, found <U1"),
         ([[True, False]], "wanted latents that are numbers, found bool"),
         ([[0, 1j]], "wanted latents that are numbers, found complex128"),
@@ -218,20 +282,22 @@ def test_embed_refuses_one_bad_image_among_good_ones(image: np.ndarray, found: s
     ],
     ids=str,
 )
-def test_latents_that_are_not_finite_numbers_are_refused(latents: list, message: str, client: Client) -> None:
+def test_latents_that_are_no_sensible_numbers_are_refused(latents: list, message: str, client: Client) -> None:
     with pytest.raises(UserError) as error:
         client.decode(latents)
     assert str(error.value) == f"decode: {message}"
 
 
-@pytest.mark.parametrize("rows", [1, 32, 33, 5000])
-@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
-def test_one_number_that_is_not_finite_is_found_among_few_and_many(number: float, rows: int, client: Client) -> None:
-    latents = np.full((rows, 2), -3e38, np.float32)  # whose sum and squares are beyond float32
+@pytest.mark.parametrize("rows", [1, 16, 17, 5000])
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 3e38, -1000001.0])
+def test_one_number_without_sense_is_found_among_few_and_many(number: float, rows: int, client: Client) -> None:
+    latents = np.full((rows, 2), -1e6, np.float32)  # whose norm is larger
     assert client.decode(latents).shape == (rows, 4, 6, 3)
     latents[-1, 1] = number
-    with pytest.raises(UserError, match=f"wanted finite latents, found {number} in row {rows - 1}, column 1"):
+    with pytest.raises(UserError) as error:
         client.decode(latents)
+    found = f"{BETWEEN}, found {np.float32(number)!s} in row {rows - 1}, column 1; {COMPARE}"
+    assert str(error.value) == f"decode: {found}"
 
 
 @pytest.mark.parametrize(

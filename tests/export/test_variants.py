@@ -26,7 +26,7 @@ from reparam.export import variants
 from reparam.export.runtime import Runtime
 from reparam.export.variants import MAKERS, Original, write_variants
 from reparam.export.verify import run_torch
-from reparam.shell import commands
+from reparam.shell import bench, commands
 
 pytest_plugins = ["fixtures_export"]
 INT8, STATIC, FP16 = ([f"{name}.{kind}.onnx" for name in ("encoder", "decoder")] for kind in MAKERS)
@@ -325,8 +325,30 @@ def test_bench_compares_variants_with_their_original(kept: Exported, monkeypatch
     head, *lines = reparam_model("bench", "--model", str(kept.directory)).splitlines()
     assert head.split() == ["call", "batch", "ms", "images/s", "speed"]
     titles = [name + kind for name in ("encode", "decode") for kind in ("", " int8", " int8_static", " fp16")]
-    assert [line[:18].rstrip() for line in lines] == titles * 2
-    assert [line.split()[-1] for line in lines[::4]] == ["1.00x"] * 4
+    assert [line[:18].rstrip() for line in lines[:16]] == titles * 2
+    assert [line.split()[-1] for line in lines[:16:4]] == ["1.00x"] * 4
+    assert [line[:12].rstrip() for line in lines[16:]] == ["", "graphs", "float32", *facts(kept)]
+    assert [line.split()[1] for line in lines[19:]] == [f"{fact.bytes / 1000:,.0f}" for fact in facts(kept).values()]
+
+
+def test_bench_sums_up_what_each_variant_saves_and_costs() -> None:
+    small = {"bytes": 560_000, "size_ratio": 3.57, "elbo_change": -0.0077, "lost": None}
+    tried = {
+        "int8": small,
+        "fp16": {**small, "elbo_change": None},
+        "int8_static": {**small, "lost": "wanted this, found that"},
+    }
+    sizes = {"encoder.onnx": {"bytes": 1_500_000}, "decoder.onnx": {"bytes": 500_000}, "score.onnx": {"bytes": 9}}
+    times = itertools.product(("encode", "decode", "score"), ("float32", "int8", "fp16"), (1, 256))
+    seconds = {key: number / 1000 for number, key in enumerate(times)}
+    found = list(bench._variants({"files": sizes, "variants": tried}, seconds))
+    assert found == [
+        "graphs              kB  smaller  ELBO, nats    encode 1, ms  encode 256, ms    decode 1, ms  decode 256, ms",
+        "float32          2,000    1.00x     +0.0000           0.000           1.000           6.000           7.000",
+        "int8               560    3.57x     -0.0077           2.000           3.000           8.000           9.000",
+        "fp16               560    3.57x                       4.000           5.000          10.000          11.000",
+        "int8_static  not written: wanted this, found that",
+    ]
 
 
 def test_verify_holds_a_variant_to_its_own_tolerance(kept: Exported, tmp_path: Path) -> None:

@@ -95,6 +95,13 @@ def test_outputs_that_json_cannot_say_are_refused(service: Service, images: np.n
     assert answer["outputs"][0]["shape"] == [3]
 
 
+def test_latents_far_beyond_those_of_the_prior_are_refused(service: Service) -> None:
+    body = {"inputs": [tensor("latents", np.array([[0, 1e38]], np.float32))], "outputs": [{"name": "images"}]}
+    status, message = error(service.post("/v2/models/decoder/infer", body))
+    wanted = "decode: wanted latents from -1,000,000 to 1,000,000, found 1e+38 in row 0, column 1; "
+    assert (status, message[: len(wanted)]) == (400, wanted)
+
+
 def binary(values: np.ndarray, **changes: Any) -> tuple[bytes, dict[str, str]]:
     """A request whose tensor and answer are bytes."""
     described = tensor("images", values) | {"parameters": {"binary_data_size": values.nbytes}}

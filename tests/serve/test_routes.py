@@ -95,6 +95,11 @@ def test_scores_are_those_at_the_posterior_mean(service: Service, images: np.nda
         ),
         ("/encode", {"images": [[0] * 72]}, "images: wanted shape [1, 4, 6, 3], found [1, 72]"),
         ("/decode", {"latents": [[0.0, 1e60]]}, "latents: wanted finite numbers, found NaN, infinity or one beyond"),
+        (
+            "/decode",
+            {"latents": [[0.0, 1e38]]},
+            "decode: wanted latents from -1,000,000 to 1,000,000, found 1e+38 in row 0",
+        ),
         ("/decode", {"latents": [[0.0]]}, "latents: wanted 2 numbers, found 1"),
         (
             "/decode",

@@ -199,6 +199,7 @@ def _are_sizes(sizes: Any) -> bool:
     return isinstance(sizes, list) and all(type(size) is int and size > 0 for size in sizes)
 
 
+VARIANT = {"lost", "tolerance", "bytes", "size_ratio", "elbo_change"}
 # What the client and its commands read of the facts of a model. The last ones are missing in graphs without a manifest.
 SENSE: dict[str, Callable[[dict[str, Any]], bool]] = {
     "image.shape": lambda facts: _are_sizes(facts["image"]["shape"]) and len(facts["image"]["shape"]) == 3,
@@ -214,7 +215,7 @@ SENSE: dict[str, Callable[[dict[str, Any]], bool]] = {
     "classes": lambda facts: all(type(name) is str for name in facts.get("classes", [])),
     "codebook": lambda facts: not facts.get("codebook") or _are_sizes([facts["codebook"]["positions"]]),
     "scores": lambda facts: not facts.get("scores") or isinstance(facts["scores"]["quantiles"], dict),
-    "variants": lambda facts: all({"lost", "tolerance"} <= set(kind) for kind in facts.get("variants", {}).values()),
+    "variants": lambda facts: all(set(kind) >= VARIANT for kind in facts.get("variants", {}).values()),
 }
 
 

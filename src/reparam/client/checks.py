@@ -15,7 +15,8 @@ Floats = npt.NDArray[np.float32]
 # numpy has one object for each, almost always: comparing objects is fast, and an unusual array takes the slow way.
 BYTES, SINGLES = np.dtype(np.uint8), np.dtype(np.float32)
 MOST = 2**31 - 1  # things in a call; numpy has errors of its own for far more
-FEW = 64  # numbers that Python adds faster than numpy is called
+LARGEST = 1e6  # of latents, which a prior draws around 0; the manifest has it as their range
+FEW = 32  # numbers whose norm Python computes faster than numpy, measured between runs of a graph
 
 
 def as_array(values: npt.ArrayLike, wanted: str) -> npt.NDArray[Any]:
@@ -38,7 +39,7 @@ def checked_images(what: str, images: npt.ArrayLike, shape: tuple[int, ...]) -> 
 
 
 def checked_latents(latents: npt.ArrayLike, shape: tuple[int, ...]) -> Floats:
-    """Return finite latents, given as rows of numbers or in their own shape. Shapes: (B, D) -> (B, *shape).
+    """Return latents of a sensible size, given as rows of numbers or in their own shape. Shapes: (B, D) -> (B, *shape).
 
     Raises: UserError.
     """
@@ -47,13 +48,22 @@ def checked_latents(latents: npt.ArrayLike, shape: tuple[int, ...]) -> Floats:
         found = latents
     else:
         found = _narrowed(_reshaped(latents, shape))
-    # A sum of doubles for a few numbers; of more, the sum of squares is one quick pass, which may overflow by itself.
-    total = sum(found.ravel().tolist()) if found.size <= FEW else np.vdot(found, found)
-    if not (math.isfinite(total) or np.isfinite(found).all()):
-        found = found.reshape(len(found), -1)
-        row, column = np.argwhere(~np.isfinite(found))[0]
-        raise UserError(f"decode: wanted finite latents, found {found[row, column]} in row {row}, column {column}")
+    # A norm is as large as each number at least, and NaN if one is. That of many usual latents may be large, too.
+    norm = math.hypot(*found.ravel().tolist()) if found.size <= FEW else math.sqrt(np.vdot(found, found))
+    if not norm <= LARGEST:
+        _check_each(found.reshape(len(found), -1))
     return found
+
+
+def _check_each(latents: Floats) -> None:
+    """Shapes: (B, D)."""
+    wrong = np.argwhere(~(np.abs(latents) <= LARGEST))  # also NaN
+    if len(wrong):
+        row, column = wrong[0]
+        raise UserError(
+            f"decode: wanted latents from {-LARGEST:,.0f} to {LARGEST:,.0f}, found {latents[row, column]!s} in row "
+            f"{row}, column {column}; compare them with those that encode returns"
+        )
 
 
 def _reshaped(latents: npt.ArrayLike, shape: tuple[int, ...]) -> npt.NDArray[Any]:

@@ -135,8 +135,9 @@ class Client:
         Raises: UserError if images are not uint8 of the model's size, or a label is unknown.
         """
         wanted = self._moments
-        inputs = self._inputs("encode", labels, "images", self._checked("encode", images))
-        mean, *log_variance = self._computed("encoder", wanted, inputs)
+        rows = self._checked("encode", images)
+        inputs = self._inputs("encode", labels, "images", rows)
+        mean, *log_variance = self._computed("encoder", wanted, inputs, len(rows))
         return mean, log_variance[0] if log_variance else np.full_like(mean, -np.inf)
 
     def encode_codes(self, images: Images, labels: Labels | None = None) -> npt.NDArray[np.int64]:
@@ -146,8 +147,8 @@ class Client:
         """
         self._require_codebook("encode_codes")
         codes: npt.NDArray[np.int64]
-        inputs = self._inputs("encode_codes", labels, "images", self._checked("encode_codes", images))
-        (codes,) = self._computed("encoder", ["codes"], inputs)
+        rows = self._checked("encode_codes", images)
+        (codes,) = self._computed("encoder", ["codes"], self._inputs("encode_codes", labels, "images", rows), len(rows))
         return codes
 
     def vectors(self, codes: npt.ArrayLike) -> Floats:
@@ -175,15 +176,18 @@ class Client:
     ) -> Images:
         """Return the mean images of latents, or of codes, as grey levels. Shapes: (B, D) or (B, P) -> (B, H, W, C).
 
-        Raises: UserError if latents are not finite numbers of the model's size, or a label is unknown, and for codes as
+        Latents lie from -1,000,000 to 1,000,000: of far larger ones, a decoder may compute no numbers and black images.
+
+        Raises: UserError if latents are not such numbers of the model's size, or a label is unknown, and for codes as
         `vectors` does.
         """
         if codes is not None and latents is None:
             latents, codes = self.vectors(codes), None
         if codes is not None or latents is None:
             raise UserError("decode: wanted either latents or codes, found both or neither")
-        inputs = self._inputs("decode", labels, "latents", checked_latents(latents, self.latent_shape))
-        images: Images = self._computed("decoder", ["images"], inputs)[0]
+        rows = checked_latents(latents, self.latent_shape)
+        inputs = self._inputs("decode", labels, "latents", rows)
+        images: Images = self._computed("decoder", ["images"], inputs, len(rows))[0]
         return images
 
     def decode_mean(self, latents: npt.ArrayLike, labels: Labels | None = None) -> Floats:
@@ -191,8 +195,9 @@ class Client:
 
         Raises: UserError as `decode` does.
         """
-        inputs = self._inputs("decode", labels, "latents", checked_latents(latents, self.latent_shape))
-        mean: Floats = self._computed("decoder", ["mean"], inputs)[0]
+        rows = checked_latents(latents, self.latent_shape)
+        inputs = self._inputs("decode", labels, "latents", rows)
+        mean: Floats = self._computed("decoder", ["mean"], inputs, len(rows))[0]
         return mean
 
     def reconstruct(self, images: Images, labels: Labels | None = None) -> Images:
@@ -253,7 +258,7 @@ class Client:
         inputs, row = self._inputs("score", labels, "images", found), self._noise
         if not samples or samples == len(found) == 1:  # without sums and slices, which take longer than one image
             inputs["epsilon"] = draw((len(found), *row), np.float32)
-            return Scores(*(part.astype(np.float64) for part in self._computed("score", PARTS, inputs)))
+            return Scores(*(part.astype(np.float64) for part in self._computed("score", PARTS, inputs, len(found))))
         nll, kl = np.zeros((len(PARTS), len(found)))
         most = max(1, min(self.batch, NOISE // (samples * math.prod(row))))
         for start in range(0, len(found), most):
@@ -280,11 +285,10 @@ class Client:
 
         Without names of `outputs`, it returns all. Use it for work of your own, such as draws of your own.
         """
-        return self._computed(graph, outputs, inputs)
+        return self._computed(graph, outputs, inputs, len(next(iter(inputs.values()), ())))
 
-    def _computed(self, graph: str, outputs: list[str] | None, inputs: dict[str, Any]) -> list[Any]:
+    def _computed(self, graph: str, outputs: list[str] | None, inputs: dict[str, Any], count: int) -> list[Any]:
         session = self._graphs.get(graph) or self._graph(graph)
-        count = len(next(iter(inputs.values()), ()))
         if count <= self.batch:
             found: list[Any] = session.run(outputs, inputs)
             return found

@@ -17,6 +17,7 @@ DEVIATIONS = "prior standard deviations"
 OWN_UNIT = "as drawn from the prior"
 TABLE = "as in codebook.npz"
 LABEL = "label"
+LARGEST = 1e6  # of latents, as in client/checks.py; squares of far larger ones overflow in a layer that normalises
 
 
 class Graph(nn.Module):
@@ -79,6 +80,7 @@ class DecoderGraph(Graph):
 
     def __init__(self, model: LatentModel, pixels: Pixels) -> None:
         latents = _tensor("latents", model.latent_shape, _unit(model), "codes to decode")
+        latents = latents.model_copy(update={"range": (-LARGEST, LARGEST)})
         outputs = (_images(model, "the mean in grey levels"), _mean("mean", model))
         super().__init__(model, pixels, GraphFacts(inputs=(latents, *_label(model)), outputs=outputs))
 

@@ -175,7 +175,7 @@ def score(
 
 @app.command()
 def bench(model: Model = HERE) -> None:
-    """Measure how long calls take here, and how much faster variants are.
+    """Measure how long calls take here; show size, ELBO and speed of each variant.
 
     Reads the folder of a model.
     Writes nothing.
