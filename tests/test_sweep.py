@@ -15,7 +15,7 @@ from optuna.distributions import FloatDistribution
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, create_trial
 from sqlalchemy.pool import NullPool
-from stores import postgres, with_secrets
+from stores import PASSWORD, postgres, with_secrets
 
 pytestmark = pytest.mark.slow
 WIDTH = """
@@ -33,7 +33,7 @@ fixed:
 # With batches so small, an epoch takes longer than to stop a training.
 SHARED = """
 study: shared
-trials: 14
+trials: 20
 sampler: tpe
 pruner: hyperband
 parameters:
@@ -149,47 +149,44 @@ def test_two_workers_share_a_study_in_postgresql_of_which_one_trial_fails_and_on
 ) -> None:
     log = tmp_path / "log"
     with postgres() as storage:
-        # Another machine began the study: of its ten trials, the best are near GOOD.
-        study = study_in(project, "shared", storage)
-        for power in range(-8, 2):
-            there = {RATE: FloatDistribution(1e-8, 1e8, log=True)}
+        # Another machine began the study: it has done sixteen trials, and the best of them are near GOOD.
+        study, space = study_in(project, "shared", storage), {RATE: FloatDistribution(HOPELESS, DIVERGES, log=True)}
+        for power in range(-7, 9):
             value = -1000.0 - 100 * abs(power + 2.5)
-            study.add_trial(create_trial(params={RATE: 10.0**power}, distributions=there, value=value))
+            study.add_trial(create_trial(params={RATE: 10.0**power}, distributions=space, value=value))
         for rate in (GOOD, DIVERGES, HOPELESS):
             study.enqueue_trial({RATE: rate})
-        printed = finish(
-            start(project, log, SHARED, "--workers", "2", REPARAM_SWEEP_STORAGE=storage), project, log
-        )
-        good, diverges, hopeless, chosen = study_in(project, "shared", storage).trials[10:]
+        printed = finish(start(project, log, SHARED, "--workers", "2", REPARAM_SWEEP_STORAGE=storage), project, log)
+        good, diverges, hopeless, chosen = study_in(project, "shared", storage).trials[16:]
 
     assert [trial.state.name for trial in (good, diverges, hopeless)] == ["COMPLETE", "FAIL", "PRUNED"]
     assert chosen.state.name in {"COMPLETE", "PRUNED"}
-    assert 1e-5 < chosen.params[RATE] < 1  # of 16 powers of ten, those near the best
+    assert 1e-5 < chosen.params[RATE] < 1  # of sixteen powers of ten, those near the best
     assert good.datetime_complete is not None
     assert diverges.datetime_start is not None
     assert diverges.datetime_start < good.datetime_complete  # side by side
 
     logs = project.root / ".sweeps/shared"
-    assert sorted(path.name for path in logs.iterdir()) == ["10.log", "11.log", "12.log", "13.log"]
-    failure = f"`dvc exp run` ended with code 255; see {logs / '11.log'}"
-    assert f"shared-11: {failure}" in printed.splitlines()
-    assert f"shared-11: failed with learning_rate 1e+08: {failure}" in printed.splitlines()
-    assert "shared-12: pruned after epoch 1 with learning_rate 1e-08" in printed.splitlines()
-    assert "error: train: the training loss is no longer finite at epoch 1, step " in (logs / "11.log").read_text()
+    assert sorted(path.name for path in logs.iterdir()) == ["16.log", "17.log", "18.log", "19.log"]
+    failure = f"`dvc exp run` ended with code 255; see {logs / '17.log'}"
+    assert f"shared-17: {failure}" in printed.splitlines()
+    assert f"shared-17: failed with learning_rate 1e+08: {failure}" in printed.splitlines()
+    assert "shared-18: pruned after epoch 1 with learning_rate 1e-08" in printed.splitlines()
+    assert "error: train: the train loss is no longer finite at epoch 1, step " in (logs / "17.log").read_text()
 
     done = done_in(project, "shared", [good, diverges, hopeless, chosen])
     found = {name: run.info.status for name, run in trainings(project).items()}
-    assert {name: found[name] for name in ("shared-10", "shared-11", "shared-12")} == {
-        "shared-10": "FINISHED",
-        "shared-11": "FAILED",
-        "shared-12": "KILLED",
+    assert {name: found[name] for name in ("shared-16", "shared-17", "shared-18")} == {
+        "shared-16": "FINISHED",
+        "shared-17": "FAILED",
+        "shared-18": "KILLED",
     }
     best = max(done, key=lambda name: done[name])
     assert f"best: {best} (on " in printed
     project(f"dvc exp apply {best}")
     assert project.metrics("evaluation")["elbo_validation"] == pytest.approx(done[best])
     assert with_secrets(project.root) == []
-    assert storage not in printed
+    assert PASSWORD not in printed
 
 
 def test_a_grid_has_an_experiment_of_each_value_that_of_the_parameters_too(project: Project, tmp_path: Path) -> None:
