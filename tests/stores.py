@@ -1,5 +1,6 @@
 """Real servers for tests: MLflow with passwords, PostgreSQL, and one that speaks S3; each skips where it is missing."""
 
+import base64
 import os
 import pwd
 import shutil
@@ -18,6 +19,7 @@ from urllib.request import urlopen
 import pytest
 
 USER, PASSWORD = "admin", "correct-horse-battery"
+SECRETS = (PASSWORD, base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode())
 SECONDS = 120  # for a server to start
 
 
@@ -134,3 +136,9 @@ def s3(root: Path) -> Iterator[str]:
         client.create_bucket(Bucket="models")
         client.close()
         yield address
+
+
+def with_secrets(root: Path) -> list[Path]:
+    """The files below a folder that hold a password."""
+    files = [path for path in root.rglob("*") if path.is_file()]
+    return [path for path in files if any(secret.encode() in path.read_bytes() for secret in SECRETS)]

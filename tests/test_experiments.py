@@ -1,6 +1,7 @@
 """Experiments under real DVC: in the workspace, in a copy, in the queue, on other data."""
 
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +71,30 @@ def test_two_workers_share_a_fresh_database_and_run_their_own_snapshots(project:
     assert project("dvc queue status").count("Success") == 2
     runs = project.training_runs()
     assert {name: run.data.params["model.latent"] for name, run in runs.items()} == {"wide": "4", "narrow": "2"}
+
+
+@pytest.mark.slow
+def test_what_doctor_says_of_a_queue_runs_it_shows_why_a_task_failed_and_forgets_it(project: Project) -> None:
+    project("dvc exp run --quiet --queue --name refused -S train.learning_rate=1e30 train")
+    queued, remedy = _queue_by_doctor(project)
+    assert queued == "note: 1 queued"
+    (begin,) = re.findall("`(.*?)`", remedy)
+    project(begin)
+    _wait(lambda: "Failed" in project("dvc queue status"))
+    failed, remedy = _queue_by_doctor(project)
+    assert failed == "note: 1 failed"
+    why, forget = re.findall("`(.*?)`", remedy)
+    assert why == "dvc queue logs refused"
+    assert "train.learning_rate: wanted at most 1,000,000,000, found 1e+30" in project(why)
+    project(forget)
+    assert _queue_by_doctor(project) == ("empty", "")
+
+
+def _queue_by_doctor(project: Project) -> tuple[str, str]:
+    """Ask doctor for the state of the queue, and the next step."""
+    found = re.search(r"^DVC queue +(.*)(?:\n +next: (.*))?", project("python -m reparam doctor"), re.MULTILINE)
+    assert found
+    return found[1], found[2] or ""
 
 
 def test_mnist_passes_through_the_whole_pipeline(

@@ -1,6 +1,5 @@
 """Stores of others, real ones: an MLflow server with passwords, and remotes of DVC that hold all that a clone needs."""
 
-import base64
 import re
 import subprocess
 from collections.abc import Iterator
@@ -8,11 +7,10 @@ from pathlib import Path
 
 import pytest
 from dvc_project import Project, copy_of, finished
-from stores import PASSWORD, USER, mlflow_server, postgres, s3
+from stores import PASSWORD, SECRETS, USER, mlflow_server, postgres, s3, with_secrets
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).parents[1]
-SECRETS = (PASSWORD, base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode())
 
 
 def type_in(project: Project, command: str, **variables: str) -> tuple[int, str]:
@@ -20,12 +18,6 @@ def type_in(project: Project, command: str, **variables: str) -> tuple[int, str]
     environment = {**project.environment, **variables}
     done = subprocess.run(command.split(), cwd=project.root, env=environment, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
-
-
-def with_secrets(root: Path) -> list[Path]:
-    """The files below a folder that hold a password."""
-    files = [path for path in root.rglob("*") if path.is_file()]
-    return [path for path in files if any(secret.encode() in path.read_bytes() for secret in SECRETS)]
 
 
 @pytest.fixture(params=["SQLite", "PostgreSQL"])
