@@ -372,7 +372,7 @@ def test_a_process_that_is_killed_on_one_machine_ends_both_with_a_line_each(
 def test_two_machines_start_again_and_go_on_from_the_checkpoint_to_the_same_bytes(
     victim: int, trainings: Callable[..., Trainings]
 ) -> None:
-    one = trainings(epochs=40, patience=40)
+    one = trainings(epochs=15, patience=15)
     wanted, machines = one.weights_of_one_machine(), (one, one.clone())
     started = start_both(machines, f"{ELASTIC} --max-restarts 2")
     one.rank(0)
