@@ -103,7 +103,7 @@ def _prepare(options: Any, *, is_alone: bool) -> None:
 
 def _unmet(machines: str, error: BaseException) -> str:
     """Say that machines do not reach each other, at the start or later, with the first line of torch's words."""
-    words = str(error.__cause__ or error).partition("\n")[0] or "no other machine that came in time"
+    words = str(error.__cause__ or error).partition("\n")[0].rstrip(".") or "no other machine that came in time"
     return (
         f"REPARAM_LAUNCH: wanted {machines} machines that reach each other, found: {words}; see what the command says "
         "on the others, and whether address and port are the same; start it again on all machines: training goes on "
