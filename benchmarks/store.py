@@ -1,8 +1,9 @@
 """How long questions to a tracking store take that holds 500 trained models, each with its evaluation and export.
 
-    python benchmarks/store.py [--models 500]
+    python benchmarks/store.py [--models 500] [--note TEXT]
 
-The store is the default one, SQLite in a folder.
+The stores are the default one, SQLite in a folder, and `mlflow server` on PostgreSQL, which this program starts, as
+tests do; it says what is missing for that: `psycopg`, or PostgreSQL itself.
 """
 
 import argparse
@@ -12,9 +13,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from types import ModuleType
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
@@ -31,6 +34,7 @@ EPOCHS = 20
 CURVES = [f"{split}/{term}" for split in ("train", "validation") for term in ("loss", "reconstruction", "kl", "elbo")]
 RESULTS = [f"evaluation/{name}{error}" for name in ("elbo", "nll", "kl", "mse", "bits") for error in ("", "_se")]
 REPEATS = 5
+SQLITE, SERVER = "SQLite", "server, PostgreSQL"
 
 
 def fill(client: MlflowClient, models: int) -> list[str]:
@@ -72,11 +76,22 @@ def compare(*ids: str) -> None:
     subprocess.run(command, env=environment, check=True, capture_output=True)
 
 
-def measure(models: int) -> dict[str, float]:
-    """Return the seconds that each question takes."""
+@contextmanager
+def server(servers: ModuleType) -> Iterator[str]:
+    """Let all use a server on PostgreSQL of its own; yield the address of the database. Raises: MissingError."""
+    with servers.postgres() as database, servers.mlflow_server(Path.cwd(), database) as address:
+        os.environ["MLFLOW_TRACKING_URI"] = address
+        try:
+            yield database
+        finally:
+            del os.environ["MLFLOW_TRACKING_URI"]
+
+
+def measure(models: int, database: str | None = None) -> dict[str, float]:
+    """Return the seconds that each question takes; the store is filled through its database, if that is given."""
     paths = Paths.here()
     store = open_store(paths)
-    ids = fill(store.client, models)
+    ids = fill(MlflowClient(database) if database else store.client, models)
     runs, client = Runs(store, {}), store.client
     middle = sha256(str(models // 2).encode()).hexdigest()
     lineage = {"weights_sha256": middle, "params_sha256": middle[::-1]}
@@ -103,18 +118,39 @@ def measure(models: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=int, default=500)
-    models = parser.parse_args().models
+    parser.add_argument("--note", default="", help="what to say of the machine, as that other programs ran beside it")
+    arguments = parser.parse_args()
+    models, note = arguments.models, arguments.note
     os.environ.pop("MLFLOW_TRACKING_URI", None)
+    sys.path.append(str(ROOT / "tests"))
+    import servers
+
     found = {}
     for count in (10, models):
-        with tempfile.TemporaryDirectory() as root:
-            os.chdir(root)
-            found[count] = measure(count)
-            os.chdir(ROOT)
-    rows = [[question, *(f"{found[count][question]:.2f}" for count in found)] for question in found[models]]
-    text = table(["question", *(f"seconds with {count} models" for count in found)], rows)
+        with in_folder():
+            found[SQLITE, count] = measure(count)
+    try:
+        for count in (10, models):
+            with in_folder(), server(servers) as database:
+                found[SERVER, count] = measure(count, database)
+    except servers.MissingError as error:
+        print(f"no server is measured: {error}", file=sys.stderr)
+    rows = [[question, *(f"{column[question]:.2f}" for column in found.values())] for question in found[SQLITE, models]]
+    text = table(["seconds of", *(f"{store}, {count} models" for store, count in found)], rows)
+    notes = [note, f"Medians of {REPEATS} questions. The server is on the same machine, and has one worker."]
     print(text)
-    write_section("The tracking store", text)
+    write_section("The tracking store", "\n\n".join([" ".join(filter(None, notes)), text]))
+
+
+@contextmanager
+def in_folder() -> Iterator[None]:
+    """Work in an empty folder."""
+    with tempfile.TemporaryDirectory() as root:
+        os.chdir(root)
+        try:
+            yield
+        finally:
+            os.chdir(ROOT)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """REPARAM_LAUNCH: several processes as one command, and one message where they fail."""
 
+import copy
 import json
 import os
 import re
@@ -8,19 +9,22 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from conftest import CHANGES
 from dvc_project import Project, project_in
 from ruamel.yaml import YAML
 
 from reparam.commands import launch
 from reparam.errors import UserError
+from reparam.paths import Paths
 
+TRAIN = "python -m reparam train --quiet"
 TWO = "torchrun --nproc-per-node 2"
 
 
@@ -83,7 +87,7 @@ def test_processes_that_were_asked_to_end_say_nothing(capsys: pytest.CaptureFixt
         ("torchrun --nproc-per-node x", "'torchrun --nproc-per-node x' cannot be started: Unsupported nproc_per_node"),
     ],
 )
-def test_what_is_no_torchrun_is_refused(value: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_torchrun_is_refused(value: str, said: str, project: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REPARAM_LAUNCH", value)
     monkeypatch.setattr(sys, "argv", ["reparam", "train"])
     monkeypatch.setattr("logging.disable", lambda _level: None)
@@ -107,6 +111,31 @@ def test_a_process_leaves_its_message_to_the_one_that_started_it(
     assert (content["message"], content["is_mistake"]) == ("no file at https://***@example.org/x", True)
     monkeypatch.delenv("REPARAM_LAUNCH")
     assert not launch.record("torchrun was typed, and its report is hard to read", is_mistake=True)
+
+
+@pytest.mark.parametrize(("restarts", "said"), [("0", ""), ("2", "WARNING: process 1 lost its connection to another")])
+def test_a_connection_that_is_lost_is_one_line_where_all_start_again(
+    restarts: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variables = {"ERROR_FILE": str(tmp_path / "error.json"), "RESTART_COUNT": "0", "MAX_RESTARTS": restarts}
+    for name, value in variables.items():
+        monkeypatch.setenv(f"TORCHELASTIC_{name}", value)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("REPARAM_LAUNCH", TWO)
+    monkeypatch.setattr("signal.signal", lambda _number, _handler: None)
+    assert launch.record("Traceback: Connection reset by peer", is_mistake=False)
+    assert capsys.readouterr().err.startswith(said)
+    assert launch.record("Traceback: a bug", is_mistake=False) == (restarts == "0")  # else the traceback is shown
+
+
+def test_a_mistake_in_the_parameters_is_said_before_another_machine_is_waited_for(
+    params: dict[str, Any], write_params: Callable[[Any], None], reparam: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params["train"]["epochs"] = "many"
+    write_params(params)
+    monkeypatch.setenv("REPARAM_LAUNCH", "torchrun --nnodes 2 --master-addr 127.0.0.1")
+    code, said = reparam("train")
+    assert (code, said.startswith("error: "), "train.epochs" in said, "waiting" in said) == (1, True, True, False), said
 
 
 # With real processes
@@ -145,8 +174,34 @@ class Trainings:
         while not self.checkpoints() - self.before:
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        (found,) = [process for process, variables in self.processes() if f"RANK={number}" in variables]
+        return self.process(number)
+
+    def process(self, rank: int) -> int:
+        (found,) = [process for process, variables in self.processes() if f"RANK={rank}" in variables]
         return found
+
+    def clone(self) -> "Trainings":
+        """Another machine with the same data."""
+        own, other = self.project, copy.copy(self)
+        own("git clone --quiet . ../other")
+        other.project = Project(own.root.parent / "other", **own.environment)
+        other.project(f"dvc cache dir --local {own.root}/.dvc/cache")
+        other.project(f"cp {own.root}/dvc.lock .")
+        other.project("dvc checkout --quiet data/raw data/processed")
+        return other
+
+    def weights(self) -> bytes:
+        """The weights that a training left; they are removed."""
+        path = self.project.root / "models/vae/weights.safetensors"
+        content = path.read_bytes()
+        path.unlink()
+        return content
+
+    def weights_of_one_machine(self) -> bytes:
+        """The weights that two processes of this machine train."""
+        code, said = self.finish(self.start(TRAIN))
+        assert (code, said) == (0, "")
+        return self.weights()
 
     def processes(self) -> Iterator[tuple[int, list[str]]]:
         """Yield the processes of torchrun in this repository, with their variables."""
@@ -204,65 +259,154 @@ def test_a_process_that_is_killed_ends_all_within_seconds_and_the_rerun_goes_on(
 
 @pytest.mark.slow
 def test_an_elastic_restart_goes_on_from_the_checkpoint_to_the_same_bytes(trainings: Callable[..., Trainings]) -> None:
-    one, weights = trainings(epochs=40, patience=40), "models/vae/weights.safetensors"
-    code, said = one.finish(one.start("python -m reparam train --quiet"))
-    assert (code, said) == (0, "")
-    wanted = (one.project.root / weights).read_bytes()
-    (one.project.root / weights).unlink()
-    process = one.start("python -m reparam train --quiet", REPARAM_LAUNCH=f"{TWO} --max-restarts 1")
+    one = trainings(epochs=40, patience=40)
+    wanted = one.weights_of_one_machine()
+    process = one.start(TRAIN, REPARAM_LAUNCH=f"{TWO} --max-restarts 1")
     os.kill(one.rank(1), signal.SIGKILL)
     code, said = one.finish(process)
     assert code == 0, said
     assert said.count("going on after epoch") == 1
-    assert (one.project.root / weights).read_bytes() == wanted
+    assert "Traceback" not in said
+    assert one.weights() == wanted
+
+
+# On two machines: two launchers in two clones
+
+FIXED = "--master-addr 127.0.0.1 --master-port {port} --node-rank {number}"
+# As on machines with names of their own: the address gives the order, and the first machine is where all meet.
+ELASTIC = (
+    "--rdzv-backend c10d --local-addr 127.0.0.{address} --rdzv-endpoint 127.0.0.1:{port} --rdzv-conf is_host={is_host}"
+)
+LOST = "error: process {} lost its connection to a process of another machine: see what the command says there; start "
+STOPPED = "error: process {} was killed by SIGKILL, and the others were stopped; "
+
+
+def launch_of(options: str, number: int, port: int) -> str:
+    own = options.format(number=number, address=number + 1, port=port, is_host=1 - number)
+    return f"torchrun --nnodes 2 --nproc-per-node 1 {own}"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def start_both(
+    machines: Sequence[Trainings], options: str = FIXED, commands: Sequence[str] = (TRAIN, TRAIN), **settings: str
+) -> list[subprocess.Popen[str]]:
+    port, starts = free_port(), zip(machines, commands, strict=True)
+    return [
+        machine.start(command, REPARAM_LAUNCH=launch_of(options, number, port), **settings)
+        for number, (machine, command) in enumerate(starts)
+    ]
+
+
+def finish_both(machines: Sequence[Trainings], started: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str]]:
+    """Return the exit codes, and what was said after the line that says where the machines meet."""
+    found = [machine.finish(process) for machine, process in zip(machines, started, strict=True)]
+    assert [said.count("waiting for 2 machines to meet at 127.0.0.1:") for _, said in found] == [1, 1], found
+    return [(code, re.sub("waiting for 2 machines .*\n", "", said)) for code, said in found]
 
 
 @pytest.mark.slow
 def test_two_machines_train_and_evaluate_together_where_both_have_the_same_data(
-    trainings: Callable[..., Trainings], tmp_path: Path
+    trainings: Callable[..., Trainings],
 ) -> None:
     one = trainings()
-    one.project("git clone --quiet . ../other")
-    other = Project(tmp_path / "other", **one.project.environment)
-    other(f"dvc cache dir --local {one.project.root}/.dvc/cache")
-    other(f"cp {one.project.root}/dvc.lock .")
-    other("dvc checkout --quiet data/raw data/processed")
+    other = one.clone()
 
-    def run_on_both(stage: str, command: str) -> list[tuple[int, str]]:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        launch = f"torchrun --nnodes 2 --nproc-per-node 1 --master-addr 127.0.0.1 --master-port {port} --node-rank"
-        first = one.start(command, REPARAM_LAUNCH=f"{launch} 0")
-        second = subprocess.Popen(
-            ["python", "-m", "reparam", stage],
-            cwd=other.root,
-            env={**other.environment, "PYTHONPATH": "src", "REPARAM_LAUNCH": f"{launch} 1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        return [one.finish(first), (second.wait(60), second.communicate()[0])]
+    def run_on_both(first: str, second: str) -> list[tuple[int, str]]:
+        return finish_both((one, other), start_both((one, other), commands=(first, second)))
 
-    (code, said), (other_code, other_said) = run_on_both("train", "dvc repro train")
+    wanted = one.weights_of_one_machine()
+    (code, said), (other_code, other_said) = run_on_both("dvc repro train", "python -m reparam train")
     assert (code, other_code) == (0, 0), said + other_said
     assert said.count("epoch 3/3") == 1
-    assert (one.project.root / "models/vae/weights.safetensors").exists()
-    assert not (other.root / "models/vae").exists()
+    assert (one.project.root / "models/vae/weights.safetensors").read_bytes() == wanted
+    assert not (other.project.root / "models/vae").exists()
 
-    (code, said), (other_code, other_said) = run_on_both("evaluate", "dvc repro evaluate")
+    (code, said), (other_code, other_said) = run_on_both("dvc repro evaluate", "python -m reparam evaluate")
     assert (code, other_code) == (0, 0), said + other_said
-    assert not (other.root / "reports/evaluation/card.json").exists()
-    wanted = one.project.hashes()
+    assert not (other.project.root / "reports/evaluation/card.json").exists()
+    hashes = one.project.hashes()
     one.project.environment.pop("REPARAM_LAUNCH")
     one.project("dvc repro --quiet --single-item --force evaluate")
-    assert one.project.hashes() == wanted  # of both machines, and of one process
+    assert one.project.hashes() == hashes  # of both machines, and of one process
 
-    params = YAML().load(other.root / "params.yaml")
+    params = YAML().load(other.project.root / "params.yaml")
     params["preprocess"]["limit"] = 1000
-    YAML().dump(params, other.root / "params.yaml")
-    other("python -m reparam preprocess")
-    found = run_on_both("train", "python -m reparam train")
+    YAML().dump(params, other.project.root / "params.yaml")
+    other.project("python -m reparam preprocess")
+    found = run_on_both(TRAIN, TRAIN)
     assert [code for code, _ in found] == [1, 1]
     assert "wanted the same data on all machines (card " in found[0][1], found[0][1]
     assert "wanted the data of the first process (card " in found[1][1], found[1][1]
     assert "Traceback" not in found[0][1] + found[1][1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("options", "victim"), [(FIXED, 0), (FIXED, 1), (ELASTIC, 0), (ELASTIC, 1)])
+def test_a_process_that_is_killed_on_one_machine_ends_both_with_a_line_each(
+    options: str, victim: int, trainings: Callable[..., Trainings]
+) -> None:
+    one = trainings(epochs=10**4, patience=10**4)
+    machines = (one, one.clone())
+    started = start_both(machines, options)
+    one.rank(0)  # once there is a checkpoint
+    os.kill(machines[victim].process(victim), signal.SIGKILL)
+    start = time.monotonic()
+    found = finish_both(machines, started)
+    assert time.monotonic() - start < 60  # of which a quiet machine needs five
+    assert [code for code, _ in found] == [1, 1]
+    assert found[victim][1].startswith(STOPPED.format(victim)), found
+    # The first machine may end, and where all met with it, before the second one looks at its process.
+    other = found[1 - victim][1]
+    unmet = "error: REPARAM_LAUNCH: wanted 2 machines that reach each other, found: " if options == ELASTIC else "-"
+    assert other.startswith((LOST.format(1 - victim), unmet)), found
+    assert [said.count("\n") for _, said in found] == [1, 1], found
+    assert [list(machine.processes()) for machine in machines] == [[], []]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_two_machines_start_again_and_go_on_from_the_checkpoint_to_the_same_bytes(
+    victim: int, trainings: Callable[..., Trainings]
+) -> None:
+    one = trainings(epochs=15, patience=15)
+    wanted, machines = one.weights_of_one_machine(), (one, one.clone())
+    started = start_both(machines, f"{ELASTIC} --max-restarts 2")
+    one.rank(0)
+    os.kill(machines[victim].process(victim), signal.SIGKILL)
+    found = finish_both(machines, started)
+    assert [code for code, _ in found] == [0, 0], found
+    said = "".join(said for _, said in found)
+    assert said.count("going on after epoch") == 1, said
+    assert "Traceback" not in said
+    assert one.weights() == wanted
+    assert not (machines[1].project.root / "models/vae").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "number"),
+    [(f"{FIXED} --rdzv-conf timeout=3", 0), (f"{FIXED} --rdzv-conf timeout=3", 1), (f"{ELASTIC},join_timeout=3", 0)],
+)
+def test_a_machine_that_meets_no_other_says_so(options: str, number: int, trainings: Callable[..., Trainings]) -> None:
+    one = trainings()
+    code, said = one.finish(one.start(TRAIN, REPARAM_LAUNCH=launch_of(options, number, free_port())))
+    assert code == 1
+    assert "error: REPARAM_LAUNCH: wanted 2 machines that reach each other, found: " in said, said
+    assert said.count("\n") == 2, said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the first machine must fail for want of a GPU")
+def test_the_second_machine_ends_if_the_first_fails_before_they_meet(trainings: Callable[..., Trainings]) -> None:
+    one = trainings()
+    machines = (one, one.clone())
+    commands = (f"{TRAIN} --device cuda", TRAIN)
+    (code, said), (other_code, other_said) = finish_both(machines, start_both(machines, commands=commands))
+    assert (code, said.count("\n")) == (1, 1)
+    assert said.startswith("error: --device cuda: torch finds no CUDA GPU")
+    assert (other_code, other_said.count("\n")) == (1, 1)
+    assert other_said.startswith(LOST.format(1))

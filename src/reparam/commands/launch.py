@@ -12,11 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from reparam.commands import tools
 from reparam.errors import UserError
 from reparam.redact import redact
 
-# What gloo and NCCL say where a process at the other end is gone.
-LOST = re.compile(r"connection (?:reset|closed) by peer|broken pipe|ncclRemoteError", re.IGNORECASE)
+# What gloo, NCCL and torch's store say where a process at the other end is gone.
+LOST = re.compile(
+    r"connection (?:reset|closed) by peer|broken pipe|ncclRemoteError|DistNetworkError|DistStoreError|timed out",
+    re.IGNORECASE,
+)
 
 
 def is_wanted() -> bool:
@@ -31,7 +35,7 @@ def is_rank() -> bool:
 
 def keep_quiet() -> None:
     """Silence torch's warnings about intended behaviour if processes share a training; call it before torch loads."""
-    if is_rank():
+    if is_rank() or is_wanted():
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
@@ -41,23 +45,26 @@ def run() -> NoReturn:
     Raises: UserError if they cannot be started, or one of them fails.
     """
     import torch
+    from torch.distributed import DistError
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
 
     options = _options(torchrun)
-    if options.max_restarts == 0:
-        logging.disable(logging.ERROR)  # `_explain` reports failures, so torchrun need not
-    # Otherwise processes that are started again may find the addresses of those that are gone.
-    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    tools.inputs()  # a mistake in them is said before other machines wait for this one
     try:
+        is_alone = torchrun.parse_min_max_nnodes(options.nnodes) == (1, 1)
         threads = torch.get_num_threads() // torchrun.determine_local_world_size(options.nproc_per_node)
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads)))
+        _prepare(options, is_alone=is_alone)
         torchrun.run(options)  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
-        _explain(error.failures, is_alone=options.nnodes == "1")
+        _explain(error.failures, is_alone=is_alone)
     except SignalException as error:
         sys.exit(128 + error.sigval)
+    except (RendezvousError, DistError) as error:
+        raise UserError(_unmet(options.nnodes, error)) from None
     except (ValueError, OSError) as error:  # an option that has no such value; an address that is taken
         raise UserError(f"REPARAM_LAUNCH: {_launch()!r} cannot be started: {error}; fix it, or unset it") from None
     sys.exit()
@@ -66,7 +73,8 @@ def run() -> NoReturn:
 def record(message: str, *, is_mistake: bool) -> bool:
     """Hand the message of a failing process to the process that started it; return whether the latter will show it.
 
-    It shows no message if it will start the processes again. `is_mistake`: whether the user can correct it.
+    It shows no message if it will start the processes again; then a connection that is lost is one line here, because
+    another process says why. `is_mistake`: whether the user can correct it.
     """
     if not is_rank():
         return False
@@ -74,7 +82,33 @@ def record(message: str, *, is_mistake: bool) -> bool:
     content = {"message": redact(message), "timestamp": f"{time.time():.0f}", "is_mistake": is_mistake}
     Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(content), encoding="utf-8")
     is_last = os.environ["TORCHELASTIC_RESTART_COUNT"] == os.environ["TORCHELASTIC_MAX_RESTARTS"]
-    return is_last and bool(os.environ.get("REPARAM_LAUNCH"))
+    is_ours = bool(os.environ.get("REPARAM_LAUNCH"))
+    if is_ours and not is_last and not is_mistake and LOST.search(message):
+        sys.stderr.write(f"WARNING: process {os.environ['RANK']} lost its connection to another one: all start again\n")
+        return True
+    return is_ours and is_last
+
+
+def _prepare(options: Any, *, is_alone: bool) -> None:
+    """Set what torchrun reads and says; say what it waits for."""
+    if options.max_restarts == 0:
+        logging.disable(logging.ERROR)  # `_explain` reports failures, so torchrun need not
+    if options.max_restarts or options.rdzv_backend != "static":
+        # Otherwise processes that are started again may find the addresses of those that are gone.
+        os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    if not is_alone:
+        address = options.rdzv_endpoint or f"{options.master_addr}:{options.master_port or 29500}"
+        sys.stderr.write(f"waiting for {options.nnodes} machines to meet at {address}\n")
+
+
+def _unmet(machines: str, error: BaseException) -> str:
+    """Say that machines do not reach each other, at the start or later, with the first line of torch's words."""
+    words = str(error.__cause__ or error).partition("\n")[0].rstrip(".") or "no other machine that came in time"
+    return (
+        f"REPARAM_LAUNCH: wanted {machines} machines that reach each other, found: {words}; see what the command says "
+        "on the others, and whether address and port are the same; start it again on all machines: training goes on "
+        "from its checkpoint"
+    )
 
 
 def _launch() -> str:
