@@ -86,7 +86,9 @@ def test_a_server_that_is_not_there_is_refused_with_the_way_out(paths: Paths, mo
         with pytest.raises(TrackingError) as caught:
             InProcess.open(paths)
     first, second = str(caught.value).splitlines()
-    assert first.startswith(f"MLflow at {uri} cannot be used: ")
+    assert (
+        first == f"MLflow at {uri} cannot be used: Failed to establish a new connection: [Errno 111] Connection refused"
+    )
     assert second == (
         "Start the server, unset MLFLOW_TRACKING_URI to use a local file, or set MLFLOW_TRACKING_URI=off to run "
         "without tracking"

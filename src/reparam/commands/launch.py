@@ -21,6 +21,7 @@ LOST = re.compile(
     r"connection (?:reset|closed) by peer|broken pipe|ncclRemoteError|DistNetworkError|DistStoreError|timed out",
     re.IGNORECASE,
 )
+SILENT = "FATAL"
 
 
 def is_wanted() -> bool:
@@ -34,9 +35,14 @@ def is_rank() -> bool:
 
 
 def keep_quiet() -> None:
-    """Silence torch's warnings about intended behaviour if processes share a training; call it before torch loads."""
-    if is_rank() or is_wanted():
+    """Silence torch if processes share a training; call it before torch loads.
+
+    Warnings are of intended behaviour. `run` reports the errors of the process that starts the others.
+    """
+    if is_rank():
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    elif is_wanted():
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", SILENT)
 
 
 def run() -> NoReturn:
@@ -52,6 +58,8 @@ def run() -> NoReturn:
     from torch.distributed.elastic.rendezvous import RendezvousError
 
     options = _options(torchrun)
+    if os.environ.get("TORCH_CPP_LOG_LEVEL") == SILENT:
+        del os.environ["TORCH_CPP_LOG_LEVEL"]  # for the processes, whose own errors are theirs to report
     tools.inputs()  # a mistake in them is said before other machines wait for this one
     try:
         is_alone = torchrun.parse_min_max_nnodes(options.nnodes) == (1, 1)

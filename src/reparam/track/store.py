@@ -25,6 +25,8 @@ QUICK_TO_FAIL = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
+# What urllib3 found in the end, after words about attempts: (Caused by NewConnectionError("HTTPConnection(...): ..."))
+CAUSE = re.compile(r"""\(Caused by \w+\(["'].*?[>)]: (.*?)["']\)\)$""")
 DAMAGED = re.compile(r"duplicate column name|table \S+ already exists|no such table|malformed|not a database")
 
 
@@ -118,7 +120,9 @@ def store_errors() -> Iterator[None]:
     except (MlflowException, SQLAlchemyError, OSError) as error:  # a refused or broken connection is an OSError
         lines = str(error).strip().splitlines() or [type(error).__name__]
         # SQLAlchemy puts remarks before the line that says what is wrong.
-        raise StoreError(redact(next((line for line in lines if "Error) " in line), lines[0]))) from None
+        line = next((line for line in lines if "Error) " in line), lines[0])
+        cause = CAUSE.search(line)
+        raise StoreError(redact(cause[1] if cause else line)) from None
 
 
 def _create_database(uri: str) -> None:
