@@ -164,7 +164,8 @@ def _active_units(facts: Facts, runs: Sequence[dict[str, Any]]) -> str:
     if not found:
         return ""
     beside = f" (published {facts['active_units']})" if "active_units" in facts else ""
-    return f"{statistics.fmean(found):.3g}{beside}"
+    mean = statistics.fmean(found)
+    return f"{mean:,.0f}{beside}" if mean >= 1000 else f"{mean:.3g}{beside}"
 
 
 def _origin(name: str, result: dict[str, Any]) -> str:
