@@ -95,25 +95,26 @@ def test_a_file_that_changes_while_it_is_read_is_not_remembered(file: Path, read
     assert read == [file, file]
 
 
-def test_a_file_that_changed_a_moment_ago_is_not_remembered(
-    file: Path, compute: Reader, read: list[Path], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        pytest.param("SETTLED", 60.0, id="changed a moment ago"),
+        pytest.param("LARGE", 7, id="small"),
+        pytest.param("directory", lambda: Path("missing"), id="no place for a note"),
+    ],
+)
+def test_a_file_that_is_not_remembered_is_read_each_time(
+    setting: str, value: object, file: Path, compute: Reader, read: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verified, "SETTLED", 60.0)
+    monkeypatch.setattr(verified, setting, value)
     assert [verified.matches(file, sha256(file), compute) for _ in range(2)] == [True, True]
     assert read == [file, file]
 
 
-def test_a_small_file_is_read_each_time(
-    file: Path, compute: Reader, read: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(verified, "LARGE", 7)
-    assert [verified.matches(file, sha256(file), compute) for _ in range(2)] == [True, True]
-    assert read == [file, file]
-
-
-def test_a_folder_that_cannot_be_written_to_costs_nothing_but_time(
-    file: Path, compute: Reader, read: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(verified, "directory", lambda: file.parent / "missing")
-    assert [verified.matches(file, sha256(file), compute) for _ in range(2)] == [True, True]
+def test_a_note_that_is_not_whole_is_none(file: Path, compute: Reader, read: list[Path]) -> None:
+    digest = sha256(file)
+    assert verified.matches(file, digest, compute)
+    [note] = file.parent.rglob("*.verified")
+    note.write_text(note.read_text()[:-1])
+    assert verified.matches(file, digest, compute)
     assert read == [file, file]

@@ -29,8 +29,8 @@ def matches(path: Path, digest: str, compute: Callable[[Path], str]) -> bool:
     if compute(path) != digest:
         return False
     if is_settled and state == f"{digest} {_state(path)}":
-        with suppress(OSError):  # then the next process reads the file again
-            _write(note, state)
+        with suppress(OSError):  # then the next process reads the file again, as it does where a note is not whole
+            note.write_text(state, encoding="ascii")
     return True
 
 
@@ -41,9 +41,3 @@ def _note(path: Path) -> Path:
 def _state(path: Path) -> str:
     found = path.stat()
     return f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
-
-
-def _write(note: Path, text: str) -> None:
-    partial = note.with_name(f"{note.name}-{time.time_ns()}")
-    partial.write_text(text, encoding="ascii")
-    partial.replace(note)
