@@ -117,6 +117,11 @@ class Paths:
     def report(self) -> Path:
         return self.root / "reports/index.html"
 
+    @property
+    def speed(self) -> Path:
+        """Times on this machine, so DVC does not keep them."""
+        return self.root / "reports/speed.html"
+
     # gradients, outside the pipeline
     @property
     def gradients(self) -> Path:

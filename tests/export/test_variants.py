@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,17 +16,20 @@ import onnx
 import pytest
 from conftest import small_section
 from exported_model import LATENT, OPSET, Exported, prepare, run_stage
+from policy import Policy
 from some_cards import export_card
 from torch import nn
 from typer.testing import CliRunner
 
 from reparam.cards.export import ExportCard, VariantFacts
 from reparam.client import Client
+from reparam.client.speed import compare
 from reparam.errors import DamagedInputError, ParityError
 from reparam.export import variants
 from reparam.export.runtime import Runtime
 from reparam.export.variants import MAKERS, Original, write_variants
 from reparam.export.verify import run_torch
+from reparam.report import speed
 from reparam.shell import bench, commands
 
 pytest_plugins = ["fixtures_export"]
@@ -331,6 +335,21 @@ def test_bench_compares_variants_with_their_original(kept: Exported, monkeypatch
     assert [line.split()[1] for line in lines[19:]] == [f"{fact.bytes / 1000:,.0f}" for fact in facts(kept).values()]
 
 
+def test_the_report_has_a_page_of_size_elbo_and_times(kept: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reparam.report.speed.SECONDS", 0)
+    text = speed.render(kept.directory, "A <b> model", "0123abcd")
+    assert "A &lt;b&gt; model" in text
+    assert "<code>0123abcd</code>" in text
+    assert Policy(text).allows_exactly_what_is_there
+    head, *rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", text)]
+    assert head == ["graphs", "kB", "smaller", "ELBO, nats"] + [
+        f"{call} {batch}, ms" for call in ("encode", "decode") for batch in (1, 256)
+    ]
+    assert [row[:2] for row in rows[1:]] == [[kind, f"{its.bytes / 1000:,.0f}"] for kind, its in facts(kept).items()]
+    assert rows[0][0] == "float32"
+    assert min(float(time) for row in rows for time in row[4:]) > 0
+
+
 def test_bench_sums_up_what_each_variant_saves_and_costs() -> None:
     small = {"bytes": 560_000, "size_ratio": 3.57, "elbo_change": -0.0077, "lost": None}
     tried = {
@@ -341,7 +360,7 @@ def test_bench_sums_up_what_each_variant_saves_and_costs() -> None:
     sizes = {"encoder.onnx": {"bytes": 1_500_000}, "decoder.onnx": {"bytes": 500_000}, "score.onnx": {"bytes": 9}}
     times = itertools.product(("encode", "decode", "score"), ("float32", "int8", "fp16"), (1, 256))
     seconds = {key: number / 1000 for number, key in enumerate(times)}
-    found = list(bench._variants({"files": sizes, "variants": tried}, seconds))
+    found = list(bench._aligned(compare({"files": sizes, "variants": tried}, seconds)))
     assert found == [
         "graphs              kB  smaller  ELBO, nats    encode 1, ms  encode 256, ms    decode 1, ms  decode 256, ms",
         "float32          2,000    1.00x     +0.0000           0.000           1.000           6.000           7.000",

@@ -233,6 +233,23 @@ def test_variants_are_shown_with_what_they_save_and_cost(page: Page) -> None:
     assert "fp16 3.88 times smaller; not kept: wanted this, found that" in text
 
 
+def test_times_have_a_page_beside_the_report_only_of_a_model_with_variants(
+    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr("reparam.report.speed.render", lambda *arguments: asked.append(arguments) or "the times")
+    paths = Paths(tmp_path, tmp_path)
+    kept = VariantFacts(bytes=10, size_ratio=3.88, max_error=0.1, tolerance=0.2, elbo_change=-0.0754, lost=None)
+    exported = export_card(variants={"int8": kept})
+    small = replace(page, exported=exported)
+    report._write_speed(small, paths)
+    assert paths.speed.read_text() == "the times"
+    assert asked == [(paths.onnx, "Small & clear", exported.digest)]
+    assert [link for link in Outline(render(small)).links if not link.startswith(("data:", "#"))] == ["speed.html"]
+    report._write_speed(page, paths)
+    assert not paths.speed.exists()
+
+
 def test_numbers_are_in_groups_with_the_errors_that_there_are(page: Page) -> None:
     more = {
         "nll_effective_samples": 12.34,

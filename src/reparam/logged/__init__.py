@@ -74,9 +74,9 @@ def export(run: Run, model: ModelCard, paths: Paths) -> None:
 
 
 def report(run: Run, _: ModelCard, paths: Paths) -> None:
-    """Log the page."""
+    """Log the page, and that of the times where there is one."""
     require(paths.report, made_by="report")
-    run.log_files([paths.report], "report")
+    run.log_files([path for path in (paths.report, paths.speed) if path.exists()], "report")
 
 
 def everything(config: Config, paths: Paths, tracker: Tracker) -> bool:

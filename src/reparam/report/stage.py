@@ -1,4 +1,7 @@
-"""Every earlier stage's reports, all params -> reports/index.html: one page that needs no network."""
+"""Every earlier stage's reports, all params -> reports/index.html: one page that needs no network.
+
+Beside it, for a model with variants: reports/speed.html.
+"""
 
 from collections.abc import Sequence
 
@@ -15,7 +18,8 @@ from reparam.figures.images import plot_contact_sheet
 from reparam.figures.style import png
 from reparam.files import parse_table, require, rerun, whole_file
 from reparam.paths import Paths
-from reparam.report.page import Page, render
+from reparam.report import speed
+from reparam.report.page import Page, render, title
 
 
 def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> None:
@@ -48,9 +52,18 @@ def run(config: Config, paths: Paths, tracker: track.Tracker | None = None) -> N
     tracker.ready()
     with whole_file(paths.report) as partial:
         partial.write_text(render(page), encoding="utf-8")
+    _write_speed(page, paths)
     with tracker.child_run("report", dict(model.lineage)) as run:
         run.log_params(flatten(config.report, "report."))
         logged.report(run, model, paths)
+
+
+def _write_speed(page: Page, paths: Paths) -> None:
+    """Measure a model that has variants. An older page goes: it is of another model, or of another day."""
+    paths.speed.unlink(missing_ok=True)
+    if page.exported.variants:
+        with whole_file(paths.speed) as partial:
+            partial.write_text(speed.render(paths.onnx, title(page), page.exported.digest), encoding="utf-8")
 
 
 def _check_params(config: Config, page: Page) -> None:
