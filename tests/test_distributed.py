@@ -1,5 +1,7 @@
 """Several processes that share work."""
 
+import time
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -23,6 +25,29 @@ def test_variables_that_torchrun_did_not_set_are_refused(
         joined(torch.device("cpu")),
     ):
         pass
+
+
+@pytest.mark.parametrize("is_of_torchrun", [False, True])
+def test_a_process_that_does_not_come_is_not_waited_for_long(
+    is_of_torchrun: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reparam.distributed.MEETING", timedelta(seconds=0.6))
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    port = store.port
+    if not is_of_torchrun:
+        del store  # the process opens it itself
+    variables = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    variables |= {"TORCHELASTIC_USE_AGENT_STORE": str(is_of_torchrun), "TORCHELASTIC_RESTART_COUNT": "0"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    start = time.monotonic()
+    with pytest.raises(UserError) as caught, joined(torch.device("cpu")):
+        pass
+    assert time.monotonic() - start < 30
+    assert str(caught.value) == (
+        "process 0 of 2: wanted all of them within 0.01 minutes, found that one did not come; see what the command "
+        "says on the other machines; start it again on all of them"
+    )
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

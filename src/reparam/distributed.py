@@ -10,9 +10,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.constants import default_pg_timeout
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from reparam.errors import UserError
+
+MEETING = timedelta(minutes=5)  # between the first process and the last one, from loading torch to reading data
 
 
 @dataclass(frozen=True)
@@ -153,17 +157,38 @@ class _Gather(torch.autograd.Function):
         return torch.split(total, ctx.counts)[ctx.rank], None, None
 
 
+def _meet() -> tuple[Any, int, int]:
+    """Wait for all processes, for a shorter time than torch would; return its store. Raises: DistStoreError."""
+    store, rank, size = next(rendezvous("env://", timeout=MEETING))
+    names = [f"present/{number}" for number in range(size)]
+    store.set(names[rank], "")
+    store.wait(names, MEETING)
+    store.set_timeout(default_pg_timeout)  # as torch would have set it
+    return store, rank, size
+
+
 @contextmanager
 def joined(device: torch.device, longest_wait: timedelta | None = None) -> Iterator[World]:
     """Join the other processes that torchrun started; alone without it.
 
-    Processes wait for each other as long as torch does (30 minutes with gloo), or `longest_wait`.
+    The last one must come within MEETING. Later, they wait for each other as long as torch does (30 minutes with gloo),
+    or `longest_wait`.
+
+    Raises: UserError if one does not come, because it failed before.
     """
     if "WORLD_SIZE" not in os.environ:
         yield ALONE
         return
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=longest_wait)
+        store, rank, size = _meet()
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=longest_wait)
+    except dist.DistStoreError:
+        raise UserError(
+            f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}: wanted all of them within "
+            f"{MEETING.total_seconds() / 60:g} minutes, found that one did not come; see what the command says on the "
+            "other machines; start it again on all of them"
+        ) from None
     except ValueError as error:  # a variable is missing, or no number
         raise UserError(
             f"WORLD_SIZE: wanted it set by torchrun, with RANK, MASTER_ADDR and MASTER_PORT, found: {error}; start the "
