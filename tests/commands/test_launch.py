@@ -85,6 +85,22 @@ def test_processes_that_were_asked_to_end_say_nothing(capsys: pytest.CaptureFixt
             "wanted options of torchrun alone, found 'train.py' among them; take it out: the command",
         ),
         ("torchrun --nproc-per-node x", "'torchrun --nproc-per-node x' cannot be started: Unsupported nproc_per_node"),
+        ("torchrun '", """wanted torchrun and its options, found "torchrun '"; fix it, or unset it"""),
+        (" ", "wanted torchrun and its options, found ' '; fix it, or unset it"),
+        ("torchrun --bogus", "'torchrun --bogus' cannot be started: unrecognized arguments: --bogus; fix it, or unset"),
+        (
+            "torchrun --nproc-per-node 0",
+            "'torchrun --nproc-per-node 0' cannot be started: --nproc-per-node: wanted 1 or more, found 0;",
+        ),
+        ("torchrun --nnodes 0", "'torchrun --nnodes 0' cannot be started: --nnodes: wanted 1 or more, found 0; fix it"),
+        (
+            "torchrun --node-rank 5",
+            "'torchrun --node-rank 5' cannot be started: --node-rank: wanted 0 or more, at most 0, found 5; fix it, or",
+        ),
+        (
+            "torchrun --max-restarts -1",
+            "'torchrun --max-restarts -1' cannot be started: --max-restarts: wanted 0 or more, found -1; fix it, or",
+        ),
     ],
 )
 def test_what_is_no_torchrun_is_refused(value: str, said: str, project: Paths, monkeypatch: pytest.MonkeyPatch) -> None:

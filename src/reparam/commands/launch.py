@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import re
 import shlex
@@ -9,6 +10,8 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -63,7 +66,7 @@ def run() -> NoReturn:
     tools.inputs()  # a mistake in them is said before other machines wait for this one
     try:
         is_alone = torchrun.parse_min_max_nnodes(options.nnodes) == (1, 1)
-        threads = torch.get_num_threads() // torchrun.determine_local_world_size(options.nproc_per_node)
+        threads = torch.get_num_threads() // _processes(options, torchrun)
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads)))
         _prepare(options, is_alone=is_alone)
         torchrun.run(options)  # type: ignore[no-untyped-call]
@@ -125,17 +128,44 @@ def _launch() -> str:
 
 def _options(torchrun: Any) -> Any:
     """Parse the options of torchrun. Raises: UserError."""
-    program, *words = shlex.split(_launch())
-    ours = ["--module", "reparam", *sys.argv[1:]]
+    try:
+        program, *words = shlex.split(_launch())
+    except ValueError:  # a quote that is not closed, or nothing
+        program, words = "", []
     if program != "torchrun":
         raise UserError(f"REPARAM_LAUNCH: wanted torchrun and its options, found {_launch()!r}; fix it, or unset it")
-    options = torchrun.parse_args([*words, *ours])
+    said = StringIO()
+    try:
+        with redirect_stderr(said):
+            options = torchrun.parse_args([*words, "--module", "reparam", *sys.argv[1:]])
+    except SystemExit as end:  # after its usage, or what was asked for, such as its version
+        if not end.code:
+            raise
+        problem = said.getvalue().strip().rpartition("error: ")[2]
+        raise UserError(f"REPARAM_LAUNCH: {_launch()!r} cannot be started: {problem}; fix it, or unset it") from None
     if options.training_script != "reparam":
         raise UserError(
             f"REPARAM_LAUNCH: wanted options of torchrun alone, found {options.training_script!r} among them; take it "
             "out: the command is this one"
         )
     return options
+
+
+def _processes(options: Any, torchrun: Any) -> int:
+    """Return the number of processes on this machine. Raises: ValueError if torchrun would fail or wait for ever."""
+    processes: int = torchrun.determine_local_world_size(options.nproc_per_node)
+    machines: int = torchrun.parse_min_max_nnodes(options.nnodes)[1]
+    for name, found, least, most in (
+        ("--nproc-per-node", processes, 1, math.inf),
+        ("--nnodes", machines, 1, math.inf),
+        ("--node-rank", options.node_rank, 0, machines - 1),
+        ("--max-restarts", options.max_restarts, 0, math.inf),
+    ):
+        if not least <= found <= most:
+            raise ValueError(
+                f"{name}: wanted {least} or more{f', at most {most}' if most < found else ''}, found {found}"
+            )
+    return processes
 
 
 def _explain(failures: Mapping[int, Any], *, is_alone: bool = True) -> NoReturn:
