@@ -49,7 +49,7 @@ LISTED = """\
        0.3 MB  data/.downloads/mnist: an unfinished download
        0.1 MB  models/.partial-vae: half-written by a process that was killed
        0.0 MB  reports/training/.partial-history.csv: half-written by a process that was killed
-       0.0 MB  .tracking: kept for MLflow
+       0.0 MB  .tracking: notes on runs of MLflow
 """
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from experiments import CONDITIONS, PICTURE, numbers, type_in, write_results
+from ruamel.yaml import YAML
 from some_cards import PARITY, evaluation_card, evaluation_metrics, hash_of, model_card, training_metrics
 
 from reparam.compare.side_by_side import find
@@ -235,6 +236,29 @@ def test_what_the_cache_does_not_have_is_counted_and_the_cause_is_named(
     found = find("wide", Paths.here())
     assert (found.metrics["elbo"], found.losses, found.conditions) == (-18.0, {}, {})
     assert found.notes == (f"not here: reports/evaluation/card.json and 4 other files; {why}; {AGAIN}",)
+
+
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_stages_after_a_training_that_did_not_run_are_named_and_their_old_results_are_not_read(
+    evaluated: bool, repository: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "elsewhere"
+    shutil.copytree(repository.root, root)
+    type_in(root, "git", "checkout", "--quiet", "--force", "main")
+    yaml = YAML()
+    lock = yaml.load(root / "dvc.lock")
+    lock["stages"]["train"] = {"cmd": "train", "outs": [{"path": "models/vae", "md5": "this model", "hash": "md5"}]}
+    for stage in ("evaluate", "export") if evaluated else ():
+        other = {"path": "models/vae", "md5": "the model before", "hash": "md5"}
+        lock["stages"][stage] = {"cmd": stage, "deps": [other]}
+    yaml.dump(lock, root / "dvc.lock")
+    type_in(root, "git", "commit", "--quiet", "--all", "--message", "trained")
+    monkeypatch.chdir(root)
+    found = find("HEAD", Paths.here())
+    assert found.params["model.latent"] == 8  # as shipped
+    assert found.losses == {1: 30.0, 2: 20.0}
+    assert set(found.metrics) == {"best_epoch", "epochs"}  # of the training
+    assert found.notes == ("evaluate and export did not run in it; " + AGAIN.replace("wide", "HEAD"),)
 
 
 def test_an_unknown_name_says_what_was_wanted_and_what_lists_it(repository: Paths) -> None:

@@ -73,6 +73,34 @@ def test_the_metric_that_sorts_is_shown_also_where_it_is_no_headline(printed: Ca
     assert printed(*found, sort="psnr")[0].split() == ["ELBO", "KL", "PSNR"]
 
 
+def test_models_that_were_only_trained_are_sorted_by_their_validation_loss(printed: Callable[..., list[str]]) -> None:
+    trained = {name: {"best_validation_loss": loss} for name, loss in {"a": 30.25, "b": 28.5, "c": 31.0}.items()}
+    found = [experiment(name, params={"train.seed": 0}, metrics=metrics) for name, metrics in trained.items()]
+    head, *lines = printed(*found)[:4]
+    assert head.split() == ["Validation", "loss"]
+    assert [line.split() for line in lines] == [["b", "28.5*"], ["a", "30.25"], ["c", "31"]]
+
+
+def test_a_note_that_many_share_is_said_once_and_names_them(
+    project: Paths, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [table.Row(name, name * 40, is_commit=False) for name in ("a", "b", "c")]
+    read = {
+        row.revision: experiment(
+            row.name,
+            params={"train.seed": seed},
+            notes=(f"apply {row.revision}", *(["alone: apply " + row.revision] if seed == 2 else [])),
+        )
+        for seed, row in enumerate(rows)
+    }
+    monkeypatch.setattr(table, "_names", lambda _, **__: iter(rows))
+    monkeypatch.setattr(table.revisions, "read_revision", lambda revision, _: read[revision])
+    table.run(project)
+    lines = capsys.readouterr().out.splitlines()
+    assert "a, b, c: apply NAME" in lines
+    assert "c: alone: apply c" in lines
+
+
 def test_what_has_no_value_comes_last(printed: Callable[..., list[str]]) -> None:
     lines = printed(experiment("failed", params={"model.latent": 3}, metrics={}), measured("first", -20.0))
     assert [line.split() for line in lines[1:3]] == [

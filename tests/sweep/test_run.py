@@ -3,6 +3,7 @@
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 from filelock import Timeout
@@ -10,7 +11,9 @@ from in_process import InProcess
 from sweeps import Sweeps
 
 from reparam import track
+from reparam.sweep import result
 from reparam.sweep import run as command
+from reparam.sweep.plan import spell_value
 from reparam.sweep.worker import gate
 
 Reparam = Callable[..., tuple[int, str]]
@@ -90,6 +93,28 @@ def test_what_cannot_be_drawn_is_said(sweeps: Sweeps, reparam: Reparam, monkeypa
     code, printed = reparam("sweep", "sweep.yaml")
     assert code == 0
     assert "no plot of history: too few trials\nimportance: The number of trials is too small" in printed
+
+
+@pytest.mark.parametrize(
+    ("values", "limits"),
+    [
+        ([1.0, 2.0, 3.0, 4.0], None),
+        ([5.0, 5.0, 5.0], None),
+        ([100.0, 102.0, 104.0, 5e25], (99.25, 118.75)),
+        ([-1e9, 100.0, 102.0, 103.0], (90.5, 103.5)),
+    ],
+)
+def test_the_plot_of_values_is_not_squeezed_by_a_few_that_are_far_away(
+    values: list[float], limits: tuple[float, float] | None
+) -> None:
+    axes = SimpleNamespace(set_ylim=lambda *found: setattr(axes, "found", found), found=None)
+    assert result._cut(axes, values) == (limits is not None)
+    assert axes.found == limits
+
+
+def test_a_value_of_thirty_digits_is_spelled_short() -> None:
+    values = {123.456: "123.46", -0.001: "0.00", 49765008874045003238735872.0: "5e+25", None: ""}
+    assert {value: spell_value(value) for value in values} == values
 
 
 def test_a_study_of_which_no_trial_is_done_says_so(sweeps: Sweeps, reparam: Reparam) -> None:

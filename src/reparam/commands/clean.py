@@ -79,7 +79,7 @@ def _spools(paths: Paths) -> Iterator[Leftover]:
     if spool.is_dir():
         missed = len(list(spool.glob("*.jsonl")))
         kept = f"MLflow missed {missed} runs, which `reparam replay` delivers" if missed else ""
-        yield Leftover(spool, "kept for MLflow", kept=kept)
+        yield Leftover(spool, "notes on runs of MLflow", kept=kept)
 
 
 def _user(lock: Path, how: str) -> str:

@@ -174,9 +174,14 @@ def dvc(paths: Paths) -> Iterator[Finding]:
 
 
 def _reach(repo: Any, name: str) -> None:
-    """Ask a remote whether a file exists; any answer will do."""
+    """Ask a remote whether a file exists; any answer will do. A folder must be there.
+
+    Raises: FileNotFoundError, or whatever a plugin raises.
+    """
     remote = repo.cloud.get_remote(name)
     remote.fs.exists(remote.fs.join(remote.path, "files"))
+    if remote.fs.protocol == "local" and not Path(remote.path).is_dir():
+        raise FileNotFoundError("no such folder; the first `dvc push` makes it, unless its disk is not mounted")
 
 
 def _remote(title: str, ask: Callable[[], None]) -> Finding:

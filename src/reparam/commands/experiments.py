@@ -20,6 +20,7 @@ from reparam.paths import Paths
 
 COLUMNS = 160  # where nobody looks at a terminal
 GAP = 2
+TRAINED = "best_validation_loss"  # what there is of models that were not evaluated
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ def run(paths: Paths, sort: str = "", *, all_commits: bool = True) -> None:
     found, notes = _read(paths, all_commits=all_commits)
     deciding = choose_metric(found)
     ranking = [name for name in (deciding, *HEADLINE) if name in found[0].metrics]
+    ranking += [name for name in (HEADLINE[0], TRAINED) if any(name in one.metrics for one in found)]
     by = _named(sort, found) if sort else next(iter(ranking), HEADLINE[0])
     obstacles = {one.name: find_obstacles(found[0], one) if one is not found[0] else [] for one in found}
     barred = {name: {metric for one in why for metric in one.metrics} for name, why in obstacles.items()}
@@ -72,6 +74,7 @@ def _read(paths: Paths, *, all_commits: bool) -> tuple[list[Experiment], list[st
     """Read commits, the working copy where it differs, and experiments; say which cannot be read."""
     found: list[Experiment] = []
     notes: list[str] = []
+    of: dict[str, list[str]] = {}  # a note, and the experiments that it is of
     for row in _names(paths, all_commits=all_commits):
         try:
             experiment = revisions.read_revision(row.revision, paths)
@@ -80,7 +83,12 @@ def _read(paths: Paths, *, all_commits: bool) -> tuple[list[Experiment], list[st
             continue
         if experiment and (name := row.name_among(found, experiment)):
             found.append(replace(experiment, name=name))
-            notes += [f"{name}: {note}" for note in experiment.notes]
+            for note in experiment.notes:
+                of.setdefault(note.replace(row.revision, "NAME"), []).append(name)
+    notes += [
+        f"{', '.join(names)}: {note.replace('NAME', names[0]) if len(names) == 1 else note}"
+        for note, names in of.items()
+    ]
     with suppress(UserError):
         here = revisions.read_workspace(paths)
         found = found if any(_is_same(here, one) for one in found) else [here, *found]

@@ -93,7 +93,7 @@ def clean(yes: Annotated[bool, typer.Option("--yes", help="Remove it, not only l
             leftover.remove()
         print("removed")
     else:
-        print("`reparam clean --yes` removes this")
+        print(f"`reparam clean --yes` removes {'this' if len(loose) == len(found) else 'what does not stay'}")
 
 
 @app.command(rich_help_panel=PANEL)

@@ -21,6 +21,7 @@ from reparam.files import parse_table
 from reparam.paths import Paths
 
 WORKSPACE = "workspace"
+AFTER_TRAINING = {"evaluate": ("reports/evaluation/",), "export": ("reports/export/", "models/onnx/")}
 NO_REMOTE = "auto-generated-upstream"  # DVC then takes the cache of the clone for a remote
 T = TypeVar("T")
 R = TypeVar("R", bound=Result)
@@ -74,7 +75,24 @@ def read_revision(name: str, paths: Paths) -> Experiment | None:
             hint, why = "run `dvc exp run`, and compare that experiment", "it was not run at this revision"
         short = commit[:7]
         origin = f"revision {short}"
-        return Files(paths, read, hint, why).experiment(short if commit.startswith(name) else name, origin)
+        files = Files(paths, read, hint, why, _not_run(read("dvc.lock") or b""))
+        return files.experiment(short if commit.startswith(name) else name, origin)
+
+
+def _not_run(lock: bytes) -> dict[str, str]:
+    """Map outputs to their stage, of the stages after `train` whose results are not of the model in this lock.
+
+    A sweep by a metric of the training runs no stage after it: those of the commit that it started from stay in the
+    lock, or there are none.
+    """
+    stages = (parse_yaml(lock.decode()) or {}).get("stages", {}) if lock else {}
+    model = {out["path"]: out.get("md5") for out in stages.get("train", {}).get("outs", [])}
+    found = dict[str, str]()
+    for stage, results in AFTER_TRAINING.items() if model else ():
+        used = {dep["path"]: dep.get("md5") for dep in stages.get(stage, {}).get("deps", [])}
+        if any(used.get(path, value) != value for path, value in model.items()) or not used:
+            found |= dict.fromkeys(results, stage)
+    return found
 
 
 def _why_absent(name: str, *, has_remote: bool) -> str:
@@ -95,13 +113,15 @@ class Files:
     """The files of one revision.
 
     `read` returns the content of a path below the root of the project, None if it is not there; `hint` is the next
-    step if a file is missing or of another model; `why` says why files may be missing.
+    step if a file is missing or of another model; `why` says why files may be missing; `not_run` maps the beginnings of
+    paths to the stage that did not run.
     """
 
     paths: Paths
     read: Callable[[str], bytes | None]
     hint: str
     why: str = ""
+    not_run: Mapping[str, str] = field(default_factory=dict)
     is_any_found: bool = False
     missing: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -132,6 +152,8 @@ class Files:
             raise UserError(f"{name} ({origin}): wanted an experiment, found none of its files; {self.hint}")
         if self.missing:
             self.notes.append("; ".join(part for part in (_spell_missing(self.missing), self.why, self.hint) if part))
+        if self.not_run:
+            self.notes.append(f"{' and '.join(dict.fromkeys(self.not_run.values()))} did not run in it; {self.hint}")
         if stale := _stale(params, model, card, exported):
             self.notes.append(
                 f"{paths.relative(paths.params)} was changed after {' and '.join(stale)}: the parameters are not those "
@@ -153,6 +175,8 @@ class Files:
     def get(self, path: Path, parse: Callable[[bytes], T]) -> T | None:
         """Read and parse a file, or note that it is missing or damaged."""
         name = self.paths.relative(path)
+        if name.startswith(tuple(self.not_run)):
+            return None
         content = self.read(name)
         if content is None:
             self.missing.append(name)

@@ -22,6 +22,7 @@ from reparam.metrics import METRICS, VALIDATION, describe, stage_of
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,49}$"  # the names of trials are names of DVC experiments
 Direction = Literal["maximize", "minimize"]  # as Optuna calls them
 DIRECTIONS: dict[str, Direction] = {"higher": "maximize", "lower": "minimize"}
+HUGE = 1e9
 
 
 @dataclass(frozen=True)
@@ -288,3 +289,10 @@ def _value_problems(where: str, path: str, values: Any, base: Mapping[str, Any])
             check_config(changed(base, {path: value}), "")
         except ParamsError as error:
             yield from (f"{where}.{line.strip()}" for line in str(error).splitlines()[1:])
+
+
+def spell_value(value: float | None, form: str = ".2f") -> str:
+    """Spell the value of a trial, if there is one; that of a model that diverged may have 30 digits."""
+    if value is None:
+        return ""
+    return f"{value:z{form}}" if abs(value) < HUGE else f"{value:.2g}"

@@ -1,5 +1,6 @@
 """The result of a study: a table, plots, and the command that applies the best trial."""
 
+import statistics
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +19,13 @@ from reparam import track
 from reparam.files import whole_file
 from reparam.metrics import describe
 from reparam.paths import Paths
+from reparam.sweep.plan import spell_value
 from reparam.sweep.study import Study, run_key
 from reparam.track import OFF, address
 
 DPI = 150
+TALL = 5  # times the distance of best and median: plots of values end there
+MARGIN = 0.05
 STATES = {TrialState.COMPLETE: "done", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
 
@@ -36,7 +40,7 @@ def show(study: Study, paths: Paths) -> None:
             console.print(
                 Text(f"{study.plan.name_of(trial.number)}: {trial.user_attrs.get('failure')}"), soft_wrap=True
             )
-    files, notes = _plots(study, paths.sweep_reports / study.plan.study) if done else ([], ["no trial is done"])
+    files, notes = _plots(study, done, paths.sweep_reports / study.plan.study) if done else ([], ["no trial is done"])
     for line in [*notes, *(f"{paths.relative(file)}: written" for file in files)]:
         console.print(Text(line), soft_wrap=True)
     if done:
@@ -61,7 +65,7 @@ def _table(study: Study, trials: list[FrozenTrial]) -> Table:
     for name in study.plan.spell({}):
         table.add_column(name, justify="right", overflow="fold")
     for trial in trials:
-        value = f"{trial.value:z{metric.form}}" if trial.state == TrialState.COMPLETE else ""
+        value = spell_value(trial.value, metric.form) if trial.state == TrialState.COMPLETE else ""
         cells = study.plan.spell(trial.params).values()
         table.add_row(study.plan.name_of(trial.number), STATES.get(trial.state, "runs"), value, *cells)
     return table
@@ -77,7 +81,7 @@ def _best(study: Study, trial: FrozenTrial) -> str:
     )
 
 
-def _plots(study: Study, folder: Path) -> tuple[list[Path], list[str]]:
+def _plots(study: Study, done: list[FrozenTrial], folder: Path) -> tuple[list[Path], list[str]]:
     """Plot how the best value was found, and which parameters matter; note what Optuna cannot plot."""
     ways: dict[str, Callable[..., Any]] = {
         "history": plots.plot_optimization_history,
@@ -89,16 +93,29 @@ def _plots(study: Study, folder: Path) -> tuple[list[Path], list[str]]:
             with warnings.catch_warnings(record=True) as said, mpl.rc_context({"backend": "agg"}):
                 warnings.simplefilter("always")
                 warnings.simplefilter("ignore", ExperimentalWarning)
-                figure = plot(study.optuna, target_name=study.plan.metric).figure
+                axes = plot(study.optuna, target_name=study.plan.metric)
         except (ValueError, RuntimeError) as error:
             notes.append(f"no plot of {name}: {error}")
             continue
+        if name == "history" and _cut(axes, [trial.value for trial in done if trial.value is not None]):
+            notes.append("history: trials that are far from the others are not shown")
         notes += [f"{name}: {one.message}" for one in said]
         with whole_file(folder / f"{name}.png") as partial:
-            figure.savefig(partial, format="png", dpi=DPI, bbox_inches="tight")
-        plt.close(figure)
+            axes.figure.savefig(partial, format="png", dpi=DPI, bbox_inches="tight")
+        plt.close(axes.figure)
         written.append(folder / f"{name}.png")
     return written, notes
+
+
+def _cut(axes: Any, values: list[float]) -> bool:
+    """End the axis of values where a few that are far from the others would squeeze them; return whether it did."""
+    low, middle, high = min(values), statistics.median(values), max(values)
+    reach = TALL * min(middle - low, high - middle)
+    if not reach or max(middle - low, high - middle) <= reach:
+        return False
+    margin = MARGIN * reach
+    axes.set_ylim(max(low, middle - reach) - margin, min(high, middle + reach) + margin)
+    return True
 
 
 def _close_parent_run(study: Study, paths: Paths, files: list[Path], done: list[FrozenTrial]) -> None:

@@ -17,7 +17,7 @@ from reparam.errors import UserError
 from reparam.paths import Paths
 from reparam.redact import redacted_output
 from reparam.sweep import trial as trials
-from reparam.sweep.plan import read_plan
+from reparam.sweep.plan import read_plan, spell_value
 from reparam.sweep.study import Study, first_tries, open_study, values_of
 from reparam.sweep.trial import Experiment, TrialError
 
@@ -93,7 +93,7 @@ def _line(study: Study, trial: FrozenTrial) -> str:
     values = ", ".join(f"{parameter} {value}" for parameter, value in study.plan.spell(trial.params).items())
     match trial.state:
         case TrialState.COMPLETE:
-            return f"{name}: {study.plan.metric} {trial.value:.2f} with {values}"
+            return f"{name}: {study.plan.metric} {spell_value(trial.value)} with {values}"
         case TrialState.PRUNED:
             return f"{name}: pruned after epoch {trial.last_step} with {values}"
     return f"{name}: failed with {values}: {trial.user_attrs.get('failure') or 'another worker repeats it'}"
