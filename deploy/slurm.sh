@@ -27,7 +27,8 @@ requeue() {
 }
 trap requeue TERM
 
-dvc repro --pull --allow-missing preprocess
+dvc pull --run-cache --allow-missing
+dvc repro preprocess # all machines read its data
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export LAUNCH="torchrun --nnodes $SLURM_NNODES --nproc-per-node ${SLURM_GPUS_ON_NODE:-1} --master-addr $first --master-port ${PORT:-29500}"
 # The first machine runs the stage under DVC, the others help. If DVC finds nothing to train, --wait ends them.

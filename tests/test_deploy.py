@@ -3,12 +3,15 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from conftest import CHANGES
+from dvc_project import STAGES, Project, project_in
 from ruamel.yaml import YAML
 
 from reparam.cli import app
@@ -87,8 +90,8 @@ def torchrun(rank: int) -> str:
 
 def test_on_slurm_the_first_machine_runs_the_stage_and_the_others_help(cluster: dict[str, str]) -> None:
     subprocess.run(["bash", SLURM], env=cluster, check=True, timeout=60)
-    before, *both, status, rest, push = [call for call in calls(cluster) if "scontrol" not in call]
-    assert before == "dvc repro --pull --allow-missing preprocess"
+    pull, data, *both, status, rest, push = [call for call in calls(cluster) if "scontrol" not in call]
+    assert [pull, data] == ["dvc pull --run-cache --allow-missing", "dvc repro preprocess"]
     assert sorted(both) == [f"dvc repro train {torchrun(0)}", f"reparam train {torchrun(1)}"]
     assert [status, rest, push] == ["dvc status --quiet train", "dvc repro", "dvc push --run-cache"]
 
@@ -110,3 +113,64 @@ def test_on_slurm_a_job_whose_time_is_over_ends_training_and_goes_back_into_the_
         call for call in calls(cluster) if not call.startswith("reparam train")
     ]  # of the other machine, at any time
     assert first[-2:] == ["scancel --signal TERM 7", "scontrol requeue 7"]
+
+
+# As srun does with --wait: once one has ended, the others have so much time.
+SRUN = """
+shift
+for n in $(seq 0 $((SLURM_NNODES - 1))); do SLURM_NODEID=$n "$@" & done
+wait -n
+for i in $(seq 100); do [ -z "$(jobs -pr)" ] && exit; sleep 0.1; done
+kill $(jobs -pr)
+wait
+"""
+
+
+class Cluster:
+    """Machines that share a disk: real DVC and training, and what a job does of Slurm's programs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "bin").mkdir(parents=True)
+        for name, script in {"srun": SRUN, "scontrol": "echo 127.0.0.1"}.items():
+            (folder / "bin" / name).write_text(f"#!/bin/bash\n{script}\n")
+            (folder / "bin" / name).chmod(0o755)
+        (folder / "bin/activate").write_text(f"PATH={folder}/bin:$PATH")
+
+    def submit(self, project: Project, machines: int) -> str:
+        """Run the script as `sbatch --nodes` does; return what it printed."""
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node", "SLURM_NNODES": str(machines), "PORT": str(port)}
+        own = {"VENV": str(self.folder), "SLURM_SUBMIT_DIR": str(project.root), "PYTHONPATH": "src"}
+        return project.type_in("bash deploy/slurm.sh 2>&1", **job, **own)
+
+
+@pytest.mark.slow
+def test_a_slurm_job_under_real_dvc_computes_what_the_remote_does_not_have_and_sends_it(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path / "cluster")
+    settings = {"MLFLOW_TRACKING_URI": "off", "REPARAM_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+    first = project_in(tmp_path / "first", CHANGES, **settings)
+    first(f"dvc remote add --quiet --default store {tmp_path}/store")
+    first.commit("remote")
+    said = cluster.submit(first, machines=1)
+    assert re.findall("Running stage '(.*)'", said) == list(STAGES)
+    first.commit("results")
+
+    first(f"git clone --quiet . {tmp_path}/second")
+    second = Project(tmp_path / "second", **settings)
+    said = cluster.submit(second, machines=2)
+    assert "Running stage" not in said
+    assert second.hashes() == first.hashes()
+    for name in ("data/processed/card.json", "models/onnx/manifest.json", "reports/index.html"):
+        assert (second.root / name).read_bytes() == (first.root / name).read_bytes()
+
+    yaml = YAML()
+    params = yaml.load(second.root / "params.yaml")
+    params["train"]["learning_rate"] = 0.0015
+    yaml.dump(params, second.root / "params.yaml")
+    said = cluster.submit(second, machines=2)
+    assert re.findall("Running stage '(.*)'", said) == list(STAGES[2:]), said
+    assert said.count("waiting for 2 machines to meet at 127.0.0.1") == 2
+    assert second.hashes()["models/vae"] != first.hashes()["models/vae"]
+    second("dvc status --quiet")
