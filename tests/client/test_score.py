@@ -74,7 +74,24 @@ def test_a_seed_gives_the_same_draws_again(exported: Exported, scored: Path) -> 
 
 
 def test_no_images_have_no_scores(exported: Exported, scored: Path) -> None:
-    assert Client(scored).score(exported.images[:0], samples=2).negative_elbo.shape == (0,)
+    for samples in (0, 1, 2):
+        assert Client(scored).score(exported.images[:0], samples=samples).negative_elbo.shape == (0,)
+
+
+def test_no_images_have_no_codes_and_decode_to_none(files: Exported) -> None:
+    client = Client(files.directory)
+    label = 0 if client.classes else None
+    mean, _ = client.encode(files.images[:0], label)
+    assert mean.shape == (0, *client.latent_shape)
+    assert client.decode(mean, label).shape == client.reconstruct(files.images[:0], label).shape
+    assert client.decode(mean, label).shape == (0, *client.image_shape)
+    if client.metadata["prior"]:
+        assert client.sample(0, seed=0, label=label).shape == (0, *client.image_shape)
+    if client.metadata["codebook"]:
+        codes = client.encode_codes(files.images[:0], label)
+        assert client.decode(codes=codes, labels=label).shape == (0, *client.image_shape)
+    if "score" in client.graphs:
+        assert client.score(files.images[:0], samples=0, labels=label).kl.shape == (0,)
 
 
 def test_without_samples_the_score_is_at_the_posterior_mean(exported: Exported, scored: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from serving import Service, error, tensor
 
+from reparam.client import Client
 from reparam.serve import protocol
 
 pytest_plugins = ["fixtures_export"]
@@ -87,12 +88,38 @@ def test_an_unknown_output_is_refused(service: Service, images: np.ndarray) -> N
     )
 
 
-def test_outputs_that_json_cannot_say_are_refused(service: Service, images: np.ndarray) -> None:
-    far = [tensor("images", images), tensor("epsilon", np.full((3, 2), 3e38, np.float32))]
+def test_outputs_that_are_no_numbers_are_refused(
+    service: Service, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far = [tensor("images", images), tensor("epsilon", np.full((3, 2), 1e3, np.float32))]
+    run = Client.run
+
+    def compute_nan(client: Client, graph: str, outputs: list[str] | None, **inputs: Any) -> list[Any]:
+        first, *others = run(client, graph, outputs, **inputs)
+        return [np.full_like(first, np.nan), *others]
+
+    monkeypatch.setattr(Client, "run", compute_nan)
     message = "reconstruction: wanted inputs that the model has finite outputs for, found NaN or infinity"
-    assert error(service.post("/v2/models/score/infer", {"inputs": far})) == (400, message)
+    for is_binary in (False, True):
+        body = {"inputs": far, "parameters": {"binary_data_output": is_binary}}
+        assert error(service.post("/v2/models/score/infer", body)) == (400, message)
     answer = service.post("/v2/models/score/infer", {"inputs": far, "outputs": [{"name": "kl"}]}).json()
     assert answer["outputs"][0]["shape"] == [3]
+
+
+@pytest.mark.parametrize("value", [1001.0, -3e38])
+def test_noise_that_nobody_draws_is_refused(value: float, service: Service, images: np.ndarray) -> None:
+    epsilon = np.zeros((3, 2), np.float32)
+    epsilon[1, 1] = value
+    body = {"inputs": [tensor("images", images), tensor("epsilon", epsilon)]}
+    message = "score: wanted epsilon from -1,000 to 1,000, found others; draw from N(0, 1)"
+    assert error(service.post("/v2/models/score/infer", body)) == (400, message)
+
+
+def test_json_that_would_keep_others_waiting_is_refused(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "JSON_BYTES", 100)
+    status, message = error(service.post("/v2/models/encoder/infer", {"inputs": [], "id": "x" * 100}))
+    assert (status, message.startswith("wanted at most 100 bytes of JSON, found 1")) == (400, True), message
 
 
 def test_latents_far_beyond_those_of_the_prior_are_refused(service: Service) -> None:

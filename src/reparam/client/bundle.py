@@ -199,6 +199,10 @@ def _are_sizes(sizes: Any) -> bool:
     return isinstance(sizes, list) and all(type(size) is int and size > 0 for size in sizes)
 
 
+def _are_numbers(values: Any, count: int) -> bool:
+    return isinstance(values, list) and len(values) == count and all(type(value) in (int, float) for value in values)
+
+
 VARIANT = {"lost", "tolerance", "bytes", "size_ratio", "elbo_change"}
 # What the client and its commands read of the facts of a model. The last ones are missing in graphs without a manifest.
 SENSE: dict[str, Callable[[dict[str, Any]], bool]] = {
@@ -214,6 +218,9 @@ SENSE: dict[str, Callable[[dict[str, Any]], bool]] = {
     ),
     "classes": lambda facts: all(type(name) is str for name in facts.get("classes", [])),
     "codebook": lambda facts: not facts.get("codebook") or _are_sizes([facts["codebook"]["positions"]]),
+    "codes": lambda facts: all(
+        _are_numbers(facts["codes"][key], facts["latent_size"]) for key in ("mean", "deviation") if "codes" in facts
+    ),
     "scores": lambda facts: not facts.get("scores") or isinstance(facts["scores"]["quantiles"], dict),
     "variants": lambda facts: all(set(kind) >= VARIANT for kind in facts.get("variants", {}).values()),
 }

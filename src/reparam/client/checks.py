@@ -16,6 +16,7 @@ Floats = npt.NDArray[np.float32]
 BYTES, SINGLES = np.dtype(np.uint8), np.dtype(np.float32)
 MOST = 2**31 - 1  # things in a call; numpy has errors of its own for far more
 LARGEST = 1e6  # of latents, which a prior draws around 0; the manifest has it as their range
+LOUDEST = 1e3  # of noise, whose draws are below 10; the manifest has it as its range
 FEW = 32  # numbers whose norm Python computes faster than numpy, measured between runs of a graph
 
 
@@ -53,6 +54,14 @@ def checked_latents(latents: npt.ArrayLike, shape: tuple[int, ...]) -> Floats:
     if not norm <= LARGEST:
         _check_each(found.reshape(len(found), -1))
     return found
+
+
+def check_noise(epsilon: Floats) -> None:
+    """Raises: UserError if numbers are no noise: of far larger ones, a score may be no number."""
+    if not np.abs(epsilon).max(initial=0) <= LOUDEST:
+        raise UserError(
+            f"score: wanted epsilon from {-LOUDEST:,.0f} to {LOUDEST:,.0f}, found others; draw from N(0, 1)"
+        )
 
 
 def _check_each(latents: Floats) -> None:

@@ -18,6 +18,7 @@ OWN_UNIT = "as drawn from the prior"
 TABLE = "as in codebook.npz"
 LABEL = "label"
 LARGEST = 1e6  # of latents, as in client/checks.py; squares of far larger ones overflow in a layer that normalises
+LOUDEST = 1e3  # of noise, as there
 
 
 class Graph(nn.Module):
@@ -104,8 +105,10 @@ class ScoreGraph(Graph):
         nll = _tensor("negative_log_likelihood", (), "nats", "-log p(x|z)")
         meaning = "KL(q(z|x) || p(z)); of a hierarchy or a mixture, at these samples; -ELBO is the sum of both"
         kl = _tensor("kl", (), "nats", meaning)
+        epsilon = _tensor("epsilon", model.latent_shape, "", noise)
+        epsilon = epsilon.model_copy(update={"range": (-LOUDEST, LOUDEST)})
         facts = GraphFacts(
-            inputs=(_images(model, "to score"), _tensor("epsilon", model.latent_shape, "", noise), *_label(model)),
+            inputs=(_images(model, "to score"), epsilon, *_label(model)),
             outputs=(_mean("reconstruction", model), nll, kl),
         )
         super().__init__(model, encoder.pixels, facts)

@@ -17,7 +17,7 @@ from reparam.cards.export import ExportCard, ExportedModel, ExportMetrics, GreyP
 from reparam.config import Config, ExportConfig, flatten
 from reparam.data import store
 from reparam.data.pixels import Pixels
-from reparam.export import golden, manifest, onnx, program, readme, triton, variants, verify
+from reparam.export import golden, manifest, onnx, program, readme, samples, triton, variants, verify
 from reparam.export.runtime import Runtime
 from reparam.files import whole_directory
 from reparam.models.draw import standard_error
@@ -124,13 +124,14 @@ def _write_bundle(
 def _write_arrays(
     graphs: Mapping[str, onnx.Graph], facts: ExportedModel, inputs: dict[str, Array], directory: Path
 ) -> None:
-    """Write what apps need beside the graphs to draw from the prior, to look up codes, and to check their answers."""
+    """Write what apps need beside the graphs: to draw from the prior, to look up codes, to check and to see answers."""
     if facts.prior == "gaussian mixture":
         manifest.write_prior(graphs["decoder"].model.prior, directory / PRIOR)
     if facts.codebook:
         manifest.write_codebook(graphs["decoder"].model, directory / CODEBOOK)
     some = slice(None, None, max(1, len(inputs["images"]) // GOLDEN_IMAGES))
     golden.write_golden(graphs, directory, {name: values[some][:GOLDEN_IMAGES] for name, values in inputs.items()})
+    samples.write_samples(graphs, facts, directory)
 
 
 def _write_descriptions(card: ExportCard, directory: Path) -> None:

@@ -35,12 +35,12 @@ class Json(JSONResponse):
 
 
 async def aside(size: int, work: Callable[..., Any], *arguments: Any) -> Any:
-    """Work in a thread if there is much to do, so that other requests are answered meanwhile."""
+    """Work in a thread if there is much to do, so that other requests are answered meanwhile, except during JSON."""
     return await asyncio.to_thread(work, *arguments) if size > LARGE else work(*arguments)
 
 
 def check_finite(outputs: dict[str, npt.NDArray[Any]]) -> None:
-    """Refuse numbers that JSON cannot express.
+    """Refuse to answer with what is no number; JSON cannot express it.
 
     Raises: UserError if an output of the model is NaN or infinity.
     """

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reparam.client import Client
-from reparam.client.checks import checked_latents
+from reparam.client.checks import check_noise, checked_latents
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -41,9 +41,11 @@ class Batches:
         self._worker: asyncio.Task[None] | None = None
 
     async def run(self, inputs: Arrays) -> Arrays:
-        """Return the outputs of the graph by their names. Raises: UserError if latents have no sensible size."""
+        """Return the outputs of the graph by their names. Raises: UserError if latents or noise are too large."""
         if "latents" in inputs:
             checked_latents(inputs["latents"], self.client.latent_shape)
+        if "epsilon" in inputs:
+            check_noise(inputs["epsilon"])
         waiting = Waiting(inputs, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         if self._worker is None or self._worker.done():

@@ -19,6 +19,7 @@ from reparam.serve.batches import Arrays
 DTYPES: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "INT64": np.dtype("<i8"), "FP32": np.dtype("<f4")}
 NAMES = {"tensor(uint8)": "UINT8", "tensor(int64)": "INT64", "tensor(float)": "FP32"}  # by those of onnxruntime
 Body = TypeVar("Body", bound=BaseModel)
+JSON_BYTES = 4 << 20  # of one request: Python answers nobody else while it reads them, 0.1 s each MB
 HEADER = "Inference-Header-Content-Length"  # the number of bytes of JSON before binary tensors
 
 
@@ -69,8 +70,12 @@ class Request(BaseModel):
 def parse(kind: type[Body], body: bytes) -> Body:
     """Read a JSON body.
 
-    Raises: UserError if it is no such JSON.
+    Raises: UserError if it is no such JSON, or too long.
     """
+    if len(body) > JSON_BYTES:
+        raise UserError(
+            f"wanted at most {JSON_BYTES} bytes of JSON, found {len(body)}; send fewer rows, binary tensors, or PNGs"
+        )
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
@@ -177,17 +182,17 @@ def wanted_outputs(request: Request, kinds: dict[str, str]) -> dict[str, bool]:
 
 
 def answer(facts: dict[str, Any], found: Arrays, wanted: dict[str, bool]) -> Response:
-    """Answer with outputs; `facts` are those of the whole answer."""
+    """Answer with outputs; `facts` are those of the whole answer. Raises: UserError if one is not finite."""
     kinds = {kind: name for name, kind in DTYPES.items()}
     outputs, binary = [], []
     for name, is_binary in wanted.items():
         values = found[name]
+        answers.check_finite({name: values})
         output: dict[str, Any] = {"name": name, "datatype": kinds[values.dtype], "shape": list(values.shape)}
         if is_binary:
             binary.append(values.tobytes())
             outputs.append(output | {"parameters": {"binary_data_size": len(binary[-1])}})
         else:
-            answers.check_finite({name: values})
             outputs.append(output | {"data": values.ravel().tolist()})
     content = facts | {"outputs": outputs}
     if not binary:
