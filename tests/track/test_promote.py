@@ -122,11 +122,22 @@ def test_versions_that_do_not_compare_are_refused(register: Register, paths: Pat
     register(NLL)
     promote.run(None, "nll", paths)
     register(NLL - 1, images="4" * 64)
-    for metric, reason in (("nll", "images_sha256 is 4444"), ("beauty", "")):
+    for metric, reason in (("nll", "images_sha256 is 4444"), ("psnr", "")):
         with pytest.raises(
             UserError, match=f"wanted a verdict on {metric} of version 2 against 1, found none: .*{reason}"
         ):
             promote.run(None, metric, paths)
+
+
+def test_a_metric_that_there_is_not_is_refused_also_where_it_would_not_be_read(
+    register: Register, paths: Paths
+) -> None:
+    register(NLL)
+    promote.run(None, "nll", paths)
+    with pytest.raises(
+        UserError, match=r"^--metric: wanted a metric, such as nll, found 'foo'; docs/reference/metrics"
+    ):
+        promote.run(None, "foo", paths)
 
 
 def test_a_version_or_a_model_that_does_not_exist_is_refused(register: Register, paths: Paths, name: str) -> None:

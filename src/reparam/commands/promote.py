@@ -11,6 +11,7 @@ from reparam.cards.export import ExportCard
 from reparam.compare.differences import compare, spell
 from reparam.compare.runs import read_run
 from reparam.errors import UserError
+from reparam.metrics import describe
 from reparam.paths import Paths
 from reparam.shell.verify import verify
 
@@ -43,9 +44,11 @@ class Candidates:
 def run(version: int | None, metric: str, paths: Paths) -> str:
     """Promote a version, by default the newest; return what was done.
 
-    Raises: UserError if `metric` is worse than the champion's beyond noise, if the two do not compare, or if the files
-    of the version are not those of its export or do not compute what torch did.
+    Raises: UserError if `metric` is no metric, or worse than the champion's beyond noise, if the two do not compare, or
+    if the files of the version are not those of its export or do not compute what torch did.
     """
+    if describe(metric) is None:
+        raise UserError(f"--metric: wanted a metric, such as nll, found {metric!r}; docs/reference/metrics.md has all")
     candidates = _find(paths)
     wanted = max(candidates.versions) if version is None else version
     if wanted not in candidates.versions:

@@ -1,6 +1,7 @@
 """Exported models in MLflow: a folder of ONNX graphs is one version of a registered model."""
 
 import json
+import os
 import platform
 import shutil
 import tempfile
@@ -52,6 +53,7 @@ def fetch_version(store: Store, version: Any, directory: Path) -> Path:
     """
     import mlflow
 
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     address = f"models:/{version.name}/{version.version}"
     uris = {"tracking_uri": store.uri, "registry_uri": store.uri}
     folder = Path(store.read(lambda _: mlflow.artifacts.download_artifacts(address, dst_path=str(directory), **uris)))
