@@ -56,8 +56,7 @@ class Bundle:
 
         Raises: MissingInputError, DamagedInputError.
         """
-        if not path.exists():
-            raise MissingInputError(f"{path}: not found; `dvc repro export` writes models/onnx")
+        _require_there(path)
         directory = path if path.is_dir() else path.parent
         manifest = _read_manifest(directory / MANIFEST)
         present = tuple(name for name in GRAPHS if (directory / name).is_file()) if path.is_dir() else (path.name,)
@@ -149,6 +148,15 @@ class Bundle:
                     f"{path}: its {key} is not that in {MANIFEST}, so they are of two exports; {EXPORT}"
                 )
         return _check({**said, **manifest}, path)
+
+
+def _require_there(path: Path) -> None:
+    try:
+        problem = "" if path.exists() else "not found"
+    except OSError as error:  # of a name that is too long
+        problem = f"wanted the folder of a model, found: {error.strerror}"
+    if problem:
+        raise MissingInputError(f"{path}: {problem}; `dvc repro export` writes models/onnx")
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from numbers import Real
 from typing import Any
 
@@ -105,10 +106,10 @@ def checked_temperature(temperature: float) -> float:
 
 def generator(what: str, seed: int | Sequence[int]) -> np.random.Generator:
     """Return a source of random numbers. Raises: UserError."""
-    try:
-        return np.random.default_rng(seed)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{what}: wanted a seed of 0 or more, found {seed!r}") from error
+    with suppress(TypeError, ValueError):
+        if seed is not None:  # of which numpy would make draws that nobody can repeat
+            return np.random.default_rng(seed)
+    raise UserError(f"{what}: wanted a seed of 0 or more, found {seed!r}")
 
 
 def noise_of(what: str, seed: int | Sequence[int], samples: int) -> Callable[..., Floats]:

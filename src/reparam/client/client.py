@@ -33,8 +33,8 @@ from reparam.client.runtime import Runtime
 from reparam.client.scores import Scores
 from reparam.errors import DamagedInputError, MissingInputError, UserError
 
-# Numbers of images at once, unless `batch` says otherwise. Measured with 100,000 digits: values between the layers take
-# 3 MB instead of 1.6 GB, and less time, because they stay in the caches.
+# Numbers of images at once, unless `batch` says otherwise. Measured with 100,000 digits: `encode` takes 12 MB instead
+# of 733, and less time, because values between the layers stay in the caches.
 NUMBERS = 1 << 18
 PARTS = ["negative_log_likelihood", "kl"]
 NOISE = 1 << 24  # numbers that are drawn at once for scores, except for a single image: 64 MB

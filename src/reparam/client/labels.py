@@ -1,5 +1,6 @@
 """Labels of images, the further input of a conditional model."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,7 +40,7 @@ def number_of(text: str, classes: Sequence[str]) -> int:
     """
     if text in classes:
         return list(classes).index(text)
-    if text.isascii() and text.isdecimal() and int(text) < len(classes):
+    if re.fullmatch("[0-9]{1,9}", text) and int(text) < len(classes):
         return int(text)
     wanted = f"{_known(classes)}, by number or name" if classes else "no label, because the model was trained without"
     raise UserError(f"label: wanted {wanted}, found {repr(text) if text else 'none'}")

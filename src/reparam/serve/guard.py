@@ -51,8 +51,7 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> Json | None:
         headers = Headers(scope=scope)
-        given, wanted = headers.get("authorization", "").encode(), f"Bearer {self.token}".encode()
-        if self.token and scope["path"] not in OPEN and not hmac.compare_digest(given, wanted):
+        if self.token and scope["path"] not in OPEN and not self._is_known(headers.get("authorization", "")):
             message = "wanted the header `Authorization: Bearer TOKEN`"
             return Json({"error": message}, 401, {"WWW-Authenticate": "Bearer"})
         size = headers.get("content-length", "")
@@ -62,6 +61,11 @@ class Guard:
         if size.isdecimal() and int(size) > self.limit:
             return Json({"error": f"wanted a body of at most {self.limit} bytes, found {size}"}, 413)
         return None
+
+    def _is_known(self, credentials: str) -> bool:
+        """Return whether they are the token, after a scheme in small or capital letters."""
+        scheme, _, given = credentials.partition(" ")
+        return scheme.lower() == "bearer" and hmac.compare_digest(given.encode(), self.token.encode())
 
 
 def guard(app: FastAPI, limit: int, token: str) -> None:

@@ -157,8 +157,8 @@ def numbers(data: Any, kind: str, shape: list[int], where: str) -> npt.NDArray[A
     _checked(values, where)
     if kind == "UINT8" and not ((values >= 0) & (values <= 255) & (values == np.floor(values))).all():
         raise UserError(f"{where}: wanted whole numbers from 0 to 255, found others")
-    if kind == "INT64" and values.dtype.kind == "f":
-        raise UserError(f"{where}: wanted whole numbers, found others")
+    if kind == "INT64" and (values.dtype.kind == "f" or (values > np.iinfo(np.int64).max).any()):
+        raise UserError(f"{where}: wanted whole numbers of 64 bits with a sign, found others")
     return values.astype(DTYPES[kind]).reshape(shape)
 
 

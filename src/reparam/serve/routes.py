@@ -86,7 +86,9 @@ class Routes:
             extra = {"requestBody": {"required": True, "content": content}}
             answers = PICTURES if name in ("reconstruct", "decode") else None
             app.post(f"/{name}", openapi_extra=extra, responses=answers)(getattr(self, name))
-        app.post("/sample", responses=PICTURES)(self.sample)
+        draw = {"application/json": {"schema": Draw.model_json_schema()}}
+        extra = {"requestBody": {"required": True, "content": draw}}
+        app.post("/sample", openapi_extra=extra, responses=PICTURES)(self.sample)
 
     def _described(self, name: str, number: dict[str, Any], *row: int) -> dict[str, Any]:
         """Describe a body of nested lists (rows, *row) for the OpenAPI page."""
@@ -119,8 +121,9 @@ class Routes:
         latents = (await self._run("encoder", **inputs))["mean"]
         return await self._pictures({**inputs, "latents": latents}, png)
 
-    async def sample(self, body: Draw, png: Png) -> Response:
+    async def sample(self, request: Request, png: Png) -> Response:
         """Return images that the model invents; those of `Client.sample`."""
+        body = protocol.parse(Draw, await request.body())
         if body.count > self.limits.rows:
             raise UserError(f"count: wanted 1 to {self.limits.rows}, found {body.count}")
         if not self.client.metadata["has_prior"]:

@@ -1,5 +1,6 @@
 """Start the service."""
 
+import errno
 import os
 import socket
 from ipaddress import ip_address
@@ -47,10 +48,12 @@ def listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         listener.listen(2048)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter of names that cannot be those of machines
         listener.close()
+        is_of_host = isinstance(error, socket.gaierror | UnicodeError) or error.errno == errno.EADDRNOTAVAIL
+        found, option = getattr(error, "strerror", None) or error, "host" if is_of_host else "port"
         raise UserError(
-            f"serve: wanted to listen at {host}, port {port}, found: {error.strerror or error}; choose another --port"
+            f"serve: wanted to listen at {host}, port {port}, found: {found}; choose another --{option}"
         ) from None
     return listener
 

@@ -3,6 +3,7 @@
 import bisect
 import glob
 import itertools
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from reparam.files import refuse_special
 
 Images = npt.NDArray[np.uint8]  # (B, H, W, C)
 Shape = tuple[int, int, int]  # (H, W, C)
+UNWRITABLE = re.compile("[\ud800-\udfff]")  # what Python gives for bytes of a name that are not UTF-8
 
 
 @dataclass(frozen=True)
@@ -168,17 +170,33 @@ def span_of(shard: str, count: int, size: int) -> range:
 
 
 def _expand(text: str) -> list[Path]:
-    """Return the files that an argument means: itself, those below a folder, or those that a pattern fits."""
+    """Return the files that an argument means, each once: itself, those below a folder, or those that a pattern fits.
+
+    Raises: UserError if there are none, or if their names cannot be written.
+    """
+    if not text:
+        raise UserError("images: wanted names of files or folders, found an empty one; the current folder is `.`")
     path = Path(text)
+    is_there = path.exists() or path.is_symlink()
+    # By glob, because Path.glob takes no absolute pattern.
+    matches = [text] if is_there else sorted(glob.glob(text, recursive=True))  # noqa: PTH207
+    if not matches:
+        raise UserError(f"{text}: found no file, folder, or files that this pattern fits")
+    # A pattern that ends in ** fits a folder and also the files in it.
+    found = list(dict.fromkeys(file for match in matches for file in _files(Path(match))))
+    if odd := [os.fsencode(file) for file in found if UNWRITABLE.search(str(file))]:
+        more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
+        raise UserError(f"{text}: wanted names in UTF-8, found {odd[0]!r}{more}; rename the files or their folders")
+    return found
+
+
+def _files(path: Path) -> list[Path]:
     if path.is_dir():
         found = [path / name for name in find_images(path)]
         if not found:
-            raise UserError(f"{text}: found no images in this folder")
+            raise UserError(f"{path}: found no images in this folder")
         return found
-    if path.exists():
-        refuse_special(path)  # to read a pipe, one would wait
-        return [path]
-    matches = sorted(glob.glob(text, recursive=True))  # noqa: PTH207  # Path.glob takes no absolute pattern
-    if not matches:
-        raise UserError(f"{text}: found no file, folder, or files that this pattern fits")
-    return [file for match in matches for file in _expand(match)]
+    if not path.exists():
+        raise UserError(f"{path}: wanted a file or folder, found a link that leads to none; mend or remove the link")
+    refuse_special(path)  # to read a pipe, one would wait
+    return [path]

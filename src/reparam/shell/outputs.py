@@ -99,11 +99,15 @@ def _npy(path: Path, columns: Sequence[str], count: int, dtype: Any) -> Iterator
 def _csv(path: Path | None, columns: Sequence[str], _count: int, dtype: Any) -> Iterator[WriteTable]:
     with path.open("w", encoding="utf-8", newline="") if path else nullcontext(sys.stdout) as file:
         lines = csv.writer(file, lineterminator="\n")
-        lines.writerow(["image", *columns])
-        # As text of the shortest form that is the same number again.
-        yield lambda names, values: lines.writerows(
-            [name, *map(str, row)] for name, row in zip(names, values.astype(dtype), strict=True)
-        )
+        head = iter([["image", *columns]])  # written with the first images, so that no mistake in them comes after it
+
+        def write(names: Sequence[str], values: Array) -> None:
+            lines.writerows(head)
+            # As text of the shortest form that is the same number again.
+            lines.writerows([name, *map(str, row)] for name, row in zip(names, values.astype(dtype), strict=True))
+
+        yield write
+        lines.writerows(head)
 
 
 @contextmanager

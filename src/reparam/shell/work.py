@@ -131,9 +131,10 @@ def encode(client: Client, images: Collection, output: Path | None, place: Place
 def score(client: Client, images: Collection, output: Path | None, place: Place, samples: int, label: str = "") -> None:
     """Write the negative ELBO of each image, and its parts."""
     span = span_of(place.shard, len(images), client.batch)
-    client.outputs("score")  # checked first, so that no empty table is printed before the error
+    client.outputs("score")  # checked first: a part without images computes nothing
+    compute = Score(samples, _label_number(client, label))
     with outputs.table(output, Score.columns, len(span)) as write, counting("score", len(span)) as advance:
-        for batch, values in place.computed(client, images, span, Score(samples, _label_number(client, label))):
+        for batch, values in place.computed(client, images, span, compute):
             write(batch, values)
             advance(len(batch))
 
@@ -141,14 +142,14 @@ def score(client: Client, images: Collection, output: Path | None, place: Place,
 def reconstruct(client: Client, images: Collection, output: Path, place: Place, label: str = "") -> None:
     """Write the decoded codes; in a picture, beside the images themselves."""
     span, is_picture = span_of(place.shard, len(images), client.batch), output.suffix == ".png"
-    count = 2 * len(span) if is_picture else len(span)
+    count, compute = 2 * len(span) if is_picture else len(span), Reconstruct(is_picture, _label_number(client, label))
     if _has_no_picture(span, output, place.shard):
         return
     with (
         outputs.pictures(output, client.image_shape, count, in_pairs=True) as write,
         counting("reconstruct", len(span)) as advance,
     ):
-        for batch, found in place.computed(client, images, span, Reconstruct(is_picture, _label_number(client, label))):
+        for batch, found in place.computed(client, images, span, compute):
             write(found)
             advance(len(batch))
 
