@@ -287,6 +287,10 @@ def test_a_folder_without_graphs_and_no_folder_at_all_are_named(tmp_path: Path) 
     )
     gone = tmp_path / "gone"
     assert refusal(gone, MissingInputError) == f"{gone}: not found; `dvc repro export` writes models/onnx"
+    long = Path("x" * 5000)
+    assert refusal(long, MissingInputError) == (
+        f"{long}: wanted the folder of a model, found: File name too long; `dvc repro export` writes models/onnx"
+    )
 
 
 def test_any_listed_file_can_be_read_and_is_checked(copy: Path) -> None:

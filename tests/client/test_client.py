@@ -307,6 +307,7 @@ def test_one_number_without_sense_is_found_among_few_and_many(number: float, row
         ({"n": 1.5}, "wanted 0 to 2,147,483,647 images, found 1.5"),
         ({"n": 10**30}, f"wanted 0 to 2,147,483,647 images, found 1{'0' * 30}"),
         ({"seed": -1}, "wanted a seed of 0 or more, found -1"),
+        ({"seed": None}, "wanted a seed of 0 or more, found None"),
         ({"temperature": -1}, "wanted a temperature of 0 or more, found -1"),
         ({"temperature": np.nan}, "wanted a temperature of 0 or more, found nan"),
         ({"temperature": np.inf}, "wanted a temperature of 0 or more, found inf"),

@@ -112,6 +112,15 @@ def test_a_provider_that_gives_up_is_not_replaced_in_silence(
     )
 
 
+def test_a_provider_that_fails_later_is_not_replaced_in_silence(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(onnxruntime.InferenceSession, "disable_fallback", lambda session: told.append(session))
+    client = Client(exported.directory, device="cpu")
+    assert told == list(client._graphs.values())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -150,6 +159,16 @@ def test_a_package_that_is_not_there_says_what_to_install(
 
 
 # Threads and processes
+
+
+@pytest.mark.parametrize(("threads", "found"), [(3, 3), (1, 1), (None, 0)])  # 0: onnxruntime takes all cores
+def test_the_threads_are_those_of_onnxruntime(threads: int | None, found: int, exported: Exported) -> None:
+    path = exported.directory / "decoder.onnx"
+    session = runtime.Runtime("cpu", threads).open(path.read_bytes(), path)
+    assert session.get_session_options().intra_op_num_threads == found
+    client = Client(exported.directory, "cpu", threads)
+    used = [session.get_session_options().intra_op_num_threads for session in client._graphs.values()]
+    assert used == [found] * len(client.graphs)
 
 
 def test_waiting_threads_do_not_spin(exported: Exported) -> None:

@@ -118,6 +118,8 @@ def test_a_model_that_is_no_density_has_no_score(code: Exported) -> None:
         ({"seed": -1}, "score: wanted a seed of 0 or more, found -1"),
         ({"seed": "x"}, "score: wanted a seed of 0 or more, found 'x'"),
         ({"seed": -1, "samples": 0}, "score: wanted a seed of 0 or more, found -1"),
+        ({"seed": None}, "score: wanted a seed of 0 or more, found None"),
+        ({"seed": None, "samples": 0}, "score: wanted a seed of 0 or more, found None"),
         ({"seed": "x", "samples": 0}, "score: wanted a seed of 0 or more, found 'x'"),
     ],
     ids=str,

@@ -133,8 +133,9 @@ def test_a_model_without_labels_refuses_one(exported: Exported) -> None:
 def test_a_class_is_named_or_numbered() -> None:
     assert [number_of(text, CLASSES) for text in ("owl", "0", "2")] == [2, 0, 2]
     assert number_of("1", ("1", "0")) == 0  # names first
-    with pytest.raises(UserError, match=rf"^label: wanted {re.escape(KNOWN)}, by number or name, found 'cow'$"):
-        number_of("cow", CLASSES)
+    for text in ("cow", "3", "-1", "9" * 5000, "\N{SUPERSCRIPT TWO}", "\N{ARABIC-INDIC DIGIT TWO}"):
+        with pytest.raises(UserError, match=rf"^label: wanted {re.escape(KNOWN)}, by number or name, found '{text}'$"):
+            number_of(text, CLASSES)
     with pytest.raises(UserError, match=r"^label: wanted no label, because the model was trained without, found '1'$"):
         number_of("1", ())
 
@@ -197,4 +198,9 @@ def test_the_service_takes_labels(client: Client, conditional: Exported) -> None
         latents = {"name": "latents", "shape": [1, LATENT], "datatype": "FP32", "data": [0.0] * LATENT}
         refused = service.post("/v2/models/decoder/infer", {"inputs": [latents, wrong]})
         assert error(refused) == (400, f"inputs.label: wanted {KNOWN}, found label 3")
+        wrong["data"] = [2**63]
+        refused = service.post("/v2/models/decoder/infer", {"inputs": [latents, wrong]})
+        assert error(refused) == (400, "inputs.label: wanted whole numbers of 64 bits with a sign, found others")
+        status, message = error(service.send(f"/encode?label={'9' * 5000}", png(column(images)), "image/png"))
+        assert (status, message[: len(KNOWN) + 14]) == (400, f"label: wanted {KNOWN}")
         assert service.get("/").text == render(conditional.directory)

@@ -32,6 +32,9 @@ def test_the_page_says_how_old_a_runtime_may_be_and_which_scores_are_usual(expor
     assert "wherever onnxruntime 1.17.0 or newer runs" in page
     assert "| percent of images below | 1 | 5 | 25 | 50 | 75 | 95 | 99 |\n|---|---|---|---|---|---|---|---|\n" in page
     assert "licence: CC0" in page
+    assert (
+        "wrong without an error, as OpenCV's DNN module was with hierarchical encoders. Test each with `golden" in page
+    )
     assert "{{" not in page
     assert "{%" not in page
 

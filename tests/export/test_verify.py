@@ -185,6 +185,41 @@ def test_a_graph_that_is_right_for_a_single_image_only_is_caught(exported: Expor
         parity(exported, directory)
 
 
+def go_wrong_far_out(path: Path, error: float) -> None:
+    """Add an error to the means of a decoder, of batches with a latent further out than 5.5."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        for node in model.graph.node:
+            node.output[:] = ["right" if name == "mean" else name for name in node.output]
+        numbers = {"edge": 5.5, "factor": error / (verify.EXTREME - 5.5)}
+        for name, value in numbers.items():
+            model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(value), name))
+        make = onnx.helper.make_node
+        model.graph.node.extend(
+            [
+                make("Abs", ["latents"], ["sizes"]),
+                make("ReduceMax", ["sizes"], ["largest"], keepdims=0),
+                make("Sub", ["largest", "edge"], ["beyond"]),
+                make("Relu", ["beyond"], ["excess"]),
+                make("Mul", ["excess", "factor"], ["error"]),
+                make("Add", ["right", "error"], ["mean"]),
+            ]
+        )
+
+    change(path, edit)
+
+
+def test_an_error_far_out_is_caught_and_may_be_ten_times_as_large(exported: Exported, directory: Path) -> None:
+    go_wrong_far_out(directory / "decoder.onnx", 8e-5)
+    assert parity(exported, directory)["decoder_max_error"] < 5e-6  # which is that of usual latents
+    shutil.copy(exported.directory / "decoder.onnx", directory)
+    go_wrong_far_out(directory / "decoder.onnx", 1.5e-4)
+    with pytest.raises(ParityError) as caught:
+        parity(exported, directory)
+    assert str(caught.value).startswith("export: decoder.onnx, output 'mean', extremes: onnxruntime differs from torch")
+    assert "by 0.00015, wanted at most 0.0001;" in str(caught.value)
+
+
 def test_a_failing_export_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = prepare(tmp_path)
     monkeypatch.setattr(verify, "TOLERANCE", -1.0)

@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import uvicorn
 from exported_model import Exported
 from serving import Service, error
+from typer.testing import CliRunner
 
 from reparam.client import Client
+from reparam.commands import apps
 from reparam.errors import UserError
 from reparam.explorer.page import render
 from reparam.serve import server
@@ -87,7 +90,19 @@ def test_with_a_token_only_health_is_open(exported: Exported) -> None:
     with Service(Client(exported.directory, device="cpu"), Limits(), TOKEN) as service:
         assert service.get("/v2/health/live").status_code == 200
         assert error(service.get("/v2")) == (401, "wanted the header `Authorization: Bearer TOKEN`")
-        assert service.get("/v2", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
+        for scheme in ("Bearer", "bearer", "BEARER"):
+            assert service.get("/v2", headers={"Authorization": f"{scheme} {TOKEN}"}).status_code == 200
+        for wrong in (
+            "Bearer wrong",
+            "Bearer secre",
+            "Bearer secrets",
+            "Bearer",
+            "Bearersecret",
+            "Basic secret",
+            TOKEN,
+        ):
+            answer = service.get("/v2", headers={"Authorization": wrong})
+            assert (wrong, answer.status_code, answer.headers["www-authenticate"]) == (wrong, 401, "Bearer")
 
 
 def test_without_a_token_nobody_else_may_reach_it(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +116,31 @@ def test_a_port_that_is_taken_is_a_mistake(exported: Exported) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"wanted to listen at 127.0.0.1, port {port}, found: Address already in"):
             server.run(exported.directory, "127.0.0.1", port, "cpu")
+
+
+@pytest.mark.parametrize("host", ["example.invalid", "192.0.2.1", "fe80::1", "\N{LATIN SMALL LETTER E WITH ACUTE}..b"])
+def test_a_host_that_is_not_this_machine_is_a_mistake_of_the_host(host: str) -> None:
+    with pytest.raises(UserError) as error:
+        server.listen(host, 0)
+    assert str(error.value).startswith(f"serve: wanted to listen at {host}, port 0, found: ")
+    assert str(error.value).endswith("; choose another --host")
+
+
+def test_a_shutdown_waits_half_a_minute_for_requests_and_no_longer(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[uvicorn.Config] = []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, _sockets: seen.append(self.config))
+    server.run(exported.directory, "127.0.0.1", 0, "cpu")
+    assert [config.timeout_graceful_shutdown for config in seen] == [30]
+    assert capsys.readouterr().out.startswith("http://127.0.0.1:")
+
+
+def test_by_default_only_this_machine_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(server, "run", lambda *arguments: seen.extend(arguments))
+    result = CliRunner().invoke(apps.app, ["serve"], catch_exceptions=False)
+    assert (result.exit_code, seen[1:3]) == (0, ["127.0.0.1", 8000])
 
 
 def test_small_answers_are_sent_at_once() -> None:

@@ -151,6 +151,19 @@ def test_tensors_may_be_binary(service: Service, images: np.ndarray) -> None:
     }
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_binary_tensors_of_no_finite_numbers_are_refused(number: float, service: Service, images: np.ndarray) -> None:
+    epsilon = np.full((3, 2), number, np.float32)
+    described = tensor("epsilon", epsilon) | {"data": None, "parameters": {"binary_data_size": epsilon.nbytes}}
+    asked = {"inputs": [tensor("images", images), described], "parameters": {"binary_data_output": True}}
+    head = json.dumps(asked | {"outputs": [{"name": "kl"}]}, allow_nan=False).encode()
+    headers = {protocol.HEADER: str(len(head))}
+    assert error(service.send("/v2/models/score/infer", head + epsilon.tobytes(), **headers)) == (
+        400,
+        "inputs.epsilon: wanted finite numbers, found NaN, infinity or one beyond float32",
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "extra", "length", "message"),
     [

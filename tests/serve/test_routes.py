@@ -1,5 +1,6 @@
 """Routes for people."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,12 @@ def test_samples_are_those_of_the_client(service: Service) -> None:
     wanted = service.client.sample(2, seed=3, temperature=0.5)
     found = service.post("/sample", {"count": 2, "seed": 3, "temperature": 0.5}).json()["images"]
     np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/x-www-form-urlencoded", "text/plain", ""])
+def test_json_is_read_whatever_the_header_calls_it(kind: str, service: Service, images: np.ndarray) -> None:
+    for path, body in (("/sample", {"seed": 3}), ("/encode", {"images": images.tolist()})):
+        assert service.send(path, json.dumps(body).encode(), kind).json() == service.post(path, body).json()
 
 
 @pytest.mark.parametrize(
@@ -88,6 +95,8 @@ def test_scores_are_those_at_the_posterior_mean(service: Service, images: np.nda
     ("path", "body", "message"),
     [
         ("/encode", {"images": []}, "images: wanted 1 to 8, found 0"),
+        ("/encode", {"images": np.zeros((9, 4, 6, 3), int).tolist()}, "images: wanted 1 to 8, found 9"),
+        ("/decode", {"latents": [[0.0, 0.0]] * 9}, "latents: wanted 1 to 8, found 9"),
         (
             "/encode",
             {"images": np.zeros((2, 3, 4, 6), int).tolist()},
@@ -117,8 +126,9 @@ def test_bad_requests_say_what_is_wrong(path: str, body: Any, message: str, serv
 @pytest.mark.parametrize(
     ("path", "body", "message"),
     [
-        ("/sample", b'{"count": NaN}', "body.count: Input should be a finite number"),
-        ("/sample", b'{"seed": "\\ud800"}', "body.seed: Input should be a valid "),
+        ("/sample", b'{"count": NaN}', "count: Input should be a finite number"),
+        ("/sample", b'{"seed": "\\ud800"}', "body: Invalid JSON"),
+        ("/sample", b"", "body: Invalid JSON"),
         ("/sample?format=gif", b"{}", "query.format: Input should be 'json' or 'png'"),
         ("/encode", b"", "body: Invalid JSON"),
         ("/encode", b"{}", "images: Field required"),

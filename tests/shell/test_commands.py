@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -190,10 +191,16 @@ def test_codes_can_be_decoded_in_shards(images: np.ndarray, model: Client) -> No
         (["pictures"], range(8)),
         (["pictures/[0-3].png"], range(4)),
         (["pictures/**/*.png"], range(8)),
+        (["pictures/**/*"], range(8)),
+        (["pictures/**"], range(8)),
+        (["pictures/3.png", "pictures/3.png"], [3, 3]),
         (["pictures/more", "pictures/1.png"], [6, 7, 1]),
         (["pictures/2.png", "images.npy", "pictures/0.png"], [2, *range(8), 0]),
     ],
-    ids=["a folder", "a pattern", "a deep pattern", "a folder and a file", "files and an array"],
+    ids=[
+        *("a folder", "a pattern", "a deep pattern", "also folders", "also the folder itself", "a file twice"),
+        *("a folder and a file", "files and an array"),
+    ],
 )
 def test_images_are_found_by_file_folder_and_pattern(
     inputs: list[str], numbers: list[int], images: np.ndarray, model: Client
@@ -233,6 +240,9 @@ def grey(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return found
 
 
+NOWHERE = "wanted a file or folder, found a link that leads to none; mend or remove the link"
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
@@ -244,6 +254,11 @@ def grey(tmp_path_factory: pytest.TempPathFactory) -> Exported:
         (["floats.npy"], "floats.npy: wanted uint8 images of shape (N, 4, 6, 3), found float64 (2, 4, 6, 3)"),
         (["small.npy"], "small.npy: wanted uint8 images of shape (N, 4, 6, 3), found uint8 (2, 4, 6)"),
         (["number.npy"], "number.npy: wanted an array as numpy.save writes it, found a single number"),
+        ([""], "images: wanted names of files or folders, found an empty one; the current folder is `.`"),
+        (["links/broken.png"], f"links/broken.png: {NOWHERE}"),
+        (["links/b*.png"], f"links/broken.png: {NOWHERE}"),
+        (["links/circle.png"], f"links/circle.png: {NOWHERE}"),
+        (["links/c*"], f"links/circle.png: {NOWHERE}"),
     ],
 )
 def test_inputs_that_are_no_images_are_refused(inputs: list[str], message: str, model: Client) -> None:
@@ -253,7 +268,34 @@ def test_inputs_that_are_no_images_are_refused(inputs: list[str], message: str, 
     np.save("floats.npy", np.zeros((2, 4, 6, 3)))
     np.save("small.npy", np.zeros((2, 4, 6), np.uint8))
     np.save("number.npy", np.uint8(3))
+    Path("links").mkdir()
+    Path("links/broken.png").symlink_to("gone.png")
+    Path("links/circle.png").symlink_to("circle.png")
     assert refusal("encode", *inputs) == message
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("odd/\udcff.png", r"b'odd/\xff.png'"),
+        ("odd/?.png", r"b'odd/\xff.png'"),
+        ("odd", r"b'\xff.png'"),
+        ("\udcfe", r"b'\xfe/0.png' and 1 more"),
+        ("**/0.png", r"b'\xfe/0.png'"),
+    ],
+    ids=["a file", "a pattern", "its folder", "a folder of that name", "a pattern of folders"],
+)
+def test_names_that_are_not_utf_8_are_refused_before_the_work(
+    given: str, found: str, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (b"odd/\xff.png", b"\xfe/0.png", b"\xfe/1.png"):
+        path = Path(os.fsdecode(name))
+        path.parent.mkdir(exist_ok=True)
+        shutil.copy("pictures/0.png", path)
+    monkeypatch.setattr(Client, "encode", None)
+    assert refusal("encode", given) == (
+        f"{given}: wanted names in UTF-8, found {found}; rename the files or their folders"
+    )
 
 
 def test_what_would_keep_one_waiting_is_refused(model: Client) -> None:
@@ -277,6 +319,26 @@ def test_what_is_no_array_is_refused(content: bytes, model: Client) -> None:
     assert not Path("x.npy").exists()
 
 
+# Progress
+
+
+@pytest.mark.parametrize("command", ["encode", "score", "reconstruct", "decode", "sample"])
+def test_each_batch_moves_the_progress(
+    command: str, images: np.ndarray, model: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advances: list[Any] = []
+
+    def counting(title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        advances.append((title, total))
+        return nullcontext(advances.append)
+
+    monkeypatch.setattr(work, "counting", counting)
+    np.save("codes.npy", model.encode(images)[0])
+    given = {"decode": ["codes.npy"], "sample": ["--count", 8]}.get(command, ["images.npy"])
+    run(command, *given, "--output", "x.npy")
+    assert advances == [(command, 8), 3, 3, 2]
+
+
 # What cannot be done
 
 
@@ -297,6 +359,42 @@ def test_shards_that_make_no_sense_are_refused(shard: str, images: np.ndarray) -
 def test_outputs_of_another_kind_are_refused(command: str, output: str, message: str, images: np.ndarray) -> None:
     assert refusal(command, "images.npy", "--output", output) == message
     assert not Path(output).exists()
+
+
+def printed(*arguments: Any) -> tuple[str, str]:
+    """What a command that is refused printed before, and its message."""
+    result = CliRunner().invoke(commands.app, list(map(str, arguments)))
+    assert isinstance(result.exception, UserError)
+    return result.stdout, str(result.exception)
+
+
+@pytest.mark.parametrize("command", ["encode", "score"])
+def test_nothing_is_printed_of_images_that_are_refused(command: str, images: np.ndarray) -> None:
+    Path("bad.png").write_text("text")
+    Image.new("RGB", (12, 8)).save("large.png")
+    for name in ("bad.png", "large.png"):
+        stdout, message = printed(command, name, "pictures")
+        assert (stdout, message.split(":")[0]) == ("", name)
+
+
+@pytest.mark.parametrize("label", ["", "fox", "9" * 5000])
+@pytest.mark.parametrize(
+    ("command", "output"), [("encode", "x.csv"), ("score", None), ("score", "x.csv"), ("reconstruct", "x.npy")]
+)
+def test_a_label_that_the_model_does_not_know_is_refused_before_anything_is_written(
+    command: str, output: str | None, label: str, conditional: Exported, images: np.ndarray
+) -> None:
+    wanted = "label: wanted labels 0 to 2: 0 (cat), 1 (dog), 2 (owl), by number or name"
+    Path("x.csv").mkdir()  # which would be refused when the output is opened
+    Path("x.npy").mkdir()
+    options = ["--output", output] if output else []
+    found = printed(command, "images.npy", "--model", conditional.directory, "--label", label, *options)
+    assert found == ("", f"{wanted}, found {repr(label) if label else 'none'}")
+
+
+def test_a_table_without_images_has_its_head(model: Client, exported: Exported) -> None:
+    np.save("one.npy", exported.images[:1])
+    assert run("encode", "one.npy", "--shard", "1/2") == f"image,{','.join(CODES)}\n"
 
 
 @pytest.mark.parametrize("count", [0, 4097])

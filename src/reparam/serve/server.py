@@ -48,10 +48,10 @@ def listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         listener.listen(2048)
-    except (OSError, UnicodeError) as error:  # the latter of names that cannot be those of machines
+    except (OSError, TypeError) as error:  # the latter of a name that no machine can have
         listener.close()
-        is_of_host = isinstance(error, socket.gaierror | UnicodeError) or error.errno == errno.EADDRNOTAVAIL
-        found, option = getattr(error, "strerror", None) or error, "host" if is_of_host else "port"
+        option = "port" if getattr(error, "errno", 0) in (errno.EADDRINUSE, errno.EACCES) else "host"
+        found = getattr(error, "strerror", None) or error
         raise UserError(
             f"serve: wanted to listen at {host}, port {port}, found: {found}; choose another --{option}"
         ) from None
