@@ -102,7 +102,7 @@ def test_with_a_token_only_health_is_open(exported: Exported) -> None:
             TOKEN,
         ):
             answer = service.get("/v2", headers={"Authorization": wrong})
-            assert (wrong, answer.status_code, answer.headers["www-authenticate"]) == (wrong, 401, "Bearer")
+            assert (wrong, answer.status_code, answer.headers.get("www-authenticate")) == (wrong, 401, "Bearer")
 
 
 def test_without_a_token_nobody_else_may_reach_it(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,11 +114,14 @@ def test_without_a_token_nobody_else_may_reach_it(exported: Exported, monkeypatc
 def test_a_port_that_is_taken_is_a_mistake(exported: Exported) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"wanted to listen at 127.0.0.1, port {port}, found: Address already in"):
+        wanted = (
+            f"^serve: wanted to listen at 127.0.0.1, port {port}, found: Address already in use; choose another --port$"
+        )
+        with pytest.raises(UserError, match=wanted):
             server.run(exported.directory, "127.0.0.1", port, "cpu")
 
 
-@pytest.mark.parametrize("host", ["example.invalid", "192.0.2.1", "fe80::1", "\N{LATIN SMALL LETTER E WITH ACUTE}..b"])
+@pytest.mark.parametrize("host", ["a..b", "192.0.2.1", "\N{LATIN SMALL LETTER E WITH ACUTE}..b"])
 def test_a_host_that_is_not_this_machine_is_a_mistake_of_the_host(host: str) -> None:
     with pytest.raises(UserError) as error:
         server.listen(host, 0)
