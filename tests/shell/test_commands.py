@@ -290,8 +290,11 @@ def test_names_that_are_not_utf_8_are_refused_before_the_work(
 ) -> None:
     for name in (b"odd/\xff.png", b"\xfe/0.png", b"\xfe/1.png"):
         path = Path(os.fsdecode(name))
-        path.parent.mkdir(exist_ok=True)
-        shutil.copy("pictures/0.png", path)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            shutil.copy("pictures/0.png", path)
+        except OSError:
+            pytest.skip("this file system takes UTF-8 only")
     monkeypatch.setattr(Client, "encode", None)
     assert refusal("encode", given) == (
         f"{given}: wanted names in UTF-8, found {found}; rename the files or their folders"
