@@ -1,5 +1,6 @@
 """Several processes that share work."""
 
+import socket
 import time
 from datetime import timedelta
 from typing import Any
@@ -48,6 +49,20 @@ def test_a_process_that_does_not_come_is_not_waited_for_long(
         "process 0 of 2: wanted all of them within 0.01 minutes, found that one did not come; see what the command "
         "says on the other machines; start it again on all of them"
     )
+
+
+@pytest.mark.parametrize(("asked", "found"), [(timedelta(days=7), timedelta(days=7)), (None, timedelta(minutes=30))])
+def test_processes_that_have_met_wait_as_long_as_they_are_asked_to(
+    asked: timedelta | None, found: timedelta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    variables = {"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with joined(torch.device("cpu"), asked) as world:
+        assert (world.rank, world.size) == (0, 1)
+        assert torch.distributed.distributed_c10d._get_default_store().timeout == found
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

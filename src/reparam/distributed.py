@@ -157,13 +157,13 @@ class _Gather(torch.autograd.Function):
         return torch.split(total, ctx.counts)[ctx.rank], None, None
 
 
-def _meet() -> tuple[Any, int, int]:
+def _meet(longest_wait: timedelta) -> tuple[Any, int, int]:
     """Wait for all processes, for a shorter time than torch would; return its store. Raises: DistStoreError."""
     store, rank, size = next(rendezvous("env://", timeout=MEETING))
     names = [f"present/{number}" for number in range(size)]
     store.set(names[rank], "")
     store.wait(names, MEETING)
-    store.set_timeout(default_pg_timeout)  # as torch would have set it
+    store.set_timeout(longest_wait)  # as torch would have set it; NCCL reads from it at the first exchange
     return store, rank, size
 
 
@@ -181,7 +181,7 @@ def joined(device: torch.device, longest_wait: timedelta | None = None) -> Itera
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        store, rank, size = _meet()
+        store, rank, size = _meet(longest_wait or default_pg_timeout)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=longest_wait)
     except dist.DistStoreError:
         raise UserError(
