@@ -27,7 +27,8 @@ requeue() {
 }
 trap requeue TERM
 
-dvc pull --run-cache --allow-missing
+# --force: a job that was killed may have left files that DVC does not know. Checkpoints are not among them.
+dvc pull --run-cache --allow-missing --force
 dvc repro preprocess # all machines read its data
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export LAUNCH="torchrun --nnodes $SLURM_NNODES --nproc-per-node ${SLURM_GPUS_ON_NODE:-1} --master-addr $first --master-port ${PORT:-29500}"

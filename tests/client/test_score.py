@@ -8,6 +8,7 @@ from exported_model import Exported
 from score_graph import NOISE, reference, with_score
 
 from reparam.client import Client
+from reparam.client.checks import LOUDEST
 from reparam.errors import MissingInputError, UserError
 
 pytest_plugins = ["fixtures_export"]
@@ -71,6 +72,11 @@ def test_a_seed_gives_the_same_draws_again(exported: Exported, scored: Path) -> 
     np.testing.assert_array_equal(first.negative_elbo, again.negative_elbo)
     assert not np.array_equal(first.negative_elbo, other.negative_elbo)
     assert not np.array_equal(first.negative_elbo, sequence.negative_elbo)
+
+
+def test_the_manifest_has_the_range_of_noise_that_the_service_takes(exported: Exported) -> None:
+    inputs = {value["name"]: value for value in Client(exported.directory).metadata["graphs"]["score"]["inputs"]}
+    assert inputs["epsilon"]["range"] == [-LOUDEST, LOUDEST] == [-1000, 1000]
 
 
 def test_no_images_have_no_scores(exported: Exported, scored: Path) -> None:

@@ -59,9 +59,8 @@ def test_the_default_of_a_fresh_repository_has_no_commit_and_no_secret(tmp_path:
     paths = Paths(tmp_path, tmp_path)
     found = [*doctor.git(paths), *doctor.dvc(paths)]
     by_remote = {finding.text.split()[0]: finding for finding in found if finding.name == "DVC remotes"}
-    assert by_remote["disk"].text == (
-        f"disk {tmp_path}/not there yet: no such folder; the first `dvc push` makes it, unless its disk is not mounted"
-    )
+    assert by_remote["disk"].text == f"disk {tmp_path}/not there yet: no folder is there"
+    assert by_remote["disk"].remedy == "mount its disk; or `dvc push`, which makes a new folder"
     assert by_remote["share"] == Finding("DVC remotes", f"share {tmp_path}/share")
     assert by_remote["team"].text == "team https://***@127.0.0.1:9/store"  # whose absence DVC takes for an empty one
     assert by_remote["bucket"].text.startswith("bucket s3://models: ")

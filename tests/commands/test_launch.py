@@ -92,10 +92,21 @@ def test_processes_that_were_asked_to_end_say_nothing(capsys: pytest.CaptureFixt
             "torchrun --nproc-per-node 0",
             "'torchrun --nproc-per-node 0' cannot be started: --nproc-per-node: wanted 1 or more, found 0;",
         ),
-        ("torchrun --nnodes 0", "'torchrun --nnodes 0' cannot be started: --nnodes: wanted 1 or more, found 0; fix it"),
+        *(
+            (
+                f"torchrun --nnodes {wrong}",
+                f"'torchrun --nnodes {wrong}' cannot be started: --nnodes: wanted a number of machines, or the least "
+                f"and the most as 1:4, found {wrong}; fix it",
+            )
+            for wrong in ("0", "2:1", "0:2", "1:2:3", "x")
+        ),
         (
             "torchrun --node-rank 5",
-            "'torchrun --node-rank 5' cannot be started: --node-rank: wanted 0 or more, at most 0, found 5; fix it, or",
+            "'torchrun --node-rank 5' cannot be started: --node-rank: wanted 0, because of --nnodes 1:1, found 5; fix",
+        ),
+        (
+            "torchrun --nnodes 2 --node-rank 2",
+            "'torchrun --nnodes 2 --node-rank 2' cannot be started: --node-rank: wanted 0 to 1, because of --nnodes 2,",
         ),
         (
             "torchrun --max-restarts -1",

@@ -97,8 +97,12 @@ def test_a_note_that_many_share_is_said_once_and_names_them(
     monkeypatch.setattr(table.revisions, "read_revision", lambda revision, _: read[revision])
     table.run(project)
     lines = capsys.readouterr().out.splitlines()
-    assert "a, b, c: apply NAME" in lines
+    assert "a, b, c: apply NAME (NAME is one of these)" in lines
     assert "c: alone: apply c" in lines
+
+
+def test_an_experiment_whose_name_is_not_its_own_is_named_by_its_revision() -> None:
+    assert table._shared_note("apply NAME", [("a (2222222)", "2" * 40)]) == f"a (2222222): apply {'2' * 40}"
 
 
 def test_what_has_no_value_comes_last(printed: Callable[..., list[str]]) -> None:

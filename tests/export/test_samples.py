@@ -1,6 +1,7 @@
 """The picture of the model card."""
 
 import numpy as np
+import pytest
 from exported_model import Exported
 from PIL import Image
 
@@ -63,3 +64,6 @@ def test_every_kind_has_a_picture_that_the_manifest_lists(files: Exported) -> No
 
 def test_models_with_a_learned_prior_have_one_too(mixed: Exported) -> None:
     check_listed(mixed)
+    found, client = cells(mixed, columns=8, rows=4).astype(float), Client(mixed.directory)
+    usual = client.sample(400, seed=0).astype(float)
+    assert found.std(0).mean() == pytest.approx(usual.std(0).mean(), rel=0.5)

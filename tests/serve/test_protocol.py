@@ -119,7 +119,7 @@ def test_noise_that_nobody_draws_is_refused(value: float, service: Service, imag
 def test_json_that_would_keep_others_waiting_is_refused(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "JSON_BYTES", 100)
     status, message = error(service.post("/v2/models/encoder/infer", {"inputs": [], "id": "x" * 100}))
-    assert (status, message.startswith("wanted at most 100 bytes of JSON, found 1")) == (400, True), message
+    assert (status, message.startswith("wanted at most 100 bytes of JSON, found 1")) == (413, True), message
 
 
 def test_latents_far_beyond_those_of_the_prior_are_refused(service: Service) -> None:

@@ -96,20 +96,32 @@ def test_what_cannot_be_drawn_is_said(sweeps: Sweeps, reparam: Reparam, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("values", "limits"),
+    ("values", "direction", "limits"),
     [
-        ([1.0, 2.0, 3.0, 4.0], None),
-        ([5.0, 5.0, 5.0], None),
-        ([100.0, 102.0, 104.0, 5e25], (99.25, 118.75)),
-        ([-1e9, 100.0, 102.0, 103.0], (90.5, 103.5)),
+        ([1.0, 2.0, 3.0, 4.0], "minimize", None),
+        ([5.0, 5.0, 5.0], "minimize", None),
+        ([100.0, 101.0, 110.0], "minimize", None),
+        ([100.0, 101.0, 102.0, 101.5, 100.8, 90.0], "minimize", None),  # the best is far from the others
+        ([0.1, 0.11, 0.12, 0.9], "maximize", None),
+        ([100.0, 102.0, 104.0, 5e25], "minimize", (99.8, 104.2)),
+        ([5.0, 5.0, 5.0, 5e25], "minimize", (4.75, 5.25)),
+        ([-1e9, 100.0, 102.0, 103.0], "maximize", (99.85, 103.15)),
     ],
 )
-def test_the_plot_of_values_is_not_squeezed_by_a_few_that_are_far_away(
-    values: list[float], limits: tuple[float, float] | None
+def test_the_plot_of_values_is_not_squeezed_by_a_few_that_are_much_worse(
+    values: list[float], direction: str, limits: tuple[float, float] | None
 ) -> None:
     axes = SimpleNamespace(set_ylim=lambda *found: setattr(axes, "found", found), found=None)
-    assert result._cut(axes, values) == (limits is not None)
-    assert axes.found == limits
+    assert result._cut(axes, values, direction) == (limits is not None)
+    assert axes.found == (limits and pytest.approx(limits))
+
+
+def test_what_the_plot_of_values_leaves_out_is_said(sweeps: Sweeps, reparam: Reparam) -> None:
+    sweeps.behave("begin(); finish(-1e25 if number == 2 else -100.0 - number)")
+    code, printed = reparam("sweep", "sweep.yaml")
+    assert code == 0
+    assert "history: trials that are much worse than the others are not shown" in printed
+    assert "-1e+25" in printed
 
 
 def test_a_value_of_thirty_digits_is_spelled_short() -> None:

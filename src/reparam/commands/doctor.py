@@ -27,6 +27,7 @@ from reparam.machine.versions import LIBRARIES, versions
 from reparam.paths import Paths
 from reparam.redact import redact, without_secrets
 
+NO_FOLDER = "no folder is there"
 PATIENCE = 10.0  # seconds for a remote to answer
 LEAST_DISK = 2e9  # bytes; the default run takes a tenth of that
 DRIVER = Path("/dev/nvidia0")
@@ -181,7 +182,7 @@ def _reach(repo: Any, name: str) -> None:
     remote = repo.cloud.get_remote(name)
     remote.fs.exists(remote.fs.join(remote.path, "files"))
     if remote.fs.protocol == "local" and not Path(remote.path).is_dir():
-        raise FileNotFoundError("no such folder; the first `dvc push` makes it, unless its disk is not mounted")
+        raise FileNotFoundError(NO_FOLDER)
 
 
 def _remote(title: str, ask: Callable[[], None]) -> Finding:
@@ -204,6 +205,8 @@ def _remote(title: str, ask: Callable[[], None]) -> Finding:
     if not problem:
         return Finding("DVC remotes", title)
     remedy = "docs/how-to/remote.md has plugins and credentials of each kind"
+    if problem == NO_FOLDER:
+        remedy = "mount its disk; or `dvc push`, which makes a new folder"
     return Finding("DVC remotes", f"{title}: {problem}", remedy, is_tolerable=True)
 
 

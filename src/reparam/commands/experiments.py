@@ -74,7 +74,7 @@ def _read(paths: Paths, *, all_commits: bool) -> tuple[list[Experiment], list[st
     """Read commits, the working copy where it differs, and experiments; say which cannot be read."""
     found: list[Experiment] = []
     notes: list[str] = []
-    of: dict[str, list[str]] = {}  # a note, and the experiments that it is of
+    of: dict[str, list[tuple[str, str]]] = {}  # a note, and the experiments that it is of, with their revisions
     for row in _names(paths, all_commits=all_commits):
         try:
             experiment = revisions.read_revision(row.revision, paths)
@@ -84,17 +84,23 @@ def _read(paths: Paths, *, all_commits: bool) -> tuple[list[Experiment], list[st
         if experiment and (name := row.name_among(found, experiment)):
             found.append(replace(experiment, name=name))
             for note in experiment.notes:
-                of.setdefault(note.replace(row.revision, "NAME"), []).append(name)
-    notes += [
-        f"{', '.join(names)}: {note.replace('NAME', names[0]) if len(names) == 1 else note}"
-        for note, names in of.items()
-    ]
+                of.setdefault(note.replace(row.revision, "NAME"), []).append((name, row.revision))
+    notes += [_shared_note(note, experiments) for note, experiments in of.items()]
     with suppress(UserError):
         here = revisions.read_workspace(paths)
         found = found if any(_is_same(here, one) for one in found) else [here, *found]
     if not found:
         raise UserError("experiments: wanted results to show, found none; run `dvc repro`, commit, and `dvc exp run`")
     return found, notes
+
+
+def _shared_note(note: str, experiments: Sequence[tuple[str, str]]) -> str:
+    """Say a note once; in its commands NAME stands for any of the experiments, or the only one is named."""
+    names = ", ".join(name for name, _ in experiments)
+    if len(experiments) > 1:
+        return f"{names}: {note}" + (" (NAME is one of these)" if "NAME" in note else "")
+    name, revision = experiments[0]
+    return f"{names}: {note.replace('NAME', revision if ' ' in name else name)}"
 
 
 @dataclass(frozen=True)

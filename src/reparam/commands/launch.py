@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import os
 import re
 import shlex
@@ -65,8 +64,8 @@ def run() -> NoReturn:
         del os.environ["TORCH_CPP_LOG_LEVEL"]  # for the processes, whose own errors are theirs to report
     tools.inputs()  # a mistake in them is said before other machines wait for this one
     try:
-        is_alone = torchrun.parse_min_max_nnodes(options.nnodes) == (1, 1)
         threads = torch.get_num_threads() // _processes(options, torchrun)
+        is_alone = torchrun.parse_min_max_nnodes(options.nnodes) == (1, 1)
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads)))
         _prepare(options, is_alone=is_alone)
         torchrun.run(options)  # type: ignore[no-untyped-call]
@@ -154,17 +153,21 @@ def _options(torchrun: Any) -> Any:
 def _processes(options: Any, torchrun: Any) -> int:
     """Return the number of processes on this machine. Raises: ValueError if torchrun would fail or wait for ever."""
     processes: int = torchrun.determine_local_world_size(options.nproc_per_node)
-    machines: int = torchrun.parse_min_max_nnodes(options.nnodes)[1]
-    for name, found, least, most in (
-        ("--nproc-per-node", processes, 1, math.inf),
-        ("--nnodes", machines, 1, math.inf),
-        ("--node-rank", options.node_rank, 0, machines - 1),
-        ("--max-restarts", options.max_restarts, 0, math.inf),
-    ):
-        if not least <= found <= most:
-            raise ValueError(
-                f"{name}: wanted {least} or more{f', at most {most}' if most < found else ''}, found {found}"
-            )
+    counts = [int(part) for part in options.nnodes.split(":") if part.isdecimal()]
+    is_whole = len(counts) == options.nnodes.count(":") + 1 <= 2
+    if not (is_whole and 0 < counts[0] <= counts[-1]):
+        raise ValueError(
+            f"--nnodes: wanted a number of machines, or the least and the most as 1:4, found {options.nnodes}"
+        )
+    if processes < 1:
+        raise ValueError(f"--nproc-per-node: wanted 1 or more, found {processes}")
+    if options.max_restarts < 0:
+        raise ValueError(f"--max-restarts: wanted 0 or more, found {options.max_restarts}")
+    if options.rdzv_backend == "static" and not 0 <= options.node_rank < counts[-1]:
+        wanted = f"0 to {counts[-1] - 1}" if counts[-1] > 1 else "0"
+        raise ValueError(
+            f"--node-rank: wanted {wanted}, because of --nnodes {options.nnodes}, found {options.node_rank}"
+        )
     return processes
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from fastapi.responses import Response
 from pydantic import BaseModel, Field, ValidationError
+from starlette.exceptions import HTTPException
 
 from reparam.errors import UserError
 from reparam.serve import answers
@@ -70,12 +71,11 @@ class Request(BaseModel):
 def parse(kind: type[Body], body: bytes) -> Body:
     """Read a JSON body.
 
-    Raises: UserError if it is no such JSON, or too long.
+    Raises: UserError if it is no such JSON, HTTPException if it is too long.
     """
     if len(body) > JSON_BYTES:
-        raise UserError(
-            f"wanted at most {JSON_BYTES} bytes of JSON, found {len(body)}; send fewer rows, binary tensors, or PNGs"
-        )
+        message = f"wanted at most {JSON_BYTES} bytes of JSON, found {len(body)}; send fewer rows, or binary tensors"
+        raise HTTPException(413, message)
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:

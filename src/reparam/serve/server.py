@@ -19,7 +19,7 @@ PATIENCE = 30  # seconds for requests that are open at the end
 def run(model: Path, host: str, port: int, device: str) -> None:
     """Serve a model until the process receives a signal to end; open requests are answered first.
 
-    Raises: UserError if it would be open to others without a token, or cannot listen.
+    Raises: UserError if it would be open to others without a token, with one that no header can hold, or cannot listen.
     """
     token = os.environ.get("REPARAM_SERVE_TOKEN", "").strip()
     if not token and not _is_local(host):
@@ -27,6 +27,8 @@ def run(model: Path, host: str, port: int, device: str) -> None:
             "serve: wanted a token in REPARAM_SERVE_TOKEN where others reach the service, found none; set one, or "
             "leave --host at 127.0.0.1"
         )
+    if not token.isascii():
+        raise UserError("REPARAM_SERVE_TOKEN: wanted ASCII, found other characters; set another token")
     app = create(Client(model, device=device), Limits(), token)
     with listen(host, port) as listener:
         where = f"[{host}]" if ":" in host else host

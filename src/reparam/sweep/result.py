@@ -24,7 +24,7 @@ from reparam.sweep.study import Study, run_key
 from reparam.track import OFF, address
 
 DPI = 150
-TALL = 5  # times the distance of best and median: plots of values end there
+TALL = 20  # times the distance of best and median: trials that are worse are not plotted
 MARGIN = 0.05
 STATES = {TrialState.COMPLETE: "done", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
@@ -97,8 +97,10 @@ def _plots(study: Study, done: list[FrozenTrial], folder: Path) -> tuple[list[Pa
         except (ValueError, RuntimeError) as error:
             notes.append(f"no plot of {name}: {error}")
             continue
-        if name == "history" and _cut(axes, [trial.value for trial in done if trial.value is not None]):
-            notes.append("history: trials that are far from the others are not shown")
+        if name == "history" and _cut(
+            axes, [trial.value for trial in done if trial.value is not None], study.plan.direction
+        ):
+            notes.append("history: trials that are much worse than the others are not shown")
         notes += [f"{name}: {one.message}" for one in said]
         with whole_file(folder / f"{name}.png") as partial:
             axes.figure.savefig(partial, format="png", dpi=DPI, bbox_inches="tight")
@@ -107,14 +109,15 @@ def _plots(study: Study, done: list[FrozenTrial], folder: Path) -> tuple[list[Pa
     return written, notes
 
 
-def _cut(axes: Any, values: list[float]) -> bool:
-    """End the axis of values where a few that are far from the others would squeeze them; return whether it did."""
-    low, middle, high = min(values), statistics.median(values), max(values)
-    reach = TALL * min(middle - low, high - middle)
-    if not reach or max(middle - low, high - middle) <= reach:
+def _cut(axes: Any, values: list[float], direction: str) -> bool:
+    """End the axis of values before those that would squeeze the others; return whether there are such."""
+    best = max(values) if direction == "maximize" else min(values)
+    reach = TALL * (statistics.median(abs(value - best) for value in values) or abs(best) or 1.0)
+    shown = [value for value in values if abs(value - best) <= reach]
+    if len(shown) == len(values):
         return False
-    margin = MARGIN * reach
-    axes.set_ylim(max(low, middle - reach) - margin, min(high, middle + reach) + margin)
+    margin = MARGIN * ((max(shown) - min(shown)) or abs(best) or 1.0)
+    axes.set_ylim(min(shown) - margin, max(shown) + margin)
     return True
 
 
