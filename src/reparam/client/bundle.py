@@ -226,8 +226,9 @@ SENSE: dict[str, Callable[[dict[str, Any]], bool]] = {
     ),
     "classes": lambda facts: all(type(name) is str for name in facts.get("classes", [])),
     "codebook": lambda facts: not facts.get("codebook") or _are_sizes([facts["codebook"]["positions"]]),
-    "codes": lambda facts: all(
-        _are_numbers(facts["codes"][key], facts["latent_size"]) for key in ("mean", "deviation") if "codes" in facts
+    "codes": lambda facts: (
+        "codes" not in facts
+        or all(_are_numbers(facts["codes"][key], facts["latent_size"]) for key in ("mean", "deviation"))
     ),
     "scores": lambda facts: not facts.get("scores") or isinstance(facts["scores"]["quantiles"], dict),
     "variants": lambda facts: all(set(kind) >= VARIANT for kind in facts.get("variants", {}).values()),

@@ -16,8 +16,6 @@ from reparam.client.client import Client
 BATCHES = (1, 256)
 FEWEST = 5  # calls
 WHOLE = "float32"  # the kind of the original graphs
-
-
 CALLS = {"encode": "encoder", "decode": "decoder", "score": "score"}  # and their graphs
 SHOWN = ("encode", "decode")  # the calls of graphs that have variants
 Timing = tuple[str, str, int]  # a call, a kind of graphs and a batch
@@ -27,7 +25,7 @@ Medians = dict[Timing, float]  # in seconds
 def measure(
     model: Path, open_client: Callable[[Path], Client], names: Sequence[str], seconds: float
 ) -> Iterator[tuple[Timing, float]]:
-    """Measure the calls with these names, for so many seconds each. Units: seconds a call."""
+    """Measure the calls with these names, for so many seconds each; yield medians. Units: seconds a call."""
     client = open_client(model)
     kinds = [kind for kind, facts in tried(client, model).items() if not facts["lost"]]
     for batch, call in itertools.product(BATCHES, names):
@@ -64,8 +62,8 @@ def compare(facts: Mapping[str, Any], found: Medians) -> Iterator[tuple[str, ...
 
 def tried(client: Client, model: Path) -> Mapping[str, Any]:
     """Return the facts of the variants that the exporter tried. A single graph has none."""
-    tried: Mapping[str, Any] = client.metadata.get("variants", {}) if model.is_dir() else {}
-    return tried
+    facts: Mapping[str, Any] = client.metadata.get("variants", {}) if model.is_dir() else {}
+    return facts
 
 
 def _drawn(client: Client, call: str, batch: int) -> npt.NDArray[Any]:

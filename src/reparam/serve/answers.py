@@ -40,7 +40,7 @@ async def aside(size: int, work: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def check_finite(outputs: dict[str, npt.NDArray[Any]]) -> None:
-    """Refuse to answer with what is no number; JSON cannot express it.
+    """Refuse outputs that are not finite: nobody can use them, and JSON cannot express them.
 
     Raises: UserError if an output of the model is NaN or infinity.
     """
