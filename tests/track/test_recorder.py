@@ -275,7 +275,7 @@ def test_a_stage_that_is_killed_leaves_a_running_run_with_what_had_arrived(
     stage.kill()
     output, errors = stage.stdout.read(), stage.stderr.read()
     assert errors == ""
-    wait(lambda: only_run().data.metrics.get("epoch", 0) >= 3 - 1, 10)
+    wait(lambda: only_run().data.metrics.get("epoch", 0) >= 3 - 1)
     row = only_run()
     assert row.info.status == "RUNNING"
     assert row.data.metrics["epoch"] <= int(("3\n" + output).split()[-1]) + 4

@@ -95,7 +95,7 @@ def _read(paths: Paths, *, all_commits: bool) -> tuple[list[Experiment], list[st
 
 
 def _shared_note(note: str, experiments: Sequence[tuple[str, str]]) -> str:
-    """Say a note once for all experiments that share it. NAME in its commands stands for each of them."""
+    """Say a note once for all experiments that share it; its commands say NAME for the name of any of them."""
     names = ", ".join(name for name, _ in experiments)
     if len(experiments) > 1:
         return f"{names}: {note}" + (" (NAME is one of these)" if "NAME" in note else "")
