@@ -145,14 +145,17 @@ def test_the_vote_of_a_latent_that_hardly_varies_does_not_count() -> None:
 # Within an evaluation
 
 
-def subject_of(count: int = 60, factors: bool = True, codes: str = "mean", images: int = 1000) -> Subject:
-    """A model whose posterior means are the factors, with noise of deviation 0.1."""
+def subject_of(
+    count: int = 60, factors: bool = True, codes: str = "mean", images: int = 1000, constant: Sequence[int] = ()
+) -> Subject:
+    """A model whose posterior means are the factors, with noise of deviation 0.1; some factors may be constant."""
     rows = grid(2, 3, repeat=count // 6)
     split = some_split([0] * count)
+    means = torch.from_numpy(np.column_stack([rows, np.zeros(count)]))
+    rows[:, constant] = 1
     facts = coded(rows, rows).facts
     data = some_data(Split(split.images, split.labels, rows.astype(np.int32) if factors else None), GREY)
     data = type(data)(**{**vars(data), "factors": facts if factors else None})
-    means = torch.from_numpy(np.column_stack([rows, np.zeros(count)]))
     scored = some_scores(count, 3, means=means, log_variances=torch.full((count, 3), 2 * math.log(0.1)))
     asked = {"images": images, "codes": codes}
     return Subject(some_model(), data, settings(disentanglement=asked, nll_samples=1), scored)
@@ -165,6 +168,15 @@ def test_scores_are_measured_where_factors_are_known_and_they_are_asked_for() ->
     assert facts is not None
     assert (facts.images, facts.codes, facts.bins) == (60, "mean", 20)
     assert "factors" in gallery.plot_all(subject_of())
+
+
+def test_a_factor_that_is_the_same_for_all_images_changes_no_score() -> None:
+    found = measure(subject_of(constant=[1]), None)
+    assert {name: found.metrics[name] for name in SCORES} == pytest.approx(dict.fromkeys(SCORES, 1.0), abs=1e-4)
+    warning = "disentanglement: factor 1 is the same for all compared images, so no score counts it"
+    assert [one for one in found.warnings if one.startswith("disentanglement")] == [warning]
+    assert "factors" in gallery.plot_all(subject_of(constant=[1]))
+    assert "factors" not in gallery.plot_all(subject_of(constant=[0, 1]))
 
 
 def test_scores_of_draws_are_those_of_noisier_codes() -> None:
@@ -195,6 +207,7 @@ def test_without_being_asked_nothing_is_measured_or_said() -> None:
     [
         ({"factors": False}, "wanted images with known factors, as of sprites, dsprites and a folder with attributes"),
         ({"images": 29}, "wanted 30 images at least, found 29"),
+        ({"constant": [0, 1]}, "wanted a factor that differs between the images, found none"),
     ],
 )
 def test_it_is_said_why_scores_are_missing(changes: dict[str, Any], reason: str) -> None:

@@ -30,6 +30,12 @@ class Coded:
     factors: npt.NDArray[np.integer]  # (N, F), from 0 on
     facts: Sequence[FactorFacts]  # (F,)
 
+    def varying(self) -> "Coded":
+        """Leave out factors that are the same for all images: no latent can describe them."""
+        varies = (self.factors != self.factors[:1]).any(0)
+        facts = [facts for facts, some in zip(self.facts, varies, strict=True) if some]
+        return Coded(self.codes, self.factors[:, varies], facts)
+
     def split(self) -> tuple["Coded", "Coded"]:
         """Return images to learn from, and images to guess; those that are here must be in a random order."""
         middle = round(LEARNED * len(self.codes))
@@ -137,7 +143,7 @@ def dci(coded: Coded) -> Dci:
     for f in range(len(coded.facts)):
         classifier = _boosted(known.codes, known.factors[:, f])
         if classifier is None:
-            continue  # a factor that does not vary says nothing
+            continue  # the images to learn from have a single value of the factor
         importance[:, f] = classifier.feature_importances_
         right.append(float((classifier.predict(asked.codes) == asked.factors[:, f]).mean()))
     return Dci(*weigh(importance), informativeness=float(np.mean(right)) if right else 0.0)

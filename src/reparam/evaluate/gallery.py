@@ -57,7 +57,7 @@ def plot_all(subject: Subject) -> dict[str, Figure]:
         "aggregate": (not subject.is_code, _aggregate),
         "bounds": (subject.has_elbo, _bounds),
         "extremes": (are_several, _extremes),
-        "factors": (subject.coded is not None, _factors),
+        "factors": (subject.coded is not None and len(subject.coded.facts) > 0, _factors),
         "sigma": (subject.model.likelihood.outputs > 1, _sigma),  # where the decoder puts out more than a mean
     }
     return pictures | {name: picture(subject) for name, (is_wanted, picture) in others.items() if is_wanted}

@@ -209,11 +209,16 @@ def _disentangled(subject: Subject, findings: Findings) -> None:
         reason = "wanted images with known factors, as of sprites, dsprites and a folder with attributes"
     elif len(coded.codes) < FEWEST:
         reason = f"wanted {FEWEST} images at least, found {len(coded.codes)}"
+    elif not coded.facts:
+        reason = "wanted a factor that differs between the images, found none"
     if coded is None or reason:
         findings.leave_out("disentanglement", f"not measured: {reason}", is_warned_of=True)
         return
     for name, value in disentanglement(coded, settings.bins, np.random.default_rng(subject.settings.seed)).items():
         findings.add(name, value)
+    for factor in subject.data.factors or ():
+        if factor not in coded.facts:
+            findings.warn(f"disentanglement: {factor.name} is the same for all compared images, so no score counts it")
     facts = DisentanglementFacts(images=len(coded.codes), codes=settings.codes, bins=settings.bins)
     findings.note(disentanglement=facts)
 

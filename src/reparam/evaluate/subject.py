@@ -110,7 +110,7 @@ class Subject:
 
     @cached_property
     def coded(self) -> Coded | None:
-        """Return codes and factors of random images, if these are asked for and the factors are known."""
+        """Return codes and varying factors of random images, if these are asked for and the factors are known."""
         settings, factors = self.settings.disentanglement, self.data.scored.factors
         if not settings.images or factors is None or self.data.factors is None:
             return None
@@ -120,7 +120,7 @@ class Subject:
             codes = self.means[rows]
             if settings.codes == "sample":
                 codes = codes + (0.5 * self.scores.log_variances[rows].double()).exp() * torch.randn_like(codes)
-        return Coded(codes.numpy(), factors[rows.numpy()], self.data.factors)
+        return Coded(codes.numpy(), factors[rows.numpy()], self.data.factors).varying()
 
     @property
     def has_latent_kl(self) -> bool:
