@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from measure import PHOTOGRAPHS, SCENES, origin_of
+from measure import origin_of
+from origin import PHOTOGRAPHS, SCENES
 from plots import by_change
 
 from reparam.errors import UserError

@@ -17,18 +17,21 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
+import photographs
+import scenes
 import torch
 import typer
-from origin import determined_by
-from PIL import Image
+from origin import GENERATORS, PHOTOGRAPHS, RENDERED, SCENES, determined_by
 from ruamel.yaml import YAML
-from sklearn.datasets import load_sample_image
 
 from reparam import recipes
 from reparam.cards.card import CARD
@@ -51,10 +54,10 @@ from reparam.train import stage as train
 
 HERE = Path(__file__).parent
 PICTURES = ("samples", "latent_grid", "reconstructions")
-SOURCES = ("--", "src", "recipes/*.yaml")  # what a result depends on
-CUT_OUTS = 1000  # of each photograph
-RENDERED = 4000  # scenes
-PHOTOGRAPHS, SCENES = "cut-outs of two photographs", f"{RENDERED:,} rendered scenes"
+# What a result depends on.
+SOURCES = ("--", "src", "recipes/*.yaml", *(f"recipes/{name}" for name in GENERATORS.values()))
+IMAGES = {PHOTOGRAPHS: partial(photographs.write, count=1000), SCENES: partial(scenes.write, count=RENDERED)}
+SECONDS = "seconds"  # the file beside a model's data that has the time of its training
 NOISE_LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # standard deviations, black to white being 1
 CODES_FOR_JACOBIAN = 1000  # test images; their mean is known to a percent
 
@@ -88,6 +91,7 @@ def main(
     origin = origin_of(recipe, budget)  # before the runs: who edits the source meanwhile does not change what runs
     runs = []
     sources = set[str]()  # hashes of those that trained
+    seconds = list[float]()  # of each training that was timed
     with tempfile.TemporaryDirectory(prefix="reparam-") as scratch:
         for change, number in product(swept, seed):
             variant = Variant(recipe, {**budget, **change, "train.seed": number})
@@ -95,12 +99,15 @@ def main(
             found = _run(variant, paths, figures if not runs else None, codes)
             runs.append({**found, "seed": number, "swept": change})
             sources.add(ModelCard.read(paths.model / CARD, "train").lineage.code_sha256)
+            if (timed := paths.root / SECONDS).exists():
+                seconds.append(float(timed.read_text(encoding="ascii")))
     place = pick_device(os.environ.get("REPARAM_DEVICE", "auto"))
     device = torch.cuda.get_device_name(place) if place.type == "cuda" else "CPU"
     path = HERE / "results" / f"{recipe}.json"
     trained = _origin_of_training(path, sources, origin)
     origins = {"origin": trained} if trained == origin else {"origin": trained, "evaluated": origin}
-    write_json(path, {"recipe": recipe, "budget": budget, "device": device, **origins, "runs": runs})
+    hours = {"hours": round(sum(seconds) / 3600, 2)} if len(seconds) == len(runs) else {}  # of all runs together
+    write_json(path, {"recipe": recipe, "budget": budget, "device": device, **hours, **origins, "runs": runs})
 
 
 def origin_of(recipe: str, budget: dict[str, Any]) -> dict[str, Any]:
@@ -125,14 +132,15 @@ def _origin_of_training(path: Path, sources: set[str], today: dict[str, Any]) ->
 
 def _run(variant: Variant, paths: Paths, figures: Path | None, codes: bool) -> dict[str, Any]:
     if variant.changes.get("download.source") == "folder":
-        write = {PHOTOGRAPHS: _write_photographs, SCENES: _write_scenes}[variant.changes["download.folder.path"]]
+        write = IMAGES[variant.changes["download.folder.path"]]
         variant.changes["download.folder.path"] = str(write(paths.root / "images"))
     config = recipes.read(HERE, variant.recipe, variant.changes)
     device = os.environ.get("REPARAM_DEVICE", "auto")
     if not paths.model.exists():
         download.run(config, paths)
         preprocess.run(config, paths)
-        train.run(config, paths, device)
+        with _timed(paths.root / SECONDS):
+            train.run(config, paths, device)
     evaluate.run(config, paths, device)
     found: dict[str, Any] = {
         "metrics": EvaluationMetrics.read(paths.evaluation_metrics, "evaluate").values,
@@ -147,26 +155,14 @@ def _run(variant: Variant, paths: Paths, figures: Path | None, codes: bool) -> d
     return found
 
 
-def _write_photographs(directory: Path) -> Path:
-    """Write colour images of things, for want of faces: cut-outs of the two photographs that scikit-learn brings."""
-    directory.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
-    for name in ("china.jpg", "flower.jpg"):
-        photograph = Image.fromarray(load_sample_image(name))
-        for number in range(CUT_OUTS):
-            side = int(rng.integers(64, 160))
-            left, top = (int(rng.integers(extent - side)) for extent in photograph.size)
-            cut = photograph.crop((left, top, left + side, top + side))
-            cut.save(directory / f"{name.removesuffix('.jpg')}-{number:04}.png")
-    return directory
-
-
-def _write_scenes(directory: Path) -> Path:
-    """Write colour images that are all different."""
-    from scenes import write  # here, because this folder is on the path only where this file is the program
-
-    written: Path = write(directory, RENDERED)
-    return written
+@contextmanager
+def _timed(path: Path) -> Iterator[None]:
+    """Add the seconds that pass to those in a file, also if training is told to stop."""
+    before, start = float(path.read_text(encoding="ascii")) if path.exists() else 0.0, time.perf_counter()
+    try:
+        yield
+    finally:
+        path.write_text(f"{before + time.perf_counter() - start:.1f}\n", encoding="ascii")
 
 
 def _read_history(path: Path) -> dict[str, list[float]]:

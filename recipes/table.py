@@ -9,6 +9,7 @@ import re
 import statistics
 import textwrap
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ MEASURES: dict[str, tuple[str, Callable[[Metrics], float]]] = {
 RENAMED = {"download.path": "download.folder.path"}
 COLUMNS = ("recipe", "published ± tolerance", "measured", "", "difference", "verdict", "active units", "seeds")
 PARTS = ("reconstruction", "kl", "nll")
+ROUNDING = {"train.compile"}  # parameters that change a result only by rounding
 
 
 def main() -> None:
@@ -56,7 +58,8 @@ def main() -> None:
         "",
         "Written by `dvc repro` in this directory. Test split; nats per image unless the number says otherwise;",
         "± is the standard deviation over seeds if there are several. A row passes whose mean is within the tolerance",
-        "of the published number; one of fewer epochs than the recipe's has no verdict.",
+        "of the published number; one of fewer epochs than the recipe's has no verdict, and a verdict names what else",
+        "was changed in the recipe.",
         "",
         f"| {' | '.join(COLUMNS)} |",
         "|---" * len(COLUMNS) + "|",
@@ -128,14 +131,16 @@ def _how(results: dict[str, Any]) -> list[str]:
     """Say what each recipe was measured with: in a table of its own, because a wider one fits no page."""
     lines = [
         *("", "## How they were measured", ""),
-        "The budget is what was changed in the recipe's file; nothing else was. A result is stale where parameters, or",
-        "the source of a stage that changes results, differ from those that it was measured with; unless `confirm.py`",
-        "found that a short run of today's source gives the same numbers, to the last digit, as one of the source that",
-        *("measured it.", "", "| recipe | budget | device | measured at |", "|---|---|---|---|"),
+        "The budget is what was changed in the recipe's file; nothing else was. A result is stale where parameters,",
+        "torch, or the source of a stage that changes results, differ from those that it was measured with; unless",
+        "`confirm.py` found that a short run of today's source gives the same numbers, to the last digit, as one of",
+        *("the source that measured it. Hours are those of training, of all runs of a row together.", ""),
+        *("| recipe | budget | device | hours | measured at |", "|---|---|---|---|---|"),
     ]
     for name, result in results.items():
         budget = ", ".join(f"{path} {value}" for path, value in result["budget"].items()) or "as in its file"
-        lines.append(f"| `{name}` | {budget} | {result['device']} | {_origin(name, result)} |")
+        hours = f"{result['hours']:.1f}" if "hours" in result else "not recorded"
+        lines.append(f"| `{name}` | {budget} | {result['device']} | {hours} | {_origin(name, result)} |")
     return lines
 
 
@@ -155,6 +160,8 @@ def _gate(facts: Facts, mean: float, budget: dict[str, Any]) -> tuple[str, str]:
         return "", f"none: {facts['note']}" if "note" in facts else "none"
     difference = mean - facts["published"]
     verdict = "pass" if abs(difference) <= facts["tolerance"] else "fail" if difference > 0 else "fail: it is better"
+    others = ", ".join(path for path in budget if path not in ROUNDING)
+    verdict += f" (with another {others})" if others else ""
     return f"{difference:+.2f}", "none: fewer epochs" if "train.epochs" in budget else verdict
 
 
@@ -184,10 +191,21 @@ def _origin(name: str, result: dict[str, Any]) -> str:
     evaluated = result.get("evaluated", origin)["determined_by"].get("evaluate")
     known = origin["determined_by"] | {"evaluate": evaluated}
     changed = [part for part, digest in today.items() if known.get(part) != digest]
+    torchs = {one["torch"].partition("+")[0] for one in (origin, result.get("evaluated", origin))}
+    if torchs != {_pinned_torch()}:
+        return f"stale since {place}: {', '.join([*changed, 'torch'])}"  # both short runs of `confirm.py` use today's
     confirmed = result.get("confirmed")
     if changed and confirmed and confirmed["determined_by"] == today:
         return f"{place}; {str(confirmed['commit'])[:7]} gives the same in a short run"
     return f"stale since {place}: {', '.join(changed)}" if changed else place
+
+
+@cache
+def _pinned_torch() -> str:
+    """Return the version of torch that the project installs."""
+    pins = (Path(__file__).parents[1] / "constraints.txt").read_text(encoding="utf-8")
+    [version] = re.findall(r"^torch==(\S+)$", pins, re.MULTILINE)
+    return str(version)
 
 
 def _parts(name: str, runs: Sequence[dict[str, Any]]) -> str:
