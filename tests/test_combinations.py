@@ -88,11 +88,23 @@ def test_every_combination_trains_or_is_refused(kind: str, likelihood: str, obje
 def test_every_kind_and_objective_is_conditional(kind: str, objective: str) -> None:
     if (kind, objective) in REFUSED:
         return
-    network = ("mlp", "conv")[list(OBJECTIVES).index(objective) % 2]
+    network = list(NETWORKS)[list(OBJECTIVES).index(objective) % len(NETWORKS)]
     changes = KINDS[kind] | SIZES | {"condition": "label", "network": network}
     torch.manual_seed(0)
     model = build_model(model_config(**changes), IMAGES.shape[1:], classes=3)
     train_two_steps(model, objective_config(name=objective, samples=2), torch.tensor([0, 2, 1, 2]))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("kind", ["autoencoder", "vae", "fsq", "vq"])
+def test_every_kind_and_objective_has_latents_that_are_an_image(kind: str, objective: str) -> None:
+    if (kind, objective) in REFUSED:
+        return
+    changes = KINDS[kind] | SIZES | {"network": "resnet", "latent_channels": 3, "latent": None}
+    torch.manual_seed(0)
+    model = build_model(model_config(**changes), IMAGES.shape[1:])
+    assert model.latent_shape == (3, 4, 4)
+    train_two_steps(model, objective_config(name=objective, samples=2))
 
 
 @pytest.mark.parametrize("prior", PRIORS)

@@ -42,9 +42,9 @@ def test_the_similarity_of_one_window_is_that_of_its_weighted_moments() -> None:
     assert structural_similarity(first, second).item() == pytest.approx(wanted, abs=1e-12)
 
 
-@pytest.mark.slow
 def test_both_agree_with_torchmetrics() -> None:
-    image = pytest.importorskip("torchmetrics.functional.image", reason="needs torchmetrics")
+    from torchmetrics.functional import image  # here, because the import takes seconds
+
     first = some(5, 3, 32, 24)
     second = (first + 0.2 * some(5, 3, 32, 24, seed=1)).clamp(0, 1)
     # It also has windows that reach beyond the image, which it mirrors there.
