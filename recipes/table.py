@@ -41,7 +41,33 @@ MEASURES: dict[str, tuple[str, Callable[[Metrics], float]]] = {
 }
 RENAMED = {"download.path": "download.folder.path"}
 COLUMNS = ("recipe", "published ± tolerance", "measured", "", "difference", "verdict", "active units", "seeds")
-PARTS = ("reconstruction", "kl", "nll")
+TABLES: dict[str, tuple[str, dict[str, str]]] = {  # title: what to know, and metrics by the titles of columns
+    "Parts": (
+        "Those of standardised pixels are densities of the pixels as standardised.",
+        {"reconstruction": "reconstruction", "KL": "kl", "NLL": "nll"},
+    ),
+    "Disentanglement": (
+        "Of posterior means. docs/how-to/disentanglement.md has the variants of the scores.",
+        {
+            "MIG": "mig",
+            "SAP": "sap",
+            "DCI disentanglement": "dci_disentanglement",
+            "completeness": "dci_completeness",
+            "informativeness": "dci_informativeness",
+            "FactorVAE score": "factor_vae_score",
+        },
+    ),
+    "Reconstructed images and codes": (
+        "PSNR in dB, entropy in bits per image.",
+        {
+            "PSNR": "psnr",
+            "SSIM": "ssim",
+            "codes in use": "codebook_usage",
+            "perplexity": "codebook_perplexity",
+            "entropy of codes": "code_entropy_bits",
+        },
+    ),
+}
 ROUNDING = {"train.compile"}  # parameters that change a result only by rounding
 
 
@@ -73,17 +99,8 @@ def main() -> None:
     for name, facts in published.items():
         cited.setdefault(_cited(facts), []).append(f"`{name}`")
     lines += [f"- {', '.join(names)}: {text}." for text, names in cited.items()]
-    lines += [
-        "",
-        "## Parts",
-        "",
-        "Those of standardised pixels are densities of the pixels as standardised.",
-        "",
-        "| recipe | reconstruction | KL | NLL |",
-        "|---|---|---|---|",
-    ]
-    for name, result in results.items():
-        lines += [_parts(name, runs) for runs in by_change(result)]
+    for title in TABLES:
+        lines += _metrics(title, results)
     lines += _pictures(results)
     (HERE / "RESULTS.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -208,12 +225,19 @@ def _pinned_torch() -> str:
     return str(version)
 
 
-def _parts(name: str, runs: Sequence[dict[str, Any]]) -> str:
-    cells = []
-    for part in PARTS:
-        found = [run["metrics"][part] for run in runs if part in run["metrics"]]
-        cells.append(_spread(found) if found else "")
-    return f"| `{name}`{_change(runs)} | {' | '.join(cells)} |"
+def _metrics(title: str, results: dict[str, Any]) -> list[str]:
+    """Show the metrics of one of the TABLES, of all recipes that have some of them."""
+    text, columns = TABLES[title]
+    lines = ["", f"## {title}", "", text, "", f"| recipe | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
+    for name, result in results.items():
+        for runs in by_change(result):
+            found = [
+                [run["metrics"][metric] for run in runs if metric in run["metrics"]] for metric in columns.values()
+            ]
+            if any(found):
+                cells = " | ".join(_spread(values) if values else "" for values in found)
+                lines.append(f"| `{name}`{_change(runs)} | {cells} |")
+    return lines
 
 
 def _change(runs: Sequence[dict[str, Any]]) -> str:

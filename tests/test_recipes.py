@@ -603,6 +603,18 @@ def test_images_that_are_made_here_determine_a_result_by_their_program() -> None
     assert "images" not in ORIGINS.determined_by(FOLDER, "autoencoder-kl", {})
 
 
+def test_scores_of_codes_and_reconstructions_have_tables_of_their_own(folder: Path) -> None:
+    scores = {"mig": 0.25, "sap": 0.5, "factor_vae_score": 0.75}
+    runs = [run(seed, scores | {"mig": 0.25 + 0.1 * seed, "elbo": -45.0}) for seed in (0, 1)]
+    coded = run(0, {"reconstruction": 460.0, "psnr": 21.5, "ssim": 0.9, "codebook_perplexity": 800.0})
+    lines = write(folder, result("factor-sprites", *runs), result("fsq", coded))
+    assert rows_of(lines, "factor-sprites", "| recipe | MIG") == [
+        ["`factor-sprites`", "0.3000 ± 0.0707", "0.5000 ± 0.0000", "", "", "", "0.7500 ± 0.0000"]
+    ]
+    assert rows_of(lines, "fsq", "| recipe | PSNR") == [["`fsq`", "21.50", "0.9000", "", "800.00", ""]]
+    assert rows_of(lines, "fsq", "| recipe | MIG") == []
+
+
 def test_a_row_has_the_hours_of_its_training_if_they_were_recorded(folder: Path) -> None:
     timed = result("vamp-vae", run(0, {"nll": 84.4})) | {"hours": 12.345}
     lines = write(folder, timed, result("fsq", run(0, {"reconstruction": 460.0})))
