@@ -93,7 +93,7 @@ def main() -> None:
     for name, facts in published.items():
         lines += _rows(name, facts, results.get(name))
         _write_measured(HERE / f"{name}.yaml", facts, results.get(name))
-    lines += _how(results)
+    lines += _how(results, published)
     lines += ["", "## Where published numbers are from", ""]
     cited: dict[str, list[str]] = {}
     for name, facts in published.items():
@@ -144,7 +144,7 @@ def _rows(name: str, facts: Facts, result: dict[str, Any] | None) -> list[str]:
     return rows
 
 
-def _how(results: dict[str, Any]) -> list[str]:
+def _how(results: dict[str, Any], published: dict[str, Facts]) -> list[str]:
     """Say what each recipe was measured with: in a table of its own, because a wider one fits no page."""
     lines = [
         *("", "## How they were measured", ""),
@@ -157,6 +157,8 @@ def _how(results: dict[str, Any]) -> list[str]:
     for name, result in results.items():
         budget = ", ".join(f"{path} {value}" for path, value in result["budget"].items()) or "as in its file"
         hours = f"{result['hours']:.1f}" if "hours" in result else "not recorded"
+        if "train.epochs" in result["budget"] and "hours" in published[name]:
+            hours += f"; all epochs about {published[name]['hours']:g}"
         lines.append(f"| `{name}` | {budget} | {result['device']} | {hours} | {_origin(name, result)} |")
     return lines
 
