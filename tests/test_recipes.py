@@ -619,6 +619,8 @@ def test_a_row_has_the_hours_of_its_training_if_they_were_recorded(folder: Path)
     timed = result("vamp-vae", run(0, {"nll": 84.4})) | {"hours": 12.345}
     lines = write(folder, timed, result("fsq", run(0, {"reconstruction": 460.0})))
     assert (how(lines, "vamp-vae")[2], how(lines, "fsq")[2]) == ("12.3", "not recorded")
+    short = result("iwae-2l-k50", run(0, {"nll": 100.0}), budget={"train.epochs": 4})
+    assert how(write(folder, short), "iwae-2l-k50")[2] == "not recorded; all epochs about 62"
 
 
 @pytest.mark.parametrize(
