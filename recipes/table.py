@@ -151,8 +151,8 @@ def _how(results: dict[str, Any], published: dict[str, Facts]) -> list[str]:
         "The budget is what was changed in the recipe's file; nothing else was. A result is stale where parameters,",
         "torch, or the source of a stage that changes results, differ from those that it was measured with; unless",
         "`confirm.py` found that a short run of today's source gives the same numbers, to the last digit, as one of",
-        "the source that measured it. Hours are those of training, of all runs of a row together; those of all epochs of",
-        *("a recipe are extrapolated from its second epoch on two cores, compiled.", ""),
+        "the source that measured it. Hours are those of training, of all runs of a row together; those of all epochs",
+        *("of a recipe are extrapolated from its second epoch on two cores, compiled.", ""),
         *("| recipe | budget | device | hours | measured at |", "|---|---|---|---|---|"),
     ]
     for name, result in results.items():
