@@ -110,6 +110,7 @@ def test_the_page_knows_all_that_may_be_drawn(monkeypatch: pytest.MonkeyPatch) -
             monkeypatch.setattr(gallery, name, lambda *_: Figure())
     everything = MagicMock(images=[0, 1], is_code=False)
     everything.model.likelihood.outputs, everything.model.latent_size = 2, 3
+    everything.coded.facts = ["scale"]
     known = {picture.name for group in report.PICTURES.values() for picture in group}
     assert {*gallery.plot_all(everything), "contact_sheet", "training_curves", "outliers"} == known
 
