@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,17 +61,19 @@ def _export(whole: AllGraphs, outputs: list[str], opset: int) -> Any:
     is_validated = Distribution._validate_args
     Distribution.set_default_validate_args(False)  # `if` on values cannot be traced
     try:
-        program = torch.onnx.export(
-            whole,
-            tuple(inputs),
-            input_names=list(whole.facts),
-            output_names=outputs,
-            opset_version=opset,
-            dynamo=True,
-            dynamic_shapes=(tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs),),
-            external_data=False,
-            verbose=False,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch 2.11 warns of its own code
+            program = torch.onnx.export(
+                whole,
+                tuple(inputs),
+                input_names=list(whole.facts),
+                output_names=outputs,
+                opset_version=opset,
+                dynamo=True,
+                dynamic_shapes=(tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs),),
+                external_data=False,
+                verbose=False,
+            )
     finally:
         gc.freeze()  # the exporter keeps its objects: the garbage collector need not visit them later
         gc.enable()
