@@ -62,7 +62,8 @@ def _export(whole: AllGraphs, outputs: list[str], opset: int) -> Any:
     Distribution.set_default_validate_args(False)  # `if` on values cannot be traced
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch 2.11 warns of its own code
+            # torch 2.11 warns of its own code.
+            warnings.filterwarnings("ignore", ".isinstance.treespec, LeafSpec", FutureWarning)
             program = torch.onnx.export(
                 whole,
                 tuple(inputs),
