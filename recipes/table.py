@@ -43,11 +43,14 @@ RENAMED = {"download.path": "download.folder.path"}
 COLUMNS = ("recipe", "published ± tolerance", "measured", "", "difference", "verdict", "active units", "seeds")
 TABLES: dict[str, tuple[str, dict[str, str]]] = {  # title: what to know, and metrics by the titles of columns
     "Parts": (
-        "Those of standardised pixels are densities of the pixels as standardised.",
-        {"reconstruction": "reconstruction", "KL": "kl", "NLL": "nll"},
+        "Those of standardised pixels are densities of the pixels as standardised. Effective samples are those of the "
+        "NLL in the median image: with fewer than 10, the NLL is too high.",
+        {"reconstruction": "reconstruction", "KL": "kl", "NLL": "nll", "effective samples": "nll_effective_samples"},
     ),
     "Disentanglement": (
-        "Of posterior means. docs/how-to/disentanglement.md has the variants of the scores.",
+        "Of posterior means. docs/how-to/disentanglement.md has the variants of the scores. The sprites have "
+        "five factors. With three latents in use, the FactorVAE score is at most the share that three factors have in "
+        "the votes, which are the same for all seeds of training.",
         {
             "MIG": "mig",
             "SAP": "sap",
@@ -151,13 +154,16 @@ def _how(results: dict[str, Any], published: dict[str, Facts]) -> list[str]:
         "The budget is what was changed in the recipe's file; nothing else was. A result is stale where parameters,",
         "torch, or the source of a stage that changes results, differ from those that it was measured with; unless",
         "`confirm.py` found that a short run of today's source gives the same numbers, to the last digit, as one of",
-        "the source that measured it. Hours are those of training, of all runs of a row together; those of all epochs",
-        *("of a recipe are extrapolated from its second epoch on two cores, compiled.", ""),
+        "the source that measured it. Hours are those of training, of all runs of a row together, on two cores; those",
+        "of all epochs of a recipe are extrapolated from its second epoch, compiled. Where the training itself was not",
+        *("timed, `about` is the number of its epochs times the seconds of one that was timed later.", ""),
         *("| recipe | budget | device | hours | measured at |", "|---|---|---|---|---|"),
     ]
     for name, result in results.items():
         budget = ", ".join(f"{path} {value}" for path, value in result["budget"].items()) or "as in its file"
-        hours = f"{result['hours']:.1f}" if "hours" in result else "not recorded"
+        hours = "not recorded"
+        if "hours" in result or "hours_later" in result:
+            hours = f"{result['hours']:.1f}" if "hours" in result else f"about {result['hours_later']:.1f}"
         if "train.epochs" in result["budget"] and "hours" in published[name]:
             hours += f"; all epochs about {published[name]['hours']:g}"
         lines.append(f"| `{name}` | {budget} | {result['device']} | {hours} | {_origin(name, result)} |")

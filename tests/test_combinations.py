@@ -114,8 +114,10 @@ def test_every_prior_is_that_of_all_labels(prior: str) -> None:
     model = build_model(config, IMAGES.shape[1:], classes=3)
     train_two_steps(model, objective_config(name="iwae", samples=2), torch.tensor([0, 2, 1, 2]))
     labelled, others = (Model(model, torch.tensor(labels)) for labels in ([0, 2, 1, 2], [1, 1, 1, 1]))
-    z = torch.randn(4, config.latent)
-    assert torch.equal(labelled.prior.log_prob(z), others.prior.log_prob(z))
+    x = IMAGES.float() / 255
+    for view in (labelled, others):
+        draw = view.draw_from(view.encode(x), x, 2)
+        assert torch.allclose(draw.log_pz, model.prior.log_prob(draw.layers[0].z))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -142,6 +144,40 @@ def test_every_prior_is_learned_or_refused(kind: str, prior: str, objective: str
     train_two_steps(model, wanted)
     for name, weight in model.named_parameters():
         assert not torch.equal(before[name], weight), name
+
+
+@pytest.mark.parametrize("objective", [name for name in OBJECTIVES if name not in NEEDS_INDEPENDENT_LATENTS])
+@pytest.mark.parametrize("prior", ["mixture", "vamp"])
+def test_a_weight_without_which_a_prior_learns_nothing_is_refused_at_0(prior: str, objective: str) -> None:
+    config = model_config(**SIZES | {"prior": prior})
+    wanted = objective_config(name=objective, samples=2, beta=0.0, capacity={"weight": 0.0, "nats": 1.0, "epochs": 1})
+    torch.manual_seed(0)
+    model = build_model(config, IMAGES.shape[1:])
+    if weight := OBJECTIVES[objective].prior_weight:
+        message = (
+            rf"^params\.yaml: objective\.{weight}: wanted more than 0\.0 with model\.prior '{prior}'.* found 0\.0$"
+        )
+        with pytest.raises(ParamsError, match=message):
+            check_objective(model, config, wanted)
+        check_objective(build_model(model_config(**SIZES), IMAGES.shape[1:]), model_config(**SIZES), wanted)
+        return
+    check_objective(model, config, wanted)
+    before = [weight.detach().clone() for weight in model.prior.parameters()]
+    train_two_steps(model, wanted)
+    assert not any(torch.equal(*pair) for pair in zip(before, model.prior.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("objective", ["elbo", "iwae", "dreg", "reinforce"])
+@pytest.mark.parametrize("network", ["conv", "resnet", "spatial"])
+@pytest.mark.parametrize("prior", ["mixture", "vamp"])
+def test_every_prior_is_learned_with_every_network(prior: str, network: str, objective: str) -> None:
+    spatial = {"network": "resnet", "latent_channels": 3, "latent": None}
+    config = model_config(**SIZES | {"prior": prior} | (spatial if network == "spatial" else {"network": network}))
+    torch.manual_seed(0)
+    model = build_model(config, IMAGES.shape[1:])
+    before = [weight.detach().clone() for weight in model.prior.parameters()]
+    train_two_steps(model, objective_config(name=objective, samples=2))
+    assert not any(torch.equal(*pair) for pair in zip(before, model.prior.parameters(), strict=True))
 
 
 def test_what_a_learned_prior_cannot_have_is_refused() -> None:

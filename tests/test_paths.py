@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from reparam.paths import Paths
+from reparam.paths import Paths, anchored
 
 NAMES = sorted(name for name, value in vars(Paths).items() if isinstance(value, property))
 
@@ -25,6 +25,14 @@ def test_an_experiment_in_a_scratch_copy_shares_downloads_and_tracking_store_of_
     assert {name for name in NAMES if getattr(paths, name).is_relative_to(tmp_path)} == set(NAMES) - shared
     assert paths.tracking_database == Path("/repository/mlflow.db")
     assert paths.downloads == Path("/repository/data/.downloads")
+
+
+def test_a_relative_path_of_a_parameter_starts_at_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    found = [anchored(path, Path("/r")) for path in ("images", "../others", "/data", "~/images", "~nobody-here/x")]
+    assert found == [
+        Path(path) for path in ("/r/images", "/r/../others", "/data", "/home/ada/images", "/r/~nobody-here/x")
+    ]
 
 
 @pytest.mark.parametrize(

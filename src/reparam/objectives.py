@@ -301,6 +301,7 @@ class Objective:
     has_any_prior: bool = True  # otherwise only one with independent dimensions
     has_any_code: bool = True  # otherwise only one that changes smoothly with the image: not entries of a codebook
     has_own_gradient: bool = False  # whether the encoder is not trained by the gradient of the loss
+    prior_weight: str | None = None  # the parameter without which, at 0, no prior is learned
     has_jacobian: bool = False  # whether the loss is made of derivatives of an image's code by its pixels
     check: Callable[[ObjectiveConfig, ModelConfig], None] = _accept  # raises ParamsError for parameters that clash
 
@@ -321,13 +322,13 @@ def beta_at(config: ObjectiveConfig, epoch: Tensor) -> Tensor:
 # Each takes the whole section `objective`, because beta and the warm-up are for all, and reads its block there.
 OBJECTIVES: dict[str, Objective] = {
     "reconstruction": Objective(reconstruction, layers=(0, 1), has_any_prior=False),  # layers above would never learn
-    "denoising": Objective(denoising, check=_check_denoising),
-    "sparse": Objective(sparse, layers=(0, 1), has_any_code=False, check=_check_sparse),
-    "contractive": Objective(contractive, layers=(0, 1), has_any_code=False, has_jacobian=True),
-    "elbo": Objective(elbo, layers=(1, math.inf)),
-    "capacity": Objective(capacity, layers=(1, math.inf)),
+    "denoising": Objective(denoising, prior_weight="beta", check=_check_denoising),
+    "sparse": Objective(sparse, layers=(0, 1), has_any_code=False, prior_weight="beta", check=_check_sparse),
+    "contractive": Objective(contractive, layers=(0, 1), has_any_code=False, prior_weight="beta", has_jacobian=True),
+    "elbo": Objective(elbo, layers=(1, math.inf), prior_weight="beta"),
+    "capacity": Objective(capacity, layers=(1, math.inf), prior_weight="capacity.weight"),
     "beta_tc": Objective(beta_tc, layers=(1, 1), has_any_prior=False),
-    "mmd": Objective(mmd, layers=(0, 1), matches_prior=True, has_any_code=False),
+    "mmd": Objective(mmd, layers=(0, 1), matches_prior=True, has_any_code=False, prior_weight="beta"),
     "iwae": Objective(importance_weighted, layers=(1, math.inf)),
     "dreg": Objective(dreg, layers=(1, 1), has_own_gradient=True),
     "reinforce": Objective(reinforce, layers=(1, math.inf), has_own_gradient=True),

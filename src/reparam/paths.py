@@ -5,6 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
+def anchored(path: str, base: Path) -> Path:
+    """Return where a path of params.yaml leads: a relative one starts at `base`."""
+    return base / os.path.expanduser(path)  # noqa: PTH111  # Path's own raises if there is no such user
+
+
 @dataclass(frozen=True)
 class Paths:
     """Stage files below `root`, the working copy; state shared by all working copies below `shared`.

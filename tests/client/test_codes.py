@@ -4,6 +4,7 @@ import torch
 from exported_model import Exported, torch_images
 
 from reparam.client import Client
+from reparam.client.codes import nearest
 from reparam.errors import UserError
 from reparam.models.quantized import Quantized
 
@@ -35,6 +36,27 @@ def test_codes_and_latents_are_decoded_to_the_same_images(client: Client, quanti
     np.testing.assert_array_equal(client.vectors(codes), mean)
     np.testing.assert_array_equal(client.decode(codes=codes), client.decode(mean))
     np.testing.assert_array_equal(client.decode(codes=codes.tolist()), client.reconstruct(images))
+
+
+def test_an_interpolation_shows_the_nearest_codes(client: Client, quantized: Exported) -> None:
+    model, (first, second) = quantized.model, quantized.images[:2]
+    assert isinstance(model, Quantized)
+    start, end = client.encode(np.stack([first, second]))[0]
+    line = np.stack([start, 0.7 * start + 0.3 * end, 0.4 * start + 0.6 * end, 0.1 * start + 0.9 * end, end])
+    found = nearest(line, client._codebook, client.latent_shape)
+    np.testing.assert_array_equal(found, model.codebook.nearest(torch.from_numpy(line)).numpy())
+    between = client.interpolate(first, second, steps=4)
+    assert not np.array_equal(start, end)
+    thirds = nearest((2 * start + end)[None] / 3, client._codebook, client.latent_shape)
+    np.testing.assert_array_equal(between[[0, 1, 3]], client.decode(np.stack([start, thirds[0], end])))
+
+
+def test_the_nearest_codes_of_an_image_of_latents_are_those_of_each_pixel() -> None:
+    table = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]], np.float32)
+    latents = np.zeros((1, 2, 1, 3), np.float32)  # (B, d, h, w)
+    latents[0, :, 0] = [[0.4, 0.7, 0.1], [0.3, 0.2, 1.5]]
+    wanted = [[[[0.0, 1.0, 0.0]], [[0.0, 0.0, 2.0]]]]
+    assert nearest(latents.reshape(1, -1), table, (2, 1, 3)).tolist() == wanted
 
 
 def test_a_model_with_a_codebook_has_neither_a_score_nor_samples(client: Client) -> None:

@@ -103,6 +103,20 @@ def test_a_prior_that_is_missing_beside_graphs_without_a_manifest_is_named(copy:
     assert str(error.value).startswith(f"{copy / 'prior.npz'}: not found; run ")
 
 
+def test_a_prior_of_other_latents_beside_graphs_without_a_manifest_is_refused(copy: Path) -> None:
+    (copy / "manifest.json").unlink()
+    with np.load(copy / "prior.npz") as found:
+        arrays = dict(found)
+    count = len(arrays["weights"])
+    np.savez(copy / "prior.npz", **arrays | {"means": arrays["means"][:, :-1]})
+    with pytest.raises(DamagedInputError) as error:
+        Client(copy).sample(1, seed=0)
+    assert str(error.value).startswith(
+        f"{copy / 'prior.npz'}: wanted means and log variances of shape ({count}, {LATENT}), as weights and latents of "
+        f"the graphs, found ({count}, {LATENT - 1}) and ({count}, {LATENT}); run "
+    )
+
+
 def test_a_prior_that_apps_cannot_draw_from_is_refused(copy: Path) -> None:
     client = Client(copy)
     client.metadata["prior"] = None

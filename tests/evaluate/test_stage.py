@@ -6,6 +6,7 @@ import logging
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -283,6 +284,11 @@ def test_outliers_that_are_not_there_are_refused(trained: Paths) -> None:
     message = refused(trained, outliers="data/others")
     assert message.startswith("params.yaml: evaluate.outliers: wanted a directory that `preprocess` wrote")
     assert "data/others" in message
+
+
+def test_outliers_are_looked_for_in_the_repository_not_in_the_scratch_copy(trained: Paths, tmp_path: Path) -> None:
+    message = refused(replace(trained, shared=tmp_path / "repository"), outliers="data/others")
+    assert f"found no card.json in {tmp_path / 'repository/data/others'}; name" in message
 
 
 def test_the_card_says_what_was_measured_and_how(

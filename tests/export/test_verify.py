@@ -18,7 +18,7 @@ from reparam.errors import ParityError
 from reparam.export import verify
 from reparam.export.program import lowest_ir_version
 from reparam.export.runtime import Runtime
-from reparam.export.verify import check_graph, measure_parity
+from reparam.export.verify import cases, check_graph, measure_parity
 from reparam.models.draw import kl_to_standard_normal
 
 pytest_plugins = ["fixtures_export"]
@@ -131,6 +131,15 @@ def test_exported_graphs_agree_with_torch(exported: Exported) -> None:
     assert 0 < max(errors[f"{name}_max_error"] for name in ("encoder", "decoder")) < 5e-6  # in another order
     assert errors["score_max_error"] < 1e-3  # of hundreds of nats
     assert errors["decoder_max_grey_levels"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("side", "sizes"), [(28, (1, 2, 17, 256)), (64, (1, 2, 17, 256)), (256, (1, 2, 17)), (512, (1, 2))]
+)
+def test_large_images_are_compared_in_small_batches(side: int, sizes: tuple[int, ...], exported: Exported) -> None:
+    images = np.zeros((4, side, side, 3), np.uint8)
+    found = [case for case, _ in cases(exported.graphs()["encoder"], images, seed=0)]
+    assert found == [*(f"batch of {size}" for size in sizes), "extremes"]
 
 
 @pytest.mark.parametrize("graph", ["encoder", "decoder"])

@@ -150,4 +150,11 @@ def test_images_without_labels_are_refused_with_sources_that_have_some() -> None
     assert condition_classes("none", card) == ()
     train = SplitFacts(count=12, classes={"0": 5, "1": 7}, images_sha256="1" * 64, labels_sha256="0" * 64)
     labelled = data_card(classes=("0", "1", "2"), splits=card.splits | {"train": train})
-    assert condition_classes("label", labelled) == ("0", "1", "2")
+    message = (
+        r"^params\.yaml: model\.condition: wanted 'none' where a class has no training image \('2'\), found 'label'; "
+        r"list the other classes in preprocess\.classes, or raise preprocess\.limit$"
+    )
+    with pytest.raises(ParamsError, match=message):
+        condition_classes("label", labelled)
+    assert condition_classes("none", labelled) == ()
+    assert condition_classes("label", data_card(classes=("0", "1"), splits=labelled.splits)) == ("0", "1")

@@ -3,6 +3,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,19 @@ def refusal(run: Train, project: Paths, **changes: Any) -> str:
     assert not project.model.exists()
     assert not project.history.exists()
     return str(caught.value)
+
+
+def test_weights_of_a_perceptual_loss_are_looked_for_in_the_repository_not_in_the_scratch_copy(
+    project: Paths, params: dict[str, Any], write_params: Callable[[dict[str, Any]], None], tmp_path: Path
+) -> None:
+    pytest.importorskip("lpips", reason="needs lpips: pip install 'reparam[perceptual]'")
+    repository = tmp_path / "repository"
+    for weights, wanted in (("vgg16.safetensors", repository / "vgg16.safetensors"), ("/no/vgg16", "/no/vgg16")):
+        change(params["objective"], {"perceptual": {"weight": 1.0, "network": "vgg", "weights": weights}})
+        write_params(params)
+        _write_store(project.processed, (24, 8, 4), "unit", "dynamic")
+        with pytest.raises(ParamsError, match=rf"weights: wanted a \.safetensors file, found '{wanted}': "):
+            train.run(load_config(project.params), replace(project, shared=repository), "cpu")
 
 
 # What does not go together

@@ -97,17 +97,23 @@ class Bundle:
                 )
         return content
 
-    def prior(self) -> Mixture:
-        """Return the mixture that latents are drawn from.
+    def prior(self, size: int) -> Mixture:
+        """Return the mixture that latents, so many numbers, are drawn from.
 
         Raises: MissingInputError, DamagedInputError.
         """
-        arrays = self.arrays(PRIOR)
+        arrays, path = self.arrays(PRIOR), self.directory / PRIOR
         try:
-            return Mixture(arrays["means"], arrays["log_variances"], arrays["weights"])
+            found = Mixture(arrays["means"], arrays["log_variances"], arrays["weights"])
         except KeyError as error:
-            path = self.directory / PRIOR
             raise DamagedInputError(f"{path}: not the prior of an export, it has no {error}; {EXPORT}") from None
+        count = len(found.weights)
+        if not found.means.shape == found.log_variances.shape == (count, size):
+            raise DamagedInputError(
+                f"{path}: wanted means and log variances of shape ({count}, {size}), as weights and latents of the "
+                f"graphs, found {found.means.shape} and {found.log_variances.shape}; {EXPORT}"
+            )
+        return found
 
     def codebook(self) -> npt.NDArray[np.float32]:
         """Return the vectors of codes, by their numbers. Shapes: -> (C, d).

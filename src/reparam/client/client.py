@@ -27,7 +27,7 @@ from reparam.client.checks import (
     generator,
     noise_of,
 )
-from reparam.client.codes import vectors_of
+from reparam.client.codes import nearest, vectors_of
 from reparam.client.labels import Labels, as_input
 from reparam.client.runtime import Runtime
 from reparam.client.scores import Scores
@@ -118,7 +118,7 @@ class Client:
 
     @cached_property
     def _prior(self) -> Mixture:
-        return self._bundle.prior()
+        return self._bundle.prior(self.latent_size)
 
     @cached_property
     def _codebook(self) -> Floats:
@@ -232,14 +232,15 @@ class Client:
         return rng.standard_normal((count, *self.latent_shape)) * temperature
 
     def interpolate(self, first: Images, second: Images, steps: int, label: int | None = None) -> Images:
-        """Decode a straight line between the posterior means of two images.
+        """Decode a straight line between the posterior means of two images, with a codebook the nearest codes.
 
         Shapes: (H, W, C) twice -> (steps, H, W, C).
         """
         ends = (self.encode(self._checked("interpolate", [image]), label)[0] for image in (first, second))
         start, end = (latents.reshape(1, -1) for latents in ends)  # (1, D)
         share = np.linspace(0, 1, checked_count("interpolate", "steps", steps, 1))[:, None]
-        return self.decode(start * (1 - share) + end * share, label)
+        line = start * (1 - share) + end * share
+        return self.decode(nearest(line, self._codebook, self.latent_shape) if self._has_codebook else line, label)
 
     def score(
         self, images: Images, samples: int = 1, seed: int | Sequence[int] = 0, labels: Labels | None = None
@@ -311,8 +312,12 @@ class Client:
             raise MissingInputError(f"{self.path}: wanted {name}.onnx, found {', '.join(self._graphs)} only{why}")
         return self._graphs[name]
 
+    @property
+    def _has_codebook(self) -> bool:
+        return bool(self.metadata.get("codebook"))
+
     def _require_codebook(self, what: str) -> None:
-        if not self.metadata.get("codebook"):
+        if not self._has_codebook:
             raise UserError(f"{what}: wanted a model with a codebook, found one of kind {self.metadata['kind']!r}")
 
     def _inputs(self, what: str, labels: Labels | None, name: str, rows: npt.NDArray[Any]) -> dict[str, Any]:

@@ -1,12 +1,22 @@
 """Codes of a codebook, as whole numbers, and their latents."""
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from reparam.client.checks import as_array
 from reparam.errors import UserError
+
+
+def nearest(latents: npt.NDArray[Any], table: npt.NDArray[np.float32], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Return the vectors of the nearest codes. Shapes: (B, D), and the table (C, d) -> (B, *shape)."""
+    size = table.shape[1]
+    rows = latents.reshape(len(latents), size, -1).swapaxes(1, 2) if len(shape) > 1 else latents
+    rows = rows.reshape(len(latents), -1, size)  # (B, P, d)
+    codes = [(np.square(table).sum(1) - 2 * row @ table.T).argmin(1) for row in rows]  # (P,) each
+    return vectors_of(np.stack(codes), table, shape)
 
 
 def vectors_of(codes: npt.ArrayLike, table: npt.NDArray[np.float32], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:

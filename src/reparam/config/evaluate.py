@@ -92,8 +92,8 @@ class EvaluateConfig(Section):
     """Nearest neighbours, for the accuracy of classes and for precision, recall, density and coverage."""
 
     outliers: str | None
-    """Path of a data/processed with other images, to measure how well the NLL distinguishes them; null measures
-    nothing."""
+    """Path of a data/processed with other images, to measure how well the NLL distinguishes them; a relative path
+    starts at the root of the repository; null measures nothing."""
 
     sampler: Annotated[str, KeyOf("SAMPLERS", "evaluate/samplers.py")]
     """Distribution of latents that images are generated from."""

@@ -68,8 +68,8 @@ class PerceptualConfig(Section):
     """Network whose features are compared: VGG-16, AlexNet or SqueezeNet 1.1."""
 
     weights: str | None
-    """File of that network's weights, .safetensors with torchvision's names. DVC does not watch its content: give a
-    changed file another name."""
+    """File of that network's weights, .safetensors with torchvision's names; a relative path starts at the root of the
+    repository. DVC does not watch its content: give a changed file another name."""
 
 
 class ObjectiveConfig(Section):

@@ -32,7 +32,7 @@ from reparam.files import whole_directory, whole_file
 from reparam.lineage import source_hash
 from reparam.metrics import HEADLINE
 from reparam.models.storage import read_model, rebuild
-from reparam.paths import Paths
+from reparam.paths import Paths, anchored
 from reparam.runtime import make_deterministic, pick_device
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,9 @@ def run(config: Config, paths: Paths, device: str = "auto", tracker: track.Track
         data_card = store.read_card_of(paths.processed, model_card.data, model_card.lineage.data_card_sha256)
         _check_sampler(model_card, settings)
         data = _read_data(paths, data_card, model_card, settings, place, is_verified=not world.is_first_here)
-        outliers = None if settings.outliers is None else read_outliers(Path(settings.outliers), data_card)
+        outliers = (
+            None if settings.outliers is None else read_outliers(anchored(settings.outliers, paths.shared), data_card)
+        )
         tracker.ready()
         with tracker.child_run("evaluate", dict(model_card.lineage)) as run:
             run.log_params(flatten(settings, "evaluate."))

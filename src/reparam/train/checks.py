@@ -1,5 +1,6 @@
 """Check that model, objective, data and schedule go together."""
 
+import operator
 from typing import get_args
 
 from torch import nn
@@ -29,16 +30,23 @@ def check_parts(model: LatentModel, config: Config, data: ImageFacts, *, images:
 def condition_classes(condition: str, data: DataCard) -> tuple[str, ...]:
     """Return the classes of a conditional model, that is all classes; none for another model.
 
-    Raises: ParamsError if images have no labels.
+    Raises: ParamsError if images have no labels, or a class has no training image.
     """
     if condition == "none":
         return ()
-    if len(data.splits["train"].classes) < 2:
-        found = ", ".join(map(repr, data.splits["train"].classes))
+    trained = data.splits["train"].classes
+    if len(trained) < 2:
+        found = ", ".join(map(repr, trained))
         raise ParamsError(
             f"params.yaml: model.condition: wanted 'none' with training images of one class alone ({found}), found "
             f"{condition!r}; set download.source to data with labels: digits, mnist_5k, a set of "
             "torchvision, or a folder with a folder for each class or with download.folder.label"
+        )
+    if missing := [repr(name) for name in data.classes if name not in trained]:
+        raise ParamsError(
+            f"params.yaml: model.condition: wanted 'none' where a class has no training image ({', '.join(missing[:9])}"
+            f"{', ...' if missing[9:] else ''}), found {condition!r}; list the other classes in preprocess.classes, or "
+            "raise preprocess.limit"
         )
     return data.classes
 
@@ -146,6 +154,13 @@ def _check_prior(model: LatentModel, config: ModelConfig, objective: ObjectiveCo
         wanted = " or ".join(repr(name) for name, prior in PRIORS.items() if prior.is_independent)
         raise ParamsError(
             f"params.yaml: model.prior: wanted {wanted} with objective.name {objective.name!r}, found {config.prior!r}"
+        )
+    weight, prior = OBJECTIVES[objective.name].prior_weight, model.prior
+    is_learned = isinstance(prior, nn.Module) and any(True for _ in prior.parameters())
+    if is_learned and weight and not operator.attrgetter(weight)(objective):
+        raise ParamsError(
+            f"params.yaml: objective.{weight}: wanted more than 0.0 with model.prior {config.prior!r}, which learns "
+            "nothing without it, found 0.0"
         )
     if objective.free_bits and not model.prior.is_independent:
         raise ParamsError(

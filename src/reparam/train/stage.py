@@ -24,7 +24,7 @@ from reparam.logged.epochs import EpochLog
 from reparam.logged.filmstrip import Filmstrip, epochs_between_pictures
 from reparam.models.build import KINDS
 from reparam.models.storage import save_weights
-from reparam.paths import Paths
+from reparam.paths import Paths, anchored
 from reparam.progress import progress
 from reparam.runtime import computing_in, make_deterministic, pick_device
 from reparam.train.build import build_trainer
@@ -55,7 +55,7 @@ def run(
         make_deterministic(config.train.seed, kernels=config.train.deterministic)
         classes = condition_classes(config.model.condition, card)
         training, validation = _read_batches(paths, config, place, is_verified=not world.is_first_here)
-        state = State(build_trainer(config, card, training, world, len(classes)))
+        state = State(build_trainer(_found(config, paths), card, training, world, len(classes)))
         data_hash = world.agree_on(dvc_hash(paths.processed) if world.is_first else "")
         checkpoints = Checkpoints(paths.resume / _identity(config, data_hash, place, world))
         with (
@@ -118,6 +118,13 @@ def _train(state: State, data: Data, config: TrainConfig, checkpoints: Checkpoin
         for row in record.history:
             epoch_log.log(row, int(row["epoch"]))
         train(state, data, config, epoch_log, rollback, keeper)
+
+
+def _found(config: Config, paths: Paths) -> Config:
+    """Return parameters whose file of weights is found from a scratch copy, too."""
+    wanted = config.objective.perceptual
+    found = wanted.model_copy(update={"weights": wanted.weights and str(anchored(wanted.weights, paths.shared))})
+    return config.model_copy(update={"objective": config.objective.model_copy(update={"perceptual": found})})
 
 
 def _read_batches(paths: Paths, config: Config, place: torch.device, *, is_verified: bool) -> tuple[Batches, Batches]:

@@ -5,7 +5,6 @@ torchvision's classes name the files, their addresses and checksums, and decode 
 
 import gzip
 import importlib.util
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from reparam.data.sources.raw import ImageArrays, Raw
 from reparam.data.sources.transport import RemoteFile, fetch
 from reparam.errors import DamagedInputError, ParamsError, UserError
 from reparam.files import rerun, sha256, whole_directory, whole_file
+from reparam.paths import anchored
 
 Fetch = Callable[[DownloadConfig, Path, Sequence[str]], None]
 
@@ -84,13 +84,9 @@ def download(config: DownloadConfig, base: Path, directory: Path, mirrors: Seque
     Raises: ParamsError, UserError.
     """
     check(config)
-    folder = config.folder.model_copy(update={"path": config.folder.path and _anchored(config.folder.path, base)})
-    anchored = [mirror if "://" in mirror else _anchored(mirror, base) for mirror in mirrors]
-    SOURCES[config.source].fetch(config.model_copy(update={"folder": folder}), directory, anchored)
-
-
-def _anchored(path: str, base: Path) -> str:
-    return str(base / os.path.expanduser(path))  # noqa: PTH111  # Path's own raises if there is no such user
+    folder = config.folder.model_copy(update={"path": config.folder.path and str(anchored(config.folder.path, base))})
+    places = [mirror if "://" in mirror else str(anchored(mirror, base)) for mirror in mirrors]
+    SOURCES[config.source].fetch(config.model_copy(update={"folder": folder}), directory, places)
 
 
 def write_manifest(config: DownloadConfig, directory: Path) -> DownloadCard:
