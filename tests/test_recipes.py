@@ -684,7 +684,8 @@ def test_a_measured_recipe_has_mean_and_standard_deviation_over_its_seeds(folder
     lines = write(folder, result("iwae-1l-k5", *runs, budget={"train.epochs": 13, "evaluate.nll_samples": 500}))
     # Deviations -7/6, -1/6, 4/3 of the mean 87 1/6: a sample variance of 19/12.
     assert [line for line in lines if line.startswith("| `iwae-1l-k5`")] == [
-        "| `iwae-1l-k5` | 85.54 ± 0.4 | 87.17 ± 1.26 | NLL | +1.63 | none: fewer epochs | 19 (published 22) | 0, 1, 2 |",
+        "| `iwae-1l-k5` | 85.54 ± 0.4 | 87.17 ± 1.26 | NLL | +1.63 | none: fewer epochs | "
+        "19 (published 22) | 0, 1, 2 |",
         f"| `iwae-1l-k5` | train.epochs 13, evaluate.nll_samples 500 | CPU | not recorded | {STALE} |",
         "| `iwae-1l-k5` | 60.00 ± 0.00 | 25.50 ± 0.00 | 87.17 ± 1.26 |  |",
     ]
