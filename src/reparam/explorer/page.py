@@ -91,10 +91,10 @@ def _prior(bundle: Bundle, model: dict[str, Any]) -> dict[str, Any] | None:
     """Return the Gaussians that samples start from, with the share of draws up to each; None if there are none."""
     if not model["has_prior"] or model["prior"] is None:
         return None
+    size = model["latent_size"]
     if _is_normal(model):
-        size = model["latent_size"]
         return {"means": [[0] * size], "deviations": [[1] * size], "shares": [1]}
-    found = bundle.prior()
+    found = bundle.prior(size)
     deviations = np.exp(found.log_variances / 2)
     return {
         "means": found.means.round(6).tolist(),
