@@ -3,7 +3,7 @@
 import csv
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +22,8 @@ WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 def describe(splits: Mapping[str, ImageFiles], base: Path, table: str, label: str | None) -> Raw:
     """Add the attributes in a CSV file to images. The file is in the folder `base`; the paths in it start there, too.
 
-    Values are numbered from 0, in the order of numbers if all are whole numbers, otherwise of text. Those of the column
-    `label`, if it is not None, are the classes. Rows of images that are not there are ignored.
+    Values are numbered from 0, in the order of numbers if all are different whole numbers, otherwise of text. Those of
+    the column `label`, if it is not None, are the classes. Rows of images that are not there are ignored.
     Raises: UserError.
     """
     path = base / table
@@ -75,7 +75,7 @@ def _read(path: Path, images: Sequence[str]) -> tuple[dict[str, list[str]], Fact
             f"{path}: wanted a row for each image, found none for {images[lacking[0]]!r}{more}; add it, with this "
             "path, or move the image away"
         )
-    ordered = [sorted(sorted(own), key=int if _are_whole(own) else None) for own in found]
+    ordered = [sorted(own, key=int if _are_whole([*own]) else None) for own in found]
     for place, (values, own) in enumerate(zip(ordered, found, strict=True)):
         numbers[:, place] = np.array([values.index(value) for value in own])[numbers[:, place]]
     return dict(zip(columns, ordered, strict=True)), numbers
@@ -118,8 +118,9 @@ def _number(where: str, column: str, field: str, known: dict[str, int]) -> int:
     return known.setdefault(value, len(known))
 
 
-def _are_whole(values: Iterable[str]) -> bool:
-    return all(map(WHOLE.fullmatch, values))
+def _are_whole(values: Sequence[str]) -> bool:
+    """Return whether all are whole numbers, and no two the same number, such as 1 and 01."""
+    return all(map(WHOLE.fullmatch, values)) and len(set(map(int, values))) == len(values)
 
 
 def _text(field: str) -> str:
