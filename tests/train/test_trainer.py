@@ -405,6 +405,25 @@ def test_compiled_convolutions_in_channels_last_learn_what_eager_ones_do(norm: s
     torch.testing.assert_close(kept[1], kept[0], rtol=1e-2, atol=2e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", [name for name, found in OBJECTIVES.items() if not found.has_jacobian])
+def test_a_compiled_step_follows_the_gradient_of_every_objective(objective: str) -> None:
+    torch._dynamo.reset()
+    found = []
+    for compiled in (False, True):
+        loss = loss_with({"name": objective, "samples": 3, "denoising": {"noise": "gaussian", "level": 0.5}})
+        start = torch.cat([weight.detach().flatten() for weight in loss.parameters()])
+        trainer = Trainer(loss, settings(compile=compiled, optimizer="sgd", momentum=0.0, learning_rate=1.0), 4)
+        torch.manual_seed(1)
+        with torch._inductor.config.patch(fallback_random=True):  # the numbers that an eager step draws
+            terms = trainer.step(IMAGES).terms
+        moved = torch.cat([weight.detach().flatten() for weight in loss.parameters()]) - start
+        found.append(torch.cat([moved, torch.stack([terms["loss"].float(), terms["reconstruction"].float()])]))
+    assert found[0].abs().max() > 1e-2
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+    torch._dynamo.reset()  # no later test meets these graphs
+
+
 # CUDA graphs
 
 
