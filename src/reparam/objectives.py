@@ -301,7 +301,7 @@ class Objective:
     has_any_prior: bool = True  # otherwise only one with independent dimensions
     has_any_code: bool = True  # otherwise only one that changes smoothly with the image: not entries of a codebook
     has_own_gradient: bool = False  # whether the encoder is not trained by the gradient of the loss
-    prior_weight: str | None = None  # the parameter without which, at 0, no prior is learned
+    prior_weight: str | None = None  # the parameter that weights the KL; where it is 0, a learned prior is refused
     has_jacobian: bool = False  # whether the loss is made of derivatives of an image's code by its pixels
     check: Callable[[ObjectiveConfig, ModelConfig], None] = _accept  # raises ParamsError for parameters that clash
 

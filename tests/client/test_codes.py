@@ -1,3 +1,6 @@
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +8,7 @@ from exported_model import Exported, torch_images
 
 from reparam.client import Client
 from reparam.client.codes import nearest
-from reparam.errors import UserError
+from reparam.errors import DamagedInputError, UserError
 from reparam.models.quantized import Quantized
 
 pytest_plugins = ["fixtures_export"]
@@ -45,10 +48,24 @@ def test_an_interpolation_shows_the_nearest_codes(client: Client, quantized: Exp
     line = np.stack([start, 0.7 * start + 0.3 * end, 0.4 * start + 0.6 * end, 0.1 * start + 0.9 * end, end])
     found = nearest(line, client._codebook, client.latent_shape)
     np.testing.assert_array_equal(found, model.codebook.nearest(torch.from_numpy(line)).numpy())
+    thirds = (2 * start + end)[None] / 3
+    snapped = nearest(thirds, client._codebook, client.latent_shape)
+    assert not np.array_equal(client.decode(snapped), client.decode(thirds))
     between = client.interpolate(first, second, steps=4)
-    assert not np.array_equal(start, end)
-    thirds = nearest((2 * start + end)[None] / 3, client._codebook, client.latent_shape)
-    np.testing.assert_array_equal(between[[0, 1, 3]], client.decode(np.stack([start, thirds[0], end])))
+    np.testing.assert_array_equal(between[[0, 1, 3]], client.decode(np.stack([start, snapped[0], end])))
+
+
+def test_a_codebook_of_another_model_beside_graphs_without_a_manifest_is_refused(
+    client: Client, quantized: Exported, tmp_path: Path
+) -> None:
+    shutil.copytree(quantized.directory, tmp_path / "copy")
+    (tmp_path / "copy/manifest.json").unlink()
+    for wrong in (np.zeros((60, 2), np.float32), np.zeros(60, np.float32)):
+        np.savez(tmp_path / "copy/codebook.npz", vectors=wrong)
+        with pytest.raises(DamagedInputError) as error:
+            Client(tmp_path / "copy").interpolate(*quantized.images[:2], steps=3)
+        wanted = (client.metadata["codebook"]["codes"], 3)
+        assert f"codebook.npz: wanted vectors of shape {wanted}, found {wrong.shape}; run" in str(error.value)
 
 
 def test_the_nearest_codes_of_an_image_of_latents_are_those_of_each_pixel() -> None:

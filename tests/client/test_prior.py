@@ -107,14 +107,19 @@ def test_a_prior_of_other_latents_beside_graphs_without_a_manifest_is_refused(co
     (copy / "manifest.json").unlink()
     with np.load(copy / "prior.npz") as found:
         arrays = dict(found)
-    count = len(arrays["weights"])
-    np.savez(copy / "prior.npz", **arrays | {"means": arrays["means"][:, :-1]})
-    with pytest.raises(DamagedInputError) as error:
-        Client(copy).sample(1, seed=0)
-    assert str(error.value).startswith(
-        f"{copy / 'prior.npz'}: wanted means and log variances of shape ({count}, {LATENT}), as weights and latents of "
-        f"the graphs, found ({count}, {LATENT - 1}) and ({count}, {LATENT}); run "
-    )
+    count, weights = len(arrays["weights"]), arrays["weights"]
+    for wrong, shapes in (
+        ({"means": arrays["means"][:, :-1]}, f"({count}, {LATENT - 1}), ({count}, {LATENT}), ({count},)"),
+        ({"weights": weights[:, None]}, f"({count}, {LATENT}), ({count}, {LATENT}), ({count}, 1)"),
+        ({"weights": weights[0]}, f"({count}, {LATENT}), ({count}, {LATENT}), ()"),
+    ):
+        np.savez(copy / "prior.npz", **arrays | wrong)
+        with pytest.raises(DamagedInputError) as error:
+            Client(copy).sample(1, seed=0)
+        assert str(error.value).startswith(
+            f"{copy / 'prior.npz'}: wanted means, log variances and weights of C Gaussians of {LATENT} latents, found "
+            f"shapes {shapes}; run "
+        )
 
 
 def test_a_prior_that_apps_cannot_draw_from_is_refused(copy: Path) -> None:

@@ -14,11 +14,12 @@ from exported_model import LATENT, OPSET, Exported, prepare, run_stage, torch_im
 from onnx.backend.test.loader import load_model_tests
 from onnx.reference import ReferenceEvaluator
 
+from reparam.cards.export import GraphFacts, TensorFacts
 from reparam.errors import ParityError
-from reparam.export import verify
+from reparam.export import triton, verify
 from reparam.export.program import lowest_ir_version
 from reparam.export.runtime import Runtime
-from reparam.export.verify import cases, check_graph, measure_parity
+from reparam.export.verify import batch_sizes, cases, check_graph, measure_parity
 from reparam.models.draw import kl_to_standard_normal
 
 pytest_plugins = ["fixtures_export"]
@@ -136,10 +137,19 @@ def test_exported_graphs_agree_with_torch(exported: Exported) -> None:
 @pytest.mark.parametrize(
     ("side", "sizes"), [(28, (1, 2, 17, 256)), (64, (1, 2, 17, 256)), (256, (1, 2, 17)), (512, (1, 2))]
 )
-def test_large_images_are_compared_in_small_batches(side: int, sizes: tuple[int, ...], exported: Exported) -> None:
-    images = np.zeros((4, side, side, 3), np.uint8)
-    found = [case for case, _ in cases(exported.graphs()["encoder"], images, seed=0)]
-    assert found == [*(f"batch of {size}" for size in sizes), "extremes"]
+def test_large_images_are_compared_and_served_in_small_batches(side: int, sizes: tuple[int, ...]) -> None:
+    pixels, latents = (
+        TensorFacts(name=name, dtype=dtype, shape=("batch", *row), range=(None, None), unit="", meaning="")
+        for name, dtype, row in (("images", "uint8", (side, side, 3)), ("mean", "float32", (2,)))
+    )
+    for facts in (GraphFacts(inputs=(pixels,), outputs=(latents,)), GraphFacts(inputs=(latents,), outputs=(pixels,))):
+        assert batch_sizes(facts) == sizes
+        assert f"\nmax_batch_size: {sizes[-1]}\n" in triton.configuration("encoder", facts)
+
+
+def test_all_sizes_of_batches_are_compared(exported: Exported) -> None:
+    found = [case for case, _ in cases(exported.graphs()["encoder"], exported.images, seed=0)]
+    assert found == ["batch of 1", "batch of 2", "batch of 17", "batch of 256", "extremes"]
 
 
 @pytest.mark.parametrize("graph", ["encoder", "decoder"])

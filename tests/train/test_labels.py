@@ -152,7 +152,7 @@ def test_images_without_labels_are_refused_with_sources_that_have_some() -> None
     labelled = data_card(classes=("0", "1", "2"), splits=card.splits | {"train": train})
     message = (
         r"^params\.yaml: model\.condition: wanted 'none' where a class has no training image \('2'\), found 'label'; "
-        r"list the other classes in preprocess\.classes, or raise preprocess\.limit$"
+        r"list the other classes in preprocess\.classes, or raise preprocess\.limit if it is set$"
     )
     with pytest.raises(ParamsError, match=message):
         condition_classes("label", labelled)

@@ -107,24 +107,29 @@ class Bundle:
             found = Mixture(arrays["means"], arrays["log_variances"], arrays["weights"])
         except KeyError as error:
             raise DamagedInputError(f"{path}: not the prior of an export, it has no {error}; {EXPORT}") from None
-        count = len(found.weights)
-        if not found.means.shape == found.log_variances.shape == (count, size):
+        shapes = [values.shape for values in (found.means, found.log_variances, found.weights)]
+        if shapes != [wanted := (found.weights.size, size), wanted, wanted[:1]]:
             raise DamagedInputError(
-                f"{path}: wanted means and log variances of shape ({count}, {size}), as weights and latents of the "
-                f"graphs, found {found.means.shape} and {found.log_variances.shape}; {EXPORT}"
+                f"{path}: wanted means, log variances and weights of C Gaussians of {size} latents, found shapes "
+                f"{', '.join(map(str, shapes))}; {EXPORT}"
             )
         return found
 
-    def codebook(self) -> npt.NDArray[np.float32]:
-        """Return the vectors of codes, by their numbers. Shapes: -> (C, d).
+    def codebook(self, codes: int, dimensions: int) -> npt.NDArray[np.float32]:
+        """Return the vectors of codes, by their numbers. Shapes: -> (codes, dimensions).
 
         Raises: MissingInputError, DamagedInputError.
         """
+        path = self.directory / CODEBOOK
         try:
-            return self.arrays(CODEBOOK)["vectors"]
+            found = self.arrays(CODEBOOK)["vectors"]
         except KeyError as error:
-            path = self.directory / CODEBOOK
             raise DamagedInputError(f"{path}: not the codebook of an export, it has no {error}; {EXPORT}") from None
+        if found.shape != (codes, dimensions):
+            raise DamagedInputError(
+                f"{path}: wanted vectors of shape ({codes}, {dimensions}), found {found.shape}; {EXPORT}"
+            )
+        return found
 
     def arrays(self, name: str) -> dict[str, npt.NDArray[Any]]:
         """Read a file of arrays.
@@ -231,7 +236,10 @@ SENSE: dict[str, Callable[[dict[str, Any]], bool]] = {
         type(facts[key]) is str for key in ("kind", "source", "likelihood")
     ),
     "classes": lambda facts: all(type(name) is str for name in facts.get("classes", [])),
-    "codebook": lambda facts: not facts.get("codebook") or _are_sizes([facts["codebook"]["positions"]]),
+    "codebook": lambda facts: (
+        not facts.get("codebook")
+        or _are_sizes([facts["codebook"][size] for size in ("codes", "positions", "dimensions")])
+    ),
     "codes": lambda facts: (
         "codes" not in facts
         or all(_are_numbers(facts["codes"][key], facts["latent_size"]) for key in ("mean", "deviation"))

@@ -123,7 +123,8 @@ class Client:
     @cached_property
     def _codebook(self) -> Floats:
         self._require_codebook("decode")
-        return self._bundle.codebook()
+        facts = self.metadata["codebook"]
+        return self._bundle.codebook(facts["codes"], facts["dimensions"])
 
     def encode(self, images: Images, labels: Labels | None = None) -> tuple[Floats, Floats]:
         """Return mean and log variance of the posterior. Shapes: (B, H, W, C) -> (B, D), (B, D).

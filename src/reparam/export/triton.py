@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from reparam.cards.export import GraphFacts, TensorFacts
-from reparam.export.verify import BATCH_SIZES
+from reparam.export.verify import batch_sizes
 
 TRITON = "triton"
 VERSION = "1"
@@ -22,13 +22,13 @@ def write_repository(graphs: Mapping[str, GraphFacts], directory: Path) -> None:
 
 
 def configuration(name: str, facts: GraphFacts) -> str:
-    """Describe a graph as Triton wants it: without the batch; waiting requests are computed as one.
+    """Describe a graph as Triton wants it: without the batch; waiting requests are computed as one, if it was tested.
 
     Source: Triton Inference Server, "Model Configuration".
     """
     return "".join(
         [
-            f'name: "{name}"\nbackend: "onnxruntime"\nmax_batch_size: {max(BATCH_SIZES)}\n',
+            f'name: "{name}"\nbackend: "onnxruntime"\nmax_batch_size: {max(batch_sizes(facts))}\n',
             *(_tensor("input", tensor) for tensor in facts.inputs),
             *(_tensor("output", tensor) for tensor in facts.outputs),
             "dynamic_batching { }\n",

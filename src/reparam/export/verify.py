@@ -1,5 +1,6 @@
 """Proof that the exported graphs compute what the trained model computes."""
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,14 @@ import numpy.typing as npt
 import onnx
 import torch
 
-from reparam.cards.export import TensorFacts
+from reparam.cards.export import GraphFacts, TensorFacts
 from reparam.errors import NonFiniteError, ParityError
 from reparam.export.onnx import CODES, Graph
 from reparam.export.program import lowest_ir_version
 from reparam.export.runtime import Runtime
 
 BATCH_SIZES = (1, 2, 17, 256)
-NUMBERS = 17 * 3 * 256 * 256  # of a batch of more than two images: 256 of 256 x 256 pixels would take tens of GB
+NUMBERS = 17 * 3 * 256 * 256  # of an input or output of a batch; 256 images of 256 x 256 pixels take tens of GB
 EXTREMES = "extremes"
 EXTREME = 6.0  # of latents and noise, in standard deviations: one normal draw in 500 million is beyond
 TOLERANCE = 1e-5  # times the largest absolute value where that exceeds 1
@@ -114,12 +115,16 @@ def run_torch(graph: Graph, inputs: Mapping[str, Array]) -> list[Array]:
         return [output.numpy() for output in graph(*(torch.tensor(inputs[name]) for name in graph.inputs))]
 
 
+def batch_sizes(facts: GraphFacts) -> tuple[int, ...]:
+    """Return how many images are compared together: one, two and, unless they are too large, more."""
+    largest = max(math.prod(tensor.row) for tensor in (*facts.inputs, *facts.outputs))
+    return tuple(size for size in BATCH_SIZES if size <= 2 or size * largest <= NUMBERS)
+
+
 def cases(graph: Graph, images: Array, seed: int) -> Iterator[tuple[str, dict[str, Array]]]:
-    """Yield inputs of a graph, and what they are; large images in small batches alone. Shapes: images (N, H, W, C)."""
+    """Yield inputs of a graph, and what they are. Shapes: images (N, H, W, C)."""
     rng = np.random.default_rng(seed)
-    for size in BATCH_SIZES:
-        if size > 2 and size * images[0].size > NUMBERS:
-            continue
+    for size in batch_sizes(graph.facts):
         batch = images[rng.integers(len(images), size=size)]
         yield (
             f"batch of {size}",
@@ -132,7 +137,7 @@ def cases(graph: Graph, images: Array, seed: int) -> Iterator[tuple[str, dict[st
 
 
 def _drawn(tensor: TensorFacts, size: int, rng: np.random.Generator) -> Array:
-    """Draw numbers of an input, or list all labels in turn. Shapes: -> (size, ...)."""
+    """Draw numbers of an input, or count through the labels. Shapes: -> (size, ...)."""
     if tensor.dtype == "int64":
         return np.arange(size) % (int(tensor.range[1] or 0) + 1)
     return rng.standard_normal((size, *tensor.row), dtype=np.float32)

@@ -46,7 +46,7 @@ def condition_classes(condition: str, data: DataCard) -> tuple[str, ...]:
         raise ParamsError(
             f"params.yaml: model.condition: wanted 'none' where a class has no training image ({', '.join(missing[:9])}"
             f"{', ...' if missing[9:] else ''}), found {condition!r}; list the other classes in preprocess.classes, or "
-            "raise preprocess.limit"
+            "raise preprocess.limit if it is set"
         )
     return data.classes
 

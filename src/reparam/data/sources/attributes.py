@@ -22,8 +22,9 @@ WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 def describe(splits: Mapping[str, ImageFiles], base: Path, table: str, label: str | None) -> Raw:
     """Add the attributes in a CSV file to images. The file is in the folder `base`; the paths in it start there, too.
 
-    Values are numbered from 0, in the order of numbers if all are different whole numbers, otherwise of text. Those of
-    the column `label`, if it is not None, are the classes. Rows of images that are not there are ignored.
+    Values are numbered from 0, in the order of numbers if all are whole numbers, each written in one way, otherwise of
+    text. Those of the column `label`, if it is not None, are the classes. Rows of images that are not there are
+    ignored.
     Raises: UserError.
     """
     path = base / table

@@ -57,8 +57,11 @@ def _read_mnist(name: str, directory: Path, scratch: Path, variant: str) -> Raw:
         images = data.data.numpy()[:, None]  # (N, 1, H, W)
         # EMNIST is published with rows and columns exchanged (Cohen et al. 2017, sec. II).
         upright = images.swapaxes(2, 3) if name == "EMNIST" else images
-        splits[split] = ImageArrays(upright, data.targets.numpy().astype(np.int64))
-    return Raw(dict(splits), tuple(map(str, data.classes)))
+        first = int(
+            data.classes[0] == "N/A"
+        )  # the letters of EMNIST are numbered from 1, and torchvision fills the gap
+        splits[split] = ImageArrays(upright, data.targets.numpy().astype(np.int64) - first)
+    return Raw(dict(splits), tuple(map(str, data.classes[first:])))
 
 
 def _read_cifar10(directory: Path, scratch: Path) -> Raw:
