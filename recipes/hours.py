@@ -2,8 +2,8 @@
 
     python recipes/hours.py vamp-vae
 
-Trains the recipe with the budget of its result for one epoch and for three. Their difference is two epochs; the epochs
-of all runs of the result times half of it are written into results/<recipe>.json, as `hours_later`.
+Trains the recipe with the budget of its result for one epoch and for three, so that their difference is two epochs. The
+epochs of all runs of the result times half of it are written into results/<recipe>.json, as `hours_later`.
 """
 
 import json
@@ -32,8 +32,10 @@ def main(names: Annotated[list[str], typer.Argument(help="Names of recipes that 
         path = HERE / "results" / f"{name}.json"
         result = json.loads(path.read_text(encoding="utf-8"))
         with tempfile.TemporaryDirectory(prefix="reparam-") as scratch:
-            seconds = [_seconds(name, result["budget"], Paths(Path(scratch), HERE.parent), n) for n in (FEW, MORE)]
-        epoch = (seconds[1] - seconds[0]) / (MORE - FEW)
+            paths = Paths(Path(scratch), HERE.parent)
+            # The first run compiles what later ones find ready.
+            _, few, more = (_seconds(name, result["budget"], paths, count) for count in (FEW, FEW, MORE))
+        epoch = (more - few) / (MORE - FEW)
         epochs = sum(len(run["history"]["epoch"]) for run in result["runs"])
         write_json(path, result | {"hours_later": round(epochs * epoch / 3600, 2)})
         typer.echo(f"{name}: {epochs} epochs of {epoch:.2f} s")

@@ -154,9 +154,9 @@ def _how(results: dict[str, Any], published: dict[str, Facts]) -> list[str]:
         "The budget is what was changed in the recipe's file; nothing else was. A result is stale where parameters,",
         "torch, or the source of a stage that changes results, differ from those that it was measured with; unless",
         "`confirm.py` found that a short run of today's source gives the same numbers, to the last digit, as one of",
-        "the source that measured it. Hours are those of training, of all runs of a row together, on two cores; those",
-        "of all epochs of a recipe are extrapolated from its second epoch, compiled. Where the training itself was not",
-        *("timed, `about` is the number of its epochs times the seconds of one that was timed later.", ""),
+        "the source that measured it. Hours are those of training, of all runs of a row together; `about` those that",
+        "were not recorded are as many as today's source would take (`hours.py`). Those of all epochs of a recipe are",
+        *("extrapolated from its second epoch. Both estimates are of two cores, the second one compiled.", ""),
         *("| recipe | budget | device | hours | measured at |", "|---|---|---|---|---|"),
     ]
     for name, result in results.items():

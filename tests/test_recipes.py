@@ -69,7 +69,7 @@ def module(name: str) -> ModuleType:
 
 
 sys.path.append(str(FOLDER))  # as for a script that runs there
-MEASURE, ORIGINS, TABLE = map(module, ("measure", "origin", "table"))
+MEASURE, ORIGINS, TABLE, HOURS = map(module, ("measure", "origin", "table", "hours"))
 
 
 @cache
@@ -632,6 +632,25 @@ def test_a_row_has_the_hours_of_its_training_if_they_were_recorded(folder: Path)
     assert found == ["12.3", "about 2.0", "not recorded"]
     short = result("iwae-2l-k50", run(0, {"nll": 100.0}), budget={"train.epochs": 4})
     assert how(write(folder, short), "iwae-2l-k50")[2] == "not recorded; all epochs about 62"
+
+
+def test_hours_that_were_not_recorded_are_those_of_all_epochs_at_the_speed_of_today(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def seconds(name: str, budget: dict[str, Any], _paths: Paths, epochs: int) -> float:
+        asked.append((name, budget, epochs))
+        return 60.0 + 900.0 * epochs  # a minute before the first one
+
+    monkeypatch.setattr(HOURS, "HERE", folder)
+    monkeypatch.setattr(HOURS, "_seconds", seconds)
+    budget = {"train.batch_size": 100}
+    runs = [run(seed, {"nll": 84.4}) for seed in (0, 1)]  # of two epochs each
+    write(folder, result("vamp-vae", *runs, budget=budget))
+    HOURS.main(["vamp-vae"])
+    assert asked == [("vamp-vae", budget, count) for count in (1, 1, 3)]  # the first run compiles
+    assert how(write(folder), "vamp-vae")[2] == "about 1.0"
 
 
 @pytest.mark.parametrize(
