@@ -31,7 +31,7 @@ STAGES = tuple(YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"])
 LAYERS = (
     ("errors", "redact", "metrics"),
     ("machine",),
-    ("config", "distributed", "arrays", "paths", "files", "lineage", "runtime", "pages", "progress"),
+    ("config", "distributed", "arrays", "tolerance", "paths", "files", "lineage", "runtime", "pages", "progress"),
     ("cards",),
     ("data", "models", "track", "client"),
     ("objectives", "figures", "logged", "explorer"),

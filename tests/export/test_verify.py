@@ -21,6 +21,7 @@ from reparam.export.program import lowest_ir_version
 from reparam.export.runtime import Runtime
 from reparam.export.verify import batch_sizes, cases, check_graph, measure_parity
 from reparam.models.draw import kl_to_standard_normal
+from reparam.tolerance import tolerance_of
 
 pytest_plugins = ["fixtures_export"]
 
@@ -239,9 +240,14 @@ def test_an_error_far_out_is_caught_and_may_be_ten_times_as_large(exported: Expo
     assert "by 0.00015, wanted at most 0.0001;" in str(caught.value)
 
 
+@pytest.mark.parametrize(("side", "wanted"), [(28, 1e-5), (32, 1e-5), (64, 2e-5), (256, 3.2e-4)])
+def test_the_tolerance_grows_with_images_that_are_large(side: int, wanted: float) -> None:
+    assert tolerance_of(side, side) == pytest.approx(wanted)
+
+
 def test_a_failing_export_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = prepare(tmp_path)
-    monkeypatch.setattr(verify, "TOLERANCE", -1.0)
+    monkeypatch.setattr(verify, "tolerance_of", lambda *_: -1.0)
     with pytest.raises(ParityError):
         run_stage(prepared.paths)
     assert sorted(path.name for path in prepared.paths.onnx.parent.iterdir()) == ["vae"]

@@ -11,6 +11,7 @@ import onnx
 
 from reparam.export.onnx import Graph
 from reparam.export.verify import run_torch
+from reparam.tolerance import TOLERANCE, tolerance_of
 
 GOLDEN = "golden.npz"
 TESTS = "tests"
@@ -39,15 +40,19 @@ def write_golden(graphs: Mapping[str, Graph], directory: Path, images: Mapping[s
     others = {name: case for name, case in cases.items() if name != "decoder"}
     arrays: dict[str, Any] = {name: array for case in others.values() for part in case for name, array in part.items()}
     np.savez(directory / GOLDEN, **arrays, latents=given["latents"], **decoded)
+    more = tolerance_of(*images["images"].shape[1:3]) / TOLERANCE  # than that of small images
+    tolerances = {name: value * more for name, value in RUNNER_TOLERANCES.items()}
     for name, case in cases.items():
-        _write_test(directory / TESTS / name, *case)
+        _write_test(directory / TESTS / name, *case, tolerances)
 
 
-def _write_test(directory: Path, inputs: dict[str, Array], outputs: dict[str, Array]) -> None:
+def _write_test(
+    directory: Path, inputs: dict[str, Array], outputs: dict[str, Array], tolerances: dict[str, float]
+) -> None:
     """Write a test in the form of ONNX's runners, which want the graph beside it as `model.onnx`."""
     data = directory / "test_data_set_0"
     data.mkdir(parents=True)
-    (directory / "data.json").write_text(json.dumps(RUNNER_TOLERANCES) + "\n", encoding="utf-8")
+    (directory / "data.json").write_text(json.dumps(tolerances) + "\n", encoding="utf-8")
     for kind, arrays in (("input", inputs), ("output", outputs)):
         for number, (name, array) in enumerate(arrays.items()):
             tensor = onnx.numpy_helper.from_array(np.ascontiguousarray(array), name)

@@ -9,8 +9,8 @@ import numpy.typing as npt
 from reparam.client import Client
 from reparam.client.bundle import EXPORT, GOLDEN, MANIFEST, Bundle
 from reparam.errors import DamagedInputError, ParityError, UserError
+from reparam.tolerance import tolerance_of
 
-TOLERANCE = 1e-5  # times the largest absolute value where that exceeds 1, as in `reparam export`
 GREY_LEVELS = 1
 SLACK = 10  # the tolerance of an export follows the largest of its numbers; golden.npz has those of eight images only
 Golden = dict[str, npt.NDArray[np.generic]]
@@ -42,21 +42,21 @@ def verify(path: Path, *, whole: bool = False) -> Iterator[str]:
             yield lacks
         else:
             _check_recorded(client, role, golden, bundle)
-            yield from _compare(client, role, golden, _tolerance(bundle))
+            yield from _compare(client, role, golden, _tolerance(client, bundle))
 
 
-def _tolerance(bundle: Bundle) -> float:
+def _tolerance(client: Client, bundle: Bundle) -> float:
     """Return the tolerance of a graph; a variant, such as `encoder.int8.onnx`, has the one of its export."""
     variants = (bundle.manifest or {}).get("variants", {})
     kind = Path(bundle.names[0]).stem.rpartition(".")[2]
-    return float(variants[kind]["tolerance"]) if kind in variants else TOLERANCE
+    return float(variants[kind]["tolerance"]) if kind in variants else tolerance_of(*client.image_shape[:2])
 
 
 def _check_recorded(client: Client, role: str, golden: Golden, bundle: Bundle) -> None:
     """Check the differences from torch that the export measured. Raises: ParityError if too large or not there."""
     answers = [golden[name] for name in _outputs(client, role).values() if name in golden]
     scale = max([1.0, *(float(np.abs(values).max(initial=0)) for values in answers if values.dtype.kind == "f")])
-    most = {f"{role}_max_error": SLACK * TOLERANCE * scale}
+    most = {f"{role}_max_error": SLACK * tolerance_of(*client.image_shape[:2]) * scale}
     if role == "decoder":
         most["decoder_max_grey_levels"] = GREY_LEVELS
     parity = (bundle.manifest or {}).get("parity")
