@@ -616,7 +616,7 @@ def test_scores_of_codes_and_reconstructions_have_tables_of_their_own(folder: Pa
 
 
 def test_a_likelihood_has_its_effective_samples_beside_it(folder: Path) -> None:
-    runs = [run(seed, {"nll": 97.5 + seed, "nll_effective_samples": 4.5 + seed}) for seed in (0, 1)]
+    runs = [run(seed, {"elbo": -102.5, "nll": 97.5 + seed, "nll_effective_samples": 4.5 + seed}) for seed in (0, 1)]
     lines = write(folder, result("kingma-mlp", *runs))
     assert rows_of(lines, "kingma-mlp", "| recipe | reconstruction") == [
         ["`kingma-mlp`", "", "", "98.00 ± 0.71", "5.00 ± 0.71"]
