@@ -406,6 +406,7 @@ def test_compiled_convolutions_in_channels_last_learn_what_eager_ones_do(norm: s
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch._prims_common.check` is deprecated:FutureWarning")  # inductor's own
 @pytest.mark.parametrize("objective", [name for name, found in OBJECTIVES.items() if not found.has_jacobian])
 def test_a_compiled_step_follows_the_gradient_of_every_objective_that_can_be_compiled(
     objective: str, request: pytest.FixtureRequest
