@@ -240,9 +240,9 @@ def test_an_error_far_out_is_caught_and_may_be_ten_times_as_large(exported: Expo
     assert "by 0.00015, wanted at most 0.0001;" in str(caught.value)
 
 
-@pytest.mark.parametrize(("side", "wanted"), [(28, 1e-5), (32, 1e-5), (64, 2e-5), (256, 3.2e-4)])
+@pytest.mark.parametrize(("side", "wanted"), [(28, 1e-5), (64, 1e-5), (128, 5.66e-5), (256, 3.2e-4)])
 def test_the_tolerance_grows_with_images_that_are_large(side: int, wanted: float) -> None:
-    assert tolerance_of(side, side) == pytest.approx(wanted)
+    assert tolerance_of(side, side) == pytest.approx(wanted, rel=1e-3)
 
 
 def test_a_failing_export_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
